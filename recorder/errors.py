@@ -1,0 +1,38 @@
+"""Every error that fdtrace reports to a user has one of these classes; `fdtrace.cli` alone prints them."""
+
+from __future__ import annotations
+
+
+class FdtraceError(Exception):
+    """What happened, why, and what to do next.
+
+    `exit_code` is the command's: 1 a check found something, 2 wrong use, 3 the target or the trace cannot be used.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.why, self.hint = what, why, hint
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.why:
+            parts.append(f"why: {self.why}")
+        if self.hint:
+            parts.append(f"next: {self.hint}")
+        return "\n  ".join(parts)
+
+
+class UsageError(FdtraceError):
+    """The command line, a formula or an option makes no sense."""
+
+    exit_code = 2
+
+
+class TraceError(FdtraceError):
+    """A file is no trace, or one that this version cannot read."""
+
+
+class TargetError(FdtraceError):
+    """The process to be recorded cannot be reached or understood."""

@@ -1,0 +1,79 @@
+"""One engine's recording in memory: what `replayer` and `tui` work on. Read from a trace by `recorder.trace`.
+
+Columns are numpy arrays in the order of the table's key. A NULL is `MISSING` (-1) in integer columns and "" in text
+columns: no recorded quantity is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING = -1
+"""Stands for NULL in integer columns."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """One row of `engine`; sizes in tokens, sequences and blocks as in `recorder.schema.ENGINE`. None is NULL."""
+
+    engine_id: int
+    name: str
+    version: str
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    num_speculative_tokens: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    spec_method: str | None = None
+    role: str = "mixed"
+    pid: int | None = None
+    dp_rank: int | None = None
+    max_profiled_tokens: int | None = None
+    num_max_dispatch_tokens_per_rank: int | None = None
+    chunked_prefill: bool = True
+    prefix_caching: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InitialRequest:
+    """A request that was already running when the recording began, as its first recorded step found it."""
+
+    request: int
+    num_computed_tokens: int
+    num_blocks: int
+    decoding: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One engine's steps, requests and acceptance lengths.
+
+    `steps` holds every numeric column of `step` (int64, one entry a step, ascending; `ts` in ns), `not_admitted` as
+    an object array. `requests` holds the columns of `request` (one entry a request, by number; `arrived_at` and
+    `finished_at` in ns). `accepts[accept_offsets[i]:accept_offsets[i + 1]]` are the drafts accepted in the 1st, 2nd, …
+    recorded decode forward of the i-th entry of `requests`. `aborted_step` and `finished_step` hold, by entry of
+    `requests`, the step at which it was aborted or finished (MISSING: not).
+    """
+
+    engine: EngineInfo
+    steps: Mapping[str, NDArray[Any]]
+    requests: Mapping[str, NDArray[Any]]
+    accepts: NDArray[np.int16]
+    accept_offsets: NDArray[np.int64]
+    aborted_step: NDArray[np.int64]
+    finished_step: NDArray[np.int64]
+    initial: tuple[InitialRequest, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Recorded steps."""
+        return len(self.steps["step"])

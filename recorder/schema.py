@@ -1,0 +1,240 @@
+"""The one schema of a trace: tables and columns with their types, units and meaning.
+
+Everything that writes, reads or documents a trace goes through `TABLES`; `docs/trace.md` is generated from it. A
+change of meaning raises `SCHEMA_VERSION`. A column that an engine cannot tell is NULL, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+"""Raised with every change that an older reader would misread."""
+
+STORAGE_VERSION = "v1.5.0"
+"""DuckDB's storage version: 1.5 and 2.x both read it (2.0 would write 69, which 1.x cannot)."""
+
+ROW_GROUP_SIZE = 983_040
+"""Rows a row group of `step_request`: 8 x DuckDB's 122,880; larger groups compress a step's rows better."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its DuckDB type and what it means, its unit included."""
+
+    name: str
+    type: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, kept in the order of `order_by`."""
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+    order_by: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return tuple(column.name for column in self.columns)
+
+
+def _table(name: str, comment: str, order_by: str, *columns: tuple[str, str, str]) -> Table:
+    return Table(name, comment, tuple(Column(*column) for column in columns), tuple(order_by.split()))
+
+
+TRACE = _table(
+    "trace",
+    "One row: what wrote this file and how the recording ended.",
+    "created_at",
+    ("schema_version", "INTEGER", "the schema's version"),
+    ("fdtrace_version", "VARCHAR", "the fdtrace that recorded"),
+    ("created_at", "TIMESTAMP_NS", "when recording began, UTC"),
+    ("ended_at", "TIMESTAMP_NS", "when it ended, UTC; NULL while it records"),
+    ("state", "VARCHAR", "`recording`, `complete`, or `recovered` (made by `fdtrace recover`)"),
+    ("ended_by", "VARCHAR", "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …"),
+    ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
+)
+
+ENGINE = _table(
+    "engine",
+    "One row a recorded engine (a data-parallel rank).",
+    "engine_id",
+    ("engine_id", "INTEGER", "number of the engine in this trace, from 0"),
+    ("name", "VARCHAR", "`fastdeploy`, `vllm` or `sandbox`"),
+    ("version", "VARCHAR", "the engine's own version"),
+    ("pid", "INTEGER", "process that schedules"),
+    ("host", "VARCHAR", "host name"),
+    ("started_at", "TIMESTAMP_NS", "when its recording began, UTC"),
+    ("role", "VARCHAR", "`mixed`, `prefill` or `decode`"),
+    ("dp_rank", "INTEGER", "data-parallel rank"),
+    ("max_num_batched_tokens", "INTEGER", "the scheduler's own limit, tokens a step"),
+    ("max_profiled_tokens", "INTEGER", "tokens a step that memory was profiled for at start-up"),
+    ("num_max_dispatch_tokens_per_rank", "INTEGER", "expert-parallel dispatch buffer, tokens a rank and step"),
+    ("max_num_seqs", "INTEGER", "most sequences that run at once"),
+    ("num_speculative_tokens", "INTEGER", "drafts a decode and step (FastDeploy's config holds 1 also without a method)"),
+    ("spec_method", "VARCHAR", "speculative method; NULL: no speculation"),
+    ("block_size", "INTEGER", "tokens a KV block"),
+    ("num_blocks", "INTEGER", "KV blocks of the device"),
+    ("max_model_len", "INTEGER", "most tokens of a sequence"),
+    ("chunked_prefill", "BOOLEAN", "whether a prompt may be prefilled in chunks"),
+    ("prefix_caching", "BOOLEAN", "whether equal prefixes share blocks"),
+    ("config", "VARCHAR", "JSON: the rest of the scheduling configuration, and which columns this engine cannot tell"),
+    ("env", "VARCHAR", "JSON: the engine's own scheduling variables; never the whole environment"),
+)
+
+STEP = _table(
+    "step",
+    "One row a step: one forward pass that ran at least one token.",
+    "engine_id step",
+    ("engine_id", "INTEGER", "the engine"),
+    ("step", "BIGINT", "number of the forward in this engine; a gap is a loss, see event `lost`"),
+    ("ts", "TIMESTAMP_NS", "when the forward began, UTC"),
+    ("token_budget", "INTEGER", "tokens the scheduling call could hand out at its start"),
+    ("num_scheduled_tokens", "INTEGER", "tokens that the scheduling call counted"),
+    ("num_tokens", "INTEGER", "tokens that the forward really ran"),
+    ("num_prefill_tokens", "INTEGER", "of these, in prefill chunks"),
+    ("num_decode_tokens", "INTEGER", "of these, in decodes, drafts included"),
+    ("num_draft_tokens", "INTEGER", "drafts verified"),
+    ("num_accepted_tokens", "INTEGER", "drafts accepted"),
+    ("num_predicted_tokens", "INTEGER", "tokens that overlap mode launched; NULL where it does not predict"),
+    ("num_running", "INTEGER", "requests in the running queue after scheduling"),
+    ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
+    ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),
+    ("num_preempted", "INTEGER", "requests preempted by the scheduling call"),
+    ("num_stalled", "INTEGER", "decodes that did not run: their block table was too short"),
+    ("num_free_blocks", "INTEGER", "KV blocks free after scheduling"),
+    ("num_blocks", "INTEGER", "KV blocks in all"),
+    ("not_admitted", "VARCHAR", "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`; "
+     "NULL: nothing waited"),
+    ("num_missing_blocks", "INTEGER", "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`"),
+    ("allocated_bytes", "BIGINT", "framework's allocator, after the forward"),
+    ("reserved_bytes", "BIGINT", "framework's allocator, after the forward"),
+    ("peak_allocated_bytes", "BIGINT", "highest allocated in this forward, or so far where the engine does not reset it"),
+    ("peak_reserved_bytes", "BIGINT", "highest reserved in this forward, or so far where the engine does not reset it"),
+    ("device_used_bytes", "BIGINT", "NVML's used memory of the device, last sample before the end of the step"),
+    ("schedule_us", "INTEGER", "the scheduling call, microseconds"),
+    ("forward_us", "INTEGER", "the forward call on the CPU, microseconds"),
+)
+
+STEP_REQUEST = _table(
+    "step_request",
+    "One row a request and step that it ran tokens in.",
+    "engine_id step request",
+    ("engine_id", "INTEGER", "the engine"),
+    ("step", "BIGINT", "the step"),
+    ("request", "INTEGER", "number of the request in this trace"),
+    ("kind", "VARCHAR", "`prefill` or `decode`"),
+    ("num_tokens", "INTEGER", "tokens that it ran"),
+    ("num_computed_tokens", "INTEGER", "its tokens computed before the step; of a decode, the sampled one included"),
+    ("num_draft_tokens", "INTEGER", "drafts verified"),
+    ("num_accepted_tokens", "INTEGER", "drafts accepted"),
+    ("num_blocks", "INTEGER", "KV blocks that it holds"),
+)
+
+REQUEST = _table(
+    "request",
+    "One row a request seen.",
+    "engine_id request",
+    ("engine_id", "INTEGER", "the engine"),
+    ("request", "INTEGER", "number of the request in this trace"),
+    ("request_id", "VARCHAR", "the engine's own id"),
+    ("arrived_at", "TIMESTAMP_NS", "when the scheduler got it, UTC; NULL: before recording began"),
+    ("arrived_step", "BIGINT", "the step before whose scheduling it came; NULL: before recording began"),
+    ("num_prompt_tokens", "INTEGER", "tokens of the prompt"),
+    ("max_tokens", "INTEGER", "most output tokens that it may make"),
+    ("num_cached_tokens", "INTEGER", "prompt tokens found in the prefix cache"),
+    ("num_output_tokens", "INTEGER", "output tokens made, so far or at its finish"),
+    ("finished_at", "TIMESTAMP_NS", "when it finished, UTC"),
+    ("finish_reason", "VARCHAR", "`stop`, `length`, `abort`, `error`; NULL: not finished in this recording"),
+    ("block_hashes", "UBIGINT[]", "with prefix caching, one a full prompt block, salted afresh for each trace"),
+)
+
+EVENT = _table(
+    "event",
+    "What happened beside the tokens.",
+    "engine_id step ts",
+    ("engine_id", "INTEGER", "the engine; NULL where it concerns the whole recording"),
+    ("step", "BIGINT", "the step that it belongs to, or the next one"),
+    ("ts", "TIMESTAMP_NS", "when, UTC"),
+    ("kind", "VARCHAR", "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
+     "attached, detached, lost, …"),
+    ("request", "INTEGER", "the request; NULL where none is concerned"),
+    ("reason", "VARCHAR", "why, where it is known at that moment"),
+    ("detail", "VARCHAR", "JSON: the event's own figures"),
+)
+
+TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, REQUEST, EVENT)
+
+
+@dataclass(frozen=True)
+class View:
+    """A view that answers one usual question."""
+
+    name: str
+    comment: str
+    query: str
+
+
+EXCEEDED = View(
+    "exceeded",
+    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew.",
+    """
+    SELECT s.engine_id, s.step, s.ts,
+           CASE WHEN s.num_tokens > e.max_num_batched_tokens THEN 'max_num_batched_tokens'
+                WHEN s.num_tokens > e.max_profiled_tokens THEN 'max_profiled_tokens'
+                ELSE 'num_max_dispatch_tokens_per_rank' END AS limit_name,
+           CASE WHEN s.num_tokens > e.max_num_batched_tokens THEN e.max_num_batched_tokens
+                WHEN s.num_tokens > e.max_profiled_tokens THEN e.max_profiled_tokens
+                ELSE e.num_max_dispatch_tokens_per_rank END AS limit_tokens,
+           s.num_tokens, s.num_tokens - limit_tokens AS excess_tokens,
+           CASE WHEN s.num_tokens > e.max_profiled_tokens
+                THEN s.num_tokens - e.max_profiled_tokens END AS over_profiled_tokens,
+           s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
+           s.reserved_bytes, s.reserved_bytes - p.reserved_bytes AS reserved_growth_bytes
+    FROM step s JOIN engine e USING (engine_id)
+    LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
+    WHERE s.num_tokens > e.max_num_batched_tokens
+       OR s.num_tokens > e.max_profiled_tokens
+       OR (s.num_prefill_tokens = 0 AND s.num_tokens > e.num_max_dispatch_tokens_per_rank)
+    """,
+)
+
+BUDGET = View(
+    "budget",
+    "What each step was allowed, what the scheduler counted and what ran; the gap is what nobody counted.",
+    """
+    SELECT s.engine_id, s.step, e.max_num_batched_tokens, s.token_budget, s.num_scheduled_tokens, s.num_tokens,
+           s.num_tokens - s.num_scheduled_tokens AS uncounted_tokens,
+           e.max_num_batched_tokens - s.num_tokens AS unused_tokens,
+           s.num_running_decodes, s.num_waiting, s.not_admitted
+    FROM step s JOIN engine e USING (engine_id)
+    """,
+)
+
+REQUEST_TIMELINE = View(
+    "request_timeline",
+    "Every step of every request, with its id: filter by request_id.",
+    """
+    SELECT r.engine_id, r.request_id, r.request, q.step, q.kind, q.num_tokens, q.num_computed_tokens,
+           q.num_draft_tokens, q.num_accepted_tokens, q.num_blocks
+    FROM step_request q JOIN request r USING (engine_id, request)
+    """,
+)
+
+PREEMPTION = View(
+    "preemption",
+    "Each preemption: whom, why, what it freed, what must be computed again.",
+    """
+    SELECT v.engine_id, v.step, v.ts, r.request_id, v.request, v.reason,
+           TRY_CAST(v.detail->>'$.num_blocks' AS INTEGER) AS freed_blocks,
+           TRY_CAST(v.detail->>'$.num_computed_tokens' AS INTEGER) AS discarded_tokens
+    FROM event v LEFT JOIN request r USING (engine_id, request)
+    WHERE v.kind = 'preempted'
+    """,
+)
+
+VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION)

@@ -1,0 +1,92 @@
+"""What one replay (or the recording itself) says: a history of steps, and its outcome in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+How = Literal["recorded", "as recorded", "rescheduled"]
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One request in one step: tokens that it ran, and its tokens computed before."""
+
+    request_id: str
+    kind: Literal["prefill", "decode"]
+    num_tokens: int
+    num_computed_tokens: int
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_blocks: int | None = None
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Work pending and nothing moving: since which step, and why."""
+
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far a rescheduled replay reproduces the recording that was made under the same formula."""
+
+    num_steps: int
+    num_equal: int
+    first_divergence: int | None
+    explanation: str = ""
+
+    @property
+    def share(self) -> float:
+        """Share of steps reproduced, 0 to 1."""
+        return self.num_equal / self.num_steps if self.num_steps else 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A history in figures; tokens unless named otherwise. None: it cannot be told from this recording."""
+
+    num_steps: int
+    num_exceeded: int
+    max_excess: int
+    peak_tokens: int
+    total_tokens: int
+    budget_use: float
+    """Mean of tokens run over the limit, 0 to 1 (above 1 where the limit is exceeded)."""
+    num_refused_tokens: int | None
+    """Prompt tokens held back in steps where they would have fitted under the limit."""
+    num_preemptions: int
+    num_stalls: int
+    num_unfinished: int
+    hang: Hang | None = None
+    reserved_high_water: int | None = None
+    """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
+    fidelity: Fidelity | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """The steps of one formula, columns of equal length, ascending by step.
+
+    `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
+    `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where unknown), and
+    `reserved_bytes` where memory is known. `rows(step)` gives the requests of a step.
+    """
+
+    name: str
+    how: How
+    limit: int
+    columns: Mapping[str, NDArray[Any]]
+    outcome: Outcome
+    rows: Callable[[int], list[StepRow]] = field(repr=False, compare=False)
+
+    @property
+    def exceeded(self) -> NDArray[np.int64]:
+        """Indices into the columns of the steps over the limit."""
+        return np.flatnonzero(self.columns["num_tokens"] > self.limit)

@@ -1,0 +1,1 @@
+"""The replay debugger on a terminal (Textual)."""
