@@ -1,3 +1,5 @@
 """The `fdtrace` command, and the sandbox engine that it can start."""
 
-__version__ = "0.1.0"
+from recorder import __version__
+
+__all__ = ["__version__"]

@@ -123,7 +123,7 @@ STEP = _table(
 STEP_REQUEST = _table(
     "step_request",
     "One row a request and step that it ran tokens in.",
-    "engine_id step request",
+    "engine_id step",
     ("engine_id", "INTEGER", "the engine"),
     ("step", "BIGINT", "the step"),
     ("request", "INTEGER", "number of the request in this trace"),

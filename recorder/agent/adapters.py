@@ -1,0 +1,31 @@
+"""The engines that the agent knows. One file beside this one knows one engine's names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Iterable, Protocol
+
+from . import sandbox
+
+if TYPE_CHECKING:
+    from .hooks import Hook
+    from .writer import Row, Writer
+
+
+class Adapter(Protocol):
+    """Turns what an engine's hooked methods show into frames."""
+
+    hooks: tuple[Hook, ...]
+    active: bool
+    """Whether this engine's scheduler was seen at work in this process."""
+
+    def begin(self, writer: Writer) -> None:
+        """A recording begins: forget the last one's state."""
+
+    def describe(self) -> dict[str, Any]:
+        """The engine's row."""
+
+    def snapshot(self) -> Iterable[tuple[int, Row]]:
+        """Every running row, at a step's boundary."""
+
+
+ADAPTERS = (sandbox.SandboxAdapter,)

@@ -1,0 +1,106 @@
+"""Arming: wrap an engine's classes as they are imported, and do nothing more until a command or a recording comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .control import Agent, session_from_environment
+
+
+class Finder:
+    """A `sys.meta_path` finder that lets the modules of known engines load as ever, then wraps their classes."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.modules = {hook.module for adapter in agent.adapters for hook in adapter.hooks}
+        self.busy = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """The module's own spec, its loader made to tell us when it has run; None for every other module."""
+        if self.busy or name not in self.modules:
+            return None
+        self.busy = True
+        try:
+            for finder in sys.meta_path:
+                find = getattr(finder, "find_spec", None)
+                spec = find(name, path, target) if find is not None and finder is not self else None
+                if spec is not None:
+                    break
+            else:
+                return None
+        finally:
+            self.busy = False
+        if getattr(spec.loader, "exec_module", None) is not None:
+            spec.loader = Loader(spec.loader, self.agent)
+        return spec
+
+
+class Loader:
+    """Runs a module by its own loader, then installs the hooks."""
+
+    def __init__(self, loader: Any, agent: Agent) -> None:
+        self._fdtrace = (loader, agent)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fdtrace[0], name)
+
+    def create_module(self, spec: Any) -> Any:
+        """As the module's own loader does."""
+        return self._fdtrace[0].create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        """As the module's own loader does; then wrap what it defined."""
+        loader, agent = self._fdtrace
+        module.__loader__ = module.__spec__.loader = loader
+        loader.exec_module(module)
+        try:
+            agent.install()
+        except Exception as error:
+            agent.switch_off(error)
+
+
+current: Agent | None = None
+"""This process's agent."""
+
+
+def arm() -> Agent:
+    """Arm this process: called from the `.pth` file, from our `sitecustomize`, or from both."""
+    global current  # noqa: PLW0603
+    if current is None:
+        current = Agent(keep_hooks=True)
+        current.wanted = session_from_environment()
+        sys.meta_path.insert(0, Finder(current))
+        current.install()
+    return current
+
+
+def inject(session: dict[str, Any]) -> dict[str, Any]:
+    """Hook a running process and begin to record; what it answers is `Agent.status`, with the modules seen."""
+    global current  # noqa: PLW0603
+    if current is not None:
+        return dict(current.status(), already=True)
+    agent = Agent(keep_hooks=False)
+    agent.install()
+    status = agent.status()
+    if agent.installed:
+        current = agent
+        agent.wanted = session
+        agent.attend()
+        status = agent.status()
+        if agent.problem:
+            agent.remove()
+    else:
+        agent.remove()
+    engines = ("fastdeploy", "vllm", "sglang")
+    status["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in engines)[:40]
+    return status
+
+
+def attend() -> dict[str, Any]:
+    """Carry out a waiting command in a process whose engine is idle, so that no hooked call does."""
+    agent = current
+    if agent is None:
+        return {}
+    agent.attend()
+    return agent.status()

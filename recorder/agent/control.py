@@ -1,0 +1,177 @@
+"""The agent of one process: which hooks are in place, whether it records, and the commands that it obeys."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from . import adapters, hooks, mailbox, ring, wire
+from .writer import Writer
+
+
+class Agent:
+    """One a process. Wrappers ask `needs_attention` in each call; all else happens in `attend`, inline."""
+
+    def __init__(self, keep_hooks: bool) -> None:
+        """`keep_hooks`: armed processes stay armed after a recording; an injected agent gives the classes back."""
+        self.keep_hooks = keep_hooks
+        self.on = self.gone = False
+        self.lock = threading.Lock()
+        self.installed: list[hooks.Installed] = []
+        self.adapters = [adapter(self) for adapter in adapters.ADAPTERS]
+        self.writer: Writer | None = None
+        self.session: dict[str, Any] | None = None
+        self.wanted: dict[str, Any] | None = None
+        self.problem = ""
+        self.notes: list[str] = []
+        self.pid = os.getpid()
+        self.box: mailbox.Mailbox | None = None
+        self.seen = 0
+
+    def needs_attention(self) -> bool:
+        """Whether a command waits, or this process (a fork, perhaps) has no mailbox of its own yet."""
+        box = self.box
+        if box is None or os.getpid() != self.pid:
+            return not self.gone
+        return box.words[8] != self.seen
+
+    def attend(self) -> None:
+        """Open this process's mailbox where it has none, and carry out the command that waits."""
+        if os.getpid() != self.pid:
+            self._become_child()
+        if not self.lock.acquire(False):
+            return
+        try:
+            if self.box is None:
+                self._open_box()
+            box = self.box
+            if box is not None and box.words[8] != self.seen:
+                number, command = box.command()
+                self.seen = number
+                self._try(command or {})
+                box.answer(number, self.status())
+                if self.gone:
+                    self.box = None
+                    box.remove()
+        except Exception as error:
+            self.switch_off(error)
+            self.gone = True  # without a mailbox there is no way in: stay out of the engine's way for good
+        finally:
+            self.lock.release()
+
+    def _become_child(self) -> None:
+        # The lock may have been held by a thread that this process does not have; ring and mailbox are the parent's.
+        self.pid, self.lock, self.box, self.on = os.getpid(), threading.Lock(), None, False
+        self.wanted, self.session, self.writer = self.session or self.wanted, None, None
+
+    def _open_box(self) -> None:
+        self.box = mailbox.Mailbox.create(self.pid, ring.process_start(self.pid), wire.PROTOCOL)
+        self.seen = 0
+        if self.wanted is not None:
+            wanted, self.wanted = self.wanted, None
+            self._try({"op": "start", "session": wanted})
+        self.box.say(self.status())
+
+    def _try(self, command: dict[str, Any]) -> None:
+        operation = command.get("op")
+        try:
+            if operation == "start" and self.session is None:
+                self.start(command["session"])
+            elif operation == "stop" and self.session is not None:
+                self.stop(str(command.get("reason", "detach")))
+        except Exception as error:
+            self.switch_off(error)
+
+    def start(self, session: dict[str, Any]) -> None:
+        """Begin to record into a ring of this process in the session's directory."""
+        if session.get("protocol") != wire.PROTOCOL:
+            raise ValueError("agent's protocol is %d, collector's %r" % (wire.PROTOCOL, session.get("protocol")))
+        segments, size = int(session["segments"]), int(session["segment_size"])
+        path = os.path.join(session["dir"], "%d-%d.ring" % (self.pid, time.time_ns()))
+        page = ring.create(path, wire.PROTOCOL, time.time_ns(), segments, size)
+        self.writer = Writer(page, segments, size, self._describe, self._snapshot)
+        self.session, self.problem = session, ""
+        for adapter in self.adapters:
+            adapter.begin(self.writer)
+        self.on = True
+
+    def stop(self, reason: str) -> None:
+        """End the recording and give the classes back (armed processes keep inert hooks)."""
+        self.on = False
+        writer, self.writer, self.session = self.writer, None, None
+        if writer is not None:
+            writer.event("detached", reason=reason)
+            writer.close()
+        if not self.keep_hooks:
+            self.remove()
+
+    def remove(self) -> None:
+        """Restore every class and forget this module."""
+        self.gone = True
+        for installed in self.installed:
+            left = hooks.restore(installed)
+            if left:
+                self.notes.append(left)
+        self.installed = []
+        for name in [name for name in sys.modules if name.split(".")[0] == "_fdtrace_agent"]:
+            del sys.modules[name]
+
+    def install(self) -> None:
+        """Wrap what is loaded of every known engine and is not wrapped yet."""
+        for adapter in self.adapters:
+            for hook in adapter.hooks:
+                done = hooks.install(self, hook)
+                if done is not None:
+                    self.installed.append(done)
+
+    def switch_off(self, error: BaseException) -> None:
+        """Something here failed: record no more, keep what was recorded, and say why."""
+        self.on = False
+        self.problem = "%s: %s" % (type(error).__name__, error)
+        writer, self.writer, self.session = self.writer, None, None
+        try:
+            if writer is not None:
+                writer.event("switched_off", reason=self.problem[:500])
+                writer.close()
+            if self.box is not None:
+                self.box.say(self.status())
+        except Exception:  # the ring itself failed: `problem` above is all that can be said
+            pass
+
+    def status(self) -> dict[str, Any]:
+        """What this process does, for `fdtrace status` and for whoever attaches."""
+        session = self.session or {}
+        return {
+            "pid": self.pid,
+            "host": socket.gethostname(),
+            "python": "%d.%d.%d" % sys.version_info[:3],
+            "armed": self.keep_hooks,
+            "recording": session.get("id"),
+            "output": session.get("output"),
+            "hooks": sorted("%s.%s" % (i.owner.__name__, i.hook.method) for i in self.installed),
+            "problem": self.problem,
+            "notes": self.notes,
+        }
+
+    def _describe(self) -> dict[str, Any]:
+        for adapter in self.adapters:
+            if adapter.active:
+                return adapter.describe()
+        return {}
+
+    def _snapshot(self) -> Any:
+        for adapter in self.adapters:
+            if adapter.active:
+                return adapter.snapshot()
+        return ()
+
+
+def session_from_environment() -> dict[str, Any] | None:
+    """The recording that `fdtrace record` asks of every process that it starts (FDTRACE_SESSION, JSON)."""
+    text = os.environ.get("FDTRACE_SESSION")
+    return json.loads(text) if text else None

@@ -1,0 +1,98 @@
+"""Wraps methods of an engine's classes, and gives them back."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+
+if TYPE_CHECKING:
+    from .control import Agent
+
+MARK = "_fdtrace_hook"
+"""Attribute of a wrapper by which its class's user can tell it."""
+
+
+class Hook(NamedTuple):
+    """A method to be wrapped. `before(self, args, kwargs)` gives a token for `after(self, args, kwargs, token,
+    result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised."""
+
+    module: str
+    cls: str
+    method: str
+    before: Callable[..., Any]
+    after: Optional[Callable[..., None]] = None
+    failed: Optional[Callable[..., None]] = None
+
+
+class Installed(NamedTuple):
+    """A hook in place: the class that carries it, its wrapper, and the original that it hides."""
+
+    hook: Hook
+    owner: type
+    wrapper: Any
+    original: Any
+
+
+def install(agent: Agent, hook: Hook) -> Installed | None:
+    """Wrap the method where its module is loaded; None where the module, class or method is not there."""
+    owner = getattr(sys.modules.get(hook.module), hook.cls, None)
+    original = getattr(owner, "__dict__", {}).get(hook.method)
+    if owner is None or original is None or hasattr(original, MARK):
+        return None
+    wrapper = _wrap(agent, hook, original)
+    setattr(owner, hook.method, wrapper)
+    return Installed(hook, owner, wrapper, original)
+
+
+def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
+    before, after, failed = hook.before, hook.after, hook.failed
+
+    @functools.wraps(original)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Only `Exception` is ours to keep: a KeyboardInterrupt that lands in here belongs to the engine.
+        if agent.needs_attention():
+            agent.attend()
+        if not agent.on:
+            return original(self, *args, **kwargs)
+        token = None
+        try:
+            with agent.lock:
+                token = before(self, args, kwargs)
+        except Exception as error:
+            agent.switch_off(error)
+        try:
+            result = original(self, *args, **kwargs)
+        except Exception as error:
+            if failed is not None and agent.on:
+                _guarded(agent, failed, self, error, token)
+            raise
+        if after is not None and agent.on:
+            _guarded(agent, after, self, args, kwargs, token, result)
+        return result
+
+    setattr(wrapper, MARK, agent)
+    return wrapper
+
+
+def _guarded(agent: Agent, call: Callable[..., None], *args: Any) -> None:
+    try:
+        with agent.lock:
+            call(*args)
+    except Exception as error:
+        agent.switch_off(error)
+
+
+def restore(installed: Installed) -> str | None:
+    """Give the original back. Where somebody wrapped it after us, leave ours inert and name theirs."""
+    owner, method = installed.owner, installed.hook.method
+    current = owner.__dict__.get(method)
+    if current is installed.wrapper:
+        setattr(owner, method, installed.original)
+        return None
+    return "%s.%s was wrapped again by %s.%s: fdtrace's wrapper is left inert under it" % (
+        owner.__name__,
+        method,
+        getattr(current, "__module__", "?"),
+        getattr(current, "__qualname__", type(current).__name__),
+    )

@@ -1,0 +1,53 @@
+"""Loads the agent under its private name, from the files beside this one or from sources sent to a process.
+
+This file is run by itself (`exec`), before there is a package: it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+NAME = "_fdtrace_agent"
+
+ORDER = ("wire", "ring", "mailbox", "hooks", "writer", "sandbox", "adapters", "control", "arm")
+"""The agent's modules, each after those that it imports."""
+
+
+def read_sources(directory: str) -> dict[str, str]:
+    """The sources of the agent's modules, by name."""
+    sources = {}
+    for name in ORDER:
+        with open(os.path.join(directory, name + ".py"), encoding="utf-8") as file:
+            sources[name] = file.read()
+    return sources
+
+
+def load(sources: dict[str, str]) -> types.ModuleType:
+    """Make the package from its sources and return its module `arm`; one that is loaded already is used again."""
+    known = sys.modules.get(NAME)
+    if known is not None:
+        return known.arm  # type: ignore[no-any-return]
+    package = types.ModuleType(NAME)
+    package.__path__ = []
+    sys.modules[NAME] = package
+    try:
+        for name in ORDER:
+            full = NAME + "." + name
+            module = types.ModuleType(full)
+            module.__package__ = NAME
+            sys.modules[full] = module
+            setattr(package, name, module)
+            exec(compile(sources[name], "<fdtrace agent: %s>" % name, "exec"), module.__dict__)
+    except BaseException:
+        unload()
+        raise
+    return package.arm  # type: ignore[no-any-return]
+
+
+def unload() -> None:
+    """Forget the package."""
+    for name in list(sys.modules):
+        if name == NAME or name.startswith(NAME + "."):
+            del sys.modules[name]

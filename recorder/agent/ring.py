@@ -1,0 +1,110 @@
+"""A bounded ring of segments in a memory-mapped file: one writer inside an engine, one reader outside, no locks.
+
+    file     header page, then NUM_SEGMENTS segments of SEGMENT_SIZE bytes
+    segment  lap (which filling of the ring this is, from 1), number of its first frame, then frames
+    frame    commit word = number << 32 | length, payload
+
+A frame's payload is written first and its commit word last, and the word behind it is cleared before, so a reader
+that stops at 0 never sees half a frame, and a writer killed at any moment loses none that was complete. When all
+segments are full the oldest is overwritten: its lap changes first, which is how a reader notices. The order of the
+stores relies on x86, where stores become visible in program order.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+MAGIC = b"FDTRING1"
+PAGE = 4096
+SEGMENT_HEAD = 32
+FIRST_LAP = 1
+END_OF_SEGMENT = 0xFFFFFFFF
+DEFAULT_SEGMENTS = 8
+DEFAULT_SEGMENT_SIZE = 1 << 20
+
+HEADER = struct.Struct("<8sIIQQQQ")
+"""Magic, protocol, segments, segment size, pid, the process's start time in clock ticks, UTC ns of its opening."""
+
+CLOSED = 64
+"""Offset of the word that becomes 1 when the writer ended its recording by itself."""
+
+
+def process_start(pid: int) -> int:
+    """The start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if there is none."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def create(path: str, protocol: int, now_ns: int, segments: int, segment_size: int) -> mmap.mmap:
+    """Make the ring's file, every page touched, and map it. OSError where there is no room for it."""
+    size = PAGE + segments * segment_size
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)  # a sparse file on a full tmpfs would be a SIGBUS at some later step
+        ring = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0x8000))
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    pid = os.getpid()
+    HEADER.pack_into(ring, 0, MAGIC, protocol, segments, segment_size, pid, process_start(pid), now_ns)
+    return ring
+
+
+class RingWriter:
+    """The writing side. Not thread-safe: its user serialises."""
+
+    def __init__(self, ring: mmap.mmap, segments: int, segment_size: int) -> None:
+        self.view = memoryview(ring)
+        self.words = self.view.cast("Q")
+        self.segments, self.segment_size = segments, segment_size
+        self.number = 0
+        self.lap = FIRST_LAP - 1
+        self.offset = self.end = 0
+        self.next_segment()
+
+    @property
+    def room(self) -> int:
+        """Bytes that the current segment still takes."""
+        return self.end - self.offset - 16
+
+    def next_segment(self) -> None:
+        """Close the current segment and begin the next one, overwriting the oldest."""
+        if self.end:
+            self.words[self.offset >> 3] = self.number << 32 | END_OF_SEGMENT
+        self.lap += 1
+        start = PAGE + (self.lap % self.segments) * self.segment_size
+        self.words[(start + SEGMENT_HEAD) >> 3] = 0
+        self.words[start >> 3] = self.lap
+        self.words[(start + 8) >> 3] = self.number
+        self.offset, self.end = start + SEGMENT_HEAD, start + self.segment_size
+
+    def begin(self, length: int) -> int:
+        """The offset at which a payload of `length` bytes (a multiple of 8) may be written."""
+        if length > self.room:
+            if length > self.segment_size - SEGMENT_HEAD - 16:
+                raise ValueError("a frame of %d bytes does not fit a segment" % length)
+            self.next_segment()
+        self.words[(self.offset + 8 + length) >> 3] = 0
+        return self.offset + 8
+
+    def commit(self, length: int) -> None:
+        """Make the payload begun last visible: a reader sees it from here on."""
+        self.words[self.offset >> 3] = (self.number & 0xFFFFFFFF) << 32 | (8 + length)
+        self.number += 1
+        self.offset += 8 + length
+
+    def close(self) -> None:
+        """Say that no frame follows."""
+        self.words[CLOSED >> 3] = 1
+
+    def release(self) -> None:
+        """Drop the views so that the mapping can be closed."""
+        self.words.release()
+        self.view.release()

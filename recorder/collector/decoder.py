@@ -1,0 +1,354 @@
+"""Frames of one process in, rows of the trace out. Its state survives in the trace, so that a killed collector resumes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from recorder.agent import wire
+from recorder.collector.columns import Batch, Columns, Forwards
+from recorder.collector.reader import Chunk
+from recorder.recording import MISSING
+
+NO_SCHEDULE = (MISSING,) * 12
+KEPT_CALLS = 64
+"""Scheduling calls remembered: a forward belongs to one of the latest."""
+
+
+@dataclass
+class Request:
+    """A request that has not finished: what its row of the trace says so far."""
+
+    request_id: str
+    arrived_at: int = MISSING
+    arrived_step: int = MISSING
+    num_prompt_tokens: int = MISSING
+    max_tokens: int = MISSING
+    num_cached_tokens: int = MISSING
+    num_output_tokens: int = 0
+    preempted: bool = False
+
+
+@dataclass
+class Decoded:
+    """Rows ready for the trace: columns of steps, and rows of the smaller tables as tuples in the schema's order."""
+
+    steps: list[Columns] = field(default_factory=list)
+    step_requests: list[Columns] = field(default_factory=list)
+    requests: list[tuple[Any, ...]] = field(default_factory=list)
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+class Decoder:
+    """Decodes one ring. `engine_id` is its number in the trace."""
+
+    def __init__(self, engine_id: int, max_steps: int | None = None) -> None:
+        self.engine_id, self.max_steps = engine_id, max_steps
+        self.engine: dict[str, Any] | None = None
+        self.requests: dict[int, Request] = {}
+        self.schedules: dict[int, tuple[int, ...]] = {}
+        self.batch = Batch.empty()
+        self.stalled: set[int] = set()
+        self.step = MISSING
+        self.num_steps = 0
+        self._taken_in = 0
+        self.waits_for_keyframe = True
+        self.lost_from: int | None = None
+        self.lost_frames = 0
+        self.forwards: Forwards | None = None
+        self.out = Decoded()
+        self._undated: list[list[Any]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether `max_steps` are decoded: what follows is not part of the recording."""
+        return self.max_steps is not None and self.num_steps >= self.max_steps
+
+    @property
+    def unflushed(self) -> int:
+        """Forwards decoded since the last `take`."""
+        return self._taken_in
+
+    def feed(self, chunk: Chunk) -> None:
+        """Decode consecutive frames."""
+        if chunk.lost:
+            self._lose(chunk.lost)
+        data = chunk.data
+        handlers = _HANDLERS
+        for at in chunk.payloads:
+            if self.full:
+                break
+            kind = data[at]
+            if self.waits_for_keyframe and not self._may_start(data, at, kind):
+                continue
+            handlers[kind](self, data, at)
+
+    def _lose(self, frames: int) -> None:
+        self._flush_forwards()
+        self.waits_for_keyframe = True
+        self.lost_frames += frames
+        if self.lost_from is None:
+            self.lost_from = self.step
+
+    def _may_start(self, data: bytes, at: int, kind: int) -> bool:
+        if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
+            self.waits_for_keyframe = False
+        elif kind not in (wire.ENGINE, wire.REQUEST, wire.FINISH):
+            if self.lost_from is not None:
+                self.lost_frames += 1
+            return False
+        return True
+
+    def _engine(self, data: bytes, at: int) -> None:
+        length = wire.HEAD.unpack_from(data, at)[3]
+        begin = at + wire.HEAD.size
+        self.engine = json.loads(data[begin : begin + length])
+
+    def _request(self, data: bytes, at: int) -> None:
+        _, _, length, number, ts, step, prompt, max_tokens = wire.REQUEST_HEAD.unpack_from(data, at)
+        begin = at + wire.REQUEST_HEAD.size
+        request = Request(data[begin : begin + length].decode(), ts, step, prompt, max_tokens)
+        self.requests[number] = request
+        if ts >= 0:
+            self._event("arrived", number, ts, step)
+
+    def _batch(self, data: bytes, at: int) -> None:
+        _, flags, gone, joined, step = wire.BATCH_HEAD.unpack_from(data, at)
+        if flags & wire.KEYFRAME:
+            self._keyframe(step)
+        begin = at + wire.BATCH_HEAD.size
+        for row in struct.unpack_from(f"<{gone}H", data, begin):
+            self._hold(row, -1, 0, 0)
+        begin += 2 * gone
+        for _ in range(joined):
+            row, length, number, prompt, max_tokens, computed, blocks, cached, made, arrived = (
+                wire.JOINED.unpack_from(data, begin)
+            )
+            begin += wire.JOINED.size
+            known = self.requests.get(number)
+            if known is None:
+                text = data[begin : begin + length].decode()
+                known = self.requests[number] = Request(text, MISSING, arrived, prompt, max_tokens)
+            known.num_cached_tokens, known.num_output_tokens = cached, made
+            if known.preempted:
+                known.preempted = False
+                self._event("rescheduled", number)
+            begin += length
+            self._hold(row, number, computed, blocks)
+
+    def _keyframe(self, step: int) -> None:
+        if self.lost_from is not None:
+            last = step - 1 if step >= 0 else MISSING
+            detail = {"frames": self.lost_frames, "first_step": self.lost_from + 1, "last_step": last}
+            self.out.events.append(
+                (self.engine_id, self.lost_from + 1, None, "lost", None, "overwritten before read", json.dumps(detail))
+            )
+            self.lost_from, self.lost_frames, self.step = None, 0, last
+            self.schedules.clear()
+        for row in np.flatnonzero(self._current_requests() >= 0).tolist():
+            self._hold(row, -1, 0, 0)
+
+    def _current_requests(self) -> Any:
+        if self.forwards is None or not self.forwards.requests.rows:
+            return self.batch.request
+        held = self.batch.request.copy()
+        for row, number in zip(self.forwards.requests.rows, self.forwards.requests.values, strict=True):
+            held[row] = number
+        return held
+
+    def _hold(self, row: int, number: int, computed: int, blocks: int) -> None:
+        self.batch.grow(row + 1)
+        forwards = self.forwards
+        if forwards is None or not len(forwards):
+            self.batch.request[row], self.batch.computed[row], self.batch.blocks[row] = number, computed, blocks
+        else:
+            step = len(forwards)
+            forwards.requests.add(step, row, number)
+            forwards.computed.add(step, row, computed)
+            forwards.blocks.add(step, row, blocks)
+
+    def _blocks(self, data: bytes, at: int) -> None:
+        _, extended, _, count = wire.BLOCKS_HEAD.unpack_from(data, at)
+        pairs = struct.unpack_from(f"<{2 * count}I", data, at + wire.BLOCKS_HEAD.size)
+        forwards = self.forwards
+        held = self._current_requests() if extended else None
+        for row, blocks in zip(pairs[::2], pairs[1::2], strict=True):
+            self.batch.grow(row + 1)
+            if forwards is None or not len(forwards):
+                self.batch.blocks[row] = blocks
+            else:
+                forwards.blocks.add(len(forwards), row, blocks)
+            if held is not None and row < len(held):
+                self._event("extended", int(held[row]), detail={"num_blocks": blocks})
+
+    def _schedule(self, data: bytes, at: int) -> None:
+        _, reason, _, duration, call, ts, *figures, _ = wire.SCHEDULE_BODY.unpack_from(data, at)
+        self.schedules[call] = (ts, duration, reason, *figures)
+        if len(self.schedules) > KEPT_CALLS:
+            del self.schedules[next(iter(self.schedules))]
+
+    def _forward(self, data: bytes, at: int) -> None:
+        head = wire.FORWARD_HEAD.unpack_from(data, at)
+        _, codes, rows, prefills, stalled, step, call, *_ = head
+        shape = (rows, codes)
+        if self.forwards is None or self.forwards.shape != shape:
+            self._flush_forwards()
+            self.batch.grow(rows)
+            self.forwards = Forwards(shape, self.batch)
+        if self._undated:
+            self._date(step)
+        forwards = self.forwards
+        begin = at + wire.FORWARD_HEAD.size
+        middle, end = begin + 2 * prefills, begin + 2 * (prefills + stalled)
+        forwards.prefill_rows.append(data[begin:middle])
+        if stalled or self.stalled:
+            self._stall(struct.unpack_from(f"<{stalled}H", data, middle), step)
+        begin += wire.padded(end - begin)
+        size = rows * wire.ITEM_SIZES[codes & 15]
+        forwards.tokens.append(data[begin : begin + size])
+        begin += wire.padded(size)
+        forwards.emitted.append(data[begin : begin + rows * wire.ITEM_SIZES[codes >> 4]])
+        forwards.heads.append(head)
+        forwards.schedules.append(self.schedules.get(call, NO_SCHEDULE))
+        self.step = step
+        self.num_steps += 1
+        self._taken_in += 1
+
+    def _stall(self, rows: tuple[int, ...], step: int) -> None:
+        held = self._current_requests()
+        for row in rows:
+            if row not in self.stalled and row < len(held):
+                self._event("stalled", int(held[row]), step=step)
+        self.stalled = set(rows)
+
+    def _date(self, step: int) -> None:
+        """Give the first step to what came before it was known."""
+        for event in self._undated:
+            event[1] = step
+            self.out.events.append(tuple(event))
+            request = self.requests.get(event[4]) if event[3] == "arrived" else None
+            if request is not None:
+                request.arrived_step = step
+        self._undated = []
+
+    def _event(
+        self, kind: str, number: int, ts: int = MISSING, step: int | None = None, reason: str = "", detail: Any = None
+    ) -> None:
+        if step is None:
+            step = self.step + 1 if self.step >= 0 else MISSING
+        text = json.dumps(detail) if isinstance(detail, dict) else detail
+        row = [self.engine_id, step, ts if ts >= 0 else None, kind, number if number >= 0 else None, reason or None, text]
+        if step < 0:
+            self._undated.append(row)
+        else:
+            self.out.events.append(tuple(row))
+
+    def _plain_event(self, data: bytes, at: int) -> None:
+        _, kind, why, more, number, _, step, ts = wire.EVENT_HEAD.unpack_from(data, at)
+        begin = at + wire.EVENT_HEAD.size
+        reason = data[begin : begin + why].decode()
+        detail = data[begin + why : begin + why + more].decode() or None
+        name = wire.EVENTS[kind]
+        if name == "preempted" and number in self.requests:
+            self.requests[number].preempted = True
+        self._event(name, number, ts, step, reason, detail)
+
+    def _finish(self, data: bytes, at: int) -> None:
+        _, code, _, number, step, ts, made, _ = wire.FINISH_BODY.unpack_from(data, at)
+        request = self.requests.pop(number, None)
+        if request is None:
+            return
+        request.num_output_tokens = made
+        reason = wire.FINISHED[code]
+        self.out.requests.append(self.request_row(number, request, ts, reason))
+        self._event("finished", number, ts, step, reason, {"num_output_tokens": made})
+
+    def request_row(self, number: int, request: Request, finished_at: int | None, reason: str | None) -> tuple[Any, ...]:
+        """A row of `request` in the schema's order; times in ns."""
+        known = (
+            request.arrived_at, request.arrived_step, request.num_prompt_tokens, request.max_tokens,
+            request.num_cached_tokens, request.num_output_tokens,
+        )  # fmt: skip
+        return (
+            self.engine_id, number, request.request_id, *(None if v < 0 else v for v in known), finished_at, reason, None,
+        )  # fmt: skip
+
+    def _flush_forwards(self) -> None:
+        forwards, self.forwards = self.forwards, None
+        if forwards is None or not len(forwards):
+            return
+        totals, rows, numbers, made = forwards.decode()
+        for number, tokens in zip(numbers.tolist(), made.tolist(), strict=True):
+            request = self.requests.get(number)
+            if request is not None:
+                request.num_output_tokens += tokens
+        heads = np.array(forwards.heads, np.int64)
+        self.out.steps.append(self._step_columns(heads, np.array(forwards.schedules, np.int64), totals))
+        steps = heads[:, 5]
+        rows["engine_id"] = np.full(len(rows["forward"]), self.engine_id, np.int32)
+        rows["step"] = steps[rows.pop("forward")]
+        self.out.step_requests.append(rows)
+
+    def _step_columns(self, heads: Any, schedules: Any, totals: Columns) -> Columns:
+        names = (
+            "schedule_us", "reason", "token_budget", "num_scheduled_tokens", "num_running", "num_running_decodes",
+            "num_waiting", "num_preempted", "num_free_blocks", "num_blocks", "num_missing_blocks",
+        )  # fmt: skip
+        columns = {name: schedules[:, i + 1] for i, name in enumerate(names)}
+        memory = ("allocated_bytes", "reserved_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
+        columns |= {name: heads[:, 10 + i] for i, name in enumerate(memory)}
+        return columns | totals | {
+            "engine_id": np.full(len(heads), self.engine_id, np.int64),
+            "step": heads[:, 5],
+            "ts": heads[:, 7],
+            "forward_us": heads[:, 8],
+            "num_predicted_tokens": heads[:, 9],
+            "num_stalled": heads[:, 4],
+            "num_decode_tokens": totals["num_tokens"] - totals["num_prefill_tokens"],
+        }
+
+    def take(self) -> Decoded:
+        """The rows decoded since the last call."""
+        self._flush_forwards()
+        self._taken_in = 0
+        out, self.out = self.out, Decoded()
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """All that decoding on needs, as JSON; call it after `take`."""
+        return {
+            "engine_id": self.engine_id, "max_steps": self.max_steps, "engine": self.engine, "step": self.step,
+            "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe, "lost_from": self.lost_from,
+            "lost_frames": self.lost_frames, "stalled": sorted(self.stalled), "undated": self._undated,
+            "requests": {str(number): asdict(request) for number, request in self.requests.items()},
+            "schedules": {str(call): list(figures) for call, figures in self.schedules.items()},
+            "batch": [self.batch.request.tolist(), self.batch.computed.tolist(), self.batch.blocks.tolist()],
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Decoder:
+        """The decoder that left `state`."""
+        self = cls(state["engine_id"], state["max_steps"])
+        for name in ("engine", "step", "num_steps", "waits_for_keyframe", "lost_from", "lost_frames"):
+            setattr(self, name, state[name])
+        self.stalled, self._undated = set(state["stalled"]), state["undated"]
+        self.requests = {int(number): Request(**known) for number, known in state["requests"].items()}
+        self.schedules = {int(call): tuple(figures) for call, figures in state["schedules"].items()}
+        self.batch = Batch(*(np.array(column, np.int64) for column in state["batch"]))
+        return self
+
+
+_HANDLERS: dict[int, Any] = {
+    wire.ENGINE: Decoder._engine,
+    wire.REQUEST: Decoder._request,
+    wire.BATCH: Decoder._batch,
+    wire.BLOCKS: Decoder._blocks,
+    wire.SCHEDULE: Decoder._schedule,
+    wire.FORWARD: Decoder._forward,
+    wire.EVENT: Decoder._plain_event,
+    wire.FINISH: Decoder._finish,
+}

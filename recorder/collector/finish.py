@@ -1,0 +1,84 @@
+"""Makes the final trace: one self-contained DuckDB file at the path where the views were, then the parts go."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from recorder import schema
+from recorder.collector.columns import Columns
+from recorder.collector.store import PARTED, Store, create_views
+
+READERS_WAIT = 30.0
+"""Seconds that the parts stay at most for a client that still has the views open."""
+
+
+def write_final(store: Store, small: dict[str, Columns]) -> None:
+    """Copy everything published into a native file beside the parts, then rename it over the views.
+
+    The live request rows of the last `publish` become rows like any other. Until the rename the views stay readable;
+    killed at any moment before, the recording is whole as parts and can be finished by `recover`.
+    """
+    final = store.directory / "final.duckdb"
+    final.unlink(missing_ok=True)
+    final.with_name("final.duckdb.wal").unlink(missing_ok=True)
+    db = store.db
+    db.execute(
+        f"ATTACH '{_quoted(final)}' AS final "
+        f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
+    )
+    for table in schema.TABLES:
+        _create(db, table)
+    for table in PARTED:
+        _copy(db, store, table)
+    for name, table in (("trace", schema.TRACE), ("engine", schema.ENGINE), ("request", schema.REQUEST)):
+        store.insert_small(f"final.{name}", table, small[name])
+    create_views(db, "final")
+    db.execute("DETACH final")
+    store.retired.replacing()
+    store.retired.add(str(path) for path in store.directory.glob("*.parquet"))
+    os.replace(final, store.path)
+
+
+def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
+    columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
+    db.execute(f"CREATE TABLE final.{table.name} ({columns})")
+    db.execute(f"COMMENT ON TABLE final.{table.name} IS '{table.comment.replace(chr(39), chr(39) * 2)}'")
+    for column in table.columns:
+        text = column.comment.replace("'", "''")
+        db.execute(f"COMMENT ON COLUMN final.{table.name}.{column.name} IS '{text}'")
+
+
+def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: schema.Table) -> None:
+    """Parts come in step order for each engine, so one engine needs no sorting."""
+    paths = store.part_paths(table.name)
+    if not paths:
+        return
+    found = db.execute("SELECT DISTINCT engine_id FROM read_parquet($1) ORDER BY ALL", [paths]).fetchall()
+    engines: list[Any] = [row[0] for row in found]
+    if len(engines) == 1:
+        db.execute(f"INSERT INTO final.{table.name} FROM read_parquet($1)", [paths])
+        return
+    for engine in engines:
+        db.execute(
+            f"INSERT INTO final.{table.name} FROM read_parquet($1) WHERE engine_id IS NOT DISTINCT FROM $2",
+            [paths, engine],
+        )
+
+
+def remove_parts(store: Store) -> None:
+    """Wait until no client reads the views that the final file replaced, then remove the parts."""
+    deadline = time.monotonic() + READERS_WAIT
+    while not store.retired.sweep() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for path in store.directory.iterdir():
+        path.unlink()
+    store.directory.rmdir()
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

@@ -1,0 +1,204 @@
+"""The collector: tails every ring of one session until it ends, then leaves one self-contained trace."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from recorder import __version__, schema
+from recorder.collector import finish
+from recorder.collector.columns import Columns
+from recorder.collector.decoder import Decoder
+from recorder.collector.nvml import Nvml
+from recorder.collector.reader import Position, RingReader
+from recorder.collector.store import Store, columns_of
+from recorder.errors import TraceError
+from recorder.session import Session
+
+PUBLISH = 1.0
+"""Seconds between two published states: what a reader sees is at most about this old."""
+
+FLUSH_STEPS = 2000
+"""Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""
+
+
+class Tail:
+    """One ring and its decoder."""
+
+    def __init__(self, reader: RingReader, decoder: Decoder) -> None:
+        self.reader, self.decoder = reader, decoder
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come: ask before the last read, not after."""
+        return self.decoder.full or self.reader.closed or not self.reader.writer_lives
+
+
+class Collector:
+    """Reads, decodes and publishes one session. One at a time: it holds a lock in the parts directory."""
+
+    def __init__(self, session: Session, *, state: str = "recording") -> None:
+        self.session, self.state = session, state
+        self.lock = _lock(session.parts)
+        left = _last_state(Path(session.output))
+        self.store = Store(Path(session.output), left.get("parts"), left.get("serial", 0))
+        self.nvml = Nvml()
+        self.tails: dict[str, Tail] = {}
+        self.notes: list[str] = list(left.get("notes", session.notes))
+        self.ended_by: str | None = None
+        self.published = time.monotonic()
+        for name, saved in left.get("tails", {}).items():
+            self._open(name, Position(**saved["position"]), Decoder.from_state(saved["decoder"]))
+        if self.nvml.missing:
+            self.note(self.nvml.missing)
+
+    def note(self, text: str) -> None:
+        """Something that this recording cannot see, said once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps decoded so far."""
+        return sum(tail.decoder.num_steps for tail in self.tails.values())
+
+    @property
+    def ended(self) -> bool:
+        """Whether every process that wrote has stopped, or has written all the steps that were asked for."""
+        return bool(self.tails) and all(tail.ended for tail in self.tails.values())
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much is decoded that it should be published before more is read."""
+        return any(tail.decoder.unflushed >= FLUSH_STEPS for tail in self.tails.values())
+
+    def discover(self) -> None:
+        """Open the rings that have come since."""
+        try:
+            names = sorted(entry for entry in os.listdir(self.session.dir) if entry.endswith(".ring"))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name not in self.tails:
+                self._open(name, None, Decoder(len(self.tails), self.session.max_steps))
+
+    def _open(self, name: str, position: Position | None, decoder: Decoder) -> None:
+        path = os.path.join(self.session.dir, name)
+        try:
+            self.tails[name] = Tail(RingReader(path, position), decoder)
+        except FileNotFoundError:
+            self.note(f"ring {name} is gone: what it held after the last published step is lost")
+        except TraceError:
+            return  # its writer has not finished making it
+
+    def read(self) -> int:
+        """Decode what was committed since the last call; the number of frames read."""
+        frames = 0
+        for tail in self.tails.values():
+            while not tail.decoder.full and tail.decoder.unflushed < FLUSH_STEPS:
+                chunk = tail.reader.read()
+                if chunk is None:
+                    break
+                tail.decoder.feed(chunk)
+                frames += len(chunk.payloads)
+        return frames
+
+    def publish(self) -> None:
+        """Commit what was decoded, together with the positions up to which it was."""
+        for tail in self.tails.values():
+            self._write(tail)
+        self.nvml.forget()
+        self.store.compact()
+        self.store.publish(self._small(), self._saved())
+        self.published = time.monotonic()
+
+    def _write(self, tail: Tail) -> None:
+        decoded = tail.decoder.take()
+        for columns in decoded.steps:
+            pid = (tail.decoder.engine or {}).get("pid", tail.reader.pid)
+            columns["device_used_bytes"] = self.nvml.used(pid, columns["ts"] + 1000 * columns["forward_us"])
+        for table, parts in ((schema.STEP, decoded.steps), (schema.STEP_REQUEST, decoded.step_requests)):
+            if parts:
+                joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                self.store.add(table, joined)
+        for table, rows in ((schema.REQUEST, decoded.requests), (schema.EVENT, decoded.events)):
+            if rows:
+                self.store.add(table, columns_of(table, rows))
+
+    def _saved(self) -> dict[str, Any]:
+        return {
+            "session": self.session.id,
+            "notes": self.notes,
+            "tails": {
+                name: {"position": vars(tail.reader.position), "decoder": tail.decoder.state()}
+                for name, tail in self.tails.items()
+            },
+        }
+
+    def _small(self) -> dict[str, Columns]:
+        ended = time.time_ns() if self.ended_by else None
+        trace = (
+            schema.SCHEMA_VERSION, __version__, self.session.created_at, ended, self.state, self.ended_by,
+            json.dumps(self.notes),
+        )  # fmt: skip
+        live = [
+            tail.decoder.request_row(number, request, None, None)
+            for tail in self.tails.values()
+            for number, request in tail.decoder.requests.items()
+        ]
+        return {
+            "trace": columns_of(schema.TRACE, [trace]),
+            "engine": columns_of(schema.ENGINE, [self._engine_row(t) for t in self.tails.values() if t.decoder.engine]),
+            "request": columns_of(schema.REQUEST, live),
+        }
+
+    def _engine_row(self, tail: Tail) -> tuple[Any, ...]:
+        known = dict(tail.decoder.engine or {}, engine_id=tail.decoder.engine_id, started_at=tail.reader.opened_ns)
+        known["config"], known["env"] = json.dumps(known.get("config")), json.dumps(known.get("env"))
+        return tuple(known.get(column.name) for column in schema.ENGINE.columns)
+
+    def finish(self, ended_by: str, state: str = "complete") -> None:
+        """Read what is left, write the final file, and clean up; nothing is removed before it is in that file."""
+        self.discover()
+        while self.read():
+            for tail in self.tails.values():
+                self._write(tail)
+        self.ended_by, self.state = ended_by, state
+        self.publish()
+        finish.write_final(self.store, self._small())
+        for tail in self.tails.values():
+            tail.reader.close()
+        self.session.remove_rings()
+        finish.remove_parts(self.store)
+        self.store.close()
+        os.close(self.lock)
+
+
+def _lock(parts: Path) -> int:
+    fd = os.open(parts / "collector.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise TraceError(
+            f"{parts} is being recorded to",
+            why="another collector holds its lock",
+            hint="`fdtrace status` shows it; `fdtrace detach PID` ends it",
+        ) from None
+    return fd
+
+
+def _last_state(path: Path) -> dict[str, Any]:
+    """What the last collector of this recording committed; empty where there was none."""
+    if not path.exists():
+        return {}
+    with duckdb.connect(str(path), read_only=True) as db:
+        found = db.execute("SELECT state FROM _collector").fetchone()
+    return json.loads(found[0]) if found else {}
