@@ -4,7 +4,7 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +28,7 @@ class Arrived:
     ready: bool = True
     accepts: Sequence[int] | None = None
     num_output_tokens: int | None = None
-    block_keys: Sequence[int] = ()
+    block_key: Callable[[int], Hashable] | None = None
 
 
 @dataclass(frozen=True, slots=True)

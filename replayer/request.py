@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from itertools import accumulate
+from typing import Any
 
 NEVER = -1
 """No forward: the request does not wake, or does not finish."""
@@ -65,7 +66,7 @@ class Request:
     __slots__ = (
         *("id", "prompt", "max_tokens", "ready", "plan", "status", "need_prefill", "computed", "num_blocks"),
         *("order", "rank", "emitted", "forwards", "start", "wake_at", "finish_at", "aborting"),
-        *("block_keys", "cached_blocks", "shared", "leaf"),
+        *("block_key", "cached_blocks", "leaf"),
     )
 
     def __init__(self, request_id: str, prompt: int, max_tokens: int, ready: bool, plan: Plan | None) -> None:
@@ -93,10 +94,11 @@ class Request:
         self.finish_at = NEVER
         self.aborting = False
         """Whether a client aborted it and the scheduler has not met it yet."""
-        self.block_keys: Sequence[int] = ()
+        self.block_key: Callable[[int], Hashable] | None = None
         self.cached_blocks = 0
-        self.shared: list[int] = []
-        self.leaf: object | None = None
+        """Of its blocks, those that the prefix cache owns."""
+        self.leaf: Any = None
+        """Its last node in the prefix cache, and the tokens up to there."""
         self.rank = NEVER
         """Rank in the worker's order."""
 

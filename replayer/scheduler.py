@@ -126,6 +126,14 @@ class Scheduler:
         """Prompt and output tokens of a request."""
         return self._state.total(self._state.requests[request_id])
 
+    def num_next_accepted_of(self, request_id: str) -> int:
+        """Drafts that a decode's next forward accepts, where they are known beforehand; else 0."""
+        request = self._state.requests[request_id]
+        if request.plan is None:
+            return 0
+        done = request.forwards_at(self._state.num_forwards)
+        return request.plan.after(done + 1) - request.plan.after(done) - 1
+
     def can_decode(self, request_id: str) -> bool:
         """Whether its block table holds all that its next decode may write."""
         return self._state.can_decode(self._state.requests[request_id])
@@ -166,7 +174,7 @@ class Scheduler:
         if most is None:  # as `_get_running_request_reserve_blocks` of release 2.6 has it
             most = self.config.max_model_len - event.num_prompt_tokens
         request = Request(event.request_id, event.num_prompt_tokens, most, event.ready, plan)
-        request.block_keys = event.block_keys
+        request.block_key = event.block_key
         return request
 
     def _resumed(self, event: Resumed) -> None:

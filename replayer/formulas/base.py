@@ -67,11 +67,21 @@ def _by_distinct_state(
     v = Variables(**{name: fixed.get(name, 0) for name in names})
     if not varying:
         return np.full(length, function(v), dtype=np.int64)
-    table = np.stack([np.broadcast_to(values_of[name], length) for name in varying], axis=1)
-    states, inverse = np.unique(table, axis=0, return_inverse=True)
+    states, inverse = _distinct([np.broadcast_to(values_of[name], length) for name in varying])
     values = np.empty(len(states), dtype=np.int64)
     for i, state in enumerate(states.tolist()):
         for name, value in zip(varying, state, strict=True):
             setattr(v, name, value)
         values[i] = function(v)
-    return values[inverse.reshape(-1)]
+    return values[inverse]
+
+
+def _distinct(columns: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct rows of some columns, and for each row its number among them."""
+    numbers = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:  # rows as single numbers, renumbered after each column so that none gets large
+        values, index = np.unique(column, return_inverse=True)
+        _, numbers = np.unique(numbers * len(values) + index.reshape(-1), return_inverse=True)
+        numbers = numbers.reshape(-1)
+    _, first = np.unique(numbers, return_index=True)
+    return np.stack([column[first] for column in columns], axis=1), numbers
