@@ -237,25 +237,22 @@ class Call:
         request = state.waiting[0]
         if request.status is Status.REQUEUED:
             request.need_prefill = state.total(request)
-        if self.config.prefix_caching:
-            state.pool.match(request)
+        state.pool.match(request)
         if not self.config.chunked_prefill and self.budget < request.need_prefill:
             return "budget"
         num_tokens = self._num_new_tokens(request)
         if num_tokens == 0:
-            if self.config.prefix_caching:
-                state.pool.release(request)
+            state.pool.release(request)
             skipped.append(self._skip("chunk alignment"))
             return None
         num_blocks = self._num_new_blocks(request, num_tokens)
         threshold = self.reserve.threshold(num_blocks, state)
         if not state.pool.can_allocate(threshold):
             self._missing("not admitted", request, threshold)
-            if self.config.prefix_caching:
-                state.pool.release(request)
+            state.pool.release(request)
             return "blocks"
         state.admit_head()
-        self._prefill(request, num_tokens, num_blocks)
+        self._prefill(request, num_tokens, num_blocks, admitted=True)
         return None
 
     def _missing(self, kind: str, request: Request, threshold: int) -> None:
@@ -265,7 +262,7 @@ class Call:
 
     # Chunks -------------------------------------------------------------------------------------------------
 
-    def _prefill(self, request: Request, num_tokens: int, num_blocks: int) -> None:
+    def _prefill(self, request: Request, num_tokens: int, num_blocks: int, admitted: bool = False) -> None:
         start = request.computed
         left = request.need_prefill - start
         self._because(
@@ -274,7 +271,7 @@ class Call:
         self.decision.chunks.append((request.id, start, start + num_tokens))
         self.budget -= num_tokens
         self.state.prefill(request, num_tokens, num_blocks)
-        if self.config.prefix_caching:
+        if admitted or self.config.role == "mixed":
             self.state.pool.computed(request)
 
     def _num_new_tokens(self, request: Request) -> int:

@@ -18,8 +18,8 @@ class Arrived:
     `max_tokens` bounds its output (None: up to max_model_len). `accepts` are the drafts accepted in its 1st,
     2nd, … decode forward and `num_output_tokens` where it stops, given where they are known beforehand (a
     replay): then `Forwarded` advances it, and no `Emitted` is due for it. No decision reads them ahead of
-    their forward. `block_keys` are, with prefix caching, one hashable a full block of its prompt, equal for
-    equal content.
+    their forward. `block_key(i)` stands, with prefix caching, for the content of the i-th block of its
+    tokens, equal for equal content; None: no block of it is like another's.
     """
 
     request_id: str

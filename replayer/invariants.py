@@ -44,7 +44,7 @@ def _check_request(state: State, request: Request) -> None:
         started = request.plan is None or request.start >= 0
         if decodes and started:
             assert short == (request.id in state.due), (request.id, "its blocks run out unseen")
-    else:
+    elif request.leaf is None:
         assert request.num_blocks == 0, (request.id, "holds blocks while it does not run")
     if request.plan is not None:
         assert request.output_at(state.num_forwards) <= request.plan.output

@@ -25,9 +25,17 @@ from replayer.events import (
 )
 from replayer.formulas.base import Formula
 from replayer.formulas.variables import Variables
+from replayer.prefix_cache import PrefixCache
 from replayer.request import Plan, Request, Status
 from replayer.reserve import reserve_of
 from replayer.state import State
+
+
+def _pool(config: SchedulerConfig) -> BlockPool:
+    """FastDeploy frees blocks past the prefix cache in the decode role: `ResourceManagerV1._free_blocks`."""
+    if config.prefix_caching and config.role != "decode":
+        return PrefixCache(config.num_blocks, config.block_size)
+    return BlockPool(config.num_blocks)
 
 
 class Scheduler:
@@ -50,7 +58,7 @@ class Scheduler:
     ) -> None:
         self.config, self.formula, self.policy, self.explain = config, formula, policy, explain
         self.num_calls = 0
-        self._state = State(config, policy, BlockPool(config.num_blocks))
+        self._state = State(config, policy, _pool(config))
         self._reserve = reserve_of(config, policy)
         self._variables = Variables.of(config)
         self._chunks: list[tuple[str, int, int]] = []

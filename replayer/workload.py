@@ -60,7 +60,7 @@ class Workload:
 
 
 def workload_from_case(case: Mapping[str, Any]) -> Workload:
-    """A case of the lab's format (see `docs`): a configuration and its requests. UsageError where it is none."""
+    """A case in the format that `fdtrace simulate` reads; UsageError where it is none."""
     if not isinstance(case, Mapping):
         raise UsageError("a workload is a JSON object", why=f"this one is a {type(case).__name__}")
     drafts = _integer(case, "num_speculative_tokens", 0)

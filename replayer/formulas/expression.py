@@ -203,7 +203,7 @@ def _unary_column(node: ast.UnaryOp, steps: _Steps) -> Array:
     value = _column(node.operand, steps)
     if isinstance(node.op, ast.Not):
         return (value == 0).astype(np.int64)
-    return np.negative(value) if isinstance(node.op, ast.USub) else value
+    return value * -1 if isinstance(node.op, ast.USub) else value
 
 
 def _boolean_column(node: ast.BoolOp, steps: _Steps) -> Array:

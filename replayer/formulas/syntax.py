@@ -49,8 +49,8 @@ _REFUSED: Mapping[type[ast.AST], str] = {
     ast.Starred: "lists cannot be unpacked",
 }
 _OFFERED = (
-    "offered are numbers, + - * / // %, comparisons, and or not, min(), max(), `A if C else B`, and the names "
-    "that `fdtrace formulas` lists"
+    "offered are numbers, + - * / // %, comparisons, and or not, min(), max(), `A if C else B`, and the "
+    "names that `fdtrace formulas` lists"
 )
 
 
