@@ -75,8 +75,8 @@ class History:
     """The steps of one formula, columns of equal length, ascending by step.
 
     `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
-    `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where unknown), and
-    `reserved_bytes` where memory is known. `rows(step)` gives the requests of a step.
+    `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where
+    unknown), and `reserved_bytes` where memory is known. `rows(step)` gives the requests of a step.
     """
 
     name: str

@@ -1,0 +1,192 @@
+"""What a scheduler is configured with, and the policy (scheduler version) that it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from recorder.errors import UsageError
+from recorder.recording import EngineInfo
+
+Role = Literal["mixed", "prefill", "decode"]
+
+_ENV_FIELDS: dict[str, tuple[str, type]] = {
+    "FD_ENC_DEC_BLOCK_NUM": ("enc_dec_block_num", int),
+    "FD_RESERVE_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL": ("reserve_blocks", int),
+    "FD_RESERVE_DECAY_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL": ("reserve_decay", float),
+    "FD_RESERVE_MIN_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL": ("reserve_min_blocks", int),
+    "FD_INIT_NEW_TOKEN_RATIO": ("init_new_token_ratio", float),
+    "FD_MIN_NEW_TOKEN_RATIO": ("min_new_token_ratio", float),
+    "FD_NEW_TOKEN_RATIO_DECAY": ("new_token_ratio_decay", float),
+    "FD_CLIP_MAX_NEW_TOKENS": ("clip_max_new_tokens", int),
+}
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Sizes and switches of one scheduler; the defaults are FastDeploy's (`config.py`, `envs.py`).
+
+    `num_speculative_tokens` is what FastDeploy's `SpeculativeConfig` holds: 1 also where no method is set.
+    What a decode really drafts is `num_draft_tokens`. Sizes in tokens, sequences and KV blocks of
+    `block_size` tokens.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    num_blocks: int
+    block_size: int = 64
+    max_model_len: int = 32768
+    num_speculative_tokens: int = 1
+    spec_method: str | None = None
+    chunked_prefill: bool = True
+    prefix_caching: bool = False
+    role: Role = "mixed"
+    enc_dec_block_num: int = 2
+    """Blocks that a decode gets at once."""
+    prealloc_threshold: int = 12
+    """A decode with at most so many free token slots gets new blocks (prealloc_dec_block_slot_num_threshold).
+    """
+    reserve_blocks: int = 16
+    reserve_decay: float = 0.025
+    reserve_min_blocks: int = 0
+    use_new_token_ratio: bool = True
+    """Whether a policy that knows the new-token ratio reserves by it (FD_USE_NEW_TOKEN_RATIO_RESERVE)."""
+    init_new_token_ratio: float = 0.7
+    min_new_token_ratio: float = 0.1
+    new_token_ratio_decay: float = 0.001
+    clip_max_new_tokens: int = 4096
+    split_kv_size: int = 0
+    """Deterministic mode: chunks end at multiples of it (FD_DETERMINISTIC_SPLIT_KV_SIZE); 0: off."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_speculative_tokens < 0:
+            raise UsageError(f"num_speculative_tokens must not be negative: {self.num_speculative_tokens}")
+
+    @property
+    def speculation(self) -> bool:
+        """Whether a speculative method is set."""
+        return self.spec_method is not None
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Drafts that a decode forward really verifies."""
+        return self.num_speculative_tokens if self.spec_method is not None else 0
+
+    @property
+    def max_blocks_per_seq(self) -> int:
+        """FastDeploy's max_block_num_per_seq: `FDConfig.postprocess` in config.py (rounded down)."""
+        return self.max_model_len // self.block_size
+
+    def with_env(self, env: Mapping[str, Any]) -> SchedulerConfig:
+        """This configuration under FastDeploy's own variables, as its `envs.py` reads them."""
+        changes: dict[str, Any] = {}
+        for name, (attribute, convert) in _ENV_FIELDS.items():
+            if name in env:
+                changes[attribute] = _converted(name, env[name], convert)
+        if "FD_DISABLE_CHUNKED_PREFILL" in env:
+            changes["chunked_prefill"] = not _flag(env, "FD_DISABLE_CHUNKED_PREFILL")
+        if "FD_USE_NEW_TOKEN_RATIO_RESERVE" in env:
+            changes["use_new_token_ratio"] = _flag(env, "FD_USE_NEW_TOKEN_RATIO_RESERVE")
+        if _flag(env, "FD_DETERMINISTIC_MODE"):
+            name = "FD_DETERMINISTIC_SPLIT_KV_SIZE"
+            changes["split_kv_size"] = _converted(name, env.get(name, 16), int)
+        return replace(self, **changes)
+
+    @classmethod
+    def from_engine(cls, engine: EngineInfo) -> SchedulerConfig:
+        """The configuration of a recorded engine."""
+        config = cls(
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            num_blocks=engine.num_blocks,
+            block_size=engine.block_size,
+            max_model_len=engine.max_model_len,
+            num_speculative_tokens=engine.num_speculative_tokens,
+            spec_method=engine.spec_method,
+            prefix_caching=engine.prefix_caching,
+            role=_role(engine.role),
+        ).with_env(engine.env)
+        return replace(config, chunked_prefill=engine.chunked_prefill)
+
+
+def _role(text: str) -> Role:
+    for role in ("mixed", "prefill", "decode"):
+        if text == role:
+            return role
+    raise UsageError(f"unknown role {text!r}", hint="one of mixed, prefill, decode")
+
+
+def _converted(name: str, value: Any, convert: type) -> Any:
+    try:
+        return convert(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} must be {convert.__name__}, not {value!r}") from None
+
+
+def _flag(env: Mapping[str, Any], name: str) -> bool:
+    return bool(_converted(name, env.get(name, 0), int))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A scheduler version: all that differs between versions of FastDeploy's scheduler beside the budget
+    formula.
+    """
+
+    name: str
+    description: str
+    formula: str
+    """Name of the built-in formula that this version has."""
+    new_token_ratio: bool = False
+    """Reserve blocks for running requests by a new-token ratio in place of a decaying number of blocks."""
+    preempt_decodes_only: bool = False
+    """Preempt the last running request that decodes, in place of the last one; prefills wait for blocks."""
+    scale_prealloc_threshold: bool = False
+    """Enlarge the preallocation threshold K + 1 fold where a speculative method is set."""
+    clamp_new_blocks: bool = False
+    """Count a negative number of new blocks as none before speculation's extra block is added."""
+    spec_block_always: bool = False
+    """Add speculation's extra block to the admission threshold also where nothing is reserved."""
+
+    def threshold(self, config: SchedulerConfig) -> int:
+        """Free token slots at which a decode gets new blocks.
+
+        FastDeploy: `prealloc_dec_block_slot_num_threshold`; enlarged in `FDConfig.postprocess` (config.py) of
+        release 2.6, at most to one token less than the blocks that an extension brings.
+        """
+        if not (self.scale_prealloc_threshold and config.speculation):
+            return config.prealloc_threshold
+        most = max(0, config.block_size * config.enc_dec_block_num - 1)
+        return min(config.prealloc_threshold * (config.num_speculative_tokens + 1), most)
+
+
+ORIGINAL = Policy(
+    "original",
+    "FastDeploy before release 2.6 (commits 72ce56b10 to 5582b5af1): blocks reserved by a decaying number, "
+    "the last admitted request preempted first.",
+    "original",
+)
+RELEASE_2_6 = Policy(
+    "release_2_6",
+    "FastDeploy release 2.6 (41677b9a6): blocks reserved by a decaying new-token ratio, only decodes "
+    "preempted.",
+    "pr7623",
+    new_token_ratio=True,
+    preempt_decodes_only=True,
+    scale_prealloc_threshold=True,
+    clamp_new_blocks=True,
+    spec_block_always=True,
+)
+POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (ORIGINAL, RELEASE_2_6)}
+
+
+def parse_policy(name: str) -> Policy:
+    """The policy of that name; UsageError names those that exist."""
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise UsageError(f"there is no policy {name!r}", hint=f"one of {', '.join(POLICIES)}") from None

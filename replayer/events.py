@@ -1,0 +1,167 @@
+"""What goes into the scheduler model and what comes out: events, the decision of a call, each with its
+reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request was handed to the scheduler.
+
+    `max_tokens` bounds its output (None: up to max_model_len). `accepts` are the drafts accepted in its 1st,
+    2nd, … decode forward and `num_output_tokens` where it stops, given where they are known beforehand (a
+    replay): then `Forwarded` advances it, and no `Emitted` is due for it. No decision reads them ahead of
+    their forward. `block_key(i)` stands, with prefix caching, for the content of the i-th block of its
+    tokens, equal for equal content; None: no block of it is like another's.
+    """
+
+    request_id: str
+    num_prompt_tokens: int
+    max_tokens: int | None = None
+    ready: bool = True
+    accepts: Sequence[int] | None = None
+    num_output_tokens: int | None = None
+    block_key: Callable[[int], Hashable] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A request that ran before the model begins: tokens computed, blocks held, output made so far."""
+
+    arrived: Arrived
+    num_computed_tokens: int
+    num_blocks: int
+    num_emitted_tokens: int = 0
+    num_forwards: int = 0
+    """Decode forwards that it has run: where in `accepts` it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A request's preprocessing ended; until then the scheduler skips it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """A client aborted a request: it goes when the scheduler next meets it as a decode."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One call of the scheduler; answered by a `Decision`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """Tokens that requests emitted in a forward: one for a finished prefill, 1 + accepted drafts for a
+    decode.
+    """
+
+    num_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """One forward ran, for requests whose `accepts` are known beforehand; answered by a `Forward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request made its last token; its blocks are freed."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rescheduled:
+    """The worker let go of a preempted request: it goes to the front of the waiting queue."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recycled:
+    """The worker let go of an aborted request: it is forgotten."""
+
+    request_id: str
+
+
+Event = (
+    Arrived | Resumed | Ready | Aborted | Schedule | Emitted | Forwarded | Finished | Rescheduled | Recycled
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one decision of a call was made: the rule's kind, the request concerned, and the rule's figures."""
+
+    kind: str
+    request_id: str | None
+    figures: tuple[tuple[str, int | str], ...]
+
+    @property
+    def text(self) -> str:
+        """The reason as one line."""
+        figures = ", ".join(f"{name} {value}" for name, value in self.figures)
+        head = self.kind if self.request_id is None else f"{self.kind} {self.request_id}"
+        return f"{head}: {figures}" if figures else head
+
+
+@dataclass(slots=True)
+class Decision:
+    """What one call decided; tokens and blocks as named.
+
+    `chunks` are (request, first token, end token) of each prefill chunk in order of scheduling, `extended`
+    the decodes given new blocks. `num_scheduled_tokens` is what the call counted: the chunks, and what its
+    formula charged for decodes. Counts of requests and free blocks are those after the call,
+    `num_running_decodes` that at its start.
+    """
+
+    call: int
+    token_budget: int
+    num_running_decodes: int
+    num_scheduled_tokens: int = 0
+    chunks: list[tuple[str, int, int]] = field(default_factory=list)
+    extended: list[str] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    num_free_blocks: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    not_admitted: NotAdmitted | None = None
+    num_missing_blocks: int | None = None
+    reasons: list[Reason] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the call handed nothing to the worker."""
+        return not (self.chunks or self.extended or self.preempted or self.aborted)
+
+
+@dataclass(slots=True)
+class Forward:
+    """What a forward of known acceptances ran: its tokens, and the requests stalled in and finished by it."""
+
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_decodes: int
+    stalled: list[str]
+    finished: list[str]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the forward."""
+        return self.num_prefill_tokens + self.num_decode_tokens

@@ -1,0 +1,257 @@
+"""A checked expression, evaluated for one call or for a column of steps, with the same values and errors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recorder.errors import UsageError
+from replayer.formulas.base import MAX_MAGNITUDE, Columns
+from replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse
+from replayer.formulas.variables import VARIABLES, Variables
+
+Scalar = Callable[[Variables], Any]
+Array = NDArray[Any]
+
+
+class Expression:
+    """One expression over the variables. UsageError where it holds anything that is not offered."""
+
+    def __init__(self, text: str, owner: str) -> None:
+        self.text, self.owner = text, owner
+        self._root = parse(text, owner)
+        self._scalar = _compiled(self._root)
+
+    def scalar(self, v: Variables) -> Any:
+        """Its value for one call; UsageError names the variables where it cannot be computed."""
+        try:
+            return self._scalar(v)
+        except _Uncomputable as error:
+            raise self._error(error.why, {name: getattr(v, name) for name in VARIABLES}) from None
+
+    def column(self, columns: Columns, length: int) -> Array:
+        """Its value for each of `length` steps; UsageError names the variables of the first that fails."""
+        arrays = {name: np.asarray(column) for name, column in columns.items() if name in VARIABLES}
+        try:
+            return _column(self._root, _Steps(arrays, np.arange(length)))
+        except _Uncomputable as error:
+            at = error.at
+            values = {name: int(a if a.ndim == 0 else a[at]) for name, a in arrays.items()}
+            raise self._error(error.why, values, f" in entry {at} of the recorded steps") from None
+
+    def _error(self, why: str, variables: Mapping[str, int], where: str = "") -> UsageError:
+        used = {node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)}
+        values = ", ".join(f"{name} = {variables[name]}" for name in VARIABLES if name in used)
+        return UsageError(
+            f"formula {self.owner!r} cannot be computed{where}: {self.text}",
+            why=f"{why}, with {values}" if values else why,
+            hint="guard it, e.g. `A / num_running if num_running else B`",
+        )
+
+
+class _Uncomputable(Exception):
+    def __init__(self, why: str, at: int = 0) -> None:
+        super().__init__(why)
+        self.why, self.at = why, at
+
+
+# One call ---------------------------------------------------------------------------------------------------
+
+
+def _compiled(node: ast.expr) -> Scalar:
+    """A function of the variables that computes a part."""
+    return _COMPILERS[type(node)](node)
+
+
+def _constant(node: ast.Constant) -> Scalar:
+    value = node.value
+    return lambda v: value
+
+
+def _name(node: ast.Name) -> Scalar:
+    name = node.id
+    return lambda v: getattr(v, name)
+
+
+def _binary(node: ast.BinOp) -> Scalar:
+    left, right, compute = _compiled(node.left), _compiled(node.right), BINARY[type(node.op)]
+    divides, divisor = isinstance(node.op, DIVISIONS), ast.unparse(node.right)
+
+    def value(v: Variables) -> Any:
+        a, b = left(v), right(v)
+        if divides and b == 0:
+            raise _Uncomputable(f"{divisor} is 0, and it divides")
+        result = compute(a, b)
+        if not abs(result) <= MAX_MAGNITUDE:
+            raise _Uncomputable(f"{result:.3g} is too large a value")
+        return result
+
+    return value
+
+
+def _unary(node: ast.UnaryOp) -> Scalar:
+    operand = _compiled(node.operand)
+    if isinstance(node.op, ast.Not):
+        return lambda v: int(not operand(v))
+    return (lambda v: -operand(v)) if isinstance(node.op, ast.USub) else operand
+
+
+def _boolean(node: ast.BoolOp) -> Scalar:
+    parts, stop_at = [_compiled(part) for part in node.values], isinstance(node.op, ast.Or)
+
+    def value(v: Variables) -> Any:
+        result = None
+        for part in parts:
+            result = part(v)
+            if bool(result) is stop_at:
+                break
+        return result
+
+    return value
+
+
+def _comparison(node: ast.Compare) -> Scalar:
+    first = _compiled(node.left)
+    rest = [(COMPARE[type(op)], _compiled(p)) for op, p in zip(node.ops, node.comparators, strict=True)]
+
+    def value(v: Variables) -> int:
+        left = first(v)
+        for holds, part in rest:
+            right = part(v)
+            if not holds(left, right):
+                return 0
+            left = right
+        return 1
+
+    return value
+
+
+def _conditional(node: ast.IfExp) -> Scalar:
+    test, yes, no = _compiled(node.test), _compiled(node.body), _compiled(node.orelse)
+    return lambda v: yes(v) if test(v) else no(v)
+
+
+def _call(node: ast.Call) -> Scalar:
+    assert isinstance(node.func, ast.Name)
+    choose = min if node.func.id == "min" else max
+    parts = [_compiled(part) for part in node.args]
+    return lambda v: choose([part(v) for part in parts])
+
+
+_COMPILERS: Mapping[type[ast.expr], Callable[[Any], Scalar]] = {
+    ast.Constant: _constant,
+    ast.Name: _name,
+    ast.BinOp: _binary,
+    ast.UnaryOp: _unary,
+    ast.BoolOp: _boolean,
+    ast.Compare: _comparison,
+    ast.IfExp: _conditional,
+    ast.Call: _call,
+}
+
+
+# A column of steps ------------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """Some of the steps, so that a part is computed only where its value is needed."""
+
+    def __init__(self, columns: Mapping[str, Array], at: NDArray[np.int64]) -> None:
+        self.columns, self.at = columns, at
+
+    def where(self, mask: NDArray[np.bool_]) -> _Steps:
+        return self if mask.all() else _Steps(self.columns, self.at[mask])
+
+
+def _column(node: ast.expr, steps: _Steps) -> Array:
+    return _EVALUATORS[type(node)](node, steps)
+
+
+def _constant_column(node: ast.Constant, steps: _Steps) -> Array:
+    return np.full(len(steps.at), node.value)
+
+
+def _name_column(node: ast.Name, steps: _Steps) -> Array:
+    column = steps.columns[node.id]
+    if column.ndim == 0:
+        return np.full(len(steps.at), column)
+    values: Array = column[steps.at]
+    return values
+
+
+def _binary_column(node: ast.BinOp, steps: _Steps) -> Array:
+    left, right = _column(node.left, steps), _column(node.right, steps)
+    if isinstance(node.op, DIVISIONS):
+        _refuse_where(right == 0, steps, f"{ast.unparse(node.right)} is 0, and it divides")
+    if isinstance(node.op, ast.Mult):  # as floats first: a product of integers may wrap
+        _refuse_where(np.abs(left.astype(np.float64) * right) > MAX_MAGNITUDE, steps, "too large a value")
+    value: Array = BINARY[type(node.op)](left, right)
+    _refuse_where(np.abs(value) > MAX_MAGNITUDE, steps, "too large a value")
+    return value
+
+
+def _refuse_where(mask: NDArray[np.bool_], steps: _Steps, why: str) -> None:
+    if mask.any():
+        raise _Uncomputable(why, int(steps.at[mask.argmax()]))
+
+
+def _unary_column(node: ast.UnaryOp, steps: _Steps) -> Array:
+    value = _column(node.operand, steps)
+    if isinstance(node.op, ast.Not):
+        return (value == 0).astype(np.int64)
+    return value * -1 if isinstance(node.op, ast.USub) else value
+
+
+def _boolean_column(node: ast.BoolOp, steps: _Steps) -> Array:
+    value = _column(node.values[0], steps)
+    if len(node.values) == 1:
+        return value
+    goes_on = (value == 0) if isinstance(node.op, ast.Or) else (value != 0)
+    rest = _column(ast.BoolOp(node.op, node.values[1:]), steps.where(goes_on))
+    return _merged(goes_on, rest, value[~goes_on])
+
+
+def _comparison_column(node: ast.Compare, steps: _Steps) -> Array:
+    left = _column(node.left, steps)
+    right = _column(node.comparators[0], steps)
+    holds = COMPARE[type(node.ops[0])](left, right)
+    if len(node.ops) == 1:
+        return np.asarray(holds).astype(np.int64)
+    rest = ast.Compare(node.comparators[0], node.ops[1:], node.comparators[1:])
+    return _merged(holds, _column(rest, steps.where(holds)), np.zeros(int((~holds).sum()), dtype=np.int64))
+
+
+def _conditional_column(node: ast.IfExp, steps: _Steps) -> Array:
+    test = _column(node.test, steps) != 0
+    return _merged(test, _column(node.body, steps.where(test)), _column(node.orelse, steps.where(~test)))
+
+
+def _call_column(node: ast.Call, steps: _Steps) -> Array:
+    assert isinstance(node.func, ast.Name)
+    choose = np.minimum if node.func.id == "min" else np.maximum
+    value = _column(node.args[0], steps)
+    for part in node.args[1:]:
+        value = choose(value, _column(part, steps))
+    return value
+
+
+def _merged(test: NDArray[np.bool_], yes: Array, no: Array) -> Array:
+    value = np.empty(len(test), dtype=np.result_type(yes.dtype, no.dtype))
+    value[test], value[~test] = yes, no
+    return value
+
+
+_EVALUATORS: Mapping[type[ast.expr], Callable[[Any, _Steps], Array]] = {
+    ast.Constant: _constant_column,
+    ast.Name: _name_column,
+    ast.BinOp: _binary_column,
+    ast.UnaryOp: _unary_column,
+    ast.BoolOp: _boolean_column,
+    ast.Compare: _comparison_column,
+    ast.IfExp: _conditional_column,
+    ast.Call: _call_column,
+}

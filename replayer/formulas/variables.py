@@ -1,0 +1,59 @@
+"""The variables that a formula may use: what each means, and where its value comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from replayer.config import SchedulerConfig
+
+
+@dataclass(slots=True)
+class Variables:
+    """What a formula sees of one scheduling call, at its start. Integers; one object is reused from call to
+    call.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    num_speculative_tokens: int
+    num_draft_tokens: int
+    speculation: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    num_running_decodes: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+
+    @classmethod
+    def of(cls, config: SchedulerConfig) -> Variables:
+        """The variables of a scheduler that runs nothing yet."""
+        return cls(
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_seqs=config.max_num_seqs,
+            num_speculative_tokens=config.num_speculative_tokens,
+            num_draft_tokens=config.num_draft_tokens,
+            speculation=int(config.speculation),
+            block_size=config.block_size,
+            num_blocks=config.num_blocks,
+            max_model_len=config.max_model_len,
+        )
+
+
+VARIABLES: dict[str, str] = {
+    "max_num_batched_tokens": "the scheduler's limit, tokens a step",
+    "max_num_seqs": "most sequences that run at once",
+    "num_speculative_tokens": "drafts as configured: FastDeploy's config holds 1 also without a method",
+    "num_draft_tokens": "drafts that a decode's forward really runs: 0 without a speculative method",
+    "speculation": "1 where a speculative method is set, else 0",
+    "block_size": "tokens a KV block",
+    "num_blocks": "KV blocks of the device",
+    "max_model_len": "most tokens of a sequence",
+    "num_running_decodes": "running requests past their prefill, when the call begins",
+    "num_running": "running requests, when the call begins",
+    "num_waiting": "waiting requests, when the call begins",
+}
+"""Name -> meaning, in the order in which `fdtrace formulas` lists them."""
+
+VARYING = ("num_running_decodes", "num_running", "num_waiting")
+"""The variables that change from call to call; the others are the deployment's."""

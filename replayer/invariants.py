@@ -1,0 +1,50 @@
+"""What holds of the scheduler model between events."""
+
+from __future__ import annotations
+
+from replayer.request import Request, Status
+from replayer.state import State
+
+_RUNNING = (Status.PREFILL, Status.DECODE)
+
+
+def check(state: State) -> None:
+    """AssertionError where blocks are lost or owned twice, queues overlap, or tokens are not conserved."""
+    _check_queues(state)
+    state.pool.check(list(state.requests.values()))
+    for request in state.requests.values():
+        _check_request(state, request)
+
+
+def _check_queues(state: State) -> None:
+    waiting = [request.id for request in state.waiting]
+    running = [request.id for request in state.running]
+    places = [*waiting, *running, *state.preempted, *state.aborting]
+    assert len(places) == len(set(places)), "a request is in two places"
+    assert set(places) == set(state.requests), "a request is lost"
+    orders = [request.order for request in state.running]
+    assert orders == sorted(set(orders)), "the running queue is out of order"
+    assert all(request.status in _RUNNING for request in state.running)
+    assert all(request.status in (Status.WAITING, Status.REQUEUED) for request in state.waiting)
+    assert state.num_requeued == sum(request.status is Status.REQUEUED for request in state.waiting)
+    assert state.num_held_slots() <= state.config.max_num_seqs, "more sequences than slots"
+    assert set(state.decoding) <= set(running)
+    assert set(state.due) <= set(running)
+    prefilling = {request.id for request in state.running if request.computed < request.need_prefill}
+    assert set(state.prefilling) == prefilling
+
+
+def _check_request(state: State, request: Request) -> None:
+    assert 0 <= request.computed <= request.need_prefill, (request.id, request.computed, request.need_prefill)
+    assert request.num_blocks >= 0
+    if request.status in _RUNNING:
+        assert request.computed <= request.num_blocks * state.config.block_size, "tokens without blocks"
+        decodes = request.computed >= request.need_prefill
+        short = state.free_slots(request) <= state.wake_slots
+        started = request.plan is None or request.start >= 0
+        if decodes and started:
+            assert short == (request.id in state.due), (request.id, "its blocks run out unseen")
+    elif request.leaf is None:
+        assert request.num_blocks == 0, (request.id, "holds blocks while it does not run")
+    if request.plan is not None:
+        assert request.output_at(state.num_forwards) <= request.plan.output

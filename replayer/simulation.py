@@ -1,0 +1,127 @@
+"""A workload run through the scheduler model: the lab's forward in lockstep with its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from replayer.config import ORIGINAL, Policy
+from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
+from replayer.formulas.base import Formula
+from replayer.history import StepRow
+from replayer.scheduler import Scheduler
+from replayer.workload import Workload
+
+
+@dataclass(slots=True)
+class Step:
+    """One call and its forward."""
+
+    number: int
+    decision: Decision
+    forward: Forward
+    rows: list[StepRow] | None
+    """The requests that ran: chunks in order of scheduling, then decodes in the worker's order."""
+
+
+class Simulation:
+    """Steps of a workload under a formula and a policy; iterate over it, once.
+
+    A step: requests whose arrival has come are added, aborts that are due handed over, the scheduler called,
+    a forward run, finished requests freed, preempted ones put back, aborted ones forgotten.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        formula: Formula,
+        policy: Policy = ORIGINAL,
+        *,
+        explain: bool = False,
+        with_rows: bool = True,
+    ) -> None:
+        self.workload, self.with_rows = workload, with_rows
+        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.step = 0
+        self._next = 0
+        self._aborts: dict[int, list[str]] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every request has arrived and gone."""
+        return self._next == len(self.workload.requests) and self.scheduler.idle
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.step < self.workload.max_steps:
+            self._arrive()
+            if self.done:
+                return
+            yield self.run_step()
+
+    def _arrive(self) -> None:
+        requests = self.workload.requests
+        while self._next < len(requests) and requests[self._next].arrival <= self.step:
+            request = requests[self._next]
+            self.scheduler.apply(request.resumed or request.arrived())
+            if request.abort_after is not None:
+                self._aborts.setdefault(self.step + request.abort_after, []).append(request.request_id)
+            self._next += 1
+
+    def run_step(self) -> Step:
+        """Run one step."""
+        scheduler = self.scheduler
+        for request_id in self._aborts.pop(self.step, ()):
+            if request_id in scheduler:
+                scheduler.apply(Aborted(request_id))
+        decision = scheduler.apply(Schedule())
+        rows = self._rows(decision) if self.with_rows else None
+        forward = scheduler.apply(Forwarded())
+        for request_id in decision.preempted:
+            scheduler.apply(Rescheduled(request_id))
+        for request_id in decision.aborted:
+            scheduler.apply(Recycled(request_id))
+        step = Step(self.step, decision, forward, rows)
+        self.step += 1
+        return step
+
+    def _rows(self, decision: Decision) -> list[StepRow]:
+        scheduler = self.scheduler
+        num_drafts = scheduler.config.num_draft_tokens
+        rows = [
+            StepRow(name, "prefill", end - start, start, num_blocks=scheduler.num_blocks_of(name))
+            for name, start, end in decision.chunks
+        ]
+        for name in scheduler.decodes():
+            rows.append(
+                StepRow(
+                    name,
+                    "decode",
+                    1 + num_drafts,
+                    scheduler.num_total_tokens_of(name),
+                    num_drafts,
+                    scheduler.num_next_accepted_of(name),
+                    scheduler.num_blocks_of(name),
+                )
+            )
+        return rows
+
+
+def golden_line(step: Step) -> dict[str, Any]:
+    """A step in the lab's golden format; the simulation must have been run with rows."""
+    decision, forward = step.decision, step.forward
+    assert step.rows is not None
+    return {
+        "step": step.number,
+        "tokens": forward.num_tokens,
+        "rows": [[row.request_id, row.kind, row.num_tokens, row.num_computed_tokens] for row in step.rows],
+        "preempted": decision.preempted,
+        "extended": decision.extended,
+        "stalled": forward.stalled,
+        "aborted": decision.aborted,
+        "finished": forward.finished,
+        "errors": [list(error) for error in decision.errors],
+        "running": decision.num_running,
+        "waiting": decision.num_waiting,
+        "free_blocks": decision.num_free_blocks,
+    }

@@ -1,0 +1,140 @@
+"""What is to be scheduled: requests with their arrivals and acceptances, from a case or from a recording."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recorder.errors import UsageError
+from replayer.config import SchedulerConfig
+from replayer.events import Arrived, Resumed
+
+BlockKey = Callable[[int], Hashable]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRequest:
+    """One request of a workload; sizes in tokens.
+
+    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there. `accepts`
+    are the drafts accepted in its 1st, 2nd, … decode forward. `block_key(i)` stands for the content of the
+    i-th block of its tokens (with prefix caching), equal for equal content.
+    """
+
+    request_id: str
+    arrival: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    accepts: Sequence[int] = ()
+    max_tokens: int | None = None
+    abort_after: int | None = None
+    group: int | None = None
+    block_key: BlockKey | None = None
+    resumed: Resumed | None = None
+    """Its state, where it was running before the first step."""
+
+    def arrived(self) -> Arrived:
+        """The event of its arrival."""
+        return Arrived(
+            self.request_id,
+            self.num_prompt_tokens,
+            self.num_output_tokens if self.max_tokens is None else self.max_tokens,
+            accepts=self.accepts,
+            num_output_tokens=self.num_output_tokens,
+            block_key=self.block_key,
+        )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in order of arrival, and the scheduler that they meet."""
+
+    config: SchedulerConfig
+    requests: tuple[WorkRequest, ...]
+    max_steps: int = 20000
+    shared_tokens: int = 0
+    case: Mapping[str, Any] | None = None
+    """The case that it was read from."""
+
+
+def workload_from_case(case: Mapping[str, Any]) -> Workload:
+    """A case in the format that `fdtrace simulate` reads; UsageError where it is none."""
+    if not isinstance(case, Mapping):
+        raise UsageError("a workload is a JSON object", why=f"this one is a {type(case).__name__}")
+    drafts = _integer(case, "num_speculative_tokens", 0)
+    config = SchedulerConfig(
+        max_num_batched_tokens=_integer(case, "max_num_batched_tokens"),
+        max_num_seqs=_integer(case, "max_num_seqs"),
+        num_blocks=_integer(case, "num_blocks"),
+        block_size=_integer(case, "block_size", 64),
+        max_model_len=_integer(case, "max_model_len", 32768),
+        num_speculative_tokens=drafts or 1,
+        spec_method=str(case.get("spec_method", "mtp")) if drafts else None,
+        prefix_caching=bool(case.get("prefix_caching", False)),
+    ).with_env(case.get("env", {}))
+    requests = case.get("requests")
+    if not isinstance(requests, Sequence) or isinstance(requests, str):
+        raise UsageError(
+            "this workload has no `requests`", hint="a list of objects with id, arrival, prompt, output"
+        )
+    shared = _integer(case, "shared_tokens", 0)
+    read = tuple(_request(i, request, config, shared) for i, request in enumerate(requests))
+    ids = {request.request_id for request in read}
+    if len(ids) < len(read):
+        raise UsageError("two requests of this workload have the same `id`")
+    return Workload(config, read, _integer(case, "max_steps", 20000), shared, case)
+
+
+def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> WorkRequest:
+    if not isinstance(spec, Mapping):
+        raise UsageError(f"request {i} of this workload is no object")
+    where = f"request {i} of this workload"
+    accepts = spec.get("accepts", ())
+    if not isinstance(accepts, Sequence) or not all(isinstance(n, int) and n >= 0 for n in accepts):
+        raise UsageError(f"{where}: `accepts` must be a list of whole numbers, 0 or more")
+    if any(n > config.num_draft_tokens for n in accepts):
+        raise UsageError(f"{where}: it accepts more than the {config.num_draft_tokens} drafts of a forward")
+    group = spec.get("group")
+    request = WorkRequest(
+        request_id=str(spec.get("id", f"r{i}")),
+        arrival=_integer(spec, "arrival", 0, where),
+        num_prompt_tokens=_integer(spec, "prompt", None, where),
+        num_output_tokens=_integer(spec, "output", None, where),
+        accepts=tuple(accepts),
+        max_tokens=_integer(spec, "max_tokens", 0, where) or None,
+        abort_after=_integer(spec, "abort_after", 0, where) if "abort_after" in spec else None,
+        group=group,
+    )
+    if request.num_prompt_tokens < 1 or request.num_output_tokens < 1:
+        raise UsageError(f"{where}: `prompt` and `output` must be at least 1")
+    if config.prefix_caching:
+        shared = min(request.num_prompt_tokens, shared_tokens) if group is not None else 0
+        request = replace(request, block_key=_case_key(request, shared, config.block_size))
+    return request
+
+
+def _case_key(request: WorkRequest, shared: int, size: int) -> BlockKey:
+    """The lab's tokens: one value over what a group shares, one of the request's own, one for all output."""
+    prompt = request.num_prompt_tokens
+    own = 2000 + zlib.crc32(request.request_id.encode()) % 50000
+    runs = ((0, shared, 1000 + (request.group or 0)), (shared, prompt, own), (prompt, 1 << 62, 9))
+
+    def key(i: int) -> Hashable:
+        first, end = i * size, (i + 1) * size
+        parts = ((value, min(stop, end) - max(start, first)) for start, stop, value in runs)
+        return tuple(part for part in parts if part[1] > 0)
+
+    return key
+
+
+def _integer(
+    spec: Mapping[str, Any], name: str, default: int | None = None, where: str = "this workload"
+) -> int:
+    value = spec.get(name, default)
+    if value is None:
+        raise UsageError(f"{where} lacks `{name}`")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"{where}: `{name}` must be a whole number, not {value!r:.40}")
+    return value
