@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+TILE = 32
+"""Most queries of one row that attend at once."""
+GROUP_KEYS = 1024
+"""Most keys that a group gathers. With `TILE` it bounds what attention holds at once, so that a forward's
+memory follows its tokens, as it does with the fused kernels of a large engine."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Batch:
 
     @classmethod
     def pack(cls, rows: Sequence[Row], block_size: int) -> Batch:
-        """Lay `rows` end to end. Neighbours of equal length (decodes) form one group, others one each.
+        """Lay `rows` end to end.
 
         Raises `IndexError` where a block table does not reach a row's last token.
         """
@@ -67,7 +73,7 @@ class Batch:
             np.concatenate([row.tokens for row in rows]).astype(np.int64),
             np.concatenate(positions),
             np.concatenate(where),
-            tuple(_groups(rows, positions, firsts, block_size)),
+            tuple(_groups(rows, positions, block_size)),
             np.concatenate(logits).astype(np.int64),
         )
 
@@ -78,27 +84,40 @@ def _places(row: Row, positions: Ints, block_size: int) -> Ints:
     return places
 
 
-def _groups(rows: Sequence[Row], positions: Sequence[Ints], firsts: Ints, block_size: int) -> list[Group]:
+def _groups(rows: Sequence[Row], positions: Sequence[Ints], block_size: int) -> list[Group]:
+    """Cut the rows into tiles of `TILE` queries, and join neighbours of equal length up to `GROUP_KEYS`
+    keys."""
     groups: list[Group] = []
-    begin = 0
-    for end in range(1, len(rows) + 1):
-        if end < len(rows) and len(rows[end].tokens) == len(rows[begin].tokens):
-            continue
-        members = rows[begin:end]
-        tables = _pad([_reached(row, block_size) for row in members])
-        queries = np.stack(positions[begin:end])
-        groups.append(Group(int(firsts[begin]), len(members), len(rows[begin].tokens), tables, queries))
-        begin = end
-    return groups
+    members: list[_Tile] = []
+    first = 0
+    for tile in _tiles(rows, positions, block_size):
+        blocks = max(len(member.blocks) for member in [*members, tile])
+        fits = blocks * block_size * (len(members) + 1) <= GROUP_KEYS
+        if members and not (fits and len(members[0].positions) == len(tile.positions)):
+            groups.append(_group(first, members))
+            first, members = groups[-1].end, []
+        members.append(tile)
+    return [*groups, _group(first, members)]
 
 
-def _reached(row: Row, block_size: int) -> Sequence[int]:
-    """The blocks that the row's tokens can see; more may be reserved for it."""
-    return row.block_table[: (row.start + len(row.tokens) - 1) // block_size + 1]
+@dataclass(frozen=True)
+class _Tile:
+    """Some queries of a row, and the blocks that they can see; more may be reserved for it."""
+
+    positions: Ints
+    blocks: Sequence[int]
 
 
-def _pad(tables: Sequence[Sequence[int]]) -> Ints:
-    padded = np.zeros((len(tables), max(len(table) for table in tables)), dtype=np.int64)
-    for i, table in enumerate(tables):
-        padded[i, : len(table)] = table
-    return padded
+def _tiles(rows: Sequence[Row], positions: Sequence[Ints], block_size: int) -> Iterator[_Tile]:
+    for row, all_queries in zip(rows, positions, strict=True):
+        for start in range(0, len(all_queries), TILE):
+            queries = all_queries[start : start + TILE]
+            yield _Tile(queries, row.block_table[: int(queries[-1]) // block_size + 1])
+
+
+def _group(first: int, tiles: Sequence[_Tile]) -> Group:
+    tables = np.zeros((len(tiles), max(len(tile.blocks) for tile in tiles)), dtype=np.int64)
+    for i, tile in enumerate(tiles):
+        tables[i, : len(tile.blocks)] = tile.blocks
+    queries = np.stack([tile.positions for tile in tiles])
+    return Group(first, len(tiles), queries.shape[1], tables, queries)

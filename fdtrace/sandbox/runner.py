@@ -66,8 +66,9 @@ class ModelRunner:
         decodes = [
             request for request in self.slots if request and request.prefilled and request.slot not in chunks
         ]
-        self.stalled = [request.slot for request in decodes if not self._reaches(request)]
-        work = [self._decode(request) for request in decodes if self._reaches(request)]
+        drafts, size = self.config.num_drafts, self.config.block_size
+        self.stalled = [request.slot for request in decodes if not request.can_decode(drafts, size)]
+        work = [self._decode(request) for request in decodes if request.slot not in self.stalled]
         work += [_prefill(request, start, end) for request, start, end in scheduled.prefills]
         self.seq_lens_this_time.fill(0)
         self.accept_num.fill(0)
@@ -93,11 +94,6 @@ class ModelRunner:
         self.slots = [None if request in gone else request for request in self.slots]
         for request, _, _ in scheduled.prefills:
             self.slots[request.slot] = request
-
-    def _reaches(self, request: Request) -> bool:
-        """Whether the block table holds the sampled token and all drafts."""
-        last = request.num_total_tokens - 1 + self.config.num_drafts
-        return last < len(request.block_table) * self.config.block_size
 
     def _decode(self, request: Request) -> tuple[Request, Row]:
         tokens = request.tokens

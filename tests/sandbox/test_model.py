@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.sandbox.batch import Batch, Row
+from fdtrace.sandbox.batch import GROUP_KEYS, Batch, Row
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
@@ -100,8 +100,16 @@ def test_speculation_equals_greedy(
 
 
 def test_groups_of_equal_length(config: EngineConfig) -> None:
-    rows = [Row(np.zeros(n, dtype=np.int32), 0, range(8), num_logits=1) for n in (5, 5, 5, 20, 1)]
+    rows = [Row(np.zeros(n, dtype=np.int32), 0, range(40), num_logits=1) for n in (5, 5, 5, 70, 1)]
     batch = Batch.pack(rows, config.block_size)
-    assert [(g.first, g.batch, g.length) for g in batch.groups] == [(0, 3, 5), (15, 1, 20), (35, 1, 1)]
-    assert batch.logits.tolist() == [4, 9, 14, 34, 35]
-    assert batch.groups[1].block_tables.tolist() == [[0, 1, 2]]
+    shapes = [(group.first, group.batch, group.length) for group in batch.groups]
+    assert shapes == [(0, 3, 5), (15, 2, 32), (79, 1, 6), (85, 1, 1)]
+    assert batch.logits.tolist() == [4, 9, 14, 84, 85]
+    assert batch.groups[1].block_tables.tolist() == [[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7]]
+    assert batch.groups[2].positions.tolist() == [list(range(64, 70))]
+
+
+def test_groups_are_bounded(config: EngineConfig) -> None:
+    table = range(GROUP_KEYS // 2 // config.block_size)
+    rows = [Row(np.zeros(2, dtype=np.int32), GROUP_KEYS // 2 - 2, table, num_logits=1) for _ in range(5)]
+    assert [group.batch for group in Batch.pack(rows, config.block_size).groups] == [2, 2, 1]
