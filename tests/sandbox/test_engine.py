@@ -13,7 +13,10 @@ from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.engine import Engine
 from fdtrace.sandbox.load import Load, LoadShape
 from fdtrace.sandbox.request import NO_SLOT
+from fdtrace.sandbox.scheduler import model_of
 from recorder.errors import UsageError
+from replayer.simulation import Simulation
+from replayer.workload import Workload, WorkRequest
 
 Greedy = Callable[[Any, int], list[int]]
 
@@ -200,3 +203,38 @@ def test_aborted_requests_leave(paddle: Any) -> None:
 def test_request_that_cannot_fit_is_refused(paddle: Any) -> None:
     with pytest.raises(UsageError, match="max_model_len"):
         Load(LoadShape(prompt=(1, 140), output=(1, 30)), EngineConfig(**SIZES))
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_blocks": 24}, {"policy": "release_2_6", "num_blocks": 24}])
+def test_a_replay_that_knows_the_acceptances_reproduces_it(paddle: Any, changes: dict[str, Any]) -> None:
+    """Arrivals by step and acceptances by decode forward are all that a replay needs."""
+    engine = engine_of(paddle, LoadShape(12, (10, 60), (5, 60), 0.5, backlog=1), **changes)
+    arrived: dict[str, int] = {}
+    accepts: dict[str, list[int]] = {}
+    ran = []
+    while engine.scheduler.has_work or not engine.load.exhausted:
+        assert engine.run_once()[1]
+        rows = engine.runner.ran
+        for request in engine.requests:
+            arrived.setdefault(request.request_id, engine.runner.step)
+        for row in rows:
+            if row.kind == "decode":
+                accepts.setdefault(row.request.request_id, []).append(row.num_accepted_tokens)
+        ran.append(sorted((r.request.request_id, r.kind, r.num_tokens, r.num_computed_tokens) for r in rows))
+    requests = [
+        WorkRequest(
+            request.request_id,
+            arrived[request.request_id],
+            request.num_prompt_tokens,
+            request.num_output_tokens,
+            accepts.get(request.request_id, ()),
+        )
+        for request in engine.requests
+    ]
+    model = model_of(engine.config)
+    replay = Simulation(Workload(model.config, tuple(requests)), model.formula, model.policy)
+    assert ran == [
+        sorted((r.request_id, r.kind, r.num_tokens, r.num_computed_tokens) for r in step.rows or ())
+        for step in replay
+    ]
+    assert (engine.counts.preemptions > 0) == ("num_blocks" in changes)
