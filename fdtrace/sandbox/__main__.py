@@ -1,0 +1,24 @@
+"""`python -m fdtrace.sandbox`: the sandbox engine alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fdtrace.sandbox import command
+from recorder.errors import FdtraceError
+
+
+def main() -> int:
+    """Parse the command line, run, and report an error the way that `fdtrace` does."""
+    parser = argparse.ArgumentParser(prog="python -m fdtrace.sandbox", description=__doc__)
+    command.add_arguments(parser)
+    try:
+        return command.run(parser.parse_args())
+    except FdtraceError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The engine's loop: arrivals, scheduling, forward, update; one step after the other in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.counts import Counts
+from fdtrace.sandbox.load import Load
+from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox.runner import ModelRunner, RanRow
+from fdtrace.sandbox.scheduler import SandboxScheduler
+
+IDLE_CALLS = 2000
+"""Scheduling calls in a row without a token, with work pending, after which nothing will move again: more
+than the 640 calls that FastDeploy's block reservation takes to decay."""
+NAP_S = 0.02
+"""Longest sleep without a look at `stop`."""
+
+
+class Engine:
+    """A scheduler, a worker and a load. `run()` until the load ends, the steps are done, or it is told to
+    stop."""
+
+    def __init__(self, config: EngineConfig, load: Load, paddle: Any, *, step_s: float = 0.0) -> None:
+        self.config = config
+        self.load = load
+        self.scheduler = SandboxScheduler(config)
+        self.runner = ModelRunner(config, paddle)
+        self.counts = Counts(limit=config.max_num_batched_tokens)
+        self.requests: list[Request] = []
+        """All that arrived, in order."""
+        self._step_s = step_s
+        self._tick = 0
+        self._idle_calls = 0
+
+    def run(self, *, max_steps: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
+        """Run whole steps until the end; the counts hold the hang that ended it, if one did."""
+        while not stop() and (max_steps is None or self.counts.steps < max_steps):
+            if not self.scheduler.has_work and self._wait_for_arrival():
+                break
+            begun = time.monotonic()
+            scheduled, ran = self.run_once()
+            if ran:
+                _sleep_until(begun + self._step_s, stop)
+            elif self._idle_calls >= IDLE_CALLS:
+                self.counts.hang = self._hang(scheduled)
+                break
+        return self.counts
+
+    def run_once(self) -> tuple[Scheduled, bool]:
+        """One scheduling call and its forward; True where it ran tokens, so that it is a step."""
+        self._arrive()
+        scheduled = self.scheduler.schedule()
+        self.counts.scheduled(scheduled)
+        ran = self.runner.execute_model(scheduled)
+        if ran:
+            self.counts.stepped(scheduled, self.runner)
+            self._tick += 1
+            self._idle_calls = 0
+        elif self.scheduler.has_work:
+            self._idle_calls += 1
+        self._update(scheduled)
+        return scheduled, ran
+
+    def _wait_for_arrival(self) -> bool:
+        """With nothing to do, go to the step of the next arrival; True where none will come."""
+        if self.load.next_arrival is not None:
+            self._tick = max(self._tick, self.load.next_arrival)
+        return self.load.exhausted
+
+    def _arrive(self) -> None:
+        for request in self.load.arrivals(self._tick, len(self.scheduler.waiting)):
+            self.requests.append(request)
+            self.counts.arrived += 1
+            self.scheduler.add_request(request)
+        for request in self.load.aborts(self._tick):
+            if request.num_remaining_tokens:
+                self.scheduler.abort_request(request)
+
+    def _update(self, scheduled: Scheduled) -> None:
+        """What a forward changes: tokens, finishes; and the worker has let go of preempted and aborted
+        requests."""
+        for ran in self.runner.ran:
+            _advance(ran)
+        self.scheduler.take_tokens(
+            {ran.request.request_id: len(ran.emitted) for ran in self.runner.ran if ran.emitted}
+        )
+        for ran in self.runner.ran:
+            if not ran.request.num_remaining_tokens:
+                self.scheduler.finish_request(ran.request, "length")
+                self.counts.finished += 1
+        for request, *_ in scheduled.preempted:
+            self.scheduler.reschedule_request(request)
+        for request in scheduled.aborted:
+            self.scheduler.recycle_request(request)
+            self.counts.aborted += 1
+
+    def _hang(self, scheduled: Scheduled) -> dict[str, Any]:
+        return {
+            "step": self.counts.steps,
+            "token_budget": scheduled.token_budget,
+            "num_running": scheduled.num_running,
+            "num_stalled": len(self.runner.stalled),
+            "num_waiting": scheduled.num_waiting,
+            "num_free_blocks": scheduled.num_free_blocks,
+            "not_admitted": scheduled.not_admitted,
+        }
+
+
+def _advance(ran: RanRow) -> None:
+    """A prefill's chunk is in the cache; a token that was sampled counts as computed (`Request`)."""
+    request = ran.request
+    if ran.kind == "prefill":
+        request.num_computed_tokens = ran.num_computed_tokens + ran.num_tokens
+    request.append(ran.emitted)
+    if ran.emitted:
+        request.num_computed_tokens = request.num_total_tokens
+
+
+def _sleep_until(moment: float, stop: Callable[[], bool]) -> None:
+    while not stop() and (left := moment - time.monotonic()) > 0:
+        time.sleep(min(left, NAP_S))

@@ -1,0 +1,132 @@
+"""`python -m fdtrace.sandbox` as a process: what it prints, what it logs, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("paddle", reason="the sandbox engine needs Paddle: pip install 'fdtrace[sandbox]'")
+
+ROOT = Path(__file__).parents[2]
+SUMS = {
+    "tokens": "num_tokens",
+    "prefill_tokens": "num_prefill_tokens",
+    "decode_tokens": "num_decode_tokens",
+    "draft_tokens": "num_draft_tokens",
+    "accepted_tokens": "num_accepted_tokens",
+    "exceeded_steps": "exceeded",
+    "preemptions": "num_preempted",
+    "stalls": "num_stalled",
+}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fdtrace.sandbox", "--device", "cpu", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=120, env=environment(), check=False
+    )
+
+
+def steps_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_counts_equal_the_sums_of_the_step_log(tmp_path: Path) -> None:
+    log = tmp_path / "steps.jsonl"
+    result = run("--steps", "60", "--backlog", "4", "--log-steps", str(log))
+    assert result.returncode == 0, result.stderr
+    ready, last = result.stdout.splitlines()  # and nothing else
+    assert ready.split()[0] == "ready"
+    assert int(ready.split()[1]) > 0
+    counts, steps = json.loads(last), steps_of(log)
+    assert counts["steps"] == len(steps) == 60
+    assert [step["step"] for step in steps] == list(range(60))
+    assert {name: sum(step[column] for step in steps) for name, column in SUMS.items()} == {
+        name: counts[name] for name in SUMS
+    }
+    assert counts["peak_tokens"] == max(step["num_tokens"] for step in steps)
+    assert counts["exceeded_steps"] == sum(step["num_tokens"] > 256 for step in steps) > 0
+    assert 0 < counts["accepted_tokens"] < counts["draft_tokens"]
+    assert counts["hang"] is None
+    for step in steps:
+        assert step["num_tokens"] == sum(row[2] for row in step["rows"])
+        assert step["num_draft_tokens"] == 4 * sum(row[1] == "decode" for row in step["rows"])
+        assert step["num_tokens"] == step["num_prefill_tokens"] + step["num_decode_tokens"]
+
+
+def test_equal_seeds_give_equal_steps(tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("a", "b", "c")]
+    for log, seed in zip(logs, "778", strict=True):
+        assert run("--steps", "30", "--seed", seed, "--log-steps", str(log)).returncode == 0
+    first, second, other = (log.read_text() for log in logs)
+    assert first == second != other
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_its_counts(tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "steps.jsonl"
+    with subprocess.Popen(
+        command("--log-steps", str(log), "--step-s", "0.01"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready {process.pid}\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["steps"] == len(steps_of(log))
+
+
+def test_it_ends_with_its_load(tmp_path: Path) -> None:
+    result = run("--requests", "3", "--prompt", "20", "--output", "5:9")
+    counts = json.loads(result.stdout.splitlines()[-1])
+    assert counts["arrived"] == counts["finished"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--num-blocks", "4"], "max_model_len"),
+        (["--max-num-seqs", "0"], "max_num_seqs is 0"),
+        (["--formula", "no_such_formula"], "no_such_formula"),
+        (["--policy", "no_such_policy"], "no_such_policy"),
+        (["--prompt", "9:3"], "no range"),
+        (["--arrival-gap", "0"], "no request would ever arrive"),
+        (["--env", "PATH=x"], "FD_NAME=VALUE"),
+        (["--log-steps", "/no/such/folder/steps"], "cannot write"),
+    ],
+)
+def test_wrong_use(arguments: list[str], says: str) -> None:
+    result = run(*arguments, "--steps", "1")
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_paddle(tmp_path: Path) -> None:
+    (tmp_path / "paddle.py").write_text("raise ImportError('no paddle here')\n")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    result = subprocess.run(
+        command("--steps", "1"), capture_output=True, text=True, timeout=60, env=env, check=False
+    )
+    assert result.returncode == 3
+    assert "pip install 'fdtrace[sandbox]'" in result.stderr
+    assert "Traceback" not in result.stderr
