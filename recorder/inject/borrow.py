@@ -110,7 +110,7 @@ class Borrowed:
             if stop is None:
                 break
             number, event = stop
-            if event == ptrace.EVENT_STOP or number in _FAULTS:
+            if event == ptrace.EVENT_STOP or (self._saved is not None and number in _FAULTS):
                 return
             self._tracee.resume(deliver=number)  # a signal of the program's own, just being delivered
         raise errors.Stuck(self.target.pid, f"thread {self.tid}")
