@@ -1,7 +1,8 @@
 """The programs that tests attach to: `program.py MODE COUNTERS [ARGUMENT]`, on any CPython from 3.9 on.
 
-COUNTERS is a file of 16 little-endian u64, which the program maps and counts in: number 0 is set to 1 when it is
-ready, number 15 counts what a program must never see (EINTR, an early return); the text of it goes to stderr.
+COUNTERS is a file of 16 little-endian u64, which the program maps and counts in: number 0 is set to 1 when it
+is ready, number 15 counts what a program must never see (EINTR, an early return); the text of it goes to
+stderr.
 """
 
 import ctypes
@@ -102,7 +103,9 @@ def make_waits():
 
 
 def wait(name):
-    """A thread waits again and again, by the raw call `name`, until its time runs out. Counts in 1; its id in 2."""
+    """A thread waits again and again, by the raw call `name`, until its time runs out. Counts in 1; its id in
+    2.
+    """
     waits, remove, _keep = make_waits()
     function, expected = waits[name]
 
@@ -124,7 +127,9 @@ def wait(name):
 
 
 def interruptible():
-    """A thread in an endless raw epoll_wait, which a handler of ours for SIGUSR1 ends with EINTR, counted in 1."""
+    """A thread in an endless raw epoll_wait, which a handler of ours for SIGUSR1 ends with EINTR, counted in
+    1.
+    """
     signal.signal(signal.SIGUSR1, lambda *_: None)
     epoll = select.epoll()
     room = ctypes.create_string_buffer(4096)
@@ -256,7 +261,9 @@ def tortured():
 
 
 def booby_trapped():
-    """A breakpoint instruction, as a killed debugger leaves, on the function that starts threads. Counts in 1."""
+    """A breakpoint instruction, as a killed debugger leaves, on the function that starts threads. Counts in
+    1.
+    """
     function = ctypes.cast(ctypes.pythonapi.PyThread_start_new_thread, ctypes.c_void_p).value
     page = function & ~4095
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
