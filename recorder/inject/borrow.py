@@ -1,0 +1,214 @@
+"""Borrow one thread of a process for a fraction of a millisecond, to start ours from it, and put it back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from recorder.inject import errors, parked, ptrace, stub
+from recorder.inject.memory import Memory
+from recorder.inject.ptrace import Registers, Tracee
+from recorder.inject.target import Target
+
+_PATIENCE_S = 1.0
+_SYS_MMAP, _PROT_READ_EXEC, _MAP_PRIVATE_ANONYMOUS = 9, 5, 0x22
+_NO_CALL = (1 << 64) - 1
+_TRAP_AND_DIRECTION_FLAGS = 0x500
+_FAULTS = (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
+_LIBRARY_SIGNALS = (32, 33, 34)
+"""The C library's own. The new thread inherits the mask: with SIGSETXID (33) blocked, a setuid in the program
+would wait for it for ever."""
+_BLOCKED = (1 << 64) - 1 & ~sum(1 << (number - 1) for number in (*_FAULTS, *_LIBRARY_SIGNALS))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a thread was before we changed it."""
+
+    registers: Registers
+    extended_state: bytes
+    signal_mask: int
+
+
+class Borrowed:
+    """A thread of the target that stands still, from entering this context to leaving it.
+
+    ProcessLookupError anywhere: that thread has ended.
+    """
+
+    def __init__(self, target: Target, tid: int) -> None:
+        self.target, self.tid = target, tid
+        self.held_s = 0.0
+        self._saved: Saved | None = None
+        self._page = range(0)
+        self._mark = secrets.randbits(64)
+        self._marked = False
+        self._let_go = False
+
+    def __enter__(self) -> Borrowed:
+        self._memory = Memory(self.target.pid, writable=True)
+        try:
+            self._tracee = Tracee(self.tid)
+        except BaseException:
+            self._memory.close()
+            raise
+        self._since = time.perf_counter()
+        try:
+            self._stop()
+            self.registers = self._tracee.registers()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._release()
+
+    def start(self, text: bytes, *, pending: bool) -> None:
+        """Have the thread start one that runs `text`, or queue it for the main thread's next safe point."""
+        state = self._tracee.extended_state()
+        mask = self._tracee.signal_mask()
+        self._saved = Saved(self.registers, state, mask)
+        self._tracee.set_signal_mask(mask | _BLOCKED)
+        page = self._map(stub.stub_size(state, text))
+        code = stub.build_stub(
+            page.start,
+            self.target.python.functions,
+            self.registers,
+            state,
+            mask,
+            text=text,
+            pending=pending,
+            mark=self._mark,
+        )
+        self._memory.write(page.start, code)
+        registers = self._aside(page.start)
+        registers.rsp = stack = stub.stack_pointer(self.registers)
+        registers.eflags &= ~_TRAP_AND_DIRECTION_FLAGS
+        self._tracee.set_registers(registers)
+        self._page = page
+        self._tracee.resume()
+        self._wait_for_mark(stack, pending=pending)
+        self._check_result(self._memory.read_u64(stack + stub.RESULT_AT), pending=pending)
+
+    def _aside(self, address: int) -> Registers:
+        """The saved registers, to run at `address` with no system call to restart."""
+        registers = self.registers.copy()
+        registers.rip, registers.orig_rax = address, _NO_CALL
+        return registers
+
+    def _stop(self) -> None:
+        self._tracee.interrupt()
+        deadline = time.monotonic() + _PATIENCE_S
+        while (left := deadline - time.monotonic()) > 0:
+            stop = self._tracee.wait_stop(left)
+            if stop is None:
+                break
+            number, event = stop
+            if event == ptrace.EVENT_STOP or (self._saved is not None and number in _FAULTS):
+                return
+            self._tracee.resume(deliver=number)  # a signal of the program's own, just being delivered
+        raise errors.Stuck(self.target.pid, f"thread {self.tid}")
+
+    def _map(self, size: int) -> range:
+        """Have the thread map `size` bytes, readable and executable."""
+        call = self._aside(self.target.syscall_at)
+        call.rax, call.rdi, call.rsi, call.rdx = _SYS_MMAP, 0, size, _PROT_READ_EXEC
+        call.r10, call.r8, call.r9 = _MAP_PRIVATE_ANONYMOUS, _NO_CALL, 0
+        self._tracee.set_registers(call)
+        self._step_to_call()
+        self._step_to_call()
+        address = self._tracee.registers().rax
+        if address >= (1 << 64) - 4096:
+            reason = os.strerror((1 << 64) - address)
+            raise errors.Seccomp(self.target.pid, f"it may not map an executable page ({reason})")
+        return range(address, address + size)
+
+    def _step_to_call(self) -> None:
+        """Let it run to the next entry to, or exit from, a system call."""
+        deliver = 0
+        while True:
+            self._tracee.resume(ptrace.PTRACE_SYSCALL, deliver)
+            stop = self._tracee.wait_stop(_PATIENCE_S)
+            if stop is None:
+                raise errors.Stuck(self.target.pid, f"thread {self.tid}")
+            number, event = stop
+            if number == ptrace.SYSCALL_STOP:
+                return
+            if number == signal.SIGSYS:
+                raise errors.Seccomp(self.target.pid, "its own filter forbids to map an executable page")
+            deliver = self._to_deliver(number, event)
+
+    def _to_deliver(self, number: int, event: int) -> int:
+        """What to resume with after a stop that is not ours; raises when our call went wrong."""
+        if event == ptrace.EVENT_STOP:
+            return (
+                0  # the process is being stopped (SIGSTOP): this thread follows when it is back in its place
+            )
+        if number not in _FAULTS:
+            return number
+        at = self._tracee.registers().rip
+        if number == signal.SIGTRAP:
+            raise errors.ForeignBreakpoint(self.target.pid, at - 1)
+        raise errors.NoTrap(
+            self.target.pid, f"{signal.Signals(number).name} at {at:#x}; the thread was restored"
+        )
+
+    def _wait_for_mark(self, stack: int, *, pending: bool) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            stop = self._tracee.poll_stop()
+            if stop is not None:
+                self._tracee.resume(deliver=self._to_deliver(*stop))
+            with contextlib.suppress(OSError):  # the stack may not have grown that far yet
+                if self._memory.read_u64(stack + stub.MARK_AT) == self._mark:
+                    self._marked = True
+                    self._stop()
+                    return
+            ptrace.doze()
+        why = "it waits for a lock that another thread holds"
+        if pending:
+            self._stop()  # the lock can be its own: the call must not go on
+            raise errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
+        # Its locks would stay locked if it were torn out of the call. It puts itself back when the call
+        # returns.
+        self._let_go = True
+        raise errors.NoTrap(self.target.pid, f"{why}; it goes on by itself when that is over")
+
+    def _check_result(self, result: int, *, pending: bool) -> None:
+        if pending and result & 0xFFFFFFFF:
+            raise errors.NoSafePoint(self.target.pid, 1)
+        if not pending and result == _NO_CALL:
+            raise errors.AgentFailed(
+                self.target.pid,
+                "it could not start a thread: a limit on threads or memory (ulimit -u, pids.max)",
+            )
+
+    def _release(self) -> None:
+        try:
+            if self._let_go:
+                return  # the kernel detaches a running thread when ours, which traces it, ends
+            registers = self._tracee.registers()
+            if self._saved is None or self._has_restored_itself(registers):
+                self._tracee.set_registers(parked.undisturbed(registers))
+            else:
+                self._tracee.set_registers(parked.undisturbed(self._saved.registers))
+                self._tracee.set_extended_state(self._saved.extended_state)
+                self._tracee.set_signal_mask(self._saved.signal_mask)
+            self._tracee.detach()
+        except ProcessLookupError:
+            pass  # it has ended
+        finally:
+            self.held_s = time.perf_counter() - self._since
+            self._memory.close()
+
+    def _has_restored_itself(self, registers: Registers) -> bool:
+        """Whether we came so late that the stub's own wait was over."""
+        if not self._page or self._saved is None or registers.rip in self._page:
+            return False
+        return self._marked or self._tracee.signal_mask() != self._saved.signal_mask | _BLOCKED

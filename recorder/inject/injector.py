@@ -1,0 +1,183 @@
+"""Run source in a Python process that did not expect it, without stopping the process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recorder.inject import errors, parked
+from recorder.inject.bootstrap import Meeting
+from recorder.inject.borrow import Borrowed
+from recorder.inject.proc import read_small
+from recorder.inject.quiet import in_own_thread, undelayed
+from recorder.inject.target import Target, check_target, refused
+from recorder.inject.tree import is_same_process
+
+Way = Literal["remote_exec", "ptrace", "pending"]
+_NUM_ATTEMPTS = 20
+_PATIENT_ATTEMPTS = 5
+_BETWEEN_ATTEMPTS_S = 0.002
+_REMOTE_EXEC_PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class InjectionResult:
+    """What came back, and what it cost the target.
+
+    `way`: `remote_exec` (the interpreter's own), `ptrace` (a thread started from a borrowed one), `pending`
+    (queued for the main thread, no thread being parked). `value` is the source's `result`, decoded from JSON.
+    `held_us` is the longest time that any thread of the target was held, 0 for remote_exec; `total_us` is all
+    of it. `tid` is the borrowed thread (0 for none), `attempts` how many were looked at.
+    """
+
+    way: Way
+    value: Any
+    held_us: int
+    total_us: int
+    tid: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class _Start:
+    way: Way
+    held_s: float
+    tid: int
+    attempts: int
+
+
+def run_in_process(pid: int, source: str, *, timeout: float = 5.0) -> InjectionResult:
+    """Execute `source` in the process, in a thread of its own and a fresh namespace, and return its `result`.
+
+    `timeout` is in seconds, for Python code of the target to run, and again for `source` to end. Raises a
+    `recorder.inject.errors.InjectError`; the process is then as it was, and nothing is installed unless the
+    error is AgentFailed, which `source` itself raised. Do not wait for the process (`Popen.wait`) in another
+    thread meanwhile. Each injection leaves a few KiB mapped in the target.
+    """
+    begun = time.perf_counter()
+    target = check_target(pid)
+    with _pidfd(target) as pidfd, _explained(target), Meeting(pid, target.uid, timeout=timeout) as meeting:
+        start, peer = _by_remote_exec(target, meeting), None
+        if start is not None:
+            peer = meeting.wait(pidfd, min(timeout, _REMOTE_EXEC_PATIENCE_S))
+        if start is None or peer is None:
+            text = meeting.bootstrap().encode()
+            start = in_own_thread(lambda: _by_ptrace(target, text))
+            peer = meeting.wait(pidfd, timeout)
+        if peer is None:
+            raise errors.GilHeld(pid, timeout)
+        value = meeting.run(peer, source)
+    total = round((time.perf_counter() - begun) * 1e6)
+    return InjectionResult(start.way, value, round(start.held_s * 1e6), total, start.tid, start.attempts)
+
+
+@contextlib.contextmanager
+def _pidfd(target: Target) -> Iterator[int]:
+    """A descriptor of this very process, whatever becomes of its number."""
+    try:
+        pidfd = os.pidfd_open(target.pid)
+    except ProcessLookupError:
+        raise errors.Ended(target.pid) from None
+    try:
+        if not is_same_process(target.pid, target.start_time):
+            raise errors.Ended(target.pid)
+        yield pidfd
+    except errors.InjectError as error:
+        # Whatever went wrong, that the process is gone explains it best.
+        if not isinstance(error, errors.Ended) and select.select([pidfd], [], [], 0)[0]:
+            raise errors.Ended(target.pid) from error
+        raise
+    finally:
+        os.close(pidfd)
+
+
+@contextlib.contextmanager
+def _explained(target: Target) -> Iterator[None]:
+    """Turn what the system says about the process into the causes that a user can act on."""
+    try:
+        yield
+    except PermissionError:
+        raise _refusal(target.pid) from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise errors.Ended(target.pid) from None
+
+
+def _refusal(pid: int) -> errors.InjectError:
+    try:
+        return refused(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return errors.Ended(pid)
+
+
+def _by_remote_exec(target: Target, meeting: Meeting) -> _Start | None:
+    """Ask the interpreter (PEP 768); None where it or ours is older than 3.14, or of another version, or
+    refuses.
+    """
+    remote_exec = getattr(sys, "remote_exec", None)
+    if remote_exec is None or target.python.version != sys.version_info[:2]:
+        return None
+    try:
+        remote_exec(target.pid, meeting.write_script())
+    except (OSError, RuntimeError):  # switched off there (PYTHON_DISABLE_REMOTE_DEBUG)
+        return None
+    return _Start("remote_exec", 0.0, 0, 1)
+
+
+def _by_ptrace(target: Target, text: bytes) -> _Start:
+    """Try threads until one can be borrowed. Runs in a thread of its own (`in_own_thread`)."""
+    longest = 0.0
+    for attempt in range(_NUM_ATTEMPTS):
+        if attempt:
+            time.sleep(_BETWEEN_ATTEMPTS_S)
+        may_queue = attempt >= _PATIENT_ATTEMPTS
+        tid = _choose(target, attempt, may_queue=may_queue)
+        if tid is None:
+            continue
+        with undelayed():
+            borrowed = Borrowed(target, tid)
+            way = _use(borrowed, text, may_queue=may_queue)
+        longest = max(longest, borrowed.held_s)
+        if way is not None:
+            return _Start(way, longest, tid, attempt + 1)
+    raise _nothing_found(target)
+
+
+def _choose(target: Target, attempt: int, *, may_queue: bool) -> int | None:
+    """A parked thread; with `may_queue` and none parked, a running one."""
+    threads = parked.look(target.pid)
+    waiting = [thread.tid for thread in threads if thread.is_parked]
+    if waiting:
+        return waiting[attempt % len(waiting)]
+    # The main thread runs pending calls, so that it alone can be stopped with their lock held: last.
+    running = [thread.tid for thread in threads if thread.state == "R"]
+    running.sort(key=lambda tid: tid == target.pid)
+    return running[attempt % len(running)] if running and may_queue else None
+
+
+def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> Way | None:
+    """Have it start the text, None where it stands at no place for that (any more)."""
+    way: Way | None = None
+    with contextlib.suppress(ProcessLookupError), borrowed:
+        if parked.is_parked(borrowed.registers):
+            way = "ptrace"
+        elif may_queue and parked.is_between_calls(borrowed.registers):
+            way = "pending"
+        if way is not None:
+            borrowed.start(text, pending=way == "pending")
+        return way
+    return None
+
+
+def _nothing_found(target: Target) -> errors.InjectError:
+    check_target(target.pid)  # it may have been stopped meanwhile
+    threads = parked.look(target.pid)
+    if threads and all(thread.state == "D" for thread in threads):
+        where = read_small(f"/proc/{target.pid}/wchan", "unknown")
+        return errors.Stuck(target.pid, where)
+    return errors.NoSafePoint(target.pid, _NUM_ATTEMPTS)

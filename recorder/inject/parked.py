@@ -1,0 +1,173 @@
+"""Which thread may be borrowed, and how it goes on waiting afterwards as if nothing had been.
+
+A thread that waits in one of `WAITS` stands in the C library's wrapper of that call: it holds no lock of the
+memory allocator or the loader, so it can start a thread. It must come back to its wait: no EINTR, no early
+return.
+
+What an interrupted wait does is the kernel's decision, seen in rax (signal(7), "Interruption of system calls
+and library functions by stop signals", and arch/x86/kernel/signal.c):
+- ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND: called again with the same arguments (read, recv, accept,
+  wait4, futex without timeout; select, pselect and ppoll write the time that is left back first;
+  clock_nanosleep until a time).
+- ERESTART_RESTARTBLOCK: goes on through restart_syscall with the time that was left (poll, nanosleep,
+  clock_nanosleep, futex with timeout). The kernel keeps that time for each thread, so a borrowed thread must
+  not itself be interrupted in such a wait.
+- EINTR, with nothing restarted: epoll_*, semop and semtimedop, sigtimedwait, and sockets with SO_RCVTIMEO.
+  `undisturbed` turns this into ERESTARTNOHAND: the kernel then calls again, or returns EINTR if a handler of
+  the program's own is to run, exactly as these calls do when nobody is there. With a timeout, such a wait
+  begins again with all of it, because nothing tells when it began: it is never short, but up to twice as
+  long. So these come last among the waits.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from recorder.inject.proc import read_small, read_status, threads
+from recorder.inject.ptrace import Registers
+
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+RESTART_SYSCALL = 219
+_RESTARTS = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
+_CONNECT = 42
+_FUTEX, _FUTEX_WAIT, _FUTEX_WAIT_BITSET = 202, 0, 9
+_MSG_WAITALL = 0x100
+
+WAITS = {
+    0: "read",
+    7: "poll",
+    23: "select",
+    34: "pause",
+    35: "nanosleep",
+    43: "accept",
+    45: "recvfrom",
+    47: "recvmsg",
+    61: "wait4",
+    65: "semop",
+    70: "msgrcv",
+    128: "rt_sigtimedwait",
+    130: "rt_sigsuspend",
+    _FUTEX: "futex",
+    RESTART_SYSCALL: "restart_syscall",
+    220: "semtimedop",
+    230: "clock_nanosleep",
+    232: "epoll_wait",
+    247: "waitid",
+    270: "pselect6",
+    271: "ppoll",
+    281: "epoll_pwait",
+    288: "accept4",
+    441: "epoll_pwait2",
+}
+"""x86_64 numbers of the calls in which a thread may be borrowed. Not write, send or readv, which come back
+early with what was done so far, nor connect, which cannot be called again."""
+
+_BEGIN_AGAIN = {232: 3, 281: 3, 441: 3, 220: 3, 128: 2}
+"""Calls that fail with EINTR, and which argument is their timeout."""
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A thread as /proc shows it. `call` is the system call it waits in, None when it runs."""
+
+    tid: int
+    state: str
+    call: int | None
+    arguments: tuple[int, ...]
+    num_switches: int
+
+    @property
+    def is_parked(self) -> bool:
+        return self.state == "S" and self.call is not None and is_wait(self.call, self.arguments)
+
+    @property
+    def begins_again(self) -> bool:
+        """Whether interrupting it starts its timeout afresh."""
+        at = _BEGIN_AGAIN.get(-1 if self.call is None else self.call)
+        if at is None:
+            return False
+        timeout = self.arguments[at]
+        is_none = timeout == 0 if self.call in (441, 220, 128) else timeout & 0x80000000 != 0
+        return not is_none
+
+
+def is_wait(call: int, arguments: tuple[int, ...]) -> bool:
+    """Whether a thread in this call may be borrowed."""
+    if call == _FUTEX:
+        return arguments[1] & 0x7F in (_FUTEX_WAIT, _FUTEX_WAIT_BITSET)
+    if call == 45:
+        return not arguments[3] & _MSG_WAITALL
+    if call == 47:
+        return not arguments[2] & _MSG_WAITALL
+    return call in WAITS
+
+
+def look(pid: int) -> list[Thread]:
+    """Every thread of the process, best to borrow first.
+
+    Not the main thread (signals are handled there), exact restarts first, no futex (it may be a lock of the
+    allocator), and the one that moved least so far.
+    """
+    found = [thread for tid in threads(pid) if (thread := _read(pid, tid)) is not None]
+    found.sort(
+        key=lambda t: (not t.is_parked, t.begins_again, t.tid == pid, t.call == _FUTEX, t.num_switches, t.tid)
+    )
+    return found
+
+
+def _read(pid: int, tid: int) -> Thread | None:
+    base = f"/proc/{pid}/task/{tid}"
+    try:
+        status = read_status(f"{base}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    switches = sum(int(status.get(f"{kind}_ctxt_switches", 0)) for kind in ("voluntary", "nonvoluntary"))
+    fields = read_small(f"{base}/syscall", "running").split()
+    if fields[0] == "running" or fields[0] == "-1":
+        return Thread(tid, status["State"][0], None, (), switches)
+    arguments = tuple(int(field, 16) for field in fields[1:7])
+    return Thread(tid, status["State"][0], int(fields[0]), arguments, switches)
+
+
+def call_of(registers: Registers) -> int | None:
+    """The system call that the stopped thread is in or comes from, None where it was in the program."""
+    return None if registers.orig_rax >> 63 else registers.orig_rax
+
+
+def is_parked(registers: Registers) -> bool:
+    """Whether the stopped thread stands at one of `WAITS`."""
+    call = call_of(registers)
+    r = registers
+    return call is not None and is_wait(call, (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9))
+
+
+def _failure(registers: Registers) -> int:
+    """The error number in rax, 0 for none."""
+    negative = (1 << 64) - registers.rax
+    return negative if negative < 4096 else 0
+
+
+def is_between_calls(registers: Registers) -> bool:
+    """Whether the thread stands in the program, or where a system call has just completed."""
+    return call_of(registers) is None or _failure(registers) not in (*_RESTARTS, errno.EINTR)
+
+
+def undisturbed(registers: Registers) -> Registers:
+    """The registers with which a stopped thread goes on as if it had not been stopped (see the module)."""
+    again = registers.copy()
+    call = call_of(registers)
+    if call is not None and call != _CONNECT and _failure(registers) == errno.EINTR:
+        again.rax = (1 << 64) - ERESTARTNOHAND
+    return again
+
+
+def reissued(registers: Registers) -> tuple[int, int]:
+    """(rip, rax) with which the thread goes on without the kernel's help: what its restart does, done by
+    hand.
+    """
+    failure = _failure(undisturbed(registers))
+    call = call_of(registers)
+    if call is None or failure not in _RESTARTS:
+        return registers.rip, registers.rax
+    return registers.rip - 2, RESTART_SYSCALL if failure == ERESTART_RESTARTBLOCK else call

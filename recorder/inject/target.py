@@ -1,0 +1,144 @@
+"""Look at a process before touching it: may we, can we, is it CPython."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+from recorder.inject import errors
+from recorder.inject.memory import Memory, mappings
+from recorder.inject.proc import read_small, read_stat, read_status
+from recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
+from recorder.inject.python import Python, find_python
+
+_CAP_SYS_PTRACE = 1 << 19
+_SECCOMP_STRICT, _SECCOMP_FILTER = "1", "2"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A process that can be attached to.
+
+    `start_time` is in clock ticks since boot, `uid` the one that its file accesses are checked with,
+    `syscall_at` the address of a `syscall` instruction in it.
+    """
+
+    pid: int
+    start_time: int
+    uid: int
+    python: Python
+    syscall_at: int
+
+
+def check_target(pid: int) -> Target:
+    """Look at the process without changing anything in it; the error says which of the causes stands in the
+    way.
+    """
+    machine = platform.machine()
+    if machine != "x86_64":
+        raise errors.NotX8664(pid, machine)
+    try:
+        return _check(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise errors.NoProcess(pid) from None
+
+
+def _check(pid: int) -> Target:
+    if pid <= 0:
+        raise errors.NoProcess(pid)
+    status = read_status(f"/proc/{pid}/status")
+    _check_state(pid, status)
+    _check_permission(pid, status)
+    exe = _executable(pid)
+    python = find_python(pid) if exe else None
+    if python is None:
+        if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
+            raise errors.Ended(pid)
+        raise errors.NotCPython(pid, exe or "a kernel thread")
+    start_time = read_stat(f"/proc/{pid}/stat").start_time
+    return Target(pid, start_time, int(status["Uid"].split()[3]), python, _syscall_in_vdso(pid))
+
+
+def _syscall_in_vdso(pid: int) -> int:
+    """Every process has the kernel's vdso mapped, and that holds calls which fall back to the kernel."""
+    vdso = next(m for m in mappings(pid) if m.path == "[vdso]")
+    with Memory(pid) as memory:
+        at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
+    if at < 0:
+        raise errors.NoSafePoint(pid, 0)
+    return vdso.start + at
+
+
+def _check_state(pid: int, status: dict[str, str]) -> None:
+    state, tracer = status["State"][0], int(status["TracerPid"])
+    if int(status["Tgid"]) != pid:
+        raise errors.NotAProcess(pid, int(status["Tgid"]))
+    if state in "ZX":
+        raise errors.Zombie(pid, int(status["PPid"]))
+    if tracer:
+        raise errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
+    if state in "Tt":
+        raise errors.Stopped(pid)
+    if status.get("Seccomp") == _SECCOMP_STRICT:
+        raise errors.Seccomp(pid, "it may make no system calls but read and write")
+
+
+def _executable(pid: int) -> str:
+    """The path of its program, "" for a kernel thread."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:
+        return ""
+
+
+def _check_permission(pid: int, status: dict[str, str]) -> None:
+    try:
+        with Memory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), and attaches to nothing
+            pass
+    except PermissionError:
+        raise _why_refused(pid, status) from None
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return  # a kernel thread has no memory to open
+    try:
+        ptrace(
+            PTRACE_GETEVENTMSG, pid
+        )  # of a process that we do not trace: ESRCH, unless a filter answers first
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        why = f"the filter that this command runs under answers ptrace with: {error.strerror}"
+        raise errors.Seccomp(pid, why) from None
+
+
+def refused(pid: int) -> errors.InjectError:
+    """The cause of an EPERM from ptrace itself."""
+    status = read_status(f"/proc/{pid}/status")
+    _check_state(pid, status)
+    for name in os.listdir(f"/proc/{pid}/task"):
+        tracer = int(read_status(f"/proc/{pid}/task/{name}/status")["TracerPid"])
+        if tracer and tracer != os.getpid():
+            return errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
+    return _why_refused(pid, status)
+
+
+def _why_refused(pid: int, status: dict[str, str]) -> errors.InjectError:
+    own = read_status("/proc/self/status")
+    me, owner = os.geteuid(), int(status["Uid"].split()[1])
+    can_trace_all = bool(int(own["CapEff"], 16) & _CAP_SYS_PTRACE)
+    scope = int(read_small("/proc/sys/kernel/yama/ptrace_scope", "0"))
+    if not can_trace_all and me == 0:
+        return errors.NoPtrace(pid, "this is root without CAP_SYS_PTRACE, as in most containers")
+    if not can_trace_all and me != owner:
+        return errors.OtherUser(pid, owner, me)
+    if scope == 3 or (scope and not can_trace_all):
+        return errors.Yama(pid, scope)
+    if own.get("Seccomp") == _SECCOMP_FILTER:
+        return errors.Seccomp(pid, "this command runs under a filter, and the kernel answered EPERM")
+    if not can_trace_all:
+        return errors.NoPtrace(pid, "it has privileges that we lack, or has made itself undumpable")
+    return errors.NoPtrace(
+        pid, "it lives in another user namespace, or a security module (AppArmor, SELinux) forbids it"
+    )
