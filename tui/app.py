@@ -278,7 +278,7 @@ def run_replay(
 
     `replays` are computed while the screen is in use, one after the other in a thread. `rows` gives the
     requests of a recorded step, from a thread of its own; `recorded` is the recording as a history where the
-    caller has made it. `ascii` keeps to 16 colours and 7-bit characters; `step` is where the cursor starts, by
-    default the first exceeded one.
+    caller has made it. `ascii` keeps to 16 colours and 7-bit characters; `step` is where the cursor starts,
+    by default the first exceeded one.
     """
     ReplayApp(recording, replays, rows=rows, recorded=recorded, ascii=ascii, step=step).run()

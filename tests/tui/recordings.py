@@ -1,4 +1,4 @@
-"""Recordings and histories for these tests: from what FastDeploy's own scheduler decided, or as small as can be."""
+"""Recordings and histories for these tests: what FastDeploy's own scheduler decided, or tiny ones."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def recording_of(steps: dict[str, NDArray[Any]], **engine: Any) -> Recording:
     }  # fmt: skip
     none = np.zeros(0, np.int64)
     return Recording(
-        EngineInfo(**{**info, **engine}), steps, {"request": none}, np.zeros(0, np.int16), np.zeros(1, np.int64),
-        none, none,
+        EngineInfo(**{**info, **engine}), steps, {"request": none}, np.zeros(0, np.int16), np.zeros(1,
+        np.int64), none, none,
     )  # fmt: skip
 
 
