@@ -1,0 +1,144 @@
+"""The one table of keys: bindings, hints and help are all made from it, so that they cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+MAX_PANES = 4
+"""Panes side by side at most; more are reached by paging."""
+
+COUNT_SECONDS = 1.0
+"""A count is forgotten when no key follows it for so long."""
+
+MAX_COUNT = 10_000_000
+
+
+@dataclass(frozen=True)
+class Key:
+    """Keys of one meaning: `keys` are Textual's names, `shown` what a person reads, `hint` a word for it."""
+
+    keys: str
+    action: str
+    shown: str
+    help: str
+    group: str
+    hint: str = ""
+
+
+MOVE, VIEW, PANES, OTHER = "Move the cursor", "Zoom and pan", "Panes", "Other"
+
+KEYS = (
+    Key("l,right,f10", "step(1)", "l → F10", "one step on; 10l: ten", MOVE, "step"),
+    Key("h,left,f22,shift+f10", "step(-1)", "h ← Shift+F10", "one step back; 10h: ten", MOVE),
+    Key(
+        "n",
+        "exceeded(1)",
+        "n",
+        "next step over the limit in the active pane; 5n: 5th",
+        MOVE,
+        "exceeded",
+    ),
+    Key("N", "exceeded(-1)", "N", "the one before", MOVE),
+    Key("g,home", "first", "g Home", "first step", MOVE),
+    Key("G,end", "last", "G End", "last step of any pane; 500G: step 500", MOVE),
+    Key("colon", "goto", ":", "go to a step: 123, +50, -50, 25%, $", MOVE, "goto"),
+    Key("space", "play", "Space", "play, or stop", MOVE, "play"),
+    Key("plus,equals_sign", "speed(2)", "+", "play twice as fast", MOVE),
+    Key("minus", "speed(0.5)", "-", "play half as fast", MOVE),
+    Key("underscore", "reverse", "_", "play the other way", MOVE),
+    Key("w", "zoom(0.5)", "w", "zoom in at the cursor; 3w: three times", VIEW, "zoom"),
+    Key("s", "zoom(2)", "s", "zoom out", VIEW),
+    Key("a", "pan(-0.25)", "a", "pan left", VIEW),
+    Key("d", "pan(0.25)", "d", "pan right", VIEW),
+    Key("0", "fit", "0", "show everything", VIEW, "fit"),
+    Key("f", "follow", "f", "bring the cursor into the middle", VIEW),
+    Key("1,2,3,4", "", "1–4", "make a pane the active one", PANES, "pane"),
+    Key("tab", "pane(1)", "Tab", "the next pane", PANES),
+    Key("shift+tab", "pane(-1)", "Shift+Tab", "the pane before", PANES),
+    Key("right_square_bracket", "page(1)", "]", "the next formulas, where there are more than fit", PANES),
+    Key("left_square_bracket", "page(-1)", "[", "the formulas before", PANES),
+    Key("z", "maximise", "z", "the active pane alone, and back", PANES, "maximise"),
+    Key("x", "cancel", "x", "stop a replay that is being computed; again: start it anew", PANES),
+    Key("j,down", "scroll(1)", "j ↓", "scroll the requests down", OTHER),
+    Key("k,up", "scroll(-1)", "k ↑", "scroll the requests up", OTHER),
+    Key("pagedown", "scroll_page(1)", "PgDn", "a page of requests down", OTHER),
+    Key("pageup", "scroll_page(-1)", "PgUp", "a page of requests up", OTHER),
+    Key("question_mark,f1", "help", "?", "this help", OTHER, "help"),
+    Key("q,ctrl+c", "quit", "q", "quit", OTHER, "quit"),
+)
+
+MOUSE = (
+    ("click, drag", "move the cursor, and make that pane the active one"),
+    ("wheel on a chart", "zoom at the pointer"),
+    ("wheel on the requests", "scroll them"),
+)
+
+HINTS = (("h/l", "step(1)"), ("n/N", "exceeded(1)"), ("w/s", "zoom(0.5)"), ("0", "fit"), (":", "goto"),
+         ("Space", "play"), ("1-4", ""), ("z", "maximise"), ("?", "help"), ("q", "quit"))  # fmt: skip
+
+
+def bindings() -> Iterator[Binding]:
+    """Textual's bindings of the table; digits are counts first, and handled apart."""
+    for key in KEYS:
+        if key.action and not key.keys.isdigit():
+            yield Binding(
+                key.keys, key.action, key.help, show=False, priority=key.keys in ("tab", "shift+tab")
+            )
+
+
+def hints(width: int, glyphs_ascii: bool) -> str:
+    """As many hints as fit into `width` cells, the last two of the table always."""
+    words = {key.action: key.hint for key in KEYS}
+    texts = [f"{shown} {words[action]}" for shown, action in HINTS]
+    while len(texts) > 2 and sum(map(len, texts)) + 3 * (len(texts) - 1) > width:
+        del texts[-3]
+    return (" | " if glyphs_ascii else " · ").join(texts)
+
+
+class Count:
+    """Digits typed before a key, as in `10l`.
+
+    A digit from 1 to 4 alone also makes that pane the active one. Where a moving key follows within a second,
+    it was a count: `take` gives it, and `undo` tells which pane was active before. Jumps to exceeded steps
+    depend on the active pane, so a lone digit that named a pane is none for them: `2n` is the next exceeded
+    step of pane 2, `12n` the twelfth.
+    """
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._at = 0.0
+        self.undo: int | None = None
+
+    def digit(self, digit: str, now: float, active: int | None) -> bool:
+        """Add a digit typed at `now` (seconds); `active`: the pane active before. False: `0` starts none."""
+        if now - self._at > COUNT_SECONDS:
+            self.clear()
+        if digit == "0" and not self._digits:
+            return False
+        if not self._digits:
+            self.undo = active
+        self._digits += digit
+        self._at = now
+        return True
+
+    def take(self, now: float, *, by_pane: bool = False) -> int | None:
+        """The count, and forget it; None: there is none. `by_pane`: the key depends on the active pane."""
+        digits, fresh = self._digits, now - self._at <= COUNT_SECONDS
+        named_pane = by_pane and len(digits) == 1 and int(digits) <= MAX_PANES
+        if not digits or not fresh or named_pane:
+            self.clear()
+            return None
+        self._digits = ""
+        return min(int(digits), MAX_COUNT)
+
+    def clear(self) -> None:
+        """Forget what was typed."""
+        self._digits, self.undo = "", None
+
+    @property
+    def pending(self) -> str:
+        """The digits so far."""
+        return self._digits

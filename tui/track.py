@@ -1,0 +1,256 @@
+"""A pane's chart as rows of text: tokens a step under and over the limit, events, memory, axis.
+
+The limit is a row of its own, the fence: below it an area is scaled from 0 to the limit, above it by the same
+scale what exceeds. A column that exceeds by a single token breaks the fence, so that no zoom and no rounding
+hides it.
+
+This is drawn here and not with plotext, which draws the report: at two points a column plotext takes 21 to 31
+ms for one of three panes at 200x50, 60 to 90 ms for the three, on two cores at which this takes 1 to 2 ms a
+pane; a zoom is to settle in 50. `benchmarks/screen.py` measures both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from tui.series import Envelope, Series, Window
+from tui.style import Look, memory_size, tokens
+
+Codes = NDArray[np.uint32]
+Classes = NDArray[np.uint8]
+
+BLANK, MEAN, PEAK, MIXED, EXCEEDED, LIMIT, MEMORY, AXIS, EVENT, DEPARTS = range(10)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What panes side by side share: the most tokens and the most bytes that any of them shows."""
+
+    tokens: int
+    reserved: int = 0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Rows of a chart, the columns left of its plot, and the columns of the plot."""
+
+    rows: list[Strip]
+    left: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows for what: `over` above the fence, `under` below it, `memory`, and whether events have one."""
+
+    over: int
+    under: int
+    memory: int
+    events: bool
+
+    @classmethod
+    def of(cls, height: int, series: Series, scale: Scale) -> Layout:
+        """Divide `height` rows; the strip of exceeded steps, the fence and the axis take one each."""
+        memory = 0 if series.reserved is None else 3 if height >= 16 else 2 if height >= 12 else 1
+        events = series.marks_events and height >= 9
+        plot = max(2, height - 3 - memory - events)
+        excess = max(0.0, scale.tokens / max(series.limit, 1) - 1)
+        under = max(1, min(plot - 1, int(plot / (1 + excess))))
+        return cls(plot - under, under, memory, events)
+
+
+def draw(
+    series: Series,
+    window: Window,
+    size: tuple[int, int],
+    scale: Scale,
+    look: Look,
+    *,
+    departs: int | None = None,
+) -> Chart:
+    """The chart of a series in `size` (columns, rows); `departs`: from this step on it is another history."""
+    width, height = size
+    left = _label_width(series, scale, width)
+    columns = max(1, width - left)
+    layout = Layout.of(height, series, scale)
+    envelope = series.envelope(window, columns)
+    pen = _Pen(look, left, columns)
+    rows = _tokens_rows(pen, series, window, layout, scale)
+    rows.append(_exceeded_row(pen, envelope, series.exceeded_in(window)))
+    if layout.events:
+        rows.append(_event_row(pen, envelope))
+    rows.extend(_memory_rows(pen, envelope, layout.memory, scale))
+    rows.append(_axis_row(pen, window, departs))
+    return Chart(rows, left, columns)
+
+
+def _label_width(series: Series, scale: Scale, width: int) -> int:
+    labels = [tokens(series.limit), tokens(scale.tokens), f"{min(len(series.over), 99999)}"]
+    if series.reserved is not None:
+        labels.append(memory_size(scale.reserved))
+    return min(max(map(len, labels)) + 1, max(1, width // 2))
+
+
+class _Pen:
+    """Turns rows of characters and classes into strips, a label at their left."""
+
+    def __init__(self, look: Look, left: int, columns: int) -> None:
+        self.glyphs, self.palette, self.left, self.columns = look.glyphs, look.palette, left, columns
+        p = look.palette
+        self.styles = (
+            p.blank, p.mean, p.peak, p.mixed, p.exceeded, p.limit, p.memory, p.axis, p.event, p.departs,
+        )  # fmt: skip
+
+    def code(self, text: str) -> Codes:
+        return np.array([ord(character) for character in text], np.uint32)
+
+    def row(self, codes: Codes, classes: Classes, label: str = "", style: Style | None = None) -> Strip:
+        text = codes.astype("<u4").tobytes().decode("utf-32-le")
+        cuts = (np.flatnonzero(np.diff(classes)) + 1).tolist()
+        ends = [*cuts, len(text)]
+        edge = self.glyphs.label if label else self.glyphs.axis
+        segments = [
+            Segment(label[: self.left - 1].rjust(self.left - 1), style or self.palette.axis),
+            Segment(edge, self.palette.axis),
+        ]
+        start = 0
+        for end in ends:
+            segments.append(Segment(text[start:end], self.styles[classes[start]]))
+            start = end
+        return Strip(segments, self.left + self.columns)
+
+    def blank(self) -> tuple[Codes, Classes]:
+        return np.full(self.columns, 32, np.uint32), np.zeros(self.columns, np.uint8)
+
+
+def _tokens_rows(pen: _Pen, series: Series, window: Window, layout: Layout, scale: Scale) -> list[Strip]:
+    """Rows above the fence, the fence, rows below it, top to bottom."""
+    envelope = series.envelope(window, pen.columns)
+    eighth = layout.under * 8 / max(series.limit, 1)
+    over = np.where(envelope.exceeded > 0, np.ceil((envelope.peak - series.limit) * eighth), 0).astype(
+        np.int64
+    )
+    over = np.where(envelope.exceeded > 0, np.maximum(over, 1), 0)
+    peak = np.minimum(np.ceil(envelope.peak * eighth).astype(np.int64), layout.under * 8)
+    mean = np.minimum(np.round(envelope.mean * eighth).astype(np.int64), peak)
+    hang = _hang_columns(pen, series, window)
+    lost = ~envelope.present & _inside(pen, series, window)
+    rows = []
+    for row in range(layout.over - 1, -1, -1):
+        label = tokens(scale.tokens) if row == layout.over - 1 and scale.tokens > series.limit else ""
+        codes, classes = _over_cells(pen, over - row * 8, row == layout.over - 1)
+        rows.append(pen.row(*_fill_void(pen, codes, classes, hang, lost), label))
+    breach = envelope.exceeded > 0
+    fence = np.where(breach, ord(pen.glyphs.breach), ord(pen.glyphs.fence)).astype(np.uint32)
+    classes = np.where(breach, EXCEEDED, LIMIT).astype(np.uint8)
+    rows.append(pen.row(fence, classes, tokens(series.limit), pen.palette.exceeded))
+    for row in range(layout.under - 1, -1, -1):
+        codes, classes = _under_cells(pen, mean - row * 8, peak - row * 8)
+        rows.append(pen.row(*_fill_void(pen, codes, classes, hang, lost), "" if row else "0"))
+    return rows
+
+
+def _over_cells(pen: _Pen, height: NDArray[np.int64], top: bool) -> tuple[Codes, Classes]:
+    codes = pen.code(pen.glyphs.above)[np.clip(height, 0, 8)]
+    if top:
+        codes = np.where(height > 8, ord(pen.glyphs.cut), codes).astype(np.uint32)
+    return codes, np.where(height > 0, EXCEEDED, BLANK).astype(np.uint8)
+
+
+def _under_cells(pen: _Pen, mean: NDArray[np.int64], peak: NDArray[np.int64]) -> tuple[Codes, Classes]:
+    """Bright up to the mean, dim up to the peak; where both end in one cell it shows the peak."""
+    low, high = np.clip(mean, 0, 8), np.clip(peak, 0, 8)
+    mixed = (high == 8) & (low > 0) & (low < 8) & (pen.glyphs.border != "ascii")
+    codes = pen.code(pen.glyphs.area)[np.where(mixed, low, high)]
+    classes = np.where(high == 0, BLANK, np.where(mixed, MIXED, np.where(low * 2 >= high, MEAN, PEAK)))
+    return codes, classes.astype(np.uint8)
+
+
+def _inside(pen: _Pen, series: Series, window: Window) -> NDArray[np.bool_]:
+    starts, ends = window.edges(pen.columns)
+    return np.asarray((ends > series.first) & (starts < series.end))
+
+
+def _hang_columns(pen: _Pen, series: Series, window: Window) -> NDArray[np.bool_]:
+    """Columns in which this history hangs, all their steps after its beginning."""
+    hang = series.history.outcome.hang
+    if hang is None:
+        return np.zeros(pen.columns, bool)
+    return np.asarray(window.edges(pen.columns)[0] >= hang.step)
+
+
+def _fill_void(
+    pen: _Pen, codes: Codes, classes: Classes, hang: NDArray[np.bool_], lost: NDArray[np.bool_]
+) -> tuple[Codes, Classes]:
+    """Hatch what a hang or lost steps leave empty."""
+    empty = classes == BLANK
+    codes = np.where(empty & hang, ord(pen.glyphs.hang), np.where(empty & lost, ord(pen.glyphs.lost), codes))
+    classes = np.where(empty & hang, LIMIT, np.where(empty & lost, AXIS, classes))
+    return codes.astype(np.uint32), classes.astype(np.uint8)
+
+
+def _exceeded_row(pen: _Pen, envelope: Envelope, count: int) -> Strip:
+    """A mark under each column that exceeds: strong where half of its steps or more do."""
+    codes, classes = pen.blank()
+    marked = envelope.exceeded > 0
+    codes[marked] = ord(pen.glyphs.exceeded)
+    classes[marked] = np.where(envelope.exceeded * 2 >= envelope.steps, EXCEEDED, LIMIT)[marked]
+    label = tokens(count) if count else ""
+    return pen.row(codes, classes, label, pen.palette.exceeded)
+
+
+def _event_row(pen: _Pen, envelope: Envelope) -> Strip:
+    """`p` where requests were preempted, `s` where decodes stalled, `b` where both."""
+    codes, classes = pen.blank()
+    kind = (envelope.preempted > 0) * 1 + (envelope.stalled > 0) * 2
+    codes = pen.code(" psb")[kind]
+    classes[kind > 0] = EVENT
+    return pen.row(codes, classes)
+
+
+def _memory_rows(pen: _Pen, envelope: Envelope, rows: int, scale: Scale) -> list[Strip]:
+    if envelope.reserved is None or not rows or not scale.reserved:
+        return []
+    height = np.ceil(envelope.reserved / scale.reserved * rows * 8).astype(np.int64)
+    out = []
+    for row in range(rows - 1, -1, -1):
+        codes = pen.code(pen.glyphs.memory)[np.clip(height - row * 8, 0, 8)]
+        label = memory_size(scale.reserved) if row == rows - 1 else "mem" if row == rows - 2 else ""
+        out.append(pen.row(codes, np.full(pen.columns, MEMORY, np.uint8), label, pen.palette.memory))
+    return out
+
+
+def _axis_row(pen: _Pen, window: Window, departs: int | None) -> Strip:
+    """Step numbers at round steps, and the mark where this becomes another history than the recording."""
+    codes, classes = pen.blank()
+    classes[:] = AXIS
+    longest = len(f"{window.end:,}") + 3
+    every = _round_step(window.span * longest / pen.columns)
+    free = 0
+    for step in range(-(-window.start // every) * every, window.end, every):
+        column = window.column(step, pen.columns)
+        text = f"{pen.glyphs.tick}{step}"
+        if column is not None and free <= column <= pen.columns - len(text):
+            codes[column : column + len(text)] = pen.code(text)
+            free = column + len(text) + 1
+    mark = None if departs is None else window.column(departs, pen.columns)
+    if mark is not None:
+        codes[mark] = ord(pen.glyphs.departs)
+        classes[mark] = DEPARTS
+    return pen.row(codes, classes)
+
+
+def _round_step(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, … that is not below `least`."""
+    unit = 1
+    while True:
+        for factor in (1, 2, 5):
+            if unit * factor >= least:
+                return unit * factor
+        unit *= 10

@@ -1,0 +1,231 @@
+"""What the replay screen is made of, and how it is brought up to date. What keys do is in `tui.app`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from textual import events
+from textual.app import App, ComposeResult
+from textual.containers import Horizontal
+from textual.widgets import Static
+
+from recorder.recording import Recording
+from replayer.history import History, StepRow
+from tui.board import Board
+from tui.dialogs import StepPrompt
+from tui.fetch import RowFetcher
+from tui.jobs import Job, Replay, Rows, recorded_history
+from tui.keys import Count, hints
+from tui.pane import ChartPane
+from tui.player import Player
+from tui.requests import RequestTable, describe
+from tui.series import Series
+from tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
+from tui.summary import Line, StepSummary
+
+
+class ReplayView(App[None]):
+    """Shows a recording at once, and each replay of it when it is computed."""
+
+    CSS = """
+    Screen { layout: vertical; }
+    #head { height: 1; padding: 0 1; text-style: bold; background: $panel; }
+    #panes { height: 2fr; min-height: 8; }
+    #requests { height: 1fr; min-height: 5; }
+    #status { height: 1; padding: 0 1; background: $panel; }
+    """
+    TITLE = "fdtrace replay"
+    AUTO_FOCUS = None
+
+    def __init__(
+        self,
+        recording: Recording,
+        replays: Sequence[Replay] = (),
+        *,
+        rows: Rows | None = None,
+        recorded: History | None = None,
+        ascii: bool = False,
+        step: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`rows` gives the requests of a recorded step; `recorded` is the recording as a history, if made."""
+        super().__init__()
+        self.recording = recording
+        self.ascii = ascii
+        self.glyphs: Glyphs = ASCII if ascii else BLOCKS
+        self.clock = clock
+        history = recorded or recorded_history(recording, rows)
+        first = Job(Replay(history.name, history.how, lambda _progress, _cancelled: history))
+        first.run()
+        assert first.series is not None, first.error
+        self.recorded: Series = first.series
+        self.board = Board(self.recorded, [first, *map(Job, replays)], step)
+        self.panes: list[ChartPane] = []
+        self.count = Count()
+        self.player = Player()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._fetcher = RowFetcher(lambda work: self.run_worker(work, group="rows"), self._deliver)
+        if ascii:
+            self.theme = "ansi-dark"
+
+    # What is on the screen
+
+    def compose(self) -> ComposeResult:
+        yield Static(self._head(), id="head", markup=False)
+        self.panes = [ChartPane(job, self.look, id=f"pane-{at}") for at, job in enumerate(self.board.jobs)]
+        yield Horizontal(*self.panes, id="panes")
+        yield StepSummary(id="summary", markup=False)
+        yield RequestTable(id="requests")
+        yield Static("", id="status", markup=False)
+        yield StepPrompt()
+
+    def _head(self) -> str:
+        engine = self.recording.engine
+        speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
+        parts = [
+            f"{self.TITLE}", f"{engine.name} {engine.version}".strip(),
+            f"limit {self.recorded.limit}", speculation, f"{engine.max_num_seqs} seqs",
+            f"{engine.num_blocks} blocks", f"{len(self.recorded)} steps",
+        ]  # fmt: skip
+        return f" {self.glyphs.dot} ".join(parts)
+
+    def on_mount(self) -> None:
+        if self.ascii:
+            self.query_one(RequestTable).add_class("-ascii")
+        self.theme_changed_signal.subscribe(self, lambda _theme: self.refresh_all())
+        threading.Thread(target=self._compute, name="fdtrace-replays", daemon=True).start()
+        for job in self.board.jobs[1:]:
+            self._queue.put(job)
+        self.set_interval(0.1, self._poll)
+        self._ticker = self.set_interval(1 / 30, self._tick, pause=True)
+        self.refresh_all()
+
+    def on_unmount(self) -> None:
+        for job in self.board.jobs:
+            job.cancel()
+        self._queue.put(None)
+        self._fetcher.close()
+
+    def on_resize(self, _event: events.Resize) -> None:
+        self.call_after_refresh(self.refresh_all)
+
+    def look(self) -> Look:
+        """The glyphs and the colours of the terminal's theme."""
+        theme = self.current_theme
+        return Look(self.glyphs, ANSI if theme.ansi else DARK if theme.dark else LIGHT)
+
+    # Replays, computed one after the other
+
+    def _compute(self) -> None:
+        while (job := self._queue.get()) is not None:
+            job.run()
+
+    def _poll(self) -> None:
+        """Show how far the replays are; take in those that ended."""
+        for pane in self.panes:
+            job = pane.job
+            if (
+                job.state == "done"
+                and pane.departs is None
+                and pane.seen != "done"
+                and job.series is not None
+            ):
+                pane.departs = job.series.departs_from(self.recorded) if pane is not self.panes[0] else None
+                self.board.widen(job.series)
+            if pane.seen != job.state:
+                pane.seen = job.state
+                self.refresh_all()
+            elif job.state == "running" and pane.display:
+                pane.redraw()
+
+    def restart(self, pane: ChartPane) -> None:
+        """Begin a replay anew."""
+        pane.job = pane.job.again()
+        self.board.jobs[self.panes.index(pane)] = pane.job
+        self._queue.put(pane.job)
+
+    def _tick(self) -> None:
+        """Move on while it plays."""
+
+    # Showing
+
+    def refresh_all(self) -> None:
+        """Show everything anew: which panes there are, their borders, their charts."""
+        if not self.panes:
+            return
+        visible = self.board.visible(self.size.width)
+        if self.board.active not in visible:
+            self.board.active = visible[0]
+        for at, pane in enumerate(self.panes):
+            pane.display = at in visible
+            pane.number = visible.index(at) + 1 if at in visible and not self.board.alone else at + 1
+            pane.active = at == self.board.active
+            pane.set_class(pane.active, "-active")
+            pane.redraw()
+        self.show_view()
+
+    def show_view(self) -> None:
+        """Show the window and the cursor."""
+        board, scale = self.board, self.board.scale
+        for pane in self.panes:
+            if pane.display:
+                pane.show(board.window, board.cursor, scale)
+        self.show_step()
+
+    def show_step(self) -> None:
+        """Show the step at the cursor: the summary at once, its requests when they are fetched."""
+        board = self.board
+        lines = [
+            Line(pane.number, pane.job.replay.name, pane.active, pane.series, pane.note)
+            for pane in self.panes
+            if pane.display
+        ]
+        summary = self.query_one(StepSummary)
+        if summary.styles.height is None or summary.size.height != len(lines) + 1:
+            summary.styles.height = len(lines) + 1
+        summary.show(board.cursor, lines, self.look())
+        self.show_status()
+        self._want_rows()
+
+    def _want_rows(self) -> None:
+        table, series = self.query_one(RequestTable), self.active_pane.series
+        step = self.board.cursor
+        if series is None or series.index(step) is None:
+            table.show((), self.look().palette)
+            table.title(
+                f"step {step} {self.glyphs.dot} {self.active_pane.job.replay.name}: not in this history"
+            )
+            return
+        table.wait()
+        self._fetcher.want(series, step)
+
+    def _deliver(self, series: Series, step: int, rows: Sequence[StepRow], error: str) -> None:
+        if series is not self.active_pane.series:
+            return
+        table = self.query_one(RequestTable)
+        table.show(rows, self.look().palette)
+        table.title(error.replace("\n", " ") or describe(step, series.name, rows, series.limit, self.glyphs))
+
+    def show_status(self, message: str = "") -> None:
+        """The bottom line: where one is, what was typed, and what may be typed."""
+        board, window, glyphs = self.board, self.board.window, self.glyphs
+        left = message or f"step {board.cursor} of {window.low}-{window.high - 1}"
+        if not message and (window.start, window.end) != (window.low, window.high):
+            left += f" {glyphs.dot} shows {window.start}-{window.end - 1}"
+        if self.player.playing:
+            left += f" {glyphs.dot} {'<<' if self.player.backwards else '>>'} {self.player.speed:g}/s"
+        if board.has_pages(self.size.width) and not board.alone:
+            left += f" {glyphs.dot} ] more formulas"
+        if self.count.pending:
+            left = f"{self.count.pending} {glyphs.dot} {left}"
+        room = self.size.width - 2
+        right = hints(room - len(left) - 2, self.ascii)
+        self.query_one("#status", Static).update(left + right.rjust(room - len(left)), layout=False)
+
+    @property
+    def active_pane(self) -> ChartPane:
+        """The pane that `n`, `N` and the requests belong to."""
+        return self.panes[self.board.active]
