@@ -202,3 +202,11 @@ def _last_state(path: Path) -> dict[str, Any]:
     with duckdb.connect(str(path), read_only=True) as db:
         found = db.execute("SELECT state FROM _collector").fetchone()
     return json.loads(found[0]) if found else {}
+
+
+def recover(session: Session) -> int:
+    """Finish a recording whose collector is gone; the number of its steps."""
+    collector = Collector(session)
+    collector.discover()
+    collector.finish("cut off", state="recovered")
+    return collector.num_steps

@@ -1,0 +1,88 @@
+"""The command line: its parser, and the one place that prints errors.
+
+Progress and errors go to stderr, data to stdout. Exit codes: 0 done, 1 a check found something, 2 wrong use, 3 the
+target or the trace cannot be used; `record` ends with its command's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from fdtrace import __version__
+from recorder.errors import FdtraceError
+
+COMMANDS = {
+    "demo": "the sandbox engine, recorded live, then replayed: the whole tool in a minute",
+    "sandbox": "an engine of our own on Paddle, to attach to (no GPU needed)",
+    "record": "start a server with the agent inside, whatever Python environment it uses",
+    "attach": "record a running server",
+    "status": "what is armed or recorded on this machine",
+    "detach": "end the recording of a process",
+    "recover": "make a trace of what a cut-off recording left",
+    "info": "what is in a trace",
+    "sql": "query a trace, a live one too",
+    "replay": "replay a trace under other budget formulas",
+    "simulate": "schedule a workload with no trace",
+    "check": "for CI: does a formula exceed the limit, or hang?",
+    "formulas": "the budget formulas, what each computes and where it comes from",
+}
+
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="fdtrace", description="Record what an LLM server's scheduler really ran; replay it under other budgets."
+    )
+    parser.add_argument("--version", action="version", version=f"fdtrace {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        module = _module(name)
+        below = commands.add_parser(name, help=text, description=module.__doc__)
+        module.add_arguments(below)
+        below.set_defaults(run=module.run)
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    where = "fdtrace.sandbox.command" if name == "sandbox" else f"fdtrace.commands.{name}"
+    return importlib.import_module(where)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code. Nothing that goes wrong reaches the user as a traceback."""
+    try:
+        args = build_parser().parse_args(arguments)
+        code: int = args.run(args)
+    except FdtraceError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
+        return 0
+    except Exception as error:
+        return _unexpected(error)
+    return code
+
+
+def _complain(text: str, code: int) -> int:
+    sys.stderr.write(f"fdtrace: {text}\n")
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    """An error that nobody foresaw: where it happened goes into a file, so that it can be reported."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", prefix="fdtrace-error-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    what = f"{type(error).__name__}: {error}"
+    return _complain(f"unexpected error: {what}\n  why: a fault in fdtrace\n  next: report it with {file.name}", 3)

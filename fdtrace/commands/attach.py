@@ -1,0 +1,52 @@
+"""Record a running server: its process and all below it. Ends by Ctrl-C, --duration, --steps or `fdtrace detach`.
+
+Three ways in are tried, in this order: the process is armed (it was started with FDTRACE=1 in an environment that has
+fdtrace); `sys.remote_exec` (both Pythons 3.14 or later, of one minor version); our own injector (ptrace).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from fdtrace.recording import StopSignals, Watch, add_recording_arguments, check_arguments, discard
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fdtrace attach`."""
+    parser.add_argument("pid", type=int, metavar="PID", help="the server, or any process above its engine")
+    add_recording_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Attach, record, detach; 0 when the trace is written."""
+    from recorder import attach
+    from recorder.session import Session
+    from recorder.supervise import Supervisor
+
+    check_arguments(args)
+    session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
+    supervisor = None
+    with StopSignals() as signals:
+        try:
+            begun = time.perf_counter()
+            reached = attach.attach(args.pid, session)
+            took = time.perf_counter() - begun
+            session.save()
+            supervisor = Supervisor(session)
+        except BaseException:
+            attach.detach(session.id)
+            discard(session, supervisor)
+            raise
+        watch = Watch(session, supervisor, args.duration)
+        for process in reached:
+            held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
+            state = "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
+            watch.progress.note(f"process {process.pid}: {state}")
+        watch.progress.note(f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it")
+        reason = watch.until(lambda: signals.reason)
+        if reason:
+            watch.stop(reason)
+        done = watch.finish()
+    watch.progress.note(f"{done['steps']} steps in {args.output}")
+    return 0

@@ -1,0 +1,40 @@
+"""For CI: exit 1 when a formula, replayed on a trace, exceeds the limit more often than allowed, or hangs."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fdtrace check`."""
+    from fdtrace.replays import add_replay_arguments
+
+    add_replay_arguments(parser)
+    parser.add_argument("--max-exceeded", type=int, default=0, metavar="N", help="steps over the limit allowed (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, and say for each formula whether it holds; 1 where one does not."""
+    from fdtrace.formulas import formulas
+    from fdtrace.replays import RecordedRows, replay_now
+    from recorder.errors import UsageError
+    from recorder.trace import open_trace
+
+    if not args.formula:
+        raise UsageError("no formula to check", hint="-f pr7499")
+    chosen = formulas(args.formula)
+    with open_trace(args.trace) as trace:
+        recording = trace.recording(args.engine)
+        rows = RecordedRows(trace, recording.engine.engine_id)
+        histories = replay_now(recording, chosen, args, rows)[1:]
+    failed = 0
+    for history in histories:
+        outcome = history.outcome
+        bad = outcome.num_exceeded > args.max_exceeded or outcome.hang is not None
+        failed += bad
+        hang = f"; hangs at step {outcome.hang.step}: {outcome.hang.cause}" if outcome.hang else ""
+        print(
+            f"{'FAIL' if bad else 'ok  '} {history.name}: {outcome.num_exceeded} of {outcome.num_steps} steps over "
+            f"{history.limit}, by {outcome.max_excess} tokens at most{hang}"
+        )
+    return 1 if failed else 0

@@ -1,0 +1,35 @@
+"""End the recording of a process, or of the server that it belongs to; the engine runs on as before."""
+
+from __future__ import annotations
+
+import argparse
+
+from recorder.errors import TargetError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fdtrace detach`."""
+    parser.add_argument("pid", type=int, metavar="PID", help="the pid given to attach, or a recorded process's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stop every agent of the recordings that PID's process tree takes part in."""
+    from fdtrace.progress import Progress
+    from recorder import attach, control
+    from recorder.inject import process_tree
+
+    tree = [process.pid for process in process_tree(args.pid)]
+    found = [agent for pid in tree if (agent := control.find_agent(pid)) is not None]
+    sessions = {agent.recording: agent.status.get("output") for agent in found if agent.recording}
+    if not sessions:
+        raise TargetError(
+            f"process {args.pid} is not recorded",
+            why="it is armed, and waits" if found else "no agent is in it or below it",
+            hint="`fdtrace status` lists what is recorded",
+        )
+    progress = Progress()
+    for session, output in sessions.items():
+        for note in attach.detach(str(session)):
+            progress.note(note)
+        progress.note(f"detached; its collector finishes {output}")
+    return 0

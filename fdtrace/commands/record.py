@@ -1,0 +1,105 @@
+"""Start a server with the agent inside it and all its children, from their first line on, whatever Python they use.
+
+Ends with CMD, and with CMD's own exit code; --duration and --steps end the recording earlier and leave CMD running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from fdtrace.recording import Watch, add_recording_arguments, check_arguments, discard
+from recorder.errors import TargetError, UsageError
+
+if TYPE_CHECKING:
+    from recorder.session import Session
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fdtrace record`."""
+    add_recording_arguments(parser)
+    parser.add_argument("cmd", nargs=argparse.REMAINDER, metavar="-- CMD", help="the server's command line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; its exit code, or 3 where it ended well and no step of an engine was seen."""
+    from recorder.session import Session
+    from recorder.supervise import Supervisor
+
+    check_arguments(args)
+    command = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
+    if not command:
+        raise UsageError("no command to record", hint="fdtrace record -o T.duckdb -- python -m my_server")
+    session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, command=command)
+    supervisor = None
+    try:
+        supervisor = Supervisor(session)
+        process = _start(command, session)
+    except BaseException:
+        discard(session, supervisor)
+        raise
+    code = _watch(process, Watch(session, supervisor, args.duration))
+    assert supervisor.finished is not None
+    if not supervisor.finished["steps"]:
+        discard(session, None)
+        if code == 0:
+            raise TargetError(
+                "no step of an engine was seen",
+                why="no process of the command imported a scheduler that fdtrace knows, or none scheduled",
+                hint="a Python started with -S, -E or -I, or with its environment cleared, is not reached: arm it with "
+                "FDTRACE=1 and fdtrace installed, or use `fdtrace attach PID`",
+            )
+    return code
+
+
+def environment(session: Session) -> dict[str, str]:
+    """The environment that arms CMD and its children: our `sitecustomize` first on PYTHONPATH."""
+    from recorder.attach import AGENT
+
+    paths = [str(AGENT / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return dict(
+        os.environ,
+        FDTRACE="1",
+        FDTRACE_SESSION=json.dumps(session.for_agent()),
+        PYTHONPATH=os.pathsep.join(paths),
+    )
+
+
+def _start(command: list[str], session: Session) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, env=environment(session))
+    except OSError as error:
+        raise UsageError(f"cannot start {command[0]}", why=error.strerror or str(error)) from None
+
+
+def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
+    """Record until the command or a bound ends it; the command's exit code as a shell gives it."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGINT:  # a Ctrl-C reaches the command by itself: it is in our process group
+            process.send_signal(number)
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        reason = watch.until(lambda: _ending(process.poll()))
+        if reason:
+            watch.stop(reason)
+        watch.finish()
+        code = process.wait()
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert watch.supervisor.finished is not None
+    watch.progress.note(f"{watch.supervisor.finished['steps']} steps in {watch.session.output}")
+    return code if code >= 0 else 128 - code
+
+
+def _ending(code: int | None) -> str | None:
+    if code is None:
+        return None
+    return f"exit {code}" if code >= 0 else f"signal {-code}"

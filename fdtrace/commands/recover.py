@@ -1,0 +1,36 @@
+"""Make a trace of what a recording left that was cut off: killed, or its machine's terminal lost."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recorder.errors import TraceError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fdtrace recover`."""
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="the path that was given with -o")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read what the rings still hold, and write the final file."""
+    from fdtrace.progress import Progress
+    from recorder import attach
+    from recorder.collector.process import recover
+    from recorder.session import Session, parts_directory
+
+    path: Path = args.trace
+    parts = parts_directory(path)
+    if not parts.is_dir():
+        raise TraceError(
+            f"there is nothing to recover at {path}",
+            why=f"{path} is a finished trace" if path.exists() else f"there is no {parts}",
+        )
+    session = Session.load(parts / "session.json")
+    progress = Progress()
+    for note in attach.detach(session.id, "recover"):
+        progress.note(note)
+    steps = recover(session)
+    progress.note(f"{steps} steps in {path}")
+    return 0

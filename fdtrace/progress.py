@@ -1,0 +1,45 @@
+"""Progress of a recording, on stderr: one line that renews itself on a terminal, few lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+EVERY = 10.0
+"""Seconds between two lines where stderr is no terminal."""
+
+
+class Progress:
+    """Says how far something is; `note` says something that stays."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.last = 0.0
+        self.noted: set[str] = set()
+        self.dirty = False
+
+    def update(self, text: str) -> None:
+        """The state now."""
+        now = time.monotonic()
+        if self.terminal:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            self.dirty = True
+        elif now - self.last >= EVERY:
+            sys.stderr.write(text + "\n")
+            self.last = now
+        sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Say `text` on a line of its own, once."""
+        if text in self.noted:
+            return
+        self.noted.add(text)
+        self.done()
+        sys.stderr.write(f"fdtrace: {text}\n")
+        sys.stderr.flush()
+
+    def done(self) -> None:
+        """End the line that renews itself."""
+        if self.dirty:
+            sys.stderr.write("\n")
+            self.dirty = False

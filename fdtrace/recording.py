@@ -1,0 +1,119 @@
+"""What `attach`, `record` and `demo` share: watch a session's collector until there is a trace."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from fdtrace.progress import Progress
+from recorder import attach
+from recorder.errors import UsageError
+from recorder.session import Session
+from recorder.supervise import Supervisor
+
+
+def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that records."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="TRACE", help="the trace to write")
+    parser.add_argument("--duration", type=float, metavar="S", help="end after S seconds")
+    parser.add_argument("--steps", type=int, metavar="N", help="end after N steps, exactly")
+    parser.add_argument(
+        "--ring-mib",
+        type=int,
+        default=8,
+        metavar="MIB",
+        help="memory a process: how far the collector may fall behind (default 8)",
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """UsageError where a bound makes no sense."""
+    for name in ("steps", "duration", "ring_mib"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}", hint="give more than 0")
+
+
+class StopSignals(AbstractContextManager["StopSignals"]):
+    """While it is entered, SIGINT and SIGTERM set `reason` and interrupt nothing; a second SIGINT does."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._old = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = "interrupt" if number == signal.SIGINT else "terminate"
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class Watch:
+    """Watches a session from the collector's start to the finished trace. `should_end` gives a reason to end."""
+
+    def __init__(self, session: Session, supervisor: Supervisor, duration: float | None = None) -> None:
+        self.session, self.supervisor = session, supervisor
+        self.progress = Progress()
+        self.begun = time.monotonic()
+        self.duration = duration
+        self.num_steps = 0
+        self.full = self.finishing = False
+
+    def messages(self, timeout: float) -> None:
+        """Take in what the collector says within `timeout` seconds."""
+        for message in self.supervisor.poll(timeout):
+            self.num_steps = message.get("steps", self.num_steps)
+            self.full = self.full or "full" in message
+            self.finishing = self.finishing or "finishing" in message
+            for note in message.get("notes", ()):
+                self.progress.note(note)
+        elapsed = time.monotonic() - self.begun
+        self.progress.update(f"recording to {self.session.output}: {self.num_steps} steps, {elapsed:.0f} s")
+
+    def until(self, should_end: Callable[[], str | None]) -> str:
+        """Record until there is a reason to end; the reason. "" where the engine ended or was detached."""
+        while not self.finishing and self.supervisor.finished is None:
+            reason = should_end()
+            if self.full:
+                reason = "steps"
+            elif self.duration is not None and time.monotonic() - self.begun >= self.duration:
+                reason = "duration"
+            if reason:
+                return reason
+            self.messages(0.05)
+        return ""
+
+    def stop(self, reason: str) -> None:
+        """Take the agents out, and have the collector finish."""
+        for note in attach.detach(self.session.id, reason):
+            self.progress.note(note)
+        self.supervisor.end(reason)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the final file; what the collector said last."""
+        while self.supervisor.finished is None:
+            self.messages(0.2)
+        self.progress.done()
+        return self.supervisor.finished
+
+
+def discard(session: Session, supervisor: Supervisor | None) -> None:
+    """Nothing was recorded: leave nothing behind."""
+    if supervisor is not None:
+        supervisor.cancel()
+    shutil.rmtree(session.parts, ignore_errors=True)
+    Path(session.output).unlink(missing_ok=True)
+    session.remove_rings()

@@ -1,0 +1,122 @@
+"""Builds replays of a trace for the screen, the report and the check."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdtrace.formulas import DEFAULT
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from recorder.recording import Recording
+    from recorder.trace import Trace
+    from replayer.config import Policy
+    from replayer.formulas import Formula
+    from replayer.history import History, StepRow
+    from tui.jobs import Cancelled, Progress, Replay
+
+ROWS = """
+SELECT r.request_id, q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
+       coalesce(q.num_accepted_tokens, 0), q.num_blocks
+FROM step_request q JOIN request r USING (engine_id, request)
+WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
+"""
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `replay` and `check` share."""
+    parser.add_argument("trace", type=Path, metavar="TRACE")
+    parser.add_argument(
+        "-f",
+        "--formula",
+        action="append",
+        metavar="FORMULA",
+        help="a built-in name, 'name: EXPRESSION', or FILE.py:CLASS; repeatable (default: " + ", ".join(DEFAULT) + ")",
+    )
+    parser.add_argument("--as-recorded", action="store_true", help="keep each step's recorded state: exact, needs no model")
+    parser.add_argument("--policy", metavar="P", help="scheduler version of the rescheduled replays (default: as recorded)")
+    parser.add_argument("--engine", type=int, metavar="N", help="which engine of a trace of several (default: the first)")
+
+
+class RecordedRows:
+    """Reads the requests of a recorded step; each thread has a cursor of its own."""
+
+    def __init__(self, trace: Trace, engine_id: int) -> None:
+        self.trace, self.engine_id = trace, engine_id
+        self._local = threading.local()
+
+    def __call__(self, step: int) -> list[StepRow]:
+        """The rows of a step, prefills first."""
+        from replayer.history import StepRow
+
+        cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
+        if cursor is None:
+            cursor = self._local.cursor = self.trace.db.cursor()
+        return [StepRow(*row) for row in cursor.execute(ROWS, [self.engine_id, step]).fetchall()]
+
+
+def policy_of(text: str | None) -> Policy | None:
+    """The policy that `--policy` names."""
+    from replayer.config import parse_policy
+
+    return parse_policy(text) if text else None
+
+
+def replay_now(
+    recording: Recording, formulas: Sequence[Formula], args: argparse.Namespace, rows: RecordedRows
+) -> list[History]:
+    """The recording and its replays, computed here with the progress on stderr."""
+    from fdtrace.progress import Progress as Said
+    from replayer.compare import replay
+
+    said = Said()
+
+    def progressed(done: int, expected: int) -> None:
+        if said.terminal:
+            said.update(f"replaying: {min(100, 100 * done // max(expected, 1))} %")
+
+    histories = replay(
+        recording,
+        formulas,
+        "as recorded" if args.as_recorded else "rescheduled",
+        policy=policy_of(args.policy),
+        rows=rows,
+        progressed=progressed,
+    )
+    if said.dirty:
+        sys.stderr.write("\r\x1b[2K")
+    return histories
+
+
+def replays_later(
+    recording: Recording, formulas: Sequence[Formula], args: argparse.Namespace, rows: RecordedRows
+) -> list[Replay]:
+    """The same as panes that fill while the screen is in use."""
+    from tui.jobs import Replay
+
+    how = "as recorded" if args.as_recorded else "rescheduled"
+    return [Replay(one.name, how, _computation(recording, one, args, rows)) for one in formulas]
+
+
+class _computation:  # noqa: N801 (a closure with a name)
+    def __init__(self, recording: Recording, formula: Formula, args: argparse.Namespace, rows: RecordedRows) -> None:
+        self.recording, self.formula, self.args, self.rows = recording, formula, args, rows
+
+    def __call__(self, progress: Progress, cancelled: Cancelled) -> History:
+        from replayer.compare import replay
+
+        return replay(
+            self.recording,
+            [self.formula],
+            "as recorded" if self.args.as_recorded else "rescheduled",
+            policy=policy_of(self.args.policy),
+            rows=self.rows,
+            progressed=lambda done, expected: progress(done / max(expected, 1)),
+            cancelled=cancelled,
+        )[1]

@@ -1,0 +1,99 @@
+"""Runs a session's collector as a process of its own, and starts it again where it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from typing import Any
+
+from recorder.errors import FdtraceError, TraceError
+from recorder.session import Session
+
+MOST_RESTARTS = 1000
+"""A collector that keeps dying at once is given up; what it read is in the parts."""
+
+
+class Supervisor:
+    """The collector of one session. `poll` must be called often: it passes on messages and restarts."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.restarts = 0
+        self.ending: str | None = None
+        self.finished: dict[str, Any] | None = None
+        self._text = b""
+        self._start()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "recorder.collector", str(self.session.path)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FDTRACE")}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment
+        )
+        assert self.process.stdout is not None
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.process.stdout, selectors.EVENT_READ)
+
+    def poll(self, timeout: float) -> list[dict[str, Any]]:
+        """What the collector said within `timeout` seconds. FdtraceError where it failed."""
+        messages = []
+        if self.finished is None and self.selector.select(timeout):
+            assert self.process.stdout is not None
+            data = os.read(self.process.stdout.fileno(), 65536)
+            if not data:
+                self._ended()
+            self._text += data
+            *lines, self._text = self._text.split(b"\n")
+            messages = [json.loads(line) for line in lines]
+        for message in messages:
+            if "error" in message:
+                self.finished = message
+                what, why, hint = message["error"]
+                raise TraceError(what, why=why, hint=hint)
+            if message.get("done"):
+                self.finished = message
+        return messages
+
+    def _ended(self) -> None:
+        code = self.process.wait()
+        self._text = b""
+        self._close()
+        if self.finished is not None:
+            return
+        if self.restarts >= MOST_RESTARTS or code >= 0:
+            raise FdtraceError(
+                f"the collector ended with {code}",
+                why="see its message above",
+                hint=f"what was recorded is kept: fdtrace recover {self.session.output}",
+            )
+        self.restarts += 1
+        time.sleep(0.05)
+        self._start()
+        if self.ending is not None:
+            self.end(self.ending)
+
+    def _close(self) -> None:
+        self.selector.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def end(self, reason: str) -> None:
+        """Tell the collector to read what is left and make the final file."""
+        self.ending = reason
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"end": reason}).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it was killed just now: `poll` starts another and tells it
+
+    def cancel(self) -> None:
+        """End the collector at once; used where nothing was recorded."""
+        self.process.kill()
+        self.process.wait()
+        self._close()

@@ -1,0 +1,256 @@
+"""Opens a trace, recorded or still recording, and reads it: SQL, and one engine's recording in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from recorder import schema
+from recorder.errors import TraceError, UsageError
+from recorder.recording import MISSING, EngineInfo, InitialRequest, Recording
+from recorder.session import parts_directory
+
+DUCKDB_MAGIC = (8, b"DUCK")
+
+
+class Trace:
+    """A trace, open for reading. Use `open_trace`."""
+
+    def __init__(self, path: Path, db: duckdb.DuckDBPyConnection) -> None:
+        self.path, self.db = path, db
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The row of `trace`."""
+        return self.rows("FROM trace")[0]
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a recording in progress (or one whose collector was killed)."""
+        return self.head["state"] == "recording"
+
+    def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+        """The rows of a query as dictionaries."""
+        found = self.db.execute(query, parameters or [])
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+    def query(self, text: str) -> duckdb.DuckDBPyRelation:
+        """A user's query. UsageError where DuckDB cannot run it."""
+        try:
+            relation = self.db.sql(text)
+        except duckdb.Error as error:
+            raise UsageError("that query cannot be run", why=str(error), hint=_tables_hint()) from None
+        if relation is None:
+            raise UsageError("that query returns nothing", hint="a trace is read-only: ask with SELECT or FROM")
+        return relation
+
+    def engines(self) -> list[dict[str, Any]]:
+        """The rows of `engine`."""
+        return self.rows("FROM engine ORDER BY engine_id")
+
+    def recording(self, engine_id: int | None = None) -> Recording:
+        """One engine's recording in memory; of a trace of several, `engine_id` says which."""
+        engines = self.engines()
+        if not engines:
+            raise TraceError(f"{self.path} holds no engine", why="no scheduling call was recorded")
+        chosen = [row for row in engines if engine_id is None or row["engine_id"] == engine_id]
+        if not chosen:
+            known = ", ".join(str(row["engine_id"]) for row in engines)
+            raise UsageError(f"there is no engine {engine_id} in {self.path}", hint=f"engines: {known}")
+        row = chosen[0]
+        notes = tuple(json.loads(self.head["notes"] or "[]"))
+        return _Reader(self.db, int(row["engine_id"])).read(_engine_info(row), notes)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
+
+
+def _tables_hint() -> str:
+    names = [table.name for table in schema.TABLES] + [view.name for view in schema.VIEWS]
+    return "tables and views: " + ", ".join(names)
+
+
+@contextmanager
+def open_trace(path: Path) -> Iterator[Trace]:
+    """The trace at `path`. TraceError says what is wrong with a file that is none, and what to do."""
+    trace = Trace(path, _connect(path))
+    try:
+        yield trace
+    finally:
+        trace.close()
+
+
+def _connect(path: Path) -> duckdb.DuckDBPyConnection:
+    if not path.exists():
+        if parts_directory(path).is_dir():
+            raise TraceError(
+                f"{path} is not there, but its parts are",
+                why="its recording was cut off",
+                hint=f"fdtrace recover {path}",
+            )
+        raise TraceError(f"there is no file {path}", hint="`fdtrace record` and `fdtrace attach` make one with -o")
+    if path.is_dir():
+        raise TraceError(f"{path} is a directory", hint="give the trace's file")
+    offset, magic = DUCKDB_MAGIC
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read", why=str(error)) from None
+    if head[offset : offset + len(magic)] != magic:
+        raise TraceError(f"{path} is no trace", why="it is not a DuckDB file")
+    try:
+        db = duckdb.connect(str(path), read_only=True)
+    except duckdb.Error as error:
+        raise TraceError(
+            f"{path} cannot be opened",
+            why=_first_line(error),
+            hint=f"if its recording was cut off: fdtrace recover {path}; a truncated copy has to be copied again",
+        ) from None
+    try:
+        _check(path, db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check(path: Path, db: duckdb.DuckDBPyConnection) -> None:
+    try:
+        found = db.execute("SELECT schema_version, fdtrace_version FROM trace").fetchone()
+        db.execute("SELECT count(*) FROM step").fetchone()
+    except duckdb.CatalogException:
+        raise TraceError(f"{path} is no trace", why="it is a DuckDB file, but not of fdtrace") from None
+    except duckdb.Error as error:
+        raise TraceError(
+            f"{path} is damaged", why=_first_line(error), hint="copy it again, or `fdtrace recover` it where it was made"
+        ) from None
+    if found is None:
+        raise TraceError(f"{path} is no trace", why="its table `trace` is empty")
+    if found[0] > schema.SCHEMA_VERSION:
+        raise TraceError(
+            f"{path} was recorded by fdtrace {found[1]}",
+            why=f"its schema is version {found[0]}, this fdtrace reads up to {schema.SCHEMA_VERSION}",
+            hint="pip install -U fdtrace",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _engine_info(row: dict[str, Any]) -> EngineInfo:
+    names = EngineInfo.__dataclass_fields__
+    known = {name: value for name, value in row.items() if name in names and value is not None}
+    for name in ("config", "env"):
+        known[name] = json.loads(row[name] or "null") or {}
+    for name in ("max_num_batched_tokens", "max_num_seqs", "num_speculative_tokens", "block_size", "num_blocks"):
+        known.setdefault(name, 0)
+    known.setdefault("max_model_len", 0)
+    known.setdefault("version", "")
+    return EngineInfo(**known)
+
+
+class _Reader:
+    """Reads one engine's columns as numpy arrays."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, engine_id: int) -> None:
+        self.db, self.engine_id = db, engine_id
+
+    def _numpy(self, query: str) -> dict[str, NDArray[Any]]:
+        found = self.db.execute(query, [self.engine_id]).fetchnumpy()
+        return {name: np.ma.filled(values) if np.ma.isMaskedArray(values) else values for name, values in found.items()}
+
+    @staticmethod
+    def _select(table: schema.Table, *skip: str) -> str:
+        parts = []
+        for column in table.columns:
+            if column.name in skip:
+                continue
+            if column.type == "TIMESTAMP_NS":
+                parts.append(f"coalesce(epoch_ns({column.name}), {MISSING}) AS {column.name}")
+            elif column.type == "VARCHAR":
+                parts.append(f"coalesce({column.name}, '') AS {column.name}")
+            else:
+                parts.append(f"coalesce({column.name}, {MISSING})::BIGINT AS {column.name}")
+        return ", ".join(parts)
+
+    def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:
+        steps = self._numpy(f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step WHERE engine_id = $1 ORDER BY step")
+        requests = self._numpy(
+            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
+            "WHERE engine_id = $1 ORDER BY request"
+        )
+        numbers = requests["request"]
+        accepts, offsets = self._accepts(numbers)
+        return Recording(
+            engine, steps, requests, accepts, offsets,
+            self._event_step(numbers, "aborted"), self._event_step(numbers, "finished"),
+            self._initial(steps), notes,
+        )  # fmt: skip
+
+    def _accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        found = self._numpy(
+            "SELECT request, num_accepted_tokens::SMALLINT AS accepted FROM step_request "
+            "WHERE engine_id = $1 AND kind = 'decode' ORDER BY request, step"
+        )
+        counts = np.zeros(len(numbers) + 1, np.int64)
+        order, number_of = np.unique(found["request"], return_counts=True)
+        counts[np.searchsorted(numbers, order) + 1] = number_of
+        return found["accepted"].astype(np.int16), np.cumsum(counts)
+
+    def _event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
+        found = self._numpy(
+            f"SELECT request, min(step) AS step FROM event WHERE engine_id = $1 AND kind = '{kind}' "
+            "AND request IS NOT NULL AND step IS NOT NULL GROUP BY request ORDER BY request"
+        )
+        steps = np.full(len(numbers), MISSING, np.int64)
+        if len(found["request"]):
+            steps[np.searchsorted(numbers, found["request"])] = found["step"]
+        return steps
+
+    def _initial(self, steps: dict[str, NDArray[Any]]) -> tuple[InitialRequest, ...]:
+        """Requests that ran in the first steps and had computed tokens before, their arrival not recorded."""
+        if not len(steps["step"]):
+            return ()
+        rows = self.db.execute(
+            "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
+            "arg_min(q.kind, q.step) = 'decode' FROM step_request q JOIN request r USING (engine_id, request) "
+            "WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request ORDER BY q.request",
+            [self.engine_id],
+        ).fetchall()
+        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Turns what DuckDB says while a query runs into a UsageError."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UsageError("that query failed", why=str(error), hint=_tables_hint()) from None
+
+
+def write_relation(relation: duckdb.DuckDBPyRelation, kind: str, out: Path | None) -> None:
+    """Write a query's rows as `csv`, `json` (a line a row) or `parquet`, to a file or to stdout."""
+    options = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json)", "parquet": "(FORMAT parquet)"}[kind]
+    with tempfile.TemporaryDirectory() as directory, running():
+        target = out if out is not None else Path(directory) / "rows"
+        quoted = str(target).replace("'", "''")
+        relation.query("rows_to_write", f"COPY rows_to_write TO '{quoted}' {options}")
+        if out is None:
+            with target.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
