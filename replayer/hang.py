@@ -35,4 +35,4 @@ def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
         return f"the next prompt is not chunked and is larger than the budget of {budget}"
     if reason == "blocks":
         return f"the next prefill lacks {decision.num_missing_blocks} blocks, and none will be freed"
-    return f"the call decides nothing with a budget of {budget}; not admitted for want of {reason}"
+    return f"the call decides nothing with a budget of {budget} (admission: {reason})"
