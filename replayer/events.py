@@ -41,6 +41,7 @@ class Resumed:
     num_emitted_tokens: int = 0
     num_forwards: int = 0
     """Decode forwards that it has run: where in `accepts` it stands."""
+    decoding: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +154,14 @@ class Decision:
 
 @dataclass(slots=True)
 class Forward:
-    """What a forward of known acceptances ran: its tokens, and the requests stalled in and finished by it."""
+    """What a forward of known acceptances ran: its tokens, the requests that stalled, that decode from now on
+    (their prefill being complete), and that it finished."""
 
     num_prefill_tokens: int
     num_decode_tokens: int
     num_decodes: int
     stalled: list[str]
+    started: list[str]
     finished: list[str]
 
     @property
