@@ -85,6 +85,11 @@ class EngineConfig:
         """Drafts that a decode really verifies in a step: 0 without a method."""
         return self.num_speculative_tokens if self.spec_method else 0
 
+    @property
+    def max_profiled_tokens(self) -> int:
+        """Tokens of the forward that is run at start-up, so what memory is known to suffice for."""
+        return self.max_num_batched_tokens
+
 
 _POSITIVE = (
     "max_num_batched_tokens",

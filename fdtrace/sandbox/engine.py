@@ -9,7 +9,7 @@ from typing import Any
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.counts import Counts
 from fdtrace.sandbox.load import Load
-from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox.request import Scheduled
 from fdtrace.sandbox.runner import ModelRunner, RanRow
 from fdtrace.sandbox.scheduler import SandboxScheduler
 
@@ -30,8 +30,6 @@ class Engine:
         self.scheduler = SandboxScheduler(config)
         self.runner = ModelRunner(config, paddle)
         self.counts = Counts(limit=config.max_num_batched_tokens)
-        self.requests: list[Request] = []
-        """All that arrived, in order."""
         self._step_s = step_s
         self._tick = 0
         self._idle_calls = 0
@@ -73,7 +71,6 @@ class Engine:
 
     def _arrive(self) -> None:
         for request in self.load.arrivals(self._tick, len(self.scheduler.waiting)):
-            self.requests.append(request)
             self.counts.arrived += 1
             self.scheduler.add_request(request)
         for request in self.load.aborts(self._tick):

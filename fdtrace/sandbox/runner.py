@@ -80,13 +80,12 @@ class ModelRunner:
         return True
 
     def warm_up(self) -> None:
-        """One forward of `max_num_batched_tokens` tokens, before any request: what start-up profiling
-        runs."""
-        length = min(self.config.max_num_batched_tokens, self.config.max_model_len)
-        table = range(self.config.num_blocks)
-        row = Row(np.zeros(length, dtype=np.int32), 0, table, num_logits=1)
-        count = max(1, self.config.max_num_batched_tokens // length)
-        self._model.forward(Batch.pack([row] * count, self.config.block_size), self._cache)
+        """One forward of `max_profiled_tokens` tokens, before any request: what start-up profiling runs."""
+        longest, table = self.config.max_model_len, range(self.config.num_blocks)
+        lengths = [longest] * (self.config.max_profiled_tokens // longest)
+        lengths += [rest] if (rest := self.config.max_profiled_tokens % longest) else []
+        rows = [Row(np.zeros(length, dtype=np.int32), 0, table, num_logits=1) for length in lengths]
+        self._model.forward(Batch.pack(rows, self.config.block_size), self._cache)
 
     def _update_slots(self, scheduled: Scheduled) -> None:
         """Forget who left; seat who begins a prefill. Finished requests left after their last forward."""
