@@ -127,13 +127,12 @@ def run(args: argparse.Namespace) -> int:
         stop = stack.enter_context(
             _StopSignal()
         )  # after loading: Paddle brings a handler of its own for SIGTERM
-        engine = Engine(config, load, paddle, step_s=args.step_s)
-        engine.counts.log = log
+        engine = Engine(config, load, paddle, step_s=args.step_s, log=log)
         engine.runner.warm_up()
         print(f"ready {os.getpid()}", flush=True)
         counts = engine.run(max_steps=args.steps, stop=stop)
         _note(counts, paddle.device.get_device())
-        print(counts.summary(), flush=True)
+        print(counts.json(), flush=True)
     return 0
 
 
@@ -206,7 +205,7 @@ class _StopSignal:
 
     def __enter__(self) -> _StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._stop)
+            self._before[number] = signal.signal(number, self._stop) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,8 +10,7 @@ from recorder.errors import UsageError
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Scheduling sizes (tokens, sequences, KV blocks) and the model's. Raises `UsageError` where they
-    contradict."""
+    """Scheduling sizes and the model's. Raises `UsageError` where they contradict each other."""
 
     max_num_batched_tokens: int = 256
     """The scheduler's own limit, tokens a step."""

@@ -63,8 +63,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 class MemoryMeter:
-    """Paddle's own allocator figures for the device in use; `read()` after `reset_peak()` gives a forward's
-    peaks."""
+    """Paddle's own allocator figures for the device in use."""
 
     def __init__(self, paddle: Any) -> None:
         self._read, self._reset = (

@@ -1,5 +1,4 @@
-"""A seeded load: requests of repeating text that arrive by step, never by the clock, so that two runs are
-equal."""
+"""A seeded load of repeating text. It arrives by step, never by the clock: two runs are equal."""
 
 from __future__ import annotations
 

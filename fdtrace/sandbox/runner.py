@@ -47,8 +47,7 @@ class ModelRunner:
         self.seq_lens_this_time: NDArray[np.int32] = np.zeros(config.max_num_seqs, dtype=np.int32)
         """Tokens that each slot ran."""
         self.accept_num: NDArray[np.int32] = np.zeros(config.max_num_seqs, dtype=np.int32)
-        """Tokens that each slot emitted; of a decode 1 + accepted drafts, cut at the request's
-        `max_tokens`."""
+        """Tokens that each slot emitted; of a decode 1 + accepted drafts, cut at `max_tokens`."""
         self.stalled: list[int] = []
         """Slots that could not run: their block table is too short."""
         self.memory: framework.Memory | None = None
@@ -122,8 +121,7 @@ def _prefill(request: Request, start: int, end: int) -> tuple[Request, Row]:
 
 
 def _outcome(request: Request, row: Row, chosen: NDArray[np.int32]) -> RanRow:
-    """What a forward's argmaxes mean for one row: a decode emits what the model chose as far as it was
-    drafted."""
+    """What the argmaxes mean for a row: a decode emits what the model chose as far as it was drafted."""
     decode = request.prefilled
     drafts = row.tokens[1:] if decode else row.tokens[:0]
     accepted = ngram.count_accepted(drafts, chosen) if decode else 0

@@ -1,5 +1,4 @@
-"""The engine as a whole: what it says has to be what the model would have said alone, whatever the
-schedule."""
+"""The engine as a whole: it says what the model would have said alone, whatever the schedule."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ def engine_of(paddle: Any, shape: LoadShape = SHAPE, **changes: Any) -> KeepingE
 
 
 def run_checked(engine: Engine, max_steps: int = 2000) -> None:
-    """Run to the end of the load; after each step, every block is free or in one table, and slots tell the
-    truth."""
+    """Run to the end of the load; after each step, every block is free or in one table."""
     while engine.counts.steps < max_steps and (engine.scheduler.has_work or not engine.load.exhausted):
         engine.run_once()
         scheduler = engine.scheduler
@@ -173,8 +171,7 @@ def test_peak_memory_follows_tokens(paddle: Any) -> None:
 
 
 def test_stalled_slots_stay_in_the_batch(paddle: Any) -> None:
-    """A block table cut short under a decode: it runs nothing, keeps its slot, and goes on when blocks
-    come."""
+    """A block table cut short under a decode: it keeps its slot, and goes on when blocks come."""
     engine = engine_of(paddle, shape=LoadShape(1, (20, 20), (30, 30), 1.0))
     scheduled, _ = engine.run_once()
     while not scheduled.extended:
