@@ -121,6 +121,8 @@ class ReplayApp(ReplayView):
 
     def action_goto(self) -> None:
         """Ask for a step."""
+        if self.screen.is_modal or self.query_one(StepPrompt).has_focus:
+            return
         self.count.clear()
         self.query_one("#status").display = False
         self.query_one(StepPrompt).open()
@@ -202,6 +204,8 @@ class ReplayApp(ReplayView):
 
     def action_pane(self, direction: int) -> None:
         """Make the next pane the active one."""
+        if self.screen.is_modal:
+            return
         self.count.clear()
         visible = list(range(len(self.panes))) if self.board.alone else self.board.visible(self.size.width)
         at = visible.index(self.board.active)

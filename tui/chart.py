@@ -20,18 +20,21 @@ _figure_lock = Lock()
 _FRAME = str.maketrans("─│┌┐└┘├┤┬┴┼", "-|+++++++++")
 
 
-def tokens_chart(series: Series, width: int, *, ascii: bool = False, height: int = HEIGHT) -> str:
+def tokens_chart(
+    series: Series, width: int, *, peak: int = 0, ascii: bool = False, height: int = HEIGHT
+) -> str:
     """The chart of a history in `width` columns, with ANSI colours.
 
     An area up to the highest step of each half column, the limit as a line, and above it what exceeds, with a
     mark on the top of each such column: it stands one row above the limit at least, so that a single token
-    over is seen as well.
+    over is seen as well. `peak` tokens have room at least, so that charts below each other share a scale.
     """
     if not len(series):
         return ""
     limit = series.limit
-    top = max(series.peak, limit * 1.02) * 1.04
-    ticks = [0, limit, *([series.peak] if series.peak > limit * 1.1 else [])]
+    peak = max(peak, series.peak)
+    top = max(peak, limit * 1.02) * 1.04
+    ticks = [0, limit, *([peak] if peak > limit * 1.1 else [])]
     labels = [tokens(tick) for tick in ticks]
     columns = max(8, width - max(map(len, labels)) - 2)
     window = Window.over(series.first, series.end)

@@ -65,7 +65,6 @@ class StepPrompt(Input):
     DEFAULT_CSS = """
     StepPrompt { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
     StepPrompt:focus { border: none; }
-    StepPrompt.-open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "close", show=False)]
 
@@ -83,9 +82,10 @@ class StepPrompt(Input):
     def open(self) -> None:
         """Take the keys until Enter or Escape."""
         self.value = ""
-        self.add_class("-open")
         self.can_focus = True
-        self.focus()
+        self.display = True
+        # At once, and not by `focus()` at a later turn of the event loop: the digits may be typed already.
+        self.screen.set_focus(self)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -96,7 +96,7 @@ class StepPrompt(Input):
         self._end(None)
 
     def _end(self, text: str | None) -> None:
-        self.remove_class("-open")
+        self.display = False
         self.can_focus = False
         self.screen.set_focus(None)
         self.post_message(self.Closed(text))

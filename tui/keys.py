@@ -10,6 +10,9 @@ from textual.binding import Binding
 MAX_PANES = 4
 """Panes side by side at most; more are reached by paging."""
 
+FIRST = ("colon", "tab", "shift+tab")
+"""Bindings that come before those of whatever has the focus."""
+
 COUNT_SECONDS = 1.0
 """A count is forgotten when no key follows it for so long."""
 
@@ -81,12 +84,14 @@ HINTS = (("h/l", "step(1)"), ("n/N", "exceeded(1)"), ("w/s", "zoom(0.5)"), ("0",
 
 
 def bindings() -> Iterator[Binding]:
-    """Textual's bindings of the table; digits are counts first, and handled apart."""
+    """Textual's bindings of the table; digits are counts first, and handled apart.
+
+    `:` comes before all else, as Tab does: Textual hands other keys round by its queues, and the digits
+    behind it would be on their way to the charts before the line that asks for them has opened.
+    """
     for key in KEYS:
         if key.action and not key.keys.isdigit():
-            yield Binding(
-                key.keys, key.action, key.help, show=False, priority=key.keys in ("tab", "shift+tab")
-            )
+            yield Binding(key.keys, key.action, key.help, show=False, priority=key.keys in FIRST)
 
 
 def hints(width: int, glyphs_ascii: bool) -> str:

@@ -36,8 +36,9 @@ def render_report(recording: Recording, histories: Sequence[History], console: C
     for history in histories:
         for sentence in _sentences(history):
             console.print(Text(f"{history.name}: {sentence}"))
+    peak = max((history.outcome.peak_tokens for history in histories), default=0)
     for history in histories:
-        _chart(history, console, dot, ascii=ascii)
+        _chart(history, console, dot, peak=peak, ascii=ascii)
 
 
 def histories_json(recording: Recording, histories: Sequence[History]) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def _fidelity(fidelity: Fidelity) -> str:
     return text + (f" ({fidelity.explanation})" if fidelity.explanation else "")
 
 
-def _chart(history: History, console: Console, dot: str, *, ascii: bool) -> None:
+def _chart(history: History, console: Console, dot: str, *, peak: int, ascii: bool) -> None:
     console.print()
     series = Series(history)
     outcome = history.outcome
@@ -193,5 +194,5 @@ def _chart(history: History, console: Console, dot: str, *, ascii: bool) -> None
     if not len(series):
         console.print(Text("no steps"))
         return
-    text = tokens_chart(series, max(30, min(console.width, 200)), ascii=ascii)
+    text = tokens_chart(series, max(30, min(console.width, 200)), peak=peak, ascii=ascii)
     console.print(Text.from_ansi(text), soft_wrap=True)

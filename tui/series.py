@@ -54,7 +54,7 @@ class Window:
         if factor > 1 and span == self.span:
             span += 1
         share = (min(max(step, self.start), self.end) - self.start) / self.span
-        return self.at(round(step - share * span), span)
+        return self.at(step - int(share * span), span)
 
     def pan(self, share: float) -> Window:
         """Moved by a share of the span; below 0 to the left."""

@@ -31,7 +31,7 @@ class ReplayView(App[None]):
     """Shows a recording at once, and each replay of it when it is computed."""
 
     CSS = """
-    Screen { layout: vertical; }
+    Screen { layout: vertical; overflow: hidden; }
     #head { height: 1; padding: 0 1; text-style: bold; background: $panel; }
     #panes { height: 2fr; min-height: 8; }
     #requests { height: 1fr; min-height: 5; }

@@ -18,6 +18,8 @@ def main() -> int:
     except FdtraceError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

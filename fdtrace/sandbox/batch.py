@@ -30,8 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of equal length that attend together: a slice of the flat tokens, `batch` rows of `length`
-    tokens."""
+    """Tiles of equal length that attend together: a slice of the flat tokens."""
 
     first: int
     batch: int
@@ -49,15 +48,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """A forward: flat `tokens`, `positions` and KV places `where` ([num_tokens] each), groups, rows wanting
-    logits."""
+    """One forward: `tokens`, `positions` and KV places `where` are flat, [num_tokens] each."""
 
     tokens: Ints
     positions: Ints
     where: Ints
     groups: tuple[Group, ...]
     logits: Ints
-    """Indices into the flat tokens."""
+    """Indices of the flat tokens after which the next one is wanted."""
 
     @classmethod
     def pack(cls, rows: Sequence[Row], block_size: int) -> Batch:
@@ -85,8 +83,7 @@ def _places(row: Row, positions: Ints, block_size: int) -> Ints:
 
 
 def _groups(rows: Sequence[Row], positions: Sequence[Ints], block_size: int) -> list[Group]:
-    """Cut the rows into tiles of `TILE` queries, and join neighbours of equal length up to `GROUP_KEYS`
-    keys."""
+    """Cut rows into tiles of `TILE` queries; join neighbours of equal length up to `GROUP_KEYS` keys."""
     groups: list[Group] = []
     members: list[_Tile] = []
     first = 0

@@ -99,6 +99,13 @@ def _add_load_arguments(group: Any) -> None:
         "--backlog", type=int, default=shape.backlog, metavar="N", help="requests kept waiting"
     )
     group.add_argument(
+        "--max-waiting",
+        type=int,
+        default=shape.max_waiting,
+        metavar="N",
+        help=f"requests that wait at most; further arrivals come later (default {shape.max_waiting})",
+    )
+    group.add_argument(
         "--abort-share", type=float, default=0.0, metavar="P", help="share of requests given up"
     )
 
@@ -117,14 +124,15 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         log = stack.enter_context(_open_log(args.log_steps)) if args.log_steps else None
         paddle = framework.load(args.device)
-        engine = Engine(config, load, paddle, step_s=args.step_s)
-        engine.counts.log = log
+        stop = stack.enter_context(
+            _StopSignal()
+        )  # after loading: Paddle brings a handler of its own for SIGTERM
+        engine = Engine(config, load, paddle, step_s=args.step_s, log=log)
         engine.runner.warm_up()
-        stop = stack.enter_context(_StopSignal())
         print(f"ready {os.getpid()}", flush=True)
         counts = engine.run(max_steps=args.steps, stop=stop)
         _note(counts, paddle.device.get_device())
-        print(counts.summary(), flush=True)
+        print(counts.json(), flush=True)
     return 0
 
 
@@ -147,6 +155,7 @@ def _shape_from(args: argparse.Namespace) -> LoadShape:
         output=args.output,
         arrival_gap=args.arrival_gap,
         backlog=args.backlog,
+        max_waiting=args.max_waiting,
         abort_share=args.abort_share,
         abort_after=args.abort_after,
     )
@@ -162,7 +171,7 @@ def _note(counts: Counts, device: str) -> None:
 
 def _open_log(path: str) -> Any:
     try:
-        return open(path, "w", encoding="utf-8")
+        return open(path, "w", encoding="utf-8", buffering=1)  # a line a step, also when the engine is killed
     except OSError as error:
         raise UsageError(f"cannot write {path}", why=error.strerror or str(error)) from error
 
@@ -196,7 +205,7 @@ class _StopSignal:
 
     def __enter__(self) -> _StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._stop)
+            self._before[number] = signal.signal(number, self._stop) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:

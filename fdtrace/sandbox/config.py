@@ -10,8 +10,7 @@ from recorder.errors import UsageError
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Scheduling sizes (tokens, sequences, KV blocks) and the model's. Raises `UsageError` where they
-    contradict."""
+    """Scheduling sizes and the model's. Raises `UsageError` where they contradict each other."""
 
     max_num_batched_tokens: int = 256
     """The scheduler's own limit, tokens a step."""
@@ -84,6 +83,11 @@ class EngineConfig:
     def num_drafts(self) -> int:
         """Drafts that a decode really verifies in a step: 0 without a method."""
         return self.num_speculative_tokens if self.spec_method else 0
+
+    @property
+    def max_profiled_tokens(self) -> int:
+        """Tokens of the forward that is run at start-up, so what memory is known to suffice for."""
+        return self.max_num_batched_tokens
 
 
 _POSITIVE = (

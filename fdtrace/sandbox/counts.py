@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from fdtrace.sandbox.request import Scheduled
@@ -12,8 +12,7 @@ from fdtrace.sandbox.runner import ModelRunner, RanRow
 
 @dataclass(frozen=True)
 class StepCounts:
-    """One step. Tokens, requests and KV blocks; `rows` are [request, kind, tokens, computed before, drafts,
-    accepted, blocks]. Preemptions are those of every scheduling call since the step before."""
+    """One step; tokens, requests and KV blocks."""
 
     step: int
     call: int
@@ -26,14 +25,16 @@ class StepCounts:
     num_running: int
     num_waiting: int
     num_preempted: int
+    """By every scheduling call since the step before."""
     num_stalled: int
     num_free_blocks: int
     rows: list[list[Any]]
+    """[request, kind, tokens, computed before, drafts, accepted, blocks] of each that ran."""
 
 
 @dataclass
 class Counts:
-    """Sums over all steps; `hang` says since when, and why, nothing moves."""
+    """Sums over all steps so far."""
 
     steps: int = 0
     tokens: int = 0
@@ -49,19 +50,10 @@ class Counts:
     finished: int = 0
     aborted: int = 0
     hang: dict[str, Any] | None = None
-    log: TextIO | None = field(default=None, repr=False)
-    limit: int = 0
-    _preempted_since: int = field(default=0, repr=False)
+    """Since which step nothing moves, and in which state; None: it does not hang."""
 
-    def scheduled(self, scheduled: Scheduled) -> None:
-        """Count a scheduling call, one that leads to no step included."""
-        self.preemptions += len(scheduled.preempted)
-        self._preempted_since += len(scheduled.preempted)
-
-    def stepped(self, scheduled: Scheduled, runner: ModelRunner) -> StepCounts:
-        """Count a forward that ran tokens, and write its line to the log."""
-        step = self._step(scheduled, runner)
-        self._preempted_since = 0
+    def add(self, step: StepCounts) -> None:
+        """Add one step's; preemptions are added call by call."""
         self.steps += 1
         self.tokens += step.num_tokens
         self.prefill_tokens += step.num_prefill_tokens
@@ -71,36 +63,54 @@ class Counts:
         self.exceeded_steps += step.exceeded
         self.peak_tokens = max(self.peak_tokens, step.num_tokens)
         self.stalls += step.num_stalled
-        if self.log:
-            self.log.write(json.dumps(asdict(step), separators=(",", ":")) + "\n")
-        return step
+
+    def json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+class Ledger:
+    """Counts steps as they are run, and logs each where a log is given."""
+
+    def __init__(self, limit: int, log: TextIO | None = None) -> None:
+        self.counts = Counts()
+        self._limit = limit
+        self._log = log
+        self._num_preempted = 0
+
+    def scheduled(self, scheduled: Scheduled) -> None:
+        """Count a scheduling call, one that leads to no step included."""
+        self.counts.preemptions += len(scheduled.preempted)
+        self._num_preempted += len(scheduled.preempted)
+
+    def stepped(self, scheduled: Scheduled, runner: ModelRunner) -> None:
+        """Count a forward that ran tokens, and log its line."""
+        step = self._step(scheduled, runner)
+        self._num_preempted = 0
+        self.counts.add(step)
+        if self._log:
+            self._log.write(json.dumps(asdict(step), separators=(",", ":")) + "\n")
 
     def _step(self, scheduled: Scheduled, runner: ModelRunner) -> StepCounts:
-        by_kind = {
-            kind: sum(r.num_tokens for r in runner.ran if r.kind == kind) for kind in ("prefill", "decode")
-        }
-        num_tokens = sum(by_kind.values())
+        rows = runner.ran
+        num_prefill = sum(row.num_tokens for row in rows if row.kind == "prefill")
+        num_decode = sum(row.num_tokens for row in rows if row.kind == "decode")
         return StepCounts(
             step=runner.step,
             call=scheduled.call,
-            num_tokens=num_tokens,
-            num_prefill_tokens=by_kind["prefill"],
-            num_decode_tokens=by_kind["decode"],
-            num_draft_tokens=sum(r.num_draft_tokens for r in runner.ran),
-            num_accepted_tokens=sum(r.num_accepted_tokens for r in runner.ran),
-            exceeded=num_tokens > self.limit,
+            num_tokens=num_prefill + num_decode,
+            num_prefill_tokens=num_prefill,
+            num_decode_tokens=num_decode,
+            num_draft_tokens=sum(row.num_draft_tokens for row in rows),
+            num_accepted_tokens=sum(row.num_accepted_tokens for row in rows),
+            exceeded=num_prefill + num_decode > self._limit,
             num_running=scheduled.num_running,
             num_waiting=scheduled.num_waiting,
-            num_preempted=self._preempted_since,
+            num_preempted=self._num_preempted,
             num_stalled=len(runner.stalled),
             num_free_blocks=scheduled.num_free_blocks,
-            rows=[_row(ran) for ran in runner.ran],
+            rows=[_row(row) for row in rows],
         )
-
-    def summary(self) -> str:
-        """The sums as one line of JSON."""
-        hidden = ("log", "limit", "_preempted_since")
-        return json.dumps({name: value for name, value in self.__dict__.items() if name not in hidden})
 
 
 def _row(ran: RanRow) -> list[Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.counts import Counts
+from fdtrace.sandbox.counts import Counts, Ledger
 from fdtrace.sandbox.load import Load
-from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox.request import Scheduled
 from fdtrace.sandbox.runner import ModelRunner, RanRow
 from fdtrace.sandbox.scheduler import SandboxScheduler
 
@@ -21,17 +21,17 @@ NAP_S = 0.02
 
 
 class Engine:
-    """A scheduler, a worker and a load. `run()` until the load ends, the steps are done, or it is told to
-    stop."""
+    """A scheduler, a worker and a load."""
 
-    def __init__(self, config: EngineConfig, load: Load, paddle: Any, *, step_s: float = 0.0) -> None:
+    def __init__(
+        self, config: EngineConfig, load: Load, paddle: Any, *, step_s: float = 0.0, log: TextIO | None = None
+    ) -> None:
         self.config = config
         self.load = load
         self.scheduler = SandboxScheduler(config)
         self.runner = ModelRunner(config, paddle)
-        self.counts = Counts(limit=config.max_num_batched_tokens)
-        self.requests: list[Request] = []
-        """All that arrived, in order."""
+        self._ledger = Ledger(config.max_num_batched_tokens, log)
+        self.counts = self._ledger.counts
         self._step_s = step_s
         self._tick = 0
         self._idle_calls = 0
@@ -54,10 +54,10 @@ class Engine:
         """One scheduling call and its forward; True where it ran tokens, so that it is a step."""
         self._arrive()
         scheduled = self.scheduler.schedule()
-        self.counts.scheduled(scheduled)
+        self._ledger.scheduled(scheduled)
         ran = self.runner.execute_model(scheduled)
         if ran:
-            self.counts.stepped(scheduled, self.runner)
+            self._ledger.stepped(scheduled, self.runner)
             self._tick += 1
             self._idle_calls = 0
         elif self.scheduler.has_work:
@@ -73,7 +73,6 @@ class Engine:
 
     def _arrive(self) -> None:
         for request in self.load.arrivals(self._tick, len(self.scheduler.waiting)):
-            self.requests.append(request)
             self.counts.arrived += 1
             self.scheduler.add_request(request)
         for request in self.load.aborts(self._tick):
@@ -81,8 +80,7 @@ class Engine:
                 self.scheduler.abort_request(request)
 
     def _update(self, scheduled: Scheduled) -> None:
-        """What a forward changes: tokens, finishes; and the worker has let go of preempted and aborted
-        requests."""
+        """Tokens and finishes of the forward; the worker has let go of who was preempted or aborted."""
         for ran in self.runner.ran:
             _advance(ran)
         self.scheduler.take_tokens(

@@ -23,6 +23,7 @@ def load(device: str = "cpu") -> Any:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # full float32: chunking must change no token
     try:
         with _stdout_to_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,8 +63,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 class MemoryMeter:
-    """Paddle's own allocator figures for the device in use; `read()` after `reset_peak()` gives a forward's
-    peaks."""
+    """Paddle's own allocator figures for the device in use."""
 
     def __init__(self, paddle: Any) -> None:
         self._read, self._reset = (

@@ -8,8 +8,7 @@ from fdtrace.sandbox.config import EngineConfig
 
 
 class PagedKVCache:
-    """`data`: float32 [num_layers, 2, num_blocks, block_size, num_heads, head_dim]; 0 holds keys, 1
-    values."""
+    """`data`: float32 [num_layers, 2 (keys, values), num_blocks, block_size, num_heads, head_dim]."""
 
     def __init__(self, paddle: Any, config: EngineConfig) -> None:
         self._paddle = paddle
@@ -27,8 +26,7 @@ class PagedKVCache:
         return [(self.data[i, 0].view(shape), self.data[i, 1].view(shape)) for i in range(num_layers)]
 
     def write(self, layer: int, where: Any, keys: Any, values: Any) -> None:
-        """Put keys and values, float [num_tokens, heads * head_dim], at flat positions `where`, int64
-        [num_tokens]."""
+        """Put keys and values, float [num_tokens, heads * head_dim], at the flat positions `where`."""
         cached_keys, cached_values = self._by_position[layer]
         self._paddle.scatter_(cached_keys, where, keys)
         self._paddle.scatter_(cached_values, where, values)

@@ -1,5 +1,4 @@
-"""A seeded load: requests of repeating text that arrive by step, never by the clock, so that two runs are
-equal."""
+"""A seeded load of repeating text. It arrives by step, never by the clock: two runs are equal."""
 
 from __future__ import annotations
 
@@ -28,6 +27,8 @@ class LoadShape:
     """Mean steps between two arrivals (geometric); 0: none arrive but those that `backlog` asks for."""
     backlog: int = 0
     """Requests kept waiting: as many arrive as the waiting queue lacks."""
+    max_waiting: int = 64
+    """Requests that wait at most; further arrivals come later, so that an overloaded engine does not grow."""
     abort_share: float = 0.0
     """Share of the requests that their client gives up, 0 to 1."""
     abort_after: tuple[int, int] = (4, 40)
@@ -46,6 +47,10 @@ class LoadShape:
             )
         if self.arrival_gap < 0 or self.backlog < 0 or not 0 <= self.abort_share <= 1:
             raise UsageError("arrival gap and backlog are 0 or more, the share of aborts is 0 to 1")
+        if self.max_waiting < 1 or self.backlog > self.max_waiting:
+            raise UsageError(
+                "so many may not wait", hint="a --max-waiting of 1 or more, and no smaller than --backlog"
+            )
         if not self.arrival_gap and not self.backlog:
             raise UsageError("no request would ever arrive", hint="an --arrival-gap or a --backlog")
 
@@ -79,7 +84,10 @@ class Load:
     def arrivals(self, step: int, num_waiting: int) -> list[Request]:
         """The requests that arrive before `step`, given how many wait."""
         arrived: list[Request] = []
-        while self._next_arrival is not None and self._next_arrival <= step and not self.exhausted:
+        room = self._shape.max_waiting - num_waiting
+        while self._next_arrival is not None and self._next_arrival <= step and len(arrived) < room:
+            if self.exhausted:
+                break
             arrived.append(self._make(step))
             self._next_arrival += int(self._random.geometric(1 / (1 + self._shape.arrival_gap))) - 1
         while num_waiting + len(arrived) < self._shape.backlog and not self.exhausted:

@@ -35,8 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Forward:
-    """What all layers of one forward share: the cache, where it is written, the rotation, groups and their
-    tensors."""
+    """What all layers of one forward share."""
 
     cache: PagedKVCache
     where: Any
@@ -84,8 +83,7 @@ class Transformer:
         return to_tensor(np.cos(angles).astype(np.float32)), to_tensor(np.sin(angles).astype(np.float32))
 
     def forward(self, batch: Batch, cache: PagedKVCache) -> NDArray[np.int32]:
-        """The argmax after each of `batch.logits`, int32 [len(batch.logits)]; writes the batch's keys and
-        values."""
+        """The argmax after each of `batch.logits`, int32; writes the batch's keys and values."""
         paddle = self._paddle
         positions = paddle.to_tensor(batch.positions)
         rotation = paddle.gather(self._cos, positions), paddle.gather(self._sin, positions)
@@ -95,6 +93,8 @@ class Transformer:
         for i, layer in enumerate(self._layers):
             x = x + self._attention(i, layer, self._norm(x), forward)
             x = x + self._feed_forward(layer, self._norm(x))
+        if not len(batch.logits):
+            return np.zeros(0, dtype=np.int32)
         wanted = self._norm(paddle.gather(x, paddle.to_tensor(batch.logits)))
         chosen = paddle.argmax(paddle.matmul(wanted, self._head), axis=-1)
         result: NDArray[np.int32] = chosen.numpy().astype(np.int32)
@@ -114,8 +114,7 @@ class Transformer:
         return self._paddle.concat([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
     def _group_tensors(self, group: Group) -> tuple[Any, Any]:
-        """The group's block tables, flat, and its mask, float [batch, 1, length, keys]: a query sees no later
-        key."""
+        """The group's block tables, flat, and its causal mask, float [batch, 1, length, keys]."""
         keys = np.arange(group.block_tables.shape[1] * self._config.block_size)
         hidden = keys[None, None, :] > group.positions[:, :, None]
         mask = np.where(hidden, np.float32(-1e9), np.float32(0))[:, None]
@@ -134,8 +133,7 @@ class Transformer:
         return self._paddle.matmul(self._paddle.concat(parts, axis=0), layer.out)
 
     def _attend(self, queries: Any, keys: Any, values: Any, mask: Any) -> Any:
-        """Attention of a group's queries, float [batch * length, heads, head_dim], over its sequences'
-        blocks."""
+        """Attention of queries, float [batch * length, heads, head_dim], over their sequences' blocks."""
         paddle = self._paddle
         batch, length = mask.shape[0], mask.shape[2]
         queries = queries.reshape([batch, length, *keys.shape[2:]]).transpose([0, 2, 1, 3])

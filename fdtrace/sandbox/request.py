@@ -33,8 +33,7 @@ class Request:
     num_cached_tokens: int = 0
     """Prompt tokens found in a prefix cache: 0, this engine has none."""
     num_prefill_tokens: int = 0
-    """Tokens that its current prefill has to compute: the prompt; after a preemption the output so far as
-    well."""
+    """Tokens that its prefill has to compute: the prompt, and after a preemption the output so far."""
     block_table: list[int] = field(default_factory=list)
     """Physical KV blocks; token position p lies in `block_table[p // block_size]`."""
 
@@ -71,8 +70,7 @@ class Request:
         return self.num_computed_tokens >= self.num_prefill_tokens
 
     def can_decode(self, num_drafts: int, block_size: int) -> bool:
-        """Whether its block table holds the sampled token and all drafts (FastDeploy: `is_block_step` is not
-        set)."""
+        """Whether its block table holds the sampled token and all drafts (FastDeploy: no `is_block_step`)."""
         return self.num_total_tokens - 1 + num_drafts < len(self.block_table) * block_size
 
     def append(self, tokens: list[int]) -> None:
@@ -108,7 +106,6 @@ class Scheduled:
     num_free_blocks: int
     num_blocks: int
     not_admitted: str | None
-    """Why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`; None: nothing
-    waited."""
+    """Why the head of the queue stayed: `budget`, `blocks`, `slots`, `preemption`; None: nothing waited."""
     num_missing_blocks: int | None
     """KV blocks that it lacked, where `not_admitted` is `blocks`."""

@@ -47,8 +47,7 @@ class ModelRunner:
         self.seq_lens_this_time: NDArray[np.int32] = np.zeros(config.max_num_seqs, dtype=np.int32)
         """Tokens that each slot ran."""
         self.accept_num: NDArray[np.int32] = np.zeros(config.max_num_seqs, dtype=np.int32)
-        """Tokens that each slot emitted; of a decode 1 + accepted drafts, cut at the request's
-        `max_tokens`."""
+        """Tokens that each slot emitted; of a decode 1 + accepted drafts, cut at `max_tokens`."""
         self.stalled: list[int] = []
         """Slots that could not run: their block table is too short."""
         self.memory: framework.Memory | None = None
@@ -80,13 +79,12 @@ class ModelRunner:
         return True
 
     def warm_up(self) -> None:
-        """One forward of `max_num_batched_tokens` tokens, before any request: what start-up profiling
-        runs."""
-        length = min(self.config.max_num_batched_tokens, self.config.max_model_len)
-        table = range(self.config.num_blocks)
-        row = Row(np.zeros(length, dtype=np.int32), 0, table, num_logits=1)
-        count = max(1, self.config.max_num_batched_tokens // length)
-        self._model.forward(Batch.pack([row] * count, self.config.block_size), self._cache)
+        """One forward of `max_profiled_tokens` tokens, before any request: what start-up profiling runs."""
+        longest, table = self.config.max_model_len, range(self.config.num_blocks)
+        lengths = [longest] * (self.config.max_profiled_tokens // longest)
+        lengths += [rest] if (rest := self.config.max_profiled_tokens % longest) else []
+        rows = [Row(np.zeros(length, dtype=np.int32), 0, table, num_logits=1) for length in lengths]
+        self._model.forward(Batch.pack(rows, self.config.block_size), self._cache)
 
     def _update_slots(self, scheduled: Scheduled) -> None:
         """Forget who left; seat who begins a prefill. Finished requests left after their last forward."""
@@ -123,8 +121,7 @@ def _prefill(request: Request, start: int, end: int) -> tuple[Request, Row]:
 
 
 def _outcome(request: Request, row: Row, chosen: NDArray[np.int32]) -> RanRow:
-    """What a forward's argmaxes mean for one row: a decode emits what the model chose as far as it was
-    drafted."""
+    """What the argmaxes mean for a row: a decode emits what the model chose as far as it was drafted."""
     decode = request.prefilled
     drafts = row.tokens[1:] if decode else row.tokens[:0]
     accepted = ngram.count_accepted(drafts, chosen) if decode else 0

@@ -1,5 +1,4 @@
-"""The engine's scheduler: `replayer`'s model decides, here the decisions become slots and physical KV
-blocks."""
+"""The engine's scheduler: `replayer`'s model decides; decisions become slots and physical KV blocks."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ from replayer.formulas import parse_formula
 
 
 class SandboxScheduler:
-    """FastDeploy's V1 scheduling over `Request`s. Every change goes through a method; the model is never
-    bypassed."""
+    """FastDeploy's V1 scheduling over `Request`s; every change goes through the model."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -66,8 +64,7 @@ class SandboxScheduler:
         assert sorted(stalled) == sorted(model.stalled())
 
     def add_request(self, request: Request) -> None:
-        """A request enters the waiting queue; raises `UsageError` where it could grow over
-        `max_model_len`."""
+        """A request enters the waiting queue; `UsageError` where it could grow over `max_model_len`."""
         if request.num_prompt_tokens + request.max_tokens > self.config.max_model_len:
             raise UsageError(
                 f"{request.request_id} may grow to {request.num_prompt_tokens + request.max_tokens} tokens",
@@ -78,14 +75,12 @@ class SandboxScheduler:
         self.waiting.append(request)
 
     def abort_request(self, request: Request) -> None:
-        """Its client gives it up: it goes when scheduling next meets it as a decode. A finished one is let
-        be."""
+        """Its client gives it up: it goes when scheduling meets it as a decode. A finished one is let be."""
         if request.request_id in self._requests:
             self._model.apply(Aborted(request.request_id))
 
     def schedule(self) -> Scheduled:
-        """One scheduling call. Tables and slots are as decided when it returns; no request has advanced
-        yet."""
+        """One scheduling call: tables and slots are as decided, no request has advanced yet."""
         decision = self._model.apply(Schedule())
         preempted = [self._preempt(request_id, decision) for request_id in decision.preempted]
         aborted = [self._leave(request_id) for request_id in decision.aborted]
@@ -110,8 +105,7 @@ class SandboxScheduler:
         del self._requests[request.request_id]
 
     def reschedule_request(self, request: Request) -> None:
-        """The worker let go of a preempted request: it waits at the front, to be prefilled with its output so
-        far."""
+        """The worker let go of a preempted request: it waits in front, to be prefilled output and all."""
         self._model.apply(Rescheduled(request.request_id))
         self._leaving -= 1
         request.num_prefill_tokens = request.num_total_tokens
@@ -130,8 +124,7 @@ class SandboxScheduler:
             request.slot = self._free_slots.pop(0)
 
     def _grow(self, request: Request) -> None:
-        """Physical blocks for those that the model counts. A request that was preempted after it was extended
-        has 0."""
+        """Physical blocks for those that the model counts: 0 where it was preempted after its extension."""
         wanted = self._model.num_blocks_of(request.request_id) - len(request.block_table)
         request.block_table += self._blocks.take(max(0, wanted))
 

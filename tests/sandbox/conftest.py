@@ -30,8 +30,7 @@ def config() -> EngineConfig:
 
 @pytest.fixture(scope="session")
 def greedy(paddle: Any, config: EngineConfig) -> Callable[[Any, int], list[int]]:
-    """Greedy continuation by the plainest way: the whole sequence again for each token, in blocks that lie in
-    order."""
+    """Greedy continuation by the plainest way: the whole sequence again for each token."""
     model, cache = Transformer(paddle, config), PagedKVCache(paddle, config)
 
     def continue_(prompt: Any, num_tokens: int) -> list[int]:

@@ -1,0 +1,116 @@
+"""Charts: a step over the limit is seen at every zoom, and nothing else looks like one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replayer.history import Hang
+from tests.tui.recordings import history_of, lab_history, plain_steps
+from tui.series import Series, Window
+from tui.style import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
+from tui.track import Chart, Scale, draw
+
+LIMIT = 100
+LOOK = Look(BLOCKS, DARK)
+
+
+def lines(chart: Chart) -> list[str]:
+    """The plot's rows as text, without the labels at their left."""
+    return [row.text[chart.left :] for row in chart.rows]
+
+
+def fence_of(chart: Chart) -> str:
+    """The row of the limit."""
+    (row,) = [row for row in chart.rows if row.text.lstrip().startswith(f"{LIMIT}{BLOCKS.label}")]
+    return row.text[chart.left :]
+
+
+@given(
+    st.lists(st.integers(0, 180), min_size=1, max_size=300),
+    st.integers(0, 300),
+    st.integers(1, 300),
+    st.integers(24, 120),
+    st.integers(6, 40),
+)
+def test_every_column_with_an_exceeded_step_breaks_the_limits_line_and_no_other(
+    ran: list[int], start: int, span: int, width: int, height: int
+) -> None:
+    series = Series(history_of(plain_steps(ran), LIMIT))
+    window = Window.over(0, len(ran)).at(start, span)
+    chart = draw(series, window, (width, height), Scale(max(*ran, LIMIT)), LOOK)
+    exceeded = series.envelope(window, chart.width).exceeded > 0
+    assert len(chart.rows) == height
+    assert {row.cell_length for row in chart.rows} == {width}
+    assert [glyph == BLOCKS.breach for glyph in fence_of(chart)] == exceeded.tolist()
+    marks = next(
+        text for text in lines(chart)[lines(chart).index(fence_of(chart)) + 1 :] if set(text) <= set(" ▲")
+    )
+    assert [glyph == BLOCKS.exceeded for glyph in marks] == exceeded.tolist()
+
+
+def test_one_token_over_in_a_million_steps_is_seen() -> None:
+    ran = [50] * 1_000_000
+    ran[654_321] = LIMIT + 1
+    series = Series(history_of(plain_steps(ran), LIMIT))
+    chart = draw(series, Window.over(0, len(ran)), (60, 12), Scale(LIMIT + 1), LOOK)
+    column = Window.over(0, len(ran)).column(654_321, chart.width)
+    assert column is not None
+    assert fence_of(chart)[column] == BLOCKS.breach
+    above = lines(chart)[lines(chart).index(fence_of(chart)) - 1]
+    assert [at for at, glyph in enumerate(above) if glyph != " "] == [column]
+
+
+def test_the_limit_and_the_highest_are_named_at_the_axis() -> None:
+    series = Series(lab_history("speculative", "original"))
+    chart = draw(series, Window.over(0, 233), (60, 20), Scale(series.peak, series.peak_reserved), LOOK)
+    labels = [row.text[: chart.left - 1].strip() for row in chart.rows]
+    assert labels[0] == "1208"
+    assert "1024" in labels
+    assert "126" in labels
+    assert "mem" in labels
+
+
+def test_a_hang_is_hatched_from_its_step_on() -> None:
+    hang = Hang(4, "nothing moves")
+    series = Series(history_of(plain_steps([50, 60, 70, 80]), LIMIT, hang=hang))
+    chart = draw(series, Window.over(0, 8), (6 + 16, 10), Scale(LIMIT), LOOK)
+    low = lines(chart)[0]
+    assert BLOCKS.hang not in low[: chart.width // 2]
+    assert set(low[-(chart.width // 2) + 1 :]) == {BLOCKS.hang}
+
+
+def test_steps_that_a_recording_lost_are_not_drawn_as_idle() -> None:
+    columns = plain_steps([50] * 10)
+    columns["step"] = columns["step"] + (columns["step"] >= 5) * 10
+    chart = draw(Series(history_of(columns, LIMIT)), Window.over(0, 20), (26, 10), Scale(LIMIT), LOOK)
+    bottom = lines(chart)[-3]
+    assert BLOCKS.lost in bottom[chart.width // 3 : chart.width // 2]
+    assert BLOCKS.lost not in bottom[: chart.width // 5]
+
+
+def test_ascii_charts_hold_nothing_else() -> None:
+    series = Series(lab_history("speculative", "original"))
+    scale = Scale(series.peak, series.peak_reserved)
+    chart = draw(series, Window.over(0, 290), (40, 16), scale, Look(ASCII, ANSI), departs=7)
+    text = "\n".join(row.text for row in chart.rows)
+    assert text.isascii()
+    assert "!" in text
+    assert "^" in text
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (10, 2), (26, 5)])
+def test_a_pane_too_small_for_a_chart_still_draws(size: tuple[int, int]) -> None:
+    series = Series(lab_history("speculative", "original"))
+    chart = draw(series, Window.over(0, 233), size, Scale(series.peak, series.peak_reserved), LOOK)
+    assert chart.rows
+
+
+def test_figures_are_short_enough_for_an_axis() -> None:
+    assert [tokens(value) for value in (0, 1436, 16384, 104_000, 1_234_567)] == [
+        "0", "1436", "16384", "104k", "1.2M",
+    ]  # fmt: skip
+    assert [memory_size(value) for value in (512, 3 * 2**30, 75 * 2**30, 2**41)] == [
+        "512B", "3.0G", "75G", "2.0T",
+    ]  # fmt: skip
