@@ -39,7 +39,8 @@ INTERRUPTED = 130
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="fdtrace", description="Record what an LLM server's scheduler really ran; replay it under other budgets."
+        prog="fdtrace",
+        description="Record what an LLM server's scheduler really ran; replay it under other budgets.",
     )
     parser.add_argument("--version", action="version", version=f"fdtrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -85,4 +86,6 @@ def _unexpected(error: Exception) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="fdtrace-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     what = f"{type(error).__name__}: {error}"
-    return _complain(f"unexpected error: {what}\n  why: a fault in fdtrace\n  next: report it with {file.name}", 3)
+    return _complain(
+        f"unexpected error: {what}\n  why: a fault in fdtrace\n  next: report it with {file.name}", 3
+    )

@@ -21,7 +21,9 @@ from recorder.supervise import Supervisor
 
 def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every command that records."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="TRACE", help="the trace to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="TRACE", help="the trace to write"
+    )
     parser.add_argument("--duration", type=float, metavar="S", help="end after S seconds")
     parser.add_argument("--steps", type=int, metavar="N", help="end after N steps, exactly")
     parser.add_argument(

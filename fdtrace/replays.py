@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from recorder.trace import Trace
     from replayer.config import Policy
     from replayer.formulas import Formula
-    from replayer.history import History, StepRow
+    from replayer.history import History, How, StepRow
     from tui.jobs import Cancelled, Progress, Replay
 
 ROWS = """
@@ -37,11 +37,19 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--formula",
         action="append",
         metavar="FORMULA",
-        help="a built-in name, 'name: EXPRESSION', or FILE.py:CLASS; repeatable (default: " + ", ".join(DEFAULT) + ")",
+        help="a built-in name, 'name: EXPRESSION', or FILE.py:CLASS; repeatable (default: "
+        + ", ".join(DEFAULT)
+        + ")",
     )
-    parser.add_argument("--as-recorded", action="store_true", help="keep each step's recorded state: exact, needs no model")
-    parser.add_argument("--policy", metavar="P", help="scheduler version of the rescheduled replays (default: as recorded)")
-    parser.add_argument("--engine", type=int, metavar="N", help="which engine of a trace of several (default: the first)")
+    parser.add_argument(
+        "--as-recorded", action="store_true", help="keep each step's recorded state: exact, needs no model"
+    )
+    parser.add_argument(
+        "--policy", metavar="P", help="scheduler version of the rescheduled replays (default: as recorded)"
+    )
+    parser.add_argument(
+        "--engine", type=int, metavar="N", help="which engine of a trace of several (default: the first)"
+    )
 
 
 class RecordedRows:
@@ -100,12 +108,14 @@ def replays_later(
     """The same as panes that fill while the screen is in use."""
     from tui.jobs import Replay
 
-    how = "as recorded" if args.as_recorded else "rescheduled"
+    how: How = "as recorded" if args.as_recorded else "rescheduled"
     return [Replay(one.name, how, _computation(recording, one, args, rows)) for one in formulas]
 
 
-class _computation:  # noqa: N801 (a closure with a name)
-    def __init__(self, recording: Recording, formula: Formula, args: argparse.Namespace, rows: RecordedRows) -> None:
+class _computation:
+    def __init__(
+        self, recording: Recording, formula: Formula, args: argparse.Namespace, rows: RecordedRows
+    ) -> None:
         self.recording, self.formula, self.args, self.rows = recording, formula, args, rows
 
     def __call__(self, progress: Progress, cancelled: Cancelled) -> History:

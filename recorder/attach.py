@@ -136,7 +136,7 @@ def detach(session_id: str, reason: str = "detach") -> list[str]:
 
 
 def _obey_now(pid: int) -> dict[str, Any] | None:
-    source = "import sys\nresult = sys.modules[%r].arm.attend()\n" % load.NAME
+    source = f"import sys\nresult = sys.modules[{load.NAME!r}].arm.attend()\n"
     try:
         status: dict[str, Any] = run_in_process(pid, source).value
     except FdtraceError:

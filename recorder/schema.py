@@ -55,7 +55,11 @@ TRACE = _table(
     ("created_at", "TIMESTAMP_NS", "when recording began, UTC"),
     ("ended_at", "TIMESTAMP_NS", "when it ended, UTC; NULL while it records"),
     ("state", "VARCHAR", "`recording`, `complete`, or `recovered` (made by `fdtrace recover`)"),
-    ("ended_by", "VARCHAR", "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …"),
+    (
+        "ended_by",
+        "VARCHAR",
+        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …",
+    ),
     ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
 )
 
@@ -73,16 +77,28 @@ ENGINE = _table(
     ("dp_rank", "INTEGER", "data-parallel rank"),
     ("max_num_batched_tokens", "INTEGER", "the scheduler's own limit, tokens a step"),
     ("max_profiled_tokens", "INTEGER", "tokens a step that memory was profiled for at start-up"),
-    ("num_max_dispatch_tokens_per_rank", "INTEGER", "expert-parallel dispatch buffer, tokens a rank and step"),
+    (
+        "num_max_dispatch_tokens_per_rank",
+        "INTEGER",
+        "expert-parallel dispatch buffer, tokens a rank and step",
+    ),
     ("max_num_seqs", "INTEGER", "most sequences that run at once"),
-    ("num_speculative_tokens", "INTEGER", "drafts a decode and step (FastDeploy's config holds 1 also without a method)"),
+    (
+        "num_speculative_tokens",
+        "INTEGER",
+        "drafts a decode and step (FastDeploy's config holds 1 also without a method)",
+    ),
     ("spec_method", "VARCHAR", "speculative method; NULL: no speculation"),
     ("block_size", "INTEGER", "tokens a KV block"),
     ("num_blocks", "INTEGER", "KV blocks of the device"),
     ("max_model_len", "INTEGER", "most tokens of a sequence"),
     ("chunked_prefill", "BOOLEAN", "whether a prompt may be prefilled in chunks"),
     ("prefix_caching", "BOOLEAN", "whether equal prefixes share blocks"),
-    ("config", "VARCHAR", "JSON: the rest of the scheduling configuration, and which columns this engine cannot tell"),
+    (
+        "config",
+        "VARCHAR",
+        "JSON: the rest of the scheduling configuration, and which columns this engine cannot tell",
+    ),
     ("env", "VARCHAR", "JSON: the engine's own scheduling variables; never the whole environment"),
 )
 
@@ -108,14 +124,34 @@ STEP = _table(
     ("num_stalled", "INTEGER", "decodes that did not run: their block table was too short"),
     ("num_free_blocks", "INTEGER", "KV blocks free after scheduling"),
     ("num_blocks", "INTEGER", "KV blocks in all"),
-    ("not_admitted", "VARCHAR", "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`; "
-     "NULL: nothing waited"),
-    ("num_missing_blocks", "INTEGER", "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`"),
+    (
+        "not_admitted",
+        "VARCHAR",
+        "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`; "
+        "NULL: nothing waited",
+    ),
+    (
+        "num_missing_blocks",
+        "INTEGER",
+        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`",
+    ),
     ("allocated_bytes", "BIGINT", "framework's allocator, after the forward"),
     ("reserved_bytes", "BIGINT", "framework's allocator, after the forward"),
-    ("peak_allocated_bytes", "BIGINT", "highest allocated in this forward, or so far where the engine does not reset it"),
-    ("peak_reserved_bytes", "BIGINT", "highest reserved in this forward, or so far where the engine does not reset it"),
-    ("device_used_bytes", "BIGINT", "NVML's used memory of the device, last sample before the end of the step"),
+    (
+        "peak_allocated_bytes",
+        "BIGINT",
+        "highest allocated in this forward, or so far where the engine does not reset it",
+    ),
+    (
+        "peak_reserved_bytes",
+        "BIGINT",
+        "highest reserved in this forward, or so far where the engine does not reset it",
+    ),
+    (
+        "device_used_bytes",
+        "BIGINT",
+        "NVML's used memory of the device, last sample before the end of the step",
+    ),
     ("schedule_us", "INTEGER", "the scheduling call, microseconds"),
     ("forward_us", "INTEGER", "the forward call on the CPU, microseconds"),
 )
@@ -129,7 +165,11 @@ STEP_REQUEST = _table(
     ("request", "INTEGER", "number of the request in this trace"),
     ("kind", "VARCHAR", "`prefill` or `decode`"),
     ("num_tokens", "INTEGER", "tokens that it ran"),
-    ("num_computed_tokens", "INTEGER", "its tokens computed before the step; of a decode, the sampled one included"),
+    (
+        "num_computed_tokens",
+        "INTEGER",
+        "its tokens computed before the step; of a decode, the sampled one included",
+    ),
     ("num_draft_tokens", "INTEGER", "drafts verified"),
     ("num_accepted_tokens", "INTEGER", "drafts accepted"),
     ("num_blocks", "INTEGER", "KV blocks that it holds"),
@@ -150,7 +190,11 @@ REQUEST = _table(
     ("num_output_tokens", "INTEGER", "output tokens made, so far or at its finish"),
     ("finished_at", "TIMESTAMP_NS", "when it finished, UTC"),
     ("finish_reason", "VARCHAR", "`stop`, `length`, `abort`, `error`; NULL: not finished in this recording"),
-    ("block_hashes", "UBIGINT[]", "with prefix caching, one a full prompt block, salted afresh for each trace"),
+    (
+        "block_hashes",
+        "UBIGINT[]",
+        "with prefix caching, one a full prompt block, salted afresh for each trace",
+    ),
 )
 
 EVENT = _table(
@@ -160,8 +204,12 @@ EVENT = _table(
     ("engine_id", "INTEGER", "the engine; NULL where it concerns the whole recording"),
     ("step", "BIGINT", "the step that it belongs to, or the next one"),
     ("ts", "TIMESTAMP_NS", "when, UTC"),
-    ("kind", "VARCHAR", "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
-     "attached, detached, lost, …"),
+    (
+        "kind",
+        "VARCHAR",
+        "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
+        "attached, detached, lost, …",
+    ),
     ("request", "INTEGER", "the request; NULL where none is concerned"),
     ("reason", "VARCHAR", "why, where it is known at that moment"),
     ("detail", "VARCHAR", "JSON: the event's own figures"),

@@ -46,12 +46,16 @@ class Session:
         if output.exists() or parts_directory(output).exists():
             raise TraceError(
                 f"{output} exists already",
-                why="a recording never overwrites another" if output.exists() else "parts of a recording lie beside it",
+                why="a recording never overwrites another"
+                if output.exists()
+                else "parts of a recording lie beside it",
                 hint="choose another -o, or remove it"
                 + ("" if output.exists() else f"; `fdtrace recover {output}` makes a trace of the parts"),
             )
         identity = uuid.uuid4().hex[:12]
-        base = SHARED_MEMORY if _room(SHARED_MEMORY) > 4 * ring_mib << 20 else Path(mailbox.directory()).parent
+        base = (
+            SHARED_MEMORY if _room(SHARED_MEMORY) > 4 * ring_mib << 20 else Path(mailbox.directory()).parent
+        )
         private = mailbox.private_directory(str(base / f"fdtrace-rings-{os.geteuid()}"))
         rings = mailbox.private_directory(os.path.join(private, identity))
         size = max(1 << 18, (ring_mib << 20) // ring.DEFAULT_SEGMENTS)
@@ -60,7 +64,9 @@ class Session:
             session.save()
         except OSError as error:
             os.rmdir(rings)
-            raise TraceError(f"cannot write to {output.parent}", why=str(error), hint="choose another -o") from None
+            raise TraceError(
+                f"cannot write to {output.parent}", why=str(error), hint="choose another -o"
+            ) from None
         return session
 
     @property

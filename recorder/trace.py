@@ -37,7 +37,7 @@ class Trace:
     @property
     def live(self) -> bool:
         """Whether it is a recording in progress (or one whose collector was killed)."""
-        return self.head["state"] == "recording"
+        return bool(self.head["state"] == "recording")
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """The rows of a query as dictionaries."""
@@ -52,7 +52,9 @@ class Trace:
         except duckdb.Error as error:
             raise UsageError("that query cannot be run", why=str(error), hint=_tables_hint()) from None
         if relation is None:
-            raise UsageError("that query returns nothing", hint="a trace is read-only: ask with SELECT or FROM")
+            raise UsageError(
+                "that query returns nothing", hint="a trace is read-only: ask with SELECT or FROM"
+            )
         return relation
 
     def engines(self) -> list[dict[str, Any]]:
@@ -100,7 +102,9 @@ def _connect(path: Path) -> duckdb.DuckDBPyConnection:
                 why="its recording was cut off",
                 hint=f"fdtrace recover {path}",
             )
-        raise TraceError(f"there is no file {path}", hint="`fdtrace record` and `fdtrace attach` make one with -o")
+        raise TraceError(
+            f"there is no file {path}", hint="`fdtrace record` and `fdtrace attach` make one with -o"
+        )
     if path.is_dir():
         raise TraceError(f"{path} is a directory", hint="give the trace's file")
     offset, magic = DUCKDB_MAGIC
@@ -135,7 +139,9 @@ def _check(path: Path, db: duckdb.DuckDBPyConnection) -> None:
         raise TraceError(f"{path} is no trace", why="it is a DuckDB file, but not of fdtrace") from None
     except duckdb.Error as error:
         raise TraceError(
-            f"{path} is damaged", why=_first_line(error), hint="copy it again, or `fdtrace recover` it where it was made"
+            f"{path} is damaged",
+            why=_first_line(error),
+            hint="copy it again, or `fdtrace recover` it where it was made",
         ) from None
     if found is None:
         raise TraceError(f"{path} is no trace", why="its table `trace` is empty")
@@ -156,7 +162,13 @@ def _engine_info(row: dict[str, Any]) -> EngineInfo:
     known = {name: value for name, value in row.items() if name in names and value is not None}
     for name in ("config", "env"):
         known[name] = json.loads(row[name] or "null") or {}
-    for name in ("max_num_batched_tokens", "max_num_seqs", "num_speculative_tokens", "block_size", "num_blocks"):
+    for name in (
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "num_speculative_tokens",
+        "block_size",
+        "num_blocks",
+    ):
         known.setdefault(name, 0)
     known.setdefault("max_model_len", 0)
     known.setdefault("version", "")
@@ -171,7 +183,10 @@ class _Reader:
 
     def _numpy(self, query: str) -> dict[str, NDArray[Any]]:
         found = self.db.execute(query, [self.engine_id]).fetchnumpy()
-        return {name: np.ma.filled(values) if np.ma.isMaskedArray(values) else values for name, values in found.items()}
+        return {
+            name: np.ma.filled(values) if np.ma.isMaskedArray(values) else values
+            for name, values in found.items()
+        }
 
     @staticmethod
     def _select(table: schema.Table, *skip: str) -> str:
@@ -188,7 +203,9 @@ class _Reader:
         return ", ".join(parts)
 
     def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:
-        steps = self._numpy(f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step WHERE engine_id = $1 ORDER BY step")
+        steps = self._numpy(
+            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step WHERE engine_id = $1 ORDER BY step"
+        )
         requests = self._numpy(
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"

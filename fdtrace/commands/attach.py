@@ -41,9 +41,13 @@ def run(args: argparse.Namespace) -> int:
         watch = Watch(session, supervisor, args.duration)
         for process in reached:
             held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
-            state = "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
+            state = (
+                "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
+            )
             watch.progress.note(f"process {process.pid}: {state}")
-        watch.progress.note(f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it")
+        watch.progress.note(
+            f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
+        )
         reason = watch.until(lambda: signals.reason)
         if reason:
             watch.stop(reason)

@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fdtrace.replays import add_replay_arguments
 
     add_replay_arguments(parser)
-    parser.add_argument("--max-exceeded", type=int, default=0, metavar="N", help="steps over the limit allowed (default 0)")
+    parser.add_argument(
+        "--max-exceeded", type=int, default=0, metavar="N", help="steps over the limit allowed (default 0)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,8 +12,12 @@ OUTPUT = Path("demo.duckdb")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace demo`."""
-    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="TRACE", help=f"default {OUTPUT}")
-    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"steps to record (default {STEPS})")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=OUTPUT, metavar="TRACE", help=f"default {OUTPUT}"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, metavar="N", help=f"steps to record (default {STEPS})"
+    )
     parser.add_argument("--report", action="store_true", help="print the replay, also on a terminal")
 
 
@@ -34,4 +38,3 @@ def run(args: argparse.Namespace) -> int:
     report = ["--report"] if args.report else []
     progress.note(f"the replay: fdtrace replay {args.output} -f original -f pr7438 -f pr7499")
     return main(["replay", str(args.output), "-f", "original", "-f", "pr7438", "-f", "pr7499", *report])
-

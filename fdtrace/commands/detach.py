@@ -9,7 +9,9 @@ from recorder.errors import TargetError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace detach`."""
-    parser.add_argument("pid", type=int, metavar="PID", help="the pid given to attach, or a recorded process's")
+    parser.add_argument(
+        "pid", type=int, metavar="PID", help="the pid given to attach, or a recorded process's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         formulas = [
-            {"name": name, "text": formula.text, "source": formula.source, "description": inspect.getdoc(formula)}
+            {
+                "name": name,
+                "text": formula.text,
+                "source": formula.source,
+                "description": inspect.getdoc(formula),
+            }
             for name, formula in BUILTIN.items()
         ]
         print(json.dumps({"formulas": formulas, "variables": dict(VARIABLES)}))

@@ -51,7 +51,9 @@ def collect(trace: Trace) -> dict[str, Any]:
             "GROUP BY ALL ORDER BY steps DESC",
             key,
         )
-        events = trace.rows("SELECT kind, count(*) AS n FROM event WHERE engine_id = $1 GROUP BY ALL ORDER BY kind", key)
+        events = trace.rows(
+            "SELECT kind, count(*) AS n FROM event WHERE engine_id = $1 GROUP BY ALL ORDER BY kind", key
+        )
         engines.append(
             {
                 "engine": engine,
@@ -85,8 +87,12 @@ def _print(found: dict[str, Any]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     trace = found["trace"]
-    console.print(f"[b]{found['path']}[/b]  {found['bytes']:,} bytes, schema {trace['schema_version']}", markup=True)
-    ended = f"ended {trace['ended_at']} UTC by {trace['ended_by']}" if trace["ended_at"] else "still recording"
+    console.print(
+        f"[b]{found['path']}[/b]  {found['bytes']:,} bytes, schema {trace['schema_version']}", markup=True
+    )
+    ended = (
+        f"ended {trace['ended_at']} UTC by {trace['ended_by']}" if trace["ended_at"] else "still recording"
+    )
     console.print(f"{trace['state']}: recorded by fdtrace {trace['fdtrace_version']}, "
                   f"begun {trace['created_at']} UTC, {ended}")  # fmt: skip
     for note in trace["notes"]:
@@ -98,7 +104,9 @@ def _print(found: dict[str, Any]) -> None:
 
 def _engine_lines(one: dict[str, Any]) -> list[str]:
     engine, steps = one["engine"], one["steps"]
-    speculation = f"{engine['spec_method']} K={engine['num_speculative_tokens']}" if engine["spec_method"] else "none"
+    speculation = (
+        f"{engine['spec_method']} K={engine['num_speculative_tokens']}" if engine["spec_method"] else "none"
+    )
     lines = [
         "",
         f"engine {engine['engine_id']}: {engine['name']} {engine['version'] or ''}, pid {engine['pid']} on "
@@ -114,7 +122,9 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
             f"accepted {steps['accepted'] or 0:,}; preemptions {steps['preempted'] or 0}"
         )
     for row in one["exceeded"]:
-        lines.append(f"  exceeded   {row['limit_name']} in {row['steps']} steps, by {row['most']} tokens at most")
+        lines.append(
+            f"  exceeded   {row['limit_name']} in {row['steps']} steps, by {row['most']} tokens at most"
+        )
     if not one["exceeded"]:
         lines.append("  exceeded   no limit")
     lines.append("  events     " + ", ".join(f"{kind} {n}" for kind, n in one["events"].items()))

@@ -16,10 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_replay_arguments(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--report", action="store_true", help="print instead (the default where stdout is no terminal)")
+    how.add_argument(
+        "--report", action="store_true", help="print instead (the default where stdout is no terminal)"
+    )
     how.add_argument("--json", action="store_true", help="one JSON object, for machines")
     parser.add_argument("--ascii", action="store_true", help="16 colours and 7-bit characters only")
-    parser.add_argument("--step", type=int, metavar="N", help="where the cursor starts (default: the first exceeded)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="where the cursor starts (default: the first exceeded)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

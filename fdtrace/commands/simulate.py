@@ -17,8 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace simulate`."""
     parser.add_argument("workload", type=Path, metavar="WORKLOAD.json", help="configuration and requests")
     parser.add_argument("-f", "--formula", required=True, metavar="FORMULA", help="as for `fdtrace replay`")
-    parser.add_argument("--policy", metavar="P", help="scheduler version (default: that of the formula's time)")
-    parser.add_argument("--decisions", type=Path, metavar="OUT.jsonl", help="write the decisions there, not to stdout")
+    parser.add_argument(
+        "--policy", metavar="P", help="scheduler version (default: that of the formula's time)"
+    )
+    parser.add_argument(
+        "--decisions", type=Path, metavar="OUT.jsonl", help="write the decisions there, not to stdout"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     from replayer.simulation import Simulation, golden_line
     from replayer.workload import workload_from_case
 
-    simulation = Simulation(workload_from_case(_read(args.workload)), formula(args.formula), policy_of(args.policy) or ORIGINAL)
+    simulation = Simulation(
+        workload_from_case(_read(args.workload)), formula(args.formula), policy_of(args.policy) or ORIGINAL
+    )
     with _output(args.decisions) as out:
         for step in simulation:
             out.write(json.dumps(golden_line(step)) + "\n")

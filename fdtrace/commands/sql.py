@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, metavar="TRACE")
     parser.add_argument("query", metavar="QUERY", help='such as "SELECT * FROM exceeded"')
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="write there; parquet on a terminal needs it")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="write there; parquet on a terminal needs it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

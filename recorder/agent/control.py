@@ -90,7 +90,9 @@ class Agent:
     def start(self, session: dict[str, Any]) -> None:
         """Begin to record into a ring of this process in the session's directory."""
         if session.get("protocol") != wire.PROTOCOL:
-            raise ValueError("agent's protocol is %d, collector's %r" % (wire.PROTOCOL, session.get("protocol")))
+            raise ValueError(
+                "agent's protocol is %d, collector's %r" % (wire.PROTOCOL, session.get("protocol"))
+            )
         segments, size = int(session["segments"]), int(session["segment_size"])
         path = os.path.join(session["dir"], "%d-%d.ring" % (self.pid, time.time_ns()))
         page = ring.create(path, wire.PROTOCOL, time.time_ns(), segments, size)

@@ -73,7 +73,7 @@ class SandboxAdapter:
             "chunked_prefill": config.chunked_prefill,
             "prefix_caching": config.prefix_caching,
             "config": {"formula": config.formula, "policy": config.policy, "seed": config.seed},
-            "env": {},
+            "env": {name: str(value) for name, value in config.env.items()},
         }
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:
@@ -83,9 +83,7 @@ class SandboxAdapter:
 
     def before_add_request(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         request = args[0] if args else kwargs["request"]
-        self.writer.request(
-            request.request_id, time.time_ns(), request.num_prompt_tokens, request.max_tokens
-        )
+        self.writer.request(request.request_id, time.time_ns(), request.num_prompt_tokens, request.max_tokens)
 
     def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, int]:
         self.scheduler = scheduler
@@ -98,7 +96,9 @@ class SandboxAdapter:
         self.writer.boundary()
         return time.time_ns(), time.perf_counter_ns()
 
-    def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: tuple[int, int], result: Any) -> None:
+    def after_schedule(
+        self, scheduler: Any, args: Any, kwargs: Any, token: tuple[int, int], result: Any
+    ) -> None:
         duration = (time.perf_counter_ns() - token[1]) // 1000
         self.call = result.call
         if result.preempted or result.aborted or result.prefills:
@@ -134,6 +134,7 @@ class SandboxAdapter:
             row = self.rows.pop(request.request_id, None)
             if row is not None:
                 vacated.append(row)
+            self.writer.finish(request.request_id, "abort", request.num_output_tokens)
         joined, held, last = [], [], []
         for request, start, end in result.prefills:
             row = request.slot

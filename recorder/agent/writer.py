@@ -1,4 +1,4 @@
-"""Packs what an adapter saw into frames of this process's ring. Inline, no thread; the caller holds the agent's lock."""
+"""Packs what an adapter saw into frames of this process's ring. Inline, no thread; the caller holds the lock."""
 
 from __future__ import annotations
 
@@ -169,7 +169,14 @@ class Writer:
         why, more = reason.encode(), json.dumps(detail).encode() if detail else b""
         number = -1 if request_id is None else self.number(request_id)
         head = wire.EVENT_HEAD.pack(
-            wire.EVENT, wire.EVENTS.index(kind), len(why), len(more), number, 0, self.next_step, time.time_ns()
+            wire.EVENT,
+            wire.EVENTS.index(kind),
+            len(why),
+            len(more),
+            number,
+            0,
+            self.next_step,
+            time.time_ns(),
         )
         self._put(head + why + more)
 

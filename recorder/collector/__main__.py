@@ -89,6 +89,10 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))
+        if collector.is_final:
+            collector.clean_up()
+            say(done=True, steps=None, notes=[])
+            return 0
         collector.publish()
         say(ready=True, notes=collector.notes)
         reason = run(collector)

@@ -135,7 +135,11 @@ class Forwards:
             "num_blocks": blocks[at],
         }
         made = np.where(prefill, last, emitted)[at]
-        self.batch.request, self.batch.blocks, self.batch.computed = requests[count], blocks[count], computed[count]
+        self.batch.request, self.batch.blocks, self.batch.computed = (
+            requests[count],
+            blocks[count],
+            computed[count],
+        )
         numbers, inverse = np.unique(per_request["request"], return_inverse=True)
         return totals, per_request, numbers, np.bincount(inverse, made, len(numbers)).astype(np.int64)
 

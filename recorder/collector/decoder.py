@@ -1,36 +1,26 @@
-"""Frames of one process in, rows of the trace out. Its state survives in the trace, so that a killed collector resumes."""
+"""Frames of one process in, rows of the trace out.
+
+The decoder's state is committed with its rows, so that a killed collector's successor decodes on.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from recorder.agent import wire
 from recorder.collector.columns import Batch, Columns, Forwards
+from recorder.collector.ledger import Ledger, Request
 from recorder.collector.reader import Chunk
 from recorder.recording import MISSING
 
 NO_SCHEDULE = (MISSING,) * 12
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
-
-
-@dataclass
-class Request:
-    """A request that has not finished: what its row of the trace says so far."""
-
-    request_id: str
-    arrived_at: int = MISSING
-    arrived_step: int = MISSING
-    num_prompt_tokens: int = MISSING
-    max_tokens: int = MISSING
-    num_cached_tokens: int = MISSING
-    num_output_tokens: int = 0
-    preempted: bool = False
 
 
 @dataclass
@@ -49,7 +39,7 @@ class Decoder:
     def __init__(self, engine_id: int, max_steps: int | None = None) -> None:
         self.engine_id, self.max_steps = engine_id, max_steps
         self.engine: dict[str, Any] | None = None
-        self.requests: dict[int, Request] = {}
+        self.ledger = Ledger(engine_id)
         self.schedules: dict[int, tuple[int, ...]] = {}
         self.batch = Batch.empty()
         self.stalled: set[int] = set()
@@ -61,11 +51,11 @@ class Decoder:
         self.lost_frames = 0
         self.forwards: Forwards | None = None
         self.out = Decoded()
-        self._undated: list[list[Any]] = []
+        self.past = False
 
     @property
     def full(self) -> bool:
-        """Whether `max_steps` are decoded: what follows is not part of the recording."""
+        """Whether `max_steps` are decoded: of what follows only their ends are part of the recording."""
         return self.max_steps is not None and self.num_steps >= self.max_steps
 
     @property
@@ -73,16 +63,25 @@ class Decoder:
         """Forwards decoded since the last `take`."""
         return self._taken_in
 
+    @property
+    def next_step(self) -> int:
+        """The step that what comes now belongs to; MISSING before the first is known."""
+        return self.step + 1 if self.step >= 0 else MISSING
+
     def feed(self, chunk: Chunk) -> None:
-        """Decode consecutive frames."""
+        """Decode consecutive frames. `past` becomes true where one belongs to a step after `max_steps`."""
         if chunk.lost:
             self._lose(chunk.lost)
         data = chunk.data
         handlers = _HANDLERS
         for at in chunk.payloads:
-            if self.full:
-                break
             kind = data[at]
+            if self.full:
+                self.past = self.past or kind in (wire.SCHEDULE, wire.FORWARD)
+                if self.past:
+                    break
+                if kind != wire.FINISH:
+                    continue
             if self.waits_for_keyframe and not self._may_start(data, at, kind):
                 continue
             handlers[kind](self, data, at)
@@ -111,10 +110,8 @@ class Decoder:
     def _request(self, data: bytes, at: int) -> None:
         _, _, length, number, ts, step, prompt, max_tokens = wire.REQUEST_HEAD.unpack_from(data, at)
         begin = at + wire.REQUEST_HEAD.size
-        request = Request(data[begin : begin + length].decode(), ts, step, prompt, max_tokens)
-        self.requests[number] = request
-        if ts >= 0:
-            self._event("arrived", number, ts, step)
+        text = data[begin : begin + length].decode()
+        self.ledger.arrived(number, Request(text, ts, step, prompt, max_tokens))
 
     def _batch(self, data: bytes, at: int) -> None:
         _, flags, gone, joined, step = wire.BATCH_HEAD.unpack_from(data, at)
@@ -129,14 +126,9 @@ class Decoder:
                 wire.JOINED.unpack_from(data, begin)
             )
             begin += wire.JOINED.size
-            known = self.requests.get(number)
-            if known is None:
-                text = data[begin : begin + length].decode()
-                known = self.requests[number] = Request(text, MISSING, arrived, prompt, max_tokens)
-            known.num_cached_tokens, known.num_output_tokens = cached, made
-            if known.preempted:
-                known.preempted = False
-                self._event("rescheduled", number)
+            text = data[begin : begin + length].decode()
+            request = Request(text, MISSING, arrived, prompt, max_tokens, cached, made)
+            self.ledger.joined(number, request, self.next_step)
             begin += length
             self._hold(row, number, computed, blocks)
 
@@ -144,8 +136,8 @@ class Decoder:
         if self.lost_from is not None:
             last = step - 1 if step >= 0 else MISSING
             detail = {"frames": self.lost_frames, "first_step": self.lost_from + 1, "last_step": last}
-            self.out.events.append(
-                (self.engine_id, self.lost_from + 1, None, "lost", None, "overwritten before read", json.dumps(detail))
+            self.ledger.event(
+                "lost", self.lost_from + 1, reason="overwritten before it was read", detail=detail
             )
             self.lost_from, self.lost_frames, self.step = None, 0, last
             self.schedules.clear()
@@ -164,7 +156,11 @@ class Decoder:
         self.batch.grow(row + 1)
         forwards = self.forwards
         if forwards is None or not len(forwards):
-            self.batch.request[row], self.batch.computed[row], self.batch.blocks[row] = number, computed, blocks
+            self.batch.request[row], self.batch.computed[row], self.batch.blocks[row] = (
+                number,
+                computed,
+                blocks,
+            )
         else:
             step = len(forwards)
             forwards.requests.add(step, row, number)
@@ -183,7 +179,7 @@ class Decoder:
             else:
                 forwards.blocks.add(len(forwards), row, blocks)
             if held is not None and row < len(held):
-                self._event("extended", int(held[row]), detail={"num_blocks": blocks})
+                self.ledger.event("extended", self.next_step, int(held[row]), detail={"num_blocks": blocks})
 
     def _schedule(self, data: bytes, at: int) -> None:
         _, reason, _, duration, call, ts, *figures, _ = wire.SCHEDULE_BODY.unpack_from(data, at)
@@ -199,8 +195,8 @@ class Decoder:
             self._flush_forwards()
             self.batch.grow(rows)
             self.forwards = Forwards(shape, self.batch)
-        if self._undated:
-            self._date(step)
+        if self.ledger.undated:
+            self.ledger.date(step)
         forwards = self.forwards
         begin = at + wire.FORWARD_HEAD.size
         middle, end = begin + 2 * prefills, begin + 2 * (prefills + stalled)
@@ -222,30 +218,8 @@ class Decoder:
         held = self._current_requests()
         for row in rows:
             if row not in self.stalled and row < len(held):
-                self._event("stalled", int(held[row]), step=step)
+                self.ledger.event("stalled", step, int(held[row]))
         self.stalled = set(rows)
-
-    def _date(self, step: int) -> None:
-        """Give the first step to what came before it was known."""
-        for event in self._undated:
-            event[1] = step
-            self.out.events.append(tuple(event))
-            request = self.requests.get(event[4]) if event[3] == "arrived" else None
-            if request is not None:
-                request.arrived_step = step
-        self._undated = []
-
-    def _event(
-        self, kind: str, number: int, ts: int = MISSING, step: int | None = None, reason: str = "", detail: Any = None
-    ) -> None:
-        if step is None:
-            step = self.step + 1 if self.step >= 0 else MISSING
-        text = json.dumps(detail) if isinstance(detail, dict) else detail
-        row = [self.engine_id, step, ts if ts >= 0 else None, kind, number if number >= 0 else None, reason or None, text]
-        if step < 0:
-            self._undated.append(row)
-        else:
-            self.out.events.append(tuple(row))
 
     def _plain_event(self, data: bytes, at: int) -> None:
         _, kind, why, more, number, _, step, ts = wire.EVENT_HEAD.unpack_from(data, at)
@@ -253,29 +227,14 @@ class Decoder:
         reason = data[begin : begin + why].decode()
         detail = data[begin + why : begin + why + more].decode() or None
         name = wire.EVENTS[kind]
-        if name == "preempted" and number in self.requests:
-            self.requests[number].preempted = True
-        self._event(name, number, ts, step, reason, detail)
+        if name == "preempted":
+            self.ledger.preempted(number)
+        self.ledger.event(name, step, number, ts, reason, detail)
 
     def _finish(self, data: bytes, at: int) -> None:
         _, code, _, number, step, ts, made, _ = wire.FINISH_BODY.unpack_from(data, at)
-        request = self.requests.pop(number, None)
-        if request is None:
-            return
-        request.num_output_tokens = made
-        reason = wire.FINISHED[code]
-        self.out.requests.append(self.request_row(number, request, ts, reason))
-        self._event("finished", number, ts, step, reason, {"num_output_tokens": made})
-
-    def request_row(self, number: int, request: Request, finished_at: int | None, reason: str | None) -> tuple[Any, ...]:
-        """A row of `request` in the schema's order; times in ns."""
-        known = (
-            request.arrived_at, request.arrived_step, request.num_prompt_tokens, request.max_tokens,
-            request.num_cached_tokens, request.num_output_tokens,
-        )  # fmt: skip
-        return (
-            self.engine_id, number, request.request_id, *(None if v < 0 else v for v in known), finished_at, reason, None,
-        )  # fmt: skip
+        if not self.full or step <= self.step:
+            self.ledger.finish(number, step, ts, wire.FINISHED[code], made)
 
     def _flush_forwards(self) -> None:
         forwards, self.forwards = self.forwards, None
@@ -283,9 +242,7 @@ class Decoder:
             return
         totals, rows, numbers, made = forwards.decode()
         for number, tokens in zip(numbers.tolist(), made.tolist(), strict=True):
-            request = self.requests.get(number)
-            if request is not None:
-                request.num_output_tokens += tokens
+            self.ledger.made(number, tokens)
         heads = np.array(forwards.heads, np.int64)
         self.out.steps.append(self._step_columns(heads, np.array(forwards.schedules, np.int64), totals))
         steps = heads[:, 5]
@@ -301,21 +258,26 @@ class Decoder:
         columns = {name: schedules[:, i + 1] for i, name in enumerate(names)}
         memory = ("allocated_bytes", "reserved_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
         columns |= {name: heads[:, 10 + i] for i, name in enumerate(memory)}
-        return columns | totals | {
-            "engine_id": np.full(len(heads), self.engine_id, np.int64),
-            "step": heads[:, 5],
-            "ts": heads[:, 7],
-            "forward_us": heads[:, 8],
-            "num_predicted_tokens": heads[:, 9],
-            "num_stalled": heads[:, 4],
-            "num_decode_tokens": totals["num_tokens"] - totals["num_prefill_tokens"],
-        }
+        return (
+            columns
+            | totals
+            | {
+                "engine_id": np.full(len(heads), self.engine_id, np.int64),
+                "step": heads[:, 5],
+                "ts": heads[:, 7],
+                "forward_us": heads[:, 8],
+                "num_predicted_tokens": heads[:, 9],
+                "num_stalled": heads[:, 4],
+                "num_decode_tokens": totals["num_tokens"] - totals["num_prefill_tokens"],
+            }
+        )
 
     def take(self) -> Decoded:
         """The rows decoded since the last call."""
         self._flush_forwards()
         self._taken_in = 0
         out, self.out = self.out, Decoded()
+        out.requests, out.events = self.ledger.take()
         return out
 
     def state(self) -> dict[str, Any]:
@@ -323,8 +285,7 @@ class Decoder:
         return {
             "engine_id": self.engine_id, "max_steps": self.max_steps, "engine": self.engine, "step": self.step,
             "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe, "lost_from": self.lost_from,
-            "lost_frames": self.lost_frames, "stalled": sorted(self.stalled), "undated": self._undated,
-            "requests": {str(number): asdict(request) for number, request in self.requests.items()},
+            "lost_frames": self.lost_frames, "stalled": sorted(self.stalled), "ledger": self.ledger.state(),
             "schedules": {str(call): list(figures) for call, figures in self.schedules.items()},
             "batch": [self.batch.request.tolist(), self.batch.computed.tolist(), self.batch.blocks.tolist()],
         }  # fmt: skip
@@ -335,8 +296,8 @@ class Decoder:
         self = cls(state["engine_id"], state["max_steps"])
         for name in ("engine", "step", "num_steps", "waits_for_keyframe", "lost_from", "lost_frames"):
             setattr(self, name, state[name])
-        self.stalled, self._undated = set(state["stalled"]), state["undated"]
-        self.requests = {int(number): Request(**known) for number, known in state["requests"].items()}
+        self.stalled = set(state["stalled"])
+        self.ledger.restore(state["ledger"])
         self.schedules = {int(call): tuple(figures) for call, figures in state["schedules"].items()}
         self.batch = Batch(*(np.array(column, np.int64) for column in state["batch"]))
         return self

@@ -41,7 +41,10 @@ class Nvml:
         try:
             used = tuple(int(self.nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self.handles)
         except self.nvml.NVMLError as error:
-            self.missing, self.handles = f"NVML stopped answering ({error}): device_used_bytes is NULL from then on", []
+            self.missing, self.handles = (
+                f"NVML stopped answering ({error}): device_used_bytes is NULL from then on",
+                [],
+            )
             return
         self.samples.append((time.time_ns(), *used))
 

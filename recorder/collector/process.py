@@ -48,6 +48,8 @@ class Collector:
         self.session, self.state = session, state
         self.lock = _lock(session.parts)
         left = _last_state(Path(session.output))
+        self.is_final = bool(left.get("final"))
+        """Whether an earlier collector was killed after the final file was in place: only cleaning up is left."""
         self.store = Store(Path(session.output), left.get("parts"), left.get("serial", 0))
         self.nvml = Nvml()
         self.tails: dict[str, Tail] = {}
@@ -102,7 +104,7 @@ class Collector:
         """Decode what was committed since the last call; the number of frames read."""
         frames = 0
         for tail in self.tails.values():
-            while not tail.decoder.full and tail.decoder.unflushed < FLUSH_STEPS:
+            while not tail.decoder.past and tail.decoder.unflushed < FLUSH_STEPS:
                 chunk = tail.reader.read()
                 if chunk is None:
                     break
@@ -148,19 +150,19 @@ class Collector:
             schema.SCHEMA_VERSION, __version__, self.session.created_at, ended, self.state, self.ended_by,
             json.dumps(self.notes),
         )  # fmt: skip
-        live = [
-            tail.decoder.request_row(number, request, None, None)
-            for tail in self.tails.values()
-            for number, request in tail.decoder.requests.items()
-        ]
+        live = [row for tail in self.tails.values() for row in tail.decoder.ledger.live_rows()]
         return {
             "trace": columns_of(schema.TRACE, [trace]),
-            "engine": columns_of(schema.ENGINE, [self._engine_row(t) for t in self.tails.values() if t.decoder.engine]),
+            "engine": columns_of(
+                schema.ENGINE, [self._engine_row(t) for t in self.tails.values() if t.decoder.engine]
+            ),
             "request": columns_of(schema.REQUEST, live),
         }
 
     def _engine_row(self, tail: Tail) -> tuple[Any, ...]:
-        known = dict(tail.decoder.engine or {}, engine_id=tail.decoder.engine_id, started_at=tail.reader.opened_ns)
+        known = dict(
+            tail.decoder.engine or {}, engine_id=tail.decoder.engine_id, started_at=tail.reader.opened_ns
+        )
         known["config"], known["env"] = json.dumps(known.get("config")), json.dumps(known.get("env"))
         return tuple(known.get(column.name) for column in schema.ENGINE.columns)
 
@@ -173,6 +175,10 @@ class Collector:
         self.ended_by, self.state = ended_by, state
         self.publish()
         finish.write_final(self.store, self._small())
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """The final file is in place: remove the rings and the parts."""
         for tail in self.tails.values():
             tail.reader.close()
         self.session.remove_rings()
@@ -200,13 +206,18 @@ def _last_state(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     with duckdb.connect(str(path), read_only=True) as db:
-        found = db.execute("SELECT state FROM _collector").fetchone()
+        try:
+            found = db.execute("SELECT state FROM _collector").fetchone()
+        except duckdb.CatalogException:
+            return {"final": True}
     return json.loads(found[0]) if found else {}
 
 
 def recover(session: Session) -> int:
     """Finish a recording whose collector is gone; the number of its steps."""
     collector = Collector(session)
-    collector.discover()
-    collector.finish("cut off", state="recovered")
+    if collector.is_final:
+        collector.clean_up()
+    else:
+        collector.finish("cut off", state="recovered")
     return collector.num_steps

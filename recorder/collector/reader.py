@@ -66,7 +66,7 @@ class RingReader:
     @property
     def writer_lives(self) -> bool:
         """Whether the process that writes still runs (not merely another one of the same pid)."""
-        return rings.process_start(self.pid) == self.start
+        return bool(rings.process_start(self.pid) == self.start)
 
     def read(self) -> Chunk | None:
         """The frames committed since the last call, of one segment at most; None where there are none."""
@@ -86,7 +86,9 @@ class RingReader:
     def _next_or_none(self, here: Position, following: Position, lost: int) -> Chunk | None:
         if following.lap != here.lap:
             chunk = self.read()
-            return chunk if chunk is None or not lost else Chunk(chunk.data, chunk.payloads, chunk.lost + lost)
+            return (
+                chunk if chunk is None or not lost else Chunk(chunk.data, chunk.payloads, chunk.lost + lost)
+            )
         return Chunk(b"", [], lost) if lost else None
 
     def _scan(self, lost: int) -> tuple[Chunk, Position]:

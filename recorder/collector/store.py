@@ -108,7 +108,8 @@ class Store:
                 part = self._new_part(table)
                 paths = [str(self.directory / name) for name in names]
                 self.db.execute(
-                    f"COPY (FROM read_parquet($1)) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)", [paths]
+                    f"COPY (FROM read_parquet($1)) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
+                    [paths],
                 )
                 if level + 1 == len(levels):
                     levels.append([])
@@ -155,7 +156,11 @@ class Store:
         paths = ", ".join(f"'{_quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
         if table is schema.REQUEST:
-            return f"{parts} UNION ALL SELECT * FROM fresh._live_request" if parts else "FROM fresh._live_request"
+            return (
+                f"{parts} UNION ALL SELECT * FROM fresh._live_request"
+                if parts
+                else "FROM fresh._live_request"
+            )
         if parts:
             return parts
         nothing = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)

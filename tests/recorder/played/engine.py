@@ -37,7 +37,7 @@ class PlayedEngine:
         self.config = SimpleNamespace(
             max_num_batched_tokens=4 * options.seqs, max_num_seqs=options.seqs, num_speculative_tokens=3,
             spec_method="ngram", block_size=16, num_blocks=2000, max_model_len=4096, chunked_prefill=True,
-            prefix_caching=False, formula="original", policy="pr7499", seed=7, version="played",
+            prefix_caching=False, formula="original", policy="pr7499", seed=7, version="played", env={},
         )
         self.scheduler = SandboxScheduler(self.config)
         self.runner = ModelRunner(self.config, self.rng)

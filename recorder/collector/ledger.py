@@ -1,0 +1,132 @@
+"""The requests and events of one recorded process: what the decoder reports, as rows of the trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from recorder.recording import MISSING
+
+
+@dataclass
+class Request:
+    """A request that has not finished: what its row of the trace says so far."""
+
+    request_id: str
+    arrived_at: int = MISSING
+    arrived_step: int = MISSING
+    num_prompt_tokens: int = MISSING
+    max_tokens: int = MISSING
+    num_cached_tokens: int = MISSING
+    num_output_tokens: int = 0
+    preempted: bool = False
+
+
+class Ledger:
+    """`finished` and `events` are rows in the schema's order, to be taken away by `take`; `live` are by number."""
+
+    def __init__(self, engine_id: int) -> None:
+        self.engine_id = engine_id
+        self.live: dict[int, Request] = {}
+        self.finished: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
+        self.undated: list[list[Any]] = []
+
+    def arrived(self, number: int, request: Request) -> None:
+        """A request came; one whose time is not known was there before the recording."""
+        self.live[number] = request
+        if request.arrived_at >= 0:
+            self.event("arrived", request.arrived_step, number, request.arrived_at)
+
+    def joined(self, number: int, request: Request, step: int) -> None:
+        """A request holds a row of the batch, at `step`; `request` says what its row frame said."""
+        known = self.live.setdefault(number, request)
+        known.num_cached_tokens, known.num_output_tokens = (
+            request.num_cached_tokens,
+            request.num_output_tokens,
+        )
+        if known.preempted:
+            known.preempted = False
+            self.event("rescheduled", step, number)
+
+    def preempted(self, number: int) -> None:
+        """A request lost its row, and will come back."""
+        if number in self.live:
+            self.live[number].preempted = True
+
+    def made(self, number: int, tokens: int) -> None:
+        """A request made output tokens."""
+        request = self.live.get(number)
+        if request is not None:
+            request.num_output_tokens += tokens
+
+    def finish(self, number: int, step: int, ts: int, reason: str, num_output_tokens: int) -> None:
+        """A request ended in `step`."""
+        request = self.live.pop(number, None)
+        if request is None:
+            return
+        request.num_output_tokens = num_output_tokens
+        self.finished.append(self.row(number, request, ts, reason))
+        self.event("finished", step, number, ts, reason, {"num_output_tokens": num_output_tokens})
+
+    def row(
+        self, number: int, request: Request, finished_at: int | None, reason: str | None
+    ) -> tuple[Any, ...]:
+        """A row of `request` in the schema's order; times in ns."""
+        known = (
+            request.arrived_at, request.arrived_step, request.num_prompt_tokens, request.max_tokens,
+            request.num_cached_tokens, request.num_output_tokens,
+        )  # fmt: skip
+        told = (None if value < 0 else value for value in known)
+        return (self.engine_id, number, request.request_id, *told, finished_at, reason, None)
+
+    def live_rows(self) -> list[tuple[Any, ...]]:
+        """The rows of the requests that have not finished."""
+        return [self.row(number, request, None, None) for number, request in self.live.items()]
+
+    def event(
+        self,
+        kind: str,
+        step: int,
+        number: int = MISSING,
+        ts: int = MISSING,
+        reason: str = "",
+        detail: dict[str, Any] | str | None = None,
+    ) -> None:
+        """Add an event; one whose step is not known yet waits for `date`."""
+        text = json.dumps(detail) if isinstance(detail, dict) else detail
+        when, whom = (None if value < 0 else value for value in (ts, number))
+        row = [self.engine_id, step, when, kind, whom, reason or None, text]
+        if step < 0:
+            self.undated.append(row)
+        else:
+            self.events.append(tuple(row))
+
+    def date(self, step: int) -> None:
+        """The first step is known: it is that of all that came before it."""
+        for event in self.undated:
+            event[1] = step
+            self.events.append(tuple(event))
+            request = self.live.get(event[4]) if event[3] == "arrived" else None
+            if request is not None:
+                request.arrived_step = step
+        self.undated = []
+
+    def take(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """The rows of `request` that are final, and those of `event`, since the last call."""
+        taken = self.finished, self.events
+        self.finished, self.events = [], []
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        """All that going on needs, as JSON; call it after `take`."""
+        return {
+            "undated": self.undated,
+            "live": {str(number): asdict(request) for number, request in self.live.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.undated = state["undated"]
+        self.live = {int(number): Request(**known) for number, known in state["live"].items()}
