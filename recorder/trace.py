@@ -133,8 +133,8 @@ def _connect(path: Path) -> duckdb.DuckDBPyConnection:
 
 def _check(path: Path, db: duckdb.DuckDBPyConnection) -> None:
     try:
-        found = db.execute("SELECT schema_version, fdtrace_version FROM trace").fetchone()
-        db.execute("SELECT count(*) FROM step").fetchone()
+        found = db.execute("SELECT schema_version, fdtrace_version FROM trace").fetchall()
+        db.execute("SELECT count(*) FROM step").fetchall()
     except duckdb.CatalogException:
         raise TraceError(f"{path} is no trace", why="it is a DuckDB file, but not of fdtrace") from None
     except duckdb.Error as error:
@@ -143,12 +143,13 @@ def _check(path: Path, db: duckdb.DuckDBPyConnection) -> None:
             why=_first_line(error),
             hint="copy it again, or `fdtrace recover` it where it was made",
         ) from None
-    if found is None:
+    if not found:
         raise TraceError(f"{path} is no trace", why="its table `trace` is empty")
-    if found[0] > schema.SCHEMA_VERSION:
+    version, fdtrace_version = found[0]
+    if version > schema.SCHEMA_VERSION:
         raise TraceError(
-            f"{path} was recorded by fdtrace {found[1]}",
-            why=f"its schema is version {found[0]}, this fdtrace reads up to {schema.SCHEMA_VERSION}",
+            f"{path} was recorded by fdtrace {fdtrace_version}",
+            why=f"its schema is version {version}, this fdtrace reads up to {schema.SCHEMA_VERSION}",
             hint="pip install -U fdtrace",
         )
 

@@ -207,10 +207,10 @@ def _last_state(path: Path) -> dict[str, Any]:
         return {}
     with duckdb.connect(str(path), read_only=True) as db:
         try:
-            found = db.execute("SELECT state FROM _collector").fetchone()
+            found = db.execute("SELECT state FROM _collector").fetchall()
         except duckdb.CatalogException:
             return {"final": True}
-    return json.loads(found[0]) if found else {}
+    return json.loads(found[0][0]) if found else {}
 
 
 def recover(session: Session) -> int:

@@ -61,7 +61,7 @@ class PlayedEngine:
         rows = []
         ends = {r.request_id: end for r, _, end in scheduled.prefills}
         for r in list(scheduler.running):
-            tokens, emitted = int(runner.seq_lens_this_time[r.slot]), int(runner.accept_num[r.slot])
+            tokens, emitted = runner.seq_lens_this_time[r.slot], runner.accept_num[r.slot]
             if not tokens:
                 continue
             kind = "prefill" if r.request_id in ends else "decode"
@@ -75,7 +75,7 @@ class PlayedEngine:
             r.num_output_tokens += emitted
             if r.num_output_tokens >= r.wanted:
                 scheduler.finish_request(r, "length")
-        line = {"step": runner.step, "tokens": int(runner.seq_lens_this_time.sum()), "rows": rows}
+        line = {"step": runner.step, "tokens": sum(runner.seq_lens_this_time), "rows": rows}
         os.write(self.log, (json.dumps(line) + "\n").encode())
 
 
