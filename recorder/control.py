@@ -72,7 +72,11 @@ def agents() -> list[Agent]:
     except FileNotFoundError:
         return []
     pids = sorted(int(name[:-4]) for name in names if name.endswith(".ctl") and name[:-4].isdigit())
-    return [agent for pid in pids if (agent := find_agent(pid)) is not None]
+    found = []
+    for pid in pids:
+        with suppress(TargetError):  # of another version of fdtrace: not ours to speak to
+            found.append(find_agent(pid))
+    return [agent for agent in found if agent is not None]
 
 
 @contextmanager

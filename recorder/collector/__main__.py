@@ -70,8 +70,8 @@ def run(collector: Collector) -> str:
                 reported = collector.num_steps
                 say(steps=reported, notes=collector.notes)
         if ended and not frames:
-            full = any(tail.decoder.full for tail in collector.tails.values())
-            closed = all(tail.reader.closed for tail in collector.tails.values())
+            full = any(engine.full for engine in collector.rings.engines)
+            closed = all(tail.reader.closed for tail in collector.tails)
             reason = "steps" if full else "detach" if closed else "exit"
             if not full or not orders.open:
                 return reason
