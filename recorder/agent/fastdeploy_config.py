@@ -121,7 +121,7 @@ def _version() -> str | None:
     module = sys.modules.get("fastdeploy")
     for name in ("__version__", "version"):
         value = getattr(module, name, None)
-        if isinstance(value, str):
+        if isinstance(value, str) and value != "Unknown":
             return value
     return None
 

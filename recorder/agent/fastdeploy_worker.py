@@ -55,7 +55,9 @@ class FastDeployWorkerAdapter:
         for module in MODULES:
             hooks += [
                 Hook(module, "", "insert_tasks_v1", self.before_insert),
-                Hook(module, "", "execute_model", self.before_execute, self.after_execute),
+                Hook(
+                    module, "", "execute_model", self.before_execute, self.after_execute, self.failed_execute
+                ),
                 Hook(module, "", "_save_model_output", self.before_save),
             ]
         self.hooks = tuple(hooks)
@@ -168,8 +170,17 @@ class FastDeployWorkerAdapter:
         self.ends.pop(slot, None)
 
     def after_execute(self, runner: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
-        if token is None:
-            return
+        if token is not None:
+            self._ran(runner, token, False)
+
+    def failed_execute(self, runner: Any, error: BaseException, token: Any) -> None:
+        """The forward that ran out of memory is a step like any other; it emitted nothing."""
+        overlap = getattr(runner, "enable_overlap_schedule", False)  # then its tokens may not be on the host
+        if token is not None and not overlap and _was_running(error):
+            self._ran(runner, token, True)
+        self.writer.event("error", None, "%s in execute_model" % type(error).__name__)
+
+    def _ran(self, runner: Any, token: tuple[int, int], failed: bool) -> None:
         if (
             not self.sure
         ):  # tasks inserted before this recording may have run in this one: its kinds are not known
@@ -193,7 +204,7 @@ class FastDeployWorkerAdapter:
         )
         self.number += 1
         if not overlap:
-            self._write(runner, ran)
+            self._write(runner, ran, failed)
             return
         if self.pending is not None:  # nothing was saved meanwhile, so no sampled token was waited for either
             self._write(runner, self.pending)
@@ -205,9 +216,11 @@ class FastDeployWorkerAdapter:
             ran, self.pending = self.pending, None
             self._write(runner, ran)
 
-    def _write(self, runner: Any, ran: Forward) -> None:
+    def _write(self, runner: Any, ran: Forward, failed: bool = False) -> None:
         tokens = ran.tokens
-        if runner.speculative_decoding:
+        if failed:
+            emitted = (tokens * 0).astype("int8")
+        elif runner.speculative_decoding:
             inputs = runner.share_inputs
             emitted = self._by_slot(inputs, inputs["accept_num_cpu"])
         else:
@@ -247,6 +260,16 @@ class FastDeployWorkerAdapter:
                 ordered[slot] = values[index]
             return ordered
         return values
+
+
+def _was_running(error: BaseException) -> bool:
+    """Whether the forward itself failed: its inputs, and so its tokens, had been prepared."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name in ("_execute", "_postprocess"):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def allocator() -> Callable[[], tuple[int, int, int, int]] | None:

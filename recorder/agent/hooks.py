@@ -73,7 +73,7 @@ def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
             agent.switch_off(error)
         try:
             result = original(self, *args, **kwargs)
-        except Exception as error:
+        except BaseException as error:  # a worker that is told to end raises SystemExit
             if failed is not None and agent.on:
                 _guarded(agent, failed, self, error, token)
             raise

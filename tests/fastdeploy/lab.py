@@ -14,9 +14,8 @@ Line = dict[str, Any]
 
 def lab_lines(path: Path) -> list[Line]:
     """The lab's lines that ran a forward; what a line without one did goes with the next, as in a trace."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        lines = [json.loads(line) for line in file]
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = [json.loads(line) for line in text.splitlines()]
     kept: list[Line] = []
     carried: dict[str, list[Any]] = {"preempted": [], "extended": [], "aborted": [], "errors": []}
     before: set[str] = set()
@@ -53,6 +52,8 @@ def trace_lines(trace: Trace) -> list[Line]:
         lines[row["step"]]["rows"].append(told)
     names = {"stalled": "begins_to_stall", "error": "errors"}
     for row in trace.rows("FROM event LEFT JOIN request USING (engine_id, request)"):
+        if row["kind"] == "finished" and row["reason"] in ("abort", "error"):
+            continue  # the lab tells these as aborted and as errors alone
         name = names.get(row["kind"], row["kind"])
         line = lines.get(row["step"])
         if line is not None and name in line:
