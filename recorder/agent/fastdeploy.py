@@ -103,7 +103,7 @@ class FastDeployAdapter:
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.manager.config, self.manager)
-        return dict(row, part="engine", token=self.token)
+        return dict(row, part="engine", token=self.token, ts=time.time_ns())
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:
         for request in list(self.manager.running):

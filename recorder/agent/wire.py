@@ -16,7 +16,8 @@ ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, CALL, MEMORY =
 
 A ring whose ENGINE frame has a `part` is one process of an engine of several: `engine` schedules, `worker` runs the
 forwards, `rank` is a further rank of the same forwards and tells its memory alone. `token` is the engine's own number,
-which rides on its tasks and comes back in the CALL frames of the others."""
+which rides on its tasks and comes back in the CALL frames of the others. `ts` is when the engine's first keyframe was
+written: its forwards before that are no part of the recording."""
 
 HEAD = struct.Struct("<BBHI")
 """Type, flags, and two counts whose meaning depends on the type. ENGINE: length of its JSON."""

@@ -26,15 +26,17 @@ MOST_HELD = 64 << 20
 
 @dataclass
 class Tail:
-    """One ring: what it says of itself, the engine that it is a part of, and chunks that wait until that is known."""
+    """One ring: what it says of itself, the engine that it is a part of, and chunks that wait until that is known.
+
+    `held` has them with the position where each begins.
+    """
 
     reader: RingReader
     decoder: Decoder | None = None
     part: Part | None = None
     about: dict[str, Any] | None = None
     token: int | None = None
-    held: list[Chunk] = field(default_factory=list)
-    begun: Position | None = None
+    held: list[tuple[Position, Chunk]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -54,7 +56,7 @@ class Tail:
         """The next chunk, unless enough is decoded already."""
         if self.past or (self.decoder is not None and self.decoder.unflushed >= FLUSH_STEPS):
             return None
-        return self.reader.read()
+        return self.held.pop(0)[1] if self.held else self.reader.read()
 
     def feed(self, chunk: Chunk) -> None:
         """Decode a chunk."""
@@ -66,18 +68,22 @@ class Tail:
 
     def hold(self) -> int:
         """Read on without decoding, as long as no engine is known; the number of frames read."""
-        frames, size = 0, sum(len(chunk.data) for chunk in self.held)
+        frames, size = 0, self.size_held
         while size < MOST_HELD:
             begun = Position(**vars(self.reader.position))
             chunk = self.reader.read()
             if chunk is None:
                 break
-            self.begun = self.begun or begun
-            self.held.append(chunk)
+            self.held.append((begun, chunk))
             self._look(chunk)
             frames += len(chunk.payloads)
             size += len(chunk.data)
         return frames
+
+    @property
+    def size_held(self) -> int:
+        """Bytes that wait."""
+        return sum(len(chunk.data) for _, chunk in self.held)
 
     def _look(self, chunk: Chunk) -> None:
         for at in chunk.payloads:
@@ -92,7 +98,7 @@ class Tail:
     def state(self) -> dict[str, Any]:
         """Where to read on, as JSON; held chunks are read again."""
         return {
-            "position": vars(self.begun if self.held and self.begun else self.reader.position),
+            "position": vars(self.held[0][0] if self.held else self.reader.position),
             "engine": None if self.decoder is None else self.decoder.engine_id,
             "part": None if self.part is None else part_state(self.part),
         }
@@ -171,9 +177,6 @@ class Rings:
             if engine is None:
                 return
             self._join(tail, engine)
-        held, tail.held, tail.begun = tail.held, [], None
-        for chunk in held:
-            tail.feed(chunk)
 
     def _new_engine(self, token: int | None) -> Joined:
         engine = Joined(len(self.engines), self.max_steps)
@@ -186,10 +189,7 @@ class Rings:
         assert tail.about is not None
         tail.decoder, tail.part = engine, Part(_kind(tail), tail.about.get("rank") or 0)
         if tail.part.kind == "engine":
-            engine.begins = tail.reader.opened_ns if engine.begins or self._has_older(tail) else 0
-
-    def _has_older(self, tail: Tail) -> bool:
-        return any(other.reader.opened_ns < tail.reader.opened_ns for other in self.tails.values())
+            engine.begins = tail.about.get("ts") or 0
 
     def _engine_of(self, tail: Tail, final: bool) -> Joined | None:
         """The engine whose calls reached a worker; where none has come in a while, the only one there is."""
@@ -200,7 +200,7 @@ class Rings:
         known = [engine for engine in self.tokens.values() if _may_be(engine, tail.about)]
         if len(known) == 1 and (final or waited) and tail.token is None:
             return known[0]
-        if final or sum(len(chunk.data) for chunk in tail.held) >= MOST_HELD:
+        if final or tail.size_held >= MOST_HELD:
             return self._new_engine(tail.token)
         return None
 
