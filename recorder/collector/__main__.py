@@ -73,9 +73,12 @@ def run(collector: Collector) -> str:
             full = any(engine.full for engine in collector.rings.engines)
             closed = all(tail.reader.closed for tail in collector.tails)
             reason = "steps" if full else "detach" if closed else "exit"
-            if not full or not orders.open:
+            waits = orders.open and (full or (reason == "exit" and bool(collector.session.command)))
+            if (
+                not waits
+            ):  # else whoever started this says when: a command that lives may start another engine
                 return reason
-            if not told:
+            if full and not told:
                 told = True
                 say(full=True)
         order = orders.next(POLL)

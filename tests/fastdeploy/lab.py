@@ -32,10 +32,11 @@ def lab_lines(path: Path) -> list[Line]:
     return kept
 
 
-def trace_lines(trace: Trace) -> list[Line]:
-    """The same, from a trace."""
+def trace_lines(trace: Trace, engine_id: int = 0) -> list[Line]:
+    """The same, from one engine of a trace."""
+    engine = f"WHERE engine_id = {engine_id}"
     lines: dict[int, Line] = {}
-    for row in trace.rows("SELECT * FROM step ORDER BY step"):
+    for row in trace.rows(f"FROM step {engine} ORDER BY step"):
         lines[row["step"]] = {
             "tokens": row["num_tokens"],
             "rows": [],
@@ -47,11 +48,11 @@ def trace_lines(trace: Trace) -> list[Line]:
         }
         for name in ("preempted", "extended", "aborted", "finished", "begins_to_stall", "errors"):
             lines[row["step"]][name] = []
-    for row in trace.rows("FROM step_request JOIN request USING (engine_id, request)"):
+    for row in trace.rows(f"FROM step_request JOIN request USING (engine_id, request) {engine}"):
         told = [row["request_id"], row["kind"], row["num_tokens"], row["num_computed_tokens"]]
         lines[row["step"]]["rows"].append(told)
     names = {"stalled": "begins_to_stall", "error": "errors"}
-    for row in trace.rows("FROM event LEFT JOIN request USING (engine_id, request)"):
+    for row in trace.rows(f"FROM event LEFT JOIN request USING (engine_id, request) {engine}"):
         if row["kind"] == "finished" and row["reason"] in ("abort", "error"):
             continue  # the lab tells these as aborted and as errors alone
         name = names.get(row["kind"], row["kind"])
@@ -61,11 +62,11 @@ def trace_lines(trace: Trace) -> list[Line]:
     return [lines[step] for step in sorted(lines)]
 
 
-def differences(trace_path: Path, lab_path: Path, most: int = 20) -> list[str]:
+def differences(trace_path: Path, lab_path: Path, engine_id: int = 0, most: int = 20) -> list[str]:
     """What a trace and the lab's own lines say differently; the last steps' own ends may not be told."""
     expected = lab_lines(lab_path)
     with open_trace(trace_path) as trace:
-        found = trace_lines(trace)
+        found = trace_lines(trace, engine_id)
     told = [] if len(expected) == len(found) else [f"{len(expected)} steps, {len(found)} in the trace"]
     for step, (want, have) in enumerate(zip(expected, found, strict=False)):
         pairs: dict[str, tuple[Any, Any]] = {
