@@ -137,8 +137,6 @@ class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.rng = options, random.Random(5 + options.dp_rank)
         self.manager = ResourceManagerV1(8, configuration(options))
-        if options.strange:
-            del self.manager.cache_manager.gpu_free_block_list
         self.workers = [Worker(options, rank) for rank in range(options.ranks)]
         self.made = self.finished = self.steps = 0
 
@@ -155,6 +153,8 @@ class Engine:
         manager = self.manager
         if self.options.aborts and self.steps % 9 == 5 and manager.running:
             manager.add_abort_req_ids([manager.running[0].request_id])
+        if self.options.strange and self.steps == 20:
+            del manager.cache_manager.num_gpu_blocks
         result = manager.schedule()
         tasks = result[0] if isinstance(result, tuple) else result
         self.steps += 1
