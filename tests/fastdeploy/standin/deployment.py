@@ -188,6 +188,8 @@ class Engine:
             while len(self.manager.waiting) < 3 and (self.made < self.options.requests or time.time() < end):
                 self.add()
             self.step()
+            if self.steps == 1:
+                print("ready", os.getpid(), flush=True)
             if self.options.sleep:
                 time.sleep(self.options.sleep)
         for worker in self.workers:
@@ -199,7 +201,6 @@ def main() -> None:
     if options.worker is not None:
         run_worker(options)
         return
-    print("ready", os.getpid(), flush=True)
     children = []
     for rank in range(1, options.dp):
         child = os.fork()
