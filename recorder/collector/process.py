@@ -77,6 +77,13 @@ class Collector:
         return bool(self.tails) and all(tail.ended for tail in self.tails.values())
 
     @property
+    def why_ended(self) -> str:
+        """`steps`: as many are decoded as were asked for; `detach`: every agent ended by itself; else `exit`."""
+        if any(tail.decoder.full for tail in self.tails.values()):
+            return "steps"
+        return "detach" if all(tail.reader.closed for tail in self.tails.values()) else "exit"
+
+    @property
     def behind(self) -> bool:
         """Whether so much is decoded that it should be published before more is read."""
         return any(tail.decoder.unflushed >= FLUSH_STEPS for tail in self.tails.values())
