@@ -169,11 +169,15 @@ class ReplayView(App[None]):
 
     def show_view(self) -> None:
         """Show the window and the cursor."""
+        self.show_window()
+        self.show_step()
+
+    def show_window(self) -> None:
+        """Show the window, the step at the cursor being on the screen already."""
         board, scale = self.board, self.board.scale
         for pane in self.panes:
             if pane.display:
                 pane.show(board.window, board.cursor, scale)
-        self.show_step()
 
     def show_step(self) -> None:
         """Show the step at the cursor: the summary at once, its requests when they are fetched."""
