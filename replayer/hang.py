@@ -25,7 +25,7 @@ def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
     if budget <= 0:
         return (
             f"the budget is {budget} once {decision.num_running_decodes} requests decode: the scheduling loop "
-            f"never runs, so no block table is extended, {stalled} requests stall and nothing is admitted"
+            f"never runs, no block table is extended, {stalled} requests stall, nothing is admitted"
         )
     if stalled:
         return f"{stalled} requests stall, and the call extends none of them with a budget of {budget}"
@@ -35,4 +35,4 @@ def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
         return f"the next prompt is not chunked and is larger than the budget of {budget}"
     if reason == "blocks":
         return f"the next prefill lacks {decision.num_missing_blocks} blocks, and none will be freed"
-    return f"the call decides nothing with a budget of {budget} (admission: {reason})"
+    return f"nothing is decided with a budget of {budget} ({reason})"

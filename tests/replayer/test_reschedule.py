@@ -24,7 +24,7 @@ CaseOf = Callable[[str], dict[str, Any]]
 GoldenOf = Callable[[str, str], list[dict[str, Any]]]
 RecordingOf = Callable[..., Recording]
 
-CASES = ("no_speculation", "preemptions", "speculative", "tight_blocks", "whole_prefill")
+CASES = ("preemptions", "speculative", "tight_blocks", "whole_prefill")
 
 
 def assert_equals(history: History, golden: list[dict[str, Any]], rows_every: int = 7) -> None:
@@ -39,7 +39,7 @@ def assert_equals(history: History, golden: list[dict[str, Any]], rows_every: in
         assert found == sorted(golden[i]["rows"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "aborts", "no_speculation", "shared_prefix"])
 def test_a_recording_reproduces_itself(
     name: str, case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
 ) -> None:
@@ -54,7 +54,7 @@ def test_a_recording_reproduces_itself(
 
 
 @pytest.mark.parametrize("version", ["pr7438", "pr7499", "pr7623", "release_2_6"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "shared_prefix"])
 def test_another_formula_gives_what_the_real_scheduler_decides(
     name: str, version: str, case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
 ) -> None:
