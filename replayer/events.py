@@ -6,8 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
 
 
@@ -26,7 +30,7 @@ class Arrived:
     num_prompt_tokens: int
     max_tokens: int | None = None
     ready: bool = True
-    accepts: Sequence[int] | None = None
+    accepts: Accepts | None = None
     num_output_tokens: int | None = None
     block_key: Callable[[int], Hashable] | None = None
 
@@ -41,6 +45,7 @@ class Resumed:
     num_emitted_tokens: int = 0
     num_forwards: int = 0
     """Decode forwards that it has run: where in `accepts` it stands."""
+    decoding: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +158,14 @@ class Decision:
 
 @dataclass(slots=True)
 class Forward:
-    """What a forward of known acceptances ran: its tokens, and the requests stalled in and finished by it."""
+    """What a forward of known acceptances ran: its tokens, the requests that stalled, that decode from now on
+    (their prefill being complete), and that it finished."""
 
     num_prefill_tokens: int
     num_decode_tokens: int
     num_decodes: int
     stalled: list[str]
+    started: list[str]
     finished: list[str]
 
     @property

@@ -27,6 +27,7 @@ def _check_queues(state: State) -> None:
     assert all(request.status in _RUNNING for request in state.running)
     assert all(request.status in (Status.WAITING, Status.REQUEUED) for request in state.waiting)
     assert state.num_requeued == sum(request.status is Status.REQUEUED for request in state.waiting)
+    assert state.num_skipped == 0
     assert state.num_held_slots() <= state.config.max_num_seqs, "more sequences than slots"
     assert set(state.decoding) <= set(running)
     assert set(state.due) <= set(running)

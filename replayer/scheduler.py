@@ -26,7 +26,7 @@ from replayer.events import (
 from replayer.formulas.base import Formula
 from replayer.formulas.variables import Variables
 from replayer.prefix_cache import PrefixCache
-from replayer.request import Plan, Request, Status
+from replayer.request import Plan, Progress, Request, Status
 from replayer.reserve import reserve_of
 from replayer.state import State
 
@@ -99,6 +99,11 @@ class Scheduler:
         return len(self._state.running)
 
     @property
+    def num_requests(self) -> int:
+        """Requests known: running, waiting, or not let go of by the worker."""
+        return len(self._state.requests)
+
+    @property
     def num_waiting(self) -> int:
         """Requests in the waiting queue."""
         return len(self._state.waiting)
@@ -112,6 +117,17 @@ class Scheduler:
     def num_running_decodes(self) -> int:
         """Running requests past their prefill."""
         return len(self._state.running) - len(self._state.prefilling)
+
+    @property
+    def num_prefilling(self) -> int:
+        """Running requests whose prefill is not complete."""
+        return len(self._state.prefilling)
+
+    def prefill_demand(self, with_head: bool) -> int:
+        """Prompt tokens left of the running prefills, and of the head of the waiting queue."""
+        state = self._state
+        demand = sum(request.need_prefill - request.computed for request in state.prefilling.values())
+        return demand + (state.waiting[0].need_prefill if with_head and state.waiting else 0)
 
     @property
     def idle(self) -> bool:
@@ -133,6 +149,13 @@ class Scheduler:
     def num_total_tokens_of(self, request_id: str) -> int:
         """Prompt and output tokens of a request."""
         return self._state.total(self._state.requests[request_id])
+
+    def progress_of(self, request_id: str) -> Progress:
+        """How far a request of known acceptances is."""
+        request = self._state.requests[request_id]
+        assert request.plan is not None
+        done = request.forwards_at(self._state.num_forwards)
+        return Progress(request.plan, request.prompt, request.emitted, done)
 
     def num_next_accepted_of(self, request_id: str) -> int:
         """Drafts that a decode's next forward accepts, where they are known beforehand; else 0."""
@@ -227,7 +250,7 @@ class Scheduler:
         stalled = state.stalled()
         num_decodes = len(state.decoding) - len(stalled)
         done = state.forward(stalled)
-        finished = []
+        started, finished = [], []
         for request_id, _, end in chunks:
             request = state.requests[request_id]
             if end >= request.need_prefill:
@@ -235,6 +258,8 @@ class Scheduler:
                 assert request.plan is not None, f"the output of {request_id} is not known beforehand"
                 if request.emitted + request.plan.after(request.forwards) >= request.plan.output:
                     finished.append(request)
+                else:
+                    started.append(request_id)
         finished.extend(request for request in done if request not in finished)
         for request in finished:
             state.finish(request)
@@ -243,6 +268,7 @@ class Scheduler:
             num_decode_tokens=num_decodes * (1 + self.config.num_draft_tokens),
             num_decodes=num_decodes,
             stalled=[request.id for request in stalled],
+            started=started,
             finished=[request.id for request in finished],
         )
 

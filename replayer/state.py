@@ -18,6 +18,11 @@ from replayer.request import NEVER, Request, Status
 
 _ORDER = attrgetter("order")
 
+
+class SchedulerFailed(Exception):
+    """FastDeploy's scheduler raises here: `ResourceManagerV1.get_available_position` finds no slot."""
+
+
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.WAITING: frozenset({Status.PREFILL}),
     Status.PREFILL: frozenset({Status.DECODE, Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
@@ -51,6 +56,8 @@ class State:
         self.abort_wanted: dict[str, Request] = {}
         self.num_requeued = 0
         """Preempted requests in the waiting queue: they keep their slots."""
+        self.num_skipped = 0
+        """Preempted requests that the call under way has skipped: they keep their slots too."""
         self.num_forwards = 0
         self.threshold = policy.threshold(config)
         self.wake_slots = max(self.threshold, config.num_draft_tokens - 1)
@@ -104,18 +111,29 @@ class State:
         self.waiting.append(request)
 
     def skip_head(self) -> Request:
-        """The head of the waiting queue steps out; `requeue_skipped` puts it back."""
-        return self.waiting.popleft()
+        """The head of the waiting queue steps out until `requeue_skipped`.
+
+        A preempted one does not count for its slot meanwhile, as FastDeploy looks for those in the queue.
+        """
+        request = self.waiting.popleft()
+        if request.status is Status.REQUEUED:
+            self.num_requeued -= 1
+            self.num_skipped += 1
+        return request
 
     def requeue_skipped(self, skipped: list[Request]) -> None:
         """Skipped requests go to the end of the waiting queue."""
         self.waiting.extend(skipped)
+        self.num_requeued += self.num_skipped
+        self.num_skipped = 0
 
     def admit_head(self) -> Request:
-        """The head of the waiting queue becomes the last of the running one."""
+        """The head of the waiting queue joins the running one; SchedulerFailed without a slot."""
         request = self.waiting.popleft()
         if request.status is Status.REQUEUED:
             self.num_requeued -= 1
+        elif self.num_held_slots() + self.num_skipped >= self.config.max_num_seqs:
+            raise SchedulerFailed("No available position is available for new request")
         self._become(request, Status.PREFILL)
         self._enter_running(request)
         self.prefilling[request.id] = request

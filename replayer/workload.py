@@ -9,7 +9,7 @@ from typing import Any
 
 from recorder.errors import UsageError
 from replayer.config import SchedulerConfig
-from replayer.events import Arrived, Resumed
+from replayer.events import Accepts, Arrived, Resumed
 
 BlockKey = Callable[[int], Hashable]
 
@@ -27,13 +27,16 @@ class WorkRequest:
     arrival: int
     num_prompt_tokens: int
     num_output_tokens: int
-    accepts: Sequence[int] = ()
+    accepts: Accepts = ()
     max_tokens: int | None = None
     abort_after: int | None = None
     group: int | None = None
     block_key: BlockKey | None = None
     resumed: Resumed | None = None
     """Its state, where it was running before the first step."""
+    target: int | None = None
+    """Output tokens that a replay waits for, where the recording ended before the request did; None: its end.
+    """
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -54,6 +57,10 @@ class Workload:
     config: SchedulerConfig
     requests: tuple[WorkRequest, ...]
     max_steps: int = 20000
+    first_step: int = 0
+    """Number of the first step."""
+    expected_steps: int = 0
+    """Steps of the recording."""
     shared_tokens: int = 0
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
@@ -84,7 +91,8 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
     ids = {request.request_id for request in read}
     if len(ids) < len(read):
         raise UsageError("two requests of this workload have the same `id`")
-    return Workload(config, read, _integer(case, "max_steps", 20000), shared, case)
+    most = _integer(case, "max_steps", 20000)
+    return Workload(config, read, max_steps=most, shared_tokens=shared, case=case)
 
 
 def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> WorkRequest:

@@ -179,8 +179,7 @@ def _name_column(node: ast.Name, steps: _Steps) -> Array:
     column = steps.columns[node.id]
     if column.ndim == 0:
         return np.full(len(steps.at), column)
-    values: Array = column[steps.at]
-    return values
+    return np.asarray(column[steps.at])
 
 
 def _binary_column(node: ast.BinOp, steps: _Steps) -> Array:
@@ -202,8 +201,10 @@ def _refuse_where(mask: NDArray[np.bool_], steps: _Steps, why: str) -> None:
 def _unary_column(node: ast.UnaryOp, steps: _Steps) -> Array:
     value = _column(node.operand, steps)
     if isinstance(node.op, ast.Not):
-        return (value == 0).astype(np.int64)
-    return value * -1 if isinstance(node.op, ast.USub) else value
+        return np.asarray(value == 0).astype(np.int64)
+    if isinstance(node.op, ast.USub):
+        value = 0 - value
+    return value
 
 
 def _boolean_column(node: ast.BoolOp, steps: _Steps) -> Array:

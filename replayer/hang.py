@@ -1,0 +1,38 @@
+"""Work pending and nothing moving: found, and named with its cause."""
+
+from __future__ import annotations
+
+from replayer.events import Decision, Forward
+from replayer.scheduler import Scheduler
+
+
+def is_stuck(decision: Decision, forward: Forward) -> bool:
+    """Whether a call and its forward changed nothing: then the next ones do neither, unless something
+    arrives.
+    """
+    return decision.is_empty and forward.num_tokens == 0
+
+
+def cause_of(scheduler: Scheduler, decision: Decision, forward: Forward) -> str:
+    """Why nothing moves, from the call that changed nothing."""
+    waiting = f"{decision.num_waiting} waiting" if decision.num_waiting else "none waiting"
+    state = f"{decision.num_running} requests running, {waiting}, {decision.num_free_blocks} blocks free"
+    return f"{_rule(scheduler, decision, len(forward.stalled))} ({state})"
+
+
+def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
+    budget, reason = decision.token_budget, decision.not_admitted
+    if budget <= 0:
+        return (
+            f"the budget is {budget} once {decision.num_running_decodes} requests decode: the scheduling loop "
+            f"never runs, no block table is extended, {stalled} requests stall, nothing is admitted"
+        )
+    if stalled:
+        return f"{stalled} requests stall, and the call extends none of them with a budget of {budget}"
+    if decision.skipped:
+        return f"a budget of {budget} reaches no boundary that chunks align to"
+    if reason == "budget" and not scheduler.config.chunked_prefill:
+        return f"the next prompt is not chunked and is larger than the budget of {budget}"
+    if reason == "blocks":
+        return f"the next prefill lacks {decision.num_missing_blocks} blocks, and none will be freed"
+    return f"nothing is decided with a budget of {budget} ({reason})"

@@ -1,0 +1,121 @@
+"""The workload that a recording holds: its requests as they arrived, what they accepted, where they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from recorder.errors import TraceError
+from recorder.recording import MISSING, InitialRequest, Recording
+from replayer.config import SchedulerConfig
+from replayer.events import Resumed
+from replayer.workload import BlockKey, Workload, WorkRequest
+
+STEPS_FACTOR, STEPS_MORE = 10, 10_000
+"""A replay may take so many times the recorded steps, and so many more, before it counts as endless."""
+
+
+def workload_from_recording(recording: Recording) -> Workload:
+    """Every recorded request, with arrivals counted in recorded steps. TraceError where nothing was recorded.
+
+    A request that the recording saw to no end is given output up to its `max_tokens` (else up to the model's
+    length), with the number of tokens that it had made as `target`. One that was aborted is aborted at the
+    recorded step.
+    """
+    if recording.num_steps == 0:
+        raise TraceError("this recording holds no step, so there is nothing to replay")
+    config = SchedulerConfig.from_engine(recording.engine)
+    reader = _Reader(recording, config)
+    entries = range(len(recording.finished_step))
+    first = sorted(reader.rank, key=reader.rank.__getitem__)
+    requests = [reader.request(i) for i in (*first, *(i for i in entries if i not in reader.rank))]
+    requests.sort(key=lambda request: request.arrival if request.resumed is None else -1)
+    steps = recording.num_steps
+    return Workload(
+        config,
+        tuple(requests),
+        max_steps=steps * STEPS_FACTOR + STEPS_MORE,
+        first_step=int(recording.steps["step"][0]),
+        expected_steps=steps,
+    )
+
+
+class _Reader:
+    """Reads one recording's requests."""
+
+    def __init__(self, recording: Recording, config: SchedulerConfig) -> None:
+        self.recording, self.config = recording, config
+        self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
+        numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
+        self.initial = {numbers.index(first.request): first for first in recording.initial}
+        self.rank = {numbers.index(first.request): i for i, first in enumerate(recording.initial)}
+
+    def _value(self, name: str, i: int) -> int:
+        values = self.recording.requests.get(name)
+        return MISSING if values is None else int(values[i])
+
+    def _index(self, step: int) -> int:
+        """A step's number as steps since the first; one between two steps counts to the later."""
+        return int(np.searchsorted(self.steps, step))
+
+    def request(self, i: int) -> WorkRequest:
+        recording = self.recording
+        first = self.initial.get(i)
+        prompt = self._value("num_prompt_tokens", i)
+        if prompt == MISSING:
+            prompt = max(1, first.num_computed_tokens) if first is not None else 1
+        finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
+        output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
+        arrived = self._value("arrived_step", i)
+        arrival = 0 if arrived == MISSING else self._index(arrived)
+        accepts = recording.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
+        request = WorkRequest(
+            request_id=str(recording.requests["request_id"][i]),
+            arrival=arrival,
+            num_prompt_tokens=prompt,
+            num_output_tokens=output,
+            accepts=accepts,
+            max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
+            abort_after=None if aborted == MISSING else max(0, self._index(aborted) - arrival),
+            block_key=self._block_key(i),
+            target=None if aborted != MISSING else target,
+        )
+        return request if first is None else _with_resumed(request, first)
+
+    def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
+        """Output tokens at which the request ends, and what it had made where the recording does not know
+        that.
+        """
+        made = max(0, self._value("num_output_tokens", i))
+        if ended:
+            return max(1, made), None
+        most = self._value("max_tokens", i)
+        return max(1, made, self.config.max_model_len - prompt if most == MISSING else most), made
+
+    def _block_key(self, i: int) -> BlockKey | None:
+        values: Any = self.recording.requests.get("block_hashes")
+        hashes = None if values is None else values[i]
+        if hashes is None or len(hashes) == 0:
+            return None
+        known = [int(value) for value in hashes]
+
+        def key(block: int) -> Hashable:
+            return known[block] if block < len(known) else (i, block)
+
+        return key
+
+
+def _with_resumed(request: WorkRequest, first: InitialRequest) -> WorkRequest:
+    """The request as its first recorded step found it; a decode's computed tokens include the one sampled
+    last.
+    """
+    made = max(0, first.num_computed_tokens - request.num_prompt_tokens) if first.decoding else 0
+    arrived = request.arrived()
+    computed = min(first.num_computed_tokens, request.num_prompt_tokens)
+    resumed = Resumed(arrived, computed, first.num_blocks, made, decoding=first.decoding)
+    return WorkRequest(
+        **{name: getattr(request, name) for name in WorkRequest.__slots__ if name != "resumed"},
+        resumed=resumed,
+    )

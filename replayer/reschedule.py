@@ -1,0 +1,165 @@
+"""The recorded requests, arrivals and acceptance lengths, scheduled afresh by the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from replayer.config import ORIGINAL, Policy
+from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
+from replayer.formulas.base import Formula
+from replayer.hang import cause_of, is_stuck
+from replayer.history import Hang
+from replayer.scheduler import Scheduler
+from replayer.state import SchedulerFailed
+from replayer.tape import Tape
+from replayer.workload import Workload, WorkRequest
+
+Progressed = Callable[[int, int], None]
+"""Called now and then with the steps done and those expected."""
+Cancelled = Callable[[], bool]
+
+PROGRESS_EVERY = 2000
+"""Steps between two looks at progress and cancellation."""
+
+
+class ReplayCancelled(Exception):
+    """The caller asked to stop."""
+
+
+class Replay:
+    """One run of a workload. Steps are the forwards that ran tokens, as in a recording.
+
+    Requests arrive before the step that they arrived before in the recording. Calls that run nothing take no
+    step; where such calls change nothing, the replay goes on to the next arrival or abort, and where none is
+    left, it hangs. Requests that the recording saw to no end (`targets`) go on with their last acceptance
+    until everything else is done and they have made what they had made in the recording.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        formula: Formula,
+        policy: Policy = ORIGINAL,
+        *,
+        explain: bool = False,
+        min_steps: int = 0,
+    ) -> None:
+        self.workload = workload
+        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.tape = Tape(self.scheduler, workload.first_step)
+        self.min_steps = min_steps
+        self.hang: Hang | None = None
+        self._clock = 0
+        self._next = 0
+        self._to_finish = sum(1 for request in workload.requests if request.target is None)
+        self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
+        self._abort_plan = sorted(
+            (request.arrival + request.abort_after, request.request_id)
+            for request in workload.requests
+            if request.abort_after is not None
+        )
+        self._next_abort = 0
+
+    def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
+        """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""
+        looked = -1
+        while not self._done():
+            if not self.advance():
+                return
+            steps = self.tape.num_steps
+            if steps % PROGRESS_EVERY == 0 and steps != looked:
+                looked = steps
+                if cancelled is not None and cancelled():
+                    raise ReplayCancelled
+                if progressed is not None:
+                    progressed(steps, self.workload.expected_steps)
+
+    def _done(self) -> bool:
+        if self._to_finish > 0 or self._next < len(self.workload.requests):
+            return False
+        scheduler = self.scheduler
+        if scheduler.idle:
+            return True
+        if self.tape.num_steps < self.min_steps:
+            return False
+        for request_id, target in list(self._targets.items()):
+            if request_id in scheduler and scheduler.num_output_tokens_of(request_id) < (target or 0):
+                return False
+            del self._targets[request_id]
+        return True
+
+    def advance(self) -> bool:
+        """One call and its forward; False where the replay ends in a hang."""
+        self._arrive()
+        scheduler = self.scheduler
+        if scheduler.idle and self._next < len(self.workload.requests):
+            self._clock = max(self._clock, self.workload.requests[self._next].arrival)
+            self._arrive()
+        try:
+            decision = scheduler.apply(Schedule())
+        except SchedulerFailed as failure:
+            self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
+            return False
+        refused = self._refused(decision)
+        forward = scheduler.apply(Forwarded())
+        for request_id in decision.preempted:
+            scheduler.apply(Rescheduled(request_id))
+        for request_id in decision.aborted:
+            scheduler.apply(Recycled(request_id))
+        self._to_finish -= len(forward.finished) + len(decision.aborted)
+        counted = self.tape.record(decision, forward, refused(forward))
+        self.after_call(decision, forward, counted)
+        self._clock += counted
+        return self._goes_on(decision, forward)
+
+    def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
+        """Called after each call and its forward, for those who watch."""
+
+    def _arrive(self) -> None:
+        requests = self.workload.requests
+        while self._next < len(requests) and requests[self._next].arrival <= self._clock:
+            self._enter(requests[self._next])
+            self._next += 1
+        while (
+            self._next_abort < len(self._abort_plan) and self._abort_plan[self._next_abort][0] <= self._clock
+        ):
+            request_id = self._abort_plan[self._next_abort][1]
+            self._next_abort += 1
+            if request_id in self.scheduler:
+                self.scheduler.apply(Aborted(request_id))
+
+    def _enter(self, request: WorkRequest) -> None:
+        self.scheduler.apply(request.resumed or request.arrived())
+        if request.resumed is not None and request.resumed.decoding:
+            self.tape.resumed(request.request_id)
+
+    def _refused(self, decision: Decision) -> Callable[[Forward], int]:
+        """Prompt tokens that the budget held back: of prefills cut short, and of the head of the queue."""
+        if decision.not_admitted != "budget" and not self.scheduler.num_prefilling:
+            return lambda forward: 0
+        demand = self.scheduler.prefill_demand(decision.not_admitted == "budget")
+        limit = self.workload.config.max_num_batched_tokens
+        return lambda forward: max(0, min(demand, limit - forward.num_tokens))
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are not done: still there, or not arrived yet."""
+        return self.scheduler.num_requests + len(self.workload.requests) - self._next
+
+    def _number(self) -> int:
+        return self.workload.first_step + self.tape.num_steps
+
+    def _goes_on(self, decision: Decision, forward: Forward) -> bool:
+        if self.tape.num_steps >= self.workload.max_steps:
+            cause = f"the work is not done within {self.workload.max_steps} steps"
+            self.hang = Hang(self._number(), cause)
+            return False
+        if not is_stuck(decision, forward) or self.scheduler.idle:
+            return True
+        coming = [request.arrival for request in self.workload.requests[self._next : self._next + 1]]
+        coming += [step for step, _ in self._abort_plan[self._next_abort : self._next_abort + 1]]
+        if coming:
+            self._clock = max(self._clock, min(coming))
+            return True
+        self.hang = Hang(self._number(), cause_of(self.scheduler, decision, forward))
+        return False

@@ -1,0 +1,142 @@
+"""Cases and decisions of the real FastDeploy scheduler, and recordings made of them in memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recorder.recording import MISSING, EngineInfo, Recording
+from replayer.workload import workload_from_case
+
+DATA = Path(__file__).parent.parent / "data"
+Lines = list[dict[str, Any]]
+
+
+def read_case(name: str) -> dict[str, Any]:
+    case: dict[str, Any] = json.loads((DATA / "cases" / f"{name}.json").read_text())
+    return case
+
+
+def read_golden(name: str, version: str) -> Lines:
+    with gzip.open(DATA / "golden" / name / f"{version}.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def make_recording(case: dict[str, Any], lines: Lines, formula: str, policy: str = "original") -> Recording:
+    """What a recorder would have written of a run: steps are the forwards that ran tokens."""
+    ran = [line["tokens"] > 0 for line in lines]
+    index = np.concatenate([[0], np.cumsum(ran)]).tolist()
+    drafts = case.get("num_speculative_tokens", 0)
+    env = {name: str(value) for name, value in case.get("env", {}).items()}
+    engine = EngineInfo(
+        engine_id=0,
+        name="fastdeploy",
+        version="lab",
+        max_num_batched_tokens=case["max_num_batched_tokens"],
+        max_num_seqs=case["max_num_seqs"],
+        num_speculative_tokens=drafts or 1,
+        spec_method="mtp" if drafts else None,
+        block_size=case.get("block_size", 64),
+        num_blocks=case["num_blocks"],
+        max_model_len=case.get("max_model_len", 32768),
+        chunked_prefill=env.get("FD_DISABLE_CHUNKED_PREFILL", "0") == "0",
+        prefix_caching=case.get("prefix_caching", False),
+        config={"formula": formula, "policy": policy},
+        env=env,
+    )
+    return Recording(engine, _steps(lines, drafts), **_requests(case, lines, index))
+
+
+def _steps(lines: Lines, drafts: int) -> dict[str, Any]:
+    rows: list[dict[str, int]] = []
+    preempted = stalled = 0
+    for line in lines:
+        preempted += len(line["preempted"])
+        stalled += len(line["stalled"])
+        if line["tokens"] == 0:
+            continue
+        decodes = sum(kind == "decode" for _, kind, _, _ in line["rows"])
+        rows.append(
+            {
+                "step": len(rows) + 100,
+                "num_tokens": line["tokens"],
+                "num_decode_tokens": decodes * (1 + drafts),
+                "num_draft_tokens": decodes * drafts,
+                "num_prefill_tokens": line["tokens"] - decodes * (1 + drafts),
+                "num_preempted": preempted,
+                "num_stalled": stalled,
+                "num_running": line["running"],
+                "num_waiting": line["waiting"],
+                "num_free_blocks": line["free_blocks"],
+                "token_budget": MISSING,
+                "num_running_decodes": MISSING,
+                "reserved_bytes": MISSING,
+            }
+        )
+        preempted = stalled = 0
+    return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in rows[0]}
+
+
+def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str, Any]:
+    specs = [spec for spec in case["requests"] if spec["arrival"] < len(lines)]
+    forwards = {spec["id"]: 0 for spec in specs}
+    made = {spec["id"]: 0 for spec in specs}
+    gone: dict[str, dict[str, int]] = {"finished": {}, "aborted": {}}
+    by_id = {spec["id"]: spec for spec in specs}
+    for line in lines:
+        for name, kind, num_tokens, before in line["rows"]:
+            spec = by_id[name]
+            if kind == "decode":
+                accepts = spec["accepts"]
+                made[name] += 1 + (accepts[min(forwards[name], len(accepts) - 1)] if accepts else 0)
+                forwards[name] += 1
+            elif before + num_tokens >= spec["prompt"] + made[name]:
+                made[name] += 1
+        for kind, steps in gone.items():
+            for name in line[kind]:
+                steps[name] = index[line["step"]] + 100
+    hashes = [None] * len(specs)
+    if case.get("prefix_caching"):
+        keys = {request.request_id: request.block_key for request in workload_from_case(case).requests}
+        size = case.get("block_size", 64)
+        hashes = [[hash(keys[s["id"]](i)) % 2**63 for i in range(s["prompt"] // size)] for s in specs]
+    block_hashes = np.empty(len(specs), dtype=object)
+    block_hashes[:] = hashes
+    accepts = [(spec["accepts"] + [0] * forwards[spec["id"]])[: forwards[spec["id"]]] for spec in specs]
+    count = len(specs)
+    return {
+        "requests": {
+            "request": np.arange(count),
+            "request_id": np.array([spec["id"] for spec in specs], dtype=object),
+            "arrived_step": np.array([index[spec["arrival"]] + 100 for spec in specs]),
+            "num_prompt_tokens": np.array([spec["prompt"] for spec in specs]),
+            "block_hashes": block_hashes,
+            "max_tokens": np.array([spec.get("max_tokens", spec["output"]) for spec in specs]),
+            "num_output_tokens": np.array([min(made[spec["id"]], spec["output"]) for spec in specs]),
+        },
+        "accepts": np.array([n for row in accepts for n in row], dtype=np.int16),
+        "accept_offsets": np.concatenate([[0], np.cumsum([len(row) for row in accepts])]).astype(np.int64),
+        "finished_step": np.array([gone["finished"].get(spec["id"], MISSING) for spec in specs]),
+        "aborted_step": np.array([gone["aborted"].get(spec["id"], MISSING) for spec in specs]),
+    }
+
+
+@pytest.fixture
+def case_of() -> Callable[[str], dict[str, Any]]:
+    return read_case
+
+
+@pytest.fixture
+def golden_of() -> Callable[[str, str], Lines]:
+    return read_golden
+
+
+@pytest.fixture
+def recording_of() -> Callable[..., Recording]:
+    return make_recording

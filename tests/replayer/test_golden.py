@@ -1,0 +1,59 @@
+"""The model decides what the real FastDeploy scheduler decided, line for line, on every case and version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from replayer import ORIGINAL, POLICIES
+from replayer.formulas import BUILTIN
+from replayer.simulation import Simulation, golden_line
+from replayer.workload import workload_from_case
+
+CASES = (
+    "aborts",
+    "full_reservation",
+    "no_speculation",
+    "preemptions",
+    "shared_prefix",
+    "speculative",
+    "tight_blocks",
+    "whole_prefill",
+)
+VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_decisions_equal_the_real_schedulers(
+    name: str,
+    version: str,
+    case_of: Callable[[str], dict[str, Any]],
+    golden_of: Callable[[str, str], list[dict[str, Any]]],
+) -> None:
+    policy = POLICIES.get(version, ORIGINAL)
+    formula = BUILTIN[policy.formula if version in POLICIES else version]
+    golden = golden_of(name, version)
+    simulation = Simulation(workload_from_case(case_of(name)), formula, policy)
+    steps = 0
+    for step, expected in zip(simulation, golden, strict=True):
+        assert golden_line(step) == expected
+        if steps % 50 == 0:
+            simulation.scheduler.check()
+        steps += 1
+    simulation.scheduler.check()
+    assert steps == len(golden) > 100
+
+
+def test_reasons_change_no_decision(case_of: Callable[[str], dict[str, Any]]) -> None:
+    workload = workload_from_case(case_of("tight_blocks"))
+    plain = [golden_line(step) for step in Simulation(workload, BUILTIN["original"])]
+    explained = list(Simulation(workload, BUILTIN["original"], explain=True))
+    assert [golden_line(step) for step in explained] == plain
+    for step in explained:
+        told = [reason.request_id for reason in step.decision.reasons if reason.kind == "prefill"]
+        assert told == [name for name, _, _ in step.decision.chunks]
+        extended = [reason.request_id for reason in step.decision.reasons if reason.kind == "extended"]
+        assert extended == step.decision.extended

@@ -1,0 +1,155 @@
+"""A recording scheduled afresh: it reproduces itself, and under another formula it is what FastDeploy would
+do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recorder.recording import Recording
+from replayer import ORIGINAL, POLICIES
+from replayer.compare import history_of, replay, reschedule
+from replayer.formulas import BUILTIN, parse_formula
+from replayer.history import History
+from replayer.outcome import outcome_dict
+from replayer.recorded_work import workload_from_recording
+from replayer.reschedule import Replay, ReplayCancelled
+from replayer.workload import workload_from_case
+
+CaseOf = Callable[[str], dict[str, Any]]
+GoldenOf = Callable[[str, str], list[dict[str, Any]]]
+RecordingOf = Callable[..., Recording]
+
+CASES = ("preemptions", "speculative", "tight_blocks", "whole_prefill")
+
+
+def assert_equals(history: History, golden: list[dict[str, Any]], rows_every: int = 7) -> None:
+    golden = [line for line in golden if line["tokens"] > 0]
+    assert history.columns["num_tokens"].tolist() == [line["tokens"] for line in golden]
+    assert history.columns["num_running"].tolist() == [line["running"] for line in golden]
+    assert history.columns["num_waiting"].tolist() == [line["waiting"] for line in golden]
+    assert history.columns["num_free_blocks"].tolist() == [line["free_blocks"] for line in golden]
+    for i in range(0, len(golden), rows_every):
+        rows = history.rows(int(history.columns["step"][i]))
+        found = sorted([row.request_id, row.kind, row.num_tokens, row.num_computed_tokens] for row in rows)
+        assert found == sorted(golden[i]["rows"])
+
+
+@pytest.mark.parametrize("name", [*CASES, "aborts", "no_speculation", "shared_prefix"])
+def test_a_recording_reproduces_itself(
+    name: str, case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
+) -> None:
+    golden = golden_of(name, "original")
+    recording = recording_of(case_of(name), golden, "original")
+    history = reschedule(recording, BUILTIN["original"], ORIGINAL)
+    assert history.outcome.fidelity is not None
+    assert history.outcome.fidelity.share == 1.0
+    assert history.outcome.fidelity.first_divergence is None
+    assert history.outcome.num_unfinished == 0
+    assert_equals(history, golden)
+
+
+@pytest.mark.parametrize("version", ["pr7438", "pr7499", "pr7623", "release_2_6"])
+@pytest.mark.parametrize("name", [*CASES, "shared_prefix"])
+def test_another_formula_gives_what_the_real_scheduler_decides(
+    name: str, version: str, case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
+) -> None:
+    """Recorded under `original`; arrivals are known by recorded step, so both runs must have been equally
+    busy.
+    """
+    golden, recorded = golden_of(name, version), golden_of(name, "original")
+    last = max(request["arrival"] for request in case_of(name)["requests"])
+    idle = [line["step"] for line in golden + recorded if line["tokens"] == 0 and 0 < line["step"] <= last]
+    if idle:
+        pytest.skip("a run without tokens while requests still arrive: recorded steps are no clock for it")
+    recording = recording_of(case_of(name), recorded, "original")
+    policy = POLICIES.get(version, ORIGINAL)
+    formula = BUILTIN[policy.formula if version in POLICIES else version]
+    history = reschedule(recording, formula, policy)
+    assert history.outcome.fidelity is None
+    assert_equals(history, golden)
+
+
+def test_a_hang_is_found_and_named(case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf) -> None:
+    golden = golden_of("full_reservation", "original")
+    recording = recording_of(case_of("full_reservation"), golden, "original")
+    recorded, original, fixed = replay(recording, [BUILTIN["original"], BUILTIN["pr7499"]])
+    assert original.outcome.hang is None
+    assert original.outcome.fidelity is not None
+    assert original.outcome.fidelity.share == 1.0
+    hang = fixed.outcome.hang
+    assert hang is not None
+    assert "the budget is 0" in hang.cause
+    assert "no block table is extended" in hang.cause
+    assert fixed.outcome.num_unfinished > 0
+    ran = [line for line in golden_of("full_reservation", "pr7499") if line["tokens"] > 0]
+    assert fixed.columns["num_tokens"].tolist() == [line["tokens"] for line in ran]
+    assert hang.step == int(recorded.columns["step"][0]) + len(ran)
+
+
+def test_a_workload_hangs_like_its_recording(case_of: CaseOf) -> None:
+    run = Replay(workload_from_case(case_of("full_reservation")), BUILTIN["pr7623"])
+    run.run()
+    assert run.hang is not None
+    assert history_of(run).outcome.hang is run.hang
+
+
+def test_a_divergence_is_explained(case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf) -> None:
+    recording = recording_of(case_of("speculative"), golden_of("speculative", "original"), "original")
+    recording.steps["num_tokens"][50] += 3
+    history = reschedule(recording, BUILTIN["original"], ORIGINAL)
+    fidelity = history.outcome.fidelity
+    assert fidelity is not None
+    assert (fidelity.num_steps, fidelity.num_equal) == (recording.num_steps, recording.num_steps - 1)
+    assert fidelity.first_divergence == 150
+    recorded = int(recording.steps["num_tokens"][50])
+    assert f"num_tokens {recorded} recorded, {recorded - 3} replayed" in fidelity.explanation
+    assert "the replay decided" in fidelity.explanation
+
+
+def test_all_kinds_of_formula_in_one_report(
+    case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
+) -> None:
+    recording = recording_of(case_of("speculative"), golden_of("speculative", "original"), "original")
+    mine = parse_formula("mine: max_num_batched_tokens - num_running_decodes * (num_speculative_tokens + 1)")
+    histories = replay(recording, [*BUILTIN.values(), mine])
+    by_name = {history.name: history.outcome for history in histories}
+    assert list(by_name) == ["recorded", *BUILTIN, "mine"]
+    assert by_name["original"].num_exceeded == by_name["recorded"].num_exceeded == 126
+    assert (
+        by_name["pr7438"].num_exceeded == by_name["pr7499"].num_exceeded == by_name["exact"].num_exceeded == 0
+    )
+    same = replay(recording, [BUILTIN["pr7499"], mine])[1:]
+    assert same[0].outcome == same[1].outcome
+    assert by_name["pr7438"].num_refused_tokens > by_name["pr7499"].num_refused_tokens  # type: ignore[operator]
+    assert outcome_dict(histories[1])["fidelity"]["share"] == 1.0
+
+
+def test_progress_is_heard_and_a_replay_can_be_stopped(
+    case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
+) -> None:
+    recording = recording_of(case_of("preemptions"), golden_of("preemptions", "original"), "original")
+    heard: list[tuple[int, int]] = []
+    replay(recording, [BUILTIN["pr7499"]], progressed=lambda done, expected: heard.append((done, expected)))
+    assert (2000, recording.num_steps) in heard
+    with pytest.raises(ReplayCancelled):
+        replay(recording, [BUILTIN["pr7499"]], cancelled=lambda: True)
+
+
+def test_a_recording_cut_short_goes_on_to_where_it_ended(
+    case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf
+) -> None:
+    case, golden = case_of("speculative"), golden_of("speculative", "original")[:120]
+    recording = recording_of(case, golden, "original")
+    workload = workload_from_recording(recording)
+    assert any(request.target is not None for request in workload.requests)
+    history = reschedule(recording, BUILTIN["original"], ORIGINAL)
+    assert history.outcome.fidelity is not None
+    assert history.outcome.fidelity.share == 1.0
+    other = reschedule(recording, BUILTIN["pr7438"], ORIGINAL)
+    assert len(other.columns["step"]) > recording.num_steps
+    assert np.all(np.diff(other.columns["step"]) == 1)
