@@ -199,7 +199,17 @@ def test_a_formula_that_hangs_is_reported(paddle: Any) -> None:
     assert counts.hang["step"] == counts.steps
     assert counts.hang["token_budget"] == 0
     assert counts.hang["num_stalled"] == counts.hang["num_running"] == 4
+    assert "budget is 0" in counts.hang["cause"]
     assert counts.finished < 12
+
+
+def test_quiet_times_are_skipped(paddle: Any) -> None:
+    """Requests hundreds of steps apart: each is run alone, nothing is waited for."""
+    engine = engine_of(paddle, LoadShape(4, (5, 9), (2, 4), arrival_gap=500.0))
+    counts = engine.run()
+    assert counts.hang is None
+    assert counts.finished == 4
+    assert counts.steps < 20
 
 
 def test_aborted_requests_leave(paddle: Any) -> None:
