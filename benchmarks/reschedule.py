@@ -18,6 +18,8 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from replayer.config import SchedulerConfig, parse_policy
 from replayer.formulas import parse_formula
 from replayer.reschedule import Replay
@@ -57,7 +59,9 @@ def workload(num_steps: int, running: int, seed: int = 0) -> Workload:
         output = rng.randint(100, 450)
         arrival = int(i / count * num_steps * 0.95)
         prompt = rng.randint(50, 1500)
-        requests.append(WorkRequest(f"r{i}", arrival, prompt, output, accepts(rng, output)))
+        requests.append(
+            WorkRequest(f"r{i}", arrival, prompt, output, np.array(accepts(rng, output), dtype=np.int16))
+        )
     return Workload(config, tuple(requests), max_steps=num_steps, expected_steps=num_steps)
 
 

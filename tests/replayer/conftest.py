@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from recorder.recording import MISSING, EngineInfo, Recording
 from replayer.workload import workload_from_case
+
+settings.register_profile("replayer", deadline=None)
+settings.load_profile("replayer")
 
 DATA = Path(__file__).parent.parent / "data"
 Lines = list[dict[str, Any]]
