@@ -23,9 +23,10 @@ def cause_of(scheduler: Scheduler, decision: Decision, forward: Forward) -> str:
 def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
     budget, reason = decision.token_budget, decision.not_admitted
     if budget <= 0:
+        decodes = decision.num_running_decodes
         return (
-            f"the budget is {budget} once {decision.num_running_decodes} requests decode: the scheduling loop "
-            f"never runs, so no block table is extended, {stalled} requests stall and nothing is admitted"
+            f"the budget is {budget} once {decodes} requests decode: the scheduling loop never runs, "
+            f"no block table is extended, {stalled} requests stall"
         )
     if stalled:
         return f"{stalled} requests stall, and the call extends none of them with a budget of {budget}"
@@ -35,4 +36,4 @@ def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
         return f"the next prompt is not chunked and is larger than the budget of {budget}"
     if reason == "blocks":
         return f"the next prefill lacks {decision.num_missing_blocks} blocks, and none will be freed"
-    return f"the call decides nothing with a budget of {budget} (admission: {reason})"
+    return f"nothing is decided with a budget of {budget} ({reason})"

@@ -70,7 +70,7 @@ class _Reader:
         output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
         arrived = self._value("arrived_step", i)
         arrival = 0 if arrived == MISSING else self._index(arrived)
-        accepts = recording.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]].tolist()
+        accepts = recording.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
             arrival=arrival,

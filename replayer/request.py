@@ -5,8 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
-from itertools import accumulate
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 NEVER = -1
 """No forward: the request does not wake, or does not finish."""
@@ -38,10 +40,11 @@ class Plan:
 
     __slots__ = ("_last", "output", "sums")
 
-    def __init__(self, accepts: Sequence[int], output: int) -> None:
+    def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        self.sums = list(accumulate((1 + int(n) for n in accepts), initial=0))
-        self._last = 1 + int(accepts[-1]) if len(accepts) else 1
+        taken = np.asarray(accepts, dtype=np.int64)
+        self.sums: list[int] = [0, *np.cumsum(taken + 1).tolist()]
+        self._last = 1 + int(taken[-1]) if len(taken) else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""

@@ -51,8 +51,7 @@ class Tape:
     def __init__(self, scheduler: Scheduler, first_step: int) -> None:
         self.scheduler, self.first_step = scheduler, first_step
         self.num_steps = 0
-        self._columns = {name: array("q") for name in COLUMNS}
-        self._appends = [self._columns[name].append for name in COLUMNS]
+        self._table = array("q")
         self._chunks: list[list[tuple[str, int, int]]] = []
         self._spans: list[_Span] = []
         self._open: dict[str, _Span] = {}
@@ -89,23 +88,23 @@ class Tape:
             self._begin(request_id, after)
         if num_tokens == 0:
             return False
-        values = (
-            self.first_step + step,
-            num_tokens,
-            decision.token_budget,
-            decision.num_scheduled_tokens,
-            forward.num_prefill_tokens,
-            forward.num_decode_tokens,
-            decision.num_running,
-            decision.num_running_decodes,
-            decision.num_waiting,
-            self._num_preempted,
-            self._num_stalled,
-            decision.num_free_blocks,
-            num_refused,
+        self._table.extend(
+            (
+                self.first_step + step,
+                num_tokens,
+                decision.token_budget,
+                decision.num_scheduled_tokens,
+                forward.num_prefill_tokens,
+                forward.num_decode_tokens,
+                decision.num_running,
+                decision.num_running_decodes,
+                decision.num_waiting,
+                self._num_preempted,
+                self._num_stalled,
+                decision.num_free_blocks,
+                num_refused,
+            )
         )
-        for append, value in zip(self._appends, values, strict=True):
-            append(value)
         self._chunks.append(decision.chunks)
         self._num_preempted = self._num_stalled = 0
         self.num_steps = after
@@ -113,7 +112,8 @@ class Tape:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
-        return {name: np.array(values, dtype=np.int64) for name, values in self._columns.items()}
+        table = np.array(self._table, dtype=np.int64).reshape(-1, len(COLUMNS))
+        return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
 
     def reader(self) -> StepReader:
         """What gives the rows of a step."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from recorder.errors import UsageError
 from replayer.config import SchedulerConfig
-from replayer.events import Arrived, Resumed
+from replayer.events import Accepts, Arrived, Resumed
 
 BlockKey = Callable[[int], Hashable]
 
@@ -27,7 +27,7 @@ class WorkRequest:
     arrival: int
     num_prompt_tokens: int
     num_output_tokens: int
-    accepts: Sequence[int] = ()
+    accepts: Accepts = ()
     max_tokens: int | None = None
     abort_after: int | None = None
     group: int | None = None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replayer.formulas.base import Columns, Formula
-from replayer.formulas.variables import VARIABLES, Variables
+from replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 
 class BuiltIn(Formula):
@@ -21,10 +21,19 @@ class BuiltIn(Formula):
         self.description = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
 
     def budgets(self, columns: Columns, length: int) -> NDArray[np.int64]:
+        if not _fixed_deployment(columns):
+            return super().budgets(columns, length)
         return _columnwise(self.budget, columns, length)
 
     def charges(self, columns: Columns, length: int) -> NDArray[np.int64]:
+        if not _fixed_deployment(columns):
+            return super().charges(columns, length)
         return _columnwise(self.charge, columns, length)
+
+
+def _fixed_deployment(columns: Columns) -> bool:
+    """Whether no column but those that change from call to call varies."""
+    return all(np.ndim(columns[name]) == 0 for name in VARIABLES if name not in VARYING)
 
 
 def _columnwise(function: Callable[[Variables], int], columns: Columns, length: int) -> NDArray[np.int64]:
