@@ -46,7 +46,7 @@ class Replay:
     ) -> None:
         self.workload = workload
         self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
-        self.tape = Tape(self.scheduler, workload.first_step)
+        self.tape = Tape(self.scheduler, workload)
         self.min_steps = min_steps
         self.hang: Hang | None = None
         self._clock = 0
