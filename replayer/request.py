@@ -34,7 +34,7 @@ class Status(Enum):
 class Plan:
     """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
 
-    As the lab's forward plays them: the last acceptance repeats where they run out, none given means none
+    The last acceptance repeats where they run out; none given means none
     accepted.
     """
 

@@ -242,7 +242,7 @@ class Scheduler:
             self._state.emit(self._state.requests[request_id], num_tokens)
 
     def _forwarded(self, event: Forwarded) -> Forward:
-        """The lab's forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`)."""
+        """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`)."""
         state, chunks = self._state, self._chunks
         self._chunks = []
         stalled = state.stalled()

@@ -1,4 +1,4 @@
-"""A workload run through the scheduler model: the lab's forward in lockstep with its calls."""
+"""A workload run through the scheduler model: one forward in lockstep with each call."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Simulation:
 
 
 def golden_line(step: Step) -> dict[str, Any]:
-    """A step in the lab's golden format; the simulation must have been run with rows."""
+    """A step as one line of decisions, ready for JSON; the simulation must have been run with rows."""
     decision, forward = step.decision, step.forward
     assert step.rows is not None
     return {
