@@ -25,7 +25,7 @@ def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
     if budget <= 0:
         decodes = decision.num_running_decodes
         return (
-            f"the budget is {budget} once {decodes} requests decode: the scheduling loop never runs, "
+            f"the budget is {budget} with {decodes} requests decoding: the scheduling loop never runs, "
             f"no block table is extended, {stalled} requests stall"
         )
     if stalled:

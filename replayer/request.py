@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Status(Enum):
 class Plan:
     """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
 
-    As the lab's forward plays them: the last acceptance repeats where they run out, none given means none
+    The last acceptance repeats where they run out; none given means none
     accepted.
     """
 
@@ -57,28 +57,6 @@ class Plan:
         if tokens <= self.sums[-1]:
             return bisect_left(self.sums, tokens)
         return len(self.sums) - 1 - (self.sums[-1] - tokens) // self._last
-
-
-class Progress(NamedTuple):
-    """How far a request of known acceptances is: its plan, prompt, tokens emitted by prefills, decode
-    forwards run.
-    """
-
-    plan: Plan
-    prompt: int
-    emitted: int
-    forwards: int
-
-    def total(self, more_forwards: int) -> int:
-        """Prompt and output tokens after so many more decode forwards."""
-        return self.prompt + min(
-            self.emitted + self.plan.after(self.forwards + more_forwards), self.plan.output
-        )
-
-    def accepted(self, more_forwards: int) -> int:
-        """Drafts that the decode forward after so many more accepts."""
-        done = self.forwards + more_forwards
-        return self.plan.after(done + 1) - self.plan.after(done) - 1
 
 
 class Request:

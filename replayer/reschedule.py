@@ -22,6 +22,10 @@ PROGRESS_EVERY = 2000
 """Steps between two looks at progress and cancellation."""
 
 
+MOST_IDLE_CALLS = 10_000
+"""Calls in a row that decide something and run nothing, before that counts as a hang."""
+
+
 class ReplayCancelled(Exception):
     """The caller asked to stop."""
 
@@ -46,10 +50,11 @@ class Replay:
     ) -> None:
         self.workload = workload
         self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
-        self.tape = Tape(self.scheduler, workload.first_step)
+        self.tape = Tape(self.scheduler, workload)
         self.min_steps = min_steps
         self.hang: Hang | None = None
         self._clock = 0
+        self._idle_calls = 0
         self._next = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
@@ -153,6 +158,12 @@ class Replay:
         if self.tape.num_steps >= self.workload.max_steps:
             cause = f"the work is not done within {self.workload.max_steps} steps"
             self.hang = Hang(self._number(), cause)
+            return False
+        self._idle_calls = 0 if forward.num_tokens else self._idle_calls + 1
+        if self._idle_calls > MOST_IDLE_CALLS:
+            self.hang = Hang(
+                self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
+            )
             return False
         if not is_stuck(decision, forward) or self.scheduler.idle:
             return True

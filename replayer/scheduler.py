@@ -26,7 +26,7 @@ from replayer.events import (
 from replayer.formulas.base import Formula
 from replayer.formulas.variables import Variables
 from replayer.prefix_cache import PrefixCache
-from replayer.request import Plan, Progress, Request, Status
+from replayer.request import Plan, Request, Status
 from replayer.reserve import reserve_of
 from replayer.state import State
 
@@ -150,12 +150,10 @@ class Scheduler:
         """Prompt and output tokens of a request."""
         return self._state.total(self._state.requests[request_id])
 
-    def progress_of(self, request_id: str) -> Progress:
-        """How far a request of known acceptances is."""
+    def progress_of(self, request_id: str) -> tuple[int, int]:
+        """Tokens that a request of known acceptances emitted in prefills, and its decode forwards."""
         request = self._state.requests[request_id]
-        assert request.plan is not None
-        done = request.forwards_at(self._state.num_forwards)
-        return Progress(request.plan, request.prompt, request.emitted, done)
+        return request.emitted, request.forwards_at(self._state.num_forwards)
 
     def num_next_accepted_of(self, request_id: str) -> int:
         """Drafts that a decode's next forward accepts, where they are known beforehand; else 0."""
@@ -244,7 +242,7 @@ class Scheduler:
             self._state.emit(self._state.requests[request_id], num_tokens)
 
     def _forwarded(self, event: Forwarded) -> Forward:
-        """The lab's forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`)."""
+        """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`)."""
         state, chunks = self._state, self._chunks
         self._chunks = []
         stalled = state.stalled()

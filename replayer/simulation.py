@@ -1,4 +1,4 @@
-"""A workload run through the scheduler model: the lab's forward in lockstep with its calls."""
+"""A workload run through the scheduler model: one forward in lockstep with each call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from replayer.config import ORIGINAL, Policy
 from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
 from replayer.formulas.base import Formula
-from replayer.history import StepRow
+from replayer.hang import cause_of, is_stuck
+from replayer.history import Hang, StepRow
 from replayer.scheduler import Scheduler
 from replayer.workload import Workload
 
@@ -44,6 +45,10 @@ class Simulation:
         self.workload, self.with_rows = workload, with_rows
         self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
         self.step = 0
+        self.hang: Hang | None = None
+        """Since which step work is pending and nothing moves, and why; the steps go on up to the workload's
+        limit.
+        """
         self._next = 0
         self._aborts: dict[int, list[str]] = {}
 
@@ -69,7 +74,7 @@ class Simulation:
             self._next += 1
 
     def run_step(self) -> Step:
-        """Run one step."""
+        """Run one step; SchedulerFailed where FastDeploy's scheduler would raise."""
         scheduler = self.scheduler
         for request_id in self._aborts.pop(self.step, ()):
             if request_id in scheduler:
@@ -81,9 +86,18 @@ class Simulation:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
+        self._watch(decision, forward)
         step = Step(self.step, decision, forward, rows)
         self.step += 1
         return step
+
+    def _watch(self, decision: Decision, forward: Forward) -> None:
+        """What comes from outside may still move it: then it does not hang."""
+        coming = self._next < len(self.workload.requests) or self._aborts
+        if coming or not is_stuck(decision, forward) or self.scheduler.idle:
+            self.hang = None
+        elif self.hang is None:
+            self.hang = Hang(self.step, cause_of(self.scheduler, decision, forward))
 
     def _rows(self, decision: Decision) -> list[StepRow]:
         scheduler = self.scheduler
@@ -108,7 +122,7 @@ class Simulation:
 
 
 def golden_line(step: Step) -> dict[str, Any]:
-    """A step in the lab's golden format; the simulation must have been run with rows."""
+    """A step as one line of decisions, ready for JSON; the simulation must have been run with rows."""
     decision, forward = step.decision, step.forward
     assert step.rows is not None
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from replayer.events import Decision, Forward
 from replayer.history import StepRow
-from replayer.request import Progress
+from replayer.request import Plan
 from replayer.scheduler import Scheduler
+from replayer.workload import Workload
 
 COLUMNS = (
     "step",
@@ -33,28 +34,29 @@ COLUMNS = (
 """
 
 
-@dataclass(slots=True)
-class _Span:
-    """A request decodes in each step from `first` to before `end`."""
-
-    request_id: str
-    first: int
-    progress: Progress
-    end: int | None = None
+_SPAN = 5
+"""Numbers of a span: request, first step, end step (or `_OPEN`), tokens emitted by prefills, forwards run
+before.
+"""
+_OPEN = -1
 
 
 class Tape:
     """Records a replay step by step. A call whose forward runs 0 tokens is no step; what it did counts to the
     next.
+
+    Everything is kept in flat arrays of integers: millions of steps make no objects.
     """
 
-    def __init__(self, scheduler: Scheduler, first_step: int) -> None:
-        self.scheduler, self.first_step = scheduler, first_step
+    def __init__(self, scheduler: Scheduler, workload: Workload) -> None:
+        self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
+        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
         self._table = array("q")
-        self._chunks: list[list[tuple[str, int, int]]] = []
-        self._spans: list[_Span] = []
-        self._open: dict[str, _Span] = {}
+        self._chunks = array("q")
+        self._chunk_ends = array("q")
+        self._spans = array("q")
+        self._open: dict[str, int] = {}
         self._num_preempted = 0
         self._num_stalled = 0
 
@@ -63,14 +65,14 @@ class Tape:
         self._begin(request_id, self.num_steps)
 
     def _begin(self, request_id: str, step: int) -> None:
-        span = _Span(request_id, step, self.scheduler.progress_of(request_id))
-        self._spans.append(span)
-        self._open[request_id] = span
+        emitted, forwards = self.scheduler.progress_of(request_id)
+        self._open[request_id] = len(self._spans)
+        self._spans.extend((self._numbers[request_id], step, _OPEN, emitted, forwards))
 
     def _end(self, request_id: str, step: int) -> None:
-        span = self._open.pop(request_id, None)
-        if span is not None:
-            span.end = step
+        at = self._open.pop(request_id, None)
+        if at is not None:
+            self._spans[at + 2] = step
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
         """A call and its forward, after both; whether it was a step."""
@@ -90,7 +92,7 @@ class Tape:
             return False
         self._table.extend(
             (
-                self.first_step + step,
+                self.workload.first_step + step,
                 num_tokens,
                 decision.token_budget,
                 decision.num_scheduled_tokens,
@@ -105,7 +107,9 @@ class Tape:
                 num_refused,
             )
         )
-        self._chunks.append(decision.chunks)
+        for request_id, start, end in decision.chunks:
+            self._chunks.extend((self._numbers[request_id], start, end))
+        self._chunk_ends.append(len(self._chunks))
         self._num_preempted = self._num_stalled = 0
         self.num_steps = after
         return True
@@ -117,31 +121,40 @@ class Tape:
 
     def reader(self) -> StepReader:
         """What gives the rows of a step."""
-        return StepReader(self._chunks, self._spans, self.first_step, self.scheduler.config.num_draft_tokens)
+        return StepReader(self.workload, self._chunks, self._chunk_ends, self._spans)
 
 
 class StepReader:
     """Rebuilds the rows of any step from chunks and spans."""
 
     def __init__(
-        self, chunks: list[list[tuple[str, int, int]]], spans: list[_Span], first_step: int, num_drafts: int
+        self, workload: Workload, chunks: array[int], chunk_ends: array[int], spans: array[int]
     ) -> None:
-        self._chunks, self._spans, self._first_step, self._num_drafts = chunks, spans, first_step, num_drafts
-        self._begins = np.array([span.first for span in spans], dtype=np.int64)
-        endless = len(chunks) + 1
-        self._ends = np.array([endless if span.end is None else span.end for span in spans], dtype=np.int64)
+        self._workload, self._chunks, self._chunk_ends = workload, chunks, chunk_ends
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, _SPAN)
+        ends = self._spans[:, 2]
+        ends[ends == _OPEN] = len(chunk_ends) + 1
 
     def __call__(self, step: int) -> list[StepRow]:
         """The requests of a step, by its number: chunks in order of scheduling, then decodes by when they
         began.
         """
-        at = step - self._first_step
-        if not 0 <= at < len(self._chunks):
+        at = step - self._workload.first_step
+        if not 0 <= at < len(self._chunk_ends):
             return []
-        rows = [StepRow(name, "prefill", end - start, start) for name, start, end in self._chunks[at]]
-        for i in np.flatnonzero((self._begins <= at) & (at < self._ends)).tolist():
-            span = self._spans[i]
-            done, drafts = at - span.first, self._num_drafts
-            total, accepted = span.progress.total(done), span.progress.accepted(done)
-            rows.append(StepRow(span.request_id, "decode", 1 + drafts, total, drafts, accepted))
-        return rows
+        return [*self._prefills(at), *self._decodes(at)]
+
+    def _prefills(self, at: int) -> Iterator[StepRow]:
+        for i in range(self._chunk_ends[at - 1] if at else 0, self._chunk_ends[at], 3):
+            number, start, end = self._chunks[i : i + 3]
+            yield StepRow(self._workload.requests[number].request_id, "prefill", end - start, start)
+
+    def _decodes(self, at: int) -> Iterator[StepRow]:
+        drafts = self._workload.config.num_draft_tokens
+        here = (self._spans[:, 1] <= at) & (at < self._spans[:, 2])
+        for number, first, _, emitted, forwards in self._spans[here].tolist():
+            request = self._workload.requests[number]
+            plan, done = Plan(request.accepts, request.num_output_tokens), forwards + at - first
+            total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
+            accepted = plan.after(done + 1) - plan.after(done) - 1
+            yield StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)

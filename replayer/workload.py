@@ -124,7 +124,7 @@ def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> 
 
 
 def _case_key(request: WorkRequest, shared: int, size: int) -> BlockKey:
-    """The lab's tokens: one value over what a group shares, one of the request's own, one for all output."""
+    """A case has one token over what a group shares, one of the request's own, and one for all output."""
     prompt = request.num_prompt_tokens
     own = 2000 + zlib.crc32(request.request_id.encode()) % 50000
     runs = ((0, shared, 1000 + (request.group or 0)), (shared, prompt, own), (prompt, 1 << 62, 9))
