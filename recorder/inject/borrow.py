@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from recorder.inject import errors, parked, ptrace, stub
+from recorder.inject.escape import lay_frame
 from recorder.inject.memory import Memory
 from recorder.inject.ptrace import Registers, Tracee
 from recorder.inject.target import Target
@@ -74,8 +75,7 @@ class Borrowed:
         state = self._tracee.extended_state()
         mask = self._tracee.signal_mask()
         self._saved = Saved(self.registers, state, mask)
-        self._tracee.set_signal_mask(mask | _BLOCKED)
-        page = self._map(stub.stub_size(state, text))
+        page = self._map(self._saved, stub.stub_size(state, text))
         code = stub.build_stub(
             page.start,
             self.target.python.functions,
@@ -115,12 +115,23 @@ class Borrowed:
             self._tracee.resume(deliver=number)  # a signal of the program's own, just being delivered
         raise errors.Stuck(self.target.pid, f"thread {self.tid}")
 
-    def _map(self, size: int) -> range:
+    def _map(self, saved: Saved, size: int) -> range:
         """Have the thread map `size` bytes, readable and executable."""
         call = self._aside(self.target.syscall_at)
         call.rax, call.rdi, call.rsi, call.rdx = _SYS_MMAP, 0, size, _PROT_READ_EXEC
         call.r10, call.r8, call.r9 = _MAP_PRIVATE_ANONYMOUS, _NO_CALL, 0
+        if self.target.sigreturn_at:
+            call.rsp = lay_frame(
+                self._memory,
+                self.target.sigreturn_at,
+                saved.registers,
+                saved.extended_state,
+                saved.signal_mask,
+            )
+        # In this order, as all that follows: whenever we are killed, the thread has a way back to what it
+        # was.
         self._tracee.set_registers(call)
+        self._tracee.set_signal_mask(saved.signal_mask | _BLOCKED)
         self._step_to_call()
         self._step_to_call()
         address = self._tracee.registers().rax
@@ -197,9 +208,9 @@ class Borrowed:
             if self._saved is None or self._has_restored_itself(registers):
                 self._tracee.set_registers(parked.undisturbed(registers))
             else:
-                self._tracee.set_registers(parked.undisturbed(self._saved.registers))
-                self._tracee.set_extended_state(self._saved.extended_state)
                 self._tracee.set_signal_mask(self._saved.signal_mask)
+                self._tracee.set_extended_state(self._saved.extended_state)
+                self._tracee.set_registers(parked.undisturbed(self._saved.registers))
             self._tracee.detach()
         except ProcessLookupError:
             pass  # it has ended

@@ -93,6 +93,8 @@ class Registers(ctypes.Structure):
     rsp: int
     eflags: int
     orig_rax: int
+    cs: int
+    ss: int
     _fields_ = [(name, ctypes.c_uint64) for name in _REGISTER_NAMES]
 
     def copy(self) -> Registers:

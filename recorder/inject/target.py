@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from recorder.inject import errors
+from recorder.inject.escape import find_instructions
 from recorder.inject.memory import Memory, mappings
 from recorder.inject.proc import read_small, read_stat, read_status
 from recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
@@ -29,6 +30,7 @@ class Target:
     uid: int
     python: Python
     syscall_at: int
+    sigreturn_at: int
 
 
 def check_target(pid: int) -> Target:
@@ -57,7 +59,8 @@ def _check(pid: int) -> Target:
             raise errors.Ended(pid)
         raise errors.NotCPython(pid, exe or "a kernel thread")
     start_time = read_stat(f"/proc/{pid}/stat").start_time
-    return Target(pid, start_time, int(status["Uid"].split()[3]), python, _syscall_in_vdso(pid))
+    call, back = find_instructions(pid)
+    return Target(pid, start_time, int(status["Uid"].split()[3]), python, call or _syscall_in_vdso(pid), back)
 
 
 def _syscall_in_vdso(pid: int) -> int:

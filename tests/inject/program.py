@@ -171,9 +171,14 @@ def blocked(how):
 
 
 def spinning():
-    """Only bytecode, in the main thread and in no other."""
+    """Only bytecode, in the main thread alone. What it computes goes through the vector registers."""
     count(READY)
     while True:
+        total = 0.0
+        for number in range(100):
+            total += number * 0.5
+        if total != 2475.0:
+            wrong(f"the sum was {total}")
         count(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -15,7 +16,6 @@ import pytest
 
 from recorder.errors import TargetError
 from recorder.inject import check_target, errors, injector, run_in_process, target
-from recorder.inject.target import Target
 from tests.inject.conftest import Running, Start
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -301,7 +301,7 @@ def test_a_pid_that_was_given_to_another_process_is_not_attached_to(
 ) -> None:
     program = start("blocked", "sleep")
     seen = check_target(program.pid)
-    earlier = Target(seen.pid, seen.start_time - 1, seen.uid, seen.python, seen.syscall_at)
+    earlier = dataclasses.replace(seen, start_time=seen.start_time - 1)
     monkeypatch.setattr(injector, "check_target", lambda pid: earlier)
     assert refusal(program.pid).code == "ended"
     assert os.listdir(f"/proc/{program.pid}/task") == [str(program.pid)]
