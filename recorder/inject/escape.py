@@ -1,11 +1,14 @@
-"""The way back of a borrowed thread before its stub is in place: a signal frame, as if a handler were to
-return.
+"""The way back of a borrowed thread before its stub is in place: a signal frame, to return from.
 
 Until a page is mapped for it, the thread runs a system call of ours with nothing behind it to return to. Were
 this tool killed just then, the thread would run on into nowhere. So the call is made through a `syscall; ret`
 of the target's C library, with the library's own `rt_sigreturn` as the return address: left alone, the thread
-restores everything that it was, by itself. Layout: struct rt_sigframe of the kernel's
-arch/x86/include/asm/sigframe.h, and asm/sigcontext.h.
+restores everything that it was, by itself.
+
+What is lost in those 0.1 ms is the time that a wait had left: it begins again. Where the wait had been
+interrupted before (it is in restart_syscall) it ends with EINTR, as nothing tells which call it was.
+
+Layout: struct rt_sigframe of the kernel's arch/x86/include/asm/sigframe.h, and asm/sigcontext.h.
 """
 
 from __future__ import annotations
@@ -100,9 +103,7 @@ def _signal_state(extended_state: bytes) -> bytes:
 
 
 def _context(registers: Registers, state_at: int, signal_mask: int) -> bytes:
-    """struct ucontext. rt_sigreturn forgets the time that an interrupted wait had left, so a wait begins
-    again.
-    """
+    """struct ucontext; a thread that waited calls again."""
     values = {name: getattr(registers, name) for name in _ORDER}
     call = call_of(registers)
     if call is not None and not is_between_calls(registers):

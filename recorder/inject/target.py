@@ -53,6 +53,8 @@ def _check(pid: int) -> Target:
     _check_state(pid, status)
     _check_permission(pid, status)
     exe = _executable(pid)
+    if exe and not _is_x86_64(pid):
+        raise errors.NotX8664(pid, "a program for another machine, or of 32 bits")
     python = find_python(pid) if exe else None
     if python is None:
         if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
@@ -69,7 +71,7 @@ def _syscall_in_vdso(pid: int) -> int:
     with Memory(pid) as memory:
         at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
     if at < 0:
-        raise errors.NoSafePoint(pid, 0)
+        raise errors.NoSafePoint(pid, "no system call instruction was found in it")
     return vdso.start + at
 
 
@@ -93,6 +95,13 @@ def _executable(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/exe")
     except FileNotFoundError:
         return ""
+
+
+def _is_x86_64(pid: int) -> bool:
+    """What its program file is for: ELF, 64 bits, EM_X86_64."""
+    with open(f"/proc/{pid}/exe", "rb") as file:
+        header = file.read(20)
+    return header[4:5] == b"\x02" and header[18:20] == b"\x3e\x00"
 
 
 def _check_permission(pid: int, status: dict[str, str]) -> None:
