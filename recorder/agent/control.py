@@ -40,11 +40,14 @@ class Agent:
             return not self.gone
         return box.words[8] != self.seen
 
-    def attend(self) -> None:
-        """Open this process's mailbox where it has none, and carry out the command that waits."""
+    def attend(self, wait: bool = False) -> None:
+        """Open this process's mailbox where it has none, and carry out the command that waits.
+
+        An engine's thread never waits for another that does this already.
+        """
         if os.getpid() != self.pid:
             self._become_child()
-        if not self.lock.acquire(False):
+        if not self.lock.acquire(wait):
             return
         try:
             if self.box is None:
