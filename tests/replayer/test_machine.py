@@ -43,7 +43,7 @@ class Engine(RuleBasedStateMachine):
         reserve=st.integers(0, 3),
         split=st.sampled_from([0, 0, 16]),
     )
-    def start(  # type: ignore[no-untyped-def] # noqa: PLR0917
+    def start(  # type: ignore[no-untyped-def]
         self, policy, formula, method, drafts, num_seqs, extra, chunked, caching, reserve, split
     ) -> None:
         config = SchedulerConfig(
