@@ -103,8 +103,12 @@ def main() -> None:
         assert (rows, lost) == (options.steps * options.requests, 0)
         million, size = rows / 1e6, out.stat().st_size
         print(f"{rows:,} rows of {options.steps:,} steps, published every {options.live} steps")
-        print(f"CPU s a million rows: {reading / million:.3f} recording, {ending / million:.3f} the final file")
-        print(f"bytes a row of step_request: {table_bytes(out, directory) / rows:.2f}; the whole file: {size / rows:.2f}")
+        print(
+            f"CPU s a million rows: {reading / million:.3f} recording, {ending / million:.3f} the final file"
+        )
+        print(
+            f"bytes a row of step_request: {table_bytes(out, directory) / rows:.2f}; the whole file: {size / rows:.2f}"
+        )
 
 
 def table_bytes(trace: Path, directory: str) -> int:
