@@ -87,8 +87,8 @@ def make(path: Path, steps: int, requests: int) -> None:
             version,
         )
         db.execute(
-            "INSERT INTO big.engine BY NAME SELECT 0 AS engine_id, 'benchmark' AS name, 2048 AS max_num_batched_tokens, "
-            "256 AS max_num_seqs, 4 AS num_speculative_tokens, 'mtp' AS spec_method, 64 AS block_size, "
+            "INSERT INTO big.engine BY NAME SELECT 0 AS engine_id, 'benchmark' AS name, "
+            "2048 AS max_num_batched_tokens, 256 AS max_num_seqs, 4 AS num_speculative_tokens, 'mtp' AS spec_method, 64 AS block_size, "
             "3000 AS num_blocks"
         )
         db.execute(STEPS.format(steps=steps, requests=requests))
@@ -110,9 +110,8 @@ def main() -> None:
         if not path.exists():
             make(path, options.steps, options.requests)
         rows = options.steps * options.requests
-        print(
-            f"{options.steps:,} steps, {rows:,} rows, {path.stat().st_size:,} bytes, {path.stat().st_size / rows:.2f} a row"
-        )
+        size = path.stat().st_size
+        print(f"{options.steps:,} steps, {rows:,} rows, {size:,} bytes, {size / rows:.2f} a row")
         print(f"made in {time.perf_counter() - begun:.0f} s")
         runs = []
         for _ in range(5):
