@@ -88,7 +88,8 @@ def make(path: Path, steps: int, requests: int) -> None:
         )
         db.execute(
             "INSERT INTO big.engine BY NAME SELECT 0 AS engine_id, 'benchmark' AS name, "
-            "2048 AS max_num_batched_tokens, 256 AS max_num_seqs, 4 AS num_speculative_tokens, 'mtp' AS spec_method, 64 AS block_size, "
+            "2048 AS max_num_batched_tokens, 256 AS max_num_seqs, 4 AS num_speculative_tokens, "
+            "'mtp' AS spec_method, 64 AS block_size, "
             "3000 AS num_blocks"
         )
         db.execute(STEPS.format(steps=steps, requests=requests))
