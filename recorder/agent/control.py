@@ -73,7 +73,8 @@ class Agent:
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
     def _open_box(self) -> None:
-        self.box = mailbox.Mailbox.create(self.pid, ring.process_start(self.pid), wire.PROTOCOL)
+        where = (self.wanted or {}).get("mailboxes") or mailbox.directory()
+        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
         self.seen = 0
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
