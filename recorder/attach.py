@@ -41,7 +41,8 @@ def agent_source(call: str) -> str:
 
 
 def attach(pid: int, session: Session) -> list[Reached]:
-    """Reach every process under `pid` that has an engine's scheduler or worker loaded.
+    """Reach every process under `pid` that has an engine's scheduler or worker loaded, the deepest first: what an
+    engine says of its running requests when its recording begins is then newer than what its workers began with.
 
     TargetError where none has, or none can be reached; then nothing was changed.
     """
@@ -49,7 +50,7 @@ def attach(pid: int, session: Session) -> list[Reached]:
     reached: list[Reached] = []
     problems: list[tuple[int, FdtraceError]] = []
     modules: set[str] = set()
-    for process in process_tree(pid):
+    for process in reversed(process_tree(pid)):
         if process.is_python is False and process.depth:
             continue
         try:
@@ -64,6 +65,7 @@ def attach(pid: int, session: Session) -> list[Reached]:
         modules.update(found.status.get("modules", ()))
         if found.status.get("hooks") or found.waiting:
             reached.append(found)
+    problems.reverse()
     if not reached:
         raise _nothing_reached(pid, problems, modules)
     session.notes += [f"process {number} is not recorded: {error.what}" for number, error in problems]

@@ -59,7 +59,8 @@ class Reader:
             elif column.type == "VARCHAR":
                 parts.append(f"coalesce({column.name}, '') AS {column.name}")
             else:
-                parts.append(f"coalesce({column.name}, {MISSING})::BIGINT AS {column.name}")
+                number = "DOUBLE" if column.type == "DOUBLE" else "BIGINT"
+                parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
         return ", ".join(parts)
 
     def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:

@@ -131,9 +131,7 @@ class Agent:
         """Wrap what is loaded of every known engine and is not wrapped yet."""
         for adapter in self.adapters:
             for hook in adapter.hooks:
-                done = hooks.install(self, hook)
-                if done is not None:
-                    self.installed.append(done)
+                self.installed += hooks.install(self, hook)
 
     def switch_off(self, error: BaseException) -> None:
         """Something here failed: record no more, keep what was recorded, and say why."""
@@ -165,6 +163,7 @@ class Agent:
         }
 
     def _describe(self) -> dict[str, Any]:
+        """The engine's row; where both sides of it are in this process, the scheduling side is asked."""
         for adapter in self.adapters:
             if adapter.active:
                 return adapter.describe()
@@ -173,8 +172,7 @@ class Agent:
     def _snapshot(self) -> Any:
         for adapter in self.adapters:
             if adapter.active:
-                return adapter.snapshot()
-        return ()
+                yield from adapter.snapshot()
 
 
 def session_from_environment() -> dict[str, Any] | None:

@@ -18,7 +18,9 @@ from recorder.collector.ledger import Ledger, Request
 from recorder.collector.reader import Chunk
 from recorder.recording import MISSING
 
-NO_SCHEDULE = (MISSING,) * 12
+NO_SCHEDULE = (MISSING,) * 14
+"""What is known of a scheduling call that was not seen: nothing."""
+
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
 
@@ -31,6 +33,7 @@ class Decoded:
     step_requests: list[Columns] = field(default_factory=list)
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
+    rank_memory: list[tuple[int, ...]] = field(default_factory=list)
 
 
 class Decoder:
@@ -128,9 +131,13 @@ class Decoder:
             begin += wire.JOINED.size
             text = data[begin : begin + length].decode()
             request = Request(text, MISSING, arrived, prompt, max_tokens, cached, made)
-            self.ledger.joined(number, request, self.next_step)
             begin += length
-            self._hold(row, number, computed, blocks)
+            self._join(row, number, request, computed, blocks)
+
+    def _join(self, row: int, number: int, request: Request, computed: int, blocks: int) -> None:
+        """A request holds a row; `number` is the one in the ring."""
+        self.ledger.joined(number, request, self.next_step)
+        self._hold(row, number, computed, blocks)
 
     def _keyframe(self, step: int) -> None:
         if self.lost_from is not None:
@@ -182,14 +189,17 @@ class Decoder:
                 self.ledger.event("extended", self.next_step, int(held[row]), detail={"num_blocks": blocks})
 
     def _schedule(self, data: bytes, at: int) -> None:
-        _, reason, _, duration, call, ts, *figures, _ = wire.SCHEDULE_BODY.unpack_from(data, at)
-        self.schedules[call] = (ts, duration, reason, *figures)
+        _, reason, flags, duration, call, ts, *figures = wire.SCHEDULE_BODY.unpack_from(data, at)
+        self.schedules[call] = (ts, duration, reason, *figures, flags)
         if len(self.schedules) > KEPT_CALLS:
             del self.schedules[next(iter(self.schedules))]
 
     def _forward(self, data: bytes, at: int) -> None:
         head = wire.FORWARD_HEAD.unpack_from(data, at)
-        _, codes, rows, prefills, stalled, step, call, *_ = head
+        self._take_forward(head, data, at, self.schedules.get(head[6], NO_SCHEDULE))
+
+    def _take_forward(self, head: tuple[int, ...], data: bytes, at: int, figures: tuple[int, ...]) -> None:
+        _, codes, rows, prefills, stalled, step, *_ = head
         shape = (rows, codes)
         if self.forwards is None or self.forwards.shape != shape:
             self._flush_forwards()
@@ -204,12 +214,12 @@ class Decoder:
         if stalled or self.stalled:
             self._stall(struct.unpack_from(f"<{stalled}H", data, middle), step)
         begin += wire.padded(end - begin)
-        size = rows * wire.ITEM_SIZES[codes & 15]
+        size = rows * wire.ITEM_SIZES[codes & 3]
         forwards.tokens.append(data[begin : begin + size])
         begin += wire.padded(size)
-        forwards.emitted.append(data[begin : begin + rows * wire.ITEM_SIZES[codes >> 4]])
+        forwards.emitted.append(data[begin : begin + rows * wire.ITEM_SIZES[codes >> 4 & 3]])
         forwards.heads.append(head)
-        forwards.schedules.append(self.schedules.get(call, NO_SCHEDULE))
+        forwards.schedules.append(figures)
         self.step = step
         self.num_steps += 1
         self._taken_in += 1
@@ -244,10 +254,14 @@ class Decoder:
         for number, tokens in zip(numbers.tolist(), made.tolist(), strict=True):
             self.ledger.made(number, tokens)
         heads = np.array(forwards.heads, np.int64)
-        self.out.steps.append(self._step_columns(heads, np.array(forwards.schedules, np.int64), totals))
-        steps = heads[:, 5]
+        columns = self._step_columns(heads, np.array(forwards.schedules, np.int64), totals)
         rows["engine_id"] = np.full(len(rows["forward"]), self.engine_id, np.int32)
-        rows["step"] = steps[rows.pop("forward")]
+        rows["step"] = heads[:, 5][rows.pop("forward")]
+        self._flushed(forwards, columns, rows)
+
+    def _flushed(self, forwards: Forwards, columns: Columns, rows: Columns) -> None:
+        """The columns of `step` and `step_request` that `forwards` became."""
+        self.out.steps.append(columns)
         self.out.step_requests.append(rows)
 
     def _step_columns(self, heads: Any, schedules: Any, totals: Columns) -> Columns:
@@ -256,6 +270,10 @@ class Decoder:
             "num_waiting", "num_preempted", "num_free_blocks", "num_blocks", "num_missing_blocks",
         )  # fmt: skip
         columns = {name: schedules[:, i + 1] for i, name in enumerate(names)}
+        reserved, ratio = schedules[:, 12], (schedules[:, 13] & wire.RATIO) != 0
+        known = (reserved >= 0) & (schedules[:, 13] >= 0)
+        columns["reserved_output_blocks"] = np.where(known & ~ratio, reserved, MISSING)
+        columns["new_token_ratio"] = np.where(known & ratio, reserved / 1e6, MISSING)
         memory = ("allocated_bytes", "reserved_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
         columns |= {name: heads[:, 10 + i] for i, name in enumerate(memory)}
         return (
