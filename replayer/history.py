@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from replayer.clock import Clock
+
 How = Literal["recorded", "as recorded", "rescheduled"]
 
 
@@ -68,6 +70,8 @@ class Outcome:
     reserved_high_water: int | None = None
     """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
     fidelity: Fidelity | None = None
+    clock: Clock | None = None
+    """By what requests arrived, where they were scheduled afresh."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recorder.errors import UsageError
+from replayer.clock import BY_STEPS, Clock
 from replayer.config import SchedulerConfig
 from replayer.events import Accepts, Arrived, Resumed
 
@@ -18,7 +19,8 @@ BlockKey = Callable[[int], Hashable]
 class WorkRequest:
     """One request of a workload; sizes in tokens.
 
-    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there. `accepts`
+    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there; both are
+    microseconds since the first step where the workload's clock goes by time. `accepts`
     are the drafts accepted in its 1st, 2nd, … decode forward. `block_key(i)` stands for the content of the
     i-th block of its tokens (with prefix caching), equal for equal content.
     """
@@ -61,6 +63,7 @@ class Workload:
     """Number of the first step."""
     expected_steps: int = 0
     """Steps of the recording."""
+    clock: Clock = BY_STEPS
     shared_tokens: int = 0
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
