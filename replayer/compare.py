@@ -101,7 +101,8 @@ def history_of(run: Replay, memory: MemoryFit | None = None) -> History:
         reserved_high_water=water,
     )
     formula = run.scheduler.formula
-    return History(formula.name, "rescheduled", limit, columns, outcome, run.tape.reader())
+    reader = run.tape.reader()
+    return History(formula.name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)
 
 
 def _fidelity(

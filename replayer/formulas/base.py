@@ -29,6 +29,8 @@ class Formula(ABC):
     description: str = ""
     source: str = ""
     """The change that it comes from."""
+    text: str = ""
+    """It as an expression, `BUDGET` or `BUDGET; charge CHARGE`; empty where it is none (a class)."""
 
     @abstractmethod
     def budget(self, v: Variables) -> int:
