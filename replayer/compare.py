@@ -106,7 +106,9 @@ def history_of(run: Replay, memory: MemoryFit | None = None) -> History:
         reserved_high_water=water,
         clock=run.workload.clock,
     )
-    return History(run.scheduler.name, "rescheduled", limit, columns, outcome, run.tape.reader())
+    reader = run.tape.reader()
+    name = run.scheduler.name
+    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)
 
 
 def _fidelity(
