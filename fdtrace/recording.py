@@ -64,7 +64,7 @@ class StopSignals(AbstractContextManager["StopSignals"]):
 
 
 class Watch:
-    """Watches a session from the collector's start to the finished trace. `should_end` gives a reason to end."""
+    """Watches a session from the collector's start to the finished trace."""
 
     def __init__(self, session: Session, supervisor: Supervisor, duration: float | None = None) -> None:
         self.session, self.supervisor = session, supervisor
@@ -72,24 +72,21 @@ class Watch:
         self.begun = time.monotonic()
         self.duration = duration
         self.num_steps = 0
-        self.full = self.finishing = False
 
     def messages(self, timeout: float) -> None:
         """Take in what the collector says within `timeout` seconds."""
         for message in self.supervisor.poll(timeout):
             self.num_steps = message.get("steps", self.num_steps)
-            self.full = self.full or "full" in message
-            self.finishing = self.finishing or "finishing" in message
             for note in message.get("notes", ()):
                 self.progress.note(note)
         elapsed = time.monotonic() - self.begun
         self.progress.update(f"recording to {self.session.output}: {self.num_steps} steps, {elapsed:.0f} s")
 
     def until(self, should_end: Callable[[], str | None]) -> str:
-        """Record until there is a reason to end; the reason. "" where the engine ended or was detached."""
-        while not self.finishing and self.supervisor.finished is None:
+        """Record until `should_end` gives a reason, or a bound of this recording is reached; the reason."""
+        while self.supervisor.finished is None:
             reason = should_end()
-            if self.full:
+            if self.supervisor.ended == "steps":
                 reason = "steps"
             elif self.duration is not None and time.monotonic() - self.begun >= self.duration:
                 reason = "duration"

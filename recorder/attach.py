@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,23 @@ def _reach(pid: int, session: Session) -> Reached:
 
 def _inject(pid: int, session: Session) -> Reached:
     check_target(pid)
+    _check_namespace(pid)
     result = run_in_process(pid, agent_source(f"inject({session.for_agent()!r})"))
     status: dict[str, Any] = result.value
     if status.get("problem"):
         raise TargetError(f"the agent in process {pid} could not begin", why=status["problem"])
     return Reached(pid, result.way, False, status, result.held_us)
+
+
+def _check_namespace(pid: int) -> None:
+    """Our rings must be where the process finds them."""
+    ours, theirs = (os.stat(f"/proc/{who}/ns/mnt").st_ino for who in ("self", pid))
+    if ours != theirs:
+        raise TargetError(
+            f"process {pid} runs in a container",
+            why="its /dev/shm is not this one (another mount namespace)",
+            hint="run fdtrace inside that container, or start the server with `fdtrace record` there",
+        )
 
 
 def detach(session_id: str, reason: str = "detach") -> list[str]:

@@ -24,6 +24,8 @@ class Supervisor:
         self.session = session
         self.restarts = 0
         self.ending: str | None = None
+        self.ended: str | None = None
+        """Why nothing more can come from the processes seen so far, where that is so."""
         self.finished: dict[str, Any] | None = None
         self._text = b""
         self._start()
@@ -54,6 +56,7 @@ class Supervisor:
                 self.finished = message
                 what, why, hint = message["error"]
                 raise TraceError(what, why=why, hint=hint)
+            self.ended = message.get("ended", self.ended)
             if message.get("done"):
                 self.finished = message
         return messages

@@ -1,5 +1,6 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
+from replayer.compare import history_of, replay, reschedule
 from replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
 from replayer.events import (
     Aborted,
@@ -17,28 +18,58 @@ from replayer.events import (
     Resumed,
     Schedule,
 )
+from replayer.formulas import BUILTIN, VARIABLES, Formula, Variables, formula_from_class, parse_formula
+from replayer.history import Fidelity, Hang, History, Outcome, StepRow
+from replayer.outcome import outcome_dict
+from replayer.reschedule import Replay, ReplayCancelled
 from replayer.scheduler import Scheduler
+from replayer.simulation import Simulation, golden_line
+from replayer.state import SchedulerFailed
+from replayer.workload import Workload, WorkRequest, workload_from_case
 
 __all__ = [
+    "BUILTIN",
     "ORIGINAL",
     "POLICIES",
     "RELEASE_2_6",
+    "VARIABLES",
     "Aborted",
     "Arrived",
     "Decision",
     "Emitted",
     "Event",
+    "Fidelity",
     "Finished",
+    "Formula",
     "Forward",
     "Forwarded",
+    "Hang",
+    "History",
+    "Outcome",
     "Policy",
     "Ready",
     "Reason",
     "Recycled",
+    "Replay",
+    "ReplayCancelled",
     "Rescheduled",
     "Resumed",
     "Schedule",
     "Scheduler",
     "SchedulerConfig",
+    "SchedulerFailed",
+    "Simulation",
+    "StepRow",
+    "Variables",
+    "WorkRequest",
+    "Workload",
+    "formula_from_class",
+    "golden_line",
+    "history_of",
+    "outcome_dict",
+    "parse_formula",
     "parse_policy",
+    "replay",
+    "reschedule",
+    "workload_from_case",
 ]

@@ -57,7 +57,8 @@ class Call:
         state = self.state
         found = {**state.prefilling}
         if self.config.role != "prefill":
-            found.update(state.due)
+            if state.due:
+                found.update(state.due)
             for request in state.abort_wanted.values():
                 if request.status in (Status.PREFILL, Status.DECODE):
                     found[request.id] = request
@@ -119,10 +120,11 @@ class Call:
         num_blocks = self.config.enc_dec_block_num
         if not self.state.pool.can_allocate(num_blocks) and not self._preempt_for(request, num_blocks):
             return False
-        free_slots = self.state.free_slots(request)
-        self._because(
-            "extended", request, num_blocks=num_blocks, free_slots=free_slots, threshold=self.state.threshold
-        )
+        if self.explain:
+            free_slots, threshold = self.state.free_slots(request), self.state.threshold
+            self._because(
+                "extended", request, num_blocks=num_blocks, free_slots=free_slots, threshold=threshold
+            )
         self.state.extend(request, num_blocks)
         self.decision.extended.append(request.id)
         return True
@@ -264,10 +266,11 @@ class Call:
 
     def _prefill(self, request: Request, num_tokens: int, num_blocks: int, admitted: bool = False) -> None:
         start = request.computed
-        left = request.need_prefill - start
-        self._because(
-            "prefill", request, num_tokens=num_tokens, of=left, budget=self.budget, num_blocks=num_blocks
-        )
+        if self.explain:
+            left, budget = request.need_prefill - start, self.budget
+            self._because(
+                "prefill", request, num_tokens=num_tokens, of=left, budget=budget, num_blocks=num_blocks
+            )
         self.decision.chunks.append((request.id, start, start + num_tokens))
         self.budget -= num_tokens
         self.state.prefill(request, num_tokens, num_blocks)

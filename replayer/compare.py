@@ -8,8 +8,8 @@ from typing import Literal
 
 from recorder.recording import Recording
 from replayer.as_recorded import Rows, as_recorded, no_rows, recorded_history
-from replayer.config import Policy
-from replayer.fidelity import explained_step, fidelity_of, recorded_formula, recorded_policy
+from replayer.config import POLICIES, Policy
+from replayer.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
 from replayer.formulas.base import Formula
 from replayer.history import Fidelity, History
 from replayer.memory import MemoryFit, fit_memory
@@ -33,23 +33,23 @@ def replay(
 ) -> list[History]:
     """The recording itself, then one history a formula, in the given order.
 
-    `policy` is that of the rescheduled replays, else the one that recorded. `rows(step)` reads the recorded
-    requests of a step. `progressed(done, expected)` hears of steps over all formulas. ReplayCancelled when
-    `cancelled()`; UsageError where a formula cannot be computed; TraceError where nothing was recorded.
+    `policy` is that of the rescheduled replays, else the one that the formula brings, or that recorded.
+    `rows(step)` reads the recorded requests of a step. `progressed(done, expected)` hears of steps over all
+    formulas. ReplayCancelled when `cancelled()`; UsageError where a formula cannot be computed; TraceError
+    where nothing was recorded.
     """
     memory = fit_memory(recording)
     histories = [recorded_history(recording, rows)]
     if how == "as recorded":
         return histories + [as_recorded(recording, formula, memory, rows) for formula in formulas]
     workload = workload_from_recording(recording)
-    policy = policy or recorded_policy(recording)
     for i, formula in enumerate(formulas):
         heard = None if progressed is None else _share(progressed, i, len(formulas))
         histories.append(
             reschedule(
                 recording,
                 formula,
-                policy,
+                policy or policy_with(formula) or recorded_policy(recording),
                 workload=workload,
                 memory=memory,
                 progressed=heard,
@@ -57,6 +57,11 @@ def replay(
             )
         )
     return histories
+
+
+def policy_with(formula: Formula) -> Policy | None:
+    """The policy that comes with a formula, where it is a whole version of the scheduler."""
+    return None if formula.policy is None else POLICIES[formula.policy]
 
 
 def _share(progressed: Progressed, i: int, count: int) -> Progressed:
@@ -78,7 +83,7 @@ def reschedule(
     With those that recorded, its outcome has the fidelity.
     """
     workload = workload or workload_from_recording(recording)
-    same = policy is recorded_policy(recording) and formula.name == recorded_formula(recording)
+    same = policy is recorded_policy(recording) and recorded_under(recording, formula)
     run = Replay(workload, formula, policy, min_steps=recording.num_steps if same else 0)
     run.run(progressed, cancelled)
     history = history_of(run, memory or fit_memory(recording))
@@ -95,13 +100,15 @@ def history_of(run: Replay, memory: MemoryFit | None = None) -> History:
     outcome = outcome_of(
         columns,
         limit,
-        num_refused_tokens=int(columns["num_refused_tokens"].sum()),
+        num_refused_tokens=int(columns["num_refused_tokens"].sum()) if run.scheduler.explains else None,
         num_unfinished=run.num_unfinished,
         hang=run.hang,
         reserved_high_water=water,
+        clock=run.workload.clock,
     )
-    formula = run.scheduler.formula
-    return History(formula.name, "rescheduled", limit, columns, outcome, run.tape.reader())
+    reader = run.tape.reader()
+    name = run.scheduler.name
+    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)
 
 
 def _fidelity(

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
 
 
@@ -26,7 +30,7 @@ class Arrived:
     num_prompt_tokens: int
     max_tokens: int | None = None
     ready: bool = True
-    accepts: Sequence[int] | None = None
+    accepts: Accepts | None = None
     num_output_tokens: int | None = None
     block_key: Callable[[int], Hashable] | None = None
 

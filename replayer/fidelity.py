@@ -51,6 +51,21 @@ def recorded_formula(recording: Recording) -> str | None:
     return None
 
 
+def recorded_under(recording: Recording, formula: Formula) -> bool:
+    """Whether the recording was made under this formula: by its name, or by what it computes for each step."""
+    name = recorded_formula(recording)
+    if name == formula.name:
+        return True
+    recorded = BUILTIN.get(name or "")
+    if recorded is None:
+        return False
+    variables, length = formula_columns(recording), recording.num_steps
+    return bool(
+        (formula.budgets(variables, length) == recorded.budgets(variables, length)).all()
+        and (formula.charges(variables, length) == recorded.charges(variables, length)).all()
+    )
+
+
 def recorded_policy(recording: Recording) -> Policy:
     """The policy that the recording was made under: named in the configuration, else told by engine and
     version.

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from replayer.clock import Clock
+
 How = Literal["recorded", "as recorded", "rescheduled"]
 
 
@@ -68,6 +70,8 @@ class Outcome:
     reserved_high_water: int | None = None
     """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
     fidelity: Fidelity | None = None
+    clock: Clock | None = None
+    """By what requests arrived, where they were scheduled afresh."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class History:
 
     `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
     `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where
-    unknown), and `reserved_bytes` where memory is known. `rows(step)` gives the requests of a step.
+    unknown), and `reserved_bytes` where memory is known; `not_admitted` is text. `rows(step)` gives the requests of a
+    step.
     """
 
     name: str
@@ -85,6 +90,10 @@ class History:
     columns: Mapping[str, NDArray[Any]]
     outcome: Outcome
     rows: Callable[[int], list[StepRow]] = field(repr=False, compare=False)
+    request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """The steps in which a request ran, each with its row, by the request's id; None: it cannot be told."""
 
     @property
     def exceeded(self) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from replayer.clock import Clock
 from replayer.history import Fidelity, Hang, History, Outcome
 from replayer.memory import MemoryFit
 
@@ -22,6 +23,7 @@ def outcome_of(
     hang: Hang | None = None,
     reserved_high_water: int | None = None,
     fidelity: Fidelity | None = None,
+    clock: Clock | None = None,
 ) -> Outcome:
     """The outcome of a history with these columns."""
     tokens = columns["num_tokens"]
@@ -40,6 +42,7 @@ def outcome_of(
         hang=hang,
         reserved_high_water=reserved_high_water,
         fidelity=fidelity,
+        clock=clock,
     )
 
 

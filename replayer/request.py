@@ -5,8 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 NEVER = -1
 """No forward: the request does not wake, or does not finish."""
@@ -32,16 +34,17 @@ class Status(Enum):
 class Plan:
     """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
 
-    As the lab's forward plays them: the last acceptance repeats where they run out, none given means none
+    The last acceptance repeats where they run out; none given means none
     accepted.
     """
 
     __slots__ = ("_last", "output", "sums")
 
-    def __init__(self, accepts: Sequence[int], output: int) -> None:
+    def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        self.sums = list(accumulate((1 + int(n) for n in accepts), initial=0))
-        self._last = 1 + int(accepts[-1]) if len(accepts) else 1
+        taken = np.asarray(accepts, dtype=np.int64)
+        self.sums: list[int] = [0, *np.cumsum(taken + 1).tolist()]
+        self._last = 1 + int(taken[-1]) if len(taken) else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""
@@ -54,28 +57,6 @@ class Plan:
         if tokens <= self.sums[-1]:
             return bisect_left(self.sums, tokens)
         return len(self.sums) - 1 - (self.sums[-1] - tokens) // self._last
-
-
-class Progress(NamedTuple):
-    """How far a request of known acceptances is: its plan, prompt, tokens emitted by prefills, decode
-    forwards run.
-    """
-
-    plan: Plan
-    prompt: int
-    emitted: int
-    forwards: int
-
-    def total(self, more_forwards: int) -> int:
-        """Prompt and output tokens after so many more decode forwards."""
-        return self.prompt + min(
-            self.emitted + self.plan.after(self.forwards + more_forwards), self.plan.output
-        )
-
-    def accepted(self, more_forwards: int) -> int:
-        """Drafts that the decode forward after so many more accepts."""
-        done = self.forwards + more_forwards
-        return self.plan.after(done + 1) - self.plan.after(done) - 1
 
 
 class Request:

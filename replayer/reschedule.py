@@ -9,7 +9,7 @@ from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Res
 from replayer.formulas.base import Formula
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang
-from replayer.scheduler import Scheduler
+from replayer.interface import AnyScheduler, scheduler_by
 from replayer.state import SchedulerFailed
 from replayer.tape import Tape
 from replayer.workload import Workload, WorkRequest
@@ -22,6 +22,10 @@ PROGRESS_EVERY = 2000
 """Steps between two looks at progress and cancellation."""
 
 
+MOST_IDLE_CALLS = 10_000
+"""Calls in a row that decide something and run nothing, before that counts as a hang."""
+
+
 class ReplayCancelled(Exception):
     """The caller asked to stop."""
 
@@ -29,7 +33,8 @@ class ReplayCancelled(Exception):
 class Replay:
     """One run of a workload. Steps are the forwards that ran tokens, as in a recording.
 
-    Requests arrive before the step that they arrived before in the recording. Calls that run nothing take no
+    Requests arrive before the step that they arrived before in the recording; where the workload's clock goes
+    by time, once the durations of the replayed steps have come up to when they arrived. Calls that run nothing take no
     step; where such calls change nothing, the replay goes on to the next arrival or abort, and where none is
     left, it hangs. Requests that the recording saw to no end (`targets`) go on with their last acceptance
     until everything else is done and they have made what they had made in the recording.
@@ -38,18 +43,22 @@ class Replay:
     def __init__(
         self,
         workload: Workload,
-        formula: Formula,
+        by: Formula | AnyScheduler,
         policy: Policy = ORIGINAL,
         *,
         explain: bool = False,
         min_steps: int = 0,
     ) -> None:
         self.workload = workload
-        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
-        self.tape = Tape(self.scheduler, workload.first_step)
+        self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
+        self.tape = Tape(self.scheduler, workload)
         self.min_steps = min_steps
+        self._limit = workload.config.max_num_batched_tokens
         self.hang: Hang | None = None
-        self._clock = 0
+        self._clock = 0.0
+        """Steps so far, or microseconds where requests arrive by time."""
+        self._durations = workload.clock.durations
+        self._idle_calls = 0
         self._next = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
@@ -100,20 +109,26 @@ class Replay:
         except SchedulerFailed as failure:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
-        refused = self._refused(decision)
+        held_back = scheduler.num_held_back(decision)
         forward = scheduler.apply(Forwarded())
         for request_id in decision.preempted:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
-        self._to_finish -= len(forward.finished) + len(decision.aborted)
-        counted = self.tape.record(decision, forward, refused(forward))
+        self._to_finish -= len(forward.finished) + len(decision.aborted) + len(decision.errors)
+        refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
+        counted = self.tape.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
-        self._clock += counted
+        if counted:
+            self._clock += 1 if self._durations is None else self._duration(forward)
         return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for those who watch."""
+
+    def _duration(self, forward: Forward) -> float:
+        assert self._durations is not None
+        return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
 
     def _arrive(self) -> None:
         requests = self.workload.requests
@@ -133,14 +148,6 @@ class Replay:
         if request.resumed is not None and request.resumed.decoding:
             self.tape.resumed(request.request_id)
 
-    def _refused(self, decision: Decision) -> Callable[[Forward], int]:
-        """Prompt tokens that the budget held back: of prefills cut short, and of the head of the queue."""
-        if decision.not_admitted != "budget" and not self.scheduler.num_prefilling:
-            return lambda forward: 0
-        demand = self.scheduler.prefill_demand(decision.not_admitted == "budget")
-        limit = self.workload.config.max_num_batched_tokens
-        return lambda forward: max(0, min(demand, limit - forward.num_tokens))
-
     @property
     def num_unfinished(self) -> int:
         """Requests that are not done: still there, or not arrived yet."""
@@ -154,6 +161,12 @@ class Replay:
             cause = f"the work is not done within {self.workload.max_steps} steps"
             self.hang = Hang(self._number(), cause)
             return False
+        self._idle_calls = 0 if forward.num_tokens else self._idle_calls + 1
+        if self._idle_calls > MOST_IDLE_CALLS:
+            self.hang = Hang(
+                self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
+            )
+            return False
         if not is_stuck(decision, forward) or self.scheduler.idle:
             return True
         coming = [request.arrival for request in self.workload.requests[self._next : self._next + 1]]
@@ -161,5 +174,5 @@ class Replay:
         if coming:
             self._clock = max(self._clock, min(coming))
             return True
-        self.hang = Hang(self._number(), cause_of(self.scheduler, decision, forward))
+        self.hang = Hang(self._number(), cause_of(self.scheduler, decision, forward.stalled))
         return False

@@ -1,4 +1,4 @@
-"""A workload run through the scheduler model: the lab's forward in lockstep with its calls."""
+"""A workload run through the scheduler model: one forward in lockstep with each call."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from replayer.config import ORIGINAL, Policy
 from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
 from replayer.formulas.base import Formula
-from replayer.history import StepRow
-from replayer.scheduler import Scheduler
+from replayer.hang import cause_of, is_stuck
+from replayer.history import Hang, StepRow
+from replayer.interface import AnyScheduler, scheduler_by
 from replayer.workload import Workload
 
 
@@ -26,7 +27,7 @@ class Step:
 
 
 class Simulation:
-    """Steps of a workload under a formula and a policy; iterate over it, once.
+    """Steps of a workload under a formula and a policy, or by a scheduler of another kind; iterate over it, once.
 
     A step: requests whose arrival has come are added, aborts that are due handed over, the scheduler called,
     a forward run, finished requests freed, preempted ones put back, aborted ones forgotten.
@@ -35,15 +36,19 @@ class Simulation:
     def __init__(
         self,
         workload: Workload,
-        formula: Formula,
+        by: Formula | AnyScheduler,
         policy: Policy = ORIGINAL,
         *,
         explain: bool = False,
         with_rows: bool = True,
     ) -> None:
         self.workload, self.with_rows = workload, with_rows
-        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
         self.step = 0
+        self.hang: Hang | None = None
+        """Since which step work is pending and nothing moves, and why; the steps go on up to the workload's
+        limit.
+        """
         self._next = 0
         self._aborts: dict[int, list[str]] = {}
 
@@ -69,46 +74,34 @@ class Simulation:
             self._next += 1
 
     def run_step(self) -> Step:
-        """Run one step."""
+        """Run one step; SchedulerFailed where FastDeploy's scheduler would raise."""
         scheduler = self.scheduler
         for request_id in self._aborts.pop(self.step, ()):
             if request_id in scheduler:
                 scheduler.apply(Aborted(request_id))
         decision = scheduler.apply(Schedule())
-        rows = self._rows(decision) if self.with_rows else None
+        rows = scheduler.rows(decision) if self.with_rows else None
         forward = scheduler.apply(Forwarded())
         for request_id in decision.preempted:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
+        self._watch(decision, forward)
         step = Step(self.step, decision, forward, rows)
         self.step += 1
         return step
 
-    def _rows(self, decision: Decision) -> list[StepRow]:
-        scheduler = self.scheduler
-        num_drafts = scheduler.config.num_draft_tokens
-        rows = [
-            StepRow(name, "prefill", end - start, start, num_blocks=scheduler.num_blocks_of(name))
-            for name, start, end in decision.chunks
-        ]
-        for name in scheduler.decodes():
-            rows.append(
-                StepRow(
-                    name,
-                    "decode",
-                    1 + num_drafts,
-                    scheduler.num_total_tokens_of(name),
-                    num_drafts,
-                    scheduler.num_next_accepted_of(name),
-                    scheduler.num_blocks_of(name),
-                )
-            )
-        return rows
+    def _watch(self, decision: Decision, forward: Forward) -> None:
+        """What comes from outside may still move it: then it does not hang."""
+        coming = self._next < len(self.workload.requests) or self._aborts
+        if coming or not is_stuck(decision, forward) or self.scheduler.idle:
+            self.hang = None
+        elif self.hang is None:
+            self.hang = Hang(self.step, cause_of(self.scheduler, decision, forward.stalled))
 
 
 def golden_line(step: Step) -> dict[str, Any]:
-    """A step in the lab's golden format; the simulation must have been run with rows."""
+    """A step as one line of decisions, ready for JSON; the simulation must have been run with rows."""
     decision, forward = step.decision, step.forward
     assert step.rows is not None
     return {

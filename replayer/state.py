@@ -246,16 +246,20 @@ class State:
 
     def _watch(self, request: Request) -> None:
         """Find when the request's free slots come down to `wake_slots`, and wake it then."""
-        free = self.free_slots(request) - self.wake_slots
-        if free <= 0:
+        plan, slots = request.plan, request.num_blocks * self.config.block_size - self.wake_slots
+        if plan is None or request.start < 0:
+            if slots <= self.total(request):
+                self.due[request.id] = request
+            return
+        needed = plan.reaching(max(0, slots - request.prompt - request.emitted))
+        wake_at = request.start + needed - request.forwards
+        if wake_at <= self.num_forwards:
+            request.wake_at = NEVER
             self.due[request.id] = request
             return
-        if request.plan is None or request.start < 0:
-            return
-        made = request.plan.after(request.forwards_at(self.num_forwards))
-        needed = request.plan.reaching(made + free)
-        request.wake_at = request.start + needed - request.forwards
-        self._wakes.setdefault(request.wake_at, []).append(request)
+        request.wake_at = wake_at
+        if wake_at < request.finish_at:
+            self._wakes.setdefault(wake_at, []).append(request)
 
     def forward(self, stalled: list[Request]) -> list[Request]:
         """One forward of planned requests ran; gives those that it finished, in the worker's order."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recorder.recording import MISSING
 from replayer.events import Decision, Forward
 from replayer.history import StepRow
-from replayer.request import Progress
-from replayer.scheduler import Scheduler
+from replayer.interface import AnyScheduler
+from replayer.request import Plan
+from replayer.workload import Workload
 
 COLUMNS = (
     "step",
@@ -28,34 +30,39 @@ COLUMNS = (
     "num_stalled",
     "num_free_blocks",
     "num_refused_tokens",
+    "num_missing_blocks",
 )
 """The columns of a replay; `num_refused_tokens`: prompt tokens held back though they fitted under the limit.
+Beside these `not_admitted`, text as in a recording.
 """
 
+_NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption")
 
-@dataclass(slots=True)
-class _Span:
-    """A request decodes in each step from `first` to before `end`."""
 
-    request_id: str
-    first: int
-    progress: Progress
-    end: int | None = None
+_SPAN = 5
+"""Numbers of a span: request, first step, end step (or `_OPEN`), tokens emitted by prefills, forwards run
+before.
+"""
+_OPEN = -1
 
 
 class Tape:
     """Records a replay step by step. A call whose forward runs 0 tokens is no step; what it did counts to the
     next.
+
+    Everything is kept in flat arrays of integers: millions of steps make no objects.
     """
 
-    def __init__(self, scheduler: Scheduler, first_step: int) -> None:
-        self.scheduler, self.first_step = scheduler, first_step
+    def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
+        self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
-        self._columns = {name: array("q") for name in COLUMNS}
-        self._appends = [self._columns[name].append for name in COLUMNS]
-        self._chunks: list[list[tuple[str, int, int]]] = []
-        self._spans: list[_Span] = []
-        self._open: dict[str, _Span] = {}
+        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
+        self._table = array("q")
+        self._not_admitted = array("b")
+        self._chunks = array("q")
+        self._chunk_ends = array("q")
+        self._spans = array("q")
+        self._open: dict[str, int] = {}
         self._num_preempted = 0
         self._num_stalled = 0
 
@@ -64,14 +71,14 @@ class Tape:
         self._begin(request_id, self.num_steps)
 
     def _begin(self, request_id: str, step: int) -> None:
-        span = _Span(request_id, step, self.scheduler.progress_of(request_id))
-        self._spans.append(span)
-        self._open[request_id] = span
+        emitted, forwards = self.scheduler.progress_of(request_id)
+        self._open[request_id] = len(self._spans)
+        self._spans.extend((self._numbers[request_id], step, _OPEN, emitted, forwards))
 
     def _end(self, request_id: str, step: int) -> None:
-        span = self._open.pop(request_id, None)
-        if span is not None:
-            span.end = step
+        at = self._open.pop(request_id, None)
+        if at is not None:
+            self._spans[at + 2] = step
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
         """A call and its forward, after both; whether it was a step."""
@@ -89,59 +96,103 @@ class Tape:
             self._begin(request_id, after)
         if num_tokens == 0:
             return False
-        values = (
-            self.first_step + step,
-            num_tokens,
-            decision.token_budget,
-            decision.num_scheduled_tokens,
-            forward.num_prefill_tokens,
-            forward.num_decode_tokens,
-            decision.num_running,
-            decision.num_running_decodes,
-            decision.num_waiting,
-            self._num_preempted,
-            self._num_stalled,
-            decision.num_free_blocks,
-            num_refused,
+        self._table.extend(
+            (
+                self.workload.first_step + step,
+                num_tokens,
+                decision.token_budget,
+                decision.num_scheduled_tokens,
+                forward.num_prefill_tokens,
+                forward.num_decode_tokens,
+                decision.num_running,
+                decision.num_running_decodes,
+                decision.num_waiting,
+                self._num_preempted,
+                self._num_stalled,
+                decision.num_free_blocks,
+                num_refused,
+                MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
+            )
         )
-        for append, value in zip(self._appends, values, strict=True):
-            append(value)
-        self._chunks.append(decision.chunks)
+        self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
+        for request_id, start, end in decision.chunks:
+            self._chunks.extend((self._numbers[request_id], start, end))
+        self._chunk_ends.append(len(self._chunks))
         self._num_preempted = self._num_stalled = 0
         self.num_steps = after
         return True
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
-        return {name: np.array(values, dtype=np.int64) for name, values in self._columns.items()}
+        table = np.array(self._table, dtype=np.int64).reshape(-1, len(COLUMNS))
+        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        found["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[np.array(self._not_admitted, dtype=int)]
+        return found
 
     def reader(self) -> StepReader:
         """What gives the rows of a step."""
-        return StepReader(self._chunks, self._spans, self.first_step, self.scheduler.config.num_draft_tokens)
+        return StepReader(self.workload, self._chunks, self._chunk_ends, self._spans)
 
 
 class StepReader:
     """Rebuilds the rows of any step from chunks and spans."""
 
     def __init__(
-        self, chunks: list[list[tuple[str, int, int]]], spans: list[_Span], first_step: int, num_drafts: int
+        self, workload: Workload, chunks: array[int], chunk_ends: array[int], spans: array[int]
     ) -> None:
-        self._chunks, self._spans, self._first_step, self._num_drafts = chunks, spans, first_step, num_drafts
-        self._begins = np.array([span.first for span in spans], dtype=np.int64)
-        endless = len(chunks) + 1
-        self._ends = np.array([endless if span.end is None else span.end for span in spans], dtype=np.int64)
+        self._workload, self._chunks, self._chunk_ends = workload, chunks, chunk_ends
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, _SPAN)
+        ends = self._spans[:, 2]
+        ends[ends == _OPEN] = len(chunk_ends) + 1
 
     def __call__(self, step: int) -> list[StepRow]:
         """The requests of a step, by its number: chunks in order of scheduling, then decodes by when they
         began.
         """
-        at = step - self._first_step
-        if not 0 <= at < len(self._chunks):
+        at = step - self._workload.first_step
+        if not 0 <= at < len(self._chunk_ends):
             return []
-        rows = [StepRow(name, "prefill", end - start, start) for name, start, end in self._chunks[at]]
-        for i in np.flatnonzero((self._begins <= at) & (at < self._ends)).tolist():
-            span = self._spans[i]
-            done, drafts = at - span.first, self._num_drafts
-            total, accepted = span.progress.total(done), span.progress.accepted(done)
-            rows.append(StepRow(span.request_id, "decode", 1 + drafts, total, drafts, accepted))
-        return rows
+        return [*self._prefills(at), *self._decodes(at)]
+
+    def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
+        """The steps in which a request ran, each with its row, in order; none where it is not known."""
+        number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
+        if number is None:
+            return []
+        chunks = np.frombuffer(self._chunks, dtype=np.int64).reshape(-1, 3)
+        mine = np.flatnonzero(chunks[:, 0] == number)
+        at_step = np.searchsorted(np.array(self._chunk_ends, dtype=np.int64), mine * 3, side="right")
+        found = [
+            (int(at), self._prefill(*chunks[i].tolist()))
+            for at, i in zip(at_step, mine.tolist(), strict=True)
+        ]
+        for span in self._spans[self._spans[:, 0] == number].tolist():
+            plan = self._plan(number)
+            last = min(span[2], len(self._chunk_ends))
+            found += [(at, self._decode(span, plan, at)) for at in range(span[1], last)]
+        first = self._workload.first_step
+        return [(first + at, row) for at, row in sorted(found, key=lambda one: one[0])]
+
+    def _prefills(self, at: int) -> Iterator[StepRow]:
+        for i in range(self._chunk_ends[at - 1] if at else 0, self._chunk_ends[at], 3):
+            yield self._prefill(*self._chunks[i : i + 3])
+
+    def _prefill(self, number: int, start: int, end: int) -> StepRow:
+        return StepRow(self._workload.requests[number].request_id, "prefill", end - start, start)
+
+    def _plan(self, number: int) -> Plan:
+        request = self._workload.requests[number]
+        return Plan(request.accepts, request.num_output_tokens)
+
+    def _decodes(self, at: int) -> Iterator[StepRow]:
+        here = (self._spans[:, 1] <= at) & (at < self._spans[:, 2])
+        for span in self._spans[here].tolist():
+            yield self._decode(span, self._plan(span[0]), at)
+
+    def _decode(self, span: list[int], plan: Plan, at: int) -> StepRow:
+        number, first, _, emitted, forwards = span
+        request, drafts = self._workload.requests[number], self._workload.config.num_draft_tokens
+        done = forwards + at - first
+        total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
+        accepted = plan.after(done + 1) - plan.after(done) - 1
+        return StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recorder.errors import UsageError
+from replayer.clock import BY_STEPS, Clock
 from replayer.config import SchedulerConfig
-from replayer.events import Arrived, Resumed
+from replayer.events import Accepts, Arrived, Resumed
 
 BlockKey = Callable[[int], Hashable]
 
@@ -18,7 +19,8 @@ BlockKey = Callable[[int], Hashable]
 class WorkRequest:
     """One request of a workload; sizes in tokens.
 
-    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there. `accepts`
+    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there; both are
+    microseconds since the first step where the workload's clock goes by time. `accepts`
     are the drafts accepted in its 1st, 2nd, … decode forward. `block_key(i)` stands for the content of the
     i-th block of its tokens (with prefix caching), equal for equal content.
     """
@@ -27,7 +29,7 @@ class WorkRequest:
     arrival: int
     num_prompt_tokens: int
     num_output_tokens: int
-    accepts: Sequence[int] = ()
+    accepts: Accepts = ()
     max_tokens: int | None = None
     abort_after: int | None = None
     group: int | None = None
@@ -61,6 +63,7 @@ class Workload:
     """Number of the first step."""
     expected_steps: int = 0
     """Steps of the recording."""
+    clock: Clock = BY_STEPS
     shared_tokens: int = 0
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
@@ -124,7 +127,7 @@ def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> 
 
 
 def _case_key(request: WorkRequest, shared: int, size: int) -> BlockKey:
-    """The lab's tokens: one value over what a group shares, one of the request's own, one for all output."""
+    """A case has one token over what a group shares, one of the request's own, and one for all output."""
     prompt = request.num_prompt_tokens
     own = 2000 + zlib.crc32(request.request_id.encode()) % 50000
     runs = ((0, shared, 1000 + (request.group or 0)), (shared, prompt, own), (prompt, 1 << 62, 9))

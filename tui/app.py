@@ -180,7 +180,8 @@ class ReplayApp(ReplayView):
     def _look_at(self, window: Window) -> None:
         if window != self.board.window:
             self.board.window = window
-            self.show_view()
+            self.show_window()
+            self.show_status()
 
     def action_zoom(self, factor: float) -> None:
         """Zoom at the cursor, or in the middle where the cursor is not in sight."""

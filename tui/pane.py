@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.content import Content
 from textual.geometry import Region
@@ -19,6 +21,9 @@ from tui.track import Chart, Scale, draw
 
 BAR = 20
 """Cells of the progress bar."""
+
+NEAR = 3
+"""Two columns so close to each other are repainted as one region: a region costs more than a column."""
 
 
 class ChartPane(Widget):
@@ -85,7 +90,8 @@ class ChartPane(Widget):
         """Show a window; redraws where it, or the scale, is another one."""
         if (window, scale) != (self._window, self._scale):
             self._window, self._scale, self._cursor = window, scale, cursor
-            self.redraw()
+            self._chart = None
+            self.refresh()
         else:
             self.move_cursor(cursor)
 
@@ -95,10 +101,13 @@ class ChartPane(Widget):
         if self._chart is None:
             return
         before, self._column = self._column, self._cursor_column()
-        columns = {column for column in (before, self._column) if column is not None}
+        columns = sorted(column for column in (before, self._column) if column is not None)
         if columns and before != self._column:
-            height = self.content_size.height
-            self.refresh(*(Region(column, 0, 1, height) for column in columns))
+            height, first, last = self.content_size.height, columns[0], columns[-1]
+            if last - first <= NEAR:
+                self.refresh(Region(first, 0, last - first + 1, height))
+            else:
+                self.refresh(*(Region(column, 0, 1, height) for column in columns))
 
     def redraw(self) -> None:
         """Draw the chart anew at the next paint, and the border's words now."""
@@ -165,8 +174,8 @@ class ChartPane(Widget):
             return self._plain(self._words(), width, height)
         if not len(series):
             return self._plain(["no steps"], width, height)
-        chart = draw(series, self._window, (width, height), self._scale, self._look(), departs=self.departs)
-        return Chart([row.apply_style(self.rich_style) for row in chart.rows], chart.left, chart.width)
+        look = replace(self._look(), base=self.rich_style)
+        return draw(series, self._window, (width, height), self._scale, look, departs=self.departs)
 
     def _words(self) -> list[str]:
         """What stands in a pane that has no chart."""
@@ -198,16 +207,24 @@ class ChartPane(Widget):
         column = self._column
         if column is None or self.series is None or not 0 <= column < row.cell_length:
             return row
-        glyphs, palette = self._look().glyphs, self._look().palette
-        before, cell, after = row.divide([column, column + 1, row.cell_length])
-        text, style, _ = next(iter(cell))
-        base = style or self.rich_style
-        here = (
-            Segment(text, base + palette.cursor)
-            if text.strip()
-            else Segment(glyphs.cursor, base + palette.cursor_blank)
-        )
-        return Strip([*before, here, *after], row.cell_length)
+        return self._with_cursor(row, column)
+
+    def _with_cursor(self, row: Strip, column: int) -> Strip:
+        """A row with one cell marked: by its background, and by a line where the cell is empty."""
+        look = self._look()
+        cells, at = list(row), 0
+        for index, (text, style, _) in enumerate(cells):
+            if at + len(text) > column:
+                offset, base = column - at, style or Style.null()
+                glyph = text[offset]
+                mark = Segment(glyph, base + look.palette.cursor)
+                if glyph == " ":
+                    mark = Segment(look.glyphs.cursor, base + look.palette.cursor_blank)
+                parts = [Segment(text[:offset], style), mark, Segment(text[offset + 1 :], style)]
+                cells[index : index + 1] = [part for part in parts if part.text]
+                break
+            at += len(text)
+        return Strip(cells, row.cell_length)
 
     def _step_under(self, event: events.MouseEvent) -> int | None:
         if self.series is None or self._chart is None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
-from textual.geometry import Size
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from replayer.history import StepRow
 from tui.style import Glyphs, Palette
@@ -25,72 +24,76 @@ COLUMNS = (
 MIN_ID, MAX_ID = 10, 40
 
 
-class RequestTable(ScrollView, can_focus=False):
-    """Rows of a step. It is handed rows that are already in memory; it fetches nothing."""
+class RequestTable(Widget):
+    """Rows of a step. It is handed rows that are already in memory; it fetches nothing.
+
+    It scrolls by itself: a ScrollView lays the whole screen out anew whenever the number of rows changes,
+    which is at almost every step.
+    """
 
     DEFAULT_CSS = """
     RequestTable { height: 1fr; min-height: 4; border: round $foreground 30%; border-title-style: bold;
-                   border-title-color: $foreground; }
-    RequestTable.-ascii { border: ascii ansi_white; scrollbar-size-vertical: 0; }
+                   border-title-color: $foreground; border-subtitle-color: $foreground; }
+    RequestTable.-ascii { border: ascii ansi_white; }
     """
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._rows: Sequence[StepRow] = ()
-        self._limit = 0
-        self._stale = False
+        self.rows: Sequence[StepRow] = ()
+        self.top = 0
         self._palette: Palette | None = None
         self._id_width = MIN_ID
+        self._base = Style.null()
 
-    def show(self, rows: Sequence[StepRow], palette: Palette) -> None:
-        """Show the rows of a step, from its top."""
-        self._rows, self._palette, self._stale = rows, palette, False
-        self._id_width = min(MAX_ID, max((len(row.request_id) for row in rows), default=0) + 1)
-        self._id_width = max(self._id_width, MIN_ID)
-        self.virtual_size = Size(self._id_width + sum(cells for _, cells in COLUMNS), len(rows) + 1)
-        self.scroll_to(y=0, animate=False, immediate=True)
-        self.refresh()
-
-    def wait(self) -> None:
-        """Dim the rows shown: they belong to another step until the next `show`."""
-        if not self._stale:
-            self._stale = True
-            self.refresh()
-
-    def title(self, text: str) -> None:
-        """Set the words in the border."""
-        self.border_title = Content(text[: max(0, self.size.width - 2)])
+    def show(self, rows: Sequence[StepRow], title: str, palette: Palette) -> None:
+        """Show the rows of a step, from where the last one was scrolled to."""
+        self.rows, self._palette = rows, palette
+        widest = max((len(row.request_id) for row in rows), default=0) + 1
+        self._id_width = max(MIN_ID, min(MAX_ID, widest))
+        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.scroll_rows(0)
 
     def scroll_rows(self, rows: int) -> None:
         """Scroll by rows; below 0 upwards."""
-        self.scroll_to(y=self.scroll_offset.y + rows, animate=False, immediate=True)
+        height = max(1, self.size.height - 1)
+        self.top = max(0, min(self.top + rows, len(self.rows) - height))
+        hidden = len(self.rows) > height
+        last = min(self.top + height, len(self.rows))
+        self.border_subtitle = Content(f"{self.top + 1}-{last} of {len(self.rows)}" if hidden else "")
+        self.refresh()
 
     def scroll_pages(self, pages: int) -> None:
         """Scroll by what is visible."""
         self.scroll_rows(pages * max(1, self.size.height - 1))
 
-    @property
-    def rows(self) -> Sequence[StepRow]:
-        """The rows shown."""
-        return self._rows
+    def on_resize(self) -> None:
+        self.scroll_rows(0)
+
+    def on_mouse_scroll_down(self) -> None:
+        self.scroll_rows(3)
+
+    def on_mouse_scroll_up(self) -> None:
+        self.scroll_rows(-3)
 
     def render_line(self, y: int) -> Strip:
         """The heading, which does not scroll, or one row."""
         width, palette = self.size.width, self._palette
+        if y == 0:
+            self._base = self.rich_style
         if palette is None:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self._base)
         if y == 0:
             return self._strip(self._text("request", [name for name, _ in COLUMNS]), palette.dim, width)
-        at = y - 1 + self.scroll_offset.y
-        if at >= len(self._rows):
-            return Strip.blank(width, self.rich_style)
-        row = self._rows[at]
+        at = y - 1 + self.top
+        if at >= len(self.rows):
+            return Strip.blank(width, self._base)
+        row = self.rows[at]
         values = [
             row.kind, str(row.num_tokens), str(row.num_computed_tokens),
             _some(row.num_draft_tokens, row), _some(row.num_accepted_tokens, row),
             "-" if row.num_blocks is None else str(row.num_blocks),
         ]  # fmt: skip
-        style = palette.dim if self._stale else palette.strong if row.kind == "prefill" else Style.null()
+        style = palette.strong if row.kind == "prefill" else palette.blank
         return self._strip(self._text(row.request_id, values), style, width)
 
     def _text(self, request: str, values: Sequence[str]) -> str:
@@ -98,9 +101,7 @@ class RequestTable(ScrollView, can_focus=False):
         return request[: self._id_width - 1].ljust(self._id_width) + "".join(cells)
 
     def _strip(self, text: str, style: Style, width: int) -> Strip:
-        base = self.rich_style + style
-        text = text[self.scroll_offset.x :]
-        return Strip([Segment(text, base)], len(text)).adjust_cell_length(width, self.rich_style)
+        return Strip([Segment(text[:width].ljust(width), self._base + style)], width)
 
 
 def _some(value: int, row: StepRow) -> str:
@@ -108,7 +109,7 @@ def _some(value: int, row: StepRow) -> str:
 
 
 def describe(step: int, name: str, rows: Sequence[StepRow], limit: int, glyphs: Glyphs) -> str:
-    """What a step ran as a sum: `2 prefills 819 + 61 decodes 305 = 1124, limit 1024: exceeded by 100`."""
+    """What a step ran as a sum: `2 prefills 819 + 61 decodes 305 = 1124, exceeds 1024 by 100`."""
     parts = []
     for kind in ("prefill", "decode"):
         of_kind = [row.num_tokens for row in rows if row.kind == kind]

@@ -200,6 +200,10 @@ class Series:
 
     def departs_from(self, other: Series) -> int | None:
         """The first step that ran other tokens than `other` has there; None: no common step differs."""
+        both = min(len(self), len(other))
+        if np.array_equal(self.step[:both], other.step[:both]):
+            differ = np.flatnonzero(self.tokens[:both] != other.tokens[:both])
+            return int(self.step[differ[0]]) if len(differ) else None
         common, mine, theirs = np.intersect1d(self.step, other.step, assume_unique=True, return_indices=True)
         differ = np.flatnonzero(self.tokens[mine] != other.tokens[theirs])
         return int(common[differ[0]]) if len(differ) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.style import Style
 
@@ -28,6 +28,7 @@ class Glyphs:
     dot: str
     ellipsis: str
     border: str
+    mixes: bool
     active_border: str
     plus_minus: str
     at_most: str
@@ -51,6 +52,7 @@ BLOCKS = Glyphs(
     dot="·",
     ellipsis="…",
     border="round",
+    mixes=True,
     active_border="heavy",
     plus_minus="±",
     at_most="≤",
@@ -74,6 +76,7 @@ ASCII = Glyphs(
     dot="-",
     ellipsis="~",
     border="ascii",
+    mixes=False,
     active_border="ascii",
     plus_minus="+-",
     at_most="<=",
@@ -133,10 +136,11 @@ ANSI = _palette("cyan blue bright_red red magenta white yellow green bright_blac
 
 @dataclass(frozen=True)
 class Look:
-    """What everything on the screen is drawn with."""
+    """What everything on the screen is drawn with; `base` is the style of the widget drawn on."""
 
     glyphs: Glyphs
     palette: Palette
+    base: Style = field(default_factory=Style.null)
 
 
 def tokens(value: float) -> str:

@@ -4,9 +4,9 @@ The limit is a row of its own, the fence: below it an area is scaled from 0 to t
 scale what exceeds. A column that exceeds by a single token breaks the fence, so that no zoom and no rounding
 hides it.
 
-This is drawn here and not with plotext, which draws the report: at two points a column plotext takes 21 to 31
-ms for one of three panes at 200x50, 60 to 90 ms for the three, on two cores at which this takes 1 to 2 ms a
-pane; a zoom is to settle in 50. `benchmarks/screen.py` measures both.
+This is drawn here and not with plotext, which draws the report: of one of three panes at 200x50, plotext
+draws the highest alone in 12 ms, where this draws everything in 1.6. A zoom redraws three, and is to settle
+in 50 ms, of which Textual's own painting takes half. `benchmarks/screen.py` measures both.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def draw(
     layout = Layout.of(height, series, scale)
     envelope = series.envelope(window, columns)
     pen = _Pen(look, left, columns)
-    rows = _tokens_rows(pen, series, window, layout, scale)
+    rows = _tokens_rows(pen, series, scale, layout, _Seen(window, envelope))
     rows.append(_exceeded_row(pen, envelope, series.exceeded_in(window)))
     if layout.events:
         rows.append(_event_row(pen, envelope))
@@ -97,106 +97,112 @@ def _label_width(series: Series, scale: Scale, width: int) -> int:
     return min(max(map(len, labels)) + 1, max(1, width // 2))
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The window, and what is in it."""
+
+    window: Window
+    envelope: Envelope
+
+
 class _Pen:
     """Turns rows of characters and classes into strips, a label at their left."""
 
     def __init__(self, look: Look, left: int, columns: int) -> None:
         self.glyphs, self.palette, self.left, self.columns = look.glyphs, look.palette, left, columns
         p = look.palette
-        self.styles = (
-            p.blank, p.mean, p.peak, p.mixed, p.exceeded, p.limit, p.memory, p.axis, p.event, p.departs,
-        )  # fmt: skip
+        self.base = look.base
+        self.styles = [
+            look.base + style
+            for style in (
+                p.blank, p.mean, p.peak, p.mixed, p.exceeded, p.limit, p.memory, p.axis, p.event, p.departs,
+            )
+        ]  # fmt: skip
+        self.edge = self.base + p.axis
 
     def code(self, text: str) -> Codes:
         return np.array([ord(character) for character in text], np.uint32)
 
     def row(self, codes: Codes, classes: Classes, label: str = "", style: Style | None = None) -> Strip:
         text = codes.astype("<u4").tobytes().decode("utf-32-le")
-        cuts = (np.flatnonzero(np.diff(classes)) + 1).tolist()
-        ends = [*cuts, len(text)]
-        edge = self.glyphs.label if label else self.glyphs.axis
+        changes = np.flatnonzero(classes[1:] != classes[:-1]) + 1
+        starts = [0, *changes.tolist()]
+        label_style = self.edge if style is None else self.base + style
         segments = [
-            Segment(label[: self.left - 1].rjust(self.left - 1), style or self.palette.axis),
-            Segment(edge, self.palette.axis),
+            Segment(label[: self.left - 1].rjust(self.left - 1), label_style),
+            Segment(self.glyphs.label if label else self.glyphs.axis, self.edge),
         ]
-        start = 0
-        for end in ends:
-            segments.append(Segment(text[start:end], self.styles[classes[start]]))
-            start = end
+        for start, end, kind in zip(starts, [*starts[1:], len(text)], classes[starts].tolist(), strict=True):
+            segments.append(Segment(text[start:end], self.styles[kind]))
         return Strip(segments, self.left + self.columns)
 
     def blank(self) -> tuple[Codes, Classes]:
         return np.full(self.columns, 32, np.uint32), np.zeros(self.columns, np.uint8)
 
 
-def _tokens_rows(pen: _Pen, series: Series, window: Window, layout: Layout, scale: Scale) -> list[Strip]:
+def _tokens_rows(pen: _Pen, series: Series, scale: Scale, layout: Layout, seen: _Seen) -> list[Strip]:
     """Rows above the fence, the fence, rows below it, top to bottom."""
-    envelope = series.envelope(window, pen.columns)
-    eighth = layout.under * 8 / max(series.limit, 1)
-    over = np.where(envelope.exceeded > 0, np.ceil((envelope.peak - series.limit) * eighth), 0).astype(
-        np.int64
-    )
-    over = np.where(envelope.exceeded > 0, np.maximum(over, 1), 0)
-    peak = np.minimum(np.ceil(envelope.peak * eighth).astype(np.int64), layout.under * 8)
-    mean = np.minimum(np.round(envelope.mean * eighth).astype(np.int64), peak)
-    hang = _hang_columns(pen, series, window)
-    lost = ~envelope.present & _inside(pen, series, window)
-    rows = []
-    for row in range(layout.over - 1, -1, -1):
-        label = tokens(scale.tokens) if row == layout.over - 1 and scale.tokens > series.limit else ""
-        codes, classes = _over_cells(pen, over - row * 8, row == layout.over - 1)
-        rows.append(pen.row(*_fill_void(pen, codes, classes, hang, lost), label))
+    envelope, eighth = seen.envelope, layout.under * 8 / max(series.limit, 1)
     breach = envelope.exceeded > 0
+    over = np.where(breach, np.maximum(np.ceil((envelope.peak - series.limit) * eighth), 1), 0)
+    peak = np.minimum(np.ceil(envelope.peak * eighth), layout.under * 8)
+    mean = np.minimum(np.round(envelope.mean * eighth), peak)
+    void = _void(pen, series, seen)
+    above = _fill(_over_cells(pen, over, layout.over), void)
+    below = _fill(_under_cells(pen, mean, peak, layout.under), void)
     fence = np.where(breach, ord(pen.glyphs.breach), ord(pen.glyphs.fence)).astype(np.uint32)
     classes = np.where(breach, EXCEEDED, LIMIT).astype(np.uint8)
+    top = tokens(scale.tokens) if scale.tokens > series.limit else ""
+    rows = [pen.row(above[0][at], above[1][at], "" if at else top) for at in range(layout.over)]
     rows.append(pen.row(fence, classes, tokens(series.limit), pen.palette.exceeded))
-    for row in range(layout.under - 1, -1, -1):
-        codes, classes = _under_cells(pen, mean - row * 8, peak - row * 8)
-        rows.append(pen.row(*_fill_void(pen, codes, classes, hang, lost), "" if row else "0"))
+    last = layout.under - 1
+    rows += [pen.row(below[0][at], below[1][at], "0" if at == last else "") for at in range(layout.under)]
     return rows
 
 
-def _over_cells(pen: _Pen, height: NDArray[np.int64], top: bool) -> tuple[Codes, Classes]:
-    codes = pen.code(pen.glyphs.above)[np.clip(height, 0, 8)]
-    if top:
-        codes = np.where(height > 8, ord(pen.glyphs.cut), codes).astype(np.uint32)
-    return codes, np.where(height > 0, EXCEEDED, BLANK).astype(np.uint8)
+def _eighths(height: NDArray[np.float64], rows: int) -> NDArray[np.int64]:
+    """How many eighths of each cell are filled, `rows` rows from the top; more than 8: it goes on above."""
+    foot = np.arange(rows - 1, -1, -1, dtype=np.int64)[:, None] * 8
+    return np.asarray(np.maximum(height.astype(np.int64)[None, :] - foot, 0))
 
 
-def _under_cells(pen: _Pen, mean: NDArray[np.int64], peak: NDArray[np.int64]) -> tuple[Codes, Classes]:
+def _over_cells(pen: _Pen, height: NDArray[np.float64], rows: int) -> tuple[Codes, Classes]:
+    eighths = _eighths(height, rows)
+    codes = pen.code(pen.glyphs.above)[np.minimum(eighths, 8)]
+    codes[0][eighths[0] > 8] = ord(pen.glyphs.cut)
+    return codes, np.where(eighths > 0, EXCEEDED, BLANK).astype(np.uint8)
+
+
+def _under_cells(
+    pen: _Pen, mean: NDArray[np.float64], peak: NDArray[np.float64], rows: int
+) -> tuple[Codes, Classes]:
     """Bright up to the mean, dim up to the peak; where both end in one cell it shows the peak."""
-    low, high = np.clip(mean, 0, 8), np.clip(peak, 0, 8)
-    mixed = (high == 8) & (low > 0) & (low < 8) & (pen.glyphs.border != "ascii")
+    low, high = np.minimum(_eighths(mean, rows), 8), np.minimum(_eighths(peak, rows), 8)
+    mixed = (high == 8) & (low > 0) & (low < 8) & pen.glyphs.mixes
     codes = pen.code(pen.glyphs.area)[np.where(mixed, low, high)]
     classes = np.where(high == 0, BLANK, np.where(mixed, MIXED, np.where(low * 2 >= high, MEAN, PEAK)))
     return codes, classes.astype(np.uint8)
 
 
-def _inside(pen: _Pen, series: Series, window: Window) -> NDArray[np.bool_]:
-    starts, ends = window.edges(pen.columns)
-    return np.asarray((ends > series.first) & (starts < series.end))
-
-
-def _hang_columns(pen: _Pen, series: Series, window: Window) -> NDArray[np.bool_]:
-    """Columns in which this history hangs, all their steps after its beginning."""
+def _void(pen: _Pen, series: Series, seen: _Seen) -> tuple[Codes, Classes]:
+    """What fills the empty cells of a column: nothing, a hatch where it hangs or where steps were lost."""
+    codes, classes = pen.blank()
+    starts, ends = seen.window.edges(pen.columns)
+    lost = ~seen.envelope.present & (ends > series.first) & (starts < series.end)
+    codes[lost], classes[lost] = ord(pen.glyphs.lost), AXIS
     hang = series.history.outcome.hang
-    if hang is None:
-        return np.zeros(pen.columns, bool)
-    return np.asarray(window.edges(pen.columns)[0] >= hang.step)
+    if hang is not None:
+        codes[starts >= hang.step], classes[starts >= hang.step] = ord(pen.glyphs.hang), LIMIT
+    return codes, classes
 
 
-def _fill_void(
-    pen: _Pen, codes: Codes, classes: Classes, hang: NDArray[np.bool_], lost: NDArray[np.bool_]
-) -> tuple[Codes, Classes]:
-    """Hatch what a hang or lost steps leave empty."""
-    empty = classes == BLANK
-    codes = np.where(empty & hang, ord(pen.glyphs.hang), np.where(empty & lost, ord(pen.glyphs.lost), codes))
-    classes = np.where(empty & hang, LIMIT, np.where(empty & lost, AXIS, classes))
-    return codes.astype(np.uint32), classes.astype(np.uint8)
+def _fill(cells: tuple[Codes, Classes], void: tuple[Codes, Classes]) -> tuple[Codes, Classes]:
+    empty = cells[1] == BLANK
+    return np.where(empty, void[0], cells[0]).astype(np.uint32), np.where(empty, void[1], cells[1])
 
 
 def _exceeded_row(pen: _Pen, envelope: Envelope, count: int) -> Strip:
-    """A mark under each column that exceeds: strong where half of its steps or more do."""
+    """A mark under each column that exceeds: strong where half its steps or more do."""
     codes, classes = pen.blank()
     marked = envelope.exceeded > 0
     codes[marked] = ord(pen.glyphs.exceeded)
@@ -217,13 +223,11 @@ def _event_row(pen: _Pen, envelope: Envelope) -> Strip:
 def _memory_rows(pen: _Pen, envelope: Envelope, rows: int, scale: Scale) -> list[Strip]:
     if envelope.reserved is None or not rows or not scale.reserved:
         return []
-    height = np.ceil(envelope.reserved / scale.reserved * rows * 8).astype(np.int64)
-    out = []
-    for row in range(rows - 1, -1, -1):
-        codes = pen.code(pen.glyphs.memory)[np.clip(height - row * 8, 0, 8)]
-        label = memory_size(scale.reserved) if row == rows - 1 else "mem" if row == rows - 2 else ""
-        out.append(pen.row(codes, np.full(pen.columns, MEMORY, np.uint8), label, pen.palette.memory))
-    return out
+    eighths = np.minimum(_eighths(np.ceil(envelope.reserved / scale.reserved * rows * 8), rows), 8)
+    codes = pen.code(pen.glyphs.memory)[eighths]
+    classes = np.full(pen.columns, MEMORY, np.uint8)
+    labels = [memory_size(scale.reserved), "mem", ""]
+    return [pen.row(codes[at], classes, labels[at], pen.palette.memory) for at in range(rows)]
 
 
 def _axis_row(pen: _Pen, window: Window, departs: int | None) -> Strip:

@@ -169,11 +169,15 @@ class ReplayView(App[None]):
 
     def show_view(self) -> None:
         """Show the window and the cursor."""
+        self.show_window()
+        self.show_step()
+
+    def show_window(self) -> None:
+        """Show the window, the step at the cursor being on the screen already."""
         board, scale = self.board, self.board.scale
         for pane in self.panes:
             if pane.display:
                 pane.show(board.window, board.cursor, scale)
-        self.show_step()
 
     def show_step(self) -> None:
         """Show the step at the cursor: the summary at once, its requests when they are fetched."""
@@ -191,23 +195,19 @@ class ReplayView(App[None]):
         self._want_rows()
 
     def _want_rows(self) -> None:
-        table, series = self.query_one(RequestTable), self.active_pane.series
-        step = self.board.cursor
-        if series is None or series.index(step) is None:
-            table.show((), self.look().palette)
-            table.title(
-                f"step {step} {self.glyphs.dot} {self.active_pane.job.replay.name}: not in this history"
-            )
+        pane, step = self.active_pane, self.board.cursor
+        if pane.series is None or pane.series.index(step) is None:
+            title = f"step {step} {self.glyphs.dot} {pane.job.replay.name}: not in this history"
+            self.query_one(RequestTable).show((), title, self.look().palette)
             return
-        table.wait()
-        self._fetcher.want(series, step)
+        self._fetcher.want(pane.series, step)
 
     def _deliver(self, series: Series, step: int, rows: Sequence[StepRow], error: str) -> None:
         if series is not self.active_pane.series:
             return
         table = self.query_one(RequestTable)
-        table.show(rows, self.look().palette)
-        table.title(error.replace("\n", " ") or describe(step, series.name, rows, series.limit, self.glyphs))
+        title = error.replace("\n", " ") or describe(step, series.name, rows, series.limit, self.glyphs)
+        table.show(rows, title, self.look().palette)
 
     def show_status(self, message: str = "") -> None:
         """The bottom line: where one is, what was typed, and what may be typed."""

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
         )
-        reason = watch.until(lambda: signals.reason)
+        reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
         if reason:
             watch.stop(reason)
         done = watch.finish()

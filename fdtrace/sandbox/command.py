@@ -166,7 +166,7 @@ def _note(counts: Counts, device: str) -> None:
         f"sandbox: {counts.steps} steps on {device}, {counts.exceeded_steps} over the limit", file=sys.stderr
     )
     if counts.hang:
-        print(f"sandbox: hangs from step {counts.hang['step']} on: {counts.hang}", file=sys.stderr)
+        print(f"sandbox: hangs from step {counts.hang['step']} on: {counts.hang['cause']}", file=sys.stderr)
 
 
 def _open_log(path: str) -> Any:

@@ -13,9 +13,6 @@ from fdtrace.sandbox.request import Scheduled
 from fdtrace.sandbox.runner import ModelRunner, RanRow
 from fdtrace.sandbox.scheduler import SandboxScheduler
 
-IDLE_CALLS = 2000
-"""Scheduling calls in a row without a token, with work pending, after which nothing will move again: more
-than the 640 calls that FastDeploy's block reservation takes to decay."""
 NAP_S = 0.02
 """Longest sleep without a look at `stop`."""
 
@@ -34,24 +31,28 @@ class Engine:
         self.counts = self._ledger.counts
         self._step_s = step_s
         self._tick = 0
-        self._idle_calls = 0
+        self._idle = False
+        """Whether the last call and its forward changed nothing: then only what comes from outside can."""
 
     def run(self, *, max_steps: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
         """Run whole steps until the end; the counts hold the hang that ended it, if one did."""
         while not stop() and (max_steps is None or self.counts.steps < max_steps):
-            if not self.scheduler.has_work and self._wait_for_arrival():
-                break
             begun = time.monotonic()
             scheduled, ran = self.run_once()
             if ran:
                 _sleep_until(begun + self._step_s, stop)
-            elif self._idle_calls >= IDLE_CALLS:
-                self.counts.hang = self._hang(scheduled)
+            elif self._idle and self._next_change() is None:
+                self.counts.hang = self._hang(scheduled) if self.scheduler.has_work else None
                 break
         return self.counts
 
     def run_once(self) -> tuple[Scheduled, bool]:
-        """One scheduling call and its forward; True where it ran tokens, so that it is a step."""
+        """One scheduling call and its forward; True where it ran tokens, so that it is a step.
+
+        Where nothing can move by itself, it first goes on to the step of the next arrival or abort.
+        """
+        if self._idle:
+            self._tick = max(self._tick, self._next_change() or 0)
         self._arrive()
         scheduled = self.scheduler.schedule()
         self._ledger.scheduled(scheduled)
@@ -59,17 +60,12 @@ class Engine:
         if ran:
             self._ledger.stepped(scheduled, self.runner)
             self._tick += 1
-            self._idle_calls = 0
-        elif self.scheduler.has_work:
-            self._idle_calls += 1
+        self._idle = not ran and not (scheduled.extended or scheduled.preempted or scheduled.aborted)
         self._update(scheduled)
         return scheduled, ran
 
-    def _wait_for_arrival(self) -> bool:
-        """With nothing to do, go to the step of the next arrival; True where none will come."""
-        if self.load.next_arrival is not None:
-            self._tick = max(self._tick, self.load.next_arrival)
-        return self.load.exhausted
+    def _next_change(self) -> int | None:
+        return self.load.next_change(len(self.scheduler.waiting))
 
     def _arrive(self) -> None:
         for request in self.load.arrivals(self._tick, len(self.scheduler.waiting)):
@@ -99,6 +95,7 @@ class Engine:
     def _hang(self, scheduled: Scheduled) -> dict[str, Any]:
         return {
             "step": self.counts.steps,
+            "cause": self.scheduler.why_stuck(),
             "token_budget": scheduled.token_budget,
             "num_running": scheduled.num_running,
             "num_stalled": len(self.runner.stalled),

@@ -27,7 +27,7 @@ def load(device: str = "cpu") -> Any:
     try:
         with _stdout_to_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import paddle  # noqa: PLC0415  (seconds, and an extra that not everybody has)
+            import paddle
     except ImportError as error:
         raise FdtraceError(
             "the sandbox engine needs Paddle",

@@ -76,10 +76,12 @@ class Load:
         """Whether no request will come any more."""
         return self._shape.num_requests is not None and self._made >= self._shape.num_requests
 
-    @property
-    def next_arrival(self) -> int | None:
-        """The step before which the next request comes by itself; None: none does."""
-        return None if self.exhausted else self._next_arrival
+    def next_change(self, num_waiting: int) -> int | None:
+        """The next step before which a request arrives or is given up, given how many wait; None: none is."""
+        moments = list(self._aborts)
+        if self._next_arrival is not None and not self.exhausted and num_waiting < self._shape.max_waiting:
+            moments.append(self._next_arrival)
+        return min(moments, default=None)
 
     def arrivals(self, step: int, num_waiting: int) -> list[Request]:
         """The requests that arrive before `step`, given how many wait."""

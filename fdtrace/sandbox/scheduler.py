@@ -24,6 +24,7 @@ from replayer import (
     parse_policy,
 )
 from replayer.formulas import parse_formula
+from replayer.hang import cause_of
 
 
 class SandboxScheduler:
@@ -39,6 +40,7 @@ class SandboxScheduler:
         self._free_slots = list(range(config.max_num_seqs))
         self._requests: dict[str, Request] = {}
         """All that are not finished, by id."""
+        self._last: Decision | None = None
         self._leaving = 0
         """Preempted and aborted requests that the worker has not let go of."""
 
@@ -81,7 +83,7 @@ class SandboxScheduler:
 
     def schedule(self) -> Scheduled:
         """One scheduling call: tables and slots are as decided, no request has advanced yet."""
-        decision = self._model.apply(Schedule())
+        decision = self._last = self._model.apply(Schedule())
         preempted = [self._preempt(request_id, decision) for request_id in decision.preempted]
         aborted = [self._leave(request_id) for request_id in decision.aborted]
         for request_id in decision.skipped:
@@ -93,6 +95,12 @@ class SandboxScheduler:
             self._grow(self._requests[request_id])
         self._leaving += len(preempted) + len(aborted)
         return self._scheduled(decision, preempted, aborted)
+
+    def why_stuck(self) -> str:
+        """Why nothing moves, after a call and a forward that changed nothing."""
+        if self._last is None:
+            return ""
+        return cause_of(self._model, self._last, self._model.stalled())
 
     def take_tokens(self, emitted: Mapping[str, int]) -> None:
         """A forward emitted so many tokens for each of these requests."""

@@ -80,18 +80,15 @@ def inject(session: dict[str, Any]) -> dict[str, Any]:
     global current  # noqa: PLW0603
     if current is not None:
         return dict(current.status(), already=True)
-    agent = Agent(keep_hooks=False)
+    agent = current = Agent(keep_hooks=False)
+    agent.wanted = session  # before the hooks: the engine's own thread may be the first to attend
     agent.install()
-    status = agent.status()
     if agent.installed:
-        current = agent
-        agent.wanted = session
-        agent.attend()
-        status = agent.status()
-        if agent.problem:
-            agent.remove()
-    else:
+        agent.attend(wait=True)
+    status = agent.status()
+    if not agent.installed or agent.problem:
         agent.remove()
+        current = None
     engines = ("fastdeploy", "vllm", "sglang")
     status["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in engines)[:40]
     return status

@@ -40,11 +40,14 @@ class Agent:
             return not self.gone
         return box.words[8] != self.seen
 
-    def attend(self) -> None:
-        """Open this process's mailbox where it has none, and carry out the command that waits."""
+    def attend(self, wait: bool = False) -> None:
+        """Open this process's mailbox where it has none, and carry out the command that waits.
+
+        An engine's thread never waits for another that does this already.
+        """
         if os.getpid() != self.pid:
             self._become_child()
-        if not self.lock.acquire(False):
+        if not self.lock.acquire(wait):
             return
         try:
             if self.box is None:
@@ -70,7 +73,8 @@ class Agent:
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
     def _open_box(self) -> None:
-        self.box = mailbox.Mailbox.create(self.pid, ring.process_start(self.pid), wire.PROTOCOL)
+        where = (self.wanted or {}).get("mailboxes") or mailbox.directory()
+        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
         self.seen = 0
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None

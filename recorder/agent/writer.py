@@ -210,6 +210,7 @@ class Writer:
         """No frame follows."""
         self.ring.close()
         self.ring.release()
+        self.page.close()  # it holds a descriptor of its own
 
     def _put(self, payload: bytes) -> None:
         length = wire.padded(len(payload))

@@ -1,7 +1,7 @@
 """`python -m recorder.collector SESSION.json`: started by `fdtrace attach`, `record` and `recover`, not by hand.
 
-It says its progress as JSON lines on stdout, obeys `{"end": REASON}` on stdin, and outlives whoever started it: when
-stdin closes it records on until the processes that write have ended.
+It says its progress as JSON lines on stdout, also when nothing more can come from the processes seen so far (`ended`);
+it obeys `{"end": REASON}` on stdin. It outlives whoever started it: once stdin is closed it ends when they have.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Orders:
 def run(collector: Collector) -> str:
     """Record until the end; the reason of it."""
     orders = Orders()
-    reported, told = -1, False
+    reported, told = -1, ""
     while True:
         collector.discover()
         collector.nvml.sample()
@@ -70,17 +70,12 @@ def run(collector: Collector) -> str:
                 reported = collector.num_steps
                 say(steps=reported, notes=collector.notes)
         if ended and not frames:
-            full = any(engine.full for engine in collector.rings.engines)
-            closed = all(tail.reader.closed for tail in collector.tails)
-            reason = "steps" if full else "detach" if closed else "exit"
-            waits = orders.open and (full or (reason == "exit" and bool(collector.session.command)))
-            if (
-                not waits
-            ):  # else whoever started this says when: a command that lives may start another engine
+            reason = collector.why_ended
+            if not orders.open:
                 return reason
-            if full and not told:
-                told = True
-                say(full=True)
+            if reason != told:
+                told = reason
+                say(ended=reason)
         order = orders.next(POLL)
         if order is not None and "end" in order:
             return str(order["end"])

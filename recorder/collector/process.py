@@ -62,6 +62,13 @@ class Collector:
         return bool(self.tails) and all(tail.ended for tail in self.tails)
 
     @property
+    def why_ended(self) -> str:
+        """`steps`: as many are decoded as were asked for; `detach`: every agent ended by itself; else `exit`."""
+        if any(engine.full for engine in self.rings.engines):
+            return "steps"
+        return "detach" if all(tail.reader.closed for tail in self.tails) else "exit"
+
+    @property
     def behind(self) -> bool:
         """Whether so much is decoded that it should be published before more is read."""
         return any(engine.unflushed >= FLUSH_STEPS for engine in self.rings.engines)

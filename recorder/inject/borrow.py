@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from recorder.inject import errors, parked, ptrace, stub
+from recorder.inject.escape import lay_frame
 from recorder.inject.memory import Memory
 from recorder.inject.ptrace import Registers, Tracee
 from recorder.inject.target import Target
 
 _PATIENCE_S = 1.0
 _SYS_MMAP, _PROT_READ_EXEC, _MAP_PRIVATE_ANONYMOUS = 9, 5, 0x22
+_PAGE_SIZE = 4096
 _NO_CALL = (1 << 64) - 1
 _TRAP_AND_DIRECTION_FLAGS = 0x500
 _FAULTS = (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
@@ -74,8 +76,7 @@ class Borrowed:
         state = self._tracee.extended_state()
         mask = self._tracee.signal_mask()
         self._saved = Saved(self.registers, state, mask)
-        self._tracee.set_signal_mask(mask | _BLOCKED)
-        page = self._map(stub.stub_size(state, text))
+        page = self._map(self._saved, stub.stub_size(state, text))
         code = stub.build_stub(
             page.start,
             self.target.python.functions,
@@ -104,27 +105,41 @@ class Borrowed:
 
     def _stop(self) -> None:
         self._tracee.interrupt()
-        deadline = time.monotonic() + _PATIENCE_S
-        while (left := deadline - time.monotonic()) > 0:
-            stop = self._tracee.wait_stop(left)
-            if stop is None:
-                break
+        while (stop := self._tracee.wait_stop(_PATIENCE_S)) is not None:
             number, event = stop
             if event == ptrace.EVENT_STOP or (self._saved is not None and number in _FAULTS):
                 return
             self._tracee.resume(deliver=number)  # a signal of the program's own, just being delivered
-        raise errors.Stuck(self.target.pid, f"thread {self.tid}")
+        raise errors.Stuck(self.target.pid, f"thread {self.tid}") if self._saved is None else self._starved()
 
-    def _map(self, size: int) -> range:
+    def _starved(self) -> errors.InjectError:
+        """It runs, or waits to, where we cannot put it back; it does that itself, and is ours no longer."""
+        return errors.NoTrap(
+            self.target.pid, f"it got no processor within {_PATIENCE_S:g} s; it puts itself back"
+        )
+
+    def _map(self, saved: Saved, size: int) -> range:
         """Have the thread map `size` bytes, readable and executable."""
         call = self._aside(self.target.syscall_at)
         call.rax, call.rdi, call.rsi, call.rdx = _SYS_MMAP, 0, size, _PROT_READ_EXEC
         call.r10, call.r8, call.r9 = _MAP_PRIVATE_ANONYMOUS, _NO_CALL, 0
+        if self.target.sigreturn_at:
+            call.rsp = lay_frame(
+                self._memory,
+                self.target.sigreturn_at,
+                saved.registers,
+                saved.extended_state,
+                saved.signal_mask,
+            )
+        # In this order, as all that follows: whenever we are killed, the thread has a way back.
         self._tracee.set_registers(call)
+        self._tracee.set_signal_mask(saved.signal_mask | _BLOCKED)
         self._step_to_call()
         self._step_to_call()
         address = self._tracee.registers().rax
-        if address >= (1 << 64) - 4096:
+        if address % _PAGE_SIZE and address < (1 << 64) - _PAGE_SIZE:
+            self._step_to_call()  # a filter has put off the call; now comes its SIGSYS
+        if address >= (1 << 64) - _PAGE_SIZE:
             reason = os.strerror((1 << 64) - address)
             raise errors.Seccomp(self.target.pid, f"it may not map an executable page ({reason})")
         return range(address, address + size)
@@ -136,7 +151,7 @@ class Borrowed:
             self._tracee.resume(ptrace.PTRACE_SYSCALL, deliver)
             stop = self._tracee.wait_stop(_PATIENCE_S)
             if stop is None:
-                raise errors.Stuck(self.target.pid, f"thread {self.tid}")
+                raise self._starved()
             number, event = stop
             if number == ptrace.SYSCALL_STOP:
                 return
@@ -147,9 +162,7 @@ class Borrowed:
     def _to_deliver(self, number: int, event: int) -> int:
         """What to resume with after a stop that is not ours; raises when our call went wrong."""
         if event == ptrace.EVENT_STOP:
-            return (
-                0  # the process is being stopped (SIGSTOP): this thread follows when it is back in its place
-            )
+            return 0  # the process is being stopped (SIGSTOP): this thread follows when it is put back
         if number not in _FAULTS:
             return number
         at = self._tracee.registers().rip
@@ -160,8 +173,8 @@ class Borrowed:
         )
 
     def _wait_for_mark(self, stack: int, *, pending: bool) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline:
+        patience = ptrace.Patience(_PATIENCE_S)
+        while not patience.is_over():
             stop = self._tracee.poll_stop()
             if stop is not None:
                 self._tracee.resume(deliver=self._to_deliver(*stop))
@@ -171,18 +184,17 @@ class Borrowed:
                     self._stop()
                     return
             ptrace.doze()
-        why = "it waits for a lock that another thread holds"
+        why = f"after {_PATIENCE_S:g} s it is still in {parked.describe(self.target.pid, self.tid)}"
         if pending:
-            self._stop()  # the lock can be its own: the call must not go on
+            self._stop()  # what it waits for can be its own: the call must not go on
             raise errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
-        # Its locks would stay locked if it were torn out of the call. It puts itself back when the call
-        # returns.
+        # Torn out of the call it would leave locks locked. When the call returns it puts itself back.
         self._let_go = True
-        raise errors.NoTrap(self.target.pid, f"{why}; it goes on by itself when that is over")
+        raise errors.NoTrap(self.target.pid, f"{why}; it puts itself back when that is over")
 
     def _check_result(self, result: int, *, pending: bool) -> None:
         if pending and result & 0xFFFFFFFF:
-            raise errors.NoSafePoint(self.target.pid, 1)
+            raise errors.NoSafePoint(self.target.pid, "its queue of pending calls is full")
         if not pending and result == _NO_CALL:
             raise errors.AgentFailed(
                 self.target.pid,
@@ -197,9 +209,9 @@ class Borrowed:
             if self._saved is None or self._has_restored_itself(registers):
                 self._tracee.set_registers(parked.undisturbed(registers))
             else:
-                self._tracee.set_registers(parked.undisturbed(self._saved.registers))
-                self._tracee.set_extended_state(self._saved.extended_state)
                 self._tracee.set_signal_mask(self._saved.signal_mask)
+                self._tracee.set_extended_state(self._saved.extended_state)
+                self._tracee.set_registers(parked.undisturbed(self._saved.registers))
             self._tracee.detach()
         except ProcessLookupError:
             pass  # it has ended

@@ -25,7 +25,7 @@ class NotX8664(InjectError):
     code = "not_x86_64"
 
     def __init__(self, pid: int, machine: str) -> None:
-        why = f"the injector is written for x86_64 Linux; this is {machine}"
+        why = f"code can be brought only into x86_64 programs on Linux; this is {machine}"
         super().__init__(pid, f"cannot attach to process {pid} on this machine", why=why, hint=ARM)
 
 
@@ -169,8 +169,7 @@ class ForeignBreakpoint(InjectError):
 class NoSafePoint(InjectError):
     code = "no_safe_point"
 
-    def __init__(self, pid: int, attempts: int) -> None:
-        why = f"in {attempts} tries no thread was found waiting or in Python code, where it may be borrowed"
+    def __init__(self, pid: int, why: str) -> None:
         super().__init__(pid, f"no safe point in process {pid}", why=why, hint=f"attach again; or {ARM}")
 
 

@@ -106,6 +106,8 @@ def _explained(target: Target) -> Iterator[None]:
         raise _refusal(target.pid) from None
     except (FileNotFoundError, ProcessLookupError):
         raise errors.Ended(target.pid) from None
+    except OSError as error:
+        raise errors.NoPtrace(target.pid, f"the kernel refused a step of it: {error}") from error
 
 
 def _refusal(pid: int) -> errors.InjectError:
@@ -180,4 +182,5 @@ def _nothing_found(target: Target) -> errors.InjectError:
     if threads and all(thread.state == "D" for thread in threads):
         where = read_small(f"/proc/{target.pid}/wchan", "unknown")
         return errors.Stuck(target.pid, where)
-    return errors.NoSafePoint(target.pid, _NUM_ATTEMPTS)
+    why = f"in {_NUM_ATTEMPTS} tries no thread was found where it may be borrowed: waiting, or in Python code"
+    return errors.NoSafePoint(target.pid, why)

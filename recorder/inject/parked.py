@@ -130,6 +130,16 @@ def _read(pid: int, tid: int) -> Thread | None:
     return Thread(tid, status["State"][0], int(fields[0]), arguments, switches)
 
 
+def describe(pid: int, tid: int) -> str:
+    """What a thread is doing, in a few words for an error."""
+    thread = _read(pid, tid)
+    if thread is None:
+        return "nothing: it has ended"
+    if thread.call is None:
+        return f"code of its own (state {thread.state})"
+    return f"{WAITS.get(thread.call, f'system call {thread.call}')} (state {thread.state})"
+
+
 def call_of(registers: Registers) -> int | None:
     """The system call that the stopped thread is in or comes from, None where it was in the program."""
     return None if registers.orig_rax >> 63 else registers.orig_rax

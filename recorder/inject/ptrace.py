@@ -26,6 +26,7 @@ SYSCALL_STOP = signal.SIGTRAP | 0x80
 EVENT_STOP = 128
 """Event of a stop by PTRACE_INTERRUPT (with SIGTRAP) or of a group stop (with the stopping signal)."""
 
+_NUM_LOOKS = 1000
 _P_PID, _WNOHANG, _WSTOPPED, _WALL = 1, 1, 2, 0x40000000
 _SIGINFO_SIZE, _SI_PID, _SI_STATUS = 128, 16, 24
 
@@ -93,6 +94,8 @@ class Registers(ctypes.Structure):
     rsp: int
     eflags: int
     orig_rax: int
+    cs: int
+    ss: int
     _fields_ = [(name, ctypes.c_uint64) for name in _REGISTER_NAMES]
 
     def copy(self) -> Registers:
@@ -101,6 +104,18 @@ class Registers(ctypes.Structure):
 
 class _Iovec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
+class Patience:
+    """Over after `seconds` and at least 1000 looks: a machine that was itself suspended has not waited."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self.looks = 0
+
+    def is_over(self) -> bool:
+        self.looks += 1
+        return self.looks > _NUM_LOOKS and time.monotonic() > self._deadline
 
 
 class Tracee:
@@ -166,15 +181,13 @@ class Tracee:
 
     def wait_stop(self, timeout: float) -> tuple[int, int] | None:
         """(signal, event) of the next stop, None after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        looks = 0
+        patience = Patience(timeout)
         while (stop := self.poll_stop()) is None:
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 return None
-            looks += 1
-            if looks > 50:
+            if patience.looks > 50:
                 doze()
-            if looks % 100 == 0 and self._has_ended():
+            if patience.looks % 100 == 0 and self._has_ended():
                 raise ProcessLookupError(f"thread {self.tid} has ended")
         return stop
 
@@ -187,5 +200,5 @@ class Tracee:
 
 
 def doze() -> None:
-    """50 µs: short beside what a thread may be held, long enough that the target gets our core."""
-    _usleep(50)
+    """20 µs: short beside what a thread may be held, long enough that the target gets our core."""
+    _usleep(20)

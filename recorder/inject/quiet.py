@@ -1,6 +1,4 @@
-"""While a thread of somebody's server is held, nothing may hold us up: no signal, no garbage collection, no
-queue.
-"""
+"""While a thread of somebody's server is held, nothing may hold us up: no signal, no collection, no queue."""
 
 from __future__ import annotations
 
@@ -8,30 +6,23 @@ import contextlib
 import gc
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 _T = TypeVar("_T")
-_LONG_S = 10.0
 
 
 @contextlib.contextmanager
 def undelayed() -> Iterator[None]:
-    """Raise this thread's priority as far as we are allowed; no garbage collection, no other thread of ours.
-
-    Another thread would get our GIL at a normal priority, and keep it for as long as the machine is busy.
-    """
-    collects, interval = gc.isenabled(), sys.getswitchinterval()
+    """Raise this thread's priority as far as we are allowed, and keep the garbage collector off."""
+    collects = gc.isenabled()
     gc.disable()
-    sys.setswitchinterval(_LONG_S)
     restore = _raise_priority()
     try:
         yield
     finally:
         restore()
-        sys.setswitchinterval(interval)
         if collects:
             gc.enable()
 

@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from recorder.inject import errors
+from recorder.inject.escape import find_instructions
 from recorder.inject.memory import Memory, mappings
 from recorder.inject.proc import read_small, read_stat, read_status
 from recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
@@ -29,6 +30,7 @@ class Target:
     uid: int
     python: Python
     syscall_at: int
+    sigreturn_at: int
 
 
 def check_target(pid: int) -> Target:
@@ -51,13 +53,16 @@ def _check(pid: int) -> Target:
     _check_state(pid, status)
     _check_permission(pid, status)
     exe = _executable(pid)
+    if exe and not _is_x86_64(pid):
+        raise errors.NotX8664(pid, "a program for another machine, or of 32 bits")
     python = find_python(pid) if exe else None
     if python is None:
         if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
             raise errors.Ended(pid)
         raise errors.NotCPython(pid, exe or "a kernel thread")
     start_time = read_stat(f"/proc/{pid}/stat").start_time
-    return Target(pid, start_time, int(status["Uid"].split()[3]), python, _syscall_in_vdso(pid))
+    call, back = find_instructions(pid)
+    return Target(pid, start_time, int(status["Uid"].split()[3]), python, call or _syscall_in_vdso(pid), back)
 
 
 def _syscall_in_vdso(pid: int) -> int:
@@ -66,7 +71,7 @@ def _syscall_in_vdso(pid: int) -> int:
     with Memory(pid) as memory:
         at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
     if at < 0:
-        raise errors.NoSafePoint(pid, 0)
+        raise errors.NoSafePoint(pid, "no system call instruction was found in it")
     return vdso.start + at
 
 
@@ -90,6 +95,13 @@ def _executable(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/exe")
     except FileNotFoundError:
         return ""
+
+
+def _is_x86_64(pid: int) -> bool:
+    """What its program file is for: ELF, 64 bits, EM_X86_64."""
+    with open(f"/proc/{pid}/exe", "rb") as file:
+        header = file.read(20)
+    return header[4:5] == b"\x02" and header[18:20] == b"\x3e\x00"
 
 
 def _check_permission(pid: int, status: dict[str, str]) -> None:

@@ -8,23 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replayer.formulas.base import Columns, Formula
-from replayer.formulas.variables import VARIABLES, Variables
+from replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 
 class BuiltIn(Formula):
     """A formula whose arithmetic does for columns what it does for one call."""
 
-    text: str
-    """The same as an expression."""
-
     def __init__(self) -> None:
         self.description = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
 
     def budgets(self, columns: Columns, length: int) -> NDArray[np.int64]:
+        if not _fixed_deployment(columns):
+            return super().budgets(columns, length)
         return _columnwise(self.budget, columns, length)
 
     def charges(self, columns: Columns, length: int) -> NDArray[np.int64]:
+        if not _fixed_deployment(columns):
+            return super().charges(columns, length)
         return _columnwise(self.charge, columns, length)
+
+
+def _fixed_deployment(columns: Columns) -> bool:
+    """Whether no column but those that change from call to call varies."""
+    return all(np.ndim(columns[name]) == 0 for name in VARIABLES if name not in VARYING)
 
 
 def _columnwise(function: Callable[[Variables], int], columns: Columns, length: int) -> NDArray[np.int64]:
@@ -92,11 +98,22 @@ class Pr7623(BuiltIn):
     """
 
     name = "pr7623"
-    source = "FastDeploy #7623 (commit 5582b5af1), and release 2.6"
+    source = "FastDeploy #7623 (commit 5582b5af1)"
     text = "max_num_batched_tokens - num_running_decodes * (num_draft_tokens + 1)"
 
     def budget(self, v: Variables) -> int:
         return v.max_num_batched_tokens - v.num_running_decodes * (v.num_draft_tokens + 1)
+
+
+class Release26(Pr7623):
+    """The scheduler of release 2.6 whole: the budget of #7623, and its policy where no other is asked for.
+
+    Its policy reserves blocks by a decaying new-token ratio and preempts decodes alone.
+    """
+
+    name = "release_2_6"
+    source = "FastDeploy release 2.6 (commit 41677b9a6)"
+    policy = "release_2_6"
 
 
 class Exact(BuiltIn):
@@ -140,6 +157,7 @@ class Ternary(BuiltIn):
 
 
 BUILTIN: dict[str, BuiltIn] = {
-    formula.name: formula for formula in (Original(), Pr7438(), Pr7499(), Pr7623(), Exact(), Ternary())
+    formula.name: formula
+    for formula in (Original(), Pr7438(), Pr7499(), Pr7623(), Release26(), Exact(), Ternary())
 }
-"""Name -> formula, in the order of the changes."""
+"""Name -> formula, in the order of the changes. `release_2_6` brings its policy along."""

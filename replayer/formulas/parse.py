@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorder.errors import UsageError
-from replayer.config import POLICIES
 from replayer.formulas.base import Columns, Formula, whole
 from replayer.formulas.builtin import BUILTIN
 from replayer.formulas.expression import Expression
@@ -26,8 +25,9 @@ class ExpressionFormula(Formula):
 
     def __init__(self, name: str, budget: str, charge: str = "0") -> None:
         self.name = name
-        self._budget, self._charge = Expression(budget, name), Expression(charge, name)
-        self.description = budget if charge == "0" else f"{budget}; charge {charge}"
+        owner = f"formula {name!r}"
+        self._budget, self._charge = Expression(budget, owner), Expression(charge, owner)
+        self.text = self.description = budget if charge == "0" else f"{budget}; charge {charge}"
         self._free = charge == "0"
 
     def budget(self, v: Variables) -> int:
@@ -138,11 +138,6 @@ def parse_formula(text: str) -> Formula:
 
 
 def _unknown(text: str) -> UsageError:
-    if text in POLICIES:
-        return UsageError(
-            f"{text!r} is a policy, not a formula",
-            hint=f"its formula is {POLICIES[text].formula!r}; give the policy with --policy {text}",
-        )
     return UsageError(
         f"there is no formula {text!r:.80}",
         hint=f"one of {', '.join(BUILTIN)}, `NAME: EXPRESSION`, or FILE.py:CLASS; see `fdtrace formulas`",

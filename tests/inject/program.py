@@ -16,6 +16,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 
 READY, WRONG = 0, 15
 TIMEOUT_S = 0.15
@@ -171,9 +172,14 @@ def blocked(how):
 
 
 def spinning():
-    """Only bytecode, in the main thread and in no other."""
+    """Only bytecode, in the main thread alone. What it computes goes through the vector registers."""
     count(READY)
     while True:
+        total = 0.0
+        for number in range(100):
+            total += number * 0.5
+        if total != 2475.0:
+            wrong(f"the sum was {total}")
         count(1)
 
 
@@ -188,6 +194,42 @@ def holding_the_gil():
     while True:
         time.sleep(0.01)
         count(2)
+
+
+def tracing_memory():
+    """tracemalloc is on, a C call holds the GIL as in `holding_the_gil`, a thread waits in nanosleep."""
+
+    def loop():
+        while True:
+            outcome = raw(35, timespec(20 * TIMEOUT_S), ctypes.c_void_p())
+            if outcome != (0, 0):
+                wrong(f"nanosleep: {outcome}")
+            count(3)
+
+    tracemalloc.start()
+    threading.Thread(target=loop, daemon=True).start()
+    holding_the_gil()
+
+
+def confined(answer):
+    """A seccomp filter answers a call that maps executable memory with the number `answer`. Counts in 1."""
+    allow, load, equal, bit, give = 0x7FFF0000, 0x20, 0x15, 0x45, 0x06
+    steps = [
+        (load, 0, 0, 0),
+        (equal, 0, 3, 9),
+        (load, 0, 0, 32),
+        (bit, 0, 1, 4),
+        (give, 0, 0, int(answer, 0)),
+    ]
+    code = b"".join(struct.pack("HBBI", *step) for step in [*steps, (give, 0, 0, allow)])
+    room = ctypes.create_string_buffer(code, len(code))
+    filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) + 1, ctypes.addressof(room)), 16)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter_, 0, 0):
+        sys.exit("prctl failed")
+    count(READY)
+    while True:
+        time.sleep(0.005)
+        count(1)
 
 
 def tortured():
@@ -296,5 +338,7 @@ MODES = {
     "tortured": tortured,
     "booby_trapped": booby_trapped,
     "stuck": stuck,
+    "tracing_memory": tracing_memory,
+    "confined": confined,
 }
 MODES[sys.argv[1]](*sys.argv[3:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -14,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from recorder.errors import TargetError
-from recorder.inject import check_target, errors, injector, run_in_process, target
-from recorder.inject.target import Target
+from recorder.inject import check_target, errors, injector, parked, run_in_process, target
 from tests.inject.conftest import Running, Start
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -257,6 +257,26 @@ def test_seccomp_forbids_us_to_trace(start: Start) -> None:
     assert untouched(program)
 
 
+@pytest.mark.parametrize("answer", ["0x50001", "0x30000"], ids=["error", "signal"])
+def test_seccomp_forbids_the_target_executable_memory(start: Start, answer: str) -> None:
+    program = start("confined", answer)
+    assert refusal(program.pid).code == "seccomp"
+    program.moves(1)
+    assert program.complaints() == ""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="tracemalloc no longer takes the GIL there")
+def test_a_thread_that_cannot_start_another_is_left_to_put_itself_back(start: Start) -> None:
+    program = start("tracing_memory")
+    program.wait_until(lambda: any(t.call == 35 for t in parked.look(program.pid)))
+    assert refusal(program.pid).code == "no_trap"
+    with open(f"/proc/{program.pid}/fd/{program.counter(1)}", "wb") as pipe:
+        pipe.write(b"x")
+    program.moves(2, 3, by=2)
+    assert untouched(program)
+    assert program.counter(15) == 0, program.complaints()
+
+
 def test_stuck_in_the_kernel(start: Start) -> None:
     program = start("stuck")
     program.wait_until(lambda: "State:\tD" in Path(f"/proc/{program.pid}/status").read_text())
@@ -301,7 +321,7 @@ def test_a_pid_that_was_given_to_another_process_is_not_attached_to(
 ) -> None:
     program = start("blocked", "sleep")
     seen = check_target(program.pid)
-    earlier = Target(seen.pid, seen.start_time - 1, seen.uid, seen.python, seen.syscall_at)
+    earlier = dataclasses.replace(seen, start_time=seen.start_time - 1)
     monkeypatch.setattr(injector, "check_target", lambda pid: earlier)
     assert refusal(program.pid).code == "ended"
     assert os.listdir(f"/proc/{program.pid}/task") == [str(program.pid)]
@@ -349,3 +369,21 @@ def test_a_process_with_a_tmp_of_its_own(start: Start, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+@needs_root
+def test_a_user_attaches_to_a_process_of_its_own(start: Start) -> None:
+    """With no privilege at all: no real-time priority, no change of owner."""
+    code = f"""{IMPORT}{BECOME_NOBODY}
+import ctypes
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE, lost with the change of user
+child = os.fork()
+if child == 0:
+    time.sleep(600)
+try:
+    print(run_in_process(child, "import os; result = os.getuid()").value)
+finally:
+    os.kill(child, 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("65534\n", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -121,10 +120,9 @@ def test_a_tool_with_busy_threads_can_attach(start: Start) -> None:
 
     spinner = threading.Thread(target=spin)
     spinner.start()
-    interval = sys.getswitchinterval()
     try:
-        assert run_in_process(program.pid, "result = 1").value == 1
-        assert sys.getswitchinterval() == interval
+        for _ in range(20):
+            assert run_in_process(program.pid, "result = 1").value == 1
     finally:
         done.set()
         spinner.join()

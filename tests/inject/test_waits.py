@@ -9,6 +9,7 @@ import pytest
 
 from recorder.inject import check_target
 from recorder.inject.borrow import Borrowed
+from recorder.inject.memory import Memory
 from recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, look
 from recorder.inject.quiet import in_own_thread
 from tests.inject.conftest import Running, Start
@@ -97,11 +98,60 @@ def test_a_signal_of_the_program_s_own_still_ends_a_wait(start: Start) -> None:
     assert program.counter(15) == 0, program.complaints()
 
 
-def test_a_thread_whose_tracer_dies_puts_itself_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaving the stub in its wait, as a killed tool does: the thread restores itself when that is over."""
+class Killed(BaseException):
+    """Stands for SIGKILL at one exact point: nothing of ours runs after it but the kernel's detaching."""
+
+
+@pytest.fixture(params=["before the call", "in the call", "after the call", "before the stub", "in the stub"])
+def dies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tracer end at this stage of borrowing, whatever the thread is doing then."""
+    stages = {"before the call": 0, "in the call": 1, "after the call": 2}
+    step, write = Borrowed._step_to_call, Memory.write
+
+    def some_steps(self: Borrowed) -> None:
+        for _ in range(stages[request.param]):
+            step(self)
+        raise Killed
+
+    def write_no_page(self: Memory, address: int, data: bytes) -> None:
+        if address % 4096 == 0:
+            raise Killed
+        write(self, address, data)
+
+    def die(*arguments: object, **options: object) -> None:
+        raise Killed
+
     monkeypatch.setattr(Borrowed, "_release", lambda self: None)
-    for name in ("nanosleep", "epoll_wait", "futex until"):
-        program = start("wait", name)
-        assert borrow(program, b"import builtins\nbuiltins.ran = 1\n") is not None
+    if request.param in stages:
+        monkeypatch.setattr(Borrowed, "_step_to_call", some_steps)
+    elif request.param == "before the stub":
+        monkeypatch.setattr(Memory, "write", write_no_page)
+    else:
+        monkeypatch.setattr(Borrowed, "_check_result", die)
+
+
+@pytest.mark.parametrize("name", ["nanosleep", "epoll_wait", "futex until"])
+@pytest.mark.usefixtures("dies")
+def test_a_waiting_thread_whose_tracer_is_killed_puts_itself_back(start: Start, name: str) -> None:
+    program = start("wait", name)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            borrow(program, b"pass")
+        program.moves(1, by=2)
+    assert program.counter(15) == 0, program.complaints()
+
+
+@pytest.mark.usefixtures("dies")
+def test_a_computing_thread_whose_tracer_is_killed_puts_itself_back(start: Start) -> None:
+    program = start("spinning")
+    target = check_target(program.pid)
+
+    def work() -> None:
+        with Borrowed(target, program.pid) as thread:
+            thread.start(b"pass", pending=True)
+
+    for _ in range(5):
+        with pytest.raises(Killed):
+            in_own_thread(work)
         program.moves(1)
-        assert program.counter(15) == 0, program.complaints()
+    assert program.counter(15) == 0, program.complaints()

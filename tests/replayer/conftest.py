@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from recorder.recording import MISSING, EngineInfo, Recording
+from replayer.workload import workload_from_case
+
+settings.register_profile("replayer", deadline=None)
+settings.load_profile("replayer")
 
 DATA = Path(__file__).parent.parent / "data"
 Lines = list[dict[str, Any]]
@@ -100,6 +105,13 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
         for kind, steps in gone.items():
             for name in line[kind]:
                 steps[name] = index[line["step"]] + 100
+    hashes = [None] * len(specs)
+    if case.get("prefix_caching"):
+        keys = {request.request_id: request.block_key for request in workload_from_case(case).requests}
+        size = case.get("block_size", 64)
+        hashes = [[hash(keys[s["id"]](i)) % 2**63 for i in range(s["prompt"] // size)] for s in specs]
+    block_hashes = np.empty(len(specs), dtype=object)
+    block_hashes[:] = hashes
     accepts = [(spec["accepts"] + [0] * forwards[spec["id"]])[: forwards[spec["id"]]] for spec in specs]
     count = len(specs)
     return {
@@ -108,6 +120,7 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
             "request_id": np.array([spec["id"] for spec in specs], dtype=object),
             "arrived_step": np.array([index[spec["arrival"]] + 100 for spec in specs]),
             "num_prompt_tokens": np.array([spec["prompt"] for spec in specs]),
+            "block_hashes": block_hashes,
             "max_tokens": np.array([spec.get("max_tokens", spec["output"]) for spec in specs]),
             "num_output_tokens": np.array([min(made[spec["id"]], spec["output"]) for spec in specs]),
         },

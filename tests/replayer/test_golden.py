@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from replayer.formulas import BUILTIN
 from replayer.simulation import Simulation, golden_line
 from replayer.workload import workload_from_case
 
+DATA = Path(__file__).parent.parent / "data"
 CASES = (
     "aborts",
     "full_reservation",
@@ -45,6 +49,23 @@ def test_decisions_equal_the_real_schedulers(
         steps += 1
     simulation.scheduler.check()
     assert steps == len(golden) > 100
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("number", range(6))
+def test_decisions_equal_on_drawn_cases(number: int, version: str) -> None:
+    """Cases drawn at random, with the real scheduler's decisions: small blocks, aligned chunks, other
+    reserves.
+    """
+    case = json.loads((DATA / "random" / f"case{number}.json").read_text())
+    with gzip.open(DATA / "random" / f"case{number}.{version}.jsonl.gz", "rt") as lines:
+        golden = [json.loads(line) for line in lines]
+    policy = POLICIES.get(version, ORIGINAL)
+    formula = BUILTIN[policy.formula if version in POLICIES else version]
+    simulation = Simulation(workload_from_case(case), formula, policy)
+    for step, expected in zip(simulation, golden, strict=True):
+        assert golden_line(step) == expected
+        simulation.scheduler.check()
 
 
 def test_reasons_change_no_decision(case_of: Callable[[str], dict[str, Any]]) -> None:

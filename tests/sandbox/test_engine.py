@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -160,13 +161,14 @@ def test_runner_tells_each_slot(paddle: Any) -> None:
 
 
 def test_peak_memory_follows_tokens(paddle: Any) -> None:
+    gc.collect()  # the allocator counts the whole process: no other test's tensors may go meanwhile
     engine = engine_of(paddle, max_num_seqs=8, ffn_size=512, shape=LoadShape(30, (3, 90), (4, 30), 1.0))
     tokens, peaks = [], []
     while engine.scheduler.has_work or not engine.load.exhausted:
         if engine.run_once()[1]:
             tokens.append(int(engine.runner.seq_lens_this_time.sum()))
             allocated, _, peak, _ = engine.runner.memory or (0, 0, 0, 0)
-            peaks.append(peak - allocated)  # other tests' tensors may be freed meanwhile
+            peaks.append(peak - allocated)
     assert np.corrcoef(tokens, peaks)[0, 1] > 0.8
 
 
@@ -197,7 +199,17 @@ def test_a_formula_that_hangs_is_reported(paddle: Any) -> None:
     assert counts.hang["step"] == counts.steps
     assert counts.hang["token_budget"] == 0
     assert counts.hang["num_stalled"] == counts.hang["num_running"] == 4
+    assert "budget is 0" in counts.hang["cause"]
     assert counts.finished < 12
+
+
+def test_quiet_times_are_skipped(paddle: Any) -> None:
+    """Requests hundreds of steps apart: each is run alone, nothing is waited for."""
+    engine = engine_of(paddle, LoadShape(4, (5, 9), (2, 4), arrival_gap=500.0))
+    counts = engine.run()
+    assert counts.hang is None
+    assert counts.finished == 4
+    assert counts.steps < 20
 
 
 def test_aborted_requests_leave(paddle: Any) -> None:

@@ -113,3 +113,5 @@ def test_a_history_departs_at_the_first_step_that_ran_other_tokens() -> None:
     other = Series(history_of(plain_steps([5, 6, 9, 8, 1]), LIMIT))
     assert other.departs_from(one) == 2
     assert one.departs_from(one) is None
+    late = Series(history_of(plain_steps([6, 7, 1], first=1), LIMIT))
+    assert late.departs_from(one) == 3

@@ -13,12 +13,14 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 from fdtrace.sandbox.runner import ModelRunner  # of the directory of this file
 from fdtrace.sandbox.scheduler import SandboxScheduler
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
@@ -27,6 +29,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--log", default=os.devnull)
     parser.add_argument("--output", type=int, default=60)
+    parser.add_argument("--idle", default="", metavar="PATH", help="make no call while this file is there")
+    parser.add_argument(
+        "--wrap", action="store_true", help="on SIGUSR1, wrap schedule() as another tool would"
+    )
+    parser.add_argument(
+        "--fork", action="store_true", help="fork after 20 steps: both go on, the child with its own log"
+    )
     return parser.parse_args()
 
 
@@ -35,22 +44,44 @@ class PlayedEngine:
         self.rng = random.Random(7)
         self.options = options
         self.config = SimpleNamespace(
-            max_num_batched_tokens=4 * options.seqs, max_num_seqs=options.seqs, num_speculative_tokens=3,
-            spec_method="ngram", block_size=16, num_blocks=2000, max_model_len=4096, chunked_prefill=True,
-            prefix_caching=False, formula="original", policy="pr7499", seed=7, version="played", env={},
+            max_num_batched_tokens=4 * options.seqs,
+            max_num_seqs=options.seqs,
+            num_speculative_tokens=3,
+            spec_method="ngram",
+            block_size=16,
+            num_blocks=2000,
+            max_model_len=4096,
+            chunked_prefill=True,
+            prefix_caching=False,
+            formula="original",
+            policy="pr7499",
+            seed=7,
+            version="played",
+            env={},
         )
         self.scheduler = SandboxScheduler(self.config)
         self.runner = ModelRunner(self.config, self.rng)
         self.made = 0
         self.log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
+    def start_over(self, log: str) -> None:
+        """As a data-parallel rank that was forked: an engine of its own."""
+        self.options.log = log
+        self.__init__(self.options)  # type: ignore[misc]
+
     def step(self) -> None:
         scheduler, runner = self.scheduler, self.runner
         while len(scheduler.waiting) < 3:
             scheduler.add_request(
                 SimpleNamespace(
-                    request_id=f"r{self.made}", slot=-1, num_prompt_tokens=self.rng.randint(5, 90), max_tokens=500,
-                    num_computed_tokens=0, num_output_tokens=0, num_cached_tokens=0, block_table=[],
+                    request_id=f"r{self.made}",
+                    slot=-1,
+                    num_prompt_tokens=self.rng.randint(5, 90),
+                    max_tokens=500,
+                    num_computed_tokens=0,
+                    num_output_tokens=0,
+                    num_cached_tokens=0,
+                    block_table=[],
                     wanted=self.rng.randint(2, self.options.output),
                 )
             )
@@ -79,17 +110,47 @@ class PlayedEngine:
         os.write(self.log, (json.dumps(line) + "\n").encode())
 
 
+def wrap_again() -> None:
+    """What another tool does that patches the same method after us."""
+    inner = SandboxScheduler.schedule
+
+    def theirs(self: Any) -> Any:
+        return inner(self)
+
+    SandboxScheduler.schedule = theirs
+
+
 def main() -> None:
     options = arguments()
     stop: list[Any] = []
+    child = None
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    if options.wrap:
+        signal.signal(signal.SIGUSR1, lambda *_: wrap_again())
     engine = PlayedEngine(options)
     print("ready", os.getpid(), flush=True)
     while not stop and (not options.steps or engine.runner.step + 1 < options.steps):
+        if options.idle and os.path.exists(options.idle):
+            time.sleep(0.01)
+            continue
         engine.step()
+        if options.fork and engine.runner.step == 20:
+            options.fork = False
+            child = os.fork()
+            if child == 0:
+                engine.start_over(options.log + ".child")
         if options.sleep:
             time.sleep(options.sleep)
-    print(json.dumps({"steps": engine.runner.step + 1}), flush=True)
+    if child:
+        os.waitpid(child, 0)
+    said = {
+        "steps": engine.runner.step + 1,
+        "hooked": hasattr(SandboxScheduler.schedule, "_fdtrace_hook"),
+        "modules": sorted(name for name in sys.modules if "fdtrace_agent" in name),
+        "threads": threading.active_count(),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+    print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from array import array
 
+
 class ModelRunner:
     def __init__(self, config, rng):
         self.config, self.rng, self.step = config, rng, -1

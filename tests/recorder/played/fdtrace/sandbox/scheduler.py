@@ -3,6 +3,7 @@
 from collections import deque
 from types import SimpleNamespace
 
+
 class SandboxScheduler:
     def __init__(self, config):
         self.config, self.running, self.waiting, self.call = config, [], deque(), 0
@@ -35,10 +36,20 @@ class SandboxScheduler:
                 left -= n
         self.call += 1
         return SimpleNamespace(
-            call=self.call, token_budget=budget, num_scheduled_tokens=budget - left, num_running_decodes=decodes,
-            prefills=prefills, extended=extended, preempted=[], aborted=[], num_running=len(self.running),
-            num_waiting=len(self.waiting), num_free_blocks=1000, num_blocks=2000,
-            not_admitted="slots" if self.waiting else None, num_missing_blocks=None,
+            call=self.call,
+            token_budget=budget,
+            num_scheduled_tokens=budget - left,
+            num_running_decodes=decodes,
+            prefills=prefills,
+            extended=extended,
+            preempted=[],
+            aborted=[],
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            num_free_blocks=1000,
+            num_blocks=2000,
+            not_admitted="slots" if self.waiting else None,
+            num_missing_blocks=None,
         )
 
     def finish_request(self, request, reason):

@@ -1,0 +1,257 @@
+"""`fdtrace attach` and `detach` on a running engine: injected and armed, under load and idle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recorder import attach, control
+from recorder.agent import mailbox
+from recorder.errors import TargetError
+from recorder.session import Session, parts_directory
+from tests.recorder.helpers import (
+    ENGINE,
+    ROOT,
+    Rows,
+    armed_environment,
+    logged,
+    query,
+    recorded,
+    start_engine,
+    stop_engine,
+)
+
+FDTRACE = [sys.executable, "-m", "fdtrace"]
+
+
+@pytest.fixture(autouse=True)
+def own_mailboxes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Mailboxes of this test alone, for our side and for armed engines."""
+    directory = tmp_path_factory.mktemp("mailboxes")
+    directory.chmod(0o700)
+    monkeypatch.setenv("FDTRACE_DIR", str(directory))
+    return directory
+
+
+@pytest.fixture(params=["injected", "armed"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    environment = armed_environment() if request.param == "armed" else dict(os.environ)
+    process = start_engine(
+        "--log", tmp_path / "log", "--sleep", 0.002, "--idle", tmp_path / "idle", env=environment
+    )
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def fdtrace(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [*FDTRACE, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120, check=False)
+
+
+def agrees(trace: Path, log: Path) -> Rows:
+    """The recording, which must equal the engine's own log over the steps that it holds, without a gap."""
+    found, whole = recorded(trace), logged(log)
+    assert list(found) == list(range(min(found), max(found) + 1))
+    assert {step: whole[step] for step in found} == found
+    return found
+
+
+def test_attach_records_steps_exactly_detaches_and_attaches_again(engine: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for name in ("one", "two"):
+        trace = tmp_path / f"{name}.duckdb"
+        done = fdtrace("attach", engine.pid, "-o", trace, "--steps", 150)
+        assert done.returncode == 0, done.stderr
+        assert len(agrees(trace, log)) == 150
+        assert query(trace, "SELECT ended_by FROM trace") == [("steps",)]
+    said = stop_engine(engine)
+    assert said["threads"] == 1
+    armed = engine.args and control.find_agent(engine.pid) is not None
+    assert said["hooked"] == bool(said["modules"]) or armed
+
+
+def test_an_injected_process_is_as_it_was_after_detaching(tmp_path: Path) -> None:
+    engine = start_engine("--log", tmp_path / "log", "--sleep", 0.002)
+    before = len(os.listdir(f"/proc/{engine.pid}/fd"))
+    for i in range(3):
+        assert fdtrace("attach", engine.pid, "-o", tmp_path / f"{i}.duckdb", "--steps", 20).returncode == 0
+    assert len(os.listdir(f"/proc/{engine.pid}/fd")) == before
+    said = stop_engine(engine)
+    assert (said["hooked"], said["modules"], said["threads"]) == (False, [], 1)
+    assert os.listdir(mailbox.directory()) == []
+
+
+def test_detach_from_elsewhere_ends_the_recording(engine: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "t.duckdb"
+    attached = subprocess.Popen(
+        [*FDTRACE, "attach", str(engine.pid), "-o", str(trace)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+    assert str(trace) in fdtrace("status").stdout
+    again = fdtrace("attach", engine.pid, "-o", tmp_path / "again.duckdb")
+    assert again.returncode == 3
+    assert "already recorded" in again.stderr
+    assert str(trace) in again.stderr
+    assert not (tmp_path / "again.duckdb").exists()
+    assert fdtrace("detach", engine.pid).returncode == 0
+    assert attached.wait(timeout=60) == 0
+    agrees(trace, tmp_path / "log")
+    assert query(trace, "SELECT ended_by FROM trace") == [("detach",)]
+    assert fdtrace("detach", engine.pid).returncode == 3
+
+
+def test_ctrl_c_ends_the_recording_and_leaves_the_engine(engine: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "t.duckdb"
+    attached = subprocess.Popen([*FDTRACE, "attach", str(engine.pid), "-o", str(trace)], cwd=ROOT)
+    wait_for(lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+    attached.send_signal(signal.SIGINT)
+    assert attached.wait(timeout=60) == 0
+    agrees(trace, tmp_path / "log")
+    assert not parts_directory(trace).exists()
+    count = len(logged(tmp_path / "log"))
+    wait_for(lambda: len(logged(tmp_path / "log")) > count)
+
+
+def test_the_engine_killed_under_an_attach_leaves_all_its_steps(engine: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "t.duckdb"
+    attached = subprocess.Popen([*FDTRACE, "attach", str(engine.pid), "-o", str(trace)], cwd=ROOT)
+    wait_for(lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+    engine.kill()
+    engine.wait()
+    assert attached.wait(timeout=60) == 0
+    found, whole = recorded(trace), logged(tmp_path / "log")
+    assert set(range(min(found), max(whole) + 1)) <= set(found)
+    assert query(trace, "SELECT ended_by FROM trace") == [("exit",)]
+
+
+def test_an_idle_engine_is_attached_and_detached(engine: Any, tmp_path: Path) -> None:
+    idle, trace = tmp_path / "idle", tmp_path / "t.duckdb"
+    idle.touch()
+    time.sleep(0.2)
+    session = Session.create(trace)
+    (reached,) = attach.attach(engine.pid, session)
+    assert reached.waiting == (reached.way == "armed")
+    left = attach.detach(session.id)
+    assert bool(left) == (reached.way == "armed" and not reached.waiting)
+    idle.unlink()
+    count = len(logged(tmp_path / "log"))
+    wait_for(lambda: len(logged(tmp_path / "log")) > count + 5)
+    session.remove_rings()
+
+
+def test_a_process_below_the_given_one_is_found(tmp_path: Path) -> None:
+    engine_log = tmp_path / "log"
+    script = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            script,
+            sys.executable,
+            str(ENGINE),
+            "--sleep",
+            "0.002",
+            "--log",
+            str(engine_log),
+        ],
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: engine_log.exists() and len(logged(engine_log)) > 3)
+        trace = tmp_path / "t.duckdb"
+        done = fdtrace("attach", parent.pid, "-o", trace, "--steps", 30)
+        assert done.returncode == 0, done.stderr
+        assert len(agrees(trace, engine_log)) == 30
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+
+
+def test_a_python_without_a_scheduler_is_left_alone_and_said(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        time.sleep(0.3)
+        done = fdtrace("attach", process.pid, "-o", tmp_path / "t.duckdb")
+        assert done.returncode == 3
+        assert "no scheduler was found" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_method_wrapped_again_by_another_is_left_inert_and_named(tmp_path: Path) -> None:
+    engine = start_engine("--log", tmp_path / "log", "--sleep", 0.002, "--wrap")
+    session = Session.create(tmp_path / "t.duckdb")
+    attach.attach(engine.pid, session)
+    engine.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
+    (left,) = attach.detach(session.id)
+    assert "wrap_again" in left
+    assert stop_engine(engine)["steps"] > 0
+    session.remove_rings()
+
+
+def test_two_recordings_of_one_process_refuse_each_other(tmp_path: Path) -> None:
+    engine = start_engine("--log", tmp_path / "log", "--sleep", 0.002)
+    one, two = Session.create(tmp_path / "one.duckdb"), Session.create(tmp_path / "two.duckdb")
+    attach.attach(engine.pid, one)
+    with pytest.raises(TargetError, match="already recorded"):
+        attach.attach(engine.pid, two)
+    assert attach.detach(one.id) == []
+    assert stop_engine(engine)["hooked"] is False
+    one.remove_rings()
+    two.remove_rings()
+
+
+def wait_for(holds: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may record another user's process")
+def test_root_records_another_users_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FDTRACE_DIR")
+    candidates = [Path(sys.executable).resolve(), Path("/usr/bin/python3")]
+    python = next((p for p in candidates if p.exists() and not str(p).startswith("/root")), None)
+    if python is None or not ENGINE.stat().st_mode & 0o004:
+        pytest.skip("no Python or no engine that another user may run")
+    engine = subprocess.Popen([str(python), str(ENGINE), "--sleep", "0.002"], user=65534, cwd="/")
+    try:
+        time.sleep(1)
+        trace = tmp_path / "t.duckdb"
+        done = fdtrace("attach", engine.pid, "-o", trace, "--steps", 20)
+        assert done.returncode == 0, done.stderr
+        assert query(trace, "SELECT count(*) FROM step") == [(20,)]
+    finally:
+        engine.kill()
+        engine.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to make a mount namespace")
+def test_a_process_in_a_container_is_said_and_left_alone(tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, str(ENGINE), "--sleep", "0.002"]
+    engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert engine.stdout is not None
+        if not engine.stdout.readline().startswith("ready"):
+            pytest.skip("no mount namespaces here")
+        done = fdtrace("attach", engine.pid, "-o", tmp_path / "t.duckdb")
+        assert done.returncode == 3
+        assert "container" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        engine.kill()
+        engine.wait()

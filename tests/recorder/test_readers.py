@@ -1,0 +1,117 @@
+"""Any DuckDB client may read a recording in progress, again and again, and across its end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from recorder.session import parts_directory
+from tests.recorder.helpers import (
+    armed_environment,
+    collected,
+    finish,
+    logged,
+    pump,
+    query,
+    recorded,
+    start_engine,
+    stop_engine,
+)
+
+READER = """
+import sys, duckdb
+path, stop = sys.argv[1:]
+import os
+reads, last = 0, -1
+while not os.path.exists(stop):
+    with duckdb.connect(path, read_only=True) as db:
+        rows = db.execute("SELECT count(*) FROM step").fetchone()[0]
+        db.execute("SELECT count(*), sum(num_tokens) FROM step_request").fetchall()
+        db.execute("SELECT max(excess_tokens) FROM exceeded").fetchall()
+        db.execute("SELECT count(*) FROM request JOIN event USING (engine_id, request)").fetchall()
+    assert rows >= last, (rows, last)
+    last = rows
+    reads += 1
+print(reads, last)
+"""
+
+HOLDER = """
+import sys, duckdb
+db = duckdb.connect(sys.argv[1], read_only=True)
+print(db.execute("SELECT count(*) FROM step").fetchone()[0], flush=True)
+sys.stdin.readline()
+print(db.execute("SELECT count(*) FROM step_request JOIN step USING (step)").fetchone()[0] > 0, flush=True)
+"""
+
+
+def test_readers_never_fail_while_it_records_and_when_it_ends(tmp_path: Path) -> None:
+    trace, log, stop = tmp_path / "t.duckdb", tmp_path / "log", tmp_path / "stop"
+    with collected(trace) as (session, supervisor):
+        engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
+        while not trace.exists():
+            supervisor.poll(0.02)
+        readers = [
+            subprocess.Popen(
+                [sys.executable, "-c", READER, str(trace), str(stop)], stdout=subprocess.PIPE, text=True
+            )
+            for _ in range(2)
+        ]
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            supervisor.poll(0.02)
+        stop_engine(engine)
+        finish(supervisor)
+        time.sleep(0.5)
+        stop.touch()
+        said = [reader.communicate(timeout=60)[0].split() for reader in readers]
+    assert all(reader.returncode == 0 for reader in readers)
+    assert all(int(reads) > 5 for reads, _ in said)
+    assert all(int(last) == len(logged(log)) for _, last in said)
+
+
+def test_a_client_that_holds_an_earlier_state_open_still_finds_its_parts(tmp_path: Path) -> None:
+    trace, log = tmp_path / "t.duckdb", tmp_path / "log"
+    with collected(trace) as (session, supervisor):
+        engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
+        while not trace.exists() or query(trace, "SELECT count(*) FROM step_request") == [(0,)]:
+            supervisor.poll(0.02)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(trace)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert int(holder.stdout.readline()) > 0
+        stop_engine(engine)
+        pump(supervisor, lambda: supervisor.ended is not None)
+        supervisor.end("exit")
+        time.sleep(4.5)  # longer than the parts stay where nobody reads them
+        assert parts_directory(trace).exists()
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline().strip() == "True"
+        holder.communicate(timeout=30)
+        pump(supervisor, lambda: supervisor.finished is not None)
+    assert not parts_directory(trace).exists()
+    assert recorded(trace) == logged(log)
+
+
+def test_a_reader_sees_steps_that_are_at_most_two_seconds_old(tmp_path: Path) -> None:
+    trace, log = tmp_path / "t.duckdb", tmp_path / "log"
+    with collected(trace) as (session, supervisor):
+        engine = start_engine("--log", log, "--sleep", 0.005, env=armed_environment(session))
+        while not trace.exists():
+            supervisor.poll(0.02)
+        counts = []
+        for _ in range(4):
+            until = time.monotonic() + 2.0
+            while time.monotonic() < until:
+                supervisor.poll(0.02)
+            counts.append(query(trace, "SELECT count(*) FROM step")[0][0])
+        stop_engine(engine)
+        finish(supervisor)
+    assert counts == sorted(set(counts)), "each look two seconds later shows more steps"

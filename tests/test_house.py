@@ -1,0 +1,86 @@
+"""The house: four packages, each importing only those below it; rooms that one reads at a glance; docs as generated."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from recorder.agent import load
+from recorder.document import document
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("recorder", "replayer", "tui", "fdtrace")
+LONGEST = 350
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of what a file imports, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_package_imports_only_those_below_it(package: str) -> None:
+    above = set(FLOORS[FLOORS.index(package) + 1 :])
+    for path in sources(package):
+        assert not imported(path) & above, path
+
+
+def test_the_replayer_has_no_clock_no_files_and_no_terminal() -> None:
+    banned = {
+        "time",
+        "datetime",
+        "os",
+        "pathlib",
+        "io",
+        "random",
+        "duckdb",
+        "textual",
+        "rich",
+        "subprocess",
+        "socket",
+    }
+    for path in sources("replayer"):
+        assert not imported(path) & banned, path
+
+
+def test_the_agent_imports_the_standard_library_alone() -> None:
+    for path in (ROOT / "recorder" / "agent").rglob("*.py"):
+        assert imported(path) <= {*sys.stdlib_module_names, "__future__"}, path
+
+
+def test_the_agent_loads_each_of_its_modules_after_those_that_it_imports() -> None:
+    for i, name in enumerate(load.ORDER):
+        tree = ast.parse((ROOT / "recorder" / "agent" / f"{name}.py").read_text())
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                needs = [node.module] if node.module else [alias.name for alias in node.names]
+                assert set(needs) <= set(load.ORDER[:i]), name
+
+
+def test_no_widget_touches_a_database_or_a_file() -> None:
+    for path in sources("tui"):
+        assert not imported(path) & {"duckdb", "sqlite3"}, path
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_are_small(package: str) -> None:
+    for path in sources(package):
+        lines = path.read_text().count("\n")
+        assert lines <= LONGEST, f"{path}: {lines} lines"
+
+
+def test_the_documented_schema_is_the_schema() -> None:
+    assert (ROOT / "docs" / "trace.md").read_text() == document(), "run `make docs`"
