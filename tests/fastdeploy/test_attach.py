@@ -28,7 +28,8 @@ def wrapped_methods(pid: int) -> list[str]:
     source = (
         f"import sys\nresult = []\nfor module, name in {CLASSES!r}.items():\n"
         "    owner = getattr(sys.modules.get(module), name, None)\n"
-        "    result += [key for key, value in vars(owner).items() if hasattr(value, '_fdtrace_hook')] if owner else []\n"
+        "    methods = vars(owner).items() if owner else ()\n"
+        "    result += [key for key, value in methods if hasattr(value, '_fdtrace_hook')]\n"
     )
     value: list[str] = run_in_process(pid, source).value
     return value

@@ -19,6 +19,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import paddle  # noqa: F401
 from fastdeploy.engine.request import Request
 from fastdeploy.engine.sched.resource_manager_v1 import ResourceManagerV1
 from fastdeploy.worker.gpu_model_runner import GPUModelRunner
@@ -43,7 +44,7 @@ def configuration(options: argparse.Namespace) -> SimpleNamespace:
     name = SimpleNamespace
     return name(
         scheduler_config=name(max_num_batched_tokens=options.budget, max_num_seqs=8, splitwise_role="mixed"),
-        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=False, enc_dec_block_num=2),
+        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=False),
         speculative_config=name(method="mtp" if options.drafts else None, num_speculative_tokens=options.drafts or 1),
         parallel_config=name(local_data_parallel_id=options.dp_rank, tensor_parallel_size=options.ranks, use_ep=False),
         model_config=name(max_model_len=4096, enable_mm=False),
@@ -119,8 +120,6 @@ def forward(runner: GPUModelRunner, tasks: Any, log: int | None) -> list[Any]:
 
 
 def run_worker(options: argparse.Namespace) -> None:
-    import paddle  # noqa: F401
-
     rank = int(options.worker)
     runner = GPUModelRunner(configuration(options), rank)
     log = open_log(options) if rank == 0 else None
@@ -162,7 +161,7 @@ class Engine:
             self.restart()
         for worker in self.workers:
             worker.send(tasks)
-        emitted = [worker.receive() for worker in self.workers][0]
+        emitted, *_ = [worker.receive() for worker in self.workers]
         for task in tasks:
             if task.task_type.name == "PREEMPTED":
                 manager.reschedule_preempt_task(task.request_id)
