@@ -46,7 +46,7 @@ def attach(pid: int, session: Session) -> list[Reached]:
 
     TargetError where none has, or none can be reached; then nothing was changed.
     """
-    _check_pid(pid)
+    check_pid(pid)
     reached: list[Reached] = []
     problems: list[tuple[int, FdtraceError]] = []
     modules: set[str] = set()
@@ -72,7 +72,7 @@ def attach(pid: int, session: Session) -> list[Reached]:
     return reached
 
 
-def _check_pid(pid: int) -> None:
+def check_pid(pid: int) -> None:
     """A pid that is no process is said at once; what else stands in the way may not concern its children."""
     try:
         check_target(pid)

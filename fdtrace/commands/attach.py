@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from recorder.supervise import Supervisor
 
     check_arguments(args)
+    attach.check_pid(args.pid)
     session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
     supervisor = None
     with StopSignals() as signals:

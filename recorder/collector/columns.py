@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,12 @@ class Changes:
         self.steps.append(step)
         self.rows.append(row)
         self.values.append(value)
+
+    def extend(self, step: int, rows: Sequence[int], values: Sequence[int]) -> None:
+        """The same for several rows."""
+        self.steps += [step] * len(rows)
+        self.rows += rows
+        self.values += values
 
     def latest(self, start: NDArray[np.int64], count: int) -> tuple[NDArray[Any], ...]:
         """Which change holds at each (forward, row): an index matrix, then the changes' values, forwards and rows.

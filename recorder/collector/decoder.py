@@ -45,6 +45,8 @@ class Decoder:
         self.ledger = Ledger(engine_id)
         self.schedules: dict[int, tuple[int, ...]] = {}
         self.batch = Batch.empty()
+        self.held: dict[int, int] = {}
+        """The request of each row as of the last frame; `batch` is as of the last flush."""
         self.stalled: set[int] = set()
         self.step = MISSING
         self.num_steps = 0
@@ -148,18 +150,11 @@ class Decoder:
             )
             self.lost_from, self.lost_frames, self.step = None, 0, last
             self.schedules.clear()
-        for row in np.flatnonzero(self._current_requests() >= 0).tolist():
+        for row in [row for row, number in self.held.items() if number >= 0]:
             self._hold(row, -1, 0, 0)
 
-    def _current_requests(self) -> Any:
-        if self.forwards is None or not self.forwards.requests.rows:
-            return self.batch.request
-        held = self.batch.request.copy()
-        for row, number in zip(self.forwards.requests.rows, self.forwards.requests.values, strict=True):
-            held[row] = number
-        return held
-
     def _hold(self, row: int, number: int, computed: int, blocks: int) -> None:
+        self.held[row] = number
         self.batch.grow(row + 1)
         forwards = self.forwards
         if forwards is None or not len(forwards):
@@ -177,16 +172,17 @@ class Decoder:
     def _blocks(self, data: bytes, at: int) -> None:
         _, extended, _, count = wire.BLOCKS_HEAD.unpack_from(data, at)
         pairs = struct.unpack_from(f"<{2 * count}I", data, at + wire.BLOCKS_HEAD.size)
+        rows, blocks = pairs[::2], pairs[1::2]
+        if not rows:
+            return
+        self.batch.grow(max(rows) + 1)
         forwards = self.forwards
-        held = self._current_requests() if extended else None
-        for row, blocks in zip(pairs[::2], pairs[1::2], strict=True):
-            self.batch.grow(row + 1)
-            if forwards is None or not len(forwards):
-                self.batch.blocks[row] = blocks
-            else:
-                forwards.blocks.add(len(forwards), row, blocks)
-            if held is not None and row < len(held):
-                self.ledger.event("extended", self.next_step, int(held[row]), detail={"num_blocks": blocks})
+        if forwards is None or not len(forwards):
+            self.batch.blocks[list(rows)] = blocks
+        else:
+            forwards.blocks.extend(len(forwards), rows, blocks)
+        if extended:
+            self.ledger.extended(self.next_step, [self.held.get(row, -1) for row in rows], blocks)
 
     def _schedule(self, data: bytes, at: int) -> None:
         _, reason, flags, duration, call, ts, *figures = wire.SCHEDULE_BODY.unpack_from(data, at)
@@ -225,10 +221,9 @@ class Decoder:
         self._taken_in += 1
 
     def _stall(self, rows: tuple[int, ...], step: int) -> None:
-        held = self._current_requests()
         for row in rows:
-            if row not in self.stalled and row < len(held):
-                self.ledger.event("stalled", step, int(held[row]))
+            if row not in self.stalled:
+                self.ledger.event("stalled", step, self.held.get(row, -1))
         self.stalled = set(rows)
 
     def _plain_event(self, data: bytes, at: int) -> None:
@@ -318,6 +313,7 @@ class Decoder:
         self.ledger.restore(state["ledger"])
         self.schedules = {int(call): tuple(figures) for call, figures in state["schedules"].items()}
         self.batch = Batch(*(np.array(column, np.int64) for column in state["batch"]))
+        self.held = dict(enumerate(self.batch.request.tolist()))
         return self
 
 
