@@ -60,10 +60,17 @@ class Toggle:
         self.hook(False)
 
 
-class Engine:
-    """The lab's engine with `count` requests running, its forward timed."""
+def spin(seconds: float) -> None:
+    """Take so long, without giving the core away."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
-    def __init__(self, count: int, drafts: int) -> None:
+
+class Engine:
+    """The lab's engine with `count` requests running, its forward timed; the model takes `forward_ms`."""
+
+    def __init__(self, count: int, drafts: int, forward_ms: float) -> None:
         case = {
             "max_num_seqs": count,
             "num_blocks": 40 * count,
@@ -75,6 +82,8 @@ class Engine:
         self.worker = lab.Worker(lab.build_manager(case), case)
         self.count, self.made, self.forward_ns = count, 0, 0
         run = self.worker.forward.run
+        played = type(self.worker.forward.runner)
+        played._execute = lambda runner, inputs: spin(forward_ms / 1000 if inputs else 0) or inputs
 
         def timed(*arguments: Any) -> None:
             begun = time.perf_counter_ns()
@@ -95,11 +104,11 @@ class Engine:
         return self.worker.step()["schedule_ns"] / 1000, self.forward_ns / 1000
 
 
-def measure(count: int, steps: int, drafts: int) -> dict[str, list[list[float]]]:
+def measure(count: int, steps: int, drafts: int, forward_ms: float) -> dict[str, list[list[float]]]:
     """For `schedule` and `execute_model`: microseconds without the hooks, and with them."""
     times: dict[str, list[list[float]]] = {"schedule": [[], []], "execute_model": [[], []]}
     with tempfile.TemporaryDirectory() as directory:
-        engine = Engine(count, drafts)
+        engine = Engine(count, drafts, forward_ms)
         toggle = Toggle(directory)
         for step in range(2 * steps + 60):
             # Hooked steps come in pairs with plain ones, in an order that no period of the load can follow.
@@ -118,12 +127,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--drafts", type=int, default=4)
+    parser.add_argument(
+        "--forward-ms",
+        type=float,
+        default=5,
+        help="what the played model takes; 0: the runner's own host code alone",
+    )
     options = parser.parse_args()
     print(
         "method          requests   plain us   hooked us   adds us   ratio   (medians; ratio of 20th percentiles)"
     )
     for count in COUNTS:
-        for method, (plain, hooked) in measure(count, options.steps, options.drafts).items():
+        for method, (plain, hooked) in measure(
+            count, options.steps, options.drafts, options.forward_ms
+        ).items():
             middle = [statistics.median(values) for values in (plain, hooked)]
             fifth = [statistics.quantiles(values, n=5)[0] for values in (plain, hooked)]
             print(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MODULE, CLASS = "fastdeploy.engine.sched.resource_manager_v1", "ResourceManagerV1"
 
+LAST = "_log_console_scheduler_metrics"
+"""What `schedule()` calls last of all but `update_metrics()`, which others call too and versions without it have."""
+
 STAMP = "_fdtrace"
 """Attribute of a scheduled task, (the engine's token, the call's number); it survives the pickling to the workers."""
 
@@ -83,8 +86,8 @@ class FastDeployAdapter:
             Hook(MODULE, CLASS, "add_request_in_p", self.before_add_requests),
             Hook(MODULE, CLASS, "preallocate_resource_in_d", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
-            Hook(MODULE, CLASS, "_log_console_scheduler_metrics", self.before_return),
-            Hook(MODULE, CLASS, "update_metrics", self.before_return),
+            Hook(MODULE, CLASS, LAST, self.before_return),
+            Hook(MODULE, CLASS, "update_metrics", self.before_return, unless=LAST),
             Hook(MODULE, CLASS, "_free_blocks", self.before_free),
             Hook(MODULE, CLASS, "finish_requests", self.before_finish, self.after_finish),
             Hook(MODULE, CLASS, "recycle_abort_task", self.before_recycle, self.after_finish),

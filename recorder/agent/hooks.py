@@ -15,8 +15,10 @@ MARK = "_fdtrace_hook"
 
 class Hook(NamedTuple):
     """A method to be wrapped. `before(self, args, kwargs)` gives a token for `after(self, args, kwargs, token,
-    result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised. `token` is
-    None where the recording began during the call. `cls` "": every class of the module that defines the method."""
+    result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised. `token`
+    is None where the recording began during the call. `cls` "": every class of the module that defines the method.
+    `unless`: not where the class has that method too.
+    """
 
     module: str
     cls: str
@@ -24,6 +26,7 @@ class Hook(NamedTuple):
     before: Callable[..., Any]
     after: Optional[Callable[..., None]] = None
     failed: Optional[Callable[..., None]] = None
+    unless: str = ""
 
 
 class Installed(NamedTuple):
@@ -48,6 +51,8 @@ def install(agent: Agent, hook: Hook) -> list[Installed]:
     done = []
     for owner in owners:
         original = getattr(owner, "__dict__", {}).get(hook.method)
+        if hook.unless and hasattr(owner, hook.unless):
+            continue
         if owner is not None and original is not None and not hasattr(original, MARK):
             wrapper = _wrap(agent, hook, original)
             setattr(owner, hook.method, wrapper)
