@@ -182,6 +182,7 @@ class FastDeployAdapter:
             if kind == "PREFILL":
                 prefill += task.prefill_end_index - task.prefill_start_index
                 complete += task.prefill_end_index >= task.need_prefill_tokens
+                self.skipped.discard(task.request_id)
             elif kind == "PREEMPTED":
                 preempted += 1
                 self._preempted(manager, task.request_id)
@@ -206,9 +207,8 @@ class FastDeployAdapter:
         """Say once of each request that it was skipped, not at each of the calls that skip it."""
         for request_id, reason in skipped:
             if request_id not in self.skipped:
+                self.skipped.add(request_id)
                 self.writer.event("skipped", request_id, reason)
-        if skipped or self.skipped:
-            self.skipped = {request_id for request_id, _ in skipped}
 
     def _figures(
         self, manager: Any, seen: Seen, prefill: int, complete: int, aborted: int, preempted: int

@@ -8,47 +8,24 @@ always known before its forwards; no clock decides what belongs together but for
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from recorder.agent import wire
+from recorder.collector import stalls
 from recorder.collector.calls import Calls
 from recorder.collector.columns import Columns, Forwards
 from recorder.collector.decoder import NO_SCHEDULE, Decoded, Decoder
 from recorder.collector.ledger import Request
+from recorder.collector.part import Part
 from recorder.collector.ranks import Ranks
 from recorder.collector.reader import Chunk
+from recorder.collector.undated import Undated
 from recorder.recording import MISSING
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""
-
-
-@dataclass
-class Part:
-    """One ring of a joined engine: how its own numbers of requests and steps become those of the trace."""
-
-    kind: str
-    rank: int = 0
-    numbers: dict[int, int] = field(default_factory=dict)
-    waits_for_keyframe: bool = True
-    base: int = MISSING
-    past: bool = False
-    lost_frames: int = 0
-    lost_from: int = MISSING
-
-    @property
-    def runs(self) -> bool:
-        """Whether this ring holds forwards."""
-        return self.kind == "worker" or self.base >= 0
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Part:
-        """The part that left `state` (`asdict`)."""
-        numbers = {int(local): number for local, number in state.pop("numbers").items()}
-        return cls(numbers=numbers, **state)
 
 
 class Joined(Decoder):
@@ -63,7 +40,7 @@ class Joined(Decoder):
         self.ranks = Ranks()
         self.begins = 0
         self.discarding = False
-        self.events: list[list[Any]] = []
+        self.events = Undated()
         self.finishes: list[list[int]] = []
         self.ended: list[list[int]] = []
         self.finishing: set[int] = set()
@@ -81,7 +58,7 @@ class Joined(Decoder):
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Drafts a decode and tokens a block; 0 blocks where they are not known."""
+        """Drafts a decode and tokens a block; 0 tokens a block where they are not known."""
         engine = self.engine or {}
         drafts = engine.get("num_speculative_tokens") or 0 if engine.get("spec_method") else 0
         return drafts, engine.get("block_size") or 0
@@ -149,7 +126,7 @@ class Joined(Decoder):
         if ts >= 0 and request.arrived_at < 0:
             request.arrived_at, request.num_prompt_tokens, request.max_tokens = ts, prompt, max_tokens
         if ts >= 0:
-            self.events.append([self.calls.next_call, "arrived", number, ts, "", None])
+            self.events.add(self.calls.next_call, "arrived", number, ts, "", None)
 
     def _number_of(self, local: int, request: Request, fresh: bool = False) -> int:
         """The request's number in the trace; a new one for an id that is not live, `fresh`: or has just ended."""
@@ -253,27 +230,13 @@ class Joined(Decoder):
         number = self.part.numbers.get(local, MISSING)
         name = wire.EVENTS[kind]
         if self.part.kind == "engine":
-            self.events.append([self.calls.next_call, name, number, ts, reason, detail])
+            self.events.add(self.calls.next_call, name, number, ts, reason, detail)
         else:
             self.ledger.event(name, self.next_step, number, ts, reason, detail)
 
     def _date(self, call: int, step: int | None = None) -> None:
         """The step of what happened up to a scheduling call is known: that of the call's first forward."""
-        if not self.events or self.events[0][0] > call:
-            return
-        step = self.next_step if step is None else step
-        later = []
-        for event in self.events:
-            due, name, number, ts, reason, detail = event
-            if due > call:
-                later.append(event)
-                continue
-            if name == "preempted":
-                self.ledger.preempted(number)
-            elif name == "arrived" and number in self.ledger.live:
-                self.ledger.live[number].arrived_step = step
-            self.ledger.event(name, step, number, ts, reason, detail)
-        self.events = later
+        self.events.date(call, self.next_step if step is None else step, self.ledger)
 
     def _finish(self, data: bytes, at: int) -> None:
         _, code, _, local, _, ts, made, _ = wire.FINISH_BODY.unpack_from(data, at)
@@ -301,47 +264,27 @@ class Joined(Decoder):
             return
         for number, step in zip(rows["request"].tolist(), rows["step"].tolist(), strict=True):
             self.last_ran[number] = step
-        columns["num_stalled"] = self._stalls(forwards, columns["step"])
+        columns["num_stalled"] = self._count_stalls(forwards, columns["step"])
         super()._flushed(forwards, columns, rows)
 
-    def _stalls(self, forwards: Forwards, steps: Any) -> Any:
-        """Stalled rows of each forward: those reported, and decodes that ran nothing and whose table is too short.
-
-        The rule is that of FastDeploy's `is_block_step`: the next forward may write up to token index
-        `num_total_tokens - 1 + K`. A request that never runs again and finishes was not stalled, but done.
-        """
-        stalled: dict[int, set[int]] = {}
+    def _count_stalls(self, forwards: Forwards, steps: Any) -> Any:
+        """Stalled rows of each forward; each that was not stalled in the forward before is an event."""
+        stalled = stalls.deduced(forwards, steps, self.limits, self.spans, self._done)
         for index, row in self.reported:
             stalled.setdefault(index, set()).add(row)
         self.reported = []
-        drafts, block_size = self.limits
-        where = forwards.idle()
-        short = (
-            (where[3] - 1 + drafts) // block_size >= where[4] if block_size else np.zeros(len(where[0]), bool)
-        )
-        numbers = {}
-        for index, row, number, computed, blocks in np.stack(where, 1)[short].tolist():
-            need, stop = self.spans.get(number, (0, 0))
-            over = computed >= stop > 0 or (
-                number in self.finishing and self.last_ran.get(number, -1) < steps[index]
-            )
-            if blocks and computed > need and not over:
-                stalled.setdefault(index, set()).add(row)
-                numbers[index, row] = number
-        return self._count_stalls(forwards, steps, stalled, numbers)
-
-    def _count_stalls(
-        self, forwards: Forwards, steps: Any, stalled: dict[int, set[int]], numbers: Any
-    ) -> Any:
         counts = np.zeros(len(steps), np.int64)
-        requests = forwards.requests_held
-        for index in range(len(steps)):
+        for index, step in enumerate(steps.tolist()):
             rows = stalled.get(index, set())
             counts[index] = len(rows)
             for row in sorted(rows - self.stalled):
-                self.ledger.event("stalled", int(steps[index]), int(requests[index, row]))
+                self.ledger.event("stalled", step, int(forwards.requests_held[index, row]))
             self.stalled = rows
         return counts
+
+    def _done(self, number: int, step: int) -> bool:
+        """Whether a request that did not run in `step` had run its last step before it."""
+        return number in self.finishing and self.last_ran.get(number, MISSING) < step
 
     def take(self, read_at: int = 0) -> Decoded:
         """The rows decoded since the last call, all rings having been read since `read_at` (UTC ns; 0: to the end)."""
@@ -364,14 +307,14 @@ class Joined(Decoder):
 
     def state(self) -> dict[str, Any]:
         """All that decoding on needs, as JSON; call it after `take`."""
-        names = ("next_number", "ids", "begins", "discarding", "events", "finishes")
+        names = ("next_number", "ids", "begins", "discarding", "finishes")
         own = {name: getattr(self, name) for name in names}
         for name in ("advice", "row_of", "spans", "last_ran"):
             own[name] = {str(key): value for key, value in getattr(self, name).items()}
         return dict(
             super().state(),
             kind="joined",
-            joined=dict(own, calls=self.calls.state(), ranks=self.ranks.state()),
+            joined=dict(own, events=self.events.waiting, calls=self.calls.state(), ranks=self.ranks.state()),
         )
 
     @classmethod
@@ -382,17 +325,13 @@ class Joined(Decoder):
         own = dict(state["joined"])
         self.calls.restore(own.pop("calls"))
         self.ranks.restore(own.pop("ranks"))
+        self.events.waiting = own.pop("events")
         self.finishing = {finish[1] for finish in own["finishes"]}
         self.held = {row: int(number) for number, row in own["row_of"].items()}
         for name, value in own.items():
             keyed = name in ("advice", "row_of", "spans", "last_ran")
             setattr(self, name, {int(key): item for key, item in value.items()} if keyed else value)
         return self
-
-
-def part_state(part: Part) -> dict[str, Any]:
-    """A part as JSON."""
-    return dict(asdict(part), numbers={str(local): number for local, number in part.numbers.items()})
 
 
 _HANDLERS: dict[int, Any] = {

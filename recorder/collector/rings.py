@@ -10,7 +10,8 @@ from typing import Any
 
 from recorder.agent import wire
 from recorder.collector.decoder import Decoder
-from recorder.collector.join import Joined, Part, part_state
+from recorder.collector.join import Joined
+from recorder.collector.part import Part
 from recorder.collector.reader import Chunk, Position, RingReader
 from recorder.errors import TraceError
 
@@ -100,7 +101,7 @@ class Tail:
         return {
             "position": vars(self.held[0][0] if self.held else self.reader.position),
             "engine": None if self.decoder is None else self.decoder.engine_id,
-            "part": None if self.part is None else part_state(self.part),
+            "part": None if self.part is None else self.part.state(),
         }
 
 

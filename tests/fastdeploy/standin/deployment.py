@@ -19,6 +19,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import paddle  # noqa: F401
 from fastdeploy.engine.request import Request
 from fastdeploy.engine.sched.resource_manager_v1 import ResourceManagerV1
 from fastdeploy.worker.gpu_model_runner import GPUModelRunner
@@ -43,7 +44,7 @@ def configuration(options: argparse.Namespace) -> SimpleNamespace:
     name = SimpleNamespace
     return name(
         scheduler_config=name(max_num_batched_tokens=options.budget, max_num_seqs=8, splitwise_role="mixed"),
-        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=False, enc_dec_block_num=2),
+        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=False),
         speculative_config=name(method="mtp" if options.drafts else None, num_speculative_tokens=options.drafts or 1),
         parallel_config=name(local_data_parallel_id=options.dp_rank, tensor_parallel_size=options.ranks, use_ep=False),
         model_config=name(max_model_len=4096, enable_mm=False),
@@ -119,8 +120,6 @@ def forward(runner: GPUModelRunner, tasks: Any, log: int | None) -> list[Any]:
 
 
 def run_worker(options: argparse.Namespace) -> None:
-    import paddle  # noqa: F401
-
     rank = int(options.worker)
     runner = GPUModelRunner(configuration(options), rank)
     log = open_log(options) if rank == 0 else None
@@ -137,8 +136,6 @@ class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.rng = options, random.Random(5 + options.dp_rank)
         self.manager = ResourceManagerV1(8, configuration(options))
-        if options.strange:
-            del self.manager.cache_manager.gpu_free_block_list
         self.workers = [Worker(options, rank) for rank in range(options.ranks)]
         self.made = self.finished = self.steps = 0
 
@@ -155,6 +152,8 @@ class Engine:
         manager = self.manager
         if self.options.aborts and self.steps % 9 == 5 and manager.running:
             manager.add_abort_req_ids([manager.running[0].request_id])
+        if self.options.strange and self.steps == 20:
+            del manager.cache_manager.num_gpu_blocks
         result = manager.schedule()
         tasks = result[0] if isinstance(result, tuple) else result
         self.steps += 1
@@ -162,7 +161,7 @@ class Engine:
             self.restart()
         for worker in self.workers:
             worker.send(tasks)
-        emitted = [worker.receive() for worker in self.workers][0]
+        emitted, *_ = [worker.receive() for worker in self.workers]
         for task in tasks:
             if task.task_type.name == "PREEMPTED":
                 manager.reschedule_preempt_task(task.request_id)
@@ -188,6 +187,8 @@ class Engine:
             while len(self.manager.waiting) < 3 and (self.made < self.options.requests or time.time() < end):
                 self.add()
             self.step()
+            if self.steps == 1:
+                print("ready", os.getpid(), flush=True)
             if self.options.sleep:
                 time.sleep(self.options.sleep)
         for worker in self.workers:
@@ -199,7 +200,6 @@ def main() -> None:
     if options.worker is not None:
         run_worker(options)
         return
-    print("ready", os.getpid(), flush=True)
     children = []
     for rank in range(1, options.dp):
         child = os.fork()
