@@ -1,7 +1,8 @@
 """Replay a trace under other budget formulas: side by side on a terminal, printed with --report, or as --json.
 
 Rescheduled (the default): the recorded requests, arrivals and acceptance lengths scheduled afresh by the model of the
-engine's scheduler. --as-recorded: each step keeps the state that it had; what would the formula have allowed there?
+engine's scheduler. --scheduler: the same through the real code of a checkout. --as-recorded: each step keeps the state
+that it had; what would the formula have allowed there?
 """
 
 from __future__ import annotations
@@ -28,23 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, or print."""
-    from fdtrace.formulas import formulas
-    from fdtrace.replays import RecordedRows, policy_of, replay_now, replays_later
+    from fdtrace.replays import RecordedRows, Replays
     from recorder.trace import open_trace
 
-    chosen = formulas(args.formula)
-    policy_of(args.policy)
     on_screen = not (args.report or args.json) and sys.stdout.isatty() and sys.stdin.isatty()
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
         rows = RecordedRows(trace, recording.engine.engine_id)
+        replays = Replays(recording, args, rows)
         if on_screen:
             from tui.app import run_replay
 
-            later = replays_later(recording, chosen, args, rows)
-            run_replay(recording, later, rows=rows, ascii=args.ascii, step=args.step)
+            run_replay(recording, replays.later(), rows=rows, ascii=args.ascii, step=args.step)
             return 0
-        histories = replay_now(recording, chosen, args, rows)
+        histories = replays.now()
     if args.json:
         _print_json(recording, histories)
     else:

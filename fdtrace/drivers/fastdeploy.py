@@ -120,7 +120,7 @@ class Engine:
         """Give the shared memory back."""
         signal = getattr(self.manager, "need_block_num_signal", None)
         if signal is not None:
-            signal.clear()
+            signal.shm.unlink()  # its own clear() closes first, which fails while its array is there
 
     def _request(self, spec: Message) -> Any:
         tokens = [token for token, count in spec["prompt"] for _ in range(count)]

@@ -231,8 +231,10 @@ class DrivenScheduler:
         return 0
 
 
-def _state(resumed: Resumed) -> dict[str, Any]:
+def _state(resumed: Resumed) -> dict[str, int]:
     return {
-        name: getattr(resumed, name)
-        for name in ("num_computed_tokens", "num_blocks", "num_emitted_tokens", "decoding")
+        "num_computed_tokens": int(resumed.num_computed_tokens),
+        "num_blocks": int(resumed.num_blocks),
+        "num_emitted_tokens": int(resumed.num_emitted_tokens),
+        "decoding": int(resumed.decoding),
     }
