@@ -14,19 +14,14 @@ from fdtrace.formulas import DEFAULT
 if TYPE_CHECKING:
     import duckdb
 
+    from fdtrace.reading import TraceReader
     from recorder.recording import Recording
     from recorder.trace import Trace
     from replayer.config import Policy
     from replayer.formulas import Formula
     from replayer.history import History, How, StepRow
     from tui.jobs import Cancelled, Progress, Replay
-
-ROWS = """
-SELECT r.request_id, q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
-       coalesce(q.num_accepted_tokens, 0), q.num_blocks
-FROM step_request q JOIN request r USING (engine_id, request)
-WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
-"""
+    from tui.sources import Sources
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +48,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class RecordedRows:
-    """Reads the requests of a recorded step; each thread has a cursor of its own."""
+    """Reads the requests of a recorded step of a trace that is complete; each thread has a cursor of its own."""
 
     def __init__(self, trace: Trace, engine_id: int) -> None:
         self.trace, self.engine_id = trace, engine_id
@@ -61,6 +56,7 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
+        from fdtrace.reading import ROWS
         from replayer.history import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
@@ -102,31 +98,53 @@ def replay_now(
     return histories
 
 
-def replays_later(
-    recording: Recording, formulas: Sequence[Formula], args: argparse.Namespace, rows: RecordedRows
-) -> list[Replay]:
+def replays_later(reader: TraceReader, formulas: Sequence[Formula], args: argparse.Namespace) -> list[Replay]:
     """The same as panes that fill while the screen is in use."""
+    texts = args.formula or DEFAULT
+    return [_replay(reader, one, args, text) for one, text in zip(formulas, texts, strict=True)]
+
+
+def sources_of(reader: TraceReader, args: argparse.Namespace) -> Sources:
+    """What the screen may ask the trace for."""
+    from fdtrace.formulas import formula
+    from tui.sources import Sources
+
+    return Sources(
+        rows=reader.rows,
+        request_steps=reader.request_steps,
+        events=reader.events,
+        event_steps=reader.event_steps,
+        sql=reader.sql,
+        replay_of=lambda text: _replay(reader, formula(text), args, text),
+        tail=reader.tail if reader.live else None,
+        recording=reader.recording if reader.live else None,
+    )
+
+
+def _replay(reader: TraceReader, formula: Formula, args: argparse.Namespace, text: str) -> Replay:
     from tui.jobs import Replay
 
     how: How = "as recorded" if args.as_recorded else "rescheduled"
-    return [Replay(one.name, how, _computation(recording, one, args, rows)) for one in formulas]
+    computation = _computation(reader, formula, args)
+    return Replay(formula.name, how, computation, formula, policy_of(args.policy), text)
 
 
 class _computation:
-    def __init__(
-        self, recording: Recording, formula: Formula, args: argparse.Namespace, rows: RecordedRows
-    ) -> None:
-        self.recording, self.formula, self.args, self.rows = recording, formula, args, rows
+    """Replays the recording; one in progress as far as it has come."""
+
+    def __init__(self, reader: TraceReader, formula: Formula, args: argparse.Namespace) -> None:
+        self.reader, self.formula, self.args = reader, formula, args
+        self.whole = not reader.live
 
     def __call__(self, progress: Progress, cancelled: Cancelled) -> History:
         from replayer.compare import replay
 
         return replay(
-            self.recording,
+            self.reader.first if self.whole else self.reader.recording(),
             [self.formula],
             "as recorded" if self.args.as_recorded else "rescheduled",
             policy=policy_of(self.args.policy),
-            rows=self.rows,
+            rows=self.reader.rows,
             progressed=lambda done, expected: progress(done / max(expected, 1)),
             cancelled=cancelled,
         )[1]

@@ -74,6 +74,10 @@ class Trace:
         notes = tuple(json.loads(self.head["notes"] or "[]"))
         return _Reader(self.db, int(row["engine_id"])).read(_engine_info(row), notes)
 
+    def steps_after(self, engine_id: int, step: int) -> dict[str, NDArray[Any]]:
+        """The columns of one engine's steps after a step, as in `Recording.steps`."""
+        return _Reader(self.db, engine_id).steps(step)
+
     def close(self) -> None:
         """Close the database."""
         self.db.close()
@@ -204,9 +208,7 @@ class _Reader:
         return ", ".join(parts)
 
     def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:
-        steps = self._numpy(
-            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step WHERE engine_id = $1 ORDER BY step"
-        )
+        steps = self.steps()
         requests = self._numpy(
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
@@ -218,6 +220,12 @@ class _Reader:
             self._event_step(numbers, "aborted"), self._event_step(numbers, "finished"),
             self._initial(steps), notes,
         )  # fmt: skip
+
+    def steps(self, after: int = MISSING) -> dict[str, NDArray[Any]]:
+        return self._numpy(
+            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "
+            f"WHERE engine_id = $1 AND step > {int(after)} ORDER BY step"
+        )
 
     def _accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
         found = self._numpy(

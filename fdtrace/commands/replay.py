@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from replayer.formulas import Formula
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="print instead (the default where stdout is no terminal)"
     )
     how.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    how.add_argument(
+        "--svg", type=Path, metavar="PATH", help="write the screen as a picture, for a bug report"
+    )
+    how.add_argument("--html", type=Path, metavar="PATH", help="write the screen as a page")
+    parser.add_argument(
+        "--size", type=_size, default=(120, 36), metavar="CxR", help="of --svg and --html (default 120x36)"
+    )
+    parser.add_argument("--keys", metavar="KEYS", help="keys pressed before --svg and --html, as 'n n enter'")
     parser.add_argument("--ascii", action="store_true", help="16 colours and 7-bit characters only")
     parser.add_argument(
         "--step", type=int, metavar="N", help="where the cursor starts (default: the first exceeded)"
@@ -27,29 +41,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open the screen, or print."""
+    """Open the screen, draw it, or print."""
     from fdtrace.formulas import formulas
-    from fdtrace.replays import RecordedRows, policy_of, replay_now, replays_later
+    from fdtrace.replays import RecordedRows, policy_of, replay_now
     from recorder.trace import open_trace
 
     chosen = formulas(args.formula)
     policy_of(args.policy)
-    on_screen = not (args.report or args.json) and sys.stdout.isatty() and sys.stdin.isatty()
+    drawing = args.svg is not None or args.html is not None
+    terminal = sys.stdout.isatty() and sys.stdin.isatty()
+    if drawing or not (args.report or args.json or not terminal):
+        return _show(args, chosen)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
-        rows = RecordedRows(trace, recording.engine.engine_id)
-        if on_screen:
-            from tui.app import run_replay
-
-            later = replays_later(recording, chosen, args, rows)
-            run_replay(recording, later, rows=rows, ascii=args.ascii, step=args.step)
-            return 0
-        histories = replay_now(recording, chosen, args, rows)
+        histories = replay_now(recording, chosen, args, RecordedRows(trace, recording.engine.engine_id))
     if args.json:
         _print_json(recording, histories)
     else:
         _print_report(recording, histories)
     return 0
+
+
+def _show(args: argparse.Namespace, chosen: list[Formula]) -> int:
+    """The screen itself, or a picture of it."""
+    from fdtrace.reading import TraceReader
+    from fdtrace.replays import replays_later, sources_of
+
+    reader = TraceReader(args.trace, args.engine)
+    try:
+        later, sources = replays_later(reader, chosen, args), sources_of(reader, args)
+        if args.svg is not None or args.html is not None:
+            from tui.export import write_screen
+
+            keys = (args.keys or "").split()
+            write_screen(
+                reader.first, later, replace(sources, tail=None), ascii=args.ascii, step=args.step,
+                size=args.size, keys=keys, svg=args.svg, html=args.html,
+            )  # fmt: skip
+        else:
+            from tui.app import run_replay
+
+            run_replay(reader.first, later, sources=sources, ascii=args.ascii, step=args.step)
+    finally:
+        reader.close()
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    columns, cross, rows = text.partition("x")
+    if not (cross and columns.isdigit() and rows.isdigit() and int(columns) >= 40 and int(rows) >= 12):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: such as 100x30, at least 40x12")
+    return int(columns), int(rows)
 
 
 def _print_json(recording: object, histories: object) -> None:
