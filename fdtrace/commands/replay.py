@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = formulas(args.formula)
     policy_of(args.policy)
     drawing = args.svg is not None or args.html is not None
-    terminal = sys.stdout.isatty() and sys.stdin.isatty()
+    terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if drawing or not (args.report or args.json or not terminal):
         return _show(args, chosen)
     with open_trace(args.trace) as trace:
