@@ -32,7 +32,6 @@ class Looking(Paneling):
         self._stories: Latest[list[Story | None]] = Latest("story", self._told, self.show_status)
 
     def on_unmount(self) -> None:
-        super().on_unmount()
         self._inspections.close()
         self._stories.close()
 

@@ -19,7 +19,6 @@ class Querying(Looking):
         self._query = ""
 
     def on_unmount(self) -> None:
-        super().on_unmount()
         self._answers.close()
 
     def query_trace(self, text: str) -> None:

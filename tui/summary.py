@@ -49,7 +49,9 @@ COLUMNS = (
 class StepSummary(Static):
     """A line for each pane: what the step at the cursor was allowed, what ran, and by how much it exceeds."""
 
-    DEFAULT_CSS = "StepSummary { height: auto; width: 1fr; padding: 0 1; }"
+    DEFAULT_CSS = (
+        "StepSummary { height: auto; width: 1fr; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }"
+    )
 
     def show(self, step: int, lines: Sequence[Line], look: Look) -> None:
         """Show a step; the widget's height changes only with the number of lines."""

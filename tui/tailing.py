@@ -57,13 +57,14 @@ class Tailing(Querying):
         self._columns = Columns(self.recording.steps)
         self._looking = False
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def begin(self) -> None:
+        super().begin()
         if self.sources.tail is None:
             return
         self.following = True
         self.tailing = Tail({"step": np.zeros(0, np.int64)}, live=True)
         self._tail_timer = self.set_interval(EVERY, self._look)
+        self.query_one("#head", Static).update(self.head(), layout=False)
         self._goto_end()
 
     def action_live(self) -> None:

@@ -141,6 +141,11 @@ class ReplayView(App[None]):
         self._ticker = self.set_interval(1 / 30, self._tick, pause=True)
         self.refresh_all()
 
+        self.begin()
+
+    def begin(self) -> None:
+        """Called once everything is on the screen."""
+
     def _opening(self) -> str:
         """What the screen opens on, in words."""
         series, step = self.recorded, self.board.cursor
@@ -290,6 +295,8 @@ class ReplayView(App[None]):
             left += f" {glyphs.dot} shows {window.start}-{window.end - 1}"
         if self.player.playing:
             left += f" {glyphs.dot} {'<<' if self.player.backwards else '>>'} {self.player.speed:g}/s"
+        if self.following and self.tailing is not None and not message:
+            left += f" {glyphs.dot} following"
         if board.has_pages(self.size.width) and not board.alone:
             left += f" {glyphs.dot} ] more formulas"
         if self.count.pending:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from recorder.trace import open_trace
 
     drawing = args.svg is not None or args.html is not None
-    terminal = sys.stdout.isatty() and sys.stdin.isatty()
+    terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if drawing or not (args.report or args.json or not terminal):
         return _show(args)
     with open_trace(args.trace) as trace:
