@@ -256,13 +256,15 @@ class View:
 
 EXCEEDED = View(
     "exceeded",
-    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew.",
+    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
+    "Where memory was profiled for more than the scheduler hands out (a chunk is rounded up to an image's end), "
+    "that is the limit.",
     """
     SELECT s.engine_id, s.step, s.ts,
-           CASE WHEN s.num_tokens > e.max_num_batched_tokens THEN 'max_num_batched_tokens'
+           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
                 WHEN s.num_tokens > e.max_profiled_tokens THEN 'max_profiled_tokens'
                 ELSE 'num_max_dispatch_tokens_per_rank' END AS limit_name,
-           CASE WHEN s.num_tokens > e.max_num_batched_tokens THEN e.max_num_batched_tokens
+           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled
                 WHEN s.num_tokens > e.max_profiled_tokens THEN e.max_profiled_tokens
                 ELSE e.num_max_dispatch_tokens_per_rank END AS limit_tokens,
            s.num_tokens, s.num_tokens - limit_tokens AS excess_tokens,
@@ -270,9 +272,12 @@ EXCEEDED = View(
                 THEN s.num_tokens - e.max_profiled_tokens END AS over_profiled_tokens,
            s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
            s.reserved_bytes, s.reserved_bytes - p.reserved_bytes AS reserved_growth_bytes
-    FROM step s JOIN engine e USING (engine_id)
+    FROM step s
+    JOIN (SELECT *, greatest(max_num_batched_tokens, max_profiled_tokens) AS scheduled,
+                 CASE WHEN max_profiled_tokens > max_num_batched_tokens THEN 'max_profiled_tokens'
+                      ELSE 'max_num_batched_tokens' END AS scheduled_name FROM engine) e USING (engine_id)
     LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
-    WHERE s.num_tokens > e.max_num_batched_tokens
+    WHERE s.num_tokens > e.scheduled
        OR s.num_tokens > e.max_profiled_tokens
        OR (s.num_prefill_tokens = 0 AND s.num_tokens > e.num_max_dispatch_tokens_per_rank)
     """,

@@ -46,7 +46,6 @@ class Joined(Decoder):
         self.finishing: set[int] = set()
         self.advice: dict[int, tuple[int, int, int]] = {}
         self.row_of: dict[int, int] = {}
-        self.held: dict[int, int] = {}
         self.spans: dict[int, tuple[int, int]] = {}
         self.last_ran: dict[int, int] = {}
         self.reported: list[tuple[int, int]] = []
@@ -88,7 +87,7 @@ class Joined(Decoder):
         if part.lost_from < 0:
             part.lost_from = self.next_step
         if part.runs:
-            for row in list(self.held):
+            for row in list(self.row_of.values()):
                 self._hold(row, MISSING, 0, 0)
             self.ranks.lose()
 
@@ -156,18 +155,18 @@ class Joined(Decoder):
         self.spans[number] = need, request.num_prompt_tokens + request.max_tokens
 
     def _hold(self, row: int, number: int, computed: int, blocks: int) -> None:
+        self.row_of.pop(self.held.get(row, MISSING), None)
         super()._hold(row, number, computed, blocks)
-        self.row_of.pop(self.held.pop(row, MISSING), None)
         if number >= 0:
             before = self.row_of.get(number)
             if before is not None:
                 self._hold(before, MISSING, 0, 0)
-            self.row_of[number], self.held[row] = row, number
+            self.row_of[number] = row
 
     def _take_advice(self) -> None:
         """Hold the rows that a keyframe named and that no worker has told of since."""
         for row, (number, computed, blocks) in self.advice.items():
-            if row not in self.held and number not in self.row_of and number in self.ledger.live:
+            if self.held.get(row, MISSING) < 0 and number not in self.row_of and number in self.ledger.live:
                 self._hold(row, number, computed, blocks)
         self.advice = {}
 
@@ -327,7 +326,6 @@ class Joined(Decoder):
         self.ranks.restore(own.pop("ranks"))
         self.events.waiting = own.pop("events")
         self.finishing = {finish[1] for finish in own["finishes"]}
-        self.held = {row: int(number) for number, row in own["row_of"].items()}
         for name, value in own.items():
             keyed = name in ("advice", "row_of", "spans", "last_ran")
             setattr(self, name, {int(key): item for key, item in value.items()} if keyed else value)

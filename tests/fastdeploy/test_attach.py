@@ -6,6 +6,7 @@ import bisect
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ import pytest
 
 from recorder.inject import run_in_process
 from recorder.trace import Trace, open_trace
-from tests.fastdeploy.conftest import Stand, logged_rows, rows_of
+from tests.fastdeploy.conftest import ROOT, Stand, logged_rows, rows_of
 from tests.fastdeploy.test_contract import count, finished
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    tomllib = pytest.importorskip("tomli")
 
 CLASSES = {
     "fastdeploy.engine.sched.resource_manager_v1": "ResourceManagerV1",
@@ -105,3 +111,26 @@ def test_only_part_of_the_engine_can_be_recorded_alone(stand: Stand, running: su
         engine = trace.engines()[0]
         assert json.loads(engine["env"]) is not None
         assert engine["max_num_batched_tokens"] == 64
+
+
+def test_fastdeploys_own_entry_points_arm_an_engine_and_its_worker(stand: Stand) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in ("token_processor", "model_runner"):
+        declared = project["entry-points"][f"fastdeploy.{name}_plugins"]
+        assert declared == {"fdtrace": f"recorder.agent.fastdeploy_plugins:{name}"}
+    command = stand.command("--plugins", "--seconds", "15", "--sleep", "0.004")
+    process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        done = stand.fdtrace("attach", str(process.pid), "-o", str(stand.trace), "--duration", "2")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("attached (armed)") == 2
+        with open_trace(stand.trace) as trace:
+            found, expected = rows_of(trace), recorded_part(trace, stand.lines())
+            assert [_without_computed(rows) for rows in found] == [
+                _without_computed(rows) for rows in expected
+            ]
+    finally:
+        process.kill()
+        process.communicate()

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ def arguments() -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--sleep", type=float, default=0.0)
-    for name in ("inline", "overlap", "batch-request", "aborts", "skips", "strange"):
+    for name in ("inline", "overlap", "batch-request", "aborts", "skips", "strange", "plugins"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser.parse_args()
 
@@ -195,8 +196,18 @@ class Engine:
             worker.close()
 
 
+def load_plugin(name: str) -> None:
+    """As FastDeploy does: an entry point is loaded, and called for a class."""
+    cls = EntryPoint(
+        "fdtrace", f"recorder.agent.fastdeploy_plugins:{name}", f"fastdeploy.{name}_plugins"
+    ).load()()
+    assert cls.__name__ == {"token_processor": "TokenProcessor", "model_runner": "GPUModelRunner"}[name]
+
+
 def main() -> None:
     options = arguments()
+    if options.plugins:
+        load_plugin("token_processor" if options.worker is None else "model_runner")
     if options.worker is not None:
         run_worker(options)
         return
