@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 import threading
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,17 @@ from recorder.errors import UsageError
 if TYPE_CHECKING:
     import duckdb
 
+    from fdtrace.reading import TraceReader
     from fdtrace.schedulers import GivenScheduler
     from recorder.recording import Recording
     from recorder.trace import Trace
+    from replayer.as_recorded import Rows
+    from replayer.compare import Desk
     from replayer.config import Policy
     from replayer.formulas import Formula
     from replayer.history import History, How, StepRow
     from tui.jobs import Cancelled, Progress, Replay
+    from tui.sources import Sources
 
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?i?b)\Z", re.IGNORECASE)
 UNITS = {
@@ -31,13 +35,6 @@ UNITS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
 }
-
-ROWS = """
-SELECT r.request_id, q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
-       coalesce(q.num_accepted_tokens, 0), q.num_blocks
-FROM step_request q JOIN request r USING (engine_id, request)
-WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
-"""
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +74,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class RecordedRows:
-    """Reads the requests of a recorded step; each thread has a cursor of its own."""
+    """Reads the requests of a recorded step of a trace that is complete; each thread has a cursor of its own."""
 
     def __init__(self, trace: Trace, engine_id: int) -> None:
         self.trace, self.engine_id = trace, engine_id
@@ -85,6 +82,7 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
+        from fdtrace.reading import ROWS
         from replayer.history import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
@@ -114,30 +112,45 @@ def device_bytes_of(text: str | None) -> int | None:
 
 
 class Replays:
-    """What the command line asks for: a recording, and what is to be replayed beside it."""
+    """What the command line asks for: a recording, and what is to be replayed beside it.
 
-    def __init__(self, recording: Recording, args: argparse.Namespace, rows: RecordedRows) -> None:
+    With a `reader` of a recording in progress, a replay takes it as far as it has come.
+    """
+
+    def __init__(
+        self, recording: Recording, args: argparse.Namespace, rows: Rows, reader: TraceReader | None = None
+    ) -> None:
         from fdtrace.formulas import formulas
         from fdtrace.schedulers import given_schedulers
-        from replayer.compare import Desk
 
-        self.recording = recording
+        self.recording, self.rows, self.args = recording, rows, args
+        self.reader = reader if reader is not None and reader.live else None
         self.policy = policy_of(args.policy)
         self.how: How = "as recorded" if args.as_recorded else "rescheduled"
         given = given_schedulers(args.scheduler, args.scheduler_python)
         chosen = formulas(args.formula) if args.formula or not given else []
         self.subjects: list[Formula | GivenScheduler] = [*chosen, *given]
+        self.texts = [*(args.formula or (DEFAULT if chosen else ())), *("" for _ in given)]
         if given and args.as_recorded:
             raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
         if args.as_recorded and args.clock != "steps":
             raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
-        self.desk = Desk(recording, rows, args.clock, device_bytes_of(args.device_memory))
+        self.device_bytes = device_bytes_of(args.device_memory)
+
+    @cached_property
+    def _desk(self) -> Desk:
+        return self._desk_of(self.recording)
+
+    def _desk_of(self, recording: Recording) -> Desk:
+        from replayer.compare import Desk
+
+        return Desk(recording, self.rows, self.args.clock, self.device_bytes)
 
     def now(self) -> list[History]:
         """The recording and its replays, computed here with the progress on stderr."""
         from fdtrace.progress import Progress as Said
 
-        said, histories = Said(), [self.desk.recorded()]
+        said, histories = Said(), [self._desk.recorded()]
         for i, one in enumerate(self.subjects):
 
             def progressed(share: float, name: str = one.name, i: int = i) -> None:
@@ -151,22 +164,50 @@ class Replays:
 
     def later(self) -> list[Replay]:
         """The replays as panes that fill while the screen is in use."""
+        return [self._later(one, text) for one, text in zip(self.subjects, self.texts, strict=True)]
+
+    def of(self, text: str) -> Replay:
+        """One more pane, for a formula given on the screen; UsageError where it is none."""
+        from fdtrace.formulas import formula
+
+        return self._later(formula(text), text)
+
+    def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
+        from fdtrace.schedulers import GivenScheduler
         from tui.jobs import Replay
 
-        return [Replay(one.name, self.how, partial(self._compute, one)) for one in self.subjects]
+        known = None if isinstance(one, GivenScheduler) else one
+        return Replay(one.name, self.how, partial(self._compute, one), known, self.policy, text)
 
     def _compute(
         self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None
     ) -> History:
         from fdtrace.schedulers import GivenScheduler
 
+        desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))
 
         if isinstance(one, GivenScheduler):
-            engine = self.recording.engine
-            with one.open(self.desk.workload.config, engine.env) as driven:
-                return self.desk.reschedule(driven, None, progressed, cancelled)
+            with one.open(desk.workload.config, self.recording.engine.env) as driven:
+                return desk.reschedule(driven, None, progressed, cancelled)
         if self.how == "as recorded":
-            return self.desk.as_recorded(one)
-        return self.desk.reschedule(one, self.policy, progressed, cancelled)
+            return desk.as_recorded(one)
+        return desk.reschedule(one, self.policy, progressed, cancelled)
+
+
+def sources_of(reader: TraceReader, replays: Replays) -> Sources:
+    """What the screen may ask the trace for."""
+    from tui.sources import Sources
+
+    return Sources(
+        rows=reader.rows,
+        request_steps=reader.request_steps,
+        events=reader.events,
+        event_steps=reader.event_steps,
+        sql=reader.sql,
+        replay_of=replays.of,
+        tail=reader.tail if reader.live else None,
+        recording=reader.recording if reader.live else None,
+    )

@@ -135,7 +135,21 @@ STEP = _table(
         "INTEGER",
         "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`",
     ),
-    ("allocated_bytes", "BIGINT", "framework's allocator, after the forward"),
+    (
+        "reserved_output_blocks",
+        "INTEGER",
+        "KV blocks that scheduling keeps free for each running request; NULL where it reserves by a ratio or not",
+    ),
+    (
+        "new_token_ratio",
+        "DOUBLE",
+        "share of the tokens still to come that scheduling keeps KV blocks free for; NULL where it reserves otherwise",
+    ),
+    (
+        "allocated_bytes",
+        "BIGINT",
+        "framework's allocator, after the forward; of rank 0 where there are several",
+    ),
     ("reserved_bytes", "BIGINT", "framework's allocator, after the forward"),
     (
         "peak_allocated_bytes",
@@ -173,6 +187,19 @@ STEP_REQUEST = _table(
     ("num_draft_tokens", "INTEGER", "drafts verified"),
     ("num_accepted_tokens", "INTEGER", "drafts accepted"),
     ("num_blocks", "INTEGER", "KV blocks that it holds"),
+)
+
+RANK_MEMORY = _table(
+    "rank_memory",
+    "One row a step and further rank of the same forwards; rank 0's memory is in `step`. View `memory` has both.",
+    "engine_id step rank",
+    ("engine_id", "INTEGER", "the engine"),
+    ("step", "BIGINT", "the step"),
+    ("rank", "INTEGER", "tensor-parallel rank, from 1"),
+    ("allocated_bytes", "BIGINT", "framework's allocator, after the forward"),
+    ("reserved_bytes", "BIGINT", "framework's allocator, after the forward"),
+    ("peak_allocated_bytes", "BIGINT", "highest allocated, as in `step`"),
+    ("peak_reserved_bytes", "BIGINT", "highest reserved, as in `step`"),
 )
 
 REQUEST = _table(
@@ -215,7 +242,7 @@ EVENT = _table(
     ("detail", "VARCHAR", "JSON: the event's own figures"),
 )
 
-TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, REQUEST, EVENT)
+TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, RANK_MEMORY, REQUEST, EVENT)
 
 
 @dataclass(frozen=True)
@@ -285,4 +312,16 @@ PREEMPTION = View(
     """,
 )
 
-VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION)
+MEMORY = View(
+    "memory",
+    "The framework's allocator after each step, on every rank.",
+    """
+    SELECT engine_id, step, 0 AS rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
+    FROM step
+    UNION ALL
+    SELECT engine_id, step, rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
+    FROM rank_memory
+    """,
+)
+
+VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY)

@@ -31,6 +31,24 @@ _KEPT = (
 )
 
 
+_TOLD = (
+    "num_running_decodes",
+    "num_draft_tokens",
+    "num_accepted_tokens",
+    "num_predicted_tokens",
+    "num_blocks",
+    "num_missing_blocks",
+    "not_admitted",
+    "schedule_us",
+    "forward_us",
+)
+"""What a recorded step tells beside these, where the recording has it."""
+
+
+def _told(recording: Recording) -> dict[str, NDArray[Any]]:
+    return {name: recording.steps[name] for name in _TOLD if name in recording.steps}
+
+
 def no_rows(step: int) -> list[StepRow]:
     """The rows of a recording that is in memory without them."""
     return []
@@ -43,6 +61,7 @@ def recorded_history(
     memory = memory or MemoryQuestion(fit_memory(recording))
     names = (*_KEPT, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
+    columns.update(_told(recording))
     if memory.fit is not None:
         columns["reserved_bytes"] = column(recording, memory.fit.column)
     limit = recording.engine.max_num_batched_tokens

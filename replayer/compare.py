@@ -140,4 +140,6 @@ def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
         clock=run.workload.clock,
         memory=memory,
     )
-    return History(run.scheduler.name, "rescheduled", limit, columns, outcome, run.tape.reader())
+    reader = run.tape.reader()
+    name = run.scheduler.name
+    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)

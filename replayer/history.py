@@ -107,7 +107,8 @@ class History:
 
     `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
     `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where
-    unknown), and `reserved_bytes` where memory is known. `rows(step)` gives the requests of a step.
+    unknown), and `reserved_bytes` where memory is known; `not_admitted` is text. `rows(step)` gives the requests of a
+    step.
     """
 
     name: str
@@ -116,6 +117,10 @@ class History:
     columns: Mapping[str, NDArray[Any]]
     outcome: Outcome
     rows: Callable[[int], list[StepRow]] = field(repr=False, compare=False)
+    request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """The steps in which a request ran, each with its row, by the request's id; None: it cannot be told."""
 
     @property
     def exceeded(self) -> NDArray[np.int64]:

@@ -139,6 +139,12 @@ class Scheduler:
         return demand
 
     @property
+    def head_of_queue(self) -> tuple[str, int] | None:
+        """The first waiting request and the tokens of its prefill; None: nothing waits."""
+        waiting = self._state.waiting
+        return (waiting[0].id, waiting[0].need_prefill) if waiting else None
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs, waits or is about to be rescheduled."""
         state = self._state

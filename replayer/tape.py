@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recorder.recording import MISSING
 from replayer.events import Decision, Forward
 from replayer.history import StepRow
 from replayer.interface import AnyScheduler
@@ -29,9 +30,13 @@ COLUMNS = (
     "num_stalled",
     "num_free_blocks",
     "num_refused_tokens",
+    "num_missing_blocks",
 )
 """The columns of a replay; `num_refused_tokens`: prompt tokens held back though they fitted under the limit.
+Beside these `not_admitted`, text as in a recording.
 """
+
+_NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption")
 
 
 _SPAN = 5
@@ -53,6 +58,7 @@ class Tape:
         self.num_steps = 0
         self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
         self._table = array("q")
+        self._not_admitted = array("b")
         self._chunks = array("q")
         self._chunk_ends = array("q")
         self._spans = array("q")
@@ -105,8 +111,10 @@ class Tape:
                 self._num_stalled,
                 decision.num_free_blocks,
                 num_refused,
+                MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
             )
         )
+        self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
         for request_id, start, end in decision.chunks:
             self._chunks.extend((self._numbers[request_id], start, end))
         self._chunk_ends.append(len(self._chunks))
@@ -117,7 +125,9 @@ class Tape:
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
         table = np.array(self._table, dtype=np.int64).reshape(-1, len(COLUMNS))
-        return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        found["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[np.array(self._not_admitted, dtype=int)]
+        return found
 
     def reader(self) -> StepReader:
         """What gives the rows of a step."""
@@ -144,17 +154,45 @@ class StepReader:
             return []
         return [*self._prefills(at), *self._decodes(at)]
 
+    def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
+        """The steps in which a request ran, each with its row, in order; none where it is not known."""
+        number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
+        if number is None:
+            return []
+        chunks = np.frombuffer(self._chunks, dtype=np.int64).reshape(-1, 3)
+        mine = np.flatnonzero(chunks[:, 0] == number)
+        at_step = np.searchsorted(np.array(self._chunk_ends, dtype=np.int64), mine * 3, side="right")
+        found = [
+            (int(at), self._prefill(*chunks[i].tolist()))
+            for at, i in zip(at_step, mine.tolist(), strict=True)
+        ]
+        for span in self._spans[self._spans[:, 0] == number].tolist():
+            plan = self._plan(number)
+            last = min(span[2], len(self._chunk_ends))
+            found += [(at, self._decode(span, plan, at)) for at in range(span[1], last)]
+        first = self._workload.first_step
+        return [(first + at, row) for at, row in sorted(found, key=lambda one: one[0])]
+
     def _prefills(self, at: int) -> Iterator[StepRow]:
         for i in range(self._chunk_ends[at - 1] if at else 0, self._chunk_ends[at], 3):
-            number, start, end = self._chunks[i : i + 3]
-            yield StepRow(self._workload.requests[number].request_id, "prefill", end - start, start)
+            yield self._prefill(*self._chunks[i : i + 3])
+
+    def _prefill(self, number: int, start: int, end: int) -> StepRow:
+        return StepRow(self._workload.requests[number].request_id, "prefill", end - start, start)
+
+    def _plan(self, number: int) -> Plan:
+        request = self._workload.requests[number]
+        return Plan(request.accepts, request.num_output_tokens)
 
     def _decodes(self, at: int) -> Iterator[StepRow]:
-        drafts = self._workload.config.num_draft_tokens
         here = (self._spans[:, 1] <= at) & (at < self._spans[:, 2])
-        for number, first, _, emitted, forwards in self._spans[here].tolist():
-            request = self._workload.requests[number]
-            plan, done = Plan(request.accepts, request.num_output_tokens), forwards + at - first
-            total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
-            accepted = plan.after(done + 1) - plan.after(done) - 1
-            yield StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)
+        for span in self._spans[here].tolist():
+            yield self._decode(span, self._plan(span[0]), at)
+
+    def _decode(self, span: list[int], plan: Plan, at: int) -> StepRow:
+        number, first, _, emitted, forwards = span
+        request, drafts = self._workload.requests[number], self._workload.config.num_draft_tokens
+        done = forwards + at - first
+        total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
+        accepted = plan.after(done + 1) - plan.after(done) - 1
+        return StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)

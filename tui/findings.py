@@ -70,8 +70,9 @@ def _memory(fit: MemoryFit) -> str:
         return f"memory: {fit.column} stays at {memory_size(fit.floor_bytes)}, whatever a step runs"
     other = f"; {memory_size(fit.other_bytes)} more of the device are held beside" if fit.other_bytes else ""
     return (
-        f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from {fit.column} at "
-        f"{fit.num_points} new maxima up to {fit.max_tokens} tokens (error {memory_size(fit.rms_error_bytes)} rms, "
+        f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from "
+        f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens (error "
+        f"{memory_size(fit.rms_error_bytes)} rms, "
         f"{memory_size(fit.max_error_bytes)} at most){other}"
     )
 

@@ -31,6 +31,8 @@ class Formula(ABC):
     """The change that it comes from."""
     policy: str | None = None
     """Name of the policy that comes with it where none is asked for; None: it is a budget alone."""
+    text: str = ""
+    """It as an expression, `BUDGET` or `BUDGET; charge CHARGE`; empty where it is none (a class)."""
 
     @abstractmethod
     def budget(self, v: Variables) -> int:

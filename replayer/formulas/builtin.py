@@ -14,9 +14,6 @@ from replayer.formulas.variables import VARIABLES, VARYING, Variables
 class BuiltIn(Formula):
     """A formula whose arithmetic does for columns what it does for one call."""
 
-    text: str
-    """The same as an expression."""
-
     def __init__(self) -> None:
         self.description = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
 

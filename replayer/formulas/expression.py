@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,41 +19,50 @@ Array = NDArray[Any]
 
 
 class Expression:
-    """One expression over the variables. UsageError where it holds anything that is not offered."""
+    """One expression over the variables. UsageError where it holds anything that is not offered.
 
-    def __init__(self, text: str, owner: str) -> None:
+    `owner` is what errors call it, as in `formula 'mine'`; `names` are its variables, else those of a formula.
+    """
+
+    def __init__(self, text: str, owner: str, names: Collection[str] | None = None) -> None:
         self.text, self.owner = text, owner
-        self._root = parse(text, owner)
-        self._scalar = _compiled(self._root)
+        self._names = VARIABLES if names is None else names
+        self._root = parse(text, owner, names)
+        self._scalar = compiled(self._root)
+
+    @property
+    def used(self) -> list[str]:
+        """The variables that it names, in their documented order."""
+        found = {node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)}
+        return [name for name in self._names if name in found]
 
     def scalar(self, v: Variables) -> Any:
         """Its value for one call; UsageError names the variables where it cannot be computed."""
         try:
             return self._scalar(v)
-        except _Uncomputable as error:
-            raise self._error(error.why, {name: getattr(v, name) for name in VARIABLES}) from None
+        except Uncomputable as error:
+            raise self._error(error.why, {name: getattr(v, name) for name in self.used}) from None
 
     def column(self, columns: Columns, length: int) -> Array:
         """Its value for each of `length` steps; UsageError names the variables of the first that fails."""
-        arrays = {name: np.asarray(column) for name, column in columns.items() if name in VARIABLES}
+        arrays = {name: np.asarray(column) for name, column in columns.items() if name in self._names}
         try:
             return _column(self._root, _Steps(arrays, np.arange(length)))
-        except _Uncomputable as error:
+        except Uncomputable as error:
             at = error.at
             values = {name: int(a if a.ndim == 0 else a[at]) for name, a in arrays.items()}
             raise self._error(error.why, values, f" in entry {at} of the recorded steps") from None
 
     def _error(self, why: str, variables: Mapping[str, int], where: str = "") -> UsageError:
-        used = {node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)}
-        values = ", ".join(f"{name} = {variables[name]}" for name in VARIABLES if name in used)
+        values = ", ".join(f"{name} = {variables[name]}" for name in self.used)
         return UsageError(
-            f"formula {self.owner!r} cannot be computed{where}: {self.text}",
+            f"{self.owner} cannot be computed{where}: {self.text}",
             why=f"{why}, with {values}" if values else why,
             hint="guard it, e.g. `A / num_running if num_running else B`",
         )
 
 
-class _Uncomputable(Exception):
+class Uncomputable(Exception):
     def __init__(self, why: str, at: int = 0) -> None:
         super().__init__(why)
         self.why, self.at = why, at
@@ -62,7 +71,7 @@ class _Uncomputable(Exception):
 # One call ---------------------------------------------------------------------------------------------------
 
 
-def _compiled(node: ast.expr) -> Scalar:
+def compiled(node: ast.expr) -> Scalar:
     """A function of the variables that computes a part."""
     return _COMPILERS[type(node)](node)
 
@@ -78,30 +87,30 @@ def _name(node: ast.Name) -> Scalar:
 
 
 def _binary(node: ast.BinOp) -> Scalar:
-    left, right, compute = _compiled(node.left), _compiled(node.right), BINARY[type(node.op)]
+    left, right, compute = compiled(node.left), compiled(node.right), BINARY[type(node.op)]
     divides, divisor = isinstance(node.op, DIVISIONS), ast.unparse(node.right)
 
     def value(v: Variables) -> Any:
         a, b = left(v), right(v)
         if divides and b == 0:
-            raise _Uncomputable(f"{divisor} is 0, and it divides")
+            raise Uncomputable(f"{divisor} is 0, and it divides")
         result = compute(a, b)
         if not abs(result) <= MAX_MAGNITUDE:
-            raise _Uncomputable(f"{result:.3g} is too large a value")
+            raise Uncomputable(f"{result:.3g} is too large a value")
         return result
 
     return value
 
 
 def _unary(node: ast.UnaryOp) -> Scalar:
-    operand = _compiled(node.operand)
+    operand = compiled(node.operand)
     if isinstance(node.op, ast.Not):
         return lambda v: int(not operand(v))
     return (lambda v: -operand(v)) if isinstance(node.op, ast.USub) else operand
 
 
 def _boolean(node: ast.BoolOp) -> Scalar:
-    parts, stop_at = [_compiled(part) for part in node.values], isinstance(node.op, ast.Or)
+    parts, stop_at = [compiled(part) for part in node.values], isinstance(node.op, ast.Or)
 
     def value(v: Variables) -> Any:
         result = None
@@ -115,8 +124,8 @@ def _boolean(node: ast.BoolOp) -> Scalar:
 
 
 def _comparison(node: ast.Compare) -> Scalar:
-    first = _compiled(node.left)
-    rest = [(COMPARE[type(op)], _compiled(p)) for op, p in zip(node.ops, node.comparators, strict=True)]
+    first = compiled(node.left)
+    rest = [(COMPARE[type(op)], compiled(p)) for op, p in zip(node.ops, node.comparators, strict=True)]
 
     def value(v: Variables) -> int:
         left = first(v)
@@ -131,14 +140,14 @@ def _comparison(node: ast.Compare) -> Scalar:
 
 
 def _conditional(node: ast.IfExp) -> Scalar:
-    test, yes, no = _compiled(node.test), _compiled(node.body), _compiled(node.orelse)
+    test, yes, no = compiled(node.test), compiled(node.body), compiled(node.orelse)
     return lambda v: yes(v) if test(v) else no(v)
 
 
 def _call(node: ast.Call) -> Scalar:
     assert isinstance(node.func, ast.Name)
     choose = min if node.func.id == "min" else max
-    parts = [_compiled(part) for part in node.args]
+    parts = [compiled(part) for part in node.args]
     return lambda v: choose([part(v) for part in parts])
 
 
@@ -195,7 +204,7 @@ def _binary_column(node: ast.BinOp, steps: _Steps) -> Array:
 
 def _refuse_where(mask: NDArray[np.bool_], steps: _Steps, why: str) -> None:
     if mask.any():
-        raise _Uncomputable(why, int(steps.at[mask.argmax()]))
+        raise Uncomputable(why, int(steps.at[mask.argmax()]))
 
 
 def _unary_column(node: ast.UnaryOp, steps: _Steps) -> Array:

@@ -25,8 +25,9 @@ class ExpressionFormula(Formula):
 
     def __init__(self, name: str, budget: str, charge: str = "0") -> None:
         self.name = name
-        self._budget, self._charge = Expression(budget, name), Expression(charge, name)
-        self.description = budget if charge == "0" else f"{budget}; charge {charge}"
+        owner = f"formula {name!r}"
+        self._budget, self._charge = Expression(budget, owner), Expression(charge, owner)
+        self.text = self.description = budget if charge == "0" else f"{budget}; charge {charge}"
         self._free = charge == "0"
 
     def budget(self, v: Variables) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from recorder.errors import UsageError
@@ -48,19 +48,20 @@ _REFUSED: Mapping[type[ast.AST], str] = {
     ast.NamedExpr: "nothing can be assigned",
     ast.Starred: "lists cannot be unpacked",
 }
-_OFFERED = (
-    "offered are numbers, + - * / // %, comparisons, and or not, min(), max(), `A if C else B`, and the "
-    "names that `fdtrace formulas` lists"
-)
+_OFFERED = "offered are numbers, + - * / // %, comparisons, and or not, min(), max(), `A if C else B`, and "
+_NAMES = "the names that `fdtrace formulas` lists"
 
 
-def parse(text: str, owner: str) -> ast.expr:
-    """The checked syntax tree of formula `owner`; UsageError where it holds anything that is not offered."""
+def parse(text: str, owner: str, names: Collection[str] | None = None) -> ast.expr:
+    """The checked syntax tree of `owner`; UsageError where it holds anything that is not offered.
+
+    `owner` is what errors call it, as in `formula 'mine'`. `names` are the variables, else a formula's.
+    """
     if len(text) > MAX_LENGTH:
         why = f"{len(text)} characters, at most {MAX_LENGTH} are read"
-        raise UsageError(f"formula {owner!r} is too long", why=why)
+        raise UsageError(f"{owner} is too long", why=why)
     source = " ".join(text.split())
-    checker = _Checker(owner, source)
+    checker = _Checker(owner, source, names)
     if not source:
         raise checker.refused(0, 1, "it is empty")
     try:
@@ -76,13 +77,15 @@ def parse(text: str, owner: str) -> ast.expr:
 class _Checker:
     """Walks a tree and refuses what is not offered."""
 
-    def __init__(self, owner: str, source: str) -> None:
+    def __init__(self, owner: str, source: str, names: Collection[str] | None) -> None:
         self.owner, self.source, self.count = owner, source, 0
+        self.names = VARIABLES if names is None else names
+        self.offered = _OFFERED + (_NAMES if names is None else ", ".join(names))
 
     def refused(self, column: int, width: int, why: str) -> UsageError:
         marker = " " * column + "^" * max(1, min(width, len(self.source) - column))
-        what = f"formula {self.owner!r} cannot be used: {why}\n    {self.source}\n    {marker}"
-        return UsageError(what, hint=_OFFERED)
+        what = f"{self.owner} cannot be used: {why}\n    {self.source}\n    {marker}"
+        return UsageError(what, hint=self.offered)
 
     def _refuse(self, part: ast.expr, why: str) -> UsageError:
         """`ast` counts in bytes of UTF-8; the marker stands under characters."""
@@ -121,8 +124,8 @@ class _Checker:
 
     def _check_leaf(self, node: ast.Constant | ast.Name) -> None:
         if isinstance(node, ast.Name):
-            if node.id not in VARIABLES:
-                close = difflib.get_close_matches(node.id, VARIABLES, n=1)
+            if node.id not in self.names:
+                close = difflib.get_close_matches(node.id, self.names, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise self._refuse(node, f"there is no variable {node.id!r}{hint}")
         elif type(node.value) not in (int, float):

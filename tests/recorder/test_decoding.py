@@ -1,4 +1,4 @@
-"""From the writer's frames to the trace's columns, in memory: any history, flushed and resumed anywhere, is the same."""
+"""From frames to columns, in memory: any history, flushed and resumed anywhere, decodes to the same rows."""
 
 from __future__ import annotations
 

@@ -1,0 +1,176 @@
+"""A formula's expression as arithmetic: with the numbers of one call in the places of its names."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replayer.formulas.expression import Uncomputable, compiled
+from replayer.formulas.syntax import parse
+
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+_SIGNS: Mapping[type[ast.AST], tuple[str, int]] = {
+    ast.Add: ("+", 5), ast.Sub: (MINUS, 5), ast.Mult: (TIMES, 6), ast.Div: ("/", 6), ast.FloorDiv: ("//", 6),
+    ast.Mod: ("%", 6), ast.Eq: ("==", 4), ast.NotEq: ("!=", 4), ast.Lt: ("<", 4), ast.LtE: ("<=", 4),
+    ast.Gt: (">", 4), ast.GtE: (">=", 4), ast.And: ("and", 2), ast.Or: ("or", 1),
+}  # fmt: skip
+"""Sign and how tightly it binds."""
+
+_CONDITIONAL, _NOT, _NEGATIVE, _ATOM = 0, 3, 7, 9
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """`lines`: the expression with its numbers, then shorter and shorter, the last line its value.
+
+    `because` says which side of an outer `min`, `max` or `if` decided, where that can be told.
+    """
+
+    text: str
+    lines: tuple[str, ...]
+    value: int
+    because: tuple[str, ...]
+
+
+def spelled_out(text: str, values: Mapping[str, int]) -> Arithmetic:
+    """`text` with `values` in it; UsageError where it is no expression, or cannot be computed."""
+    root = parse(text, "this formula")
+    lines: list[str] = []
+    because = _because(root, values)
+    node = _Fill(values).visit(parse(text, "this formula"))
+    while not isinstance(node, ast.Constant):
+        shown = _shown(node)
+        if not lines or lines[-1] != shown:
+            lines.append(shown)
+        node = _shorter(node)
+    value = math.floor(node.value)  # type: ignore[arg-type]
+    return Arithmetic(_shown(root), (*lines, number(value)), value, tuple(because))
+
+
+def parts(text: str) -> tuple[str, str]:
+    """Budget and charge of a formula's text, `BUDGET` or `BUDGET; charge CHARGE`."""
+    budget, _, charge = text.partition(";")
+    return budget.strip(), charge.strip().removeprefix("charge").lstrip(" :").strip() or "0"
+
+
+def number(value: float) -> str:
+    """A number as it stands in arithmetic."""
+    shown = str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+    return shown.replace("-", MINUS)
+
+
+class _Fill(ast.NodeTransformer):
+    def __init__(self, values: Mapping[str, int]) -> None:
+        self.values = values
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.args = [self.visit(part) for part in node.args]
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(int(self.values[node.id]))
+
+
+def _value(node: ast.expr) -> Any:
+    try:
+        return compiled(node)(None)  # type: ignore[arg-type] # it has no names left
+    except Uncomputable:
+        return math.nan
+
+
+def _branches(node: ast.AST) -> bool:
+    return any(isinstance(part, (ast.Call, ast.IfExp)) for part in ast.walk(node))
+
+
+def _shorter(node: ast.expr) -> ast.expr:
+    """The same value in fewer signs: parts without a choice computed, then the choice made."""
+    if isinstance(node, ast.IfExp):
+        return node.body if _value(node.test) else node.orelse
+    if isinstance(node, ast.Call) and not all(isinstance(part, ast.Constant) for part in node.args):
+        return ast.Call(node.func, [_part(part) for part in node.args], [])
+    if isinstance(node, ast.BinOp) and _branches(node):
+        return ast.BinOp(_part(node.left), node.op, _part(node.right))
+    return ast.Constant(_value(node))
+
+
+def _part(node: ast.expr) -> ast.expr:
+    return node if isinstance(node, ast.Constant) else _shorter(node)
+
+
+def _because(root: ast.expr, values: Mapping[str, int]) -> list[str]:
+    """Which side an outermost choice took."""
+    if isinstance(root, ast.Call):
+        assert isinstance(root.func, ast.Name)
+        found = [(_value(_filled(part, values)), _shown(part)) for part in root.args]
+        choose = max if root.func.id == "max" else min
+        best = choose(value for value, _ in found)
+        taken = [said for value, said in found if value == best]
+        others = [(value, said) for value, said in found if value != best]
+        if len(taken) > 1 or not others:
+            return []
+        beaten = ", ".join(said if said == number(v) else f"{said} = {number(v)}" for v, said in others)
+        why = "more than" if root.func.id == "max" else "less than"
+        own = "" if taken[0] == number(best) else f" = {number(best)}"
+        return [f"{root.func.id} takes {taken[0]}{own}, {why} {beaten}"]
+    if isinstance(root, ast.IfExp):
+        holds = bool(_value(_filled(root.test, values)))
+        branch = root.body if holds else root.orelse
+        verdict = "holds" if holds else "does not hold"
+        return [f"`{_shown(root.test)}` {verdict}: the value is {_shown(branch)}", *_because(branch, values)]
+    if isinstance(root, ast.BinOp):
+        return [*_because(root.left, values), *_because(root.right, values)]
+    return []
+
+
+def _filled(node: ast.expr, values: Mapping[str, int]) -> ast.expr:
+    copy = ast.parse(ast.unparse(node), mode="eval").body
+    filled: ast.expr = _Fill(values).visit(copy)
+    return filled
+
+
+def _shown(node: ast.expr, least: int = 0, tight: bool = False) -> str:
+    """A part as text, in brackets where it binds less than `least`; `tight`: without spaces."""
+    text, binds = _text(node, tight)
+    return f"({text})" if binds < least else text
+
+
+def _text(node: ast.expr, tight: bool) -> tuple[str, int]:  # noqa: PLR0911 - one line a kind
+    if isinstance(node, ast.Constant):
+        value = node.value
+        return number(value), _ATOM if value >= 0 else _NEGATIVE  # type: ignore[arg-type, operator]
+    if isinstance(node, ast.Name):
+        return node.id, _ATOM
+    if isinstance(node, ast.BinOp):
+        return _binary(node, tight)
+    if isinstance(node, ast.Compare):
+        signs = [_SIGNS[type(op)][0] for op in node.ops]
+        rest = [f" {sign} {_shown(part, 5)}" for sign, part in zip(signs, node.comparators, strict=True)]
+        return _shown(node.left, 5) + "".join(rest), 4
+    if isinstance(node, ast.BoolOp):
+        sign, binds = _SIGNS[type(node.op)]
+        return f" {sign} ".join(_shown(part, binds + 1) for part in node.values), binds
+    if isinstance(node, ast.UnaryOp):
+        if isinstance(node.op, ast.Not):
+            return f"not {_shown(node.operand, _NOT)}", _NOT
+        sign = MINUS if isinstance(node.op, ast.USub) else "+"
+        return sign + _shown(node.operand, _NEGATIVE), _NEGATIVE
+    if isinstance(node, ast.IfExp):
+        test, yes, no = _shown(node.test, 1), _shown(node.body, 1), _shown(node.orelse)
+        return f"{yes} if {test} else {no}", _CONDITIONAL
+    assert isinstance(node, ast.Call)
+    assert isinstance(node.func, ast.Name)
+    return f"{node.func.id}({', '.join(_shown(part) for part in node.args)})", _ATOM
+
+
+def _binary(node: ast.BinOp, tight: bool) -> tuple[str, int]:
+    sign, binds = _SIGNS[type(node.op)]
+    product = binds == 6
+    left = _shown(node.left, binds, product or tight)
+    right = _shown(node.right, binds + 1, product or tight)
+    numbers = all(isinstance(part, (ast.Constant, ast.BinOp)) for part in (node.left, node.right))
+    close = tight or (product and numbers)
+    return (f"{left}{sign}{right}" if close else f"{left} {sign} {right}"), binds
