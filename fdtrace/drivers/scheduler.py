@@ -56,7 +56,7 @@ class DrivenScheduler:
             )
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
-        """Nanoseconds that the engine's own code took so far."""
+        """Nanoseconds of CPU that the engine's own code took so far."""
         self._known: dict[str, _Known] = {}
         self._contents: dict[Hashable, int] = {}
         """Content of a block -> the token that it is made of."""
