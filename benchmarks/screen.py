@@ -33,10 +33,11 @@ import numpy as np
 import psutil
 
 from recorder.recording import EngineInfo, Recording
+from replayer.as_recorded import recorded_history
 from replayer.history import StepRow
 from tui.app import run_replay
 from tui.chart import tokens_chart
-from tui.jobs import Replay, recorded_history
+from tui.jobs import Replay
 from tui.series import Series, Window
 from tui.style import BLOCKS, DARK, Look
 from tui.track import Scale, draw

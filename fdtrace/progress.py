@@ -10,9 +10,11 @@ EVERY = 10.0
 
 
 class Progress:
-    """Says how far something is; `note` says something that stays."""
+    """Says how far something is; `note` says something that stays. While `silent`, notes wait and all else is lost."""
 
     def __init__(self) -> None:
+        self.silent = False
+        self._waiting: list[str] = []
         self.terminal = sys.stderr.isatty()
         self.last = 0.0
         self.noted: set[str] = set()
@@ -20,6 +22,8 @@ class Progress:
 
     def update(self, text: str) -> None:
         """The state now."""
+        if self.silent:
+            return
         now = time.monotonic()
         if self.terminal:
             sys.stderr.write(f"\r\x1b[2K{text}")
@@ -34,6 +38,19 @@ class Progress:
         if text in self.noted:
             return
         self.noted.add(text)
+        if self.silent:
+            self._waiting.append(text)
+            return
+        self._say(text)
+
+    def speak(self) -> None:
+        """Be silent no longer."""
+        self.silent = False
+        for text in self._waiting:
+            self._say(text)
+        self._waiting.clear()
+
+    def _say(self, text: str) -> None:
         self.done()
         sys.stderr.write(f"fdtrace: {text}\n")
         sys.stderr.flush()

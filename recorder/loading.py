@@ -63,16 +63,21 @@ class Reader:
                 parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
         return ", ".join(parts)
 
-    def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:
+    def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> TraceRecording:
         """The recording; `notes` are the trace's."""
-        steps = self._numpy(
-            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step WHERE engine_id = $1 ORDER BY step"
-        )
+        steps = self.steps()
         requests = self._numpy(
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
         return TraceRecording(self, engine, steps, requests, notes)
+
+    def steps(self, after: int = MISSING) -> Columns:
+        """The columns of `step`, of the steps after one."""
+        return self._numpy(
+            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "
+            f"WHERE engine_id = $1 AND step > {int(after)} ORDER BY step"
+        )
 
     def accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
         """Drafts accepted in each decode, by request and step, and where in them each request's begin."""
@@ -119,6 +124,11 @@ class TraceRecording(Recording):
         known = {"engine": engine, "steps": steps, "requests": requests, "notes": notes, "_reader": reader}
         for name, value in known.items():
             object.__setattr__(self, name, value)
+
+    def read_now(self) -> TraceRecording:
+        """Read the rest at once, for a trace that is about to be closed."""
+        _ = self.accepts, self.aborted_step, self.finished_step, self.initial
+        return self
 
     @cached_property
     def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64]]:

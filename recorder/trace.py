@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from numpy.typing import NDArray
 
 from recorder import schema
 from recorder.errors import TraceError, UsageError
-from recorder.loading import Reader, engine_info
-from recorder.recording import Recording
+from recorder.loading import Reader, TraceRecording, engine_info
 from recorder.session import parts_directory
 
 DUCKDB_MAGIC = (8, b"DUCK")
@@ -60,7 +60,7 @@ class Trace:
         """The rows of `engine`."""
         return self.rows("FROM engine ORDER BY engine_id")
 
-    def recording(self, engine_id: int | None = None) -> Recording:
+    def recording(self, engine_id: int | None = None) -> TraceRecording:
         """One engine's recording in memory; of a trace of several, `engine_id` says which."""
         engines = self.engines()
         if not engines:
@@ -72,6 +72,10 @@ class Trace:
         row = chosen[0]
         notes = tuple(json.loads(self.head["notes"] or "[]"))
         return Reader(self.db, int(row["engine_id"])).read(engine_info(row), notes)
+
+    def steps_after(self, engine_id: int, step: int) -> dict[str, NDArray[Any]]:
+        """The columns of one engine's steps after a step, as in `Recording.steps`."""
+        return Reader(self.db, engine_id).steps(step)
 
     def close(self) -> None:
         """Close the database."""

@@ -19,8 +19,6 @@ ClockKind = Literal["steps", "time"]
 
 FEWEST = 8
 """Steps that a fit needs."""
-OUTLIER = 6.0
-"""Residuals beyond so many median absolute ones are left out of the second fit."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,13 @@ class StepDurations:
     """A step takes base_us + us_per_prefill_token * its prefill tokens + us_per_decode_token * its decode tokens.
 
     From the start of its scheduling call to the start of the next, microseconds. The errors are those of the
-    steps fitted: `num_left_out` others took unlike their tokens (another load, a pause).
+    steps fitted.
     """
 
     base_us: float
     us_per_prefill_token: float
     us_per_decode_token: float
     num_steps: int
-    num_left_out: int
     r_squared: float
     """Share of the durations' variance that the fit explains, 1 at best."""
     median_relative_error: float
@@ -74,7 +71,8 @@ def call_times(recording: Recording) -> NDArray[np.int64]:
 
 
 def fit_durations(recording: Recording) -> StepDurations:
-    """Least squares over the recorded steps, outliers left out; no term is negative.
+    """Least squares over the recorded steps, so that all of them together take as long as recorded; no term is
+    negative.
 
     Steps after which nothing ran or waited are not fitted, as the time to the next one was spent idle.
     UsageError where too few steps are left.
@@ -90,19 +88,16 @@ def fit_durations(recording: Recording) -> StepDurations:
             why=f"it has {len(took)} steps with another right after them, and {FEWEST} are needed",
             hint="--clock steps",
         )
-    residual = np.abs(took - terms @ _solve(terms, took))
-    kept = residual <= OUTLIER * max(float(np.median(residual)), 1.0)
-    factors = _solve(terms[kept], took[kept])
-    error, durations = took[kept] - terms[kept] @ factors, took[kept]
-    spread = float(((durations - durations.mean()) ** 2).sum())
+    factors = _solve(terms, took)
+    error = took - terms @ factors
+    spread = float(((took - took.mean()) ** 2).sum())
     return StepDurations(
         base_us=float(factors[0]),
         us_per_prefill_token=float(factors[1]),
         us_per_decode_token=float(factors[2]),
-        num_steps=int(kept.sum()),
-        num_left_out=int((~kept).sum()),
+        num_steps=len(took),
         r_squared=1.0 - float((error**2).sum()) / spread if spread > 0 else 1.0,
-        median_relative_error=float(np.median(np.abs(error) / durations)),
+        median_relative_error=float(np.median(np.abs(error) / took)),
     )
 
 

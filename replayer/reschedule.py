@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replayer.config import ORIGINAL, Policy
-from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
+from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang
@@ -105,12 +105,12 @@ class Replay:
             self._clock = max(self._clock, self.workload.requests[self._next].arrival)
             self._arrive()
         try:
-            decision = scheduler.apply(Schedule())
+            decision = scheduler.apply(SCHEDULE)
         except SchedulerFailed as failure:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
         held_back = scheduler.num_held_back(decision)
-        forward = scheduler.apply(Forwarded())
+        forward = scheduler.apply(FORWARDED)
         for request_id in decision.preempted:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:

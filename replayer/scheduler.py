@@ -131,6 +131,8 @@ class Scheduler:
         queue. Asked before the forward.
         """
         state = self._state
+        if not state.prefilling and decision.not_admitted != "budget":
+            return 0
         demand = sum(request.need_prefill - request.computed for request in state.prefilling.values())
         if decision.not_admitted == "budget" and state.waiting:
             demand += state.waiting[0].need_prefill

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from replayer.config import ORIGINAL, Policy
-from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
+from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang, StepRow
@@ -79,9 +79,9 @@ class Simulation:
         for request_id in self._aborts.pop(self.step, ()):
             if request_id in scheduler:
                 scheduler.apply(Aborted(request_id))
-        decision = scheduler.apply(Schedule())
+        decision = scheduler.apply(SCHEDULE)
         rows = scheduler.rows(decision) if self.with_rows else None
-        forward = scheduler.apply(Forwarded())
+        forward = scheduler.apply(FORWARDED)
         for request_id in decision.preempted:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:

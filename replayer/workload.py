@@ -74,6 +74,9 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
     if not isinstance(case, Mapping):
         raise UsageError("a workload is a JSON object", why=f"this one is a {type(case).__name__}")
     drafts = _integer(case, "num_speculative_tokens", 0)
+    env = case.get("env") or {}
+    if not isinstance(env, Mapping):
+        raise UsageError("this workload's `env` is no object", hint='{"FD_ENC_DEC_BLOCK_NUM": 2}')
     config = SchedulerConfig(
         max_num_batched_tokens=_integer(case, "max_num_batched_tokens"),
         max_num_seqs=_integer(case, "max_num_seqs"),
@@ -83,7 +86,7 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
         num_speculative_tokens=drafts or 1,
         spec_method=str(case.get("spec_method", "mtp")) if drafts else None,
         prefix_caching=bool(case.get("prefix_caching", False)),
-    ).with_env(case.get("env", {}))
+    ).with_env(env)
     requests = case.get("requests")
     if not isinstance(requests, Sequence) or isinstance(requests, str):
         raise UsageError(
@@ -107,7 +110,7 @@ def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> 
         raise UsageError(f"{where}: `accepts` must be a list of whole numbers, 0 or more")
     if any(n > config.num_draft_tokens for n in accepts):
         raise UsageError(f"{where}: it accepts more than the {config.num_draft_tokens} drafts of a forward")
-    group = spec.get("group")
+    group = _integer(spec, "group", None, where) if spec.get("group") is not None else None
     request = WorkRequest(
         request_id=str(spec.get("id", f"r{i}")),
         arrival=_integer(spec, "arrival", 0, where),

@@ -1,8 +1,8 @@
-"""What opens over the screen: the help, and the line that asks for a step."""
+"""What opens over the screen: the help, and the line that asks."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from tui.keys import KEYS, MOUSE
+from tui.keys import COMMANDS, KEYS, MOUSE
 
 
 class HelpScreen(ModalScreen[None]):
@@ -46,60 +46,106 @@ def help_text() -> Text:
             text.append(("\n" if group else "") + key.group + "\n", style="bold")
             group = key.group
         text.append(f"  {key.shown:<15} {key.help}\n")
+    text.append("\nCommands\n", style="bold")
+    for what, does in COMMANDS:
+        text.append(f"  {what:<22} {does}\n")
     text.append("\nMouse\n", style="bold")
     for what, does in MOUSE:
-        text.append(f"  {what:<22} {does}\n")
+        text.append(f"  {what:<24} {does}\n")
     text.append("\nReading a chart\n", style="bold")
     text.append("  The line is the limit. Above it, and on a break in it, a step exceeds it;\n")
     text.append("  the marks below stand under every such step. Below the line the area is\n")
     text.append("  bright up to the mean of a column's steps, dim up to the highest.\n")
     text.append("  p: preempted, s: stalled, b: both. A crossed area: the replay hangs.\n")
-    text.append("  A diamond (D) on the axis: from there on another history than recorded.\n")
+    text.append("  A diamond (D) on the axis: from there on another history than recorded,\n")
+    text.append("  in other colours, with a line where it departs and a row of dashes below.\n")
     text.append("\nEsc closes this.", style="dim")
     return text
 
 
-class StepPrompt(Input):
-    """Asks for a step on the bottom line: `123`, `+50`, `-50`, `25%`, `$`."""
+Ask = Literal["goto", "filter", "sql", "watch", "break", "add", "edit", "request"]
+
+ASKS: dict[Ask, tuple[str, str]] = {
+    "goto": (":", "step: 123, +50, -50, 25%, $ for the last; or f, b, w, r, sql"),
+    "filter": ("/", "requests: a part of their id, or prefill, decode; empty: all"),
+    "sql": ("sql>", "FROM exceeded"),
+    "watch": ("watch>", "an expression over a step's columns: num_tokens - token_budget"),
+    "break": ("break>", "a step, an event's kind, or num_free_blocks < 8 and num_waiting > 0"),
+    "add": ("formula>", "pr7623, or mine: max_num_batched_tokens - num_running_decodes * 5"),
+    "edit": ("formula>", "mine: max_num_batched_tokens - num_running_decodes * 5"),
+    "request": ("request>", "a request's id"),
+}
+"""What the bottom line asks for: its label, and an example."""
+
+
+class Prompt(Input):
+    """The bottom line, where it asks for something. It stays open where the answer makes no sense."""
 
     DEFAULT_CSS = """
-    StepPrompt { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
-    StepPrompt:focus { border: none; }
+    Prompt { height: 1; width: 1fr; border: none; padding: 0; background: $surface; }
+    Prompt:focus { border: none; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "close", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "close", show=False),
+        Binding("up", "recall(-1)", "the answer before", show=False),
+        Binding("down", "recall(1)", "the answer after", show=False),
+    ]
+
+    class Answered(Message):
+        """Enter was pressed."""
+
+        def __init__(self, kind: Ask, text: str) -> None:
+            super().__init__()
+            self.kind, self.text = kind, text
 
     class Closed(Message):
-        """The prompt closed; `text` None: without an answer."""
-
-        def __init__(self, text: str | None) -> None:
-            super().__init__()
-            self.text = text
+        """Escape was pressed."""
 
     def __init__(self) -> None:
-        super().__init__(placeholder="step: 123, +50, -50, 25%, $ for the last", id="prompt", compact=True)
+        super().__init__(id="prompt", compact=True, select_on_focus=False)
         self.can_focus = False
+        self.kind: Ask = "goto"
+        self._answers: dict[Ask, list[str]] = {}
+        self._at = 0
 
-    def open(self) -> None:
+    @property
+    def opened(self) -> bool:
+        """Whether it takes the keys."""
+        return self.has_focus
+
+    def open(self, kind: Ask, text: str = "") -> None:
         """Take the keys until Enter or Escape."""
-        self.value = ""
+        self.kind, self.placeholder = kind, ASKS[kind][1]
+        self.value = text
+        self.cursor_position = len(text)
+        self._at = len(self._answers.get(kind, []))
         self.can_focus = True
-        self.display = True
         # At once, and not by `focus()` at a later turn of the event loop: the digits may be typed already.
         self.screen.set_focus(self)
 
+    def shut(self) -> None:
+        """Take no more keys."""
+        self.can_focus = False
+        self.screen.set_focus(None)
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        self._end(event.value)
+        known = self._answers.setdefault(self.kind, [])
+        if event.value and (not known or known[-1] != event.value):
+            known.append(event.value)
+        self.post_message(self.Answered(self.kind, event.value))
+
+    def action_recall(self, direction: int) -> None:
+        """An answer that was given before."""
+        known = self._answers.get(self.kind, [])
+        if known:
+            self._at = max(0, min(len(known), self._at + direction))
+            self.value = known[self._at] if self._at < len(known) else ""
+            self.cursor_position = len(self.value)
 
     def action_close(self) -> None:
         """Close without an answer."""
-        self._end(None)
-
-    def _end(self, text: str | None) -> None:
-        self.display = False
-        self.can_focus = False
-        self.screen.set_focus(None)
-        self.post_message(self.Closed(text))
+        self.post_message(self.Closed())
 
 
 def parse_step(text: str, cursor: int, low: int, high: int) -> int | None:

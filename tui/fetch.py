@@ -22,13 +22,13 @@ class RowFetcher:
         self._start, self._deliver = start, deliver
         self._thread = ThreadPoolExecutor(1, "fdtrace-rows")
         self._wanted: tuple[Series, int] | None = None
-        self._busy = False
+        self.busy = False
 
     def want(self, series: Series, step: int) -> None:
         """Fetch the rows of a step; what is wanted meanwhile waits, only the latest of it."""
         self._wanted = (series, step)
-        if not self._busy:
-            self._busy = True
+        if not self.busy:
+            self.busy = True
             self._start(self._fetch())
 
     async def _fetch(self) -> None:
@@ -40,7 +40,7 @@ class RowFetcher:
                 )
                 self._deliver(series, step, rows, error)
         finally:
-            self._busy = False
+            self.busy = False
 
     def close(self) -> None:
         """Take no more; one that is being fetched is not waited for."""

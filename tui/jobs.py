@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from recorder.errors import FdtraceError
-from recorder.recording import MISSING, Recording
-from replayer.history import History, How, Outcome, StepRow
+from replayer.config import Policy
+from replayer.formulas import Formula
+from replayer.history import History, How, StepRow
 from tui.series import Series
 
 Progress = Callable[[float], None]
@@ -27,11 +26,18 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 @dataclass(frozen=True)
 class Replay:
-    """A pane to be filled: the formula's name, how it is replayed, and what computes its history."""
+    """A pane to be filled: the formula's name, how it is replayed, and what computes its history.
+
+    With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
+    what a rescheduled step decided. `text` is what gave it, as `-f` of the command takes it.
+    """
 
     name: str
     how: How
     compute: Callable[[Progress, Cancelled], History]
+    formula: Formula | None = None
+    policy: Policy | None = None
+    text: str = ""
 
 
 @dataclass
@@ -81,41 +87,3 @@ class Job:
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.state in ("done", "failed", "cancelled")
-
-
-def recorded_history(recording: Recording, rows: Rows | None = None) -> History:
-    """The recording itself as a history, under `max_num_batched_tokens`.
-
-    `rows` gives the requests of a step; without it the screen shows none. Steps in which a token count is not
-    known (MISSING) count as 0 tokens.
-    """
-    limit = recording.engine.max_num_batched_tokens
-    columns = {name: column for name, column in recording.steps.items() if column.dtype != object}
-    ran = np.maximum(np.asarray(columns["num_tokens"], dtype=np.int64), 0)
-    excess = ran[ran > limit] - limit
-    reserved = columns.get("reserved_bytes")
-    finished = recording.finished_step
-    unfinished = int(np.count_nonzero((finished == MISSING) & (recording.aborted_step == MISSING)))
-    outcome = Outcome(
-        num_steps=len(ran),
-        num_exceeded=len(excess),
-        max_excess=int(excess.max()) if len(excess) else 0,
-        peak_tokens=int(ran.max()) if len(ran) else 0,
-        total_tokens=int(ran.sum()),
-        budget_use=float(ran.mean() / limit) if len(ran) and limit else 0.0,
-        num_refused_tokens=None,
-        num_preemptions=_total(recording, "num_preempted"),
-        num_stalls=_total(recording, "num_stalled"),
-        num_unfinished=unfinished,
-        reserved_high_water=int(reserved.max()) if reserved is not None and (reserved > 0).any() else None,
-    )
-    return History("recorded", "recorded", limit, {**columns, "num_tokens": ran}, outcome, rows or _no_rows)
-
-
-def _total(recording: Recording, column: str) -> int:
-    values = recording.steps.get(column)
-    return 0 if values is None else int(np.maximum(values, 0).sum())
-
-
-def _no_rows(_step: int) -> list[StepRow]:
-    return []

@@ -10,7 +10,7 @@ from textual.binding import Binding
 MAX_PANES = 4
 """Panes side by side at most; more are reached by paging."""
 
-FIRST = ("colon", "tab", "shift+tab")
+FIRST = ("colon", "slash", "S", "W", "A", "e", "tab", "shift+tab")
 """Bindings that come before those of whatever has the focus."""
 
 COUNT_SECONDS = 1.0
@@ -31,27 +31,35 @@ class Key:
     hint: str = ""
 
 
-MOVE, VIEW, PANES, OTHER = "Move the cursor", "Zoom and pan", "Panes", "Other"
+MOVE, VIEW, PANES = "Move the cursor", "Zoom and pan", "Panes and formulas"
+WHY, DEBUG, OTHER = "Why", "Debug", "Other"
 
 KEYS = (
     Key("l,right,f10", "step(1)", "l → F10", "one step on; 10l: ten", MOVE, "step"),
     Key("h,left,f22,shift+f10", "step(-1)", "h ← Shift+F10", "one step back; 10h: ten", MOVE),
-    Key(
-        "n",
-        "exceeded(1)",
-        "n",
-        "next step over the limit in the active pane; 5n: 5th",
-        MOVE,
-        "exceeded",
-    ),
+    Key("n", "exceeded(1)", "n", "next step over the limit in the active pane; 5n: 5th", MOVE, "exceeded"),
     Key("N", "exceeded(-1)", "N", "the one before", MOVE),
     Key("g,home", "first", "g Home", "first step", MOVE),
     Key("G,end", "last", "G End", "last step of any pane; 500G: step 500", MOVE),
-    Key("colon", "goto", ":", "go to a step: 123, +50, -50, 25%, $", MOVE, "goto"),
+    Key("colon", "goto", ":", "go to a step (123, +50, -50, 25%, $), or a command", MOVE, "goto"),
     Key("space", "play", "Space", "play, or stop", MOVE, "play"),
     Key("plus,equals_sign", "speed(2)", "+", "play twice as fast", MOVE),
     Key("minus", "speed(0.5)", "-", "play half as fast", MOVE),
     Key("underscore", "reverse", "_", "play the other way", MOVE),
+    Key("u,ctrl+o", "undo", "u Ctrl+O", "back to where the last jump left", MOVE),
+    Key("U", "redo", "U", "forward again", MOVE),
+    Key("F", "live", "F", "follow a recording in progress", MOVE),
+    Key("enter", "inspect", "Enter", "inspect the step: budget, charges, reasons", WHY, "why"),
+    Key("r", "story", "r", "the story of the selected request, under each formula", WHY, "request"),
+    Key("slash", "filter", "/", "find requests by a part of their id, or their kind", WHY, "find"),
+    Key("S", "sql", "S", "ask the trace in SQL", WHY, "sql"),
+    Key("b", "break_here", "b", "breakpoint on this step, or none", DEBUG),
+    Key("B", "break_list", "B", "the breakpoints: add, edit, disable, remove", DEBUG, "breaks"),
+    Key("c", "continue(1)", "c", "on to the next breakpoint", DEBUG, "continue"),
+    Key("C", "continue(-1)", "C", "back to the breakpoint before", DEBUG),
+    Key("W", "watch", "W", "watch an expression over a step's columns", DEBUG),
+    Key("m", "mark", "m a", "mark this step with a letter", DEBUG),
+    Key("apostrophe", "to_mark", "' a", "go to a mark", DEBUG),
     Key("w", "zoom(0.5)", "w", "zoom in at the cursor; 3w: three times", VIEW, "zoom"),
     Key("s", "zoom(2)", "s", "zoom out", VIEW),
     Key("a", "pan(-0.25)", "a", "pan left", VIEW),
@@ -64,23 +72,41 @@ KEYS = (
     Key("right_square_bracket", "page(1)", "]", "the next formulas, where there are more than fit", PANES),
     Key("left_square_bracket", "page(-1)", "[", "the formulas before", PANES),
     Key("z", "maximise", "z", "the active pane alone, and back", PANES, "maximise"),
+    Key("A", "add_formula", "A", "add a formula: a name, or NAME: EXPRESSION", PANES, "add"),
+    Key("e", "edit_formula", "e", "edit the active pane's formula", PANES),
+    Key("D", "remove_formula", "D", "remove the active pane", PANES),
     Key("x", "cancel", "x", "stop a replay that is being computed; again: start it anew", PANES),
-    Key("j,down", "scroll(1)", "j ↓", "scroll the requests down", OTHER),
-    Key("k,up", "scroll(-1)", "k ↑", "scroll the requests up", OTHER),
-    Key("pagedown", "scroll_page(1)", "PgDn", "a page of requests down", OTHER),
-    Key("pageup", "scroll_page(-1)", "PgUp", "a page of requests up", OTHER),
+    Key("j,down", "scroll(1)", "j ↓", "the next request, or row; scrolls the inspector", OTHER),
+    Key("k,up", "scroll(-1)", "k ↑", "the one before", OTHER),
+    Key("pagedown", "scroll_page(1)", "PgDn", "a page down", OTHER),
+    Key("pageup", "scroll_page(-1)", "PgUp", "a page up", OTHER),
+    Key("escape", "escape", "Esc", "close what is open: inspector, rows, filter", OTHER),
     Key("question_mark,f1", "help", "?", "this help", OTHER, "help"),
     Key("q,ctrl+c", "quit", "q", "quit", OTHER, "quit"),
 )
 
+COMMANDS = (
+    (":f NAME: EXPRESSION", "add a formula; a built-in name does as well"),
+    (":b CONDITION", "break: a step, an event's kind, or as num_free_blocks < 8"),
+    (":w EXPRESSION", "watch an expression; again: no longer"),
+    (":r REQUEST", "the story of a request"),
+    (":sql QUERY", "ask the trace"),
+)
+"""What the line at `:` takes beside a step."""
+
 MOUSE = (
     ("click, drag", "move the cursor, and make that pane the active one"),
+    ("double click on a chart", "inspect that step"),
+    ("right click on a chart", "breakpoint on that step, or none"),
     ("wheel on a chart", "zoom at the pointer"),
-    ("wheel on the requests", "scroll them"),
+    ("wheel on the rows", "scroll them"),
+    ("click on a request", "select it; again: its story"),
+    ("click on a hint below", "the same as its key"),
 )
 
-HINTS = (("h/l", "step(1)"), ("n/N", "exceeded(1)"), ("w/s", "zoom(0.5)"), ("0", "fit"), (":", "goto"),
-         ("Space", "play"), ("1-4", ""), ("z", "maximise"), ("?", "help"), ("q", "quit"))  # fmt: skip
+HINTS = (("h/l", "step(1)"), ("n/N", "exceeded(1)"), ("Enter", "inspect"), ("w/s", "zoom(0.5)"), ("0", "fit"),
+         (":", "goto"), ("Space", "play"), ("r", "story"), ("c/C", "continue(1)"), ("z", "maximise"),
+         ("A", "add_formula"), ("S", "sql"), ("?", "help"), ("q", "quit"))  # fmt: skip
 
 
 def bindings() -> Iterator[Binding]:
@@ -94,13 +120,16 @@ def bindings() -> Iterator[Binding]:
             yield Binding(key.keys, key.action, key.help, show=False, priority=key.keys in FIRST)
 
 
-def hints(width: int, glyphs_ascii: bool) -> str:
-    """As many hints as fit into `width` cells, the last two of the table always."""
+def hints(width: int) -> list[tuple[str, str]]:
+    """Hints that fit into `width` cells with three between two, the last two of the table always.
+
+    Each with the action that a click on it runs.
+    """
     words = {key.action: key.hint for key in KEYS}
-    texts = [f"{shown} {words[action]}" for shown, action in HINTS]
-    while len(texts) > 2 and sum(map(len, texts)) + 3 * (len(texts) - 1) > width:
+    texts = [(f"{shown} {words[action]}", action) for shown, action in HINTS]
+    while len(texts) > 2 and sum(len(text) for text, _ in texts) + 3 * (len(texts) - 1) > width:
         del texts[-3]
-    return (" | " if glyphs_ascii else " · ").join(texts)
+    return texts
 
 
 class Count:

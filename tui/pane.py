@@ -47,9 +47,19 @@ class ChartPane(Widget):
     class Picked(Message):
         """The mouse picked a step in a pane."""
 
-        def __init__(self, pane: ChartPane, step: int) -> None:
+        def __init__(self, pane: ChartPane, step: int, *, dragged: bool = False) -> None:
             super().__init__()
-            self.pane, self.step = pane, step
+            self.pane, self.step, self.dragged = pane, step, dragged
+
+    class Stopped(Message):
+        """A right click on a step."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    class Opened(Message):
+        """A double click on a chart."""
 
     class Zoomed(Message):
         """The wheel turned over a step."""
@@ -68,6 +78,9 @@ class ChartPane(Widget):
         self._cursor = 0
         self._scale = Scale(1)
         self.departs: int | None = None
+        """The step from which on this is another history than the recording."""
+        self.breaks: tuple[int, ...] = ()
+        """Steps with a breakpoint of their own."""
         self.seen = ""
         self._chart: Chart | None = None
         self._column: int | None = None
@@ -175,7 +188,9 @@ class ChartPane(Widget):
         if not len(series):
             return self._plain(["no steps"], width, height)
         look = replace(self._look(), base=self.rich_style)
-        return draw(series, self._window, (width, height), self._scale, look, departs=self.departs)
+        return draw(
+            series, self._window, (width, height), self._scale, look, departs=self.departs, breaks=self.breaks
+        )
 
     def _words(self) -> list[str]:
         """What stands in a pane that has no chart."""
@@ -233,19 +248,28 @@ class ChartPane(Widget):
         return self._window.step_at(x, self._chart.width)
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
+        if event.button == 3:
+            step = self._step_under(event)
+            if step is not None:
+                self.post_message(self.Stopped(step))
+            return
         self.capture_mouse()
         self._pick(event)
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         if self.app.mouse_captured is self:
-            self._pick(event)
+            self._pick(event, dragged=True)
 
     def on_mouse_up(self) -> None:
         self.release_mouse()
 
-    def _pick(self, event: events.MouseEvent) -> None:
+    def on_click(self, event: events.Click) -> None:
+        if event.chain == 2 and event.button == 1:
+            self.post_message(self.Opened())
+
+    def _pick(self, event: events.MouseEvent, *, dragged: bool = False) -> None:
         step = self._step_under(event)
-        self.post_message(self.Picked(self, self._cursor if step is None else step))
+        self.post_message(self.Picked(self, self._cursor if step is None else step, dragged=dragged))
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         self._wheel(event, 0.5)

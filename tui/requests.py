@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
 from textual.content import Content
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -37,21 +39,49 @@ class RequestTable(Widget):
     RequestTable.-ascii { border: ascii ansi_white; }
     """
 
+    class Chosen(Message):
+        """A click on the row that was selected already."""
+
+        def __init__(self, request_id: str) -> None:
+            super().__init__()
+            self.request_id = request_id
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self.all: Sequence[StepRow] = ()
         self.rows: Sequence[StepRow] = ()
+        self.pattern = ""
         self.top = 0
+        self.selected: str | None = None
         self._palette: Palette | None = None
         self._id_width = MIN_ID
         self._base = Style.null()
 
     def show(self, rows: Sequence[StepRow], title: str, palette: Palette) -> None:
         """Show the rows of a step, from where the last one was scrolled to."""
-        self.rows, self._palette = rows, palette
+        self.all, self._palette = rows, palette
         widest = max((len(row.request_id) for row in rows), default=0) + 1
         self._id_width = max(MIN_ID, min(MAX_ID, widest))
         self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.filter(self.pattern)
+
+    def filter(self, pattern: str) -> None:
+        """Show the rows alone whose request or kind holds a text; all where it is empty."""
+        self.pattern = pattern
+        wanted = pattern.lower()
+        self.rows = [row for row in self.all if wanted in row.request_id.lower() or wanted in row.kind]
         self.scroll_rows(0)
+
+    def select(self, direction: int) -> None:
+        """Select the row below, or above; the one on the screen's top where none is."""
+        if not self.rows:
+            return
+        ids = [row.request_id for row in self.rows]
+        at = ids.index(self.selected) + direction if self.selected in ids else self.top
+        at = max(0, min(at, len(ids) - 1))
+        self.selected = ids[at]
+        height = max(1, self.size.height - 1)
+        self.scroll_rows(min(0, at - self.top) or max(0, at - self.top - height + 1))
 
     def scroll_rows(self, rows: int) -> None:
         """Scroll by rows; below 0 upwards."""
@@ -59,7 +89,9 @@ class RequestTable(Widget):
         self.top = max(0, min(self.top + rows, len(self.rows) - height))
         hidden = len(self.rows) > height
         last = min(self.top + height, len(self.rows))
-        self.border_subtitle = Content(f"{self.top + 1}-{last} of {len(self.rows)}" if hidden else "")
+        shown = f"{self.top + 1}-{last} of {len(self.rows)}" if hidden else ""
+        found = f"/{self.pattern}: {len(self.rows)} of {len(self.all)} " if self.pattern else ""
+        self.border_subtitle = Content(found + shown)
         self.refresh()
 
     def scroll_pages(self, pages: int) -> None:
@@ -74,6 +106,16 @@ class RequestTable(Widget):
 
     def on_mouse_scroll_up(self) -> None:
         self.scroll_rows(-3)
+
+    def on_click(self, event: events.Click) -> None:
+        at = event.get_content_offset_capture(self).y - 1 + self.top
+        if not self.top <= at < len(self.rows):
+            return
+        request = self.rows[at].request_id
+        if request == self.selected:
+            self.post_message(self.Chosen(request))
+        self.selected = request
+        self.refresh()
 
     def render_line(self, y: int) -> Strip:
         """The heading, which does not scroll, or one row."""
@@ -94,6 +136,8 @@ class RequestTable(Widget):
             "-" if row.num_blocks is None else str(row.num_blocks),
         ]  # fmt: skip
         style = palette.strong if row.kind == "prefill" else palette.blank
+        if row.request_id == self.selected:
+            style += palette.cursor + Style(underline=True)
         return self._strip(self._text(row.request_id, values), style, width)
 
     def _text(self, request: str, values: Sequence[str]) -> str:

@@ -126,7 +126,7 @@ class Series:
         self.name, self.how, self.limit = history.name, history.how, history.limit
         columns = history.columns
         self.step: Ints = np.ascontiguousarray(columns["step"], dtype=np.int64)
-        self.tokens: Ints = np.ascontiguousarray(columns["num_tokens"], dtype=np.int64)
+        self.tokens: Ints = np.maximum(np.asarray(columns["num_tokens"], dtype=np.int64), 0)
         self.over = np.flatnonzero(self.tokens > self.limit)
         reserved = columns.get("reserved_bytes")
         known = reserved is not None and len(reserved) > 0 and int(reserved.max()) > 0
@@ -199,7 +199,12 @@ class Series:
         return int(self._over[high] - self._over[low])
 
     def departs_from(self, other: Series) -> int | None:
-        """The first step that ran other tokens than `other` has there; None: no common step differs."""
+        """The first step that ran other tokens than `other` has there; None: no common step differs.
+
+        As recorded it is never another history: each step keeps the state that it had.
+        """
+        if self.how != "rescheduled":
+            return None
         both = min(len(self), len(other))
         if np.array_equal(self.step[:both], other.step[:both]):
             differ = np.flatnonzero(self.tokens[:both] != other.tokens[:both])

@@ -9,7 +9,7 @@ from rich.style import Style
 
 @dataclass(frozen=True)
 class Glyphs:
-    """What charts are drawn with. `blocks` and `marks` hold nine heights, from none to a full cell."""
+    """What charts are drawn with. `area` and `memory` hold nine heights, from none to a full cell."""
 
     area: str
     above: str
@@ -32,6 +32,9 @@ class Glyphs:
     active_border: str
     plus_minus: str
     at_most: str
+    other: str
+    departure: str
+    stop: str
 
 
 BLOCKS = Glyphs(
@@ -56,6 +59,9 @@ BLOCKS = Glyphs(
     active_border="heavy",
     plus_minus="±",
     at_most="≤",
+    other="╌",
+    departure="┊",
+    stop="●",
 )
 
 ASCII = Glyphs(
@@ -80,6 +86,9 @@ ASCII = Glyphs(
     active_border="ascii",
     plus_minus="+-",
     at_most="<=",
+    other="~",
+    departure=":",
+    stop="*",
 )
 
 
@@ -103,11 +112,14 @@ class Palette:
     dim: Style
     good: Style
     strong: Style
+    other_mean: Style
+    other_peak: Style
+    other_mixed: Style
 
 
 def _palette(colours: str) -> Palette:
-    """Nine colours: mean, peak, exceeded, limit, memory, axis, event, departs, cursor."""
-    mean, peak, exceeded, limit, memory, axis, event, departs, cursor = colours.split()
+    """Eleven: mean, peak, exceeded, limit, memory, axis, event, departs, cursor; mean, peak of another history."""
+    mean, peak, exceeded, limit, memory, axis, event, departs, cursor, other, other_peak = colours.split()
     parse = Style.parse
     return Palette(
         blank=Style.null(),
@@ -126,12 +138,15 @@ def _palette(colours: str) -> Palette:
         dim=parse(axis),
         good=parse(mean),
         strong=parse("bold"),
+        other_mean=parse(other),
+        other_peak=parse(other_peak),
+        other_mixed=parse(f"{other} on {other_peak}"),
     )
 
 
-DARK = _palette("#5fb0dc #2d5b7c #ff5555 #d75f5f #b48ead #8794a6 #f0c060 #7fd6a0 #4a5368")
-LIGHT = _palette("#1f6fa5 #9cc3dd #cc0000 #b04040 #8a5a9a #5f6b7a #8a6000 #1a7a45 #cdd6e4")
-ANSI = _palette("cyan blue bright_red red magenta white yellow green bright_black")
+DARK = _palette("#5fb0dc #2d5b7c #ff5555 #d75f5f #b48ead #8794a6 #f0c060 #7fd6a0 #4a5368 #8fc98f #3f6a4a")
+LIGHT = _palette("#1f6fa5 #9cc3dd #cc0000 #b04040 #8a5a9a #5f6b7a #8a6000 #1a7a45 #cdd6e4 #3f8f4f #b5d6b5")
+ANSI = _palette("cyan blue bright_red red magenta white yellow green bright_black bright_green green")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ COLUMNS = (
 class StepSummary(Static):
     """A line for each pane: what the step at the cursor was allowed, what ran, and by how much it exceeds."""
 
-    DEFAULT_CSS = "StepSummary { height: auto; width: 1fr; padding: 0 1; }"
+    DEFAULT_CSS = (
+        "StepSummary { height: auto; width: 1fr; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }"
+    )
 
     def show(self, step: int, lines: Sequence[Line], look: Look) -> None:
         """Show a step; the widget's height changes only with the number of lines."""
@@ -84,14 +86,14 @@ def _line(step: int, line: Line, width: int, look: Look) -> Text:
         name = name[: NAME_WIDTH - 2] + glyphs.ellipsis
     text = Text(name.ljust(NAME_WIDTH), style=palette.strong if line.active else Style.null())
     if line.series is None or line.series.index(step) is None:
-        return text.append("  " + (line.note or _absence(line.series, step)), style=palette.dim)
+        return text.append("  " + (line.note or absence(line.series, step)), style=palette.dim)
     for heading, column, cells in _fitting(width):
         value, style = _cell(line.series, (heading, column), step, look)
         text.append(value.rjust(cells), style=style)
     return text
 
 
-def _absence(series: Series | None, step: int) -> str:
+def absence(series: Series | None, step: int) -> str:
     """Why there is nothing to show at a step."""
     if series is None or not len(series):
         return "no steps"

@@ -11,6 +11,7 @@ in 50 ms, of which Textual's own painting takes half. `benchmarks/screen.py` mea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,10 @@ Codes = NDArray[np.uint32]
 Classes = NDArray[np.uint8]
 
 BLANK, MEAN, PEAK, MIXED, EXCEEDED, LIMIT, MEMORY, AXIS, EVENT, DEPARTS = range(10)
+
+OTHER = np.arange(13, dtype=np.uint8)
+OTHER[[MEAN, PEAK, MIXED]] = [10, 11, 12]
+"""The class of a cell that shows another history than the recording."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def draw(
     look: Look,
     *,
     departs: int | None = None,
+    breaks: Sequence[int] = (),
 ) -> Chart:
     """The chart of a series in `size` (columns, rows); `departs`: from this step on it is another history."""
     width, height = size
@@ -81,12 +87,12 @@ def draw(
     layout = Layout.of(height, series, scale)
     envelope = series.envelope(window, columns)
     pen = _Pen(look, left, columns)
-    rows = _tokens_rows(pen, series, scale, layout, _Seen(window, envelope))
+    rows = _tokens_rows(pen, series, scale, layout, _Seen(window, envelope, departs))
     rows.append(_exceeded_row(pen, envelope, series.exceeded_in(window)))
     if layout.events:
         rows.append(_event_row(pen, envelope))
     rows.extend(_memory_rows(pen, envelope, layout.memory, scale))
-    rows.append(_axis_row(pen, window, departs))
+    rows.append(_axis_row(pen, window, departs, breaks))
     return Chart(rows, left, columns)
 
 
@@ -103,6 +109,13 @@ class _Seen:
 
     window: Window
     envelope: Envelope
+    departs: int | None = None
+
+    def other_from(self, columns: int) -> int | None:
+        """The first column of another history than the recording; None: there is none in sight."""
+        if self.departs is None or self.departs >= self.window.end:
+            return None
+        return self.window.column(self.departs, columns) or 0
 
 
 class _Pen:
@@ -116,6 +129,7 @@ class _Pen:
             look.base + style
             for style in (
                 p.blank, p.mean, p.peak, p.mixed, p.exceeded, p.limit, p.memory, p.axis, p.event, p.departs,
+                p.other_mean, p.other_peak, p.other_mixed,
             )
         ]  # fmt: skip
         self.edge = self.base + p.axis
@@ -150,6 +164,7 @@ def _tokens_rows(pen: _Pen, series: Series, scale: Scale, layout: Layout, seen: 
     void = _void(pen, series, seen)
     above = _fill(_over_cells(pen, over, layout.over), void)
     below = _fill(_under_cells(pen, mean, peak, layout.under), void)
+    _as_other(pen, seen, above, below)
     fence = np.where(breach, ord(pen.glyphs.breach), ord(pen.glyphs.fence)).astype(np.uint32)
     classes = np.where(breach, EXCEEDED, LIMIT).astype(np.uint8)
     top = tokens(scale.tokens) if scale.tokens > series.limit else ""
@@ -158,6 +173,18 @@ def _tokens_rows(pen: _Pen, series: Series, scale: Scale, layout: Layout, seen: 
     last = layout.under - 1
     rows += [pen.row(below[0][at], below[1][at], "0" if at == last else "") for at in range(layout.under)]
     return rows
+
+
+def _as_other(pen: _Pen, seen: _Seen, *parts: tuple[Codes, Classes]) -> None:
+    """Another history in other colours, and a line of dots where it departs."""
+    first = seen.other_from(pen.columns)
+    if first is None or seen.departs is None:
+        return
+    for codes, classes in parts:
+        classes[:, first:] = OTHER[classes[:, first:]]
+        if seen.window.start <= seen.departs:
+            empty = codes[:, first] == 32
+            codes[empty, first], classes[empty, first] = ord(pen.glyphs.departure), DEPARTS
 
 
 def _eighths(height: NDArray[np.float64], rows: int) -> NDArray[np.int64]:
@@ -230,7 +257,7 @@ def _memory_rows(pen: _Pen, envelope: Envelope, rows: int, scale: Scale) -> list
     return [pen.row(codes[at], classes, labels[at], pen.palette.memory) for at in range(rows)]
 
 
-def _axis_row(pen: _Pen, window: Window, departs: int | None) -> Strip:
+def _axis_row(pen: _Pen, window: Window, departs: int | None, breaks: Sequence[int] = ()) -> Strip:
     """Step numbers at round steps, and the mark where this becomes another history than the recording."""
     codes, classes = pen.blank()
     classes[:] = AXIS
@@ -243,11 +270,24 @@ def _axis_row(pen: _Pen, window: Window, departs: int | None) -> Strip:
         if column is not None and free <= column <= pen.columns - len(text):
             codes[column : column + len(text)] = pen.code(text)
             free = column + len(text) + 1
-    mark = None if departs is None else window.column(departs, pen.columns)
-    if mark is not None:
-        codes[mark] = ord(pen.glyphs.departs)
-        classes[mark] = DEPARTS
+    if departs is not None and departs < window.end:
+        _mark_departure(pen, window, departs, codes, classes)
+    for step in breaks:
+        mark = window.column(step, pen.columns)
+        if mark is not None:
+            codes[mark], classes[mark] = ord(pen.glyphs.stop), EVENT
     return pen.row(codes, classes)
+
+
+def _mark_departure(pen: _Pen, window: Window, departs: int, codes: Codes, classes: Classes) -> None:
+    """The diamond where it departs, and dashes under all that follows: that is another history."""
+    at = window.column(departs, pen.columns)
+    first = 0 if at is None else at
+    free = codes[first:] == 32
+    codes[first:][free] = ord(pen.glyphs.other)
+    classes[first:] = DEPARTS
+    if at is not None:
+        codes[at] = ord(pen.glyphs.departs)
 
 
 def _round_step(least: float) -> int:

@@ -6,23 +6,30 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal
+from textual.content import Content
+from textual.style import Style as ContentStyle
 from textual.widgets import Static
 
 from recorder.recording import Recording
+from replayer.as_recorded import no_rows, recorded_history
 from replayer.history import History, StepRow
+from tui.answers import AnswerTable
 from tui.board import Board
-from tui.dialogs import StepPrompt
+from tui.dialogs import Prompt
 from tui.fetch import RowFetcher
-from tui.jobs import Job, Replay, Rows, recorded_history
+from tui.jobs import Job, Replay, Rows
 from tui.keys import Count, hints
 from tui.pane import ChartPane
+from tui.panel import InspectorPanel
 from tui.player import Player
 from tui.requests import RequestTable, describe
 from tui.series import Series
+from tui.sources import Sources, Tail
 from tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
 from tui.summary import Line, StepSummary
 
@@ -35,7 +42,13 @@ class ReplayView(App[None]):
     #head { height: 1; padding: 0 1; text-style: bold; background: $panel; }
     #panes { height: 2fr; min-height: 8; }
     #requests { height: 1fr; min-height: 5; }
-    #status { height: 1; padding: 0 1; background: $panel; }
+    #watches { height: 1; padding: 0 1; display: none; color: $text-accent; }
+    #trouble { height: auto; max-height: 10; padding: 0 1; display: none; background: $surface;
+               color: $text-error; }
+    #ask { height: 1; padding: 0 1; display: none; background: $surface; }
+    #ask-label { width: auto; padding: 0 1 0 0; text-style: bold; }
+    #status { height: 1; padding: 0 1; background: $panel; link-style: none; link-color: $foreground;
+              link-background-hover: $primary; link-style-hover: bold; }
     """
     TITLE = "fdtrace replay"
     AUTO_FOCUS = None
@@ -50,14 +63,22 @@ class ReplayView(App[None]):
         ascii: bool = False,
         step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sources: Sources | None = None,
     ) -> None:
         """`rows` gives the requests of a recorded step; `recorded` is the recording as a history, if made."""
         super().__init__()
         self.recording = recording
+        self.sources = sources or Sources()
+        if rows is None:
+            rows = self.sources.rows or no_rows
+        else:
+            self.sources = replace(self.sources, rows=rows)
         self.ascii = ascii
         self.glyphs: Glyphs = ASCII if ascii else BLOCKS
         self.clock = clock
         history = recorded or recorded_history(recording, rows)
+        if history.request_steps is None and self.sources.request_steps is not None:
+            history = replace(history, request_steps=self.sources.request_steps)
         first = Job(Replay(history.name, history.how, lambda _progress, _cancelled: history))
         first.run()
         assert first.series is not None, first.error
@@ -67,34 +88,51 @@ class ReplayView(App[None]):
         self.count = Count()
         self.player = Player()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.prompt = Prompt()
+        self.inspecting = self.answering = self.following = False
+        self.tailing: Tail | None = None
+        self._opened_on = self.board.cursor if step is None and len(self.recorded.over) else None
         self._fetcher = RowFetcher(lambda work: self.run_worker(work, group="rows"), self._deliver)
         if ascii:
             self.theme = "ansi-dark"
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What the parts of the screen start with, before anything is on it."""
 
     # What is on the screen
 
     def compose(self) -> ComposeResult:
-        yield Static(self._head(), id="head", markup=False)
+        yield Static(self.head(), id="head", markup=False)
         self.panes = [ChartPane(job, self.look, id=f"pane-{at}") for at, job in enumerate(self.board.jobs)]
         yield Horizontal(*self.panes, id="panes")
         yield StepSummary(id="summary", markup=False)
+        yield Static("", id="watches", markup=False)
         yield RequestTable(id="requests")
+        yield AnswerTable(id="answers")
+        yield InspectorPanel(id="inspector")
+        yield Static("", id="trouble", markup=False)
+        with Horizontal(id="ask"):
+            yield Static("", id="ask-label", markup=False)
+            yield self.prompt
         yield Static("", id="status", markup=False)
-        yield StepPrompt()
 
-    def _head(self) -> str:
+    def head(self) -> str:
+        """The first line: the engine, and what limits it."""
         engine = self.recording.engine
         speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
         parts = [
             f"{self.TITLE}", f"{engine.name} {engine.version}".strip(),
             f"limit {self.recorded.limit}", speculation, f"{engine.max_num_seqs} seqs",
             f"{engine.num_blocks} blocks", f"{len(self.recorded)} steps",
+            *(["RECORDING"] if self.tailing is not None and self.tailing.live else []),
         ]  # fmt: skip
         return f" {self.glyphs.dot} ".join(parts)
 
     def on_mount(self) -> None:
         if self.ascii:
-            self.query_one(RequestTable).add_class("-ascii")
+            for kind in (RequestTable, AnswerTable, InspectorPanel):
+                self.query_one(kind).add_class("-ascii")
         self.theme_changed_signal.subscribe(self, lambda _theme: self.refresh_all())
         threading.Thread(target=self._compute, name="fdtrace-replays", daemon=True).start()
         for job in self.board.jobs[1:]:
@@ -103,10 +141,23 @@ class ReplayView(App[None]):
         self._ticker = self.set_interval(1 / 30, self._tick, pause=True)
         self.refresh_all()
 
+        self.begin()
+
+    def begin(self) -> None:
+        """Called once everything is on the screen."""
+
+    def _opening(self) -> str:
+        """What the screen opens on, in words."""
+        series, step = self.recorded, self.board.cursor
+        ran, count = series.value("num_tokens", step) or 0, len(series.over)
+        which = "the first" if step == int(series.step[series.over[0]]) else "one"
+        return f"{which} of {count} exceeded steps: {step} ran {ran}, limit {series.limit}; Enter tells why"
+
     def on_unmount(self) -> None:
         for job in self.board.jobs:
             job.cancel()
         self._queue.put(None)
+        self._ticker.stop()
         self._fetcher.close()
 
     def on_resize(self, _event: events.Resize) -> None:
@@ -125,27 +176,31 @@ class ReplayView(App[None]):
 
     def _poll(self) -> None:
         """Show how far the replays are; take in those that ended."""
-        for pane in self.panes:
+        for at, pane in enumerate(self.panes):
             job = pane.job
-            if (
-                job.state == "done"
-                and pane.departs is None
-                and pane.seen != "done"
-                and job.series is not None
-            ):
-                pane.departs = job.series.departs_from(self.recorded) if pane is not self.panes[0] else None
-                self.board.widen(job.series)
             if pane.seen != job.state:
+                if job.state == "done" and job.series is not None:
+                    pane.departs = job.series.departs_from(self.recorded) if at else None
+                    self.board.widen(job.series)
                 pane.seen = job.state
                 self.refresh_all()
             elif job.state == "running" and pane.display:
                 pane.redraw()
 
+    def compute(self, job: Job) -> None:
+        """Have a job computed, after those that were asked for before it."""
+        self._queue.put(job)
+
+    def set_job(self, pane: ChartPane, job: Job) -> None:
+        """Fill a pane with another job."""
+        self.board.jobs[self.panes.index(pane)] = job
+        pane.job, pane.departs, pane.seen = job, None, ""
+        self.compute(job)
+        self.refresh_all()
+
     def restart(self, pane: ChartPane) -> None:
         """Begin a replay anew."""
-        pane.job = pane.job.again()
-        self.board.jobs[self.panes.index(pane)] = pane.job
-        self._queue.put(pane.job)
+        self.set_job(pane, pane.job.again())
 
     def _tick(self) -> None:
         """Move on while it plays."""
@@ -159,6 +214,7 @@ class ReplayView(App[None]):
         visible = self.board.visible(self.size.width)
         if self.board.active not in visible:
             self.board.active = visible[0]
+        self.show_parts()
         for at, pane in enumerate(self.panes):
             pane.display = at in visible
             pane.number = visible.index(at) + 1 if at in visible and not self.board.alone else at + 1
@@ -166,6 +222,20 @@ class ReplayView(App[None]):
             pane.set_class(pane.active, "-active")
             pane.redraw()
         self.show_view()
+
+    def set_active(self, at: int) -> None:
+        """Make a pane the active one."""
+        if at != self.board.active:
+            self.board.active = at
+            self.refresh_all()
+
+    def show_parts(self) -> None:
+        """Which parts stand below the charts: the inspector, a query's rows, or the requests."""
+        answering = self.answering and not self.inspecting
+        self.query_one(InspectorPanel).display = self.inspecting
+        self.query_one(AnswerTable).display = answering
+        self.query_one(RequestTable).display = not self.inspecting and not answering
+        self.query_one(StepSummary).display = not self.inspecting or self.size.height >= 40
 
     def show_view(self) -> None:
         """Show the window and the cursor."""
@@ -188,6 +258,9 @@ class ReplayView(App[None]):
             if pane.display
         ]
         summary = self.query_one(StepSummary)
+        if not summary.display:
+            self.show_status()
+            return
         if summary.styles.height is None or summary.size.height != len(lines) + 1:
             summary.styles.height = len(lines) + 1
         summary.show(board.cursor, lines, self.look())
@@ -212,18 +285,31 @@ class ReplayView(App[None]):
     def show_status(self, message: str = "") -> None:
         """The bottom line: where one is, what was typed, and what may be typed."""
         board, window, glyphs = self.board, self.board.window, self.glyphs
+        if not message and self._opened_on is not None:
+            if board.cursor == self._opened_on:
+                message = self._opening()
+            else:
+                self._opened_on = None
         left = message or f"step {board.cursor} of {window.low}-{window.high - 1}"
         if not message and (window.start, window.end) != (window.low, window.high):
             left += f" {glyphs.dot} shows {window.start}-{window.end - 1}"
         if self.player.playing:
             left += f" {glyphs.dot} {'<<' if self.player.backwards else '>>'} {self.player.speed:g}/s"
+        if self.following and self.tailing is not None and not message:
+            left += f" {glyphs.dot} following"
         if board.has_pages(self.size.width) and not board.alone:
             left += f" {glyphs.dot} ] more formulas"
         if self.count.pending:
             left = f"{self.count.pending} {glyphs.dot} {left}"
         room = self.size.width - 2
-        right = hints(room - len(left) - 2, self.ascii)
-        self.query_one("#status", Static).update(left + right.rjust(room - len(left)), layout=False)
+        shown = hints(room - len(left) - 2)
+        gap = " | " if self.ascii else f" {glyphs.dot} "
+        used = sum(len(text) for text, _ in shown) + len(gap) * (len(shown) - 1)
+        parts: list[str | tuple[str, ContentStyle]] = [left, " " * (room - len(left) - used)]
+        for at, (text, action) in enumerate(shown):
+            parts += [gap] if at else []
+            parts.append((text, ContentStyle.from_meta({"@click": f"app.{action}"})))
+        self.query_one("#status", Static).update(Content.assemble(*parts), layout=False)
 
     @property
     def active_pane(self) -> ChartPane:

@@ -7,15 +7,24 @@ fdtrace); `sys.remote_exec` (both Pythons 3.14 or later, of one minor version); 
 from __future__ import annotations
 
 import argparse
+import sys
+import threading
 import time
 
 from fdtrace.recording import StopSignals, Watch, add_recording_arguments, check_arguments, discard
+from recorder.errors import FdtraceError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace attach`."""
     parser.add_argument("pid", type=int, metavar="PID", help="the server, or any process above its engine")
     add_recording_arguments(parser)
+    parser.add_argument(
+        "--tui", action="store_true", help="watch it in the replay screen; leaving that ends the recording"
+    )
+    parser.add_argument(
+        "-f", "--formula", action="append", metavar="FORMULA", help="with --tui, as for `fdtrace replay`"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from recorder.supervise import Supervisor
 
     check_arguments(args)
+    if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise UsageError("--tui needs a terminal", hint="record without it, and replay the trace afterwards")
     attach.check_pid(args.pid)
     session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
     supervisor = None
@@ -49,9 +60,41 @@ def run(args: argparse.Namespace) -> int:
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
         )
-        reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
+        if args.tui:
+            reason = _on_screen(args, watch, signals)
+        else:
+            reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
         if reason:
             watch.stop(reason)
         done = watch.finish()
     watch.progress.note(f"{done['steps']} steps in {args.output}")
     return 0
+
+
+def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> str:
+    """Watch the collector in a thread and show what it records until the screen is left; the reason to end."""
+    from fdtrace.live import first_steps, show
+
+    reason = watch.until(lambda: signals.reason or watch.supervisor.ended or first_steps(args.output))
+    if reason != "first steps":
+        return reason
+    left = threading.Event()
+    ended: list[str] = []
+
+    def record() -> None:
+        ended.append(watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended))
+        if ended[0]:
+            watch.stop(ended[0])
+
+    watch.progress.silent = True
+    thread = threading.Thread(target=record, name="fdtrace-recording")
+    thread.start()
+    try:
+        show(args.output, args.formula)
+    except FdtraceError as error:
+        watch.progress.note(str(error))
+    finally:
+        left.set()
+        thread.join()
+        watch.progress.speak()
+    return ""

@@ -1,13 +1,16 @@
 """Replay a trace under other budget formulas: side by side on a terminal, printed with --report, or as --json.
 
 Rescheduled (the default): the recorded requests, arrivals and acceptance lengths scheduled afresh by the model of the
-engine's scheduler. --as-recorded: each step keeps the state that it had; what would the formula have allowed there?
+engine's scheduler. --scheduler: the same through the real code of a checkout. --as-recorded: each step keeps the state
+that it had; what would the formula have allowed there?
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="print instead (the default where stdout is no terminal)"
     )
     how.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    how.add_argument(
+        "--svg", type=Path, metavar="PATH", help="write the screen as a picture, for a bug report"
+    )
+    how.add_argument("--html", type=Path, metavar="PATH", help="write the screen as a page")
+    parser.add_argument(
+        "--size", type=_size, default=(120, 36), metavar="CxR", help="of --svg and --html (default 120x36)"
+    )
+    parser.add_argument("--keys", metavar="KEYS", help="keys pressed before --svg and --html, as 'n n enter'")
     parser.add_argument("--ascii", action="store_true", help="16 colours and 7-bit characters only")
     parser.add_argument(
         "--step", type=int, metavar="N", help="where the cursor starts (default: the first exceeded)"
@@ -27,29 +38,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open the screen, or print."""
-    from fdtrace.formulas import formulas
-    from fdtrace.replays import RecordedRows, policy_of, replay_now, replays_later
+    """Open the screen, draw it, or print."""
+    from fdtrace.replays import RecordedRows, Replays
     from recorder.trace import open_trace
 
-    chosen = formulas(args.formula)
-    policy_of(args.policy)
-    on_screen = not (args.report or args.json) and sys.stdout.isatty() and sys.stdin.isatty()
+    drawing = args.svg is not None or args.html is not None
+    terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    if drawing or not (args.report or args.json or not terminal):
+        return _show(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
-        rows = RecordedRows(trace, recording.engine.engine_id)
-        if on_screen:
-            from tui.app import run_replay
-
-            later = replays_later(recording, chosen, args, rows)
-            run_replay(recording, later, rows=rows, ascii=args.ascii, step=args.step)
-            return 0
-        histories = replay_now(recording, chosen, args, rows)
+        histories = Replays(recording, args, RecordedRows(trace, recording.engine.engine_id)).now()
     if args.json:
         _print_json(recording, histories)
     else:
         _print_report(recording, histories)
     return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    """The screen itself, or a picture of it."""
+    from fdtrace.reading import TraceReader
+    from fdtrace.replays import Replays, sources_of
+
+    reader = TraceReader(args.trace, args.engine)
+    try:
+        replays = Replays(reader.first, args, reader.rows, reader)
+        later, sources = replays.later(), sources_of(reader, replays)
+        if args.svg is not None or args.html is not None:
+            from tui.export import write_screen
+
+            keys = (args.keys or "").split()
+            write_screen(
+                reader.first, later, replace(sources, tail=None), ascii=args.ascii, step=args.step,
+                size=args.size, keys=keys, svg=args.svg, html=args.html,
+            )  # fmt: skip
+        else:
+            from tui.app import run_replay
+
+            run_replay(reader.first, later, sources=sources, ascii=args.ascii, step=args.step)
+    finally:
+        reader.close()
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    columns, cross, rows = text.partition("x")
+    if not (cross and columns.isdigit() and rows.isdigit() and int(columns) >= 40 and int(rows) >= 12):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: such as 100x30, at least 40x12")
+    return int(columns), int(rows)
 
 
 def _print_json(recording: object, histories: object) -> None:

@@ -120,7 +120,7 @@ class Engine:
         """Give the shared memory back."""
         signal = getattr(self.manager, "need_block_num_signal", None)
         if signal is not None:
-            signal.clear()
+            signal.shm.unlink()  # its own clear() closes first, which fails while its array is there
 
     def _request(self, spec: Message) -> Any:
         tokens = [token for token, count in spec["prompt"] for _ in range(count)]
@@ -188,12 +188,12 @@ class Engine:
         if known:
             manager.add_abort_req_ids(known)
         decodes = sum(1 for r in manager.running if r.num_computed_tokens >= r.need_prefill_tokens)
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         try:
             result = manager.schedule()
         except Exception as error:
             raise CannotGoOn("schedule", error) from error
-        took = time.perf_counter_ns() - began
+        took = time.thread_time_ns() - began
         tasks, errors = result if isinstance(result, tuple) else (result, [])
         answer: Message = {
             "running": len(manager.running),
@@ -257,19 +257,19 @@ class Engine:
     def _settle(self, answer: Message) -> int:
         """What follows a forward: finished requests go, preempted ones wait again, aborted ones are forgotten.
 
-        Nanoseconds that FastDeploy's code took for it.
+        Nanoseconds of CPU that FastDeploy's code took for it.
         """
         manager = self.manager
         for name in answer["finished"]:
             self.decoding.pop(name)
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         for name in answer["finished"]:
             manager.finish_requests(name)
         for name in answer["preempted"]:
             manager.reschedule_preempt_task(name)
         for name in answer["aborted"]:
             manager.recycle_abort_task(name)
-        took = time.perf_counter_ns() - began
+        took = time.thread_time_ns() - began
         for name in (*answer["finished"], *answer["aborted"]):
             self.playing.pop(name, None)
         return took

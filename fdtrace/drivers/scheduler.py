@@ -56,7 +56,7 @@ class DrivenScheduler:
             )
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
-        """Nanoseconds that the engine's own code took so far."""
+        """Nanoseconds of CPU that the engine's own code took so far."""
         self._known: dict[str, _Known] = {}
         self._contents: dict[Hashable, int] = {}
         """Content of a block -> the token that it is made of."""
@@ -231,8 +231,10 @@ class DrivenScheduler:
         return 0
 
 
-def _state(resumed: Resumed) -> dict[str, Any]:
+def _state(resumed: Resumed) -> dict[str, int]:
     return {
-        name: getattr(resumed, name)
-        for name in ("num_computed_tokens", "num_blocks", "num_emitted_tokens", "decoding")
+        "num_computed_tokens": int(resumed.num_computed_tokens),
+        "num_blocks": int(resumed.num_blocks),
+        "num_emitted_tokens": int(resumed.num_emitted_tokens),
+        "decoding": int(resumed.decoding),
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread  # not threading: an injected thread that is the first to import that becomes its MainThread
 import json
 import os
 import socket
 import sys
-import threading
 import time
 from typing import Any
 
@@ -21,7 +21,7 @@ class Agent:
         """`keep_hooks`: armed processes stay armed after a recording; an injected agent gives the classes back."""
         self.keep_hooks = keep_hooks
         self.on = self.gone = False
-        self.lock = threading.Lock()
+        self.lock = _thread.allocate_lock()
         self.installed: list[hooks.Installed] = []
         self.adapters = [adapter(self) for adapter in adapters.ADAPTERS]
         self.writer: Writer | None = None
@@ -69,7 +69,7 @@ class Agent:
 
     def _become_child(self) -> None:
         # The lock may have been held by a thread that this process does not have; ring and mailbox are the parent's.
-        self.pid, self.lock, self.box, self.on = os.getpid(), threading.Lock(), None, False
+        self.pid, self.lock, self.box, self.on = os.getpid(), _thread.allocate_lock(), None, False
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
     def _open_box(self) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorder.recording import MISSING, EngineInfo, Recording
+from replayer import BUILTIN, Replay, workload_from_case
+from replayer import history_of as run_history
 from replayer.history import Hang, History, How, Outcome, StepRow
 
 DATA = Path(__file__).parent.parent / "data"
@@ -101,6 +103,45 @@ def lab_recording(name: str = "speculative") -> Recording:
     config = case(name)
     keys = ("max_num_batched_tokens", "max_num_seqs", "num_speculative_tokens", "num_blocks")
     return recording_of(columns(name, "original"), **{key: config[key] for key in keys})
+
+
+def case_recording(name: str) -> tuple[Recording, History]:
+    """The lab's case with its requests, as the model runs it under `original`; and that history.
+
+    It holds what a trace of that run would, so that replays of it are the lab's.
+    """
+    workload = workload_from_case(case(name))
+    run = Replay(workload, BUILTIN["original"])
+    run.run()
+    history = run_history(run)
+    assert history.request_steps is not None
+    ids = [request.request_id for request in workload.requests]
+    rows = {request: history.request_steps(request) for request in ids}
+    accepts = [np.array(request.accepts, np.int16) for request in workload.requests]
+    requests = {
+        "request": np.arange(len(ids), dtype=np.int64),
+        "request_id": np.array(ids, dtype=object),
+        "arrived_step": np.array([request.arrival for request in workload.requests], np.int64),
+        "num_prompt_tokens": np.array([r.num_prompt_tokens for r in workload.requests], np.int64),
+        "num_output_tokens": np.array([r.num_output_tokens for r in workload.requests], np.int64),
+        "max_tokens": np.array([r.num_output_tokens for r in workload.requests], np.int64),
+        "finish_reason": np.array(["length"] * len(ids), dtype=object),
+    }
+    config = workload.config
+    keys = ("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len",
+            "num_speculative_tokens", "spec_method")  # fmt: skip
+    engine = {"version": "2.5.0", **{key: getattr(config, key) for key in keys}}
+    info = EngineInfo(0, "fastdeploy", **engine)
+    recording = Recording(
+        info,
+        {**history.columns, "reserved_bytes": np.maximum.accumulate(history.columns["num_tokens"]) * MIB},
+        requests,
+        np.concatenate(accepts),
+        np.cumsum([0, *map(len, accepts)]),
+        np.full(len(ids), MISSING, np.int64),
+        np.array([rows[request][-1][0] if rows[request] else MISSING for request in ids], np.int64),
+    )
+    return recording, history
 
 
 def lab_history(name: str, version: str, how: How = "rescheduled") -> History:

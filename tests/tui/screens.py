@@ -8,11 +8,15 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from replayer.history import History
-from tests.tui.recordings import lab_history, lab_recording, step_rows
+from recorder.recording import Recording
+from replayer import parse_formula, replay
+from replayer.history import History, How
+from tests.tui.recordings import case_recording, lab_history, lab_recording, step_rows
 from tui.app import ReplayApp
 from tui.jobs import Cancelled, Progress, Replay
+from tui.panel import InspectorPanel
 from tui.requests import RequestTable
+from tui.sources import Sources
 from tui.summary import StepSummary
 
 CASE = "speculative"
@@ -42,6 +46,51 @@ def lab_app(versions: Sequence[str] = ("pr7438", "pr7499"), **options: Any) -> R
     replays = [ready_replay(lab_history(CASE, version)) for version in versions]
     options.setdefault("clock", Clock())
     return ReplayApp(lab_recording(CASE), replays, rows=step_rows(CASE, "original"), **options)
+
+
+def formula_replay(recording: Recording, text: str, how: How = "rescheduled") -> Replay:
+    """A replay as `fdtrace replay -f` makes it."""
+    formula = parse_formula(text)
+
+    def compute(progress: Progress, cancelled: Cancelled) -> History:
+        def progressed(done: int, expected: int) -> None:
+            progress(done / max(1, expected))
+
+        done = replay(recording, [formula], how, progressed=progressed, cancelled=cancelled)
+        return done[1]
+
+    return Replay(formula.name, how, compute, formula, None, text)
+
+
+def case_app(name: str, formulas: Sequence[str] = ("pr7438",), **options: Any) -> ReplayApp:
+    """A case of the lab as a recording, with replays that the model computes."""
+    recording, history = case_recording(name)
+    events = options.pop("events", None)
+    sources = Sources(
+        rows=history.rows,
+        request_steps=history.request_steps,
+        events=events,
+        sql=options.pop("sql", None),
+        event_steps=options.pop("event_steps", None),
+        replay_of=lambda text: formula_replay(recording, text),
+    )
+    options.setdefault("clock", Clock())
+    replays = [formula_replay(recording, text) for text in formulas]
+    return ReplayApp(recording, replays, sources=sources, **options)
+
+
+async def quiet(pilot: Pilot[None]) -> ReplayApp:
+    """The app, once no worker fetches anything for it."""
+    app = of(pilot)
+    await until(pilot, lambda: all(pane.job.ended and pane.seen == pane.job.state for pane in app.panes))
+    await pilot.pause(0.05)
+    await until(pilot, lambda: not app.busy)
+    return app
+
+
+def inspector_of(app: ReplayApp) -> str:
+    """What the inspector says."""
+    return app.query_one(InspectorPanel).text
 
 
 def of(pilot: Pilot[None]) -> ReplayApp:

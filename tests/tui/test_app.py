@@ -274,9 +274,12 @@ async def test_requests_scroll() -> None:
         table = app.query_one(RequestTable)
         assert len(table.rows) > table.size.height
         await pilot.press("j", "j")
-        assert table.top == 2
-        assert table.render_line(1).text.startswith(table.rows[2].request_id)
-        await pilot.press("pageup")
+        assert table.selected == table.rows[1].request_id
+        for _ in range(table.size.height):
+            await pilot.press("j")
+        assert table.top > 0
+        assert table.render_line(1).text.startswith(table.rows[table.top].request_id)
+        await pilot.press("pageup", "pageup")
         assert table.top == 0
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 from recorder.errors import UsageError
+from replayer.as_recorded import recorded_history
 from replayer.history import History, StepRow
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows
 from tests.tui.screens import CASE, of, ready_replay, settled, summary_of, title_of, until
 from tui.app import ReplayApp
-from tui.jobs import Cancelled, Progress, Replay, recorded_history
+from tui.jobs import Cancelled, Progress, Replay
 
 SIZE = (100, 30)
 

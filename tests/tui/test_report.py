@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from replayer.as_recorded import recorded_history
 from replayer.history import Fidelity, Hang, History
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of
 from tui.chart import tokens_chart
-from tui.jobs import recorded_history
 from tui.report import histories_json, render_report
 from tui.series import Series
 

@@ -1,0 +1,90 @@
+"""The replay screen as a file: the same panes that the terminal shows, for a bug report or a page."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.segment import Segment
+from textual.pilot import Pilot
+
+from recorder.errors import UsageError
+from recorder.recording import Recording
+from tui.app import ReplayApp
+from tui.jobs import Replay
+from tui.sources import Sources
+
+SETTLE = 0.6
+"""Seconds without anything left to do before the picture is taken."""
+
+
+def write_screen(
+    recording: Recording,
+    replays: Sequence[Replay],
+    sources: Sources,
+    *,
+    size: tuple[int, int] = (120, 36),
+    ascii: bool = False,
+    step: int | None = None,
+    keys: Sequence[str] = (),
+    svg: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Write the screen of `size` (columns, rows) once every replay is computed and `keys` were pressed.
+
+    UsageError where a file cannot be written.
+    """
+    app = ReplayApp(recording, replays, sources=sources, ascii=ascii, step=step)
+
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await _settled(pilot, app)
+            for key in keys:
+                await pilot.press(key)
+                await _settled(pilot, app)
+            if svg is not None:
+                _write(svg, app.export_screenshot(title=app.TITLE))
+            if html is not None:
+                _write(html, _page(app))
+
+    asyncio.run(run())
+
+
+async def _settled(pilot: Pilot[None], app: ReplayApp) -> None:
+    """Wait for the replays, and for what the workers fetch."""
+    while not all(pane.job.ended and pane.seen == pane.job.state for pane in app.panes):
+        await pilot.pause(0.05)
+    quiet = 0.0
+    while quiet < SETTLE:
+        await pilot.pause(0.1)
+        quiet = 0.0 if app.busy else quiet + 0.1
+
+
+def _page(app: ReplayApp) -> str:
+    width = app.size.width
+    console = Console(
+        width=width, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    for strip in app.screen._compositor.render_strips():
+        console.print(_Line([*strip]), end="")
+    return console.export_html(inline_styles=True)
+
+
+class _Line:
+    """One line of the screen, as Rich prints it."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self.segments = segments
+
+    def __rich_console__(self, _console: Console, _options: object) -> list[Segment]:
+        return [*self.segments, Segment.line()]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written", why=error.strerror or str(error)) from None
