@@ -189,7 +189,14 @@ class FastDeployWorkerAdapter:
         duration = (time.perf_counter_ns() - token[1]) // 1000
         prefills, self.prefills = self.prefills, {}
         inputs = runner.share_inputs
-        tokens = self._by_slot(inputs, inputs["seq_lens_this_time_cpu"])
+        try:
+            on_host = inputs["seq_lens_this_time_cpu"]
+        except KeyError:
+            raise RuntimeError(
+                "%s keeps no seq_lens_this_time_cpu: its tokens cannot be read without waiting for the device"
+                % type(runner).__name__
+            )
+        tokens = self._by_slot(inputs, on_host)
         if not tokens.tobytes().strip(b"\0"):  # a tenth of what `any` costs on an array
             return
         memory = self.memory() if self.memory is not None else UNKNOWN_MEMORY
