@@ -42,7 +42,7 @@ def run(work):
         if batch is None:
             break
         batch.on_schedule(now)
-        for request, num_tokens in zip(batch.requests, batch.num_q_tokens):  # its one stage
+        for request, num_tokens in zip(batch.requests, batch.num_q_tokens, strict=True):  # its one stage
             request.on_batch_stage_end(now, 0, 0.0, 0.0, num_tokens)
         batch.on_batch_end(now)
         scheduler.on_stage_end(0, None)

@@ -174,10 +174,13 @@ class Replays:
 
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
         from fdtrace.schedulers import GivenScheduler
+        from replayer.compare import policy_with
         from tui.jobs import Replay
 
-        known = None if isinstance(one, GivenScheduler) else one
-        return Replay(one.name, self.how, partial(self._compute, one), known, self.policy, text)
+        compute = partial(self._compute, one)
+        if isinstance(one, GivenScheduler):
+            return Replay(one.name, self.how, compute, text=text)
+        return Replay(one.name, self.how, compute, one, self.policy or policy_with(one), text)
 
     def _compute(
         self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None

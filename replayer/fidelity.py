@@ -57,15 +57,25 @@ def recorded_under(recording: Recording, formula: Formula) -> bool:
 
 
 def recorded_policy(recording: Recording) -> Policy:
-    """The policy that the recording was made under: named in the configuration, else told by engine and
-    version.
+    """The policy that the recording was made under.
+
+    Named in the configuration; else told by how the recorded calls reserved blocks, where the recording knows
+    it; else by engine and version.
     """
-    named = recording.engine.config.get("policy")
+    engine = recording.engine
+    named = engine.config.get("policy")
     if isinstance(named, str) and named in POLICIES:
         return POLICIES[named]
-    parts = recording.engine.version.lstrip("v").split(".")
+    if _knows(recording, "new_token_ratio"):
+        return RELEASE_2_6
+    parts = engine.version.lstrip("v").split(".")
     number = tuple(int(part) for part in parts[:2] if part.isdigit())
-    return RELEASE_2_6 if recording.engine.name == "fastdeploy" and number >= (2, 6) else ORIGINAL
+    return RELEASE_2_6 if engine.name == "fastdeploy" and number >= (2, 6) else ORIGINAL
+
+
+def _knows(recording: Recording, name: str) -> bool:
+    values = recording.steps.get(name)
+    return values is not None and bool((values != MISSING).any())
 
 
 def fidelity_of(

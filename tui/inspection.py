@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from recorder.errors import FdtraceError
 from recorder.recording import Recording
@@ -12,7 +12,7 @@ from replayer.account import Account, Accountant
 from replayer.explain import Explained, Explainer
 from replayer.fidelity import recorded_formula, recorded_policy
 from replayer.formulas import BUILTIN, Formula
-from replayer.history import StepRow
+from replayer.history import History, StepRow
 from replayer.recorded_work import workload_from_recording
 from replayer.reschedule import ReplayCancelled
 from tui.jobs import Cancelled, Replay
@@ -56,7 +56,7 @@ class Inspector:
         self.recording, self.sources = recording, sources
         self._accountant: Accountant | None = None
         self._explainers: dict[int, tuple[Replay, Explainer]] = {}
-        self._workload = lru_cache(maxsize=1)(lambda: workload_from_recording(self.recording))
+        self._workload = lru_cache(maxsize=2)(lambda clock: workload_from_recording(self.recording, clock))
 
     def renew(self, recording: Recording) -> None:
         """Work on what the recording has become."""
@@ -124,7 +124,9 @@ class Inspector:
             deliver(replace(found, share=done / max(expected, 1)))
 
         try:
-            explained = self._explainer(subject.at, subject.replay).explain(step, progressed, cancelled)
+            explained = self._explainer(subject.at, subject.replay, history).explain(
+                step, progressed, cancelled
+            )
         except ReplayCancelled:
             return
         except FdtraceError as error:
@@ -137,10 +139,12 @@ class Inspector:
             account = accountant.account(history, formula, step, explained)
         deliver(replace(found, account=account, explained=explained, share=None))
 
-    def _explainer(self, at: int, replay: Replay) -> Explainer:
+    def _explainer(self, at: int, replay: Replay, history: History) -> Explainer:
         known = self._explainers.get(at)
         if known is None or known[0] is not replay:
             assert replay.formula is not None
             policy = replay.policy or recorded_policy(self.recording)
-            known = self._explainers[at] = (replay, Explainer(self._workload, replay.formula, policy))
+            clock = history.outcome.clock
+            workload = partial(self._workload, "steps" if clock is None else clock.kind)
+            known = self._explainers[at] = (replay, Explainer(workload, replay.formula, policy))
         return known[1]

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from recorder.recording import Recording
-from replayer import BUILTIN
+from replayer import BUILTIN, ORIGINAL, RELEASE_2_6
 from replayer.compare import Desk
+from replayer.fidelity import recorded_policy
 from replayer.history import Divergence, Fidelity, History, StepRow
 from tui.report import histories_json, render_report
 
@@ -157,3 +158,15 @@ def test_memory_and_clock_are_told_once_for_all(claims: Make) -> None:
     assert "pr7499: a device of 2.0G would have held every step" in text
     assert text.count("clock: requests arrive by recorded step") == 1
     assert text.count("memory: 1.0M a token of the largest step so far, fitted from reserved_bytes") == 1
+
+
+def test_how_blocks_were_reserved_tells_the_policy(claims: Make) -> None:
+    recording = claims("pr7623")
+    unnamed = replace(recording, engine=replace(recording.engine, config={}))
+    assert recorded_policy(unnamed) is ORIGINAL
+    ratio = {**unnamed.steps, "new_token_ratio": np.full(unnamed.num_steps, 0.7)}
+    assert recorded_policy(replace(unnamed, steps=ratio)) is RELEASE_2_6
+    unknown = {**unnamed.steps, "new_token_ratio": np.full(unnamed.num_steps, -1.0)}
+    assert recorded_policy(replace(unnamed, steps=unknown)) is ORIGINAL
+    newer = replace(unnamed, engine=replace(unnamed.engine, version="2.6.1"))
+    assert recorded_policy(newer) is RELEASE_2_6
