@@ -14,9 +14,10 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from tui.figures import figures
 from tui.jobs import Job
 from tui.series import Series, Window
-from tui.style import Glyphs, Look, tokens
+from tui.style import Glyphs, Look
 from tui.track import Chart, Scale, draw
 
 BAR = 20
@@ -140,36 +141,7 @@ class ChartPane(Widget):
         series = self.series
         bad = series is not None and bool(len(series.over) or series.history.outcome.hang)
         self.set_class(bad, "-exceeds")
-        self.border_subtitle = Content(_fit(self._figures(glyphs), room, glyphs))
-
-    def _figures(self, glyphs: Glyphs) -> list[str]:
-        """What the border says below, from the longest to the shortest."""
-        series = self.series
-        if series is None:
-            return [
-                f"{self.job.state} {self.job.share:.0%}" if self.job.state == "running" else self.job.state
-            ]
-        outcome = series.history.outcome
-        count, steps, most = outcome.num_exceeded, outcome.num_steps, outcome.max_excess
-        over, dot, mark = f"{glyphs.at_most} +{tokens(most)}", glyphs.dot, glyphs.exceeded
-        hang = f" {dot} HANGS at {outcome.hang.step}" if outcome.hang else ""
-        brief = f" {dot} HANGS" if outcome.hang else ""
-        if not count:
-            return [
-                f"never exceeds the limit {dot} {steps} steps{hang}",
-                f"never exceeds {dot} {steps} steps{hang}",
-                f"0 of {steps} exceed{brief}",
-                f"0/{tokens(steps)}{brief}",
-            ]
-        peak = f"peak {outcome.peak_tokens}"
-        return [
-            f"{mark} {count} of {steps} steps exceed, by {most} at most {dot} {peak}{hang}",
-            f"{mark} {count} of {steps} exceed, {over}{hang}",
-            f"{mark} {count}/{steps} exceed {over}{brief}",
-            f"{mark} {count}/{steps} {over}{brief}",
-            f"{mark}{tokens(count)}/{tokens(steps)} +{tokens(most)}{brief}",
-            f"{mark}{tokens(count)} +{tokens(most)}",
-        ]
+        self.border_subtitle = Content(_fit(figures(self.job, self.series, glyphs), room, glyphs))
 
     def on_resize(self) -> None:
         self.redraw()
