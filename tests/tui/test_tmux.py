@@ -58,7 +58,7 @@ class Terminal:
 
     def ended(self) -> bool:
         """Whether the command ended."""
-        for _ in range(100):
+        for _ in range(600):
             if not self._tmux("list-sessions"):
                 return True
             time.sleep(0.1)
@@ -104,7 +104,8 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("journey") / "demo.duckdb"
     sandbox = [sys.executable, "-m", "fdtrace", "sandbox", "--formula", "original", "--steps", "80"]
     command = [sys.executable, "-m", "fdtrace", "record", "-o", str(path), "--", *sandbox]
-    subprocess.run(command, env=_env(), check=True, timeout=200, capture_output=True)
+    done = subprocess.run(command, env=_env(), timeout=200, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return path
 
 
