@@ -24,15 +24,16 @@ def first_steps(path: Path) -> str | None:
 
 def show(path: Path, formulas_given: list[str] | None) -> None:
     """Show the recording until the screen is left."""
-    from fdtrace.formulas import formulas
     from fdtrace.reading import TraceReader
-    from fdtrace.replays import replays_later, sources_of
+    from fdtrace.replays import Replays, add_replay_arguments, sources_of
     from tui.app import run_replay
 
-    args = argparse.Namespace(formula=formulas_given, as_recorded=False, policy=None)
+    parser = argparse.ArgumentParser()
+    add_replay_arguments(parser)
+    asked = [part for text in formulas_given or () for part in ("-f", text)]
     reader = TraceReader(path)
     try:
-        later = replays_later(reader, formulas(formulas_given), args)
-        run_replay(reader.first, later, sources=sources_of(reader, args))
+        replays = Replays(reader.first, parser.parse_args([*asked, "--", str(path)]), reader.rows, reader)
+        run_replay(reader.first, replays.later(), sources=sources_of(reader, replays))
     finally:
         reader.close()

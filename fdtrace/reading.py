@@ -60,7 +60,7 @@ class TraceReader:
             trace = self._open()
             self.live = trace.live
             recording = trace.recording(engine_id)
-        self.first: Recording = recording
+            self.first: Recording = recording.read_now() if self.live else recording
         self.engine_id = recording.engine.engine_id
 
     def _open(self) -> Trace:
@@ -165,7 +165,7 @@ class TraceReader:
         with self._lock:
             self._close()
             try:
-                return self._open().recording(self.engine_id)
+                return self._open().recording(self.engine_id).read_now()
             except duckdb.Error as error:
                 self._close()
                 raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import threading
-from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdtrace.formulas import DEFAULT
+from fdtrace.schedulers import add_scheduler_arguments
+from recorder.errors import UsageError
 
 if TYPE_CHECKING:
     import duckdb
 
     from fdtrace.reading import TraceReader
+    from fdtrace.schedulers import GivenScheduler
     from recorder.recording import Recording
     from recorder.trace import Trace
+    from replayer.as_recorded import Rows
+    from replayer.compare import Desk
     from replayer.config import Policy
     from replayer.formulas import Formula
     from replayer.history import History, How, StepRow
     from tui.jobs import Cancelled, Progress, Replay
     from tui.sources import Sources
+
+SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?i?b)\Z", re.IGNORECASE)
+UNITS = {
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +55,19 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", metavar="P", help="scheduler version of the rescheduled replays (default: as recorded)"
     )
+    parser.add_argument(
+        "--clock",
+        choices=("steps", "time"),
+        default="steps",
+        help="by what requests arrive in a rescheduled replay: the recorded step, or the recorded time with step "
+        "durations fitted from the recording (default: steps)",
+    )
+    parser.add_argument(
+        "--device-memory",
+        metavar="SIZE",
+        help="tell the step at which a device of this size would have run out, as 80GiB",
+    )
+    add_scheduler_arguments(parser)
     parser.add_argument(
         "--engine", type=int, metavar="N", help="which engine of a trace of several (default: the first)"
     )
@@ -72,41 +98,107 @@ def policy_of(text: str | None) -> Policy | None:
     return parse_policy(text) if text else None
 
 
-def replay_now(
-    recording: Recording, formulas: Sequence[Formula], args: argparse.Namespace, rows: RecordedRows
-) -> list[History]:
-    """The recording and its replays, computed here with the progress on stderr."""
-    from fdtrace.progress import Progress as Said
-    from replayer.compare import replay
-
-    said = Said()
-
-    def progressed(done: int, expected: int) -> None:
-        if said.terminal:
-            said.update(f"replaying: {min(100, 100 * done // max(expected, 1))} %")
-
-    histories = replay(
-        recording,
-        formulas,
-        "as recorded" if args.as_recorded else "rescheduled",
-        policy=policy_of(args.policy),
-        rows=rows,
-        progressed=progressed,
-    )
-    if said.dirty:
-        sys.stderr.write("\r\x1b[2K")
-    return histories
+def device_bytes_of(text: str | None) -> int | None:
+    """The bytes that `--device-memory` names; UsageError where it is no size."""
+    if text is None:
+        return None
+    match = SIZE.match(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no size of memory", hint="--device-memory 80GiB")
+    found: int = round(float(match["number"]) * UNITS[match["unit"].lower()])
+    if found < 1:
+        raise UsageError(f"a device has more memory than {text}", hint="--device-memory 80GiB")
+    return found
 
 
-def replays_later(reader: TraceReader, formulas: Sequence[Formula], args: argparse.Namespace) -> list[Replay]:
-    """The same as panes that fill while the screen is in use."""
-    texts = args.formula or DEFAULT
-    return [_replay(reader, one, args, text) for one, text in zip(formulas, texts, strict=True)]
+class Replays:
+    """What the command line asks for: a recording, and what is to be replayed beside it.
+
+    With a `reader` of a recording in progress, a replay takes it as far as it has come.
+    """
+
+    def __init__(
+        self, recording: Recording, args: argparse.Namespace, rows: Rows, reader: TraceReader | None = None
+    ) -> None:
+        from fdtrace.formulas import formulas
+        from fdtrace.schedulers import given_schedulers
+
+        self.recording, self.rows, self.args = recording, rows, args
+        self.reader = reader if reader is not None and reader.live else None
+        self.policy = policy_of(args.policy)
+        self.how: How = "as recorded" if args.as_recorded else "rescheduled"
+        given = given_schedulers(args.scheduler, args.scheduler_python)
+        chosen = formulas(args.formula) if args.formula or not given else []
+        self.subjects: list[Formula | GivenScheduler] = [*chosen, *given]
+        self.texts = [*(args.formula or (DEFAULT if chosen else ())), *("" for _ in given)]
+        if given and args.as_recorded:
+            raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
+        if args.as_recorded and args.clock != "steps":
+            raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
+        self.device_bytes = device_bytes_of(args.device_memory)
+
+    @cached_property
+    def _desk(self) -> Desk:
+        return self._desk_of(self.recording)
+
+    def _desk_of(self, recording: Recording) -> Desk:
+        from replayer.compare import Desk
+
+        return Desk(recording, self.rows, self.args.clock, self.device_bytes)
+
+    def now(self) -> list[History]:
+        """The recording and its replays, computed here with the progress on stderr."""
+        from fdtrace.progress import Progress as Said
+
+        said, histories = Said(), [self._desk.recorded()]
+        for i, one in enumerate(self.subjects):
+
+            def progressed(share: float, name: str = one.name, i: int = i) -> None:
+                if said.terminal:
+                    said.update(f"replaying {name}, {i + 1} of {len(self.subjects)}: {share:.0%}")
+
+            histories.append(self._compute(one, progressed, None))
+        if said.dirty:
+            sys.stderr.write("\r\x1b[2K")
+        return histories
+
+    def later(self) -> list[Replay]:
+        """The replays as panes that fill while the screen is in use."""
+        return [self._later(one, text) for one, text in zip(self.subjects, self.texts, strict=True)]
+
+    def of(self, text: str) -> Replay:
+        """One more pane, for a formula given on the screen; UsageError where it is none."""
+        from fdtrace.formulas import formula
+
+        return self._later(formula(text), text)
+
+    def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
+        from fdtrace.schedulers import GivenScheduler
+        from tui.jobs import Replay
+
+        known = None if isinstance(one, GivenScheduler) else one
+        return Replay(one.name, self.how, partial(self._compute, one), known, self.policy, text)
+
+    def _compute(
+        self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None
+    ) -> History:
+        from fdtrace.schedulers import GivenScheduler
+
+        desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+
+        def progressed(done: int, expected: int) -> None:
+            progress(min(1.0, done / max(expected, 1)))
+
+        if isinstance(one, GivenScheduler):
+            with one.open(desk.workload.config, self.recording.engine.env) as driven:
+                return desk.reschedule(driven, None, progressed, cancelled)
+        if self.how == "as recorded":
+            return desk.as_recorded(one)
+        return desk.reschedule(one, self.policy, progressed, cancelled)
 
 
-def sources_of(reader: TraceReader, args: argparse.Namespace) -> Sources:
+def sources_of(reader: TraceReader, replays: Replays) -> Sources:
     """What the screen may ask the trace for."""
-    from fdtrace.formulas import formula
     from tui.sources import Sources
 
     return Sources(
@@ -115,36 +207,7 @@ def sources_of(reader: TraceReader, args: argparse.Namespace) -> Sources:
         events=reader.events,
         event_steps=reader.event_steps,
         sql=reader.sql,
-        replay_of=lambda text: _replay(reader, formula(text), args, text),
+        replay_of=replays.of,
         tail=reader.tail if reader.live else None,
         recording=reader.recording if reader.live else None,
     )
-
-
-def _replay(reader: TraceReader, formula: Formula, args: argparse.Namespace, text: str) -> Replay:
-    from tui.jobs import Replay
-
-    how: How = "as recorded" if args.as_recorded else "rescheduled"
-    computation = _computation(reader, formula, args)
-    return Replay(formula.name, how, computation, formula, policy_of(args.policy), text)
-
-
-class _computation:
-    """Replays the recording; one in progress as far as it has come."""
-
-    def __init__(self, reader: TraceReader, formula: Formula, args: argparse.Namespace) -> None:
-        self.reader, self.formula, self.args = reader, formula, args
-        self.whole = not reader.live
-
-    def __call__(self, progress: Progress, cancelled: Cancelled) -> History:
-        from replayer.compare import replay
-
-        return replay(
-            self.reader.first if self.whole else self.reader.recording(),
-            [self.formula],
-            "as recorded" if self.args.as_recorded else "rescheduled",
-            policy=policy_of(self.args.policy),
-            rows=self.reader.rows,
-            progressed=lambda done, expected: progress(done / max(expected, 1)),
-            cancelled=cancelled,
-        )[1]

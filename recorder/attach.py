@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,16 @@ def agent_source(call: str) -> str:
 
 
 def attach(pid: int, session: Session) -> list[Reached]:
-    """Reach every process under `pid` that has an engine's scheduler or worker loaded.
+    """Reach every process under `pid` that has an engine's scheduler or worker loaded, the deepest first: what an
+    engine says of its running requests when its recording begins is then newer than what its workers began with.
 
     TargetError where none has, or none can be reached; then nothing was changed.
     """
-    _check_pid(pid)
+    check_pid(pid)
     reached: list[Reached] = []
     problems: list[tuple[int, FdtraceError]] = []
     modules: set[str] = set()
-    for process in process_tree(pid):
+    for process in reversed(process_tree(pid)):
         if process.is_python is False and process.depth:
             continue
         try:
@@ -63,13 +65,14 @@ def attach(pid: int, session: Session) -> list[Reached]:
         modules.update(found.status.get("modules", ()))
         if found.status.get("hooks") or found.waiting:
             reached.append(found)
+    problems.reverse()
     if not reached:
         raise _nothing_reached(pid, problems, modules)
     session.notes += [f"process {number} is not recorded: {error.what}" for number, error in problems]
     return reached
 
 
-def _check_pid(pid: int) -> None:
+def check_pid(pid: int) -> None:
     """A pid that is no process is said at once; what else stands in the way may not concern its children."""
     try:
         check_target(pid)
@@ -109,11 +112,23 @@ def _reach(pid: int, session: Session) -> Reached:
 
 def _inject(pid: int, session: Session) -> Reached:
     check_target(pid)
+    _check_namespace(pid)
     result = run_in_process(pid, agent_source(f"inject({session.for_agent()!r})"))
     status: dict[str, Any] = result.value
     if status.get("problem"):
         raise TargetError(f"the agent in process {pid} could not begin", why=status["problem"])
     return Reached(pid, result.way, False, status, result.held_us)
+
+
+def _check_namespace(pid: int) -> None:
+    """Our rings must be where the process finds them."""
+    ours, theirs = (os.stat(f"/proc/{who}/ns/mnt").st_ino for who in ("self", pid))
+    if ours != theirs:
+        raise TargetError(
+            f"process {pid} runs in a container",
+            why="its /dev/shm is not this one (another mount namespace)",
+            hint="run fdtrace inside that container, or start the server with `fdtrace record` there",
+        )
 
 
 def detach(session_id: str, reason: str = "detach") -> list[str]:

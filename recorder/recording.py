@@ -56,11 +56,11 @@ class InitialRequest:
 class Recording:
     """One engine's steps, requests and acceptance lengths.
 
-    `steps` holds every numeric column of `step` (int64, one entry a step, ascending; `ts` in ns), `not_admitted` as
-    an object array. `requests` holds the columns of `request` (one entry a request, by number; `arrived_at` and
-    `finished_at` in ns). `accepts[accept_offsets[i]:accept_offsets[i + 1]]` are the drafts accepted in the 1st, 2nd, …
-    recorded decode forward of the i-th entry of `requests`. `aborted_step` and `finished_step` hold, by entry of
-    `requests`, the step at which it was aborted or finished (MISSING: not).
+    `steps` holds every numeric column of `step` (int64, `new_token_ratio` float64; one entry a step, ascending; `ts`
+    in ns), `not_admitted` as an object array. `requests` holds the columns of `request` (one entry a request, by
+    number; `arrived_at` and `finished_at` in ns). `accepts[accept_offsets[i]:accept_offsets[i + 1]]` are the drafts
+    accepted in the 1st, 2nd, … recorded decode forward of the i-th entry of `requests`. `aborted_step` and
+    `finished_step` hold, by entry of `requests`, the step at which it was aborted or finished (MISSING: not).
     """
 
     engine: EngineInfo

@@ -135,7 +135,21 @@ STEP = _table(
         "INTEGER",
         "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`",
     ),
-    ("allocated_bytes", "BIGINT", "framework's allocator, after the forward"),
+    (
+        "reserved_output_blocks",
+        "INTEGER",
+        "KV blocks that scheduling keeps free for each running request; NULL where it reserves by a ratio or not",
+    ),
+    (
+        "new_token_ratio",
+        "DOUBLE",
+        "share of the tokens still to come that scheduling keeps KV blocks free for; NULL where it reserves otherwise",
+    ),
+    (
+        "allocated_bytes",
+        "BIGINT",
+        "framework's allocator, after the forward; of rank 0 where there are several",
+    ),
     ("reserved_bytes", "BIGINT", "framework's allocator, after the forward"),
     (
         "peak_allocated_bytes",
@@ -173,6 +187,19 @@ STEP_REQUEST = _table(
     ("num_draft_tokens", "INTEGER", "drafts verified"),
     ("num_accepted_tokens", "INTEGER", "drafts accepted"),
     ("num_blocks", "INTEGER", "KV blocks that it holds"),
+)
+
+RANK_MEMORY = _table(
+    "rank_memory",
+    "One row a step and further rank of the same forwards; rank 0's memory is in `step`. View `memory` has both.",
+    "engine_id step rank",
+    ("engine_id", "INTEGER", "the engine"),
+    ("step", "BIGINT", "the step"),
+    ("rank", "INTEGER", "tensor-parallel rank, from 1"),
+    ("allocated_bytes", "BIGINT", "framework's allocator, after the forward"),
+    ("reserved_bytes", "BIGINT", "framework's allocator, after the forward"),
+    ("peak_allocated_bytes", "BIGINT", "highest allocated, as in `step`"),
+    ("peak_reserved_bytes", "BIGINT", "highest reserved, as in `step`"),
 )
 
 REQUEST = _table(
@@ -215,7 +242,7 @@ EVENT = _table(
     ("detail", "VARCHAR", "JSON: the event's own figures"),
 )
 
-TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, REQUEST, EVENT)
+TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, RANK_MEMORY, REQUEST, EVENT)
 
 
 @dataclass(frozen=True)
@@ -229,13 +256,15 @@ class View:
 
 EXCEEDED = View(
     "exceeded",
-    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew.",
+    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
+    "Where memory was profiled for more than the scheduler hands out (a chunk is rounded up to an image's end), "
+    "that is the limit.",
     """
     SELECT s.engine_id, s.step, s.ts,
-           CASE WHEN s.num_tokens > e.max_num_batched_tokens THEN 'max_num_batched_tokens'
+           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
                 WHEN s.num_tokens > e.max_profiled_tokens THEN 'max_profiled_tokens'
                 ELSE 'num_max_dispatch_tokens_per_rank' END AS limit_name,
-           CASE WHEN s.num_tokens > e.max_num_batched_tokens THEN e.max_num_batched_tokens
+           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled
                 WHEN s.num_tokens > e.max_profiled_tokens THEN e.max_profiled_tokens
                 ELSE e.num_max_dispatch_tokens_per_rank END AS limit_tokens,
            s.num_tokens, s.num_tokens - limit_tokens AS excess_tokens,
@@ -243,9 +272,12 @@ EXCEEDED = View(
                 THEN s.num_tokens - e.max_profiled_tokens END AS over_profiled_tokens,
            s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
            s.reserved_bytes, s.reserved_bytes - p.reserved_bytes AS reserved_growth_bytes
-    FROM step s JOIN engine e USING (engine_id)
+    FROM step s
+    JOIN (SELECT *, greatest(max_num_batched_tokens, max_profiled_tokens) AS scheduled,
+                 CASE WHEN max_profiled_tokens > max_num_batched_tokens THEN 'max_profiled_tokens'
+                      ELSE 'max_num_batched_tokens' END AS scheduled_name FROM engine) e USING (engine_id)
     LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
-    WHERE s.num_tokens > e.max_num_batched_tokens
+    WHERE s.num_tokens > e.scheduled
        OR s.num_tokens > e.max_profiled_tokens
        OR (s.num_prefill_tokens = 0 AND s.num_tokens > e.num_max_dispatch_tokens_per_rank)
     """,
@@ -285,4 +317,16 @@ PREEMPTION = View(
     """,
 )
 
-VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION)
+MEMORY = View(
+    "memory",
+    "The framework's allocator after each step, on every rank.",
+    """
+    SELECT engine_id, step, 0 AS rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
+    FROM step
+    UNION ALL
+    SELECT engine_id, step, rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
+    FROM rank_memory
+    """,
+)
+
+VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ class Session:
     created_at: int
     segments: int = ring.DEFAULT_SEGMENTS
     segment_size: int = ring.DEFAULT_SEGMENT_SIZE
+    mailboxes: str = ""
     protocol: int = wire.PROTOCOL
     max_steps: int | None = None
     command: list[str] = field(default_factory=list)
@@ -38,10 +40,11 @@ class Session:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def create(cls, output: Path, *, ring_mib: int = 8, **more: Any) -> Session:
+    def create(cls, output: Path, *, ring_mib: int = 8, target: int | None = None, **more: Any) -> Session:
         """A new recording to `output`: makes the parts directory and the directory of the rings.
 
         `ring_mib` MiB a process: how far the collector may fall behind before the oldest steps are overwritten.
+        `target`: the process to be recorded; the rings are for its user, where root records another's.
         """
         if output.exists() or parts_directory(output).exists():
             raise TraceError(
@@ -53,11 +56,11 @@ class Session:
                 + ("" if output.exists() else f"; `fdtrace recover {output}` makes a trace of the parts"),
             )
         identity = uuid.uuid4().hex[:12]
-        base = (
-            SHARED_MEMORY if _room(SHARED_MEMORY) > 4 * ring_mib << 20 else Path(mailbox.directory()).parent
-        )
-        private = mailbox.private_directory(str(base / f"fdtrace-rings-{os.geteuid()}"))
-        rings = mailbox.private_directory(os.path.join(private, identity))
+        base = SHARED_MEMORY if _room(SHARED_MEMORY) > 4 * ring_mib << 20 else Path("/tmp")
+        owner = os.geteuid() if target is None else os.stat(f"/proc/{target}").st_uid
+        private = _private_directory(base / f"fdtrace-rings-{owner}", owner)
+        rings = str(_private_directory(private / identity, owner))
+        more |= {"target": target, "mailboxes": mailbox.directory(owner)}
         size = max(1 << 18, (ring_mib << 20) // ring.DEFAULT_SEGMENTS)
         session = cls(identity, str(output.resolve()), rings, time.time_ns(), segment_size=size, **more)
         try:
@@ -96,7 +99,7 @@ class Session:
 
     def for_agent(self) -> dict[str, Any]:
         """What an agent needs to know."""
-        names = ("id", "dir", "segments", "segment_size", "protocol", "output")
+        names = ("id", "dir", "segments", "segment_size", "protocol", "output", "mailboxes")
         return {name: getattr(self, name) for name in names}
 
     def remove_rings(self) -> None:
@@ -106,6 +109,18 @@ class Session:
             for ring_file in directory.iterdir():
                 ring_file.unlink(missing_ok=True)
             directory.rmdir()
+
+
+def _private_directory(path: Path, owner: int) -> Path:
+    """Make `path` for `owner` alone unless it is there; PermissionError where it is somebody else's."""
+    try:
+        path.mkdir(mode=0o700)
+        os.chown(path, owner, -1)
+    except FileExistsError:
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
+            raise PermissionError(f"{path} is not a directory of user {owner} alone (mode 0700)") from None
+    return path
 
 
 def _room(directory: Path) -> int:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 from numpy.typing import NDArray
 
 from recorder import schema
 from recorder.errors import TraceError, UsageError
-from recorder.recording import MISSING, EngineInfo, InitialRequest, Recording
+from recorder.loading import Reader, TraceRecording, engine_info
 from recorder.session import parts_directory
 
 DUCKDB_MAGIC = (8, b"DUCK")
@@ -61,7 +60,7 @@ class Trace:
         """The rows of `engine`."""
         return self.rows("FROM engine ORDER BY engine_id")
 
-    def recording(self, engine_id: int | None = None) -> Recording:
+    def recording(self, engine_id: int | None = None) -> TraceRecording:
         """One engine's recording in memory; of a trace of several, `engine_id` says which."""
         engines = self.engines()
         if not engines:
@@ -72,11 +71,11 @@ class Trace:
             raise UsageError(f"there is no engine {engine_id} in {self.path}", hint=f"engines: {known}")
         row = chosen[0]
         notes = tuple(json.loads(self.head["notes"] or "[]"))
-        return _Reader(self.db, int(row["engine_id"])).read(_engine_info(row), notes)
+        return Reader(self.db, int(row["engine_id"])).read(engine_info(row), notes)
 
     def steps_after(self, engine_id: int, step: int) -> dict[str, NDArray[Any]]:
         """The columns of one engine's steps after a step, as in `Recording.steps`."""
-        return _Reader(self.db, engine_id).steps(step)
+        return Reader(self.db, engine_id).steps(step)
 
     def close(self) -> None:
         """Close the database."""
@@ -160,104 +159,6 @@ def _check(path: Path, db: duckdb.DuckDBPyConnection) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-def _engine_info(row: dict[str, Any]) -> EngineInfo:
-    names = EngineInfo.__dataclass_fields__
-    known = {name: value for name, value in row.items() if name in names and value is not None}
-    for name in ("config", "env"):
-        known[name] = json.loads(row[name] or "null") or {}
-    for name in (
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "num_speculative_tokens",
-        "block_size",
-        "num_blocks",
-    ):
-        known.setdefault(name, 0)
-    known.setdefault("max_model_len", 0)
-    known.setdefault("version", "")
-    return EngineInfo(**known)
-
-
-class _Reader:
-    """Reads one engine's columns as numpy arrays."""
-
-    def __init__(self, db: duckdb.DuckDBPyConnection, engine_id: int) -> None:
-        self.db, self.engine_id = db, engine_id
-
-    def _numpy(self, query: str) -> dict[str, NDArray[Any]]:
-        found = self.db.execute(query, [self.engine_id]).fetchnumpy()
-        return {
-            name: np.ma.filled(values) if np.ma.isMaskedArray(values) else values
-            for name, values in found.items()
-        }
-
-    @staticmethod
-    def _select(table: schema.Table, *skip: str) -> str:
-        parts = []
-        for column in table.columns:
-            if column.name in skip:
-                continue
-            if column.type == "TIMESTAMP_NS":
-                parts.append(f"coalesce(epoch_ns({column.name}), {MISSING}) AS {column.name}")
-            elif column.type == "VARCHAR":
-                parts.append(f"coalesce({column.name}, '') AS {column.name}")
-            else:
-                parts.append(f"coalesce({column.name}, {MISSING})::BIGINT AS {column.name}")
-        return ", ".join(parts)
-
-    def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:
-        steps = self.steps()
-        requests = self._numpy(
-            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
-            "WHERE engine_id = $1 ORDER BY request"
-        )
-        numbers = requests["request"]
-        accepts, offsets = self._accepts(numbers)
-        return Recording(
-            engine, steps, requests, accepts, offsets,
-            self._event_step(numbers, "aborted"), self._event_step(numbers, "finished"),
-            self._initial(steps), notes,
-        )  # fmt: skip
-
-    def steps(self, after: int = MISSING) -> dict[str, NDArray[Any]]:
-        return self._numpy(
-            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "
-            f"WHERE engine_id = $1 AND step > {int(after)} ORDER BY step"
-        )
-
-    def _accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        found = self._numpy(
-            "SELECT request, num_accepted_tokens::SMALLINT AS accepted FROM step_request "
-            "WHERE engine_id = $1 AND kind = 'decode' ORDER BY request, step"
-        )
-        counts = np.zeros(len(numbers) + 1, np.int64)
-        order, number_of = np.unique(found["request"], return_counts=True)
-        counts[np.searchsorted(numbers, order) + 1] = number_of
-        return found["accepted"].astype(np.int16), np.cumsum(counts)
-
-    def _event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
-        found = self._numpy(
-            f"SELECT request, min(step) AS step FROM event WHERE engine_id = $1 AND kind = '{kind}' "
-            "AND request IS NOT NULL AND step IS NOT NULL GROUP BY request ORDER BY request"
-        )
-        steps = np.full(len(numbers), MISSING, np.int64)
-        if len(found["request"]):
-            steps[np.searchsorted(numbers, found["request"])] = found["step"]
-        return steps
-
-    def _initial(self, steps: dict[str, NDArray[Any]]) -> tuple[InitialRequest, ...]:
-        """Requests that ran in the first steps and had computed tokens before, their arrival not recorded."""
-        if not len(steps["step"]):
-            return ()
-        rows = self.db.execute(
-            "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
-            "arg_min(q.kind, q.step) = 'decode' FROM step_request q JOIN request r USING (engine_id, request) "
-            "WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request ORDER BY q.request",
-            [self.engine_id],
-        ).fetchall()
-        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from recorder.recording import MISSING, Recording
 from replayer.columns import column, formula_columns, known
 from replayer.formulas.base import Formula
 from replayer.history import History, StepRow
-from replayer.memory import MemoryFit, fit_memory
-from replayer.outcome import implied_memory, outcome_of
+from replayer.memory import fit_memory
+from replayer.outcome import MemoryQuestion, outcome_of
 
 Rows = Callable[[int], list[StepRow]]
 """The requests of a recorded step, by its number; read from the trace by whoever has it."""
@@ -54,23 +54,23 @@ def no_rows(step: int) -> list[StepRow]:
     return []
 
 
-def recorded_history(recording: Recording, rows: Rows = no_rows) -> History:
+def recorded_history(
+    recording: Recording, rows: Rows = no_rows, memory: MemoryQuestion | None = None
+) -> History:
     """The recording itself, as the history that the replays stand beside."""
+    memory = memory or MemoryQuestion(fit_memory(recording))
     names = (*_KEPT, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
     columns.update(_told(recording))
-    reserved = column(recording, "reserved_bytes")
-    water = None
-    if (reserved != MISSING).any():
-        columns["reserved_bytes"] = reserved
-        water = int(reserved.max())
+    if memory.fit is not None:
+        columns["reserved_bytes"] = column(recording, memory.fit.column)
     limit = recording.engine.max_num_batched_tokens
     outcome = outcome_of(
         columns,
         limit,
         num_refused_tokens=None,
         num_unfinished=num_unfinished(recording),
-        reserved_high_water=water,
+        memory=memory,
     )
     return History("recorded", "recorded", limit, columns, outcome, rows)
 
@@ -81,7 +81,7 @@ def num_unfinished(recording: Recording) -> int:
 
 
 def as_recorded(
-    recording: Recording, formula: Formula, memory: MemoryFit | None = None, rows: Rows = no_rows
+    recording: Recording, formula: Formula, memory: MemoryQuestion | None = None, rows: Rows = no_rows
 ) -> History:
     """The recorded steps under another budget formula, exactly, state for state.
 
@@ -91,7 +91,7 @@ def as_recorded(
     (`allowed` is the sum of the first and the last). UsageError where the formula cannot be computed for a
     step.
     """
-    memory = memory or fit_memory(recording)
+    memory = memory or MemoryQuestion(fit_memory(recording))
     variables, length = formula_columns(recording), recording.num_steps
     budget = formula.budgets(variables, length)
     charged = formula.charges(variables, length) * np.asarray(variables["num_running_decodes"])
@@ -105,13 +105,12 @@ def as_recorded(
     limit = recording.engine.max_num_batched_tokens
     held_back = prefill - columns["num_prefill_tokens"]
     room = np.maximum(limit - columns["num_tokens"], 0)
-    water = implied_memory(columns, memory)
     outcome = outcome_of(
         columns,
         limit,
         num_refused_tokens=int(np.minimum(held_back, room).sum()),
         num_unfinished=num_unfinished(recording),
-        reserved_high_water=water,
+        memory=memory,
     )
     numbers = columns["step"]
 

@@ -103,7 +103,7 @@ class Call:
         if request.aborting:
             self._abort(request)
             return True
-        if self.state.free_slots(request) <= self.state.threshold and not self._extend(request):
+        if self.state.needs_blocks(request) and not self._extend(request):
             return False
         self.budget -= self.charge
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from recorder.errors import UsageError
@@ -95,6 +95,23 @@ class SchedulerConfig:
             name = "FD_DETERMINISTIC_SPLIT_KV_SIZE"
             changes["split_kv_size"] = _converted(name, env.get(name, 16), int)
         return replace(self, **changes)
+
+    def env(self) -> dict[str, str]:
+        """FastDeploy's variables for what is not as by default here: the inverse of `with_env`."""
+        default = {field.name: field.default for field in fields(self)}
+        found = {
+            name: str(getattr(self, attribute))
+            for name, (attribute, _) in _ENV_FIELDS.items()
+            if getattr(self, attribute) != default[attribute]
+        }
+        if not self.chunked_prefill:
+            found["FD_DISABLE_CHUNKED_PREFILL"] = "1"
+        if not self.use_new_token_ratio:
+            found["FD_USE_NEW_TOKEN_RATIO_RESERVE"] = "0"
+        if self.split_kv_size:
+            found["FD_DETERMINISTIC_MODE"] = "1"
+            found["FD_DETERMINISTIC_SPLIT_KV_SIZE"] = str(self.split_kv_size)
+        return found
 
     @classmethod
     def from_engine(cls, engine: EngineInfo) -> SchedulerConfig:

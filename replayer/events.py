@@ -81,6 +81,10 @@ class Forwarded:
     """One forward ran, for requests whose `accepts` are known beforehand; answered by a `Forward`."""
 
 
+SCHEDULE, FORWARDED = Schedule(), Forwarded()
+"""One of each is enough: they hold nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A request made its last token; its blocks are freed."""

@@ -9,6 +9,7 @@ from replayer.config import Policy
 from replayer.events import Decision, Forward
 from replayer.formulas.base import Formula
 from replayer.reschedule import Cancelled, Progressed, Replay, ReplayCancelled
+from replayer.scheduler import Scheduler
 from replayer.workload import Workload
 
 LOOK_EVERY = 500
@@ -59,10 +60,12 @@ class Explainer:
 class _Run(Replay):
     def __init__(self, workload: Workload, formula: Formula, policy: Policy) -> None:
         super().__init__(workload, formula, policy, min_steps=workload.max_steps)
+        assert isinstance(self.scheduler, Scheduler)
+        self.model: Scheduler = self.scheduler
         self._found = Explained(0)
 
     def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
-        tape, scheduler, looked = self.tape, self.scheduler, -1
+        tape, scheduler, looked = self.tape, self.model, -1
         self._found = Explained(at)
         while tape.num_steps <= at and not self._done():
             scheduler.explain = tape.num_steps == at
@@ -77,7 +80,7 @@ class _Run(Replay):
         return self._found
 
     def _next_call(self) -> bool:
-        scheduler, found = self.scheduler, self._found
+        scheduler, found = self.model, self._found
         if scheduler.explain:
             self._arrive()
             found.num_running, found.num_waiting = scheduler.num_running, scheduler.num_waiting
@@ -85,7 +88,7 @@ class _Run(Replay):
         return self.advance()
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
-        if self.scheduler.explain:
+        if self.model.explain:
             found = self._found
             found.decisions.append(decision)
-            found.forward, found.head = forward, self.scheduler.head_of_queue
+            found.forward, found.head = forward, self.model.head_of_queue

@@ -9,26 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorder.recording import MISSING, Recording
+from replayer.as_recorded import Rows, no_rows
 from replayer.columns import column, formula_columns
 from replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy
+from replayer.divergence import divergence_at, equal_steps
 from replayer.events import Decision, Forward
 from replayer.formulas.base import Formula
 from replayer.formulas.builtin import BUILTIN
-from replayer.history import Fidelity
+from replayer.history import Divergence, Fidelity
 from replayer.reschedule import Replay
 from replayer.workload import Workload
-
-COMPARED = (
-    "num_tokens",
-    "num_prefill_tokens",
-    "num_decode_tokens",
-    "num_preempted",
-    "num_running",
-    "num_waiting",
-    "num_free_blocks",
-    "token_budget",
-)
-"""What must be equal for a step to count as reproduced, where the recording knows it."""
 
 
 def recorded_formula(recording: Recording) -> str | None:
@@ -51,6 +41,21 @@ def recorded_formula(recording: Recording) -> str | None:
     return None
 
 
+def recorded_under(recording: Recording, formula: Formula) -> bool:
+    """Whether the recording was made under this formula: by its name, or by what it computes for each step."""
+    name = recorded_formula(recording)
+    if name == formula.name:
+        return True
+    recorded = BUILTIN.get(name or "")
+    if recorded is None:
+        return False
+    variables, length = formula_columns(recording), recording.num_steps
+    return bool(
+        (formula.budgets(variables, length) == recorded.budgets(variables, length)).all()
+        and (formula.charges(variables, length) == recorded.charges(variables, length)).all()
+    )
+
+
 def recorded_policy(recording: Recording) -> Policy:
     """The policy that the recording was made under: named in the configuration, else told by engine and
     version.
@@ -66,62 +71,57 @@ def recorded_policy(recording: Recording) -> Policy:
 def fidelity_of(
     recording: Recording,
     columns: Mapping[str, NDArray[Any]],
-    explain: Callable[[int], str] | None = None,
+    explain: Callable[[int], list[str]] | None = None,
+    *,
+    recorded_rows: Rows = no_rows,
+    replayed_rows: Rows = no_rows,
 ) -> Fidelity:
     """The share of recorded steps that a replay reproduces, by position.
 
     `explain(i)` tells of the replay's i-th step what it decided, and why.
     """
-    recorded = recording.num_steps
-    replayed = len(columns["num_tokens"])
+    recorded, replayed = recording.num_steps, len(columns["num_tokens"])
     common = min(recorded, replayed)
-    equal = np.ones(common, dtype=bool)
-    for name in COMPARED:
-        theirs = column(recording, name)[:common]
-        equal &= (theirs == MISSING) | (theirs == columns[name][:common])
+    equal = equal_steps(recording, columns, common)
     num_equal = int(equal.sum())
     if num_equal == recorded == replayed:
         return Fidelity(recorded, num_equal, None)
-    first = common if equal.all() else int(np.argmin(equal))
-    number = _number(recording, columns, first)
-    return Fidelity(recorded, num_equal, number, _explanation(recording, columns, first, explain))
-
-
-def _number(recording: Recording, columns: Mapping[str, NDArray[Any]], at: int) -> int:
-    steps = recording.steps["step"]
-    return int(steps[at]) if at < len(steps) else int(columns["step"][at])
-
-
-def _explanation(
-    recording: Recording,
-    columns: Mapping[str, NDArray[Any]],
-    at: int,
-    explain: Callable[[int], str] | None,
-) -> str:
-    recorded, replayed = recording.num_steps, len(columns["num_tokens"])
-    if at >= min(recorded, replayed):
+    if equal.all():
         longer = "recording" if recorded > replayed else "replay"
-        return f"equal up to there; the {longer} goes on: {recorded} steps recorded, {replayed} replayed"
-    differs = []
-    for name in COMPARED:
-        theirs, ours = int(column(recording, name)[at]), int(columns[name][at])
-        if theirs not in (MISSING, ours):
-            differs.append(f"{name} {theirs} recorded, {ours} replayed")
-    parts = ["; ".join(differs), _before(recording, at)]
-    if explain is not None:
-        parts.append(f"the replay decided: {explain(at)}")
+        text = f"equal up to there; the {longer} goes on: {recorded} steps recorded, {replayed} replayed"
+        numbers = recording.steps["step"] if recorded > replayed else columns["step"]
+        return Fidelity(recorded, num_equal, int(numbers[common]), text)
+    at = int(np.argmin(equal))
+    found = divergence_at(
+        recording,
+        columns,
+        at,
+        recorded_rows=recorded_rows,
+        replayed_rows=replayed_rows,
+        reasons=explain(at) if explain is not None else (),
+    )
+    return Fidelity(recorded, num_equal, found.step, _explanation(found), found)
+
+
+def _explanation(found: Divergence) -> str:
+    differs = "; ".join(
+        f"{name} {recorded} recorded, {replayed} replayed"
+        for name, recorded, replayed in found.compared
+        if recorded != replayed
+    )
+    before = ", ".join(f"{name} {value}" for name, value in found.before)
+    decided = "; ".join(found.reasons)
+    parts = [
+        differs,
+        f"the rule that differed: {found.rule}" if found.rule else "",
+        f"after the step before: {before}" if before else "",
+        f"the replay decided: {decided}" if decided else "",
+    ]
     return ". ".join(part for part in parts if part)
 
 
-def _before(recording: Recording, at: int) -> str:
-    if at == 0:
-        return "it is the first step"
-    state = ", ".join(
-        f"{name} {value}"
-        for name in ("num_running", "num_waiting", "num_free_blocks")
-        if (value := int(column(recording, name)[at - 1])) != MISSING
-    )
-    return f"after the step before: {state}" if state else ""
+MOST_REASONS = 6
+"""Reasons told of one step."""
 
 
 class _Explained(Replay):
@@ -136,17 +136,18 @@ class _Explained(Replay):
         if self.tape.num_steps - counted == self._at:
             self.reasons.extend(reason.text for reason in decision.reasons)
 
-    def told(self) -> str:
+    def told(self) -> list[str]:
         while self.tape.num_steps <= self._at and not self._done():
             if not self.advance():
                 break
-        most = 6
-        shown = "; ".join(self.reasons[:most])
-        return shown + (f"; and {len(self.reasons) - most} more" if len(self.reasons) > most else "")
+        shown = self.reasons[:MOST_REASONS]
+        if len(self.reasons) > MOST_REASONS:
+            shown.append(f"and {len(self.reasons) - MOST_REASONS} more")
+        return shown
 
 
-def explained_step(workload: Workload, formula: Formula, policy: Policy, at: int) -> str:
+def explained_step(workload: Workload, formula: Formula, policy: Policy, at: int) -> list[str]:
     """What a replay decides in its step number `at`, counted from 0, and why: the replay is run again up to
     there.
     """
-    return _Explained(workload, formula, policy, at).told() or "nothing but decodes"
+    return _Explained(workload, formula, policy, at).told() or ["nothing but decodes"]

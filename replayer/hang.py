@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from replayer.events import Decision, Forward
-from replayer.scheduler import Scheduler
+from replayer.interface import AnyScheduler
 
 
 def is_stuck(decision: Decision, forward: Forward) -> bool:
@@ -13,14 +15,16 @@ def is_stuck(decision: Decision, forward: Forward) -> bool:
     return decision.is_empty and forward.num_tokens == 0
 
 
-def cause_of(scheduler: Scheduler, decision: Decision, forward: Forward) -> str:
-    """Why nothing moves, from the call that changed nothing."""
+def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Collection[str]) -> str:
+    """Why nothing moves, from the call that changed nothing, and the requests that its forward could not run."""
     waiting = f"{decision.num_waiting} waiting" if decision.num_waiting else "none waiting"
     state = f"{decision.num_running} requests running, {waiting}, {decision.num_free_blocks} blocks free"
-    return f"{_rule(scheduler, decision, len(forward.stalled))} ({state})"
+    if scheduler.explains:
+        return f"{_rule(scheduler, decision, len(stalled))} ({state})"
+    return f"the scheduler decides nothing and tells no reason, {len(stalled)} requests stall ({state})"
 
 
-def _rule(scheduler: Scheduler, decision: Decision, stalled: int) -> str:
+def _rule(scheduler: AnyScheduler, decision: Decision, stalled: int) -> str:
     budget, reason = decision.token_budget, decision.not_admitted
     if budget <= 0:
         decodes = decision.num_running_decodes

@@ -9,6 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from replayer.clock import Clock
+from replayer.memory import MemoryFit
+
 How = Literal["recorded", "as recorded", "rescheduled"]
 
 
@@ -34,6 +37,24 @@ class Hang:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """One step, recorded and replayed, that is not the same in both."""
+
+    step: int
+    compared: tuple[tuple[str, int, int], ...]
+    """Column, recorded value, replayed value: all that the recording knows."""
+    before: tuple[tuple[str, int], ...]
+    """The state after the step before, equal in both."""
+    rule: str
+    """The rule of scheduling that the first telling difference speaks of."""
+    only_recorded: tuple[str, ...] = ()
+    """Requests that ran in this step otherwise, or not at all, in the replay; empty where it is not recorded."""
+    only_replayed: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """What the replay decided there, and why."""
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """How far a rescheduled replay reproduces the recording that was made under the same formula."""
 
@@ -41,6 +62,8 @@ class Fidelity:
     num_equal: int
     first_divergence: int | None
     explanation: str = ""
+    divergence: Divergence | None = None
+    """The first divergence side by side; None where there is none, or where one of the two is longer."""
 
     @property
     def share(self) -> float:
@@ -68,6 +91,14 @@ class Outcome:
     reserved_high_water: int | None = None
     """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
     fidelity: Fidelity | None = None
+    memory: MemoryFit | None = None
+    """What `reserved_high_water` comes from, and its error."""
+    device_bytes: int | None = None
+    """The size of the device that was asked about."""
+    out_of_memory_step: int | None = None
+    """The first step that a device of that size would not have held; None: it would have held all."""
+    clock: Clock | None = None
+    """By what requests arrived, where they were scheduled afresh."""
 
 
 @dataclass(frozen=True)

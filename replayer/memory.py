@@ -7,7 +7,7 @@ alone. Up to what was profiled at start-up it stays flat, beyond that it grows w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from recorder.recording import MISSING, Recording
 from replayer.columns import column
 
+MemoryColumn = Literal["reserved_bytes", "peak_reserved_bytes"]
+
 
 @dataclass(frozen=True)
 class MemoryFit:
     """reserved bytes = max(floor_bytes, base_bytes + bytes_per_token * the largest step's tokens)."""
 
+    column: MemoryColumn
+    """What it is fitted to."""
     floor_bytes: int
     base_bytes: float
     bytes_per_token: float
@@ -30,6 +34,8 @@ class MemoryFit:
     max_error_bytes: float
     max_tokens: int
     """The largest recorded step: beyond it the fit extrapolates."""
+    other_bytes: int = 0
+    """What else the device held, the median over the steps where its use was sampled; 0 where it never was."""
 
     def reserved(self, num_tokens: NDArray[Any]) -> NDArray[np.int64]:
         """The allocator's reserved bytes after each step of a history."""
@@ -43,13 +49,45 @@ class MemoryFit:
 
     def first_over(self, num_tokens: NDArray[Any], device_bytes: int) -> int | None:
         """Index of the first step that a device of `device_bytes` would not hold; None: it holds all."""
-        over = np.flatnonzero(self.reserved(num_tokens) > device_bytes)
-        return int(over[0]) if over.size else None
+        return first_over(self.reserved(num_tokens), device_bytes - self.other_bytes)
+
+
+def first_over(reserved: NDArray[np.int64], available_bytes: int) -> int | None:
+    """Index of the first step with more reserved than is available; None: none has."""
+    over = np.flatnonzero(reserved > available_bytes)
+    return int(over[0]) if over.size else None
+
+
+def fitted_column(recording: Recording) -> MemoryColumn:
+    """`reserved_bytes`, or `peak_reserved_bytes` where only that one grows.
+
+    On a CPU Paddle gives memory back after each forward: what is reserved between forwards stays flat, and
+    the peak of each forward tells.
+    """
+    return (
+        "peak_reserved_bytes"
+        if not _grows(recording, "reserved_bytes") and _grows(recording, "peak_reserved_bytes")
+        else "reserved_bytes"
+    )
+
+
+def _grows(recording: Recording, name: MemoryColumn) -> bool:
+    values = column(recording, name)
+    values = values[values != MISSING]
+    return len(values) > 0 and int(values.max()) > int(values[0])
+
+
+def _other(recording: Recording, name: MemoryColumn) -> int:
+    """Bytes of the device beside what the framework reserved."""
+    used, reserved = column(recording, "device_used_bytes"), column(recording, name)
+    seen = (used != MISSING) & (reserved != MISSING)
+    return max(0, int(np.median(used[seen] - reserved[seen]))) if seen.any() else 0
 
 
 def fit_memory(recording: Recording) -> MemoryFit | None:
     """The fit of a recording; None where it knows no reserved bytes."""
-    tokens, reserved = column(recording, "num_tokens"), column(recording, "reserved_bytes")
+    name = fitted_column(recording)
+    tokens, reserved = column(recording, "num_tokens"), column(recording, name)
     seen = (reserved != MISSING) & (tokens != MISSING)
     tokens, reserved = tokens[seen], reserved[seen]
     if not len(tokens):
@@ -61,6 +99,7 @@ def fit_memory(recording: Recording) -> MemoryFit | None:
     base, slope = _line(largest[grew], water[grew], _last_flat(largest, water), floor)
     error = np.maximum(base + slope * largest[new], floor) - water[new]
     return MemoryFit(
+        column=name,
         floor_bytes=floor,
         base_bytes=base,
         bytes_per_token=slope,
@@ -68,6 +107,7 @@ def fit_memory(recording: Recording) -> MemoryFit | None:
         rms_error_bytes=float(np.sqrt(np.mean(error**2))),
         max_error_bytes=float(np.abs(error).max()),
         max_tokens=int(largest[-1]),
+        other_bytes=_other(recording, name),
     )
 
 

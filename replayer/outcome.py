@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replayer.history import Fidelity, Hang, History, Outcome
-from replayer.memory import MemoryFit
+from replayer.clock import Clock
+from replayer.history import Hang, History, Outcome
+from replayer.memory import MemoryFit, first_over
+
+
+@dataclass(frozen=True)
+class MemoryQuestion:
+    """How memory grows with a step's tokens, and the size of the device that is asked about."""
+
+    fit: MemoryFit | None
+    device_bytes: int | None = None
+
+    def answer(self, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """The outcome's figures of memory. Adds `reserved_bytes` as the fit implies it, where it is not recorded."""
+        if self.fit is None or not len(columns["num_tokens"]):
+            return {}
+        if "reserved_bytes" not in columns:
+            columns["reserved_bytes"] = self.fit.reserved(columns["num_tokens"])
+        return self.of(columns["step"], columns["reserved_bytes"])
+
+    def of(self, steps: NDArray[np.int64], reserved: NDArray[np.int64]) -> dict[str, Any]:
+        """The figures of steps with these reserved bytes."""
+        assert self.fit is not None
+        found = {"memory": self.fit, "reserved_high_water": int(reserved.max())}
+        if self.device_bytes is None:
+            return found
+        over = first_over(reserved, self.device_bytes - self.fit.other_bytes)
+        number = None if over is None else int(steps[over])
+        return {**found, "device_bytes": self.device_bytes, "out_of_memory_step": number}
+
+
+NOT_ASKED = MemoryQuestion(None)
 
 
 def outcome_of(
-    columns: Mapping[str, NDArray[Any]],
+    columns: dict[str, NDArray[Any]],
     limit: int,
     *,
     num_refused_tokens: int | None,
     num_unfinished: int,
     hang: Hang | None = None,
-    reserved_high_water: int | None = None,
-    fidelity: Fidelity | None = None,
+    clock: Clock | None = None,
+    memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
-    """The outcome of a history with these columns."""
+    """The outcome of a history with these columns; `reserved_bytes` is added to them where it is implied."""
     tokens = columns["num_tokens"]
     over = tokens[tokens > limit]
     return Outcome(
@@ -38,21 +67,13 @@ def outcome_of(
         num_stalls=_total(columns["num_stalled"]),
         num_unfinished=num_unfinished,
         hang=hang,
-        reserved_high_water=reserved_high_water,
-        fidelity=fidelity,
+        clock=clock,
+        **memory.answer(columns),
     )
 
 
 def _total(values: NDArray[Any]) -> int:
     return int(np.maximum(values, 0).sum())
-
-
-def implied_memory(columns: dict[str, NDArray[Any]], memory: MemoryFit | None) -> int | None:
-    """Add `reserved_bytes` as the fit implies it; the high-water."""
-    if memory is None or not len(columns["num_tokens"]):
-        return None
-    columns["reserved_bytes"] = memory.reserved(columns["num_tokens"])
-    return int(columns["reserved_bytes"][-1])
 
 
 def outcome_dict(history: History) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recorder.errors import TraceError
 from recorder.recording import MISSING, InitialRequest, Recording
+from replayer.clock import BY_STEPS, Clock, ClockKind, call_times, fit_durations
 from replayer.config import SchedulerConfig
 from replayer.events import Resumed
 from replayer.workload import BlockKey, Workload, WorkRequest
@@ -17,8 +19,9 @@ STEPS_FACTOR, STEPS_MORE = 10, 10_000
 """A replay may take so many times the recorded steps, and so many more, before it counts as endless."""
 
 
-def workload_from_recording(recording: Recording) -> Workload:
-    """Every recorded request, with arrivals counted in recorded steps. TraceError where nothing was recorded.
+def workload_from_recording(recording: Recording, clock: ClockKind = "steps") -> Workload:
+    """Every recorded request, with arrivals by recorded step or time. TraceError where nothing was recorded,
+    UsageError where it has no times to go by.
 
     A request that the recording saw to no end is given output up to its `max_tokens` (else up to the model's
     length), with the number of tokens that it had made as `target`. One that was aborted is aborted at the
@@ -27,7 +30,8 @@ def workload_from_recording(recording: Recording) -> Workload:
     if recording.num_steps == 0:
         raise TraceError("this recording holds no step, so there is nothing to replay")
     config = SchedulerConfig.from_engine(recording.engine)
-    reader = _Reader(recording, config)
+    times = call_times(recording) if clock == "time" else None
+    reader = _Reader(recording, config, times)
     entries = range(len(recording.finished_step))
     first = sorted(reader.rank, key=reader.rank.__getitem__)
     requests = [reader.request(i) for i in (*first, *(i for i in entries if i not in reader.rank))]
@@ -39,14 +43,17 @@ def workload_from_recording(recording: Recording) -> Workload:
         max_steps=steps * STEPS_FACTOR + STEPS_MORE,
         first_step=int(recording.steps["step"][0]),
         expected_steps=steps,
+        clock=BY_STEPS if times is None else Clock("time", fit_durations(recording)),
     )
 
 
 class _Reader:
     """Reads one recording's requests."""
 
-    def __init__(self, recording: Recording, config: SchedulerConfig) -> None:
-        self.recording, self.config = recording, config
+    def __init__(
+        self, recording: Recording, config: SchedulerConfig, times: NDArray[np.int64] | None
+    ) -> None:
+        self.recording, self.config, self.times = recording, config, times
         self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
         numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
         self.initial = {numbers.index(first.request): first for first in recording.initial}
@@ -60,6 +67,21 @@ class _Reader:
         """A step's number as steps since the first; one between two steps counts to the later."""
         return int(np.searchsorted(self.steps, step))
 
+    def _at(self, step: int) -> int:
+        """A step's number on the clock: steps since the first, or microseconds."""
+        index = self._index(step)
+        if self.times is None:
+            return index
+        return int(self.times[min(index, len(self.times) - 1)] - self.times[0]) // 1000
+
+    def _arrival(self, i: int) -> int:
+        """When a request arrived, on the clock; 0 where it was there before."""
+        when = self._value("arrived_at", i) if self.times is not None else MISSING
+        if self.times is not None and when != MISSING:
+            return max(0, when - int(self.times[0])) // 1000
+        arrived = self._value("arrived_step", i)
+        return 0 if arrived == MISSING else self._at(arrived)
+
     def request(self, i: int) -> WorkRequest:
         recording = self.recording
         first = self.initial.get(i)
@@ -68,8 +90,7 @@ class _Reader:
             prompt = max(1, first.num_computed_tokens) if first is not None else 1
         finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
         output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
-        arrived = self._value("arrived_step", i)
-        arrival = 0 if arrived == MISSING else self._index(arrived)
+        arrival = self._arrival(i)
         accepts = recording.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
@@ -78,7 +99,7 @@ class _Reader:
             num_output_tokens=output,
             accepts=accepts,
             max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
-            abort_after=None if aborted == MISSING else max(0, self._index(aborted) - arrival),
+            abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ NEVER = -1
 """No forward: the request does not wake, or does not finish."""
 
 
-class Status(Enum):
+_ONE_MORE = (1).__add__
+
+
+class Status(str, Enum):
     """Where a request stands; FastDeploy's `RequestStatus` (engine/request.py), and its queues."""
 
     WAITING = "waiting"
@@ -42,9 +46,9 @@ class Plan:
 
     def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        taken = np.asarray(accepts, dtype=np.int64)
-        self.sums: list[int] = [0, *np.cumsum(taken + 1).tolist()]
-        self._last = 1 + int(taken[-1]) if len(taken) else 1
+        taken: Sequence[int] = accepts.tolist() if isinstance(accepts, np.ndarray) else accepts
+        self.sums: list[int] = [0, *accumulate(map(_ONE_MORE, taken))]
+        self._last = 1 + taken[-1] if taken else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replayer.config import ORIGINAL, Policy
-from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
+from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang
-from replayer.scheduler import Scheduler
+from replayer.interface import AnyScheduler, scheduler_by
 from replayer.state import SchedulerFailed
 from replayer.tape import Tape
 from replayer.workload import Workload, WorkRequest
@@ -33,7 +33,8 @@ class ReplayCancelled(Exception):
 class Replay:
     """One run of a workload. Steps are the forwards that ran tokens, as in a recording.
 
-    Requests arrive before the step that they arrived before in the recording. Calls that run nothing take no
+    Requests arrive before the step that they arrived before in the recording; where the workload's clock goes
+    by time, once the durations of the replayed steps have come up to when they arrived. Calls that run nothing take no
     step; where such calls change nothing, the replay goes on to the next arrival or abort, and where none is
     left, it hangs. Requests that the recording saw to no end (`targets`) go on with their last acceptance
     until everything else is done and they have made what they had made in the recording.
@@ -42,18 +43,21 @@ class Replay:
     def __init__(
         self,
         workload: Workload,
-        formula: Formula,
+        by: Formula | AnyScheduler,
         policy: Policy = ORIGINAL,
         *,
         explain: bool = False,
         min_steps: int = 0,
     ) -> None:
         self.workload = workload
-        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
         self.tape = Tape(self.scheduler, workload)
         self.min_steps = min_steps
+        self._limit = workload.config.max_num_batched_tokens
         self.hang: Hang | None = None
-        self._clock = 0
+        self._clock = 0.0
+        """Steps so far, or microseconds where requests arrive by time."""
+        self._durations = workload.clock.durations
         self._idle_calls = 0
         self._next = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
@@ -101,24 +105,30 @@ class Replay:
             self._clock = max(self._clock, self.workload.requests[self._next].arrival)
             self._arrive()
         try:
-            decision = scheduler.apply(Schedule())
+            decision = scheduler.apply(SCHEDULE)
         except SchedulerFailed as failure:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
-        refused = self._refused(decision)
-        forward = scheduler.apply(Forwarded())
+        held_back = scheduler.num_held_back(decision)
+        forward = scheduler.apply(FORWARDED)
         for request_id in decision.preempted:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
-        self._to_finish -= len(forward.finished) + len(decision.aborted)
-        counted = self.tape.record(decision, forward, refused(forward))
+        self._to_finish -= len(forward.finished) + len(decision.aborted) + len(decision.errors)
+        refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
+        counted = self.tape.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
-        self._clock += counted
+        if counted:
+            self._clock += 1 if self._durations is None else self._duration(forward)
         return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for those who watch."""
+
+    def _duration(self, forward: Forward) -> float:
+        assert self._durations is not None
+        return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
 
     def _arrive(self) -> None:
         requests = self.workload.requests
@@ -137,14 +147,6 @@ class Replay:
         self.scheduler.apply(request.resumed or request.arrived())
         if request.resumed is not None and request.resumed.decoding:
             self.tape.resumed(request.request_id)
-
-    def _refused(self, decision: Decision) -> Callable[[Forward], int]:
-        """Prompt tokens that the budget held back: of prefills cut short, and of the head of the queue."""
-        if decision.not_admitted != "budget" and not self.scheduler.num_prefilling:
-            return lambda forward: 0
-        demand = self.scheduler.prefill_demand(decision.not_admitted == "budget")
-        limit = self.workload.config.max_num_batched_tokens
-        return lambda forward: max(0, min(demand, limit - forward.num_tokens))
 
     @property
     def num_unfinished(self) -> int:
@@ -172,5 +174,5 @@ class Replay:
         if coming:
             self._clock = max(self._clock, min(coming))
             return True
-        self.hang = Hang(self._number(), cause_of(self.scheduler, decision, forward))
+        self.hang = Hang(self._number(), cause_of(self.scheduler, decision, forward.stalled))
         return False

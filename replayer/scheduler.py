@@ -25,6 +25,7 @@ from replayer.events import (
 )
 from replayer.formulas.base import Formula
 from replayer.formulas.variables import Variables
+from replayer.history import StepRow
 from replayer.prefix_cache import PrefixCache
 from replayer.request import Plan, Request, Status
 from replayer.reserve import reserve_of
@@ -52,6 +53,8 @@ class Scheduler:
     and a replay, which knows the acceptances beforehand, with `Forwarded()` in place of `Emitted` and
     `Finished`. With `explain`, each decision carries its reasons.
     """
+
+    explains = True
 
     def __init__(
         self, config: SchedulerConfig, formula: Formula, policy: Policy = ORIGINAL, *, explain: bool = True
@@ -119,15 +122,21 @@ class Scheduler:
         return len(self._state.running) - len(self._state.prefilling)
 
     @property
-    def num_prefilling(self) -> int:
-        """Running requests whose prefill is not complete."""
-        return len(self._state.prefilling)
+    def name(self) -> str:
+        """Its formula's name."""
+        return self.formula.name
 
-    def prefill_demand(self, with_head: bool) -> int:
-        """Prompt tokens left of the running prefills, and of the head of the waiting queue."""
+    def num_held_back(self, decision: Decision) -> int:
+        """Prompt tokens that the budget of this call held back: of prefills cut short, and of the head of the
+        queue. Asked before the forward.
+        """
         state = self._state
+        if not state.prefilling and decision.not_admitted != "budget":
+            return 0
         demand = sum(request.need_prefill - request.computed for request in state.prefilling.values())
-        return demand + (state.waiting[0].need_prefill if with_head and state.waiting else 0)
+        if decision.not_admitted == "budget" and state.waiting:
+            demand += state.waiting[0].need_prefill
+        return demand
 
     @property
     def head_of_queue(self) -> tuple[str, int] | None:
@@ -161,13 +170,22 @@ class Scheduler:
         request = self._state.requests[request_id]
         return request.emitted, request.forwards_at(self._state.num_forwards)
 
-    def num_next_accepted_of(self, request_id: str) -> int:
-        """Drafts that a decode's next forward accepts, where they are known beforehand; else 0."""
-        request = self._state.requests[request_id]
-        if request.plan is None:
-            return 0
-        done = request.forwards_at(self._state.num_forwards)
-        return request.plan.after(done + 1) - request.plan.after(done) - 1
+    def rows(self, decision: Decision) -> list[StepRow]:
+        """The requests of the forward that follows this call, asked between the two."""
+        state, now, drafts = self._state, self._state.num_forwards, self.config.num_draft_tokens
+        rows = [
+            StepRow(name, "prefill", end - start, start, num_blocks=state.requests[name].num_blocks)
+            for name, start, end in decision.chunks
+        ]
+        for name in self.decodes():
+            request = state.requests[name]
+            accepted = 0
+            if request.plan is not None:
+                done = request.forwards_at(now)
+                accepted = request.plan.after(done + 1) - request.plan.after(done) - 1
+            total = state.total(request)
+            rows.append(StepRow(name, "decode", 1 + drafts, total, drafts, accepted, request.num_blocks))
+        return rows
 
     def can_decode(self, request_id: str) -> bool:
         """Whether its block table holds all that its next decode may write."""

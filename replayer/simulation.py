@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from replayer.config import ORIGINAL, Policy
-from replayer.events import Aborted, Decision, Forward, Forwarded, Recycled, Rescheduled, Schedule
+from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang, StepRow
-from replayer.scheduler import Scheduler
+from replayer.interface import AnyScheduler, scheduler_by
 from replayer.workload import Workload
 
 
@@ -27,7 +27,7 @@ class Step:
 
 
 class Simulation:
-    """Steps of a workload under a formula and a policy; iterate over it, once.
+    """Steps of a workload under a formula and a policy, or by a scheduler of another kind; iterate over it, once.
 
     A step: requests whose arrival has come are added, aborts that are due handed over, the scheduler called,
     a forward run, finished requests freed, preempted ones put back, aborted ones forgotten.
@@ -36,14 +36,14 @@ class Simulation:
     def __init__(
         self,
         workload: Workload,
-        formula: Formula,
+        by: Formula | AnyScheduler,
         policy: Policy = ORIGINAL,
         *,
         explain: bool = False,
         with_rows: bool = True,
     ) -> None:
         self.workload, self.with_rows = workload, with_rows
-        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
         self.step = 0
         self.hang: Hang | None = None
         """Since which step work is pending and nothing moves, and why; the steps go on up to the workload's
@@ -79,9 +79,9 @@ class Simulation:
         for request_id in self._aborts.pop(self.step, ()):
             if request_id in scheduler:
                 scheduler.apply(Aborted(request_id))
-        decision = scheduler.apply(Schedule())
-        rows = self._rows(decision) if self.with_rows else None
-        forward = scheduler.apply(Forwarded())
+        decision = scheduler.apply(SCHEDULE)
+        rows = scheduler.rows(decision) if self.with_rows else None
+        forward = scheduler.apply(FORWARDED)
         for request_id in decision.preempted:
             scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
@@ -97,28 +97,7 @@ class Simulation:
         if coming or not is_stuck(decision, forward) or self.scheduler.idle:
             self.hang = None
         elif self.hang is None:
-            self.hang = Hang(self.step, cause_of(self.scheduler, decision, forward))
-
-    def _rows(self, decision: Decision) -> list[StepRow]:
-        scheduler = self.scheduler
-        num_drafts = scheduler.config.num_draft_tokens
-        rows = [
-            StepRow(name, "prefill", end - start, start, num_blocks=scheduler.num_blocks_of(name))
-            for name, start, end in decision.chunks
-        ]
-        for name in scheduler.decodes():
-            rows.append(
-                StepRow(
-                    name,
-                    "decode",
-                    1 + num_drafts,
-                    scheduler.num_total_tokens_of(name),
-                    num_drafts,
-                    scheduler.num_next_accepted_of(name),
-                    scheduler.num_blocks_of(name),
-                )
-            )
-        return rows
+            self.hang = Hang(self.step, cause_of(self.scheduler, decision, forward.stalled))
 
 
 def golden_line(step: Step) -> dict[str, Any]:

@@ -76,6 +76,14 @@ class State:
         """Token slots left in its blocks."""
         return request.num_blocks * self.config.block_size - self.total(request)
 
+    def needs_blocks(self, request: Request) -> bool:
+        """Whether a decode has so few free slots that a call extends it: `due` tells, where it goes by the
+        threshold, as outputs only grow.
+        """
+        if self.wake_slots == self.threshold:
+            return request.id in self.due
+        return self.free_slots(request) <= self.threshold
+
     def can_decode(self, request: Request) -> bool:
         """Whether its block table holds all that its next decode may write.
 
@@ -160,7 +168,7 @@ class State:
 
     def extend(self, request: Request, num_blocks: int) -> None:
         """A decode gets blocks."""
-        self.allocate(request, num_blocks)
+        self.pool.allocate(request, num_blocks)
         self.due.pop(request.id, None)
         self._watch(request)
 

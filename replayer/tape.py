@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from recorder.recording import MISSING
 from replayer.events import Decision, Forward
 from replayer.history import StepRow
+from replayer.interface import AnyScheduler
 from replayer.request import Plan
-from replayer.scheduler import Scheduler
 from replayer.workload import Workload
 
 COLUMNS = (
@@ -53,7 +53,7 @@ class Tape:
     Everything is kept in flat arrays of integers: millions of steps make no objects.
     """
 
-    def __init__(self, scheduler: Scheduler, workload: Workload) -> None:
+    def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
         self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recorder.errors import UsageError
+from replayer.clock import BY_STEPS, Clock
 from replayer.config import SchedulerConfig
 from replayer.events import Accepts, Arrived, Resumed
 
@@ -18,7 +19,8 @@ BlockKey = Callable[[int], Hashable]
 class WorkRequest:
     """One request of a workload; sizes in tokens.
 
-    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there. `accepts`
+    `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there; both are
+    microseconds since the first step where the workload's clock goes by time. `accepts`
     are the drafts accepted in its 1st, 2nd, … decode forward. `block_key(i)` stands for the content of the
     i-th block of its tokens (with prefix caching), equal for equal content.
     """
@@ -61,6 +63,7 @@ class Workload:
     """Number of the first step."""
     expected_steps: int = 0
     """Steps of the recording."""
+    clock: Clock = BY_STEPS
     shared_tokens: int = 0
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
@@ -71,6 +74,9 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
     if not isinstance(case, Mapping):
         raise UsageError("a workload is a JSON object", why=f"this one is a {type(case).__name__}")
     drafts = _integer(case, "num_speculative_tokens", 0)
+    env = case.get("env") or {}
+    if not isinstance(env, Mapping):
+        raise UsageError("this workload's `env` is no object", hint='{"FD_ENC_DEC_BLOCK_NUM": 2}')
     config = SchedulerConfig(
         max_num_batched_tokens=_integer(case, "max_num_batched_tokens"),
         max_num_seqs=_integer(case, "max_num_seqs"),
@@ -80,7 +86,7 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
         num_speculative_tokens=drafts or 1,
         spec_method=str(case.get("spec_method", "mtp")) if drafts else None,
         prefix_caching=bool(case.get("prefix_caching", False)),
-    ).with_env(case.get("env", {}))
+    ).with_env(env)
     requests = case.get("requests")
     if not isinstance(requests, Sequence) or isinstance(requests, str):
         raise UsageError(
@@ -104,7 +110,7 @@ def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> 
         raise UsageError(f"{where}: `accepts` must be a list of whole numbers, 0 or more")
     if any(n > config.num_draft_tokens for n in accepts):
         raise UsageError(f"{where}: it accepts more than the {config.num_draft_tokens} drafts of a forward")
-    group = spec.get("group")
+    group = _integer(spec, "group", None, where) if spec.get("group") is not None else None
     request = WorkRequest(
         request_id=str(spec.get("id", f"r{i}")),
         arrival=_integer(spec, "arrival", 0, where),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -12,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from recorder.recording import Recording
-from replayer.history import Fidelity, History
+from replayer.history import History
+from replayer.outcome import outcome_dict
 from tui.chart import tokens_chart
+from tui.findings import divergence_table, sentences, shared_sentences
 from tui.series import Series
 from tui.style import memory_size
 
@@ -34,8 +35,13 @@ def render_report(recording: Recording, histories: Sequence[History], console: C
     console.print()
     console.print(_table(histories, ascii=ascii))
     for history in histories:
-        for sentence in _sentences(history):
+        for sentence in sentences(history):
             console.print(Text(f"{history.name}: {sentence}"))
+        fidelity = history.outcome.fidelity
+        if fidelity is not None and fidelity.divergence is not None:
+            console.print(divergence_table(fidelity.divergence, ascii=ascii))
+    for sentence in shared_sentences(histories):
+        console.print(Text(sentence))
     peak = max((history.outcome.peak_tokens for history in histories), default=0)
     for history in histories:
         _chart(history, console, dot, peak=peak, ascii=ascii)
@@ -62,10 +68,7 @@ def histories_json(recording: Recording, histories: Sequence[History]) -> dict[s
         "notes": list(recording.notes),
         "formulas": [
             {
-                "name": history.name,
-                "how": history.how,
-                "limit": history.limit,
-                **asdict(history.outcome),
+                **outcome_dict(history),
                 "exceeded_steps": history.columns["step"][history.exceeded].tolist(),
             }
             for history in histories
@@ -155,25 +158,6 @@ def _cells(history: History) -> list[Text]:
         Text(str(outcome.num_stalls)),
         Text("-" if memory is None else memory_size(memory)),
     ]
-
-
-def _sentences(history: History) -> list[str]:
-    """What does not go into a cell: why it hangs, and how far a replay can be trusted."""
-    outcome = history.outcome
-    out = []
-    if outcome.hang is not None:
-        out.append(f"hangs at step {outcome.hang.step}: {outcome.hang.cause}")
-    if outcome.fidelity is not None:
-        out.append(_fidelity(outcome.fidelity))
-    return out
-
-
-def _fidelity(fidelity: Fidelity) -> str:
-    equal, steps = fidelity.num_equal, fidelity.num_steps
-    text = f"fidelity {fidelity.share:.1%}: {equal} of {steps} recorded steps reproduced"
-    if fidelity.first_divergence is not None:
-        text += f"; first departs at step {fidelity.first_divergence}"
-    return text + (f" ({fidelity.explanation})" if fidelity.explanation else "")
 
 
 def _chart(history: History, console: Console, dot: str, *, peak: int, ascii: bool) -> None:

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("--tui needs a terminal", hint="record without it, and replay the trace afterwards")
+    attach.check_pid(args.pid)
     session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
     supervisor = None
     with StopSignals() as signals:

@@ -17,18 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
-    from fdtrace.formulas import formulas
-    from fdtrace.replays import RecordedRows, replay_now
+    from fdtrace.replays import RecordedRows, Replays
     from recorder.errors import UsageError
     from recorder.trace import open_trace
 
-    if not args.formula:
+    if not (args.formula or args.scheduler):
         raise UsageError("no formula to check", hint="-f pr7499")
-    chosen = formulas(args.formula)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
         rows = RecordedRows(trace, recording.engine.engine_id)
-        histories = replay_now(recording, chosen, args, rows)[1:]
+        histories = Replays(recording, args, rows).now()[1:]
     failed = 0
     for history in histories:
         outcome = history.outcome

@@ -1,7 +1,8 @@
 """Replay a trace under other budget formulas: side by side on a terminal, printed with --report, or as --json.
 
 Rescheduled (the default): the recorded requests, arrivals and acceptance lengths scheduled afresh by the model of the
-engine's scheduler. --as-recorded: each step keeps the state that it had; what would the formula have allowed there?
+engine's scheduler. --scheduler: the same through the real code of a checkout. --as-recorded: each step keeps the state
+that it had; what would the formula have allowed there?
 """
 
 from __future__ import annotations
@@ -10,10 +11,6 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from replayer.formulas import Formula
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,19 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
-    from fdtrace.formulas import formulas
-    from fdtrace.replays import RecordedRows, policy_of, replay_now
+    from fdtrace.replays import RecordedRows, Replays
     from recorder.trace import open_trace
 
-    chosen = formulas(args.formula)
-    policy_of(args.policy)
     drawing = args.svg is not None or args.html is not None
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if drawing or not (args.report or args.json or not terminal):
-        return _show(args, chosen)
+        return _show(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
-        histories = replay_now(recording, chosen, args, RecordedRows(trace, recording.engine.engine_id))
+        histories = Replays(recording, args, RecordedRows(trace, recording.engine.engine_id)).now()
     if args.json:
         _print_json(recording, histories)
     else:
@@ -62,14 +56,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(args: argparse.Namespace, chosen: list[Formula]) -> int:
+def _show(args: argparse.Namespace) -> int:
     """The screen itself, or a picture of it."""
     from fdtrace.reading import TraceReader
-    from fdtrace.replays import replays_later, sources_of
+    from fdtrace.replays import Replays, sources_of
 
     reader = TraceReader(args.trace, args.engine)
     try:
-        later, sources = replays_later(reader, chosen, args), sources_of(reader, args)
+        replays = Replays(reader.first, args, reader.rows, reader)
+        later, sources = replays.later(), sources_of(reader, replays)
         if args.svg is not None or args.html is not None:
             from tui.export import write_screen
 

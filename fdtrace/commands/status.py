@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,20 +15,24 @@ def run(args: argparse.Namespace) -> int:
     """Print every agent of this user."""
     import json
 
-    from rich.console import Console
-    from rich.table import Table
-
     from recorder import control
 
     agents = control.agents()
     if args.json:
         print(json.dumps([agent.status for agent in agents]))
         return 0
-    table = Table("pid", "state", "output", "hooks", "problem", box=None)
     for agent in agents:
-        status = agent.status
-        state = "recording" if agent.recording else "armed" if status.get("armed") else "off"
-        hooks = ", ".join(status.get("hooks", ()))
-        table.add_row(str(agent.pid), state, status.get("output") or "", hooks, status.get("problem", ""))
-    Console().print(table if agents else "nothing is armed or recorded")
+        print(_line(agent.pid, agent.status))
+    if not agents:
+        print("nothing is armed or recorded")
     return 0
+
+
+def _line(pid: int, status: dict[str, Any]) -> str:
+    state = "armed, waits"
+    if status.get("recording"):
+        state = f"recording to {status.get('output')}"
+    elif not status.get("armed"):
+        state = "off"
+    problem = f"; problem: {status['problem']}" if status.get("problem") else ""
+    return f"{pid}  {state}; hooks: {', '.join(status.get('hooks', ())) or 'none yet'}{problem}"

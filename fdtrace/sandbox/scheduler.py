@@ -16,7 +16,6 @@ from replayer import (
     Decision,
     Emitted,
     Finished,
-    Forward,
     Recycled,
     Rescheduled,
     Schedule,
@@ -101,15 +100,7 @@ class SandboxScheduler:
         """Why nothing moves, after a call and a forward that changed nothing."""
         if self._last is None:
             return ""
-        forward = Forward(
-            num_prefill_tokens=0,
-            num_decode_tokens=0,
-            num_decodes=0,
-            stalled=self._model.stalled(),
-            started=[],
-            finished=[],
-        )
-        return cause_of(self._model, self._last, forward)
+        return cause_of(self._model, self._last, self._model.stalled())
 
     def take_tokens(self, emitted: Mapping[str, int]) -> None:
         """A forward emitted so many tokens for each of these requests."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Iterable, Protocol
 
-from . import sandbox
+from . import fastdeploy, fastdeploy_worker, sandbox
 
 if TYPE_CHECKING:
     from .hooks import Hook
@@ -28,4 +28,9 @@ class Adapter(Protocol):
         """Every running row, at a step's boundary."""
 
 
-ADAPTERS = (sandbox.SandboxAdapter,)
+ADAPTERS = (
+    sandbox.SandboxAdapter,
+    fastdeploy.FastDeployAdapter,
+    fastdeploy_worker.FastDeployWorkerAdapter,
+)
+"""The side that schedules before the side that runs, where an engine has both in one process."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread  # not threading: an injected thread that is the first to import that becomes its MainThread
 import json
 import os
 import socket
 import sys
-import threading
 import time
 from typing import Any
 
@@ -21,7 +21,7 @@ class Agent:
         """`keep_hooks`: armed processes stay armed after a recording; an injected agent gives the classes back."""
         self.keep_hooks = keep_hooks
         self.on = self.gone = False
-        self.lock = threading.Lock()
+        self.lock = _thread.allocate_lock()
         self.installed: list[hooks.Installed] = []
         self.adapters = [adapter(self) for adapter in adapters.ADAPTERS]
         self.writer: Writer | None = None
@@ -69,11 +69,12 @@ class Agent:
 
     def _become_child(self) -> None:
         # The lock may have been held by a thread that this process does not have; ring and mailbox are the parent's.
-        self.pid, self.lock, self.box, self.on = os.getpid(), threading.Lock(), None, False
+        self.pid, self.lock, self.box, self.on = os.getpid(), _thread.allocate_lock(), None, False
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
     def _open_box(self) -> None:
-        self.box = mailbox.Mailbox.create(self.pid, ring.process_start(self.pid), wire.PROTOCOL)
+        where = (self.wanted or {}).get("mailboxes") or mailbox.directory()
+        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
         self.seen = 0
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
@@ -130,9 +131,7 @@ class Agent:
         """Wrap what is loaded of every known engine and is not wrapped yet."""
         for adapter in self.adapters:
             for hook in adapter.hooks:
-                done = hooks.install(self, hook)
-                if done is not None:
-                    self.installed.append(done)
+                self.installed += hooks.install(self, hook)
 
     def switch_off(self, error: BaseException) -> None:
         """Something here failed: record no more, keep what was recorded, and say why."""
@@ -164,6 +163,7 @@ class Agent:
         }
 
     def _describe(self) -> dict[str, Any]:
+        """The engine's row; where both sides of it are in this process, the scheduling side is asked."""
         for adapter in self.adapters:
             if adapter.active:
                 return adapter.describe()
@@ -172,8 +172,7 @@ class Agent:
     def _snapshot(self) -> Any:
         for adapter in self.adapters:
             if adapter.active:
-                return adapter.snapshot()
-        return ()
+                yield from adapter.snapshot()
 
 
 def session_from_environment() -> dict[str, Any] | None:

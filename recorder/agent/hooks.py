@@ -15,7 +15,8 @@ MARK = "_fdtrace_hook"
 
 class Hook(NamedTuple):
     """A method to be wrapped. `before(self, args, kwargs)` gives a token for `after(self, args, kwargs, token,
-    result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised."""
+    result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised. `token` is
+    None where the recording began during the call. `cls` "": every class of the module that defines the method."""
 
     module: str
     cls: str
@@ -34,15 +35,24 @@ class Installed(NamedTuple):
     original: Any
 
 
-def install(agent: Agent, hook: Hook) -> Installed | None:
-    """Wrap the method where its module is loaded; None where the module, class or method is not there."""
-    owner = getattr(sys.modules.get(hook.module), hook.cls, None)
-    original = getattr(owner, "__dict__", {}).get(hook.method)
-    if owner is None or original is None or hasattr(original, MARK):
-        return None
-    wrapper = _wrap(agent, hook, original)
-    setattr(owner, hook.method, wrapper)
-    return Installed(hook, owner, wrapper, original)
+def install(agent: Agent, hook: Hook) -> list[Installed]:
+    """Wrap the method where its module is loaded; empty where the module, class or method is not there."""
+    module = sys.modules.get(hook.module)
+    if hook.cls:
+        owners = [getattr(module, hook.cls, None)]
+    else:
+        classes = (
+            [value for value in list(vars(module).values()) if isinstance(value, type)] if module else []
+        )
+        owners = [cls for cls in classes if cls.__module__ == hook.module]
+    done = []
+    for owner in owners:
+        original = getattr(owner, "__dict__", {}).get(hook.method)
+        if owner is not None and original is not None and not hasattr(original, MARK):
+            wrapper = _wrap(agent, hook, original)
+            setattr(owner, hook.method, wrapper)
+            done.append(Installed(hook, owner, wrapper, original))
+    return done
 
 
 def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
@@ -63,7 +73,7 @@ def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
             agent.switch_off(error)
         try:
             result = original(self, *args, **kwargs)
-        except Exception as error:
+        except BaseException as error:  # a worker that is told to end raises SystemExit
             if failed is not None and agent.on:
                 _guarded(agent, failed, self, error, token)
             raise

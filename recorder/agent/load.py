@@ -11,7 +11,20 @@ import types
 
 NAME = "_fdtrace_agent"
 
-ORDER = ("wire", "ring", "mailbox", "hooks", "writer", "sandbox", "adapters", "control", "arm")
+ORDER = (
+    "wire",
+    "ring",
+    "mailbox",
+    "hooks",
+    "writer",
+    "sandbox",
+    "fastdeploy_config",
+    "fastdeploy",
+    "fastdeploy_worker",
+    "adapters",
+    "control",
+    "arm",
+)
 """The agent's modules, each after those that it imports."""
 
 

@@ -12,7 +12,6 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 from typing import Any
 
 MAGIC = b"FDTMAIL1"
@@ -24,9 +23,10 @@ HEADER = struct.Struct("<8sIIQ")
 """Magic, protocol, pid, the process's start time in clock ticks."""
 
 
-def directory() -> str:
-    """The private directory of this user's mailboxes: FDTRACE_DIR, else one in the temporary directory."""
-    return os.environ.get("FDTRACE_DIR") or os.path.join(tempfile.gettempdir(), "fdtrace-%d" % os.geteuid())
+def directory(uid: int | None = None) -> str:
+    """The private directory of a user's mailboxes: FDTRACE_DIR, else one in /tmp whatever TMPDIR says there."""
+    named = os.environ.get("FDTRACE_DIR")
+    return named or "/tmp/fdtrace-%d" % (os.geteuid() if uid is None else uid)
 
 
 def private_directory(path: str) -> str:
@@ -50,9 +50,9 @@ class Mailbox:
         self.words = self.view.cast("Q")
 
     @classmethod
-    def create(cls, pid: int, start: int, protocol: int) -> Mailbox:
+    def create(cls, where: str, pid: int, start: int, protocol: int) -> Mailbox:
         """Make the mailbox of this process; one left by an earlier process of the same pid goes."""
-        path = os.path.join(private_directory(directory()), "%d.ctl" % pid)
+        path = os.path.join(private_directory(where), "%d.ctl" % pid)
         try:
             os.unlink(path)
         except FileNotFoundError:

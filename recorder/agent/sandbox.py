@@ -85,7 +85,7 @@ class SandboxAdapter:
         request = args[0] if args else kwargs["request"]
         self.writer.request(request.request_id, time.time_ns(), request.num_prompt_tokens, request.max_tokens)
 
-    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, int]:
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> int:
         self.scheduler = scheduler
         if not self.active:
             self.active = True
@@ -94,12 +94,10 @@ class SandboxAdapter:
                 if request.request_id not in known:
                     self.writer.request(request.request_id, -1, request.num_prompt_tokens, request.max_tokens)
         self.writer.boundary()
-        return time.time_ns(), time.perf_counter_ns()
+        return time.time_ns()
 
-    def after_schedule(
-        self, scheduler: Any, args: Any, kwargs: Any, token: tuple[int, int], result: Any
-    ) -> None:
-        duration = (time.perf_counter_ns() - token[1]) // 1000
+    def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: int, result: Any) -> None:
+        duration = (time.time_ns() - token) // 1000
         self.call = result.call
         if result.preempted or result.aborted or result.prefills:
             self._membership(result)
@@ -108,7 +106,7 @@ class SandboxAdapter:
         missing = result.num_missing_blocks
         self.writer.schedule(
             result.call,
-            token[0],
+            token,
             duration,
             result.not_admitted or "",
             (
@@ -166,10 +164,10 @@ class SandboxAdapter:
         if self.active:
             self.writer.event("aborted", request.request_id)
 
-    def before_execute(self, runner: Any, args: Any, kwargs: Any) -> tuple[int, int]:
-        return time.time_ns(), time.perf_counter_ns()
+    def before_execute(self, runner: Any, args: Any, kwargs: Any) -> int:
+        return time.time_ns()
 
-    def after_execute(self, runner: Any, args: Any, kwargs: Any, token: tuple[int, int], ran: Any) -> None:
+    def after_execute(self, runner: Any, args: Any, kwargs: Any, token: int, ran: Any) -> None:
         prefills, self.prefills = self.prefills, array("H")
         if not ran or self.call < 0:
             return
@@ -177,8 +175,8 @@ class SandboxAdapter:
         self.writer.forward(
             runner.step,
             self.call,
-            token[0],
-            (time.perf_counter_ns() - token[1]) // 1000,
+            token,
+            (time.time_ns() - token) // 1000,
             -1,
             memory if memory is not None else (-1, -1, -1, -1),
             prefills.tobytes(),

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import struct
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised with every change of a layout below; an agent and a collector of different protocols refuse each other."""
 
-ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH = range(1, 9)
-"""Frame types."""
+ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, CALL, MEMORY = range(1, 11)
+"""Frame types.
+
+A ring whose ENGINE frame has a `part` is one process of an engine of several: `engine` schedules, `worker` runs the
+forwards, `rank` is a further rank of the same forwards and tells its memory alone. `token` is the engine's own number,
+which rides on its tasks and comes back in the CALL frames of the others. `ts` is when the engine's first keyframe was
+written: its forwards before that are no part of the recording."""
 
 HEAD = struct.Struct("<BBHI")
 """Type, flags, and two counts whose meaning depends on the type. ENGINE: length of its JSON."""
@@ -34,9 +39,15 @@ BLOCKS_HEAD = struct.Struct("<BBHI")
 """BLOCKS: type, flags, 0, count; then pairs of `uint32`: row, blocks that its request holds."""
 
 SCHEDULE_BODY = struct.Struct("<BBHIqqiiiiiiiiii")
-"""SCHEDULE: type, reason the head was not admitted (index into NOT_ADMITTED), 0, duration in us; call, ts; budget at
-the start, tokens counted, running, running decodes at the start, waiting, preempted, free blocks, blocks, missing
-blocks, padding."""
+"""SCHEDULE: type, reason the head was not admitted (index into NOT_ADMITTED), flags, duration in us; call, ts; budget
+at the start, tokens counted, running, running decodes at the start, waiting, preempted, free blocks, blocks, missing
+blocks, reservation (see RATIO; -1: not known)."""
+
+EMPTY = 1
+"""Flag of SCHEDULE: the call handed out no task, so no CALL frame will name it."""
+
+RATIO = 2
+"""Flag of SCHEDULE: the reservation is a ratio in millionths of the tokens still to come; else blocks a request."""
 
 FORWARD_HEAD = struct.Struct("<BBHHHqqqIiqqqq")
 """FORWARD: type, item codes (tokens in the low, accepted in the high nibble), rows, prefill rows, stalled rows; step,
@@ -45,6 +56,17 @@ prefill rows (LAST_CHUNK set where the chunk ends the prefill), `uint16` stalled
 row, padding to 8, tokens emitted of each row."""
 
 LAST_CHUNK = 0x8000
+
+LANDED = 0x08
+"""Flag in the item codes of FORWARD: `call` is the last one whose tasks had reached the worker, so the forward belongs
+to it or to a later empty call that ended before the forward began."""
+
+CALL_BODY = struct.Struct("<BBHIqQ")
+"""CALL: type, 0, 0, 0; the scheduling call whose tasks have reached this worker, the token of its engine."""
+
+MEMORY_BODY = struct.Struct("<BBHIqqqqqq")
+"""MEMORY: type, 0, rank, forwards of this rank since the call's tasks reached it (from 0); call, ts; allocated,
+reserved, peak allocated, peak reserved bytes."""
 
 EVENT_HEAD = struct.Struct("<BBHIiiqq")
 """EVENT: type, kind (index into EVENTS), length of the reason, length of the detail; request, padding; step, ts."""

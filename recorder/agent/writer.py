@@ -119,13 +119,15 @@ class Writer:
         duration_us: int,
         reason: str,
         figures: tuple[int, int, int, int, int, int, int, int, int],
+        reservation: int = -1,
+        flags: int = 0,
     ) -> None:
         """A scheduling call; `figures` as `wire.SCHEDULE_BODY` lists them, from the budget to the missing blocks."""
         code = wire.NOT_ADMITTED.index(reason) if reason in wire.NOT_ADMITTED else len(wire.NOT_ADMITTED) - 1
         length = wire.SCHEDULE_BODY.size
         at = self.ring.begin(length)
         wire.SCHEDULE_BODY.pack_into(
-            self.page, at, wire.SCHEDULE, code, 0, duration_us, call, ts, *figures, 0
+            self.page, at, wire.SCHEDULE, code, flags, duration_us, call, ts, *figures, reservation
         )
         self.ring.commit(length)
 
@@ -141,6 +143,7 @@ class Writer:
         stalled: bytes,
         tokens: memoryview,
         emitted: memoryview,
+        flags: int = 0,
     ) -> None:
         """One forward. `tokens` and `emitted`: contiguous signed integers, one a row; the row lists as `uint16`."""
         page, ring = self.page, self.ring
@@ -149,7 +152,7 @@ class Writer:
         at_emitted = at_tokens + wire.padded(tokens.nbytes)
         length = at_emitted + wire.padded(emitted.nbytes)
         at = ring.begin(length)
-        codes = (tokens.itemsize.bit_length() - 1) | (emitted.itemsize.bit_length() - 1) << 4
+        codes = (tokens.itemsize.bit_length() - 1) | (emitted.itemsize.bit_length() - 1) << 4 | flags
         wire.FORWARD_HEAD.pack_into(
             page, at, wire.FORWARD, codes, len(tokens), len(prefills) >> 1, len(stalled) >> 1,
             step, call, ts, duration_us, predicted, *memory,
@@ -161,6 +164,14 @@ class Writer:
         page[at + at_emitted : at + at_emitted + emitted.nbytes] = emitted
         ring.commit(length)
         self.next_step = step + 1
+
+    def call(self, call: int, token: int) -> None:
+        """The tasks of a scheduling call have reached this worker."""
+        self._put(wire.CALL_BODY.pack(wire.CALL, 0, 0, 0, call, token))
+
+    def memory(self, rank: int, call: int, since: int, ts: int, memory: tuple[int, int, int, int]) -> None:
+        """The allocator of a further rank after its forward number `since` of those that follow `call`."""
+        self._put(wire.MEMORY_BODY.pack(wire.MEMORY, 0, rank, since, call, ts, *memory))
 
     def event(
         self, kind: str, request_id: str | None = None, reason: str = "", detail: dict[str, Any] | None = None
@@ -190,6 +201,10 @@ class Writer:
         )
         del self.numbers[request_id]
         self.arrived_steps.pop(request_id, None)
+
+    def forget(self, request_id: str) -> None:
+        """This process has nothing more to say of a request: if it comes back, it gets a new number."""
+        self.numbers.pop(request_id, None)
 
     def close(self) -> None:
         """No frame follows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,12 @@ class Changes:
         self.steps.append(step)
         self.rows.append(row)
         self.values.append(value)
+
+    def extend(self, step: int, rows: Sequence[int], values: Sequence[int]) -> None:
+        """The same for several rows."""
+        self.steps += [step] * len(rows)
+        self.rows += rows
+        self.values += values
 
     def latest(self, start: NDArray[np.int64], count: int) -> tuple[NDArray[Any], ...]:
         """Which change holds at each (forward, row): an index matrix, then the changes' values, forwards and rows.
@@ -75,6 +82,7 @@ class Forwards:
         self.tokens: list[bytes] = []
         self.emitted: list[bytes] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
+        self._decoded: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -106,8 +114,8 @@ class Forwards:
         prefill, last = np.zeros((count, size), bool), np.zeros((count, size), bool)
         if count:
             rows = self.shape[0]
-            tokens[:, :rows] = self._matrix(self.tokens, self.shape[1] & 15)
-            emitted[:, :rows] = self._matrix(self.emitted, self.shape[1] >> 4)
+            tokens[:, :rows] = self._matrix(self.tokens, self.shape[1] & 3)
+            emitted[:, :rows] = self._matrix(self.emitted, self.shape[1] >> 4 & 3)
             prefill[:, :rows], last[:, :rows] = self._prefills()
         ran = tokens > 0
         accepted = np.where(ran & ~prefill, np.maximum(emitted - 1, 0), 0)
@@ -121,6 +129,7 @@ class Forwards:
             "num_draft_tokens": np.where(ran & ~prefill, tokens - 1, 0).sum(1),
             "num_accepted_tokens": accepted.sum(1),
         }
+        self._decoded = ran, requests[:count], computed[:count], blocks[:count]
         known = ran & (requests[:count] >= 0)
         at = np.nonzero(known)
         decode = ~prefill[at]
@@ -142,6 +151,18 @@ class Forwards:
         )
         numbers, inverse = np.unique(per_request["request"], return_inverse=True)
         return totals, per_request, numbers, np.bincount(inverse, made, len(numbers)).astype(np.int64)
+
+    @property
+    def requests_held(self) -> NDArray[np.int64]:
+        """The request of each (forward, row), after `decode`."""
+        held: NDArray[np.int64] = self._decoded[1]
+        return held
+
+    def idle(self) -> tuple[NDArray[np.int64], ...]:
+        """Where a held row ran nothing, after `decode`: forward, row, request, tokens computed before, blocks."""
+        ran, requests, computed, blocks = self._decoded
+        at = np.nonzero(~ran & (requests >= 0))
+        return at[0], at[1], requests[at], computed[at], blocks[at]
 
     def _held(self, changes: Changes, start: NDArray[np.int64]) -> NDArray[np.int64]:
         index, values, _, _ = changes.latest(start, len(self))

@@ -18,7 +18,9 @@ from recorder.collector.ledger import Ledger, Request
 from recorder.collector.reader import Chunk
 from recorder.recording import MISSING
 
-NO_SCHEDULE = (MISSING,) * 12
+NO_SCHEDULE = (MISSING,) * 14
+"""What is known of a scheduling call that was not seen: nothing."""
+
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
 
@@ -31,6 +33,7 @@ class Decoded:
     step_requests: list[Columns] = field(default_factory=list)
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
+    rank_memory: list[tuple[int, ...]] = field(default_factory=list)
 
 
 class Decoder:
@@ -42,6 +45,8 @@ class Decoder:
         self.ledger = Ledger(engine_id)
         self.schedules: dict[int, tuple[int, ...]] = {}
         self.batch = Batch.empty()
+        self.held: dict[int, int] = {}
+        """The request of each row as of the last frame; `batch` is as of the last flush."""
         self.stalled: set[int] = set()
         self.step = MISSING
         self.num_steps = 0
@@ -128,9 +133,13 @@ class Decoder:
             begin += wire.JOINED.size
             text = data[begin : begin + length].decode()
             request = Request(text, MISSING, arrived, prompt, max_tokens, cached, made)
-            self.ledger.joined(number, request, self.next_step)
             begin += length
-            self._hold(row, number, computed, blocks)
+            self._join(row, number, request, computed, blocks)
+
+    def _join(self, row: int, number: int, request: Request, computed: int, blocks: int) -> None:
+        """A request holds a row; `number` is the one in the ring."""
+        self.ledger.joined(number, request, self.next_step)
+        self._hold(row, number, computed, blocks)
 
     def _keyframe(self, step: int) -> None:
         if self.lost_from is not None:
@@ -141,18 +150,11 @@ class Decoder:
             )
             self.lost_from, self.lost_frames, self.step = None, 0, last
             self.schedules.clear()
-        for row in np.flatnonzero(self._current_requests() >= 0).tolist():
+        for row in [row for row, number in self.held.items() if number >= 0]:
             self._hold(row, -1, 0, 0)
 
-    def _current_requests(self) -> Any:
-        if self.forwards is None or not self.forwards.requests.rows:
-            return self.batch.request
-        held = self.batch.request.copy()
-        for row, number in zip(self.forwards.requests.rows, self.forwards.requests.values, strict=True):
-            held[row] = number
-        return held
-
     def _hold(self, row: int, number: int, computed: int, blocks: int) -> None:
+        self.held[row] = number
         self.batch.grow(row + 1)
         forwards = self.forwards
         if forwards is None or not len(forwards):
@@ -170,26 +172,30 @@ class Decoder:
     def _blocks(self, data: bytes, at: int) -> None:
         _, extended, _, count = wire.BLOCKS_HEAD.unpack_from(data, at)
         pairs = struct.unpack_from(f"<{2 * count}I", data, at + wire.BLOCKS_HEAD.size)
+        rows, blocks = pairs[::2], pairs[1::2]
+        if not rows:
+            return
+        self.batch.grow(max(rows) + 1)
         forwards = self.forwards
-        held = self._current_requests() if extended else None
-        for row, blocks in zip(pairs[::2], pairs[1::2], strict=True):
-            self.batch.grow(row + 1)
-            if forwards is None or not len(forwards):
-                self.batch.blocks[row] = blocks
-            else:
-                forwards.blocks.add(len(forwards), row, blocks)
-            if held is not None and row < len(held):
-                self.ledger.event("extended", self.next_step, int(held[row]), detail={"num_blocks": blocks})
+        if forwards is None or not len(forwards):
+            self.batch.blocks[list(rows)] = blocks
+        else:
+            forwards.blocks.extend(len(forwards), rows, blocks)
+        if extended:
+            self.ledger.extended(self.next_step, [self.held.get(row, -1) for row in rows], blocks)
 
     def _schedule(self, data: bytes, at: int) -> None:
-        _, reason, _, duration, call, ts, *figures, _ = wire.SCHEDULE_BODY.unpack_from(data, at)
-        self.schedules[call] = (ts, duration, reason, *figures)
+        _, reason, flags, duration, call, ts, *figures = wire.SCHEDULE_BODY.unpack_from(data, at)
+        self.schedules[call] = (ts, duration, reason, *figures, flags)
         if len(self.schedules) > KEPT_CALLS:
             del self.schedules[next(iter(self.schedules))]
 
     def _forward(self, data: bytes, at: int) -> None:
         head = wire.FORWARD_HEAD.unpack_from(data, at)
-        _, codes, rows, prefills, stalled, step, call, *_ = head
+        self._take_forward(head, data, at, self.schedules.get(head[6], NO_SCHEDULE))
+
+    def _take_forward(self, head: tuple[int, ...], data: bytes, at: int, figures: tuple[int, ...]) -> None:
+        _, codes, rows, prefills, stalled, step, *_ = head
         shape = (rows, codes)
         if self.forwards is None or self.forwards.shape != shape:
             self._flush_forwards()
@@ -204,21 +210,20 @@ class Decoder:
         if stalled or self.stalled:
             self._stall(struct.unpack_from(f"<{stalled}H", data, middle), step)
         begin += wire.padded(end - begin)
-        size = rows * wire.ITEM_SIZES[codes & 15]
+        size = rows * wire.ITEM_SIZES[codes & 3]
         forwards.tokens.append(data[begin : begin + size])
         begin += wire.padded(size)
-        forwards.emitted.append(data[begin : begin + rows * wire.ITEM_SIZES[codes >> 4]])
+        forwards.emitted.append(data[begin : begin + rows * wire.ITEM_SIZES[codes >> 4 & 3]])
         forwards.heads.append(head)
-        forwards.schedules.append(self.schedules.get(call, NO_SCHEDULE))
+        forwards.schedules.append(figures)
         self.step = step
         self.num_steps += 1
         self._taken_in += 1
 
     def _stall(self, rows: tuple[int, ...], step: int) -> None:
-        held = self._current_requests()
         for row in rows:
-            if row not in self.stalled and row < len(held):
-                self.ledger.event("stalled", step, int(held[row]))
+            if row not in self.stalled:
+                self.ledger.event("stalled", step, self.held.get(row, -1))
         self.stalled = set(rows)
 
     def _plain_event(self, data: bytes, at: int) -> None:
@@ -244,10 +249,14 @@ class Decoder:
         for number, tokens in zip(numbers.tolist(), made.tolist(), strict=True):
             self.ledger.made(number, tokens)
         heads = np.array(forwards.heads, np.int64)
-        self.out.steps.append(self._step_columns(heads, np.array(forwards.schedules, np.int64), totals))
-        steps = heads[:, 5]
+        columns = self._step_columns(heads, np.array(forwards.schedules, np.int64), totals)
         rows["engine_id"] = np.full(len(rows["forward"]), self.engine_id, np.int32)
-        rows["step"] = steps[rows.pop("forward")]
+        rows["step"] = heads[:, 5][rows.pop("forward")]
+        self._flushed(forwards, columns, rows)
+
+    def _flushed(self, forwards: Forwards, columns: Columns, rows: Columns) -> None:
+        """The columns of `step` and `step_request` that `forwards` became."""
+        self.out.steps.append(columns)
         self.out.step_requests.append(rows)
 
     def _step_columns(self, heads: Any, schedules: Any, totals: Columns) -> Columns:
@@ -256,6 +265,10 @@ class Decoder:
             "num_waiting", "num_preempted", "num_free_blocks", "num_blocks", "num_missing_blocks",
         )  # fmt: skip
         columns = {name: schedules[:, i + 1] for i, name in enumerate(names)}
+        reserved, ratio = schedules[:, 12], (schedules[:, 13] & wire.RATIO) != 0
+        known = (reserved >= 0) & (schedules[:, 13] >= 0)
+        columns["reserved_output_blocks"] = np.where(known & ~ratio, reserved, MISSING)
+        columns["new_token_ratio"] = np.where(known & ratio, reserved / 1e6, MISSING)
         memory = ("allocated_bytes", "reserved_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
         columns |= {name: heads[:, 10 + i] for i, name in enumerate(memory)}
         return (
@@ -300,6 +313,7 @@ class Decoder:
         self.ledger.restore(state["ledger"])
         self.schedules = {int(call): tuple(figures) for call, figures in state["schedules"].items()}
         self.batch = Batch(*(np.array(column, np.int64) for column in state["batch"]))
+        self.held = dict(enumerate(self.batch.request.tolist()))
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,6 +103,26 @@ class Ledger:
             self.undated.append(row)
         else:
             self.events.append(tuple(row))
+
+    def extended(self, step: int, numbers: Sequence[int], blocks: Sequence[int]) -> None:
+        """Decodes were given new blocks: the event of which there are most."""
+        if step < 0:
+            for number, count in zip(numbers, blocks, strict=True):
+                self.event("extended", step, number, detail={"num_blocks": count})
+            return
+        engine = self.engine_id
+        self.events += [
+            (
+                engine,
+                step,
+                None,
+                "extended",
+                number if number >= 0 else None,
+                None,
+                f'{{"num_blocks": {count}}}',
+            )
+            for number, count in zip(numbers, blocks, strict=True)
+        ]
 
     def date(self, step: int) -> None:
         """The first step is known: it is that of all that came before it."""

@@ -15,30 +15,16 @@ import numpy as np
 from recorder import __version__, schema
 from recorder.collector import finish
 from recorder.collector.columns import Columns
-from recorder.collector.decoder import Decoder
+from recorder.collector.decoder import Decoded, Decoder
+from recorder.collector.join import Joined
 from recorder.collector.nvml import Nvml
-from recorder.collector.reader import Position, RingReader
+from recorder.collector.rings import FLUSH_STEPS, Rings, Tail
 from recorder.collector.store import Store, columns_of
 from recorder.errors import TraceError
 from recorder.session import Session
 
 PUBLISH = 1.0
 """Seconds between two published states: what a reader sees is at most about this old."""
-
-FLUSH_STEPS = 2000
-"""Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""
-
-
-class Tail:
-    """One ring and its decoder."""
-
-    def __init__(self, reader: RingReader, decoder: Decoder) -> None:
-        self.reader, self.decoder = reader, decoder
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more can come: ask before the last read, not after."""
-        return self.decoder.full or self.reader.closed or not self.reader.writer_lives
 
 
 class Collector:
@@ -52,12 +38,11 @@ class Collector:
         """Whether an earlier collector was killed after the final file was in place: only cleaning up is left."""
         self.store = Store(Path(session.output), left.get("parts"), left.get("serial", 0))
         self.nvml = Nvml()
-        self.tails: dict[str, Tail] = {}
+        self.rings = Rings(session.dir, session.max_steps)
         self.notes: list[str] = list(left.get("notes", session.notes))
         self.ended_by: str | None = None
         self.published = time.monotonic()
-        for name, saved in left.get("tails", {}).items():
-            self._open(name, Position(**saved["position"]), Decoder.from_state(saved["decoder"]))
+        self.rings.restore(left.get("rings", {}))
         if self.nvml.missing:
             self.note(self.nvml.missing)
 
@@ -69,86 +54,83 @@ class Collector:
     @property
     def num_steps(self) -> int:
         """Steps decoded so far."""
-        return sum(tail.decoder.num_steps for tail in self.tails.values())
+        return sum(engine.num_steps for engine in self.rings.engines)
 
     @property
     def ended(self) -> bool:
         """Whether every process that wrote has stopped, or has written all the steps that were asked for."""
-        return bool(self.tails) and all(tail.ended for tail in self.tails.values())
+        return bool(self.tails) and all(tail.ended for tail in self.tails)
 
     @property
     def why_ended(self) -> str:
         """`steps`: as many are decoded as were asked for; `detach`: every agent ended by itself; else `exit`."""
-        if any(tail.decoder.full for tail in self.tails.values()):
+        if any(engine.full for engine in self.rings.engines):
             return "steps"
-        return "detach" if all(tail.reader.closed for tail in self.tails.values()) else "exit"
+        return "detach" if all(tail.reader.closed for tail in self.tails) else "exit"
 
     @property
     def behind(self) -> bool:
         """Whether so much is decoded that it should be published before more is read."""
-        return any(tail.decoder.unflushed >= FLUSH_STEPS for tail in self.tails.values())
+        return any(engine.unflushed >= FLUSH_STEPS for engine in self.rings.engines)
+
+    @property
+    def tails(self) -> list[Tail]:
+        """The rings that were found."""
+        return list(self.rings.tails.values())
 
     def discover(self) -> None:
         """Open the rings that have come since."""
-        try:
-            names = sorted(entry for entry in os.listdir(self.session.dir) if entry.endswith(".ring"))
-        except FileNotFoundError:
-            return
-        for name in names:
-            if name not in self.tails:
-                self._open(name, None, Decoder(len(self.tails), self.session.max_steps))
+        self.rings.discover()
+        for text in self.rings.missing:
+            self.note(text)
 
-    def _open(self, name: str, position: Position | None, decoder: Decoder) -> None:
-        path = os.path.join(self.session.dir, name)
-        try:
-            self.tails[name] = Tail(RingReader(path, position), decoder)
-        except FileNotFoundError:
-            self.note(f"ring {name} is gone: what it held after the last published step is lost")
-        except TraceError:
-            return  # its writer has not finished making it
-
-    def read(self) -> int:
+    def read(self, final: bool = False) -> int:
         """Decode what was committed since the last call; the number of frames read."""
-        frames = 0
-        for tail in self.tails.values():
-            while not tail.decoder.past and tail.decoder.unflushed < FLUSH_STEPS:
-                chunk = tail.reader.read()
-                if chunk is None:
-                    break
-                tail.decoder.feed(chunk)
-                frames += len(chunk.payloads)
-        return frames
+        return self.rings.read(final)
 
     def publish(self) -> None:
         """Commit what was decoded, together with the positions up to which it was."""
-        for tail in self.tails.values():
-            self._write(tail)
+        self._write_all()
         self.nvml.forget()
         self.store.compact()
         self.store.publish(self._small(), self._saved())
         self.published = time.monotonic()
 
-    def _write(self, tail: Tail) -> None:
-        decoded = tail.decoder.take()
+    def _write_all(self, final: bool = False) -> None:
+        for engine in self.rings.engines:
+            if isinstance(engine, Joined):
+                self._write(engine, engine.take(0 if final else self.rings.read_at))
+            else:
+                self._write(engine, engine.take())
+
+    def _write(self, engine: Decoder, decoded: Decoded) -> None:
         for columns in decoded.steps:
-            pid = (tail.decoder.engine or {}).get("pid", tail.reader.pid)
-            columns["device_used_bytes"] = self.nvml.used(pid, columns["ts"] + 1000 * columns["forward_us"])
+            columns["device_used_bytes"] = self.nvml.used(
+                self._device_pid(engine), columns["ts"] + 1000 * columns["forward_us"]
+            )
         for table, parts in ((schema.STEP, decoded.steps), (schema.STEP_REQUEST, decoded.step_requests)):
             if parts:
                 joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 self.store.add(table, joined)
-        for table, rows in ((schema.REQUEST, decoded.requests), (schema.EVENT, decoded.events)):
-            if rows:
-                self.store.add(table, columns_of(table, rows))
+        for table, tuples in (
+            (schema.RANK_MEMORY, decoded.rank_memory),
+            (schema.REQUEST, decoded.requests),
+            (schema.EVENT, decoded.events),
+        ):
+            if tuples:
+                self.store.add(table, columns_of(table, tuples))
+
+    def _device_pid(self, engine: Decoder) -> int:
+        """The process that runs an engine's forwards."""
+        mine = [tail for tail in self.tails if tail.decoder is engine]
+        runs = [tail for tail in mine if tail.part is not None and tail.part.kind == "worker"]
+        return int((runs or mine)[0].reader.pid)
 
     def _saved(self) -> dict[str, Any]:
         return {
             "session": self.session.id,
             "notes": self.notes,
-            "tails": {
-                name: {"position": vars(tail.reader.position), "decoder": tail.decoder.state()}
-                for name, tail in self.tails.items()
-            },
+            "rings": self.rings.state(),
         }
 
     def _small(self) -> dict[str, Columns]:
@@ -157,28 +139,27 @@ class Collector:
             schema.SCHEMA_VERSION, __version__, self.session.created_at, ended, self.state, self.ended_by,
             json.dumps(self.notes),
         )  # fmt: skip
-        live = [row for tail in self.tails.values() for row in tail.decoder.ledger.live_rows()]
+        live = [row for engine in self.rings.engines for row in engine.ledger.live_rows()]
         return {
             "trace": columns_of(schema.TRACE, [trace]),
             "engine": columns_of(
-                schema.ENGINE, [self._engine_row(t) for t in self.tails.values() if t.decoder.engine]
+                schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.engine]
             ),
             "request": columns_of(schema.REQUEST, live),
         }
 
-    def _engine_row(self, tail: Tail) -> tuple[Any, ...]:
-        known = dict(
-            tail.decoder.engine or {}, engine_id=tail.decoder.engine_id, started_at=tail.reader.opened_ns
-        )
+    def _engine_row(self, engine: Decoder) -> tuple[Any, ...]:
+        opened = min(tail.reader.opened_ns for tail in self.tails if tail.decoder is engine)
+        known = dict(engine.engine or {}, engine_id=engine.engine_id, started_at=opened)
         known["config"], known["env"] = json.dumps(known.get("config")), json.dumps(known.get("env"))
         return tuple(known.get(column.name) for column in schema.ENGINE.columns)
 
     def finish(self, ended_by: str, state: str = "complete") -> None:
         """Read what is left, write the final file, and clean up; nothing is removed before it is in that file."""
         self.discover()
-        while self.read():
-            for tail in self.tails.values():
-                self._write(tail)
+        while self.read(final=True):
+            self._write_all()
+        self._write_all(final=True)
         self.ended_by, self.state = ended_by, state
         self.publish()
         finish.write_final(self.store, self._small())
@@ -186,7 +167,7 @@ class Collector:
 
     def clean_up(self) -> None:
         """The final file is in place: remove the rings and the parts."""
-        for tail in self.tails.values():
+        for tail in self.tails:
             tail.reader.close()
         self.session.remove_rings()
         finish.remove_parts(self.store)

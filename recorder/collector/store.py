@@ -21,7 +21,7 @@ from recorder.collector.columns import Columns
 from recorder.collector.retire import Retired
 from recorder.session import parts_directory
 
-PARTED = (schema.STEP, schema.STEP_REQUEST, schema.REQUEST, schema.EVENT)
+PARTED = (schema.STEP, schema.STEP_REQUEST, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
 """The tables that grow; the others are whole in each published database."""
 
 COMPACT_AT = 24

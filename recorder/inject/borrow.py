@@ -110,7 +110,10 @@ class Borrowed:
             if event == ptrace.EVENT_STOP or (self._saved is not None and number in _FAULTS):
                 return
             self._tracee.resume(deliver=number)  # a signal of the program's own, just being delivered
-        raise errors.Stuck(self.target.pid, f"thread {self.tid}") if self._saved is None else self._starved()
+        if self._saved is not None:
+            raise self._starved()
+        where = parked.describe(self.target.pid, self.tid)
+        raise errors.Stuck(self.target.pid, f"thread {self.tid} in {where}")
 
     def _starved(self) -> errors.InjectError:
         """It runs, or waits to, where we cannot put it back; it does that itself, and is ours no longer."""
@@ -185,10 +188,10 @@ class Borrowed:
                     return
             ptrace.doze()
         why = f"after {_PATIENCE_S:g} s it is still in {parked.describe(self.target.pid, self.tid)}"
-        if pending:
-            self._stop()  # what it waits for can be its own: the call must not go on
+        if pending or parked.waits_for_mutex(self.target.pid, self.tid):
+            self._stop()  # the mutex can be its own, and then the call would never return
             raise errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
-        # Torn out of the call it would leave locks locked. When the call returns it puts itself back.
+        # Torn out of the call it might leave locks locked. When the call returns it puts itself back.
         self._let_go = True
         raise errors.NoTrap(self.target.pid, f"{why}; it puts itself back when that is over")
 

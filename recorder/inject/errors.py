@@ -1,6 +1,4 @@
-"""One class for each cause for which code cannot be brought into a process; `code` is stable, the texts are
-not.
-"""
+"""One class for each cause for which no code can be brought into a process; `code` is stable."""
 
 from __future__ import annotations
 

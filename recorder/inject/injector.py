@@ -57,8 +57,12 @@ def run_in_process(pid: int, source: str, *, timeout: float = 5.0) -> InjectionR
 
     `timeout` is in seconds, for Python code of the target to run, and again for `source` to end. Raises a
     `recorder.inject.errors.InjectError`; the process is then as it was, and nothing is installed unless the
-    error is AgentFailed, which `source` itself raised. Do not wait for the process (`Popen.wait`) in another
-    thread meanwhile. Each injection leaves a few KiB mapped in the target.
+    error is AgentFailed, which `source` itself raised.
+
+    Each injection leaves a few KiB mapped in the target. Do not wait for the process (`Popen.wait`) in
+    another thread meanwhile. `source` must not be what first imports `threading` there: that makes its thread
+    the main one. Up to CPython 3.11 a child that the program forks just while our thread registers with the
+    interpreter may hang, as with any thread that is not Python's: HEAD_LOCK is not held over a fork.
     """
     begun = time.perf_counter()
     target = check_target(pid)

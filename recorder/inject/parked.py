@@ -95,7 +95,10 @@ class Thread:
 def is_wait(call: int, arguments: tuple[int, ...]) -> bool:
     """Whether a thread in this call may be borrowed."""
     if call == _FUTEX:
-        return arguments[1] & 0x7F in (_FUTEX_WAIT, _FUTEX_WAIT_BITSET)
+        # Condition variables and semaphores. A mutex may be one of the allocator's, and a thread in fork()
+        # holds the others: glibc waits for a mutex in FUTEX_WAIT with the value 2.
+        operation, value = arguments[1] & 0x7F, arguments[2] & 0xFFFFFFFF
+        return operation == _FUTEX_WAIT_BITSET or (operation == _FUTEX_WAIT and value in (0, 0xFFFFFFFF))
     if call == 45:
         return not arguments[3] & _MSG_WAITALL
     if call == 47:
@@ -106,8 +109,8 @@ def is_wait(call: int, arguments: tuple[int, ...]) -> bool:
 def look(pid: int) -> list[Thread]:
     """Every thread of the process, best to borrow first.
 
-    Not the main thread (signals are handled there), exact restarts first, no futex (it may be a lock of the
-    allocator), and the one that moved least so far.
+    Exact restarts first, not the main thread (signals are handled there), no futex (others wait for that
+    thread's turn), and the one that moved least so far.
     """
     found = [thread for tid in threads(pid) if (thread := _read(pid, tid)) is not None]
     found.sort(
@@ -128,6 +131,12 @@ def _read(pid: int, tid: int) -> Thread | None:
         return Thread(tid, status["State"][0], None, (), switches)
     arguments = tuple(int(field, 16) for field in fields[1:7])
     return Thread(tid, status["State"][0], int(fields[0]), arguments, switches)
+
+
+def waits_for_mutex(pid: int, tid: int) -> bool:
+    """Whether the thread waits for a mutex, as far as can be seen: in a futex that `is_wait` excludes."""
+    thread = _read(pid, tid)
+    return thread is not None and thread.call == _FUTEX and not is_wait(_FUTEX, thread.arguments)
 
 
 def describe(pid: int, tid: int) -> str:

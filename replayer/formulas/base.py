@@ -29,6 +29,8 @@ class Formula(ABC):
     description: str = ""
     source: str = ""
     """The change that it comes from."""
+    policy: str | None = None
+    """Name of the policy that comes with it where none is asked for; None: it is a budget alone."""
     text: str = ""
     """It as an expression, `BUDGET` or `BUDGET; charge CHARGE`; empty where it is none (a class)."""
 

@@ -98,11 +98,22 @@ class Pr7623(BuiltIn):
     """
 
     name = "pr7623"
-    source = "FastDeploy #7623 (commit 5582b5af1), and release 2.6"
+    source = "FastDeploy #7623 (commit 5582b5af1)"
     text = "max_num_batched_tokens - num_running_decodes * (num_draft_tokens + 1)"
 
     def budget(self, v: Variables) -> int:
         return v.max_num_batched_tokens - v.num_running_decodes * (v.num_draft_tokens + 1)
+
+
+class Release26(Pr7623):
+    """The scheduler of release 2.6 whole: the budget of #7623, and its policy where no other is asked for.
+
+    Its policy reserves blocks by a decaying new-token ratio and preempts decodes alone.
+    """
+
+    name = "release_2_6"
+    source = "FastDeploy release 2.6 (commit 41677b9a6)"
+    policy = "release_2_6"
 
 
 class Exact(BuiltIn):
@@ -146,6 +157,7 @@ class Ternary(BuiltIn):
 
 
 BUILTIN: dict[str, BuiltIn] = {
-    formula.name: formula for formula in (Original(), Pr7438(), Pr7499(), Pr7623(), Exact(), Ternary())
+    formula.name: formula
+    for formula in (Original(), Pr7438(), Pr7499(), Pr7623(), Release26(), Exact(), Ternary())
 }
-"""Name -> formula, in the order of the changes."""
+"""Name -> formula, in the order of the changes. `release_2_6` brings its policy along."""

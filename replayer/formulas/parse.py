@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorder.errors import UsageError
-from replayer.config import POLICIES
 from replayer.formulas.base import Columns, Formula, whole
 from replayer.formulas.builtin import BUILTIN
 from replayer.formulas.expression import Expression
@@ -139,11 +138,6 @@ def parse_formula(text: str) -> Formula:
 
 
 def _unknown(text: str) -> UsageError:
-    if text in POLICIES:
-        return UsageError(
-            f"{text!r} is a policy, not a formula",
-            hint=f"its formula is {POLICIES[text].formula!r}; give the policy with --policy {text}",
-        )
     return UsageError(
         f"there is no formula {text!r:.80}",
         hint=f"one of {', '.join(BUILTIN)}, `NAME: EXPRESSION`, or FILE.py:CLASS; see `fdtrace formulas`",

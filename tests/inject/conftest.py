@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from recorder.inject import errors, run_in_process
+
 PROGRAM = Path(__file__).with_name("program.py")
 PYTHONS = [sys.executable, *filter(None, os.environ.get("FDTRACE_TEST_PYTHONS", "").split(":"))]
 """The interpreter that runs the tests, and others that FDTRACE_TEST_PYTHONS names, separated by colons."""
@@ -75,3 +77,23 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for program in running:
         program.process.kill()
         program.process.communicate()
+
+
+INSTALL = "import builtins\nbuiltins.installed = True"
+
+
+def refusal(pid: int) -> errors.InjectError:
+    with pytest.raises(errors.InjectError) as caught:
+        run_in_process(pid, INSTALL, timeout=1)
+    error = caught.value
+    assert error.code
+    assert error.what
+    assert error.hint
+    assert error.exit_code == 3
+    return error
+
+
+def untouched(program: Running) -> bool:
+    """Whether it still answers, with nothing installed."""
+    source = "import builtins\nresult = hasattr(builtins, 'installed')"
+    return run_in_process(program.pid, source).value is False

@@ -65,7 +65,7 @@ def make_waits():
     listener.listen(1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("qq", 0, int(TIMEOUT_S * 1e6)))
     room = ctypes.create_string_buffer(4096)
-    word = ctypes.c_uint32(7)
+    word, mutex = ctypes.c_uint32(0), ctypes.c_uint32(2)
     semaphore = libc.semget(0, 1, 0o1600)
     operation = ctypes.create_string_buffer(struct.pack("HhH", 0, -1, 0))
     libc.semctl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
@@ -85,11 +85,15 @@ def make_waits():
         "clock_nanosleep": (lambda: raw(230, long(1), long(0), timespec(TIMEOUT_S), none), (0, 0)),
         "clock_nanosleep until": (lambda: raw(230, long(1), long(1), until(), none), (0, 0)),
         "futex": (
-            lambda: raw(202, ctypes.byref(word), long(128), long(7), timespec(TIMEOUT_S)),
+            lambda: raw(202, ctypes.byref(word), long(128), long(0), timespec(TIMEOUT_S)),
             (-1, errno.ETIMEDOUT),
         ),
         "futex until": (
-            lambda: raw(202, ctypes.byref(word), long(137), long(7), until(), none, long(0xFFFFFFFF)),
+            lambda: raw(202, ctypes.byref(word), long(137), long(0), until(), none, long(0xFFFFFFFF)),
+            (-1, errno.ETIMEDOUT),
+        ),
+        "mutex": (
+            lambda: raw(202, ctypes.byref(mutex), long(128), long(2), timespec(TIMEOUT_S)),
             (-1, errno.ETIMEDOUT),
         ),
         "epoll_wait": (lambda: raw(232, fd, room, ten, milliseconds), (0, 0)),
@@ -233,7 +237,7 @@ def confined(answer):
 
 
 def tortured():
-    """Threads in every state at once. Counters 1 to 9 are a thread each."""
+    """Threads in every state at once. Counters 1 to 9 count what they do."""
 
     def fight(number):
         while True:
@@ -280,6 +284,7 @@ def tortured():
             count(7)
 
     def fork():
+        """glibc holds the locks of all of malloc's arenas while it forks."""
         while True:
             child = os.fork()
             if child == 0:
@@ -290,7 +295,7 @@ def tortured():
             time.sleep(0.02)
 
     loops = [lambda: fight(1), lambda: fight(2), sleep, lambda: take_turns(0), lambda: take_turns(1)]
-    for loop in [*loops, wait_raw, allocate, fork]:
+    for loop in [*loops, wait_raw, allocate, allocate, fork]:
         threading.Thread(target=loop, daemon=True).start()
     count(READY)
     while True:

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from recorder.inject import check_target
+from recorder.inject import check_target, run_in_process
 from recorder.inject.borrow import Borrowed
 from recorder.inject.memory import Memory
 from recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, look
@@ -70,6 +70,17 @@ def test_a_wait_goes_on_until_its_time_is_over(start: Start, name: str) -> None:
     assert program.counter(15) == 0, program.complaints()
     assert name.split(maxsplit=1)[0] in found
     assert found <= {name.split(maxsplit=1)[0], WAITS[RESTART_SYSCALL]}
+
+
+def test_a_thread_that_waits_for_a_mutex_is_not_borrowed(start: Start) -> None:
+    """It may hold others: in glibc's fork() the locks of the allocator, without which no thread can start."""
+    program = start("wait", "mutex")
+    tid = program.counter(2)
+    program.wait_until(lambda: any(t.tid == tid and t.call == 202 for t in look(program.pid)))
+    seen = [thread for _ in range(50) for thread in look(program.pid) if thread.tid == tid]
+    assert any(thread.call == 202 for thread in seen)
+    assert not any(thread.is_parked for thread in seen)
+    assert run_in_process(program.pid, "result = 1").tid == program.pid
 
 
 @pytest.mark.parametrize("name", ["epoll_wait", "nanosleep", "poll", "recvfrom"])

@@ -23,6 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 Rows = dict[int, list[list[Any]]]
 
+started: list[subprocess.Popen[str]] = []
+"""The engines of the current test."""
+
 
 def armed_environment(session: Session | None = None, **more: str) -> dict[str, str]:
     """The environment of a process that is armed as `fdtrace record` arms it."""
@@ -39,6 +42,7 @@ def start_engine(
     process = subprocess.Popen(
         [python, str(ENGINE), *map(str, options)], env=env, stdout=subprocess.PIPE, text=True
     )
+    started.append(process)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready")
     return process

@@ -219,3 +219,39 @@ def wait_for(holds: Any, seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may record another user's process")
+def test_root_records_another_users_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FDTRACE_DIR")
+    candidates = [Path(sys.executable).resolve(), Path("/usr/bin/python3")]
+    python = next((p for p in candidates if p.exists() and not str(p).startswith("/root")), None)
+    if python is None or not ENGINE.stat().st_mode & 0o004:
+        pytest.skip("no Python or no engine that another user may run")
+    engine = subprocess.Popen([str(python), str(ENGINE), "--sleep", "0.002"], user=65534, cwd="/")
+    try:
+        time.sleep(1)
+        trace = tmp_path / "t.duckdb"
+        done = fdtrace("attach", engine.pid, "-o", trace, "--steps", 20)
+        assert done.returncode == 0, done.stderr
+        assert query(trace, "SELECT count(*) FROM step") == [(20,)]
+    finally:
+        engine.kill()
+        engine.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to make a mount namespace")
+def test_a_process_in_a_container_is_said_and_left_alone(tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, str(ENGINE), "--sleep", "0.002"]
+    engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert engine.stdout is not None
+        if not engine.stdout.readline().startswith("ready"):
+            pytest.skip("no mount namespaces here")
+        done = fdtrace("attach", engine.pid, "-o", tmp_path / "t.duckdb")
+        assert done.returncode == 3
+        assert "container" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        engine.kill()
+        engine.wait()

@@ -185,7 +185,6 @@ REFUSED = [
     ("pr7499: 1", "is a built-in formula", None),
     ("9mine: 1", "cannot be named", None),
     ("nonsense", "there is no formula 'nonsense'", None),
-    ("release_2_6", "is a policy", None),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,47 @@ def test_a_formula_implies_its_high_water() -> None:
     assert original.outcome.peak_tokens == 100
     assert original.outcome.reserved_high_water == 1000
     assert tiny.columns["reserved_bytes"].tolist() == [1000, 1000, 1000, 1000]
+
+
+def with_columns(found: Recording, **columns: list[int]) -> Recording:
+    return replace(found, steps={**found.steps, **{name: np.array(v) for name, v in columns.items()}})
+
+
+def test_peaks_are_fitted_where_what_is_reserved_stays_flat() -> None:
+    """A CPU gives memory back after each forward: its peaks go down again too."""
+    flat = recording([50, 90, 80, 110, 120], [1000] * 5)
+    fit = fit_memory(with_columns(flat, peak_reserved_bytes=[1500, 1900, 1800, 2100, 2200]))
+    assert fit is not None
+    assert fit.column == "peak_reserved_bytes"
+    assert fit.bytes_per_token == pytest.approx(10)
+    assert fit.high_water(200) == 3000
+    grows = recording([50, 90, 80, 110, 120], [1000, 1000, 1000, 1100, 1200])
+    fit = fit_memory(with_columns(grows, peak_reserved_bytes=[1500, 1900, 1800, 2100, 2200]))
+    assert fit is not None
+    assert fit.column == "reserved_bytes"
+    neither = fit_memory(with_columns(flat, peak_reserved_bytes=[1000] * 5))
+    assert neither is not None
+    assert neither.column == "reserved_bytes"
+
+
+def test_the_step_at_which_a_device_would_have_run_out() -> None:
+    found = recording([50, 90, 110, 120], [1000, 1000, 1100, 1200])
+    recorded, original, tiny = replay(
+        found, [BUILTIN["original"], BUILTIN["pr7438"]], "as recorded", device_bytes=1099
+    )
+    assert (recorded.outcome.out_of_memory_step, recorded.outcome.device_bytes) == (2, 1099)
+    assert original.outcome.out_of_memory_step is None
+    assert tiny.outcome.out_of_memory_step is None
+    assert original.outcome.memory is recorded.outcome.memory
+    unasked = replay(found, [], "as recorded")[0].outcome
+    assert (unasked.device_bytes, unasked.out_of_memory_step) == (None, None)
+
+
+def test_what_the_device_holds_besides_counts() -> None:
+    found = recording([50, 90, 110, 120], [1000, 1000, 1100, 1200])
+    found = with_columns(found, device_used_bytes=[1300, MISSING, 1400, 1500])
+    fit = fit_memory(found)
+    assert fit is not None
+    assert fit.other_bytes == 300
+    assert replay(found, [], "as recorded", device_bytes=1400)[0].outcome.out_of_memory_step == 3
+    assert fit.first_over(np.array([50, 120]), 1400) == 1

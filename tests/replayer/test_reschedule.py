@@ -72,7 +72,8 @@ def test_another_formula_gives_what_the_real_scheduler_decides(
     policy = POLICIES.get(version, ORIGINAL)
     formula = BUILTIN[policy.formula if version in POLICIES else version]
     history = reschedule(recording, formula, policy)
-    assert history.outcome.fidelity is None
+    fidelity = history.outcome.fidelity  # where M is 512 or less, #7438's floor makes it the same formula
+    assert fidelity is None or (version == "pr7438" and fidelity.share == 1.0)
     assert_equals(history, golden)
 
 

@@ -1,0 +1,116 @@
+"""The process in which an engine's real scheduler runs, and the conversation with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from recorder.errors import TargetError, UsageError
+
+WAIT = 10.0
+"""Seconds that it gets to end by itself."""
+PATIENCE = 300.0
+"""Seconds for one answer; the first imports the engine."""
+LAST_LINES = 3
+"""Of what it printed, so many lines are shown where it dies."""
+
+
+class Child(AbstractContextManager["Child"]):
+    """A driver's process; a JSON object a line each way.
+
+    It runs in an empty directory of its own that is removed with it, where the engine's logs go too.
+    """
+
+    def __init__(self, driver: Path, checkout: Path, python: str, env: Mapping[str, str]) -> None:
+        self.what, self.python = str(checkout), python
+        self._directory = Path(tempfile.mkdtemp(prefix="fdtrace-driver-"))
+        self._printed = (self._directory / "printed").open("wb")
+        logs = {"FD_LOG_DIR": str(self._directory / "log")}
+        try:
+            self._process = subprocess.Popen(
+                [python, "-u", str(driver), str(checkout.resolve())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._printed,
+                cwd=self._directory,
+                env={**os.environ, **env, **logs, "CUDA_VISIBLE_DEVICES": ""},
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is ours to answer
+            )
+        except OSError as error:
+            self._remove()
+            raise UsageError(
+                f"{python} cannot be started",
+                why=error.strerror or str(error),
+                hint="--scheduler-python PATH",
+            ) from None
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Its answer. TargetError where it has died."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line: str | None
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            ready = select.select([process.stdout], [], [], PATIENCE)[0]
+            line = process.stdout.readline() if ready else None
+        except BrokenPipeError:
+            line = ""
+        if line is None:
+            raise TargetError(
+                f"the scheduler of {self.what} has not answered for {PATIENCE:.0f} seconds",
+                why="a call of it does not return",
+            )
+        if not line:
+            code = process.wait()
+            raise TargetError(
+                f"the scheduler of {self.what} ended in the middle of a replay (exit status {code})",
+                why=self._last_lines(),
+                hint=f"run by {self.python}; another one with --scheduler-python",
+            )
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_lines(self) -> str:
+        self._printed.flush()
+        text = (self._directory / "printed").read_text(errors="replace").strip()
+        return "\n    ".join(text.splitlines()[-LAST_LINES:])
+
+    def close(self) -> None:
+        """End it, and remove what it left."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(WAIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        self._printed.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,331 @@
+"""Drives the `ResourceManagerV1` of a FastDeploy checkout on the CPU, step by step, as a process of its own.
+
+    python fastdeploy.py CHECKOUT
+
+Run by a Python that can import Paddle and FastDeploy's requirements; it needs nothing of fdtrace. A JSON object a line
+on stdin, an answer a line on what was stdout (FastDeploy's own prints go to stderr):
+
+    {"open": {sizes and switches}}                -> {"opened": FastDeploy's version}
+    {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran
+    anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
+
+Scheduling is FastDeploy's own code. The forward is played: a scheduled chunk runs whole; every request past its prefill
+runs one token and its drafts, of which it accepts those that it was given, unless its block table is too short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any, TextIO
+
+Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run time
+
+
+class CannotGoOn(Exception):
+    """Told to whoever drives, with where it happened."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.where = where
+
+
+def build_config(sizes: Message) -> Any:
+    """An `FDConfig` of these sizes, checked by FastDeploy itself; the model is not there."""
+    from fastdeploy import config as fd
+    from fastdeploy import envs
+    from fastdeploy.scheduler.config import SchedulerConfig
+
+    # Off CUDA its own defaults would choose the scheduler of before V1.
+    envs.ENABLE_V1_KVCACHE_SCHEDULER = 1
+    cache = fd.CacheConfig(
+        {
+            "block_size": sizes["block_size"],
+            "num_gpu_blocks_override": sizes["num_blocks"],
+            "enable_prefix_caching": sizes["prefix_caching"],
+            "enable_chunked_prefill": sizes["chunked_prefill"],
+            "prealloc_dec_block_slot_num_threshold": sizes["prealloc_threshold"],
+            "cache_queue_port": str(os.getpid()),
+        }
+    )
+    cache.enc_dec_block_num = sizes["enc_dec_block_num"]
+    cache.bytes_per_token_per_layer = cache.bytes_per_layer_per_block = cache.bytes_per_block = 1
+    speculation = fd.SpeculativeConfig({})
+    _speculate(speculation, sizes)
+    found = fd.FDConfig(
+        model_config=SimpleNamespace(
+            architectures=["none"],
+            enable_mm=False,
+            max_model_len=sizes["max_model_len"],
+            mm_max_tokens_per_item=None,
+            num_hidden_layers=1,
+            version="none",
+        ),
+        cache_config=cache,
+        # The number names shared memory, so that no two processes share it.
+        parallel_config=fd.ParallelConfig({"engine_worker_queue_port": str(os.getpid())}),
+        speculative_config=speculation,
+        graph_opt_config=fd.GraphOptimizationConfig({}),
+        scheduler_config=SchedulerConfig(
+            {
+                "max_num_batched_tokens": sizes["max_num_batched_tokens"],
+                "max_num_seqs": sizes["max_num_seqs"],
+            }
+        ),
+    )
+    _speculate(speculation, sizes)
+    return found
+
+
+def _speculate(config: Any, sizes: Message) -> None:
+    config.num_speculative_tokens = sizes["num_speculative_tokens"]
+    if sizes["spec_method"] is not None:
+        config.method = sizes["spec_method"]
+
+
+class Playing:
+    """What the played worker knows of a request: the acceptances to come, and how far it is."""
+
+    def __init__(self, spec: Message) -> None:
+        self.output, self.accepts, self.output_token = spec["output"], spec["accepts"], spec["output_token"]
+        self.forwards = 0
+
+    def next_accepted(self) -> int:
+        """Drafts that the next decode forward accepts; the last number goes on."""
+        if not self.accepts:
+            return 0
+        return int(self.accepts[min(self.forwards, len(self.accepts) - 1)])
+
+
+class Engine:
+    """FastDeploy's scheduler with a played worker in lockstep with it."""
+
+    def __init__(self, sizes: Message) -> None:
+        config = build_config(sizes)
+        from fastdeploy.engine.request import Request, RequestStatus
+        from fastdeploy.engine.sched.resource_manager_v1 import ResourceManagerV1
+
+        self.new_request, self.statuses = Request.from_dict, RequestStatus
+        self.drafts = sizes["num_speculative_tokens"] if sizes["spec_method"] is not None else 0
+        self.block_size = sizes["block_size"]
+        self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, "mixed")
+        self.playing: dict[str, Playing] = {}
+        self.decoding: dict[str, Any] = {}
+        """Requests past their first token that the worker holds, in the order in which it came to that."""
+
+    def close(self) -> None:
+        """Give the shared memory back."""
+        signal = getattr(self.manager, "need_block_num_signal", None)
+        if signal is not None:
+            signal.shm.unlink()  # its own clear() closes first, which fails while its array is there
+
+    def _request(self, spec: Message) -> Any:
+        tokens = [token for token, count in spec["prompt"] for _ in range(count)]
+        self.playing[spec["id"]] = Playing(spec)
+        return self.new_request(
+            {
+                "request_id": spec["id"],
+                "prompt_token_ids": tokens,
+                "prompt_token_ids_len": len(tokens),
+                "max_tokens": spec["max_tokens"],
+            }
+        )
+
+    def add(self, spec: Message) -> None:
+        """A request arrives, and is ready: its preprocessing is awaited."""
+        request = self._request(spec)
+        if spec.get("resumed"):
+            self._resume(request, spec["resumed"])
+            return
+        self.manager.add_request(request)
+        for future in getattr(request, "async_process_futures", ()):
+            future.result()
+
+    def _resume(self, request: Any, state: Message) -> None:
+        """A request enters as running: with its slot, its blocks, and what it has computed and made."""
+        manager, slot = self.manager, self.manager.get_available_position()
+        manager.requests[request.request_id] = request
+        manager.tasks_list[slot], manager.stop_flags[slot] = request, False
+        manager.req_dict[request.request_id] = request.idx = slot
+        request.block_tables = list(manager.cache_manager.allocate_gpu_blocks(state["num_blocks"]))
+        request.need_prefill_tokens = request.prompt_token_ids_len
+        request.num_computed_tokens = state["num_computed_tokens"]
+        manager.running.append(request)
+        self._set_status(request, "RUNNING_PREFILL", "RUNNING")
+        if state["decoding"]:
+            self._emit(request, state["num_emitted_tokens"])
+
+    def _set_status(self, request: Any, *names: str) -> None:
+        """The first of these statuses that this version has."""
+        for name in names:
+            if hasattr(self.statuses, name):
+                request.status = getattr(self.statuses, name)
+                return
+
+    def _emit(self, request: Any, num_tokens: int) -> bool:
+        """A forward made tokens for it, as FastDeploy's token processor takes them; whether it is done."""
+        playing = self.playing[request.request_id]
+        room = playing.output - len(request.output_token_ids)
+        request.output_token_ids.extend([playing.output_token] * min(num_tokens, room))
+        self._set_status(request, "RUNNING_DECODE")
+        self.decoding.setdefault(request.request_id, request)
+        return bool(len(request.output_token_ids) >= playing.output)
+
+    def _can_decode(self, request: Any) -> bool:
+        """Whether its block table holds the last token that the forward may write."""
+        last = int(request.num_total_tokens) - 1 + self.drafts
+        return bool(last // self.block_size < len(request.block_tables))
+
+    def step(self, arrived: list[Message], aborted: list[str]) -> Message:
+        """One scheduling call, and the forward that follows."""
+        manager = self.manager
+        for spec in arrived:
+            self.add(spec)
+        known = [name for name in aborted if name in manager.requests]
+        if known:
+            manager.add_abort_req_ids(known)
+        decodes = sum(1 for r in manager.running if r.num_computed_tokens >= r.need_prefill_tokens)
+        began = time.thread_time_ns()
+        try:
+            result = manager.schedule()
+        except Exception as error:
+            raise CannotGoOn("schedule", error) from error
+        took = time.thread_time_ns() - began
+        tasks, errors = result if isinstance(result, tuple) else (result, [])
+        answer: Message = {
+            "running": len(manager.running),
+            "waiting": len(manager.waiting),
+            "free_blocks": len(manager.cache_manager.gpu_free_block_list),
+            "running_decodes": decodes,
+            "errors": [[str(part) for part in error] for error in errors],
+        }
+        answer.update(self._sort(tasks))
+        answer.update(self._forward(answer["chunks"]))
+        answer["scheduler_ns"] = took + self._settle(answer)
+        answer["idle"] = not (manager.running or manager.waiting or manager.to_be_rescheduled_request_id_set)
+        return answer
+
+    def _sort(self, tasks: list[Any]) -> Message:
+        """The tasks of a call by kind; those preempted or aborted leave the worker."""
+        found: Message = {"chunks": [], "preempted": [], "aborted": [], "extended": []}
+        kinds = {"PREEMPTED": "preempted", "ABORT": "aborted"}
+        for task in tasks:
+            name = task.request_id
+            if task.task_type.name == "PREFILL":
+                found["chunks"].append([name, task.prefill_start_index, task.prefill_end_index])
+                continue
+            kind = kinds.get(task.task_type.name, "extended")
+            found[kind].append(name)
+            if kind != "extended":
+                self.decoding.pop(name, None)
+        return found
+
+    def _forward(self, chunks: list[list[Any]]) -> Message:
+        """Plays the forward. A decode's row: id, tokens before, drafts accepted, blocks."""
+        requests, emitted = self.manager.requests, []
+        chunked = {name for name, _, _ in chunks}
+        stalled, decodes = [], []
+        for name, _, end in chunks:
+            if end >= requests[name].need_prefill_tokens:
+                emitted.append((name, 1))
+        for name, request in self.decoding.items():
+            if name in chunked:
+                continue
+            if not self._can_decode(request):
+                stalled.append(name)
+                continue
+            playing = self.playing[name]
+            accepted = playing.next_accepted()
+            playing.forwards += 1
+            decodes.append([name, request.num_total_tokens, accepted, len(request.block_tables)])
+            emitted.append((name, 1 + accepted))
+        blocks = [len(requests[name].block_tables) for name, _, _ in chunks]
+        finished = [name for name, num_tokens in emitted if self._emit(requests[name], num_tokens)]
+        done = set(finished)
+        started = [name for name, _ in emitted if name in chunked and name not in done]
+        return {
+            "decodes": decodes,
+            "stalled": stalled,
+            "started": started,
+            "finished": finished,
+            "chunk_blocks": blocks,
+        }
+
+    def _settle(self, answer: Message) -> int:
+        """What follows a forward: finished requests go, preempted ones wait again, aborted ones are forgotten.
+
+        Nanoseconds of CPU that FastDeploy's code took for it.
+        """
+        manager = self.manager
+        for name in answer["finished"]:
+            self.decoding.pop(name)
+        began = time.thread_time_ns()
+        for name in answer["finished"]:
+            manager.finish_requests(name)
+        for name in answer["preempted"]:
+            manager.reschedule_preempt_task(name)
+        for name in answer["aborted"]:
+            manager.recycle_abort_task(name)
+        took = time.thread_time_ns() - began
+        for name in (*answer["finished"], *answer["aborted"]):
+            self.playing.pop(name, None)
+        return took
+
+
+def serve(commands: TextIO, answers: TextIO) -> None:
+    """Answer every line until the commands end."""
+    engine: Engine | None = None
+    try:
+        for line in commands:
+            message = json.loads(line)
+            try:
+                if "open" in message:
+                    engine = _open(message["open"])
+                    answer: Message = {"opened": _version()}
+                else:
+                    assert engine is not None, "nothing is open"
+                    answer = engine.step(message["arrived"], message["aborted"])
+            except CannotGoOn as error:
+                answer = {"failed": str(error), "where": error.where}
+            except Exception as error:
+                answer = {"failed": f"{type(error).__name__}: {error}", "where": "step"}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+    finally:
+        if engine is not None:
+            engine.close()
+
+
+def _open(sizes: Message) -> Engine:
+    try:
+        import fastdeploy.engine.sched.resource_manager_v1  # noqa: F401
+    except Exception as error:
+        raise CannotGoOn("import", error) from error
+    try:
+        return Engine(sizes)
+    except Exception as error:
+        raise CannotGoOn("open", error) from error
+
+
+def _version() -> str:
+    return str(getattr(sys.modules.get("fastdeploy"), "__version__", "unknown"))
+
+
+def main() -> None:
+    """Keep stdin and stdout for the conversation, whatever FastDeploy reads or prints."""
+    commands = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    sys.path[0] = sys.argv[1]  # in place of this file's own directory, whose names are not for FastDeploy
+    serve(commands, answers)
+    answers.close()
+    os._exit(0)  # its thread pools would be waited for
+
+
+if __name__ == "__main__":
+    main()

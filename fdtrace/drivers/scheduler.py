@@ -1,0 +1,240 @@
+"""An engine's real scheduler behind the interface of the replayer's model, so that both are replayed alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+from fdtrace.drivers.child import Child
+from recorder.errors import TargetError, UsageError
+from recorder.recording import MISSING
+from replayer.config import SchedulerConfig
+from replayer.events import (
+    Aborted,
+    Arrived,
+    Decision,
+    Emitted,
+    Event,
+    Finished,
+    Forward,
+    Forwarded,
+    Ready,
+    Recycled,
+    Rescheduled,
+    Resumed,
+    Schedule,
+)
+from replayer.history import StepRow
+from replayer.request import Plan
+from replayer.state import SchedulerFailed
+
+FIRST_TOKEN = 1000
+"""Tokens below have meanings to some engines."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a request has made: as the model's `Request` counts it."""
+
+    prompt: int
+    plan: Plan
+    emitted: int = 0
+    forwards: int = 0
+
+
+class DrivenScheduler:
+    """The scheduler that a `Child` runs. It tells what it decides, but neither its budget nor its reasons."""
+
+    explains = False
+
+    def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
+        if config.role != "mixed":
+            raise UsageError(
+                f"the real scheduler cannot be driven in the {config.role} role",
+                why="it needs the other half of the deployment",
+            )
+        self.config, self.name, self._child = config, name, child
+        self.scheduler_ns = 0
+        """Nanoseconds of CPU that the engine's own code took so far."""
+        self._known: dict[str, _Known] = {}
+        self._contents: dict[Hashable, int] = {}
+        """Content of a block -> the token that it is made of."""
+        self._arrived: list[dict[str, Any]] = []
+        self._aborted: list[str] = []
+        self._answer: dict[str, Any] = {"decodes": [], "chunks": [], "chunk_blocks": [], "idle": True}
+        self._calls = 0
+        self._open()
+
+    def _open(self) -> None:
+        answer = self._child.ask({"open": asdict(self.config)})
+        if "failed" not in answer:
+            return
+        what, why = self._child.what, answer["failed"]
+        if answer["where"] == "import":
+            raise TargetError(
+                f"the scheduler of {what} cannot be imported",
+                why=f"{why}, in {self._child.python}",
+                hint="--scheduler-python PATH: a Python that has Paddle and this engine's requirements",
+            )
+        raise UsageError(f"{what} refuses this configuration", why=why)
+
+    # Events -------------------------------------------------------------------------------------------------
+
+    @overload
+    def apply(self, event: Schedule) -> Decision: ...
+    @overload
+    def apply(self, event: Forwarded) -> Forward: ...
+    @overload
+    def apply(
+        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
+    ) -> None: ...
+    def apply(self, event: Event) -> Decision | Forward | None:
+        """As the model's. What follows a forward has happened when it is told: the worker is in lockstep."""
+        if isinstance(event, Schedule):
+            return self._schedule()
+        if isinstance(event, Forwarded):
+            return self._forwarded()
+        if isinstance(event, Arrived):
+            self._arrive(event, None)
+        elif isinstance(event, Resumed):
+            self._arrive(event.arrived, event)
+        elif isinstance(event, Aborted):
+            self._aborted.append(event.request_id)
+        elif not isinstance(event, (Rescheduled, Recycled)):
+            raise TypeError(f"a driven scheduler takes no {type(event).__name__}")
+        return None
+
+    def _arrive(self, event: Arrived, resumed: Resumed | None) -> None:
+        assert event.accepts is not None
+        assert event.num_output_tokens is not None
+        accepts = [int(n) for n in event.accepts]
+        known = _Known(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
+        if resumed is not None:
+            known.emitted, known.forwards = resumed.num_emitted_tokens, resumed.num_forwards
+        self._known[event.request_id] = known
+        prompt, output_token = self._tokens(event)
+        most = event.max_tokens
+        self._arrived.append(
+            {
+                "id": event.request_id,
+                "prompt": prompt,
+                "output_token": output_token,
+                "max_tokens": event.num_output_tokens if most is None else most,
+                "output": event.num_output_tokens,
+                "accepts": accepts,
+                "resumed": None if resumed is None else _state(resumed),
+            }
+        )
+
+    def _tokens(self, event: Arrived) -> tuple[list[list[int]], int]:
+        """The prompt as runs of equal tokens, and the token that its output is made of.
+
+        Blocks of equal content are made of equal tokens, others of others.
+        """
+        size, left = self.config.block_size, event.num_prompt_tokens
+        key: Callable[[int], Hashable] = event.block_key or (lambda block: (event.request_id, block))
+        if not self.config.prefix_caching:
+            return [[FIRST_TOKEN, left]], FIRST_TOKEN
+        runs = []
+        for block in range(-(-left // size)):
+            runs.append([self._token(key(block)), min(size, left)])
+            left -= size
+        return runs, self._token(key(len(runs)))
+
+    def _token(self, content: Hashable) -> int:
+        return self._contents.setdefault(content, FIRST_TOKEN + len(self._contents))
+
+    def _schedule(self) -> Decision:
+        answer = self._child.ask({"arrived": self._arrived, "aborted": self._aborted})
+        self._arrived, self._aborted = [], []
+        if "failed" in answer:
+            if answer["where"] == "schedule":
+                raise SchedulerFailed(answer["failed"])
+            raise TargetError(f"the scheduler of {self._child.what} cannot be driven", why=answer["failed"])
+        self._answer = answer
+        self.scheduler_ns += answer["scheduler_ns"]
+        self._calls += 1
+        return Decision(
+            call=self._calls - 1,
+            token_budget=MISSING,
+            num_running_decodes=answer["running_decodes"],
+            num_scheduled_tokens=MISSING,
+            chunks=[(name, start, end) for name, start, end in answer["chunks"]],
+            extended=answer["extended"],
+            preempted=answer["preempted"],
+            aborted=answer["aborted"],
+            errors=[(error[0], error[-1]) for error in answer["errors"]],
+            num_free_blocks=answer["free_blocks"],
+            num_running=answer["running"],
+            num_waiting=answer["waiting"],
+        )
+
+    def _forwarded(self) -> Forward:
+        answer, known = self._answer, self._known
+        for name, *_ in answer["decodes"]:
+            known[name].forwards += 1
+        finished = set(answer["finished"])
+        for name, _, _ in answer["chunks"]:
+            if name in finished or name in answer["started"]:
+                known[name].emitted += 1
+        for name in (*finished, *answer["aborted"]):
+            known.pop(name, None)
+        decodes = len(answer["decodes"])
+        return Forward(
+            num_prefill_tokens=sum(end - start for _, start, end in answer["chunks"]),
+            num_decode_tokens=decodes * (1 + self.config.num_draft_tokens),
+            num_decodes=decodes,
+            stalled=answer["stalled"],
+            started=answer["started"],
+            finished=answer["finished"],
+        )
+
+    # What can be asked --------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, waits or is about to be rescheduled."""
+        return bool(self._answer["idle"]) and not self._arrived
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have arrived and not gone."""
+        return len(self._known)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._known
+
+    def num_output_tokens_of(self, request_id: str) -> int:
+        """Output tokens that a request made."""
+        known = self._known[request_id]
+        return min(known.emitted + known.plan.after(known.forwards), known.plan.output)
+
+    def progress_of(self, request_id: str) -> tuple[int, int]:
+        """Tokens that a request emitted in prefills, and its decode forwards."""
+        known = self._known[request_id]
+        return known.emitted, known.forwards
+
+    def rows(self, decision: Decision) -> list[StepRow]:
+        """The requests of the forward that follows this call."""
+        answer, drafts = self._answer, self.config.num_draft_tokens
+        rows = [
+            StepRow(name, "prefill", end - start, start, num_blocks=blocks)
+            for (name, start, end), blocks in zip(decision.chunks, answer["chunk_blocks"], strict=True)
+        ]
+        for name, before, accepted, blocks in answer["decodes"]:
+            rows.append(StepRow(name, "decode", 1 + drafts, before, drafts, accepted, blocks))
+        return rows
+
+    def num_held_back(self, decision: Decision) -> int:
+        """Not told."""
+        return 0
+
+
+def _state(resumed: Resumed) -> dict[str, int]:
+    return {
+        "num_computed_tokens": int(resumed.num_computed_tokens),
+        "num_blocks": int(resumed.num_blocks),
+        "num_emitted_tokens": int(resumed.num_emitted_tokens),
+        "decoding": int(resumed.decoding),
+    }

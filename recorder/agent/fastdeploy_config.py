@@ -1,0 +1,167 @@
+"""What FastDeploy's configuration and requests say, for both of its sides."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Any
+
+from .writer import Row
+
+ENVIRONMENT = (
+    "ENABLE_V1_KVCACHE_SCHEDULER",
+    "FD_DISABLE_CHUNKED_PREFILL",
+    "FD_ENABLE_MAX_PREFILL",
+    "FD_USE_NEW_TOKEN_RATIO_RESERVE",
+    "FD_INIT_NEW_TOKEN_RATIO",
+    "FD_MIN_NEW_TOKEN_RATIO",
+    "FD_NEW_TOKEN_RATIO_DECAY",
+    "FD_CLIP_MAX_NEW_TOKENS",
+    "FD_RESERVE_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL",
+    "FD_RESERVE_DECAY_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL",
+    "FD_RESERVE_MIN_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL",
+    "FD_ENC_DEC_BLOCK_NUM",
+    "FD_DETERMINISTIC_MODE",
+    "FD_SAVE_OUTPUT_CACHE_FOR_PREEMPTED_REQUEST",
+)
+"""Variables that decide how FastDeploy schedules (its envs.py); no other variable is recorded but Paddle's FLAGS_*."""
+
+
+def _get(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name, None)
+    return root
+
+
+def envs() -> Any:
+    """FastDeploy's own module of variables, or None."""
+    return sys.modules.get("fastdeploy.envs")
+
+
+def chunking_disabled() -> bool:
+    """Whether a prompt must be prefilled whole (FD_DISABLE_CHUNKED_PREFILL)."""
+    return bool(getattr(envs(), "FD_DISABLE_CHUNKED_PREFILL", False))
+
+
+def environment() -> dict[str, str]:
+    """The variables of `ENVIRONMENT` as FastDeploy reads them, and Paddle's flags as they are set."""
+    found = {}
+    for name in ENVIRONMENT:
+        value = getattr(envs(), name, os.environ.get(name))
+        if value is not None:
+            found[name] = str(int(value)) if isinstance(value, bool) else str(value)
+    found.update((name, value) for name, value in os.environ.items() if name.startswith("FLAGS_"))
+    return found
+
+
+def describe(config: Any, manager: Any = None) -> dict[str, Any]:
+    """The engine's row (columns of `recorder.schema.ENGINE`) from an `FDConfig`."""
+    method = _get(config, "speculative_config.method")
+    drafts = _get(config, "speculative_config.num_speculative_tokens")
+    blocks = _get(manager, "cache_manager.num_gpu_blocks")
+    rank = _get(config, "parallel_config.local_data_parallel_id")
+    return {
+        "name": "fastdeploy",
+        "version": _version(),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "role": _get(config, "scheduler_config.splitwise_role"),
+        "dp_rank": rank if isinstance(rank, int) else None,
+        "max_num_batched_tokens": _get(config, "scheduler_config.max_num_batched_tokens"),
+        "max_profiled_tokens": profiled_tokens(config),
+        "num_max_dispatch_tokens_per_rank": dispatch_tokens(config),
+        "max_num_seqs": _get(config, "scheduler_config.max_num_seqs"),
+        "num_speculative_tokens": drafts,
+        "spec_method": None if method is None else str(getattr(method, "value", method)),
+        "block_size": _get(config, "cache_config.block_size"),
+        "num_blocks": blocks if blocks is not None else _get(config, "cache_config.total_block_num"),
+        "max_model_len": _get(config, "model_config.max_model_len"),
+        "chunked_prefill": not chunking_disabled(),
+        "prefix_caching": bool(_get(config, "cache_config.enable_prefix_caching")),
+        "config": scheduling(config),
+        "env": environment(),
+    }
+
+
+def scheduling(config: Any) -> dict[str, Any]:
+    """The rest of the configuration that scheduling depends on."""
+    paths = (
+        "cache_config.enc_dec_block_num",
+        "cache_config.prealloc_dec_block_slot_num_threshold",
+        "cache_config.max_block_num_per_seq",
+        "cache_config.kv_cache_ratio",
+        "scheduler_config.enable_overlap_schedule",
+        "parallel_config.tensor_parallel_size",
+        "parallel_config.data_parallel_size",
+        "parallel_config.enable_expert_parallel",
+        "model_config.enable_mm",
+    )
+    found = {path.split(".")[1]: _get(config, path) for path in paths}
+    return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
+
+
+def profiled_tokens(config: Any) -> int | None:
+    """Tokens that memory was profiled for at start-up (`FDConfig.get_max_chunk_tokens`); None where it does not say."""
+    try:
+        return int(config.get_max_chunk_tokens())
+    except Exception:  # the method of some versions needs what a part of this configuration lacks
+        return None
+
+
+def dispatch_tokens(config: Any) -> int | None:
+    """The expert-parallel dispatch buffer of a rank; None without expert parallelism."""
+    if not (_get(config, "parallel_config.use_ep") or _get(config, "parallel_config.enable_expert_parallel")):
+        return None
+    tokens = _get(config, "model_config.num_max_dispatch_tokens_per_rank")
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
+def _version() -> str | None:
+    module = sys.modules.get("fastdeploy")
+    for name in ("__version__", "version"):
+        value = getattr(module, name, None)
+        if isinstance(value, str) and value != "Unknown":
+            return value
+    return None
+
+
+def budget(config: Any, names: dict[str, Any]) -> tuple[int | None, int, int]:
+    """The token budget that a call of `schedule()` began with, what it took off for decodes before, and the decodes.
+
+    `names` are the call's own names, by which the formulas are told apart: PR 7499 and later count
+    `num_running_decode_reqs` and take them off; PR 7438 has only `tokens_per_seq`; before that there is neither.
+    None: the budget is not known; -1: the decodes are not.
+    """
+    most = config.scheduler_config.max_num_batched_tokens
+    each, decodes = names.get("tokens_per_seq"), names.get("num_running_decode_reqs")
+    if "token_budget" not in names:
+        return None, 0, -1
+    if decodes is not None and each is not None:
+        return most - decodes * each, decodes * each, decodes
+    if each is not None:
+        return max(most - config.scheduler_config.max_num_seqs * each, min(most, 512)), 0, -1
+    return most, 0, -1
+
+
+def max_tokens(request: Any) -> int:
+    """Most tokens that a request may make; -1: it does not say."""
+    most = _get(request, "sampling_params.max_tokens")
+    return most if isinstance(most, int) else -1
+
+
+def running_row(request: Any, computed: int | None = None) -> Row:
+    """A running request; `computed`: its tokens computed before its next step, where the request does not know."""
+    if computed is None:
+        computed = request.num_computed_tokens
+        if computed >= request.need_prefill_tokens:
+            computed = request.num_total_tokens
+    return Row(
+        request.request_id,
+        request.prompt_token_ids_len or 0,
+        max_tokens(request),
+        computed,
+        len(request.block_tables),
+        getattr(request, "num_cached_tokens", 0) or 0,
+        len(request.output_token_ids),
+    )

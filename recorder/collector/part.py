@@ -1,0 +1,37 @@
+"""One ring of an engine of several: what is its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recorder.recording import MISSING
+
+
+@dataclass
+class Part:
+    """One ring of a joined engine: how its own numbers of requests and steps become those of the trace."""
+
+    kind: str
+    rank: int = 0
+    numbers: dict[int, int] = field(default_factory=dict)
+    waits_for_keyframe: bool = True
+    base: int = MISSING
+    past: bool = False
+    lost_frames: int = 0
+    lost_from: int = MISSING
+
+    @property
+    def runs(self) -> bool:
+        """Whether this ring holds forwards."""
+        return self.kind == "worker" or self.base >= 0
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Part:
+        """The part that left `state` (`asdict`)."""
+        numbers = {int(local): number for local, number in state.pop("numbers").items()}
+        return cls(numbers=numbers, **state)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return dict(asdict(self), numbers={str(local): number for local, number in self.numbers.items()})

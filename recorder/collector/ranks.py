@@ -1,0 +1,69 @@
+"""The memory of further ranks, put to the steps of rank 0.
+
+All ranks of an engine get the same tasks and run the same forwards, so a forward is named by the last call whose tasks
+had come and by how many forwards of this rank came after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recorder.recording import MISSING
+
+MOST = 8192
+"""Forwards and measurements remembered while the other half has not come."""
+
+
+class Ranks:
+    """The forwards of rank 0 by call, and measurements that wait for theirs."""
+
+    def __init__(self) -> None:
+        self.call, self.since = MISSING, MISSING
+        self.steps: dict[tuple[int, int], int] = {}
+        self.waiting: list[list[int]] = []
+
+    def landed(self, call: int) -> None:
+        """The tasks of a call have reached rank 0."""
+        self.call, self.since = call, MISSING
+
+    def lose(self) -> None:
+        """Forwards of rank 0 were lost: none can be counted before the next call."""
+        self.call = MISSING
+
+    def ran(self, step: int) -> None:
+        """Rank 0 ran a forward; `step` MISSING: it is no part of the recording."""
+        if self.call < 0:
+            return
+        self.since += 1
+        self.steps[self.call, self.since] = step
+        if len(self.steps) > MOST:
+            del self.steps[next(iter(self.steps))]
+
+    def add(self, call: int, since: int, rank: int, memory: list[int]) -> None:
+        """The allocator of `rank` after its forward `since` of those that follow `call`."""
+        self.waiting.append([call, since, rank, *memory])
+
+    def take(self, engine_id: int, final: bool) -> list[tuple[int, ...]]:
+        """Rows of `rank_memory` whose step is known; `final`: the others are given up."""
+        rows, waiting = [], []
+        for measured in self.waiting:
+            call, since, *told = measured
+            step = self.steps.get((call, since))
+            if step is None:
+                waiting.append(measured)
+            elif step >= 0:
+                rows.append((engine_id, step, *told))
+        self.waiting = [] if final else waiting[-MOST:]
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "call": self.call, "since": self.since, "waiting": self.waiting,
+            "steps": [[*forward, step] for forward, step in self.steps.items()],
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.call, self.since, self.waiting = state["call"], state["since"], state["waiting"]
+        self.steps = {(call, since): step for call, since, step in state["steps"]}

@@ -1,0 +1,271 @@
+"""The rings of one recording, and which of them are one engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from recorder.agent import wire
+from recorder.collector.decoder import Decoder
+from recorder.collector.join import Joined
+from recorder.collector.part import Part
+from recorder.collector.reader import Chunk, Position, RingReader
+from recorder.errors import TraceError
+
+FLUSH_STEPS = 2000
+"""Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""
+
+PATIENCE = 1.0
+"""Seconds that a worker's frames wait for the call that names its engine, before the only engine is taken for it."""
+
+MOST_HELD = 64 << 20
+"""Bytes of a ring whose engine is not known yet that are held at most."""
+
+
+@dataclass
+class Tail:
+    """One ring: what it says of itself, the engine that it is a part of, and chunks that wait until that is known.
+
+    `held` has them with the position where each begins.
+    """
+
+    reader: RingReader
+    decoder: Decoder | None = None
+    part: Part | None = None
+    about: dict[str, Any] | None = None
+    token: int | None = None
+    held: list[tuple[Position, Chunk]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come: ask before the last read, not after."""
+        full = self.decoder is not None and self.decoder.full
+        return full or self.reader.closed or not self.reader.writer_lives
+
+    @property
+    def past(self) -> bool:
+        """Whether its frames are those of steps after the last one asked for."""
+        if self.part is not None:
+            return self.part.past
+        return self.decoder is not None and self.decoder.past
+
+    def read(self) -> Chunk | None:
+        """The next chunk, unless enough is decoded already."""
+        if self.past or (self.decoder is not None and self.decoder.unflushed >= FLUSH_STEPS):
+            return None
+        return self.held.pop(0)[1] if self.held else self.reader.read()
+
+    def feed(self, chunk: Chunk) -> None:
+        """Decode a chunk."""
+        if isinstance(self.decoder, Joined):
+            assert self.part is not None
+            self.decoder.feed_part(self.part, chunk)
+        elif self.decoder is not None:
+            self.decoder.feed(chunk)
+
+    def hold(self) -> int:
+        """Read on without decoding, as long as no engine is known; the number of frames read."""
+        frames, size = 0, self.size_held
+        while size < MOST_HELD:
+            begun = Position(**vars(self.reader.position))
+            chunk = self.reader.read()
+            if chunk is None:
+                break
+            self.held.append((begun, chunk))
+            self._look(chunk)
+            frames += len(chunk.payloads)
+            size += len(chunk.data)
+        return frames
+
+    @property
+    def size_held(self) -> int:
+        """Bytes that wait."""
+        return sum(len(chunk.data) for _, chunk in self.held)
+
+    def _look(self, chunk: Chunk) -> None:
+        for at in chunk.payloads:
+            kind = chunk.data[at]
+            if kind == wire.ENGINE and self.about is None:
+                length = wire.HEAD.unpack_from(chunk.data, at)[3]
+                begin = at + wire.HEAD.size
+                self.about = json.loads(chunk.data[begin : begin + length])
+            elif kind == wire.CALL and self.token is None:
+                self.token = wire.CALL_BODY.unpack_from(chunk.data, at)[5]
+
+    def state(self) -> dict[str, Any]:
+        """Where to read on, as JSON; held chunks are read again."""
+        return {
+            "position": vars(self.held[0][0] if self.held else self.reader.position),
+            "engine": None if self.decoder is None else self.decoder.engine_id,
+            "part": None if self.part is None else self.part.state(),
+        }
+
+
+class Rings:
+    """Every ring of a recording, by name, and the decoders of its engines."""
+
+    def __init__(self, directory: str, max_steps: int | None) -> None:
+        self.directory, self.max_steps = directory, max_steps
+        self.tails: dict[str, Tail] = {}
+        self.engines: list[Decoder] = []
+        self.tokens: dict[int, Joined] = {}
+        self.read_at = 0
+        self.missing: list[str] = []
+
+    def discover(self) -> None:
+        """Open the rings that have come since."""
+        try:
+            names = sorted(entry for entry in os.listdir(self.directory) if entry.endswith(".ring"))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name not in self.tails:
+                self.open(name)
+
+    def open(self, name: str, position: Position | None = None) -> Tail | None:
+        """Open a ring; None where its writer has not finished making it, or it is gone (then it is in `missing`)."""
+        try:
+            tail = Tail(RingReader(os.path.join(self.directory, name), position))
+        except FileNotFoundError:
+            self.missing.append(f"ring {name} is gone: what it held after the last published step is lost")
+            return None
+        except TraceError:
+            return None
+        self.tails[name] = tail
+        return tail
+
+    def read(self, final: bool = False) -> int:
+        """Decode what was committed since the last call; the number of frames read."""
+        frames = self._hold(final)
+        self.read_at = time.time_ns()
+        joined: dict[int, list[Tail]] = {}
+        for tail in self.tails.values():
+            if isinstance(tail.decoder, Joined):
+                joined.setdefault(tail.decoder.engine_id, []).append(tail)
+            elif tail.decoder is not None:
+                frames += _read_alone(tail)
+        return frames + sum(_read_joined(tails) for tails in joined.values())
+
+    def _hold(self, final: bool) -> int:
+        frames = 0
+        for tail in self.tails.values():
+            if tail.decoder is None:
+                frames += tail.hold()
+        for part in ("engine", None):  # engines first: a worker is bound to one that is known
+            for tail in self.tails.values():
+                if (
+                    tail.decoder is None
+                    and tail.about is not None
+                    and (part is None or _kind(tail) in ("", part))
+                ):
+                    self._bind(tail, final)
+        return frames
+
+    def _bind(self, tail: Tail, final: bool) -> None:
+        assert tail.about is not None
+        kind = _kind(tail)
+        if not kind:
+            tail.decoder = Decoder(len(self.engines), self.max_steps)
+            self.engines.append(tail.decoder)
+        elif kind == "engine":
+            self._join(tail, self._new_engine(tail.about.get("token")))
+        else:
+            engine = self._engine_of(tail, final)
+            if engine is None:
+                return
+            self._join(tail, engine)
+
+    def _new_engine(self, token: int | None) -> Joined:
+        engine = Joined(len(self.engines), self.max_steps)
+        self.engines.append(engine)
+        if token is not None:
+            self.tokens[token] = engine
+        return engine
+
+    def _join(self, tail: Tail, engine: Joined) -> None:
+        assert tail.about is not None
+        tail.decoder, tail.part = engine, Part(_kind(tail), tail.about.get("rank") or 0)
+        if tail.part.kind == "engine":
+            engine.begins = tail.about.get("ts") or 0
+
+    def _engine_of(self, tail: Tail, final: bool) -> Joined | None:
+        """The engine whose calls reached a worker; where none has come in a while, the only one there is."""
+        assert tail.about is not None
+        if tail.token is not None and tail.token in self.tokens:
+            return self.tokens[tail.token]
+        waited = time.monotonic() - tail.since > PATIENCE
+        known = [engine for engine in self.tokens.values() if _may_be(engine, tail.about)]
+        if len(known) == 1 and (final or waited) and tail.token is None:
+            return known[0]
+        if final or tail.size_held >= MOST_HELD:
+            return self._new_engine(tail.token)
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """All that reading on needs, as JSON; call it when everything decoded has been taken."""
+        tokens = {str(token): engine.engine_id for token, engine in self.tokens.items()}
+        return {
+            "tails": {name: tail.state() for name, tail in self.tails.items()},
+            "engines": [engine.state() for engine in self.engines],
+            "tokens": tokens,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for saved in state.get("engines", ()):
+            kind = Joined if saved.get("kind") == "joined" else Decoder
+            self.engines.append(kind.from_state(saved))
+        for token, number in state.get("tokens", {}).items():
+            engine = self.engines[number]
+            assert isinstance(engine, Joined)
+            self.tokens[int(token)] = engine
+        for name, saved in state.get("tails", {}).items():
+            tail = self.open(name, Position(**saved["position"]))
+            if tail is not None and saved["engine"] is not None:
+                tail.decoder = self.engines[saved["engine"]]
+                tail.part = Part.from_state(saved["part"]) if saved["part"] else None
+
+
+def _kind(tail: Tail) -> str:
+    return (tail.about or {}).get("part") or ""
+
+
+def _may_be(engine: Joined, about: dict[str, Any]) -> bool:
+    """Whether nothing that a worker says of itself speaks against an engine."""
+    told = engine.engine or {}
+    return all(told.get(key) is None or about.get(key) in (None, told[key]) for key in ("host", "dp_rank"))
+
+
+def _read_alone(tail: Tail) -> int:
+    frames = 0
+    while (chunk := tail.read()) is not None:
+        tail.feed(chunk)
+        frames += len(chunk.payloads)
+    return frames
+
+
+def _read_joined(tails: list[Tail]) -> int:
+    """What workers wrote is read first and decoded last: whatever led to it is known by then."""
+    order = {"engine": 0, "worker": 1, "rank": 2}
+    tails = sorted(tails, key=lambda tail: order[tail.part.kind] if tail.part else 0)
+    chunks: list[tuple[Tail, Chunk]] = []
+    frames = 0
+    for tail in tails[::-1]:
+        mine = []
+        while (chunk := tail.read()) is not None:
+            mine.append((tail, chunk))
+            frames += len(chunk.payloads)
+            if (
+                sum(len(data.payloads) for _, data in mine) >= FLUSH_STEPS
+                and tail.part
+                and tail.part.kind != "engine"
+            ):
+                break
+        chunks = mine + chunks
+    for tail, chunk in chunks:
+        tail.feed(chunk)
+    return frames

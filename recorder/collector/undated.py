@@ -1,0 +1,35 @@
+"""Events of the scheduling process, until the step that they belong to is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recorder.collector.ledger import Ledger
+
+
+class Undated:
+    """`waiting`: call, kind, request, ts, reason and detail of each event, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.waiting: list[list[Any]] = []
+
+    def add(self, call: int, kind: str, number: int, ts: int, reason: str, detail: str | None) -> None:
+        """Something that belongs to the first forward of a scheduling call, or of a later one."""
+        self.waiting.append([call, kind, number, ts, reason, detail])
+
+    def date(self, call: int, step: int, ledger: Ledger) -> None:
+        """`step` is the first forward of every call up to `call` whose events still wait."""
+        if not self.waiting or self.waiting[0][0] > call:
+            return
+        later = []
+        for event in self.waiting:
+            due, kind, number, ts, reason, detail = event
+            if due > call:
+                later.append(event)
+                continue
+            if kind == "preempted":
+                ledger.preempted(number)
+            elif kind == "arrived" and number in ledger.live:
+                ledger.live[number].arrived_step = step
+            ledger.event(kind, step, number, ts, reason, detail)
+        self.waiting = later

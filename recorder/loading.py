@@ -1,0 +1,159 @@
+"""Loads one engine's recording from a trace into numpy columns."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from recorder import schema
+from recorder.recording import MISSING, EngineInfo, InitialRequest, Recording
+
+Columns = dict[str, NDArray[Any]]
+
+
+def engine_info(row: dict[str, Any]) -> EngineInfo:
+    """A row of `engine`; numbers that the model cannot do without are 0 where they are NULL."""
+    names = EngineInfo.__dataclass_fields__
+    known = {name: value for name, value in row.items() if name in names and value is not None}
+    for name in ("config", "env"):
+        known[name] = json.loads(row[name] or "null") or {}
+    for name in (
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "num_speculative_tokens",
+        "block_size",
+        "num_blocks",
+    ):
+        known.setdefault(name, 0)
+    known.setdefault("max_model_len", 0)
+    known.setdefault("version", "")
+    return EngineInfo(**known)
+
+
+class Reader:
+    """Reads one engine's columns as numpy arrays."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, engine_id: int) -> None:
+        self.db, self.engine_id = db, engine_id
+
+    def _numpy(self, query: str) -> dict[str, NDArray[Any]]:
+        found = self.db.execute(query, [self.engine_id]).fetchnumpy()
+        return {
+            name: np.ma.filled(values) if np.ma.isMaskedArray(values) else values
+            for name, values in found.items()
+        }
+
+    @staticmethod
+    def _select(table: schema.Table, *skip: str) -> str:
+        parts = []
+        for column in table.columns:
+            if column.name in skip:
+                continue
+            if column.type == "TIMESTAMP_NS":
+                parts.append(f"coalesce(epoch_ns({column.name}), {MISSING}) AS {column.name}")
+            elif column.type == "VARCHAR":
+                parts.append(f"coalesce({column.name}, '') AS {column.name}")
+            else:
+                number = "DOUBLE" if column.type == "DOUBLE" else "BIGINT"
+                parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
+        return ", ".join(parts)
+
+    def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> TraceRecording:
+        """The recording; `notes` are the trace's."""
+        steps = self.steps()
+        requests = self._numpy(
+            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
+            "WHERE engine_id = $1 ORDER BY request"
+        )
+        return TraceRecording(self, engine, steps, requests, notes)
+
+    def steps(self, after: int = MISSING) -> Columns:
+        """The columns of `step`, of the steps after one."""
+        return self._numpy(
+            f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "
+            f"WHERE engine_id = $1 AND step > {int(after)} ORDER BY step"
+        )
+
+    def accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """Drafts accepted in each decode, by request and step, and where in them each request's begin."""
+        found = self._numpy(
+            "SELECT request, num_accepted_tokens::SMALLINT AS accepted FROM step_request "
+            "WHERE engine_id = $1 AND kind = 'decode' ORDER BY request, step"
+        )
+        counts = np.zeros(len(numbers) + 1, np.int64)
+        order, number_of = np.unique(found["request"], return_counts=True)
+        counts[np.searchsorted(numbers, order) + 1] = number_of
+        return found["accepted"].astype(np.int16), np.cumsum(counts)
+
+    def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
+        """The step of the first event of a kind of each request; MISSING where there is none."""
+        found = self._numpy(
+            f"SELECT request, min(step) AS step FROM event WHERE engine_id = $1 AND kind = '{kind}' "
+            "AND request IS NOT NULL AND step IS NOT NULL GROUP BY request ORDER BY request"
+        )
+        steps = np.full(len(numbers), MISSING, np.int64)
+        if len(found["request"]):
+            steps[np.searchsorted(numbers, found["request"])] = found["step"]
+        return steps
+
+    def initial(self) -> tuple[InitialRequest, ...]:
+        """Requests whose arrival was not recorded and which had computed tokens in their first recorded step."""
+        rows = self.db.execute(
+            "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
+            "arg_min(q.kind, q.step) = 'decode' FROM step_request q JOIN request r USING (engine_id, request) "
+            "WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request ORDER BY q.request",
+            [self.engine_id],
+        ).fetchall()
+        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
+
+
+class TraceRecording(Recording):
+    """A recording that reads what only a rescheduled replay needs when it is asked for: a screen opens without it.
+
+    Safe from one thread at a time, which may be another than the one that opened the trace.
+    """
+
+    def __init__(
+        self, reader: Reader, engine: EngineInfo, steps: Columns, requests: Columns, notes: tuple[str, ...]
+    ) -> None:
+        known = {"engine": engine, "steps": steps, "requests": requests, "notes": notes, "_reader": reader}
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
+    def read_now(self) -> TraceRecording:
+        """Read the rest at once, for a trace that is about to be closed."""
+        _ = self.accepts, self.aborted_step, self.finished_step, self.initial
+        return self
+
+    @cached_property
+    def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        return self._there().accepts(self.requests["request"])
+
+    def _there(self) -> Reader:
+        reader: Reader = self.__dict__["_reader"]
+        return Reader(reader.db.cursor(), reader.engine_id)
+
+    @property
+    def accepts(self) -> NDArray[np.int16]:
+        return self._accepts[0]
+
+    @property
+    def accept_offsets(self) -> NDArray[np.int64]:
+        return self._accepts[1]
+
+    @cached_property
+    def aborted_step(self) -> NDArray[np.int64]:
+        return self._there().event_step(self.requests["request"], "aborted")
+
+    @cached_property
+    def finished_step(self) -> NDArray[np.int64]:
+        return self._there().event_step(self.requests["request"], "finished")
+
+    @cached_property
+    def initial(self) -> tuple[InitialRequest, ...]:
+        return self._there().initial()

@@ -1,0 +1,79 @@
+"""What a replay asks of a scheduler: the model has it, and whatever drives an engine's real scheduler."""
+
+from __future__ import annotations
+
+from typing import Protocol, overload
+
+from replayer.config import Policy, SchedulerConfig
+from replayer.events import (
+    Aborted,
+    Arrived,
+    Decision,
+    Emitted,
+    Finished,
+    Forward,
+    Forwarded,
+    Ready,
+    Recycled,
+    Rescheduled,
+    Resumed,
+    Schedule,
+)
+from replayer.formulas.base import Formula
+from replayer.history import StepRow
+from replayer.scheduler import Scheduler
+
+
+class AnyScheduler(Protocol):
+    """A scheduler in lockstep with its forwards, for requests whose acceptances are known beforehand."""
+
+    config: SchedulerConfig
+    explains: bool
+    """Whether its decisions tell the budget, and why the head of the waiting queue stayed."""
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, waits or is about to be rescheduled."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have arrived and not gone."""
+
+    def __contains__(self, request_id: str) -> bool: ...
+
+    @overload
+    def apply(self, event: Schedule) -> Decision: ...
+    @overload
+    def apply(self, event: Forwarded) -> Forward: ...
+    @overload
+    def apply(
+        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
+    ) -> None: ...
+
+    def num_output_tokens_of(self, request_id: str) -> int:
+        """Output tokens that a request made."""
+
+    def progress_of(self, request_id: str) -> tuple[int, int]:
+        """Tokens that a request emitted in prefills, and its decode forwards."""
+
+    def rows(self, decision: Decision) -> list[StepRow]:
+        """The requests of the forward that follows a call, asked between the two.
+
+        Chunks in order of scheduling, then decodes in the worker's order.
+        """
+
+    def num_held_back(self, decision: Decision) -> int:
+        """Prompt tokens that the budget of a call held back, asked before its forward; 0 if it explains
+        nothing.
+        """
+
+
+def scheduler_by(
+    config: SchedulerConfig, by: Formula | AnyScheduler, policy: Policy, *, explain: bool
+) -> AnyScheduler:
+    """The model under a formula and a policy; a scheduler is taken as it is."""
+    return Scheduler(config, by, policy, explain=explain) if isinstance(by, Formula) else by

@@ -1,0 +1,233 @@
+"""Engines and workers of the stand-in, as processes or as one.
+
+    deployment.py --log PATH [--inline] [--ranks N] [--dp N] [--overlap] [--batch-request] [--requests N] …
+
+Each worker of rank 0 writes a JSON line a forward to PATH.<dp rank>; the last line on stdout counts what finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+from typing import Any
+
+import paddle  # noqa: F401
+from fastdeploy.engine.request import Request
+from fastdeploy.engine.sched.resource_manager_v1 import ResourceManagerV1
+from fastdeploy.worker.gpu_model_runner import GPUModelRunner
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("log", "worker"):
+        parser.add_argument(f"--{name}")
+    for name, value in (
+        ("ranks", 1), ("dp", 1), ("requests", 40), ("blocks", 400), ("drafts", 2), ("fail-at", 0), ("dp-rank", 0),
+        ("restart-at", 0), ("seconds", 0), ("budget", 64),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--sleep", type=float, default=0.0)
+    for name in ("inline", "overlap", "batch-request", "aborts", "skips", "strange", "plugins"):
+        parser.add_argument(f"--{name}", action="store_true")
+    return parser.parse_args()
+
+
+def configuration(options: argparse.Namespace) -> SimpleNamespace:
+    name = SimpleNamespace
+    return name(
+        scheduler_config=name(max_num_batched_tokens=options.budget, max_num_seqs=8, splitwise_role="mixed"),
+        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=False),
+        speculative_config=name(method="mtp" if options.drafts else None, num_speculative_tokens=options.drafts or 1),
+        parallel_config=name(local_data_parallel_id=options.dp_rank, tensor_parallel_size=options.ranks, use_ep=False),
+        model_config=name(max_model_len=4096, enable_mm=False),
+        get_max_chunk_tokens=lambda: options.budget,
+        overlap=options.overlap, batch_request=options.batch_request, fail_at=options.fail_at,
+    )  # fmt: skip
+
+
+def log_forward(log: int, runner: GPUModelRunner) -> None:
+    stalled = int(runner.share_inputs["is_block_step_cpu"].values.sum())
+    if runner.plan:
+        line = {"ts": time.time_ns(), "stalled": stalled, "rows": list(runner.plan.values())}
+        os.write(log, (json.dumps(line) + "\n").encode())
+
+
+class Worker:
+    """A model runner here, or in a process of its own that the tasks reach pickled."""
+
+    def __init__(self, options: argparse.Namespace, rank: int) -> None:
+        self.child = None
+        if options.inline:
+            self.runner = GPUModelRunner(configuration(options))
+            self.log = open_log(options)
+            return
+        environment = dict(os.environ, STANDIN_RANK=str(rank))
+        command = [
+            sys.executable,
+            __file__,
+            *sys.argv[1:],
+            "--worker",
+            str(rank),
+            "--dp-rank",
+            str(options.dp_rank),
+        ]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def send(self, tasks: Any) -> None:
+        if self.child is None:
+            self.tasks = tasks
+        else:
+            pickle.dump(tasks, self.child.stdin)
+            self.child.stdin.flush()
+
+    def receive(self) -> list[Any]:
+        if self.child is not None:
+            return pickle.load(self.child.stdout)
+        return forward(self.runner, self.tasks, self.log)
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.stdin.close()
+            self.child.wait()
+
+
+def open_log(options: argparse.Namespace) -> int:
+    return os.open(f"{options.log}.{options.dp_rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def forward(runner: GPUModelRunner, tasks: Any, log: int | None) -> list[Any]:
+    if len(tasks):
+        runner.insert_tasks_v1(tasks, len(tasks))
+    try:
+        runner.execute_model(tasks if len(tasks) else None, len(tasks))
+    except MemoryError:
+        if log is not None:
+            for row in runner.plan.values():
+                row[4] = 0 if row[1] == "decode" else row[4]
+            log_forward(log, runner)
+        raise
+    if log is not None:
+        log_forward(log, runner)
+    return runner.saved
+
+
+def run_worker(options: argparse.Namespace) -> None:
+    rank = int(options.worker)
+    runner = GPUModelRunner(configuration(options), rank)
+    log = open_log(options) if rank == 0 else None
+    while True:
+        try:
+            tasks = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(forward(runner, tasks, log), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+class Engine:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.rng = options, random.Random(5 + options.dp_rank)
+        self.manager = ResourceManagerV1(8, configuration(options))
+        self.workers = [Worker(options, rank) for rank in range(options.ranks)]
+        self.made = self.finished = self.steps = 0
+
+    def add(self) -> None:
+        request = Request(
+            f"d{self.options.dp_rank}-r{self.made}", self.rng.randint(3, 90), self.rng.randint(2, 40)
+        )
+        if self.options.skips and self.made % 5 == 2:
+            request.async_process_futures = [object()] * 2
+        self.manager.add_request(request)
+        self.made += 1
+
+    def step(self) -> None:
+        manager = self.manager
+        if self.options.aborts and self.steps % 9 == 5 and manager.running:
+            manager.add_abort_req_ids([manager.running[0].request_id])
+        if self.options.strange and self.steps == 20:
+            del manager.cache_manager.num_gpu_blocks
+        result = manager.schedule()
+        tasks = result[0] if isinstance(result, tuple) else result
+        self.steps += 1
+        if self.options.restart_at == self.steps:
+            self.restart()
+        for worker in self.workers:
+            worker.send(tasks)
+        emitted, *_ = [worker.receive() for worker in self.workers]
+        for task in tasks:
+            if task.task_type.name == "PREEMPTED":
+                manager.reschedule_preempt_task(task.request_id)
+            elif task.task_type.name == "ABORT":
+                manager.recycle_abort_task(task.request_id)
+        for request_id, n in emitted:
+            request = manager.requests.get(request_id)
+            if request is None or request not in manager.running:
+                continue
+            request.output_token_ids += [1] * n
+            if len(request.output_token_ids) >= request.sampling_params.max_tokens:
+                manager.finish_requests(request_id)
+                self.finished += 1
+
+    def restart(self) -> None:
+        """The worker ends and another takes its place; what it ran is preempted first, so that nothing is lost."""
+        self.workers[0].close()
+        self.workers = [Worker(self.options, 0)]
+
+    def run(self) -> None:
+        end = time.time() + self.options.seconds
+        while self.made < self.options.requests or self.manager.requests or time.time() < end:
+            while len(self.manager.waiting) < 3 and (self.made < self.options.requests or time.time() < end):
+                self.add()
+            self.step()
+            if self.steps == 1:
+                print("ready", os.getpid(), flush=True)
+            if self.options.sleep:
+                time.sleep(self.options.sleep)
+        for worker in self.workers:
+            worker.close()
+
+
+def load_plugin(name: str) -> None:
+    """As FastDeploy does: an entry point is loaded, and called for a class."""
+    cls = EntryPoint(
+        "fdtrace", f"recorder.agent.fastdeploy_plugins:{name}", f"fastdeploy.{name}_plugins"
+    ).load()()
+    assert cls.__name__ == {"token_processor": "TokenProcessor", "model_runner": "GPUModelRunner"}[name]
+
+
+def main() -> None:
+    options = arguments()
+    if options.plugins:
+        load_plugin("token_processor" if options.worker is None else "model_runner")
+    if options.worker is not None:
+        run_worker(options)
+        return
+    children = []
+    for rank in range(1, options.dp):
+        child = os.fork()
+        if child == 0:
+            options.dp_rank, children = rank, []
+            break
+        children.append(child)
+    engine = Engine(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    engine.run()
+    for child in children:
+        os.waitpid(child, 0)
+    if options.dp_rank == 0:
+        print(
+            json.dumps({"finished": engine.finished, "made": engine.made, "calls": engine.steps}), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

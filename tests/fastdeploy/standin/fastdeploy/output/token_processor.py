@@ -1,0 +1,5 @@
+"""What the engine's plugin gives back."""
+
+
+class TokenProcessor:
+    pass

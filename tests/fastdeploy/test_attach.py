@@ -1,0 +1,136 @@
+"""Attaching to a running engine of several processes, out again, and in again."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recorder.inject import run_in_process
+from recorder.trace import Trace, open_trace
+from tests.fastdeploy.conftest import ROOT, Stand, logged_rows, rows_of
+from tests.fastdeploy.test_contract import count, finished
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    tomllib = pytest.importorskip("tomli")
+
+CLASSES = {
+    "fastdeploy.engine.sched.resource_manager_v1": "ResourceManagerV1",
+    "fastdeploy.worker.gpu_model_runner": "GPUModelRunner",
+}
+
+
+def wrapped_methods(pid: int) -> list[str]:
+    """Which methods of the engine's classes a process has wrapped."""
+    source = (
+        f"import sys\nresult = []\nfor module, name in {CLASSES!r}.items():\n"
+        "    owner = getattr(sys.modules.get(module), name, None)\n"
+        "    methods = vars(owner).items() if owner else ()\n"
+        "    result += [key for key, value in methods if hasattr(value, '_fdtrace_hook')]\n"
+    )
+    value: list[str] = run_in_process(pid, source).value
+    return value
+
+
+@pytest.fixture
+def running(stand: Stand) -> Iterator[subprocess.Popen[str]]:
+    command = stand.command(
+        "--ranks", "2", "--seconds", "25", "--sleep", "0.004", "--blocks", "150", "--aborts"
+    )
+    process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready")
+    yield process
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def recorded_part(trace: Trace, lines: list[dict[str, Any]]) -> list[Any]:
+    """The worker's own lines of the forwards that a trace holds: each is written when its forward has ended."""
+    first, last = trace.rows("SELECT min(epoch_ns(ts)) AS first, max(epoch_ns(ts)) AS last FROM step")[
+        0
+    ].values()
+    times = [line["ts"] for line in lines]
+    return logged_rows(lines[bisect.bisect_left(times, first) : bisect.bisect_left(times, last) + 1])
+
+
+def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[str]) -> None:
+    pids = [running.pid, *children(running.pid)]
+    for attempt in range(2):
+        path = stand.directory / f"{attempt}.duckdb"
+        done = stand.fdtrace("attach", str(running.pid), "-o", str(path), "--duration", "2")
+        assert done.returncode == 0, done.stderr
+        assert [wrapped_methods(pid) for pid in pids] == [[], [], []], done.stderr
+        with open_trace(path) as trace:
+            expected, found = recorded_part(trace, stand.lines()), rows_of(trace)
+            assert len(found) > 50
+            assert [sum(row[2] for row in rows) for rows in found] == [
+                sum(row[2] for row in rows) for rows in expected
+            ]
+            # What a request had computed when recording began is the engine's view: it may lack the last forward.
+            assert [_without_computed(rows) for rows in found] == [
+                _without_computed(rows) for rows in expected
+            ]
+            assert count(trace, "SELECT count(*) FROM engine") == 1
+            ranks = count(trace, "SELECT count(*) FROM rank_memory")
+            assert len(found) - 60 <= ranks <= len(found)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode == 0
+    own = finished(output)
+    assert own["finished"] <= own["made"]
+
+
+def _without_computed(rows: list[Any]) -> list[Any]:
+    return [[row[0], row[1], row[2], row[4]] for row in rows]
+
+
+def test_only_part_of_the_engine_can_be_recorded_alone(stand: Stand, running: subprocess.Popen[str]) -> None:
+    worker = children(running.pid)[0]
+    done = stand.fdtrace("attach", str(worker), "-o", str(stand.trace), "--duration", "2")
+    assert done.returncode == 0, done.stderr
+    with open_trace(stand.trace) as trace:
+        steps = trace.rows("FROM step ORDER BY step")
+        expected = recorded_part(trace, stand.lines())
+        assert [step["num_tokens"] for step in steps] == [sum(row[2] for row in rows) for rows in expected]
+        assert {step["token_budget"] for step in steps} == {None}
+        engine = trace.engines()[0]
+        assert json.loads(engine["env"]) is not None
+        assert engine["max_num_batched_tokens"] == 64
+
+
+def test_fastdeploys_own_entry_points_arm_an_engine_and_its_worker(stand: Stand) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in ("token_processor", "model_runner"):
+        declared = project["entry-points"][f"fastdeploy.{name}_plugins"]
+        assert declared == {"fdtrace": f"recorder.agent.fastdeploy_plugins:{name}"}
+    command = stand.command("--plugins", "--seconds", "15", "--sleep", "0.004")
+    process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        done = stand.fdtrace("attach", str(process.pid), "-o", str(stand.trace), "--duration", "2")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("attached (armed)") == 2
+        with open_trace(stand.trace) as trace:
+            found, expected = rows_of(trace), recorded_part(trace, stand.lines())
+            assert [_without_computed(rows) for rows in found] == [
+                _without_computed(rows) for rows in expected
+            ]
+    finally:
+        process.kill()
+        process.communicate()

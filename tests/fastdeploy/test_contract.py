@@ -1,0 +1,196 @@
+"""Both sides of an engine with FastDeploy's surface, recorded and joined, against what its workers wrote themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from recorder.trace import Trace, open_trace
+from tests.fastdeploy.conftest import Stand, logged_rows, rows_of
+
+
+def finished(output: str) -> dict[str, Any]:
+    """The stand-in's own counts."""
+    counts: dict[str, Any] = json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
+    return counts
+
+
+def count(trace: Trace, query: str) -> Any:
+    return next(iter(trace.rows(query)[0].values()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--inline",),
+        ("--inline", "--drafts", "0"),
+        ("--inline", "--batch-request", "--blocks", "60"),
+        (),
+        ("--blocks", "60", "--aborts", "--skips"),
+        ("--drafts", "0", "--batch-request", "--aborts"),
+    ],
+    ids=" ".join,
+)
+def test_steps_equal_what_the_worker_ran(stand: Stand, options: tuple[str, ...]) -> None:
+    done = stand.record(*options)
+    assert done.returncode == 0, done.stderr
+    lines = stand.lines()
+    with open_trace(stand.trace) as trace:
+        assert rows_of(trace) == logged_rows(lines)
+        steps = trace.rows("FROM step ORDER BY step")
+        assert [step["num_stalled"] for step in steps] == [line["stalled"] for line in lines]
+        own = finished(done.stdout)
+        assert count(trace, "SELECT count(*) FROM event WHERE kind = 'arrived'") == own["made"]
+        stopped = "SELECT count(*) FROM request WHERE finish_reason IN ('stop', 'length')"
+        assert count(trace, stopped) == own["finished"]
+        assert all(step["token_budget"] is not None and step["num_free_blocks"] is not None for step in steps)
+
+
+def test_a_call_is_counted_once_with_its_first_forward(stand: Stand) -> None:
+    assert stand.record("--blocks", "60").returncode == 0
+    with open_trace(stand.trace) as trace:
+        preempted = count(trace, "SELECT count(*) FROM event WHERE kind = 'preempted'")
+        assert preempted > 0
+        assert count(trace, "SELECT sum(num_preempted) FROM step") == preempted
+        assert count(trace, "SELECT count(*) FROM event WHERE kind = 'rescheduled'") == preempted
+        assert count(trace, "SELECT count(*) FROM preemption WHERE freed_blocks > 0") == preempted
+
+
+def test_every_step_lists_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
+    assert stand.record("--inline", "--blocks", "60").returncode == 0
+    with open_trace(stand.trace) as trace:
+        reasons = {
+            row["not_admitted"]
+            for row in trace.rows("SELECT DISTINCT not_admitted FROM step WHERE num_waiting > 0")
+        }
+        assert {"budget", "blocks", "preemption"} <= reasons
+        missing = trace.rows("SELECT num_missing_blocks AS n FROM step WHERE not_admitted = 'blocks'")
+        assert all(row["n"] is None or row["n"] > 0 for row in missing)
+        assert any(row["n"] for row in missing)
+
+
+def test_skipped_requests_are_told_once_each(stand: Stand) -> None:
+    assert stand.record("--inline", "--skips").returncode == 0
+    with open_trace(stand.trace) as trace:
+        skips = trace.rows("FROM event WHERE kind = 'skipped'")
+        assert len(skips) == 8
+        assert {row["reason"] for row in skips} <= {"preprocessing", "no tokens fit"}
+
+
+def test_every_tensor_parallel_rank_tells_its_memory(stand: Stand) -> None:
+    assert stand.record("--ranks", "3").returncode == 0
+    lines = stand.lines()
+    with open_trace(stand.trace) as trace:
+        assert count(trace, "SELECT count(*) FROM engine") == 1
+        assert rows_of(trace) == logged_rows(lines)
+        ranks = trace.rows(
+            "SELECT rank, count(*) AS n, min(reserved_bytes) AS least FROM memory GROUP BY ALL ORDER BY ALL"
+        )
+        assert [(row["rank"], row["n"], row["least"]) for row in ranks] == [
+            (rank, len(lines), 5000 * (rank + 1)) for rank in range(3)
+        ]
+        # The stand-in's allocator counts its calls, so equal counts are equal forwards.
+        apart = "SELECT count(*) FROM memory a JOIN memory b USING (engine_id, step) WHERE a.rank = 0 AND b.rank > 0 "
+        assert count(trace, apart + "AND b.allocated_bytes - a.allocated_bytes <> 1000 * b.rank") == 0
+
+
+def test_each_data_parallel_rank_is_an_engine(stand: Stand) -> None:
+    assert stand.record("--dp", "3", "--batch-request").returncode == 0
+    with open_trace(stand.trace) as trace:
+        engines = trace.engines()
+        assert sorted(engine["dp_rank"] for engine in engines) == [0, 1, 2]
+        for engine in engines:
+            assert rows_of(trace, engine["engine_id"]) == logged_rows(stand.lines(engine["dp_rank"]))
+
+
+def test_overlap_mode_tells_the_predicted_beside_the_real_and_the_accepted_of_the_same_forward(
+    stand: Stand,
+) -> None:
+    assert stand.record("--overlap").returncode == 0
+    with open_trace(stand.trace) as trace:
+        found = rows_of(trace)
+        lines = logged_rows(stand.lines())
+        assert found == lines[: len(found)]
+        assert len(found) >= len(lines) - 1  # nobody waited for the last forward's accepted tokens
+        assert (
+            count(trace, "SELECT count(*) FROM step WHERE num_predicted_tokens IS DISTINCT FROM num_tokens")
+            == 0
+        )
+
+
+def test_the_forward_that_failed_is_a_step(stand: Stand) -> None:
+    done = stand.record("--inline", "--fail-at", "20")
+    assert done.returncode == 1
+    assert "MemoryError" in done.stderr
+    with open_trace(stand.trace) as trace:
+        assert rows_of(trace) == logged_rows(stand.lines())
+        assert count(trace, "SELECT max(step) FROM step") == 19
+        assert count(trace, "SELECT reason FROM event WHERE kind = 'error'") == "MemoryError in execute_model"
+
+
+def test_steps_go_on_where_a_worker_is_replaced(stand: Stand) -> None:
+    done = stand.record("--restart-at", "30", "--requests", "2", "--budget", "500")
+    assert done.returncode == 0, done.stderr
+    with open_trace(stand.trace) as trace:
+        steps = [row["step"] for row in trace.rows("SELECT step FROM step ORDER BY step")]
+        assert steps == list(range(len(stand.lines())))
+        assert count(trace, "SELECT count(*) FROM engine") == 1
+
+
+def test_a_hook_that_meets_something_unexpected_switches_itself_off(stand: Stand) -> None:
+    done = stand.record("--strange", "--inline")
+    assert done.returncode == 0, done.stderr
+    assert finished(done.stdout)["finished"] == 40
+    with open_trace(stand.trace) as trace:
+        found = rows_of(trace)
+        assert 0 < len(found) < len(stand.lines())
+        assert found == logged_rows(stand.lines())[: len(found)]
+        assert "num_gpu_blocks" in count(trace, "SELECT reason FROM event WHERE kind = 'switched_off'")
+
+
+def test_a_killed_collector_neither_loses_nor_doubles_a_row(stand: Stand) -> None:
+    command = [
+        "record",
+        "-o",
+        str(stand.trace),
+        "--",
+        *stand.command("--requests", "150", "--ranks", "2", "--sleep", "0.01"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fdtrace", *command],
+        env=stand.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    killed = 0
+    while process.poll() is None and killed < 5:
+        time.sleep(0.7)
+        killed += _kill_collector(str(stand.trace))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert killed
+    with open_trace(stand.trace) as trace:
+        lines = stand.lines()
+        assert rows_of(trace) == logged_rows(lines)
+        assert count(trace, "SELECT count(*) FROM rank_memory") == len(lines)
+        assert count(trace, "SELECT count(*) FROM request WHERE finished_at IS NOT NULL") == 150
+
+
+def _kill_collector(path: str) -> bool:
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                command = file.read().decode().split("\0")
+        except OSError:
+            continue
+        if "recorder.collector" in command and any(path in part for part in command):
+            os.kill(int(name), signal.SIGKILL)
+            return True
+    return False

@@ -1,0 +1,131 @@
+"""FastDeploy's real scheduler, model runner and deployment, recorded, against what the lab itself wrote.
+
+FASTDEPLOY_SRC  a checkout of FastDeploy
+LAB_DIR         the directory of fastdeploy_lab.py, fastdeploy_deployment.py and cases/
+FASTDEPLOY_PYTHON  a Python that has what FastDeploy's scheduler imports (default: the one that runs the tests)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recorder.trace import open_trace
+from tests.fastdeploy.conftest import Stand
+from tests.fastdeploy.lab import differences
+from tests.fastdeploy.test_attach import wrapped_methods
+
+SOURCE, LAB = os.environ.get("FASTDEPLOY_SRC", ""), Path(os.environ.get("LAB_DIR", "."))
+PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
+CASES = sorted(path.stem for path in (LAB / "cases").glob("*.json"))
+
+pytestmark = [
+    pytest.mark.skipif(not SOURCE, reason="FASTDEPLOY_SRC is not set: no FastDeploy to record"),
+    pytest.mark.skipif(not CASES, reason="LAB_DIR is not set: no case of the lab to run"),
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]
+
+DEPLOYMENT = {
+    "seed": 1, "max_num_seqs": 64, "num_blocks": 1500, "max_num_batched_tokens": 1024, "num_speculative_tokens": 4,
+}  # fmt: skip
+
+
+def case_file(directory: Path, case: dict[str, Any]) -> str:
+    path = directory / "case.json"
+    path.write_text(json.dumps(case))
+    return str(path)
+
+
+def counts_of(output: str) -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads(
+        [line for line in output.splitlines() if line.startswith('{"worker"')][-1]
+    )
+    return counts
+
+
+@pytest.fixture
+def lab(stand: Stand) -> Stand:
+    stand.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    stand.environment["FD_LOG_DIR"] = str(stand.directory / "fastdeploy")
+    return stand
+
+
+@pytest.mark.parametrize("worker", ["inline", "process"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -> None:
+    case = json.loads((LAB / "cases" / f"{name}.json").read_text())
+    # The lab's runner has no MTP proposer, which the real code asks for in a forward without tokens.
+    case.update(worker=worker, spec_method="ngram")
+    out = lab.directory / "out.jsonl"
+    command = [PYTHON, str(LAB / "fastdeploy_lab.py"), "batch", case_file(lab.directory, case), str(out)]
+    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=800)
+    assert done.returncode == 0, done.stderr
+    assert differences(lab.trace, out) == []
+
+
+def test_a_deployment_recorded_from_its_start_agrees_with_its_own_counts(lab: Stand) -> None:
+    command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, DEPLOYMENT), "10"]
+    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = counts_of(done.stdout)
+    own = counts["worker"]
+    with open_trace(lab.trace) as trace:
+        found = trace.rows(
+            "SELECT count(*) AS forwards, sum(num_tokens) AS tokens, max(num_tokens) AS most, "
+            "count(*) FILTER (num_tokens > 1024) AS over_limit, sum(num_draft_tokens) AS drafts, "
+            "sum(num_accepted_tokens) AS accepted, sum(num_stalled) AS stalled FROM step"
+        )[0]
+        ended = trace.rows("SELECT count(*) AS n FROM request WHERE finish_reason IN ('stop', 'length')")[0][
+            "n"
+        ]
+        exceeded = trace.rows("SELECT count(*) AS n FROM exceeded")[0]["n"]
+    assert (found["forwards"], found["tokens"], found["most"]) == (
+        own["forwards"],
+        own["tokens"],
+        own["max_tokens"],
+    )
+    assert (found["over_limit"], exceeded, found["drafts"]) == (own["over"], own["over"], own["drafts"])
+    assert found["stalled"] == own["stalled"]
+    assert ended == counts["clients"]["finished"]
+    # The lab counts what a forward will accept before it runs it, and ends in the middle of one.
+    assert own["accepted"] - 64 * 4 <= found["accepted"] <= own["accepted"]
+
+
+def test_a_deployment_is_attached_to_in_the_middle_twice(lab: Stand) -> None:
+    command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, DEPLOYMENT), "45"]
+    process = subprocess.Popen(
+        command, env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    ready = next(line for line in process.stdout if line.startswith("ready"))
+    pids = [int(pid) for pid in ready.split()[1:]]
+    time.sleep(2)
+    recorded = []
+    for attempt, seconds in enumerate((10, 4)):
+        path = lab.directory / f"{attempt}.duckdb"
+        done = lab.fdtrace("attach", str(process.pid), "-o", str(path), "--duration", str(seconds))
+        assert done.returncode == 0, done.stderr
+        assert [wrapped_methods(pid) for pid in pids] == [[], []]
+        with open_trace(path) as trace:
+            assert trace.rows("SELECT count(*) AS n FROM step WHERE token_budget IS NOT NULL")[0]["n"] > 100
+            apart = (
+                "SELECT step FROM step JOIN (SELECT step, sum(num_tokens) AS ran FROM step_request GROUP BY step) "
+                "USING (step) WHERE ran <> num_tokens"
+            )
+            assert trace.rows(apart) == []
+            recorded.append(trace.rows("SELECT count(*) AS n, sum(num_tokens) AS tokens FROM step")[0])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    counts = counts_of(output)
+    assert sum(one["n"] for one in recorded) < counts["worker"]["forwards"]
+    assert sum(one["tokens"] for one in recorded) < counts["worker"]["tokens"]
+    running = counts["clients"]["requests"] - counts["clients"]["finished"]
+    assert running <= 64 + 4  # at the end some run and some wait; none was lost
