@@ -11,8 +11,6 @@ from dataclasses import replace
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
-from textual.style import Style as ContentStyle
 from textual.widgets import Static
 
 from recorder.recording import Recording
@@ -23,13 +21,14 @@ from tui.board import Board
 from tui.dialogs import Prompt
 from tui.fetch import RowFetcher
 from tui.jobs import Job, Replay, Rows
-from tui.keys import Count, hints
+from tui.keys import Count
 from tui.pane import ChartPane
 from tui.panel import InspectorPanel
 from tui.player import Player
 from tui.requests import RequestTable, describe
 from tui.series import Series
 from tui.sources import Sources, Tail
+from tui.status import head_line, opening_line, with_hints
 from tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
 from tui.summary import Line, StepSummary
 
@@ -119,15 +118,8 @@ class ReplayView(App[None]):
 
     def head(self) -> str:
         """The first line: the engine, and what limits it."""
-        engine = self.recording.engine
-        speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
-        parts = [
-            f"{self.TITLE}", f"{engine.name} {engine.version}".strip(),
-            f"limit {self.recorded.limit}", speculation, f"{engine.max_num_seqs} seqs",
-            f"{engine.num_blocks} blocks", f"{len(self.recorded)} steps",
-            *(["RECORDING"] if self.tailing is not None and self.tailing.live else []),
-        ]  # fmt: skip
-        return f" {self.glyphs.dot} ".join(parts)
+        live = self.tailing is not None and self.tailing.live
+        return head_line(self.TITLE, self.recording, self.recorded, self.glyphs, live=live)
 
     def on_mount(self) -> None:
         if self.ascii:
@@ -145,13 +137,6 @@ class ReplayView(App[None]):
 
     def begin(self) -> None:
         """Called once everything is on the screen."""
-
-    def _opening(self) -> str:
-        """What the screen opens on, in words."""
-        series, step = self.recorded, self.board.cursor
-        ran, count = series.value("num_tokens", step) or 0, len(series.over)
-        which = "the first" if step == int(series.step[series.over[0]]) else "one"
-        return f"{which} of {count} exceeded steps: {step} ran {ran}, limit {series.limit}; Enter tells why"
 
     def on_unmount(self) -> None:
         for job in self.board.jobs:
@@ -287,7 +272,7 @@ class ReplayView(App[None]):
         board, window, glyphs = self.board, self.board.window, self.glyphs
         if not message and self._opened_on is not None:
             if board.cursor == self._opened_on:
-                message = self._opening()
+                message = opening_line(self.recorded, board.cursor)
             else:
                 self._opened_on = None
         left = message or f"step {board.cursor} of {window.low}-{window.high - 1}"
@@ -301,15 +286,8 @@ class ReplayView(App[None]):
             left += f" {glyphs.dot} ] more formulas"
         if self.count.pending:
             left = f"{self.count.pending} {glyphs.dot} {left}"
-        room = self.size.width - 2
-        shown = hints(room - len(left) - 2)
-        gap = " | " if self.ascii else f" {glyphs.dot} "
-        used = sum(len(text) for text, _ in shown) + len(gap) * (len(shown) - 1)
-        parts: list[str | tuple[str, ContentStyle]] = [left, " " * (room - len(left) - used)]
-        for at, (text, action) in enumerate(shown):
-            parts += [gap] if at else []
-            parts.append((text, ContentStyle.from_meta({"@click": f"app.{action}"})))
-        self.query_one("#status", Static).update(Content.assemble(*parts), layout=False)
+        line = with_hints(left, self.size.width - 2, ascii=self.ascii)
+        self.query_one("#status", Static).update(line, layout=False)
 
     @property
     def active_pane(self) -> ChartPane:

@@ -364,3 +364,15 @@ async def test_departure_from_the_recording_is_marked() -> None:
         first = int(np.flatnonzero(other["num_tokens"][:common] != RAN["num_tokens"][:common])[0])
         assert app.panes[1].departs == RAN["step"][first]
         assert app.panes[0].departs is None
+
+
+async def test_the_command_palette_runs_what_keys_do() -> None:
+    async with lab_app(step=100).run_test(size=SIZE) as pilot:
+        app = await settled(pilot)
+        span = app.board.window.span
+        await pilot.press("ctrl+p")
+        await pilot.pause(0.3)
+        await pilot.press(*"zoom in at")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.board.window.span < span)

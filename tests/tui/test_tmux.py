@@ -18,11 +18,12 @@ pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is no
 
 
 class Terminal:
-    """A tmux server of its own, 100x30, running one command."""
+    """A tmux server of its own, running one command."""
 
-    def __init__(self, socket: Path, *command: str) -> None:
+    def __init__(self, socket: Path, *command: str, size: tuple[int, int] = (100, 30)) -> None:
         self.socket = socket
-        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", *command)
+        columns, rows = map(str, size)
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", columns, "-y", rows, *command)
 
     def _tmux(self, *arguments: str) -> str:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
@@ -34,6 +35,10 @@ class Terminal:
         """Send keys, by tmux's names."""
         self._tmux("send-keys", *keys)
 
+    def write(self, text: str) -> None:
+        """Send text as it is."""
+        self._tmux("send-keys", "-l", text)
+
     def until(self, text: str) -> str:
         """The screen, once it holds a text."""
         for _ in range(300):
@@ -43,9 +48,17 @@ class Terminal:
             time.sleep(0.1)
         raise AssertionError(f"{text!r} never came:\n{screen}")
 
+    def until_gone(self, text: str) -> None:
+        """Wait until the screen no longer holds a text."""
+        for _ in range(300):
+            if text not in self._tmux("capture-pane", "-p"):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{text!r} stayed")
+
     def ended(self) -> bool:
         """Whether the command ended."""
-        for _ in range(100):
+        for _ in range(600):
             if not self._tmux("list-sessions"):
                 return True
             time.sleep(0.1)
@@ -82,3 +95,89 @@ def test_from_opening_to_the_cause_of_an_exceeded_step(terminal: Terminal) -> No
     terminal.until("step 100 of 1-290")
     terminal.type("q")
     assert terminal.ended()
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sandbox engine, recorded as `fdtrace demo` does."""
+    pytest.importorskip("paddle")
+    path = tmp_path_factory.mktemp("journey") / "demo.duckdb"
+    sandbox = [sys.executable, "-m", "fdtrace", "sandbox", "--formula", "original", "--steps", "80"]
+    command = [sys.executable, "-m", "fdtrace", "record", "-o", str(path), "--", *sandbox]
+    done = subprocess.run(command, env=_env(), timeout=200, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+
+
+def test_a_journey_from_a_real_recording_to_the_cause(trace: Path, tmp_path: Path) -> None:
+    formulas = ["-f", "pr7438", "-f", "pr7499"]
+    opened = Terminal(
+        tmp_path / "tmux", sys.executable, "-m", "fdtrace", "replay", str(trace), *formulas, size=(150, 44)
+    )
+    try:
+        opened.until("exceeded steps:")
+        opened.until("never exceeds")
+        opened.type("n", "Enter")
+        screen = opened.until("tokens ran that nobody counted")
+        assert "= max(256" in screen
+        assert "each decode was charged 1 in the loop" in screen
+        opened.type("Escape")
+        opened.type(":")
+        opened.write("b num_tokens > limit + 20")
+        opened.type("Enter")
+        opened.until("stops in recorded")
+        opened.type("c")
+        opened.until("breakpoint: num_tokens > limit + 20")
+        opened.type("S")
+        opened.write("SELECT step, excess_tokens FROM exceeded ORDER BY excess_tokens DESC")
+        opened.type("Enter")
+        opened.until("j/k step through them")
+        opened.type("j")
+        opened.until("row 2 of")
+        opened.type("Escape")
+        opened.until("computed before")
+        opened.type("A")
+        opened.write("mine: max_num_batched_tokens - num_running_decodes * 5")
+        opened.type("Enter")
+        opened.until("4 mine")
+        opened.until("never exceeds")
+        opened.type("j", "r")
+        opened.until("first token after")
+        opened.type("Escape")
+        opened.until_gone("first token after")
+        opened.type("q")
+        assert opened.ended()
+    finally:
+        opened.close()
+
+
+def test_attach_shows_a_recording_in_progress(tmp_path: Path) -> None:
+    pytest.importorskip("paddle")
+    path = tmp_path / "live.duckdb"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "fdtrace", "sandbox", "--steps", "100000"],
+        env=_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    opened = None
+    try:
+        assert server.stdout is not None
+        pid = next(line.split()[1] for line in server.stdout if line.startswith("ready "))
+        arguments = ["attach", pid, "--tui", "-o", str(path), "-f", "pr7499"]
+        opened = Terminal(tmp_path / "tmux", sys.executable, "-m", "fdtrace", *arguments, size=(120, 36))
+        opened.until("following")
+        opened.until("RECORDING")
+        opened.type("h")
+        opened.type("q")
+        assert opened.ended()
+    finally:
+        if opened is not None:
+            opened.close()
+        server.kill()
+        server.wait()
+    info = [sys.executable, "-m", "fdtrace", "info", str(path)]
+    said = subprocess.run(info, env=_env(), capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "complete" in said
