@@ -177,7 +177,8 @@ class Replays:
         from tui.jobs import Replay
 
         known = None if isinstance(one, GivenScheduler) else one
-        return Replay(one.name, self.how, partial(self._compute, one), known, self.policy, text)
+        workload = None if self.reader is not None else lambda: self._desk.workload
+        return Replay(one.name, self.how, partial(self._compute, one), known, self.policy, text, workload)
 
     def _compute(
         self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None

@@ -9,6 +9,7 @@ from functools import lru_cache
 from recorder.errors import FdtraceError
 from recorder.recording import Recording
 from replayer.account import Account, Accountant
+from replayer.compare import policy_with
 from replayer.explain import Explained, Explainer
 from replayer.fidelity import recorded_formula, recorded_policy
 from replayer.formulas import BUILTIN, Formula
@@ -141,6 +142,8 @@ class Inspector:
         known = self._explainers.get(at)
         if known is None or known[0] is not replay:
             assert replay.formula is not None
-            policy = replay.policy or recorded_policy(self.recording)
-            known = self._explainers[at] = (replay, Explainer(self._workload, replay.formula, policy))
+            formula = replay.formula
+            policy = replay.policy or policy_with(formula) or recorded_policy(self.recording)
+            workload = replay.workload or self._workload
+            known = self._explainers[at] = (replay, Explainer(workload, formula, policy))
         return known[1]
