@@ -177,16 +177,10 @@ class Replays:
         from replayer.compare import policy_with
         from tui.jobs import Replay
 
-<<<<<<< HEAD
         compute = partial(self._compute, one)
         if isinstance(one, GivenScheduler):
             return Replay(one.name, self.how, compute, text=text)
         return Replay(one.name, self.how, compute, one, self.policy or policy_with(one), text)
-=======
-        known = None if isinstance(one, GivenScheduler) else one
-        workload = None if self.reader is not None else lambda: self._desk.workload
-        return Replay(one.name, self.how, partial(self._compute, one), known, self.policy, text, workload)
->>>>>>> tui2
 
     def _compute(
         self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None

@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from recorder.errors import FdtraceError
 from recorder.recording import Recording
 from replayer.account import Account, Accountant
-from replayer.compare import policy_with
 from replayer.explain import Explained, Explainer
 from replayer.fidelity import recorded_formula, recorded_policy
 from replayer.formulas import BUILTIN, Formula
@@ -144,15 +143,8 @@ class Inspector:
         known = self._explainers.get(at)
         if known is None or known[0] is not replay:
             assert replay.formula is not None
-<<<<<<< HEAD
             policy = replay.policy or recorded_policy(self.recording)
             clock = history.outcome.clock
             workload = partial(self._workload, "steps" if clock is None else clock.kind)
             known = self._explainers[at] = (replay, Explainer(workload, replay.formula, policy))
-=======
-            formula = replay.formula
-            policy = replay.policy or policy_with(formula) or recorded_policy(self.recording)
-            workload = replay.workload or self._workload
-            known = self._explainers[at] = (replay, Explainer(workload, formula, policy))
->>>>>>> tui2
         return known[1]

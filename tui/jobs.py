@@ -11,7 +11,6 @@ from recorder.errors import FdtraceError
 from replayer.config import Policy
 from replayer.formulas import Formula
 from replayer.history import History, How, StepRow
-from replayer.workload import Workload
 from tui.series import Series
 
 Progress = Callable[[float], None]
@@ -39,8 +38,6 @@ class Replay:
     formula: Formula | None = None
     policy: Policy | None = None
     text: str = ""
-    workload: Callable[[], Workload] | None = None
-    """What it schedules; None: what the recording holds, requests arriving by step."""
 
 
 @dataclass
