@@ -94,7 +94,8 @@ def test_a_deployment_recorded_from_its_start_agrees_with_its_own_counts(lab: St
     )
     assert (found["over_limit"], exceeded, found["drafts"]) == (own["over"], own["over"], own["drafts"])
     assert found["stalled"] == own["stalled"]
-    assert ended == counts["clients"]["finished"]
+    # Clients stop asking before the worker stops, so the last ends may have reached the engine and no client.
+    assert counts["clients"]["finished"] <= ended <= own["finished"]
     # The lab counts what a forward will accept before it runs it, and ends in the middle of one.
     assert own["accepted"] - 64 * 4 <= found["accepted"] <= own["accepted"]
 
