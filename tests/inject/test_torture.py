@@ -21,7 +21,8 @@ NUM_INJECTIONS = int(os.environ.get("FDTRACE_TEST_INJECTIONS", "200"))
 THREADS = range(1, 10)
 SOURCE = "import os\nresult = os.getpid()"
 TOOL = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where this was started in a shell's background
 from recorder.inject import run_in_process
 from recorder.errors import TargetError
 while True:
