@@ -73,7 +73,8 @@ def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
         token = None
         try:
             with agent.lock:
-                token = before(self, args, kwargs)
+                if agent.on:  # another thread may have ended the recording meanwhile
+                    token = before(self, args, kwargs)
         except Exception as error:
             agent.switch_off(error)
         try:
@@ -93,7 +94,8 @@ def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
 def _guarded(agent: Agent, call: Callable[..., None], *args: Any) -> None:
     try:
         with agent.lock:
-            call(*args)
+            if agent.on:
+                call(*args)
     except Exception as error:
         agent.switch_off(error)
 
