@@ -18,6 +18,7 @@ from recorder import schema
 from recorder.errors import TraceError, UsageError
 from recorder.loading import Reader, TraceRecording, engine_info
 from recorder.session import parts_directory
+from recorder.sql import quoted
 
 DUCKDB_MAGIC = (8, b"DUCK")
 
@@ -175,8 +176,7 @@ def write_relation(relation: duckdb.DuckDBPyRelation, kind: str, out: Path | Non
     options = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json)", "parquet": "(FORMAT parquet)"}[kind]
     with tempfile.TemporaryDirectory() as directory, running():
         target = out if out is not None else Path(directory) / "rows"
-        quoted = str(target).replace("'", "''")
-        relation.query("rows_to_write", f"COPY rows_to_write TO '{quoted}' {options}")
+        relation.query("rows_to_write", f"COPY rows_to_write TO '{quoted(target)}' {options}")
         if out is None:
             with target.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)

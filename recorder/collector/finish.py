@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -12,6 +11,7 @@ import duckdb
 from recorder import schema
 from recorder.collector.columns import Columns
 from recorder.collector.store import PARTED, Store, create_views
+from recorder.sql import quoted
 
 READERS_WAIT = 30.0
 """Seconds that the parts stay at most for a client that still has the views open."""
@@ -28,7 +28,7 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
     final.with_name("final.duckdb.wal").unlink(missing_ok=True)
     db = store.db
     db.execute(
-        f"ATTACH '{_quoted(final)}' AS final "
+        f"ATTACH '{quoted(final)}' AS final "
         f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
     )
     for table in schema.TABLES:
@@ -47,10 +47,9 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
 def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
     columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
     db.execute(f"CREATE TABLE final.{table.name} ({columns})")
-    db.execute(f"COMMENT ON TABLE final.{table.name} IS '{table.comment.replace(chr(39), chr(39) * 2)}'")
+    db.execute(f"COMMENT ON TABLE final.{table.name} IS '{quoted(table.comment)}'")
     for column in table.columns:
-        text = column.comment.replace("'", "''")
-        db.execute(f"COMMENT ON COLUMN final.{table.name}.{column.name} IS '{text}'")
+        db.execute(f"COMMENT ON COLUMN final.{table.name}.{column.name} IS '{quoted(column.comment)}'")
 
 
 def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: schema.Table) -> None:
@@ -78,7 +77,3 @@ def remove_parts(store: Store) -> None:
     for path in store.directory.iterdir():
         path.unlink()
     store.directory.rmdir()
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

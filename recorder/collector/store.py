@@ -20,6 +20,7 @@ from recorder.agent import wire
 from recorder.collector.columns import Columns
 from recorder.collector.retire import Retired
 from recorder.session import parts_directory
+from recorder.sql import quoted
 
 PARTED = (schema.STEP, schema.STEP_REQUEST, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
 """The tables that grow; the others are whole in each published database."""
@@ -95,7 +96,7 @@ class Store:
         part = self._new_part(table.name)
         select = ", ".join(_value(column, columns) for column in table.columns)
         self.db.register("decoded", columns)
-        self.db.execute(f"COPY (SELECT {select} FROM decoded) TO '{_quoted(part)}' (FORMAT parquet)")
+        self.db.execute(f"COPY (SELECT {select} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)")
         self.db.unregister("decoded")
         self.parts[table.name][0].append(part.name)
 
@@ -108,7 +109,7 @@ class Store:
                 part = self._new_part(table)
                 paths = [str(self.directory / name) for name in names]
                 self.db.execute(
-                    f"COPY (FROM read_parquet($1)) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
+                    f"COPY (FROM read_parquet($1)) TO '{quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
                     [paths],
                 )
                 if level + 1 == len(levels):
@@ -124,7 +125,7 @@ class Store:
         fresh.unlink(missing_ok=True)
         state = dict(state, parts=self.parts, serial=self.serial)
         db = self.db
-        db.execute(f"ATTACH '{_quoted(fresh)}' AS fresh (STORAGE_VERSION '{schema.STORAGE_VERSION}')")
+        db.execute(f"ATTACH '{quoted(fresh)}' AS fresh (STORAGE_VERSION '{schema.STORAGE_VERSION}')")
         db.execute("BEGIN")
         for table in (schema.TRACE, schema.ENGINE):
             self._small_table(table.name, table, small[table.name])
@@ -153,7 +154,7 @@ class Store:
         self.db.unregister("decoded")
 
     def _source(self, table: schema.Table) -> str:
-        paths = ", ".join(f"'{_quoted(path)}'" for path in self.part_paths(table.name))
+        paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
         if table is schema.REQUEST:
             return (
@@ -177,7 +178,3 @@ def create_views(db: duckdb.DuckDBPyConnection, database: str) -> None:
     for view in schema.VIEWS:
         db.execute(f"CREATE VIEW {view.name} AS {view.query}")
     db.execute("USE memory")
-
-
-def _quoted(path: Path | str) -> str:
-    return str(path).replace("'", "''")

@@ -218,13 +218,6 @@ def test_recover_says_when_there_is_nothing_to_recover(trace: Path, capsys: Capt
     assert "finished trace" in capsys.readouterr().err
 
 
-PIDS = {
-    "no process": ("4194303", "no process"),
-    "itself not Python": ("", "not a CPython process"),
-    "a thread": ("", "thread"),
-}
-
-
 def test_attaching_to_what_cannot_be_recorded(tmp_path: Path, capsys: Captured) -> None:
     out = str(tmp_path / "t.duckdb")
     assert main(["attach", "4194303", "-o", out]) == 3
