@@ -89,7 +89,7 @@ def main() -> int:
         collector = Collector(Session.load(Path(sys.argv[1])))
         if collector.is_final:
             collector.clean_up()
-            say(done=True, steps=None, notes=[])
+            say(done=True, steps=collector.num_steps, notes=[])
             return 0
         collector.publish()
         say(ready=True, notes=collector.notes)

@@ -34,7 +34,7 @@ class Collector:
         self.session, self.state = session, state
         self.lock = _lock(session.parts)
         left = _last_state(Path(session.output))
-        self.is_final = bool(left.get("final"))
+        self.is_final, self._final_steps = bool(left.get("final")), int(left.get("steps", 0))
         """Whether an earlier collector was killed after the final file was in place: only cleaning up is left."""
         self.store = Store(Path(session.output), left.get("parts"), left.get("serial", 0))
         self.nvml = Nvml()
@@ -54,6 +54,8 @@ class Collector:
     @property
     def num_steps(self) -> int:
         """Steps decoded so far."""
+        if self.is_final:
+            return self._final_steps
         return sum(engine.num_steps for engine in self.rings.engines)
 
     @property
@@ -197,7 +199,8 @@ def _last_state(path: Path) -> dict[str, Any]:
         try:
             found = db.execute("SELECT state FROM _collector").fetchall()
         except duckdb.CatalogException:
-            return {"final": True}
+            ((steps,),) = db.execute("SELECT count(*) FROM step").fetchall()
+            return {"final": True, "steps": steps}
     return json.loads(found[0][0]) if found else {}
 
 

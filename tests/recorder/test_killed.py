@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from recorder.collector.process import recover
+from recorder.collector.process import Collector, recover
 from recorder.session import Session, parts_directory
+from recorder.supervise import Supervisor
 from tests.recorder.helpers import (
     armed_environment,
     collected,
@@ -99,3 +100,24 @@ def test_engine_and_collector_both_killed_leave_what_recover_makes_whole(tmp_pat
     assert query(trace, "SELECT state, ended_by FROM trace") == [("recovered", "cut off")]
     assert not parts_directory(trace).exists()
     assert not Path(session.dir).exists()
+
+
+def test_a_collector_killed_once_the_final_file_is_in_place_only_cleans_up_when_started_again(
+    tmp_path: Path,
+) -> None:
+    trace, log = tmp_path / "t.duckdb", tmp_path / "log"
+    session = Session.create(trace)
+    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=60)
+    collector = Collector(session)
+    collector.clean_up = lambda: None  # type: ignore[method-assign]  # as if killed here
+    collector.discover()
+    collector.finish("exit 0")
+    os.close(collector.lock)
+    whole = trace.read_bytes()
+    supervisor = Supervisor(session)
+    pump(supervisor, lambda: supervisor.finished is not None)
+    assert supervisor.finished is not None
+    assert supervisor.finished["steps"] == 80
+    assert trace.read_bytes() == whole
+    assert recorded(trace) == logged(log)
+    assert not parts_directory(trace).exists()
