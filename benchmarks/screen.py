@@ -38,9 +38,10 @@ from replayer.history import StepRow
 from tui.app import run_replay
 from tui.chart import tokens_chart
 from tui.jobs import Replay
+from tui.layout import Scale
 from tui.series import Series, Window
 from tui.style import BLOCKS, DARK, Look
-from tui.track import Scale, draw
+from tui.track import draw
 
 QUIET = 0.08
 LIMIT = 8192

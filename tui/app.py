@@ -56,6 +56,10 @@ class ReplayApp(Tailing):
         if not self.inspecting:
             self.action_inspect()
 
+    def _fatal_error(self) -> None:
+        """Leave, and print nothing: Textual would print a traceback; `run_replay` raises the error instead."""
+        self._close_messages_no_wait()
+
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The key table in the command palette, beside Textual's own commands."""
         yield from super().get_system_commands(screen)
@@ -82,4 +86,7 @@ def run_replay(
     caller has made it. `ascii` keeps to 16 colours and 7-bit characters; `step` is where the cursor starts,
     by default the first exceeded one. `sources` is where the rest comes from: SQL, events, new formulas.
     """
-    ReplayApp(recording, replays, rows=rows, recorded=recorded, ascii=ascii, step=step, sources=sources).run()
+    app = ReplayApp(recording, replays, rows=rows, recorded=recorded, ascii=ascii, step=step, sources=sources)
+    app.run()
+    if app._exception is not None:
+        raise app._exception

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from tui.jobs import Job
 from tui.keys import MAX_PANES
+from tui.layout import Scale
 from tui.series import Series, Window
-from tui.track import Scale
 
 PANE_WIDTH = 20
 """Fewest columns of a pane."""
+
+WIDE_PANE = 38
+"""Columns of a pane from which on the recording has one beside a full page of formulas."""
 
 
 class Board:
@@ -37,9 +40,8 @@ class Board:
 
     @property
     def scale(self) -> Scale:
-        """One scale for all panes, over all their steps: it stays while one zooms and pans."""
-        most = max((max(series.peak, series.limit) for series in self.done), default=1)
-        return Scale(most, max((series.peak_reserved for series in self.done), default=0))
+        """One scale for all panes."""
+        return Scale.of(self.done)
 
     def widen(self, series: Series) -> None:
         """Give a history that is there since then its room on the axis."""
@@ -52,7 +54,7 @@ class Board:
         """The jobs on a screen of `width` columns: the recording and a page of the others, or one alone."""
         if self.alone:
             return [self.active]
-        room = max(2, min(MAX_PANES, width // PANE_WIDTH)) - 1
+        room = _room(width) - 1
         others = list(range(1, len(self.jobs)))
         pages = max(1, -(-len(others) // room))
         self.page %= pages
@@ -61,10 +63,15 @@ class Board:
 
     def has_pages(self, width: int) -> bool:
         """Whether not all panes fit."""
-        return len(self.jobs) > max(2, min(MAX_PANES, width // PANE_WIDTH))
+        return len(self.jobs) > _room(width)
 
     def move(self, step: int) -> None:
         """Put the cursor on a step, and move the window where it left it."""
         self.cursor = self.clamp(step)
         if not self.window.start <= self.cursor < self.window.end:
             self.window = self.window.around(self.cursor)
+
+
+def _room(width: int) -> int:
+    """How many panes fit side by side: up to four, and one more where each stays wide."""
+    return MAX_PANES if width >= MAX_PANES * WIDE_PANE else max(2, min(MAX_PANES - 1, width // PANE_WIDTH))

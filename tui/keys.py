@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from textual.binding import Binding
 
-MAX_PANES = 4
+MAX_PANES = 5
 """Panes side by side at most; more are reached by paging."""
 
 FIRST = ("colon", "slash", "S", "W", "A", "e", "tab", "shift+tab")
@@ -135,7 +135,7 @@ def hints(width: int) -> list[tuple[str, str]]:
 class Count:
     """Digits typed before a key, as in `10l`.
 
-    A digit from 1 to 4 alone also makes that pane the active one. Where a moving key follows within a second,
+    A digit from 1 to 5 alone also makes that pane the active one. Where a moving key follows within a second,
     it was a count: `take` gives it, and `undo` tells which pane was active before. Jumps to exceeded steps
     depend on the active pane, so a lone digit that named a pane is none for them: `2n` is the next exceeded
     step of pane 2, `12n` the twelfth.

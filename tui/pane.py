@@ -17,9 +17,10 @@ from textual.widget import Widget
 
 from tui.figures import figures
 from tui.jobs import Job
+from tui.layout import Scale
 from tui.series import Series, Window
 from tui.style import Glyphs, Look
-from tui.track import Chart, Scale, draw
+from tui.track import Chart, draw
 
 BAR = 20
 """Cells of the progress bar."""

@@ -135,6 +135,8 @@ class Series:
         self._over = _running(self.tokens > self.limit)
         self._preempted = _running(np.maximum(self._column("num_preempted"), 0))
         self._stalled = _running(np.maximum(self._column("num_stalled"), 0))
+        self._running_requests = np.maximum(self._column("num_running"), 0)
+        self._waiting_requests = np.maximum(self._column("num_waiting"), 0)
 
     def _column(self, name: str) -> Ints:
         column = self.history.columns.get(name)
@@ -162,6 +164,16 @@ class Series:
     def peak_reserved(self) -> int:
         """Most bytes reserved at any step; 0 where memory is not known."""
         return int(self.reserved.max()) if self.reserved is not None else 0
+
+    @cached_property
+    def peak_running(self) -> int:
+        """Most requests running at any step; 0 where that is not known."""
+        return int(self._running_requests.max(initial=0))
+
+    @cached_property
+    def peak_waiting(self) -> int:
+        """Most requests waiting at any step; 0 where that is not known."""
+        return int(self._waiting_requests.max(initial=0))
 
     @cached_property
     def marks_events(self) -> bool:
@@ -229,6 +241,12 @@ class Series:
             stalled=self._stalled[high] - self._stalled[low],
             reserved=None if self.reserved is None else _highest(self.reserved, low, high),
         )
+
+    def queues(self, window: Window, width: int) -> tuple[Ints, Ints]:
+        """The most requests running, and the most waiting, in each of `width` columns of the window."""
+        starts, ends = window.edges(width)
+        low, high = np.searchsorted(self.step, starts), np.searchsorted(self.step, ends)
+        return _highest(self._running_requests, low, high), _highest(self._waiting_requests, low, high)
 
 
 def _running(values: NDArray[np.generic]) -> Ints:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
+
 import numpy as np
 import pytest
 from textual import events
@@ -26,7 +28,7 @@ from tests.tui.screens import (
     title_of,
     until,
 )
-from tui.app import ReplayApp
+from tui.app import ReplayApp, run_replay
 from tui.dialogs import HelpScreen, parse_step
 from tui.keys import KEYS
 from tui.requests import RequestTable
@@ -245,6 +247,30 @@ async def test_more_formulas_than_fit_are_paged_beside_the_recording() -> None:
         await pilot.press("left_square_bracket")
         assert [at for at, pane in enumerate(app.panes) if pane.display] == [0, 1, 2, 3]
         assert app.board.active == 0
+
+
+async def test_a_wide_terminal_has_the_recording_beside_four_formulas() -> None:
+    replays = [ready_replay(history_of(plain_steps([10] * 20), 100, name=f"f{at}")) for at in range(5)]
+    recording = recording_of(plain_steps([10] * 20), max_num_batched_tokens=100)
+    async with ReplayApp(recording, replays).run_test(size=(200, 50)) as pilot:
+        app = await settled(pilot)
+        assert [at for at, pane in enumerate(app.panes) if pane.display] == [0, 1, 2, 3, 4]
+        await pilot.press("5")
+        assert app.board.active == 4
+
+
+def test_a_fault_of_the_screen_is_raised_and_no_traceback_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fault(_app: ReplayApp) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(ReplayApp, "begin", fault)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(ReplayApp, "run", partialmethod(ReplayApp.run, headless=True))
+    with pytest.raises(ZeroDivisionError):
+        run_replay(recording_of(plain_steps([10] * 20)))
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 async def test_play_follows_the_clock_and_stops_at_the_end() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recorder.recording import MISSING
 from replayer.history import Hang
 from tests.tui.recordings import history_of, lab_history, plain_steps
+from tui.layout import Scale
 from tui.series import Series, Window
 from tui.style import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
-from tui.track import Chart, Scale, draw
+from tui.track import Chart, draw
 
 LIMIT = 100
 LOOK = Look(BLOCKS, DARK)
@@ -79,6 +84,34 @@ def test_a_hang_is_hatched_from_its_step_on() -> None:
     low = lines(chart)[0]
     assert BLOCKS.hang not in low[: chart.width // 2]
     assert set(low[-(chart.width // 2) + 1 :]) == {BLOCKS.hang}
+
+
+def test_a_hatch_with_room_says_why_nothing_moves() -> None:
+    hang = Hang(2, "the budget is 0 with 2 requests decoding (2 requests running, none waiting)")
+    series = Series(history_of(plain_steps([50, 60]), LIMIT, hang=hang))
+    chart = draw(series, Window.over(0, 8), (60, 20), Scale(LIMIT), LOOK)
+    said = " ".join("".join(lines(chart)).replace(BLOCKS.hang, " ").split())
+    assert "HANGS at 2: the budget is 0" in said
+    assert "none waiting" not in said
+
+
+def test_queues_have_rows_of_their_own_on_the_scale_of_all_panes() -> None:
+    columns = {**plain_steps([10, 20, 30, 40]), "num_running": np.array([1, 2, 4, 8])}
+    columns["num_waiting"] = np.array([0, 0, 3, MISSING])
+    series = Series(history_of(columns, LIMIT))
+    scale = Scale.of([series])
+    assert (scale.running, scale.waiting) == (8, 3)
+    chart = draw(series, Window.over(0, 4), (5 + 8, 20), replace(scale, waiting=6), LOOK)
+    queues = {row.text[: chart.left - 1].strip(): row.text[chart.left :] for row in chart.rows}
+    assert queues["run"] == "▁▁▂▂▄▄██"
+    assert queues["wait"] == "    ▄▄  "
+
+
+def test_rows_mean_the_same_in_every_pane() -> None:
+    plain, stalls = plain_steps([10, 20]), {**plain_steps([10, 20]), "num_stalled": np.array([0, 1])}
+    histories = [Series(history_of(columns, LIMIT)) for columns in (plain, stalls)]
+    charts = [draw(one, Window.over(0, 2), (30, 16), Scale.of(histories), LOOK) for one in histories]
+    assert lines(charts[0]).index(fence_of(charts[0])) == lines(charts[1]).index(fence_of(charts[1]))
 
 
 def test_steps_that_a_recording_lost_are_not_drawn_as_idle() -> None:
