@@ -18,6 +18,7 @@ from tui.keys import KEYS, bindings
 from tui.pane import ChartPane
 from tui.sources import Sources
 from tui.tailing import Tailing
+from tui.terminal import Terminal
 
 
 class ReplayApp(Tailing):
@@ -75,7 +76,7 @@ def run_replay(
     *,
     rows: Rows | None = None,
     recorded: History | None = None,
-    ascii: bool = False,
+    terminal: Terminal | None = None,
     step: int | None = None,
     sources: Sources | None = None,
 ) -> None:
@@ -83,10 +84,13 @@ def run_replay(
 
     `replays` are computed while the screen is in use, one after the other in a thread. `rows` gives the
     requests of a recorded step, from a thread of its own; `recorded` is the recording as a history where the
-    caller has made it. `ascii` keeps to 16 colours and 7-bit characters; `step` is where the cursor starts,
-    by default the first exceeded one. `sources` is where the rest comes from: SQL, events, new formulas.
+    caller has made it. `terminal` is what it shows them on, by default what the environment says; `step`
+    is where the cursor starts, by default the first exceeded one. `sources` is where the rest comes from: SQL, events, new formulas.
     """
-    app = ReplayApp(recording, replays, rows=rows, recorded=recorded, ascii=ascii, step=step, sources=sources)
+    terminal = terminal or Terminal.here()
+    app = ReplayApp(
+        recording, replays, rows=rows, recorded=recorded, terminal=terminal, step=step, sources=sources
+    )
     app.run()
     if app._exception is not None:
         raise app._exception

@@ -16,6 +16,7 @@ from recorder.recording import Recording
 from tui.app import ReplayApp
 from tui.jobs import Replay
 from tui.sources import Sources
+from tui.terminal import MODERN, Terminal
 
 SETTLE = 0.6
 """Seconds without anything left to do before the picture is taken."""
@@ -27,7 +28,7 @@ def write_screen(
     sources: Sources,
     *,
     size: tuple[int, int] = (120, 36),
-    ascii: bool = False,
+    terminal: Terminal = MODERN,
     step: int | None = None,
     keys: Sequence[str] = (),
     svg: Path | None = None,
@@ -37,7 +38,7 @@ def write_screen(
 
     UsageError where a file cannot be written.
     """
-    app = ReplayApp(recording, replays, sources=sources, ascii=ascii, step=step)
+    app = ReplayApp(recording, replays, sources=sources, terminal=terminal, step=step)
 
     async def run() -> None:
         async with app.run_test(size=size) as pilot:

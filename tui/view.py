@@ -31,6 +31,7 @@ from tui.sources import Sources, Tail
 from tui.status import head_line, opening_line, with_hints
 from tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
 from tui.summary import Line, StepSummary
+from tui.terminal import MODERN, Terminal
 
 
 class ReplayView(App[None]):
@@ -59,7 +60,7 @@ class ReplayView(App[None]):
         *,
         rows: Rows | None = None,
         recorded: History | None = None,
-        ascii: bool = False,
+        terminal: Terminal = MODERN,
         step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         sources: Sources | None = None,
@@ -72,8 +73,8 @@ class ReplayView(App[None]):
             rows = self.sources.rows or no_rows
         else:
             self.sources = replace(self.sources, rows=rows)
-        self.ascii = ascii
-        self.glyphs: Glyphs = ASCII if ascii else BLOCKS
+        self.ascii = terminal.ascii
+        self.glyphs: Glyphs = ASCII if self.ascii else BLOCKS
         self.clock = clock
         history = recorded or recorded_history(recording, rows)
         if history.request_steps is None and self.sources.request_steps is not None:
@@ -92,8 +93,10 @@ class ReplayView(App[None]):
         self.tailing: Tail | None = None
         self._opened_on = self.board.cursor if step is None and len(self.recorded.over) else None
         self._fetcher = RowFetcher(lambda work: self.run_worker(work, group="rows"), self._deliver)
-        if ascii:
-            self.theme = "ansi-dark"
+        if self.ascii:
+            self.theme = "ansi-light" if terminal.light else "ansi-dark"
+        elif terminal.light:
+            self.theme = "textual-light"
         self.prepare()
 
     def prepare(self) -> None:

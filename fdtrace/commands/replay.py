@@ -11,6 +11,10 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tui.terminal import Terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=_size, default=(120, 36), metavar="CxR", help="of --svg and --html (default 120x36)"
     )
     parser.add_argument("--keys", metavar="KEYS", help="keys pressed before --svg and --html, as 'n n enter'")
-    parser.add_argument("--ascii", action="store_true", help="16 colours and 7-bit characters only")
+    parser.add_argument(
+        "--ascii",
+        action="store_true",
+        help="16 colours and 7-bit characters only (the default where the terminal has no block characters)",
+    )
+    parser.add_argument(
+        "--theme", choices=("dark", "light"), help="of the screen (default: by COLORFGBG, else dark)"
+    )
     parser.add_argument(
         "--step", type=int, metavar="N", help="where the cursor starts (default: the first exceeded)"
     )
@@ -61,25 +72,35 @@ def _show(args: argparse.Namespace) -> int:
     from fdtrace.reading import TraceReader
     from fdtrace.replays import Replays, sources_of
 
+    drawing = args.svg is not None or args.html is not None
+    terminal = _terminal(args, drawing)
     reader = TraceReader(args.trace, args.engine)
     try:
         replays = Replays(reader.first, args, reader.rows, reader)
         later, sources = replays.later(), sources_of(reader, replays)
-        if args.svg is not None or args.html is not None:
+        if drawing:
             from tui.export import write_screen
 
             keys = (args.keys or "").split()
             write_screen(
-                reader.first, later, replace(sources, tail=None), ascii=args.ascii, step=args.step,
+                reader.first, later, replace(sources, tail=None), terminal=terminal, step=args.step,
                 size=args.size, keys=keys, svg=args.svg, html=args.html,
             )  # fmt: skip
         else:
             from tui.app import run_replay
 
-            run_replay(reader.first, later, sources=sources, ascii=args.ascii, step=args.step)
+            run_replay(reader.first, later, sources=sources, terminal=terminal, step=args.step)
     finally:
         reader.close()
     return 0
+
+
+def _terminal(args: argparse.Namespace, drawing: bool) -> Terminal:
+    """As the options say, else as the terminal is; a picture is not bound by the terminal that it is made in."""
+    from tui.terminal import Terminal
+
+    found = Terminal() if drawing else Terminal.here()
+    return Terminal(args.ascii or found.ascii, args.theme == "light" if args.theme else found.light)
 
 
 def _size(text: str) -> tuple[int, int]:

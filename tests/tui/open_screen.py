@@ -6,6 +6,7 @@ import sys
 import time
 
 from tests.tui.screens import lab_app
+from tui.terminal import Terminal
 
 if __name__ == "__main__":
-    lab_app(ascii="--ascii" in sys.argv, clock=time.monotonic).run()
+    lab_app(terminal=Terminal(ascii="--ascii" in sys.argv), clock=time.monotonic).run()

@@ -32,6 +32,7 @@ from tui.app import ReplayApp, run_replay
 from tui.dialogs import HelpScreen, parse_step
 from tui.keys import KEYS
 from tui.requests import RequestTable
+from tui.terminal import Terminal
 
 RAN = columns(CASE, "original")
 EXCEEDED = RAN["step"][RAN["num_tokens"] > 1024].tolist()
@@ -375,7 +376,7 @@ async def test_steps_missing_from_a_pane_are_named() -> None:
 
 
 async def test_a_terminal_without_blocks_gets_plain_ascii() -> None:
-    async with lab_app(ascii=True).run_test(size=SIZE) as pilot:
+    async with lab_app(terminal=Terminal(ascii=True)).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
         text = "".join(segment.text for strip in app.screen._compositor.render_strips() for segment in strip)
         assert text.isascii()
