@@ -84,8 +84,9 @@ def run_replay(
 
     `replays` are computed while the screen is in use, one after the other in a thread. `rows` gives the
     requests of a recorded step, from a thread of its own; `recorded` is the recording as a history where the
-    caller has made it. `terminal` is what it shows them on, by default what the environment says; `step`
-    is where the cursor starts, by default the first exceeded one. `sources` is where the rest comes from: SQL, events, new formulas.
+    caller has made it. `terminal` is what it shows them on, by default what the environment says; `step` is
+    where the cursor starts, by default the first exceeded one. `sources` is where the rest comes from: SQL,
+    events, new formulas.
     """
     terminal = terminal or Terminal.here()
     app = ReplayApp(
