@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -21,6 +21,21 @@ bench: $(READY)           ## every benchmark, one after the other
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
 	$(BIN)/python -m recorder.document > docs/trace.md
+
+SCREENS := docs/screens
+FORMULAS := -f pr7438 -f pr7499
+
+screens: $(READY)         ## docs/screens, from two recordings of the sandbox engine
+	mkdir -p $(SCREENS)
+	rm -f screens.duckdb hang.duckdb
+	$(BIN)/fdtrace record -o screens.duckdb -- $(BIN)/fdtrace sandbox --steps 600
+	$(BIN)/fdtrace record -o hang.duckdb -- $(BIN)/fdtrace sandbox --steps 300 \
+	    --max-num-batched-tokens 80 --prompt 8:24 --output 160:160
+	$(BIN)/fdtrace replay screens.duckdb $(FORMULAS) --svg $(SCREENS)/panes.svg --keys 'n n'
+	$(BIN)/fdtrace replay screens.duckdb $(FORMULAS) --svg $(SCREENS)/why.svg --size 150x44 --keys 'n n enter'
+	$(BIN)/fdtrace replay screens.duckdb $(FORMULAS) --svg $(SCREENS)/story.svg --keys 'n n j r'
+	$(BIN)/fdtrace replay hang.duckdb $(FORMULAS) --svg $(SCREENS)/hang.svg
+	rm -f screens.duckdb hang.duckdb
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

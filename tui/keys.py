@@ -37,7 +37,7 @@ WHY, DEBUG, OTHER = "Why", "Debug", "Other"
 KEYS = (
     Key("l,right,f10", "step(1)", "l → F10", "one step on; 10l: ten", MOVE, "step"),
     Key("h,left,f22,shift+f10", "step(-1)", "h ← Shift+F10", "one step back; 10h: ten", MOVE),
-    Key("n", "exceeded(1)", "n", "next step over the limit in the active pane; 5n: 5th", MOVE, "exceeded"),
+    Key("n", "exceeded(1)", "n", "next step over the limit in the active pane; 12n: 12th", MOVE, "exceeded"),
     Key("N", "exceeded(-1)", "N", "the one before", MOVE),
     Key("g,home", "first", "g Home", "first step", MOVE),
     Key("G,end", "last", "G End", "last step of any pane; 500G: step 500", MOVE),
@@ -66,7 +66,7 @@ KEYS = (
     Key("d", "pan(0.25)", "d", "pan right", VIEW),
     Key("0", "fit", "0", "show everything", VIEW, "fit"),
     Key("f", "follow", "f", "bring the cursor into the middle", VIEW),
-    Key("1,2,3,4", "", "1–4", "make a pane the active one", PANES, "pane"),
+    Key("1,2,3,4,5", "", "1–5", "make a pane the active one", PANES, "pane"),
     Key("tab", "pane(1)", "Tab", "the next pane", PANES),
     Key("shift+tab", "pane(-1)", "Shift+Tab", "the pane before", PANES),
     Key("right_square_bracket", "page(1)", "]", "the next formulas, where there are more than fit", PANES),
