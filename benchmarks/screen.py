@@ -1,6 +1,6 @@
 """How quickly the replay screen answers: 1,000,000 steps, three panes, 200x50, in a real pseudo-terminal.
 
-    python benchmarks/screen.py [--steps N] [--keys N] [--columns 200] [--rows 50]
+    python benchmarks/screen.py [--steps N] [--keys N] [--columns 200] [--rows 50] [--trace T]
 
 How it measures. The screen runs in a process of its own on a pseudo-terminal; this process plays the
 terminal: it writes a key and reads what comes back. A key's time runs from the write to the last byte of its
@@ -10,6 +10,9 @@ so reading a trace is not in these times. Opening is timed in two parts: startin
 from `run_replay` to the last byte of the first screen with all three panes filled. CPU is the process's own,
 of all its threads, a key: it does not suffer from other work on the machine, as the times do. Memory is the
 process's highest resident size; "before" is that of the same process with the data but without the screen.
+
+With --trace (`big_trace.py --keep T` makes a large one) it is the command itself, `fdtrace replay T --as-recorded -f
+pr7438 -f pr7499`, from its start: the first useful screen is there when the recording's chart and border are.
 """
 
 from __future__ import annotations
@@ -44,6 +47,9 @@ from tui.style import BLOCKS, DARK, Look
 from tui.track import draw
 
 QUIET = 0.08
+FIRST = b"1 recorded"
+"""The first words that come with the recording's chart."""
+
 LIMIT = 8192
 REQUESTS = 128
 
@@ -103,35 +109,48 @@ class Screen:
     """The other end of the pseudo-terminal."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", options.rows, options.columns, 0, 0))
-        ready, ready_child = os.pipe()
-        go_child, self._go = os.pipe()
-        env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        command = [
-            sys.executable,
-            __file__,
-            "--steps",
-            str(options.steps),
-            "--child",
-            f"{ready_child},{go_child}",
-        ]
-        started = time.perf_counter()
-        self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=env, pass_fds=(ready_child, go_child),
-            start_new_session=True,
-        )  # fmt: skip
-        for descriptor in (slave, ready_child, go_child):
-            os.close(descriptor)
-        os.read(ready, 1)
-        self.imported = time.perf_counter() - started
-        self.resident_before = struct.unpack("=q", os.read(ready, 8))[0]
+        self.master, self._slave = pty.openpty()
+        size = struct.pack("HHHH", options.rows, options.columns, 0, 0)
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, size)
         self.screen = b""
 
-    def open(self) -> float:
-        """Let the screen open; seconds to the last byte of the first screen with every pane."""
-        os.write(self._go, b"g")
-        return self._answer(time.perf_counter(), first=30.0, quiet=0.5)
+    def _start(self, command: list[str], *passed: int) -> None:
+        env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        self._started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=self._slave, stdout=self._slave, stderr=self._slave, env=env,
+            pass_fds=passed, start_new_session=True,
+        )  # fmt: skip
+        for descriptor in (self._slave, *passed):
+            os.close(descriptor)
+
+    def open_columns(self, num_steps: int) -> None:
+        """Open the screen on columns in memory, and print how long it takes."""
+        ready, ready_child = os.pipe()
+        go_child, go = os.pipe()
+        self._start(
+            [__file__, "--steps", str(num_steps), "--child", f"{ready_child},{go_child}"],
+            ready_child,
+            go_child,
+        )
+        os.read(ready, 1)
+        print(f"start of Python and imports {time.perf_counter() - self._started:6.2f} s")
+        before = struct.unpack("=q", os.read(ready, 8))[0]
+        print(f"resident memory without it  {before / 2**20:6,.0f} MiB")
+        os.write(go, b"g")
+        print(
+            f"first screen, all panes     {self._answer(time.perf_counter(), first=30.0, quiet=0.5):6.2f} s"
+        )
+
+    def open_trace(self, trace: Path) -> None:
+        """Open the command on a trace, and print how long it takes."""
+        formulas = ("--as-recorded", "-f", "pr7438", "-f", "pr7499")
+        self._start(["-m", "fdtrace", "replay", str(trace), *formulas])
+        while FIRST not in self.screen and select.select([self.master], [], [], 60)[0]:
+            self.screen += os.read(self.master, 1 << 20)
+        useful = time.perf_counter() - self._started
+        print(f"first useful screen         {useful:6.2f} s after the command was started")
+        print(f"all panes                   {self._answer(self._started, first=30.0, quiet=2):6.2f} s")
 
     def press(self, key: str) -> float:
         """Seconds from a key to the last byte of its answer; 0 where none came."""
@@ -228,16 +247,17 @@ def percentile(times: list[float], share: float) -> float:
 def report(options: argparse.Namespace) -> None:
     """Measure and print."""
     screen = Screen(options)
-    opened = screen.open()
-    print(f"{options.steps:,} steps, three panes, {options.columns}x{options.rows}, {os.cpu_count()} cores")
-    print(f"start of Python and imports {screen.imported:6.2f} s")
-    print(f"first screen, all panes     {opened:6.2f} s")
+    what = options.trace or f"{options.steps:,} steps"
+    print(f"{what}, three panes, {options.columns}x{options.rows}, {os.cpu_count()} cores")
+    if options.trace:
+        screen.open_trace(options.trace)
+    else:
+        screen.open_columns(options.steps)
     print(f"\n{'key to settled paint':<32}{'median':>9}{'p95':>9}{'most':>9}{'CPU':>9}{'bytes':>9}")
     for name, times, cpu, size in answers(screen, options.keys):
         row = "".join(f"{percentile(times, share):7.1f}ms" for share in (0.5, 0.95, 1.0))
         print(f"{name:<32}{row}{cpu * 1000:7.1f}ms{size:9,}")
-    before, highest = screen.resident_before / 2**20, screen.resident() / 2**20
-    print(f"\nresident memory {highest:,.0f} MiB at most; {before:,.0f} MiB before the screen opened")
+    print(f"\nresident memory {screen.resident() / 2**20:,.0f} MiB at most")
     screen.close()
     width, height = options.columns // 3 - 2, (options.rows - 6) * 2 // 3 - 2
     print(f"\none pane's chart, {width}x{height:<14}{'median':>9}{'p95':>9}")
@@ -254,6 +274,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=60, help="keys of each kind")
     parser.add_argument("--columns", type=int, default=200)
     parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--trace", type=Path, metavar="T", help="open this trace by the command itself")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -24,11 +24,11 @@ EVERY = 0.5
 
 
 class Columns:
-    """Columns that grow: room is doubled, so that a row is copied a few times at most."""
+    """Columns that grow: room is doubled, so that a row is copied a few times at most; those given stay as they are."""
 
     def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
         self.length = len(columns["step"])
-        self._room = {name: np.array(column) for name, column in columns.items()}
+        self._room = {name: np.asarray(column) for name, column in columns.items()}
 
     def append(self, more: Mapping[str, NDArray[Any]]) -> None:
         """Add rows; a column that they lack is as unknown as its type allows."""

@@ -69,12 +69,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     """The screen itself, or a picture of it."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from fdtrace.reading import TraceReader
     from fdtrace.replays import Replays, sources_of
 
     drawing = args.svg is not None or args.html is not None
     terminal = _terminal(args, drawing)
-    reader = TraceReader(args.trace, args.engine)
+    with ThreadPoolExecutor(1) as pool:  # DuckDB reads a large trace while Python imports Textual
+        reading = pool.submit(TraceReader, args.trace, args.engine)
+        from tui.app import run_replay
+
+        reader = reading.result()
     try:
         replays = Replays(reader.first, args, reader.rows, reader)
         later, sources = replays.later(), sources_of(reader, replays)
@@ -87,8 +93,6 @@ def _show(args: argparse.Namespace) -> int:
                 size=args.size, keys=keys, svg=args.svg, html=args.html,
             )  # fmt: skip
         else:
-            from tui.app import run_replay
-
             run_replay(reader.first, later, sources=sources, terminal=terminal, step=args.step)
     finally:
         reader.close()
