@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from recorder.errors import FdtraceError
@@ -13,6 +14,11 @@ from tui.series import Series
 
 Deliver = Callable[[Series, int, Sequence[StepRow], str], None]
 """Called with the history, the step, its rows, and a sentence where they could not be had."""
+
+Fetched = tuple[Sequence[StepRow], str]
+
+AT_ONCE = 0.006
+"""Seconds that the screen waits for rows: a third of a frame."""
 
 
 class RowFetcher:
@@ -25,20 +31,31 @@ class RowFetcher:
         self.busy = False
 
     def want(self, series: Series, step: int) -> None:
-        """Fetch the rows of a step; what is wanted meanwhile waits, only the latest of it."""
-        self._wanted = (series, step)
-        if not self.busy:
-            self.busy = True
-            self._start(self._fetch())
+        """Fetch the rows of a step; what is wanted meanwhile waits, only the latest of it.
 
-    async def _fetch(self) -> None:
+        Rows that come at once are delivered at once: they are painted with the cursor, not a frame later.
+        """
+        if self.busy:
+            self._wanted = (series, step)
+            return
+        future = self._thread.submit(_rows, series, step)
         try:
-            while self._wanted is not None:
-                (series, step), self._wanted = self._wanted, None
-                rows, error = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, _rows, series, step
-                )
+            rows, error = future.result(AT_ONCE)
+        except FutureTimeout:  # the built-in one from Python 3.11 on
+            self.busy = True
+            self._start(self._fetch(series, step, future))
+        else:
+            self._deliver(series, step, rows, error)
+
+    async def _fetch(self, series: Series, step: int, future: Future[Fetched]) -> None:
+        try:
+            while True:
+                rows, error = await asyncio.wrap_future(future)
                 self._deliver(series, step, rows, error)
+                if self._wanted is None:
+                    return
+                (series, step), self._wanted = self._wanted, None
+                future = self._thread.submit(_rows, series, step)
         finally:
             self.busy = False
 
@@ -48,7 +65,7 @@ class RowFetcher:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _rows(series: Series, step: int) -> tuple[Sequence[StepRow], str]:
+def _rows(series: Series, step: int) -> Fetched:
     try:
         return series.history.rows(step), ""
     except FdtraceError as error:
