@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import marshal
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 from recorder import control
 from recorder.agent import load
+from recorder.agent.adapters import ADAPTERS
 from recorder.errors import FdtraceError, TargetError
 from recorder.inject import check_target, process_tree, run_in_process
 from recorder.inject.errors import Ended, NoProcess, NotAProcess, NotCPython, Zombie
@@ -33,11 +37,35 @@ class Reached:
     held_us: int = 0
 
 
-def agent_source(call: str) -> str:
-    """Source that loads the agent from itself, for a process that may not read our files, and makes `call`."""
+@functools.cache
+def _agent_text() -> str:
+    """Source that defines `load`, and the agent as source and as code objects of our own Python's version."""
     loader = (AGENT / "load.py").read_text(encoding="utf-8")
-    sources = json.dumps(load.read_sources(str(AGENT)))
-    return f"{loader}\nSOURCES = {sources}\nresult = load(SOURCES).{call}\n"
+    sources = load.read_sources(str(AGENT))
+    compiled = {
+        name: marshal.dumps(compile(text, load.file_name(name), "exec")) for name, text in sources.items()
+    }
+    known = sorted({hook.module for adapter in ADAPTERS for hook in adapter(None).hooks})  # type: ignore[arg-type]
+    return (
+        f"{loader}\nSOURCES = {json.dumps(sources)}\n"
+        f"COMPILED = {compiled!r} if magic() == {load.magic()!r} else None\n"
+        f"KNOWN = {known!r}\n"
+    )
+
+
+def agent_source(call: str) -> str:
+    """Source that loads the agent from itself, for a process that may not read our files, and makes `call`.
+
+    Where no module of an engine is loaded it does nothing, and says so as `arm.inject` would.
+    """
+    return (
+        f"{_agent_text()}"
+        f"if NAME in sys.modules or not sys.modules.keys().isdisjoint(KNOWN):\n"
+        f"    result = load(SOURCES, COMPILED).{call}\n"
+        f"else:\n"
+        f"    result = {{'hooks': [], 'problem': ''}}\n"
+        f"result['modules'] = engine_modules()\n"
+    )
 
 
 def attach(pid: int, session: Session) -> list[Reached]:
@@ -111,8 +139,8 @@ def _reach(pid: int, session: Session) -> Reached:
 
 
 def _inject(pid: int, session: Session) -> Reached:
-    check_target(pid)
-    _check_namespace(pid)
+    with contextlib.suppress(OSError):  # what stands in the way, `run_in_process` tells
+        _check_namespace(pid)
     result = run_in_process(pid, agent_source(f"inject({session.for_agent()!r})"))
     status: dict[str, Any] = result.value
     if status.get("problem"):

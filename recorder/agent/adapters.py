@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Iterable, Protocol
 
-from . import fastdeploy, fastdeploy_worker, sandbox
+from . import fastdeploy, fastdeploy_worker, sandbox, vllm, vllm_worker
 
 if TYPE_CHECKING:
     from .hooks import Hook
@@ -32,5 +32,7 @@ ADAPTERS = (
     sandbox.SandboxAdapter,
     fastdeploy.FastDeployAdapter,
     fastdeploy_worker.FastDeployWorkerAdapter,
+    vllm.VllmAdapter,
+    vllm_worker.VllmWorkerAdapter,
 )
 """The side that schedules before the side that runs, where an engine has both in one process."""

@@ -76,7 +76,7 @@ def arm() -> Agent:
 
 
 def inject(session: dict[str, Any]) -> dict[str, Any]:
-    """Hook a running process and begin to record; what it answers is `Agent.status`, with the modules seen."""
+    """Hook a running process and begin to record; what it answers is `Agent.status`."""
     global current  # noqa: PLW0603
     if current is not None:
         return dict(current.status(), already=True)
@@ -89,8 +89,6 @@ def inject(session: dict[str, Any]) -> dict[str, Any]:
     if not agent.installed or agent.problem:
         agent.remove()
         current = None
-    engines = ("fastdeploy", "vllm", "sglang")
-    status["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in engines)[:40]
     return status
 
 

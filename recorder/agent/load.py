@@ -5,6 +5,7 @@ This file is run by itself (`exec`), before there is a package: it imports nothi
 
 from __future__ import annotations
 
+import marshal
 import os
 import sys
 import types
@@ -21,6 +22,11 @@ ORDER = (
     "fastdeploy_config",
     "fastdeploy",
     "fastdeploy_worker",
+    "vllm_config",
+    "vllm_figures",
+    "vllm_batch",
+    "vllm",
+    "vllm_worker",
     "adapters",
     "control",
     "arm",
@@ -37,8 +43,29 @@ def read_sources(directory: str) -> dict[str, str]:
     return sources
 
 
-def load(sources: dict[str, str]) -> types.ModuleType:
-    """Make the package from its sources and return its module `arm`; one that is loaded already is used again."""
+def file_name(name: str) -> str:
+    """What a traceback calls a module of the agent."""
+    return "<fdtrace agent: %s>" % name
+
+
+def engine_modules() -> list[str]:
+    """Modules of serving engines that are loaded, for a message that no scheduler is among them."""
+    engines = ("fastdeploy", "vllm", "sglang")
+    return sorted(name for name in sys.modules if name.split(".")[0] in engines)[:40]
+
+
+def magic() -> str:
+    """What tells apart the code objects of Python's versions."""
+    found: bytes = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+    return found.hex()
+
+
+def load(sources: dict[str, str], compiled: dict[str, bytes] | None = None) -> types.ModuleType:
+    """Make the package from its sources and return its module `arm`; one that is loaded already is used again.
+
+    `compiled` has the modules' code objects, marshalled by a Python of the same `magic()`: to compile them takes tens
+    of milliseconds in which the process's own threads wait.
+    """
     known = sys.modules.get(NAME)
     if known is not None:
         return known.arm  # type: ignore[no-any-return]
@@ -52,7 +79,11 @@ def load(sources: dict[str, str]) -> types.ModuleType:
             module.__package__ = NAME
             sys.modules[full] = module
             setattr(package, name, module)
-            exec(compile(sources[name], "<fdtrace agent: %s>" % name, "exec"), module.__dict__)
+            if compiled is not None:
+                code = marshal.loads(compiled[name])
+            else:
+                code = compile(sources[name], file_name(name), "exec")
+            exec(code, module.__dict__)
     except BaseException:
         unload()
         raise

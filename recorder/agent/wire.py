@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import struct
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised with every change of a layout below; an agent and a collector of different protocols refuse each other."""
 
-ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, CALL, MEMORY = range(1, 11)
+ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, CALL, MEMORY, HASHES = range(1, 12)
 """Frame types.
 
 A ring whose ENGINE frame has a `part` is one process of an engine of several: `engine` schedules, `worker` runs the
-forwards, `rank` is a further rank of the same forwards and tells its memory alone. `token` is the engine's own number,
-which rides on its tasks and comes back in the CALL frames of the others. `ts` is when the engine's first keyframe was
-written: its forwards before that are no part of the recording."""
+forwards, `rank` runs the same forwards as the ring that tells of them, and tells of its own memory alone. Where there
+is no `worker`, `engine` tells of the forwards too, and rank 0's memory comes from a `rank`. `token` is the engine's own
+number, which rides on its tasks and comes back in the CALL frames of the others. `ts` is when the engine's first
+keyframe was written: its forwards before that are no part of the recording."""
 
 HEAD = struct.Struct("<BBHI")
 """Type, flags, and two counts whose meaning depends on the type. ENGINE: length of its JSON."""
@@ -57,6 +58,9 @@ row, padding to 8, tokens emitted of each row."""
 
 LAST_CHUNK = 0x8000
 
+UNKNOWN_US = 0xFFFFFFFF
+"""Duration of a FORWARD whose ring does not know it."""
+
 LANDED = 0x08
 """Flag in the item codes of FORWARD: `call` is the last one whose tasks had reached the worker, so the forward belongs
 to it or to a later empty call that ended before the forward began."""
@@ -64,9 +68,13 @@ to it or to a later empty call that ended before the forward began."""
 CALL_BODY = struct.Struct("<BBHIqQ")
 """CALL: type, 0, 0, 0; the scheduling call whose tasks have reached this worker, the token of its engine."""
 
-MEMORY_BODY = struct.Struct("<BBHIqqqqqq")
+MEMORY_BODY = struct.Struct("<BBHIqqqqqqii")
 """MEMORY: type, 0, rank, forwards of this rank since the call's tasks reached it (from 0); call, ts; allocated,
-reserved, peak allocated, peak reserved bytes."""
+reserved, peak allocated, peak reserved bytes; duration of the forward in us, tokens that it was launched for."""
+
+HASHES_HEAD = struct.Struct("<BBHIII")
+"""HASHES: type, 0, 0, request; count, tokens a block; then `uint64`s, what tells each full block of its prompt from
+others. They are salted before they reach a trace."""
 
 EVENT_HEAD = struct.Struct("<BBHIiiqq")
 """EVENT: type, kind (index into EVENTS), length of the reason, length of the detail; request, padding; step, ts."""

@@ -169,9 +169,25 @@ class Writer:
         """The tasks of a scheduling call have reached this worker."""
         self._put(wire.CALL_BODY.pack(wire.CALL, 0, 0, 0, call, token))
 
-    def memory(self, rank: int, call: int, since: int, ts: int, memory: tuple[int, int, int, int]) -> None:
-        """The allocator of a further rank after its forward number `since` of those that follow `call`."""
-        self._put(wire.MEMORY_BODY.pack(wire.MEMORY, 0, rank, since, call, ts, *memory))
+    def memory(
+        self,
+        rank: int,
+        call: int,
+        since: int,
+        ts: int,
+        memory: tuple[int, int, int, int],
+        duration_us: int = -1,
+        launched: int = -1,
+    ) -> None:
+        """The allocator of a rank after its forward number `since` of those that follow `call`."""
+        self._put(
+            wire.MEMORY_BODY.pack(wire.MEMORY, 0, rank, since, call, ts, *memory, duration_us, launched)
+        )
+
+    def hashes(self, request_id: str, block_size: int, hashes: list[bytes]) -> None:
+        """What tells each full block of a request's prompt from others, 8 bytes each."""
+        head = wire.HASHES_HEAD.pack(wire.HASHES, 0, 0, self.number(request_id), len(hashes), block_size)
+        self._put(head + b"".join(hashes))
 
     def event(
         self, kind: str, request_id: str | None = None, reason: str = "", detail: dict[str, Any] | None = None

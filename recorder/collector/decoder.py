@@ -16,6 +16,7 @@ from recorder.agent import wire
 from recorder.collector.columns import Batch, Columns, Forwards
 from recorder.collector.ledger import Ledger, Request
 from recorder.collector.reader import Chunk
+from recorder.collector.salt import salted
 from recorder.recording import MISSING
 
 NO_SCHEDULE = (MISSING,) * 14
@@ -39,8 +40,8 @@ class Decoded:
 class Decoder:
     """Decodes one ring. `engine_id` is its number in the trace."""
 
-    def __init__(self, engine_id: int, max_steps: int | None = None) -> None:
-        self.engine_id, self.max_steps = engine_id, max_steps
+    def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
+        self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
         self.engine: dict[str, Any] | None = None
         self.ledger = Ledger(engine_id)
         self.schedules: dict[int, tuple[int, ...]] = {}
@@ -78,7 +79,7 @@ class Decoder:
         if chunk.lost:
             self._lose(chunk.lost)
         data = chunk.data
-        handlers = _HANDLERS
+        handlers = HANDLERS
         for at in chunk.payloads:
             kind = data[at]
             if self.full:
@@ -101,7 +102,7 @@ class Decoder:
     def _may_start(self, data: bytes, at: int, kind: int) -> bool:
         if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
             self.waits_for_keyframe = False
-        elif kind not in (wire.ENGINE, wire.REQUEST, wire.FINISH):
+        elif kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.FINISH):
             if self.lost_from is not None:
                 self.lost_frames += 1
             return False
@@ -117,6 +118,17 @@ class Decoder:
         begin = at + wire.REQUEST_HEAD.size
         text = data[begin : begin + length].decode()
         self.ledger.arrived(number, Request(text, ts, step, prompt, max_tokens))
+
+    def _hashes(self, data: bytes, at: int) -> None:
+        _, _, _, local, count, _ = wire.HASHES_HEAD.unpack_from(data, at)
+        request = self.ledger.live.get(self._trace_number(local))
+        if request is not None:
+            begin = at + wire.HASHES_HEAD.size
+            request.block_hashes = salted(data[begin : begin + 8 * count], self.salt)
+
+    def _trace_number(self, local: int) -> int:
+        """The trace's number of a request that this ring numbers `local`."""
+        return local
 
     def _batch(self, data: bytes, at: int) -> None:
         _, flags, gone, joined, step = wire.BATCH_HEAD.unpack_from(data, at)
@@ -304,9 +316,9 @@ class Decoder:
         }  # fmt: skip
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Decoder:
+    def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> Decoder:
         """The decoder that left `state`."""
-        self = cls(state["engine_id"], state["max_steps"])
+        self = cls(state["engine_id"], state["max_steps"], salt)
         for name in ("engine", "step", "num_steps", "waits_for_keyframe", "lost_from", "lost_frames"):
             setattr(self, name, state[name])
         self.stalled = set(state["stalled"])
@@ -317,7 +329,7 @@ class Decoder:
         return self
 
 
-_HANDLERS: dict[int, Any] = {
+HANDLERS: dict[int, Any] = {
     wire.ENGINE: Decoder._engine,
     wire.REQUEST: Decoder._request,
     wire.BATCH: Decoder._batch,
@@ -326,4 +338,5 @@ _HANDLERS: dict[int, Any] = {
     wire.FORWARD: Decoder._forward,
     wire.EVENT: Decoder._plain_event,
     wire.FINISH: Decoder._finish,
+    wire.HASHES: Decoder._hashes,
 }

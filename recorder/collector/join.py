@@ -16,7 +16,7 @@ from recorder.agent import wire
 from recorder.collector import stalls
 from recorder.collector.calls import Calls
 from recorder.collector.columns import Columns, Forwards
-from recorder.collector.decoder import NO_SCHEDULE, Decoded, Decoder
+from recorder.collector.decoder import HANDLERS, NO_SCHEDULE, Decoded, Decoder
 from recorder.collector.ledger import Request
 from recorder.collector.part import Part
 from recorder.collector.ranks import Ranks
@@ -31,15 +31,15 @@ QUIET_NS = 500_000_000
 class Joined(Decoder):
     """Decodes the rings of one engine. `feed_part` says whose frames come."""
 
-    def __init__(self, engine_id: int, max_steps: int | None = None) -> None:
-        super().__init__(engine_id, max_steps)
+    def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
+        super().__init__(engine_id, max_steps, salt)
         self.part = Part("engine")
         self.next_number = 0
         self.ids: dict[str, int] = {}
         self.calls = Calls()
         self.ranks = Ranks()
         self.begins = 0
-        self.discarding = False
+        self.discarding = self.runs_itself = False
         self.events = Undated()
         self.finishes: list[list[int]] = []
         self.ended: list[list[int]] = []
@@ -54,13 +54,6 @@ class Joined(Decoder):
     def next_step(self) -> int:
         """The step that what comes now belongs to."""
         return self.step + 1
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """Drafts a decode and tokens a block; 0 tokens a block where they are not known."""
-        engine = self.engine or {}
-        drafts = engine.get("num_speculative_tokens") or 0 if engine.get("spec_method") else 0
-        return drafts, engine.get("block_size") or 0
 
     def feed_part(self, part: Part, chunk: Chunk) -> None:
         """Decode consecutive frames of one ring. `part.past` becomes true where one is beyond `max_steps`."""
@@ -94,7 +87,9 @@ class Joined(Decoder):
     def _may_start(self, data: bytes, at: int, kind: int) -> bool:
         if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
             return True
-        if kind not in (wire.ENGINE, wire.REQUEST, wire.FINISH):
+        if self.part.kind == "rank" and kind in (wire.MEMORY, wire.CALL):
+            return True  # whole in itself
+        if kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.FINISH):
             self.part.lost_frames += self.part.lost_from >= 0
             return False
         return True
@@ -170,6 +165,9 @@ class Joined(Decoder):
                 self._hold(row, number, computed, blocks)
         self.advice = {}
 
+    def _trace_number(self, local: int) -> int:
+        return self.part.numbers.get(local, MISSING)
+
     def _schedule(self, data: bytes, at: int) -> None:
         self.calls.add(wire.SCHEDULE_BODY.unpack_from(data, at))
 
@@ -182,13 +180,19 @@ class Joined(Decoder):
             self._date(call)
 
     def _memory(self, data: bytes, at: int) -> None:
-        _, _, rank, since, call, _, *memory = wire.MEMORY_BODY.unpack_from(data, at)
-        self.ranks.add(call, since, rank, memory)
+        _, _, rank, since, call, ts, *memory, duration, launched = wire.MEMORY_BODY.unpack_from(data, at)
+        if rank:
+            self.ranks.add(call, since, rank, memory)
+        else:
+            self.ranks.ran_first(call, since, (ts, duration, launched, *memory))
 
     def _forward(self, data: bytes, at: int) -> None:
         head = wire.FORWARD_HEAD.unpack_from(data, at)
         landed, ts = head[6], head[7]
         part = self.part
+        self.runs_itself = part.kind == "engine"
+        if head[8] == wire.UNKNOWN_US:
+            head = self.ranks.measured(head)
         if ts < self.begins:
             kept = self.step, self.num_steps, self._taken_in
             self.discarding = True
@@ -266,9 +270,13 @@ class Joined(Decoder):
         columns["num_stalled"] = self._count_stalls(forwards, columns["step"])
         super()._flushed(forwards, columns, rows)
 
+    def _limits(self) -> tuple[int, int]:
+        """An engine that tells of the forwards itself runs what it handed out: it has no stalls."""
+        return (0, 0) if self.runs_itself else stalls.limits(self.engine or {})
+
     def _count_stalls(self, forwards: Forwards, steps: Any) -> Any:
         """Stalled rows of each forward; each that was not stalled in the forward before is an event."""
-        stalled = stalls.deduced(forwards, steps, self.limits, self.spans, self._done)
+        stalled = stalls.deduced(forwards, steps, self._limits(), self.spans, self._done)
         for index, row in self.reported:
             stalled.setdefault(index, set()).add(row)
         self.reported = []
@@ -317,9 +325,9 @@ class Joined(Decoder):
         )
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Joined:
+    def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> Joined:
         """The decoder that left `state`."""
-        self = super().from_state(state)
+        self = super().from_state(state, salt)
         assert isinstance(self, Joined)
         own = dict(state["joined"])
         self.calls.restore(own.pop("calls"))
@@ -333,14 +341,7 @@ class Joined(Decoder):
 
 
 _HANDLERS: dict[int, Any] = {
-    wire.ENGINE: Joined._engine,
-    wire.REQUEST: Joined._request,
-    wire.BATCH: Joined._batch,
-    wire.BLOCKS: Joined._blocks,
-    wire.SCHEDULE: Joined._schedule,
-    wire.FORWARD: Joined._forward,
-    wire.EVENT: Joined._plain_event,
-    wire.FINISH: Joined._finish,
+    **{kind: getattr(Joined, handler.__name__) for kind, handler in HANDLERS.items()},
     wire.CALL: Joined._call,
     wire.MEMORY: Joined._memory,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recorder.recording import MISSING
@@ -22,6 +22,8 @@ class Request:
     num_cached_tokens: int = MISSING
     num_output_tokens: int = 0
     preempted: bool = False
+    block_hashes: list[int] = field(default_factory=list)
+    """Salted, one a full prompt block."""
 
 
 class Ledger:
@@ -80,7 +82,7 @@ class Ledger:
             request.num_cached_tokens, request.num_output_tokens,
         )  # fmt: skip
         told = (None if value < 0 else value for value in known)
-        return (self.engine_id, number, request.request_id, *told, finished_at, reason, None)
+        return (self.engine_id, number, request.request_id, *told, finished_at, reason, request.block_hashes)
 
     def live_rows(self) -> list[tuple[Any, ...]]:
         """The rows of the requests that have not finished."""

@@ -125,7 +125,9 @@ class Collector:
     def _device_pid(self, engine: Decoder) -> int:
         """The process that runs an engine's forwards."""
         mine = [tail for tail in self.tails if tail.decoder is engine]
-        runs = [tail for tail in mine if tail.part is not None and tail.part.kind == "worker"]
+        parts = [(tail, tail.part) for tail in mine if tail.part is not None]
+        runs = [tail for tail, part in parts if part.kind == "worker"]
+        runs = runs or [tail for tail, part in parts if part.kind == "rank" and part.rank == 0]
         return int((runs or mine)[0].reader.pid)
 
     def _saved(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Ranks:
         self.call, self.since = MISSING, MISSING
         self.steps: dict[tuple[int, int], int] = {}
         self.waiting: list[list[int]] = []
+        self.firsts: dict[int, tuple[int, ...]] = {}
 
     def landed(self, call: int) -> None:
         """The tasks of a call have reached rank 0."""
@@ -43,6 +44,20 @@ class Ranks:
         """The allocator of `rank` after its forward `since` of those that follow `call`."""
         self.waiting.append([call, since, rank, *memory])
 
+    def ran_first(self, call: int, since: int, measured: tuple[int, ...]) -> None:
+        """What rank 0 measured of the one forward of a call, where the scheduling process tells of the forwards: ts,
+        duration in us, tokens that it was launched for, then the allocator.
+        """
+        if since == 0:
+            self.firsts[call] = measured
+            if len(self.firsts) > MOST:
+                del self.firsts[next(iter(self.firsts))]
+
+    def measured(self, head: tuple[int, ...]) -> tuple[int, ...]:
+        """The head of a forward that its own ring could not time, with what rank 0 measured of it."""
+        ts, duration, launched, *memory = self.firsts.pop(head[6], (head[7], MISSING, *head[9:]))
+        return (*head[:7], ts, duration, launched, *memory)
+
     def take(self, engine_id: int, final: bool) -> list[tuple[int, ...]]:
         """Rows of `rank_memory` whose step is known; `final`: the others are given up."""
         rows, waiting = [], []
@@ -61,9 +76,11 @@ class Ranks:
         return {
             "call": self.call, "since": self.since, "waiting": self.waiting,
             "steps": [[*forward, step] for forward, step in self.steps.items()],
+            "firsts": [[call, *measured] for call, measured in self.firsts.items()],
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.call, self.since, self.waiting = state["call"], state["since"], state["waiting"]
         self.steps = {(call, since): step for call, since, step in state["steps"]}
+        self.firsts = {call: tuple(measured) for call, *measured in state.get("firsts", ())}

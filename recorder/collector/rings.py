@@ -113,6 +113,8 @@ class Rings:
         self.tails: dict[str, Tail] = {}
         self.engines: list[Decoder] = []
         self.tokens: dict[int, Joined] = {}
+        self.salt = os.urandom(16)
+        """Makes the block hashes of this trace unlike those of any other."""
         self.read_at = 0
         self.missing: list[str] = []
 
@@ -155,6 +157,9 @@ class Rings:
         for tail in self.tails.values():
             if tail.decoder is None:
                 frames += tail.hold()
+        for tail in self.tails.values():
+            if tail.decoder is None and _kind(tail) == "rank":
+                frames += tail.hold()  # what it measured before the forwards that an engine's ring tells of
         for part in ("engine", None):  # engines first: a worker is bound to one that is known
             for tail in self.tails.values():
                 if (
@@ -169,7 +174,7 @@ class Rings:
         assert tail.about is not None
         kind = _kind(tail)
         if not kind:
-            tail.decoder = Decoder(len(self.engines), self.max_steps)
+            tail.decoder = Decoder(len(self.engines), self.max_steps, self.salt)
             self.engines.append(tail.decoder)
         elif kind == "engine":
             self._join(tail, self._new_engine(tail.about.get("token")))
@@ -180,7 +185,7 @@ class Rings:
             self._join(tail, engine)
 
     def _new_engine(self, token: int | None) -> Joined:
-        engine = Joined(len(self.engines), self.max_steps)
+        engine = Joined(len(self.engines), self.max_steps, self.salt)
         self.engines.append(engine)
         if token is not None:
             self.tokens[token] = engine
@@ -212,13 +217,15 @@ class Rings:
             "tails": {name: tail.state() for name, tail in self.tails.items()},
             "engines": [engine.state() for engine in self.engines],
             "tokens": tokens,
+            "salt": self.salt.hex(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
+        self.salt = bytes.fromhex(state["salt"]) if "salt" in state else self.salt
         for saved in state.get("engines", ()):
             kind = Joined if saved.get("kind") == "joined" else Decoder
-            self.engines.append(kind.from_state(saved))
+            self.engines.append(kind.from_state(saved, self.salt))
         for token, number in state.get("tokens", {}).items():
             engine = self.engines[number]
             assert isinstance(engine, Joined)
@@ -249,9 +256,13 @@ def _read_alone(tail: Tail) -> int:
 
 
 def _read_joined(tails: list[Tail]) -> int:
-    """What workers wrote is read first and decoded last: whatever led to it is known by then."""
-    order = {"engine": 0, "worker": 1, "rank": 2}
-    tails = sorted(tails, key=lambda tail: order[tail.part.kind] if tail.part else 0)
+    """What runs the forwards is read first and decoded last: whatever led to it is known by then.
+
+    Those are the workers, and the engine where it tells of the forwards itself: the ranks' measurements led to it then.
+    """
+    kinds = {tail.part.kind for tail in tails if tail.part}
+    order = ("engine", "worker", "rank") if "worker" in kinds else ("rank", "engine")
+    tails = sorted(tails, key=lambda tail: order.index(tail.part.kind) if tail.part else 0)
     chunks: list[tuple[Tail, Chunk]] = []
     frames = 0
     for tail in tails[::-1]:
@@ -262,7 +273,7 @@ def _read_joined(tails: list[Tail]) -> int:
             if (
                 sum(len(data.payloads) for _, data in mine) >= FLUSH_STEPS
                 and tail.part
-                and tail.part.kind != "engine"
+                and tail.part.kind != order[0]
             ):
                 break
         chunks = mine + chunks

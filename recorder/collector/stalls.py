@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from recorder.collector.columns import Forwards
+
+
+def limits(engine: Mapping[str, Any]) -> tuple[int, int]:
+    """Drafts a decode and tokens a block, of an engine's row; 0 tokens a block where they are not known."""
+    drafts = engine.get("num_speculative_tokens") or 0 if engine.get("spec_method") else 0
+    return drafts, engine.get("block_size") or 0
 
 
 def deduced(

@@ -39,23 +39,27 @@ def _value(column: schema.Column, have: Columns) -> str:
     if name == "not_admitted" and "reason" in have:
         names = ", ".join(f"'{reason}'" for reason in wire.NOT_ADMITTED[1:])
         return f"[{names}][nullif(reason, 0)] AS not_admitted"
+    value = f"nullif({name}, -1)::{column.type}"
     if name not in have:
-        return f"NULL::{column.type} AS {name}"
-    if column.type == "TIMESTAMP_NS":
-        return f"make_timestamp_ns(nullif({name}, -1)) AS {name}"
-    if column.type in TEXT:
-        return f"{name}::{column.type} AS {name}"
-    return f"nullif({name}, -1)::{column.type} AS {name}"
+        value = f"NULL::{column.type}"
+    elif column.type.endswith("[]"):
+        value = f"string_split(nullif({name}, ''), ',')::{column.type}"
+    elif column.type == "TIMESTAMP_NS":
+        value = f"make_timestamp_ns(nullif({name}, -1))"
+    elif column.type in TEXT:
+        value = f"{name}::{column.type}"
+    return f"{value} AS {name}"
 
 
 def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> Columns:
-    """Columns of rows in the schema's order: text as objects, all else as int64 with -1 for None."""
+    """Columns of rows in the schema's order: text as objects, lists as text, all else as int64 with -1 for None."""
     columns: Columns = {}
     for i, column in enumerate(table.columns):
-        if column.type.endswith("[]"):
-            continue
         values = [row[i] for row in rows]
-        if column.type in TEXT:
+        if column.type.endswith("[]"):
+            texts = [",".join(map(str, value or ())) for value in values]
+            columns[column.name] = np.array(texts, dtype=object)
+        elif column.type in TEXT:
             columns[column.name] = np.array(values, dtype=object)
         else:
             columns[column.name] = np.array([-1 if v is None else v for v in values], np.int64)

@@ -1,0 +1,266 @@
+"""vLLM, the scheduling side: what `Scheduler` decides and learns (v1/core/sched/scheduler.py), in EngineCore.
+
+A step is one `schedule()` that handed out tokens, its forward, and the `update_from_output()` that gets the same
+`SchedulerOutput`. With asynchronous scheduling the next `schedule()` comes before that, so the two are paired by the
+object, which carries its call's number; what a call changed of the batch is kept until its own forward is told.
+The workers run what the `SchedulerOutput` says, so the forward is told from here; they add time, padding and memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from array import array
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Iterable
+
+from . import vllm_config as config
+from . import vllm_figures as figures
+from . import wire
+from .hooks import Hook
+from .vllm_batch import Batch, Call
+from .writer import Row
+
+if TYPE_CHECKING:
+    from .control import Agent
+    from .writer import Writer
+
+MODULE, CLASS = "vllm.v1.core.sched.scheduler", "Scheduler"
+MANAGER = "vllm.v1.core.kv_cache_manager"
+
+STAMP = "_fdtrace"
+"""Attribute of a `SchedulerOutput`, (the engine's token, the call's number); it survives pickling to the workers."""
+
+RAN = "_fdtrace_ran"
+"""Attribute that a worker in the same process leaves on it: ts, duration in us, tokens launched, memory."""
+
+UNKNOWN = (0, wire.UNKNOWN_US, -1, (-1, -1, -1, -1))
+
+
+class VllmAdapter:
+    """Hooks `Scheduler`; one engine a process: each data-parallel rank has its own."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.hooks = (
+            Hook(MODULE, CLASS, "add_request", self.before_add_request),
+            Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
+            Hook(MODULE, CLASS, "update_from_output", self.before_update),
+            Hook(MODULE, CLASS, "_free_request", self.before_free_request),
+            Hook(MODULE, CLASS, "shutdown", self.before_shutdown),
+            Hook(MANAGER, "KVCacheManager", "free", self.before_free_blocks),
+            Hook(MANAGER, "KVCacheManager", "pop_blocks_for_free", self.before_free_blocks),
+        )
+        self.active = False
+
+    def begin(self, writer: Writer) -> None:
+        self.writer = writer
+        self.scheduler: Any = None
+        self.active = self.begun = False
+        self.token = (os.getpid() << 40 ^ time.time_ns()) & (1 << 62) - 1
+        self.call, self.number, self.began_at = -1, 0, 0
+        self.calls: dict[int, Call] = {}
+        self.current: Call | None = None
+        self.batch = Batch()
+        self.ended: list[str] = []
+        self.freed: dict[str, tuple[int, int]] = {}
+        self.blocked = ""
+        self._find()
+
+    def _find(self) -> None:
+        """Describe the engine at once where it can be seen: idle, it makes no call that would tell of it."""
+        for frame in sys._current_frames().values():
+            at: Any = frame
+            while at is not None:
+                owner = at.f_locals.get("self") if at.f_code.co_varnames[:1] == ("self",) else None
+                scheduler = getattr(owner, "__dict__", {}).get("scheduler")
+                if type(scheduler).__module__.startswith("vllm.") and hasattr(scheduler, "vllm_config"):
+                    self.scheduler, self.began_at = scheduler, time.time_ns()
+                    self.writer.engine(self.describe())
+                    return
+                at = at.f_back
+
+    def describe(self) -> dict[str, Any]:
+        row = config.describe(self.scheduler)
+        return dict(row, part="engine", token=self.token, ts=self.began_at)
+
+    def snapshot(self) -> Iterable[tuple[int, Row]]:
+        """The rows of the call that is about to be told, as they were before it."""
+        call = self.current
+        for row, request_id in enumerate(call.rows if call is not None else ()):
+            request = self.scheduler.requests.get(request_id)
+            if request is None or request_id not in self.writer.numbers:
+                continue
+            computed = request.num_tokens
+            if call is not None and request_id in call.starts:
+                computed = call.starts[request_id]
+            elif request_id in self.batch.prefilling:
+                computed = request.num_computed_tokens
+            yield row, self.batch.row(request, computed)
+
+    # Requests come and go.
+
+    def before_add_request(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        request = args[0] if args else kwargs["request"]
+        if request.request_id not in self.writer.numbers:
+            self._arrived(scheduler, request, time.time_ns())
+
+    def _arrived(self, scheduler: Any, request: Any, ts: int) -> None:
+        writer = self.writer
+        writer.request(request.request_id, ts, request.num_prompt_tokens, config.max_tokens(request))
+        size = getattr(scheduler, "hash_block_size", None) or scheduler.block_size
+        hashes = config.prompt_hashes(request, size)
+        if hashes:
+            writer.hashes(request.request_id, size, hashes)
+
+    def before_free_request(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        request = args[0] if args else kwargs["request"]
+        request_id = request.request_id
+        if scheduler is not self.scheduler or request_id not in self.writer.numbers:
+            return
+        reason = config.finish_reason(request)
+        if reason == "abort":
+            self.writer.event("aborted", request_id)
+        self.writer.finish(request_id, reason, request.num_output_tokens)
+        self.ended.append(request_id)
+        self._drop(request_id)
+
+    def _drop(self, request_id: str) -> None:
+        """What its forwards that are on their way sample is thrown away."""
+        for call in self.calls.values():
+            call.dropped.add(request_id)
+
+    def before_free_blocks(self, manager: Any, args: Any, kwargs: Any) -> None:
+        """A preemption frees the blocks before it forgets what they held."""
+        request = args[0] if args else kwargs["request"]
+        request_id = request.request_id
+        self.freed[request_id] = self.batch.held.get(request_id, 0), request.num_computed_tokens
+
+    # A call of schedule().
+
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, int, int] | None:
+        if not self.active:
+            self._begin_with(scheduler)
+        elif scheduler is not self.scheduler:
+            return None
+        for request_id in self.ended:
+            self.batch.forget(request_id)
+        self.ended.clear()
+        decodes = len(scheduler.running) - len(self.batch.prefilling)
+        return time.time_ns(), time.perf_counter_ns(), decodes
+
+    def _begin_with(self, scheduler: Any) -> None:
+        """Take in what is there already: a recording may begin at any moment."""
+        self.scheduler, self.active, self.began_at = scheduler, True, time.time_ns()
+        self.size = 4 if scheduler.scheduler_config.max_num_batched_tokens >= 1 << 15 else 2
+        for request in list(scheduler.requests.values()):
+            if request.request_id not in self.writer.numbers:
+                self._arrived(scheduler, request, -1)
+        self.batch.take_in(scheduler)
+
+    def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: Any, output: Any) -> None:
+        if token is None:
+            return
+        ts, began, decodes = token
+        duration = (time.perf_counter_ns() - began) // 1000
+        scheduled = output.num_scheduled_tokens
+        preempted = self._preempted(scheduler, output)
+        self._blocked(scheduler)
+        if not scheduled and not preempted:
+            return
+        self.call += 1
+        reason, found = figures.of_call(scheduler, output, decodes, preempted)
+        flags = 0 if scheduled else wire.EMPTY
+        frame = (self.call, ts, duration, reason, found, -1, flags)
+        if self.begun:
+            self.writer.schedule(*frame)
+        if not scheduled:
+            return
+        call = self.calls[self.call] = Call(output, time.time_ns(), () if self.begun else frame)
+        setattr(output, STAMP, (self.token, self.call))
+        self.batch.apply(scheduler, output, call)
+
+    def _preempted(self, scheduler: Any, output: Any) -> int:
+        """Tell the preemptions since the last call, and free the rows; how many there were."""
+        count = 0
+        for request_id, (blocks, computed) in self.freed.items():
+            request = scheduler.requests.get(request_id)
+            if request is None or request_id not in self.batch.rows:
+                continue
+            if request_id in output.num_scheduled_tokens or request.status.name == "PREEMPTED":
+                count += 1
+                detail = {"num_blocks": blocks, "num_computed_tokens": computed}
+                self.writer.event("preempted", request_id, "blocks", detail)
+                self.batch.leave(request_id)
+                if getattr(request, "drop_stale_output", False):
+                    self._drop(request_id)
+        self.freed.clear()
+        return count
+
+    def _blocked(self, scheduler: Any) -> None:
+        """Say once of each request at the head of the queue that it waits for something outside."""
+        head = figures.head_of(scheduler)
+        status = head.status.name if head is not None else ""
+        if status.startswith("WAITING_FOR"):
+            if head.request_id != self.blocked:
+                self.blocked = head.request_id
+                self.writer.event("skipped", head.request_id, status[len("WAITING_FOR_") :].lower())
+        else:
+            self.blocked = ""
+
+    # Its forward has run.
+
+    def before_update(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        output = args[0] if args else kwargs["scheduler_output"]
+        stamp = getattr(output, STAMP, None)
+        if stamp is None or stamp[0] != self.token or stamp[1] not in self.calls:
+            return
+        ran = args[1] if len(args) > 1 else kwargs["model_runner_output"]
+        for number in [number for number in self.calls if number < stamp[1]]:
+            self._tell(number, {})
+        made = dict(zip(ran.req_ids, map(len, ran.sampled_token_ids or ())))
+        for request_id in self.calls[stamp[1]].dropped:
+            made.pop(request_id, None)
+        self._tell(stamp[1], made)
+
+    def _tell(self, number: int, made: dict[str, int]) -> None:
+        """Write the forward of a call; `made`: tokens that each of its requests sampled."""
+        call = self.current = self.calls.pop(number)
+        writer = self.writer
+        writer.boundary()
+        self.current = None
+        if not self.begun:
+            self._begin_calls(call)
+        writer.call(number, self.token)
+        if call.vacated or call.joined:  # a request that was aborted meanwhile is gone
+            writer.batch(call.vacated, [held for held in call.joined if held[1].request_id in writer.numbers])
+        if call.blocks:
+            writer.blocks(call.blocks, True)
+        ts, duration, launched, memory = getattr(call.output, RAN, UNKNOWN)
+        scheduled, nothing = call.output.num_scheduled_tokens, repeat(0)
+        writer.forward(
+            self.number, number, ts or call.ts, duration, launched, memory, array("H", call.prefills).tobytes(), b"",
+            memoryview(array("i" if self.size == 4 else "h", map(scheduled.get, call.rows, nothing))),
+            memoryview(array("h", map(made.get, call.rows, nothing))),
+        )  # fmt: skip
+        self.number += 1
+
+    def _begin_calls(self, first: Call) -> None:
+        """Write the calls that waited for the first keyframe: those that came before it was known what ran then."""
+        self.begun = True
+        for call in (first, *self.calls.values()):
+            self.writer.schedule(*call.schedule)
+
+    def give_up(self) -> None:
+        """Forwards whose output will never come failed, or were cut off: they are steps that emitted nothing."""
+        for number in list(self.calls):
+            self._tell(number, {})
+
+    def before_shutdown(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        if scheduler is not self.scheduler:
+            return
+        self.give_up()
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception):
+            self.writer.event("error", None, "%s in the engine's step" % type(error).__name__)

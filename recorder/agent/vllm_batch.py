@@ -1,0 +1,128 @@
+"""The rows of a batch of vLLM's: its scheduler knows requests by name alone, a frame by row.
+
+What a call of `schedule()` changes is kept with the call until its own forward is told: with asynchronous scheduling
+the next call is made before that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import vllm_config as config
+from . import vllm_figures as figures
+from . import wire
+from .writer import Row
+
+FEWEST_ROWS = 64
+
+
+class Call:
+    """One `schedule()` whose forward is not told yet.
+
+    `ts`: when it had ended, UTC ns; `schedule`: the frame that still has to be written, or (). `rows`: the request of
+    each row; `starts`: tokens computed before its chunk, of each request that it prefills; `dropped`: requests whose
+    sampled tokens are thrown away.
+    """
+
+    __slots__ = (
+        "blocks", "dropped", "joined", "output", "prefills", "rows", "schedule", "starts", "ts", "vacated",
+    )  # fmt: skip
+
+    def __init__(self, output: Any, ts: int, schedule: tuple[Any, ...]) -> None:
+        self.output, self.ts, self.schedule = output, ts, schedule
+        self.rows: tuple[str, ...] = ()
+        self.vacated: list[int] = []
+        self.joined: list[tuple[int, Row]] = []
+        self.blocks: list[tuple[int, int]] = []
+        self.prefills: list[int] = []
+        self.starts: dict[str, int] = {}
+        self.dropped: set[str] = set()
+
+
+class Batch:
+    """Which running request holds which row, its KV blocks, and whether its prefill still goes on."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.ids: list[str] = []
+        self.by_row: tuple[str, ...] = ()
+        self.free: list[int] = []
+        self.vacated: list[int] = []
+        self.held: dict[str, int] = {}
+        self.cached: dict[str, int] = {}
+        self.prefilling: set[str] = set()
+
+    def enter(self, scheduler: Any, request: Any) -> int:
+        """Give a request a row."""
+        request_id = request.request_id
+        if not self.free:
+            size = len(self.ids)
+            self.ids += [""] * max(FEWEST_ROWS, size)
+            self.free = list(range(len(self.ids) - 1, size - 1, -1))
+        row = self.rows[request_id] = self.free.pop()
+        self.ids[row] = request_id
+        self.by_row = ()
+        self.held[request_id] = figures.blocks_of(scheduler, request_id)
+        return row
+
+    def leave(self, request_id: str) -> None:
+        """Free a request's row; what its prefix cache hit was stays known until `forget`."""
+        row = self.rows.pop(request_id, None)
+        if row is not None:
+            self.ids[row] = ""
+            self.by_row = ()
+            self.free.append(row)
+            self.vacated.append(row)
+        self.prefilling.discard(request_id)
+        self.held.pop(request_id, None)
+
+    def forget(self, request_id: str) -> None:
+        """A request ended."""
+        self.leave(request_id)
+        self.cached.pop(request_id, None)
+
+    def take_in(self, scheduler: Any) -> None:
+        """The requests that run already, before a call."""
+        for request in scheduler.running:
+            self.enter(scheduler, request)
+            self.cached[request.request_id] = getattr(request, "num_cached_tokens", -1)
+            if config.is_prefilling(request):
+                self.prefilling.add(request.request_id)
+
+    def apply(self, scheduler: Any, output: Any, call: Call) -> None:
+        """Take in what a call handed out, and keep with it what it changed."""
+        scheduled = output.num_scheduled_tokens
+        fresh = scheduled.keys() - self.rows.keys()
+        for request_id in [name for name in scheduled if name in fresh] if fresh else ():
+            call.joined.append(self._join(scheduler, output, request_id))
+        call.vacated, self.vacated = self.vacated, []
+        for request_id in [name for name in self.prefilling if name in scheduled]:
+            request, row = scheduler.requests[request_id], self.rows[request_id]
+            last = request.num_computed_tokens >= request.num_tokens
+            call.starts[request_id] = request.num_computed_tokens - scheduled[request_id]
+            call.prefills.append(row | wire.LAST_CHUNK if last else row)
+            if last:
+                self.prefilling.discard(request_id)
+        for request_id, count in figures.new_blocks(output):
+            if request_id in self.held and request_id not in fresh:
+                self.held[request_id] += count
+                call.blocks.append((self.rows[request_id], self.held[request_id]))
+        self.by_row = call.rows = self.by_row or tuple(self.ids)
+
+    def _join(self, scheduler: Any, output: Any, request_id: str) -> tuple[int, Row]:
+        request = scheduler.requests[request_id]
+        row = self.enter(scheduler, request)
+        start = request.num_computed_tokens - output.num_scheduled_tokens[request_id]
+        self.cached.setdefault(request_id, start)
+        if request_id in output.scheduled_spec_decode_tokens:
+            start = request.num_tokens  # all but its last token is cached: it was padded to a decode's shape
+        else:
+            self.prefilling.add(request_id)
+        return row, self.row(request, start)
+
+    def row(self, request: Any, computed: int) -> Row:
+        """What a frame says of a request with `computed` tokens before its next step."""
+        request_id = request.request_id
+        return config.running_row(
+            request, computed, self.held.get(request_id, 0), self.cached.get(request_id, -1)
+        )

@@ -1,0 +1,127 @@
+"""The figures of one call of vLLM's `Scheduler.schedule()`, read right after it: nothing here changes anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
+"""Names that versions of `Scheduler` give to the queues of requests that wait, in the order of service."""
+
+
+def queues(scheduler: Any) -> list[Any]:
+    """The waiting queues of this version."""
+    found = [getattr(scheduler, name, None) for name in QUEUES]
+    return [queue for queue in found if queue is not None]
+
+
+def head_of(scheduler: Any) -> Any:
+    """The request that is served next; None where none waits."""
+    for queue in queues(scheduler):
+        if queue:
+            return queue.peek_request() if hasattr(queue, "peek_request") else queue[0]
+    return None
+
+
+def budget_of(scheduler: Any) -> int:
+    """Tokens that a call may hand out: nothing while the scheduler is paused."""
+    if getattr(getattr(scheduler, "_pause_state", None), "name", "") == "PAUSED_ALL":
+        return 0
+    return int(scheduler.max_num_scheduled_tokens)
+
+
+def of_call(scheduler: Any, output: Any, decodes: int, preempted: int) -> tuple[str, Any]:
+    """Why the head of the queue was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
+    counted = output.total_num_scheduled_tokens
+    budget = budget_of(scheduler)
+    pool = scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    waiting = sum(len(queue) for queue in queues(scheduler))
+    reason, missing = "", -1
+    if waiting:
+        reason = why_waiting(scheduler, budget - counted, preempted)
+        missing = missing_blocks(scheduler, budget - counted, free) if reason == "blocks" else -1
+    running = len(scheduler.running)
+    return reason, (
+        budget,
+        counted,
+        running,
+        max(decodes, 0),
+        waiting,
+        preempted,
+        free,
+        pool.num_gpu_blocks,
+        missing,
+    )
+
+
+def why_waiting(scheduler: Any, left: int, preempted: int) -> str:
+    """The rule of `schedule()` that ended its loop over the waiting requests, in the order in which it asks."""
+    head = head_of(scheduler)
+    paused = getattr(getattr(scheduler, "_pause_state", None), "name", "UNPAUSED") != "UNPAUSED"
+    whole = not _chunked(scheduler) and head.num_tokens - head.num_computed_tokens > left
+    rules = (
+        ("preemption", preempted > 0),
+        ("other", paused),
+        ("budget", left <= 0),
+        ("slots", _slots_taken(scheduler) >= _slots(scheduler)),
+        ("other", head.status.name.startswith("WAITING_FOR") or _no_room_for_adapter(scheduler, head)),
+        ("budget", whole),
+    )
+    return next((reason for reason, holds in rules if holds), "blocks")
+
+
+def _slots(scheduler: Any) -> int:
+    return int(getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs))
+
+
+def _slots_taken(scheduler: Any) -> int:
+    return len(scheduler.running) + int(getattr(scheduler, "num_waiting_for_streaming_input", 0))
+
+
+def _chunked(scheduler: Any) -> bool:
+    config = scheduler.scheduler_config
+    return bool(
+        getattr(config, "enable_chunked_prefill", True) or getattr(config, "chunked_prefill_enabled", False)
+    )
+
+
+def _no_room_for_adapter(scheduler: Any, head: Any) -> bool:
+    """Whether the head may wait for a LoRA slot: every slot is taken by another adapter."""
+    lora = getattr(scheduler, "lora_config", None)
+    wanted = getattr(head, "lora_request", None)
+    if lora is None or wanted is None:
+        return False
+    used = {r.lora_request.lora_int_id for r in scheduler.running if r.lora_request}
+    return len(used) >= lora.max_loras and wanted.lora_int_id not in used
+
+
+def missing_blocks(scheduler: Any, left: int, free: int) -> int:
+    """KV blocks that the head lacked; -1 where that depends on what a prefix cache would have found."""
+    if scheduler.cache_config.enable_prefix_caching or len(_managers(scheduler)) != 1:
+        return -1
+    head = head_of(scheduler)
+    tokens = head.num_tokens
+    if not getattr(scheduler, "scheduler_reserve_full_isl", False):
+        tokens = min(tokens, left)
+    wanted = -(-tokens // scheduler.block_size)
+    return wanted - free if wanted > free else -1
+
+
+def _managers(scheduler: Any) -> Any:
+    manager = scheduler.kv_cache_manager
+    return getattr(getattr(manager, "coordinator", manager), "single_type_managers", ())
+
+
+def blocks_of(scheduler: Any, request_id: str) -> int:
+    """KV blocks that a request holds, in all groups of layers."""
+    return sum(len(manager.req_to_blocks.get(request_id, ())) for manager in _managers(scheduler))
+
+
+def new_blocks(output: Any) -> list[tuple[str, int]]:
+    """Requests that went on and were given blocks, and how many."""
+    cached = output.scheduled_cached_reqs
+    return [
+        (request_id, sum(map(len, blocks)))
+        for request_id, blocks in zip(cached.req_ids, cached.new_block_ids)
+        if blocks and any(blocks)
+    ]
