@@ -70,7 +70,17 @@ class Reader:
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
+        if engine.prefix_caching:
+            requests["block_hashes"] = self._block_hashes()
         return TraceRecording(self, engine, steps, requests, notes)
+
+    def _block_hashes(self) -> NDArray[Any]:
+        """Of each request an array, None where the trace has none."""
+        query = "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request"
+        found: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
+        lists: NDArray[Any] = found.data.copy()
+        lists[np.ma.getmaskarray(found)] = None
+        return lists
 
     def steps(self, after: int = MISSING) -> Columns:
         """The columns of `step`, of the steps after one, in step order."""

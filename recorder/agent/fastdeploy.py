@@ -121,6 +121,9 @@ class FastDeployAdapter:
         request = args[0] if args else kwargs["request"]
         if request.request_id not in self.writer.numbers:
             self._arrived(request, time.time_ns())
+            hashes = config.prompt_hashes(manager.config, request)
+            if hashes:
+                self.writer.hashes(request.request_id, manager.config.cache_config.block_size, hashes)
 
     def before_add_requests(self, manager: Any, args: Any, kwargs: Any) -> None:
         for request in args[0] if args else kwargs["requests"]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
+from array import array
 from typing import Any
 
 from .writer import Row
@@ -148,6 +150,35 @@ def max_tokens(request: Any) -> int:
     """Most tokens that a request may make; -1: it does not say."""
     most = _get(request, "sampling_params.max_tokens")
     return most if isinstance(most, int) else -1
+
+
+def prompt_hashes(config: Any, request: Any) -> list[bytes]:
+    """8 bytes for each full block of a prompt, equal where it and all before it are; empty without prefix caching.
+
+    They tell apart what FastDeploy's own keys do (`PrefixCacheManager.request_match_blocks`): the tokens, and what
+    multimodal items lie in the block.
+    """
+    if not _get(config, "cache_config.enable_prefix_caching"):
+        return []
+    size, tokens = _get(config, "cache_config.block_size"), getattr(request, "prompt_token_ids", None)
+    if not size or tokens is None:  # preprocessed later
+        return []
+    content = array("q", tokens)
+    found, before = [], b""
+    for start in range(0, len(content) - size + 1, size):
+        block = content[start : start + size].tobytes() + _items(request, start, start + size)
+        before = hashlib.blake2b(block, digest_size=8, key=before).digest()
+        found.append(before)
+    return found
+
+
+def _items(request: Any, start: int, end: int) -> bytes:
+    """The hashes of the multimodal items that overlap the tokens `start` to `end`."""
+    inputs = getattr(request, "multimodal_inputs", None) or {}
+    pairs = zip(inputs.get("mm_positions") or (), inputs.get("mm_hashes") or ())
+    return "".join(
+        str(value) for place, value in pairs if place.offset < end and place.offset + place.length > start
+    ).encode()
 
 
 def running_row(request: Any, computed: int | None = None) -> Row:

@@ -76,6 +76,31 @@ def test_every_step_lists_why_the_head_of_the_queue_stayed(stand: Stand) -> None
         assert any(row["n"] for row in missing)
 
 
+def test_with_prefix_caching_equal_prefixes_are_seen_and_no_token_is(stand: Stand) -> None:
+    """The stand-in's blocks hold 4 tokens, and every third request begins with the same 16."""
+    runs = []
+    for _ in range(2):
+        stand.trace.unlink(missing_ok=True)
+        assert stand.record("--prefix-caching").returncode == 0
+        with open_trace(stand.trace) as trace:
+            runs.append(trace.rows("SELECT num_prompt_tokens, block_hashes FROM request ORDER BY request"))
+            shared = [() if one is None else one for one in trace.recording().requests["block_hashes"]]
+        assert [len(hashes) for hashes in shared] == [row["num_prompt_tokens"] // 4 for row in runs[-1]]
+    for requests in runs:
+        lists = [row["block_hashes"] for row in requests if row["num_prompt_tokens"] >= 16]
+        begins = {tuple(hashes[:4]) for hashes in lists}
+        assert len(begins) == 3 < len(lists)
+        assert len({number for begin in begins for number in begin}) == 12
+    first, second = ({number for row in rows for number in row["block_hashes"] or ()} for rows in runs)
+    assert not first & second
+
+
+def test_without_prefix_caching_there_are_no_hashes(stand: Stand) -> None:
+    assert stand.record("--inline").returncode == 0
+    with open_trace(stand.trace) as trace:
+        assert count(trace, "SELECT count(block_hashes) FROM request") == 0
+
+
 def test_skipped_requests_are_told_once_each(stand: Stand) -> None:
     assert stand.record("--inline", "--skips").returncode == 0
     with open_trace(stand.trace) as trace:

@@ -7,6 +7,7 @@ FASTDEPLOY_PYTHON  a Python that has what FastDeploy's scheduler imports (defaul
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -18,6 +19,10 @@ from typing import Any
 import pytest
 
 from recorder.trace import open_trace
+from replayer import ORIGINAL, POLICIES
+from replayer.compare import reschedule
+from replayer.formulas import BUILTIN
+from replayer.history import History
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.lab import differences
 from tests.fastdeploy.test_attach import wrapped_methods
@@ -25,6 +30,8 @@ from tests.fastdeploy.test_attach import wrapped_methods
 SOURCE, LAB = os.environ.get("FASTDEPLOY_SRC", ""), Path(os.environ.get("LAB_DIR", "."))
 PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
 CASES = sorted(path.stem for path in (LAB / "cases").glob("*.json"))
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 pytestmark = [
     pytest.mark.skipif(not SOURCE, reason="FASTDEPLOY_SRC is not set: no FastDeploy to record"),
@@ -69,6 +76,33 @@ def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -
     done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=800)
     assert done.returncode == 0, done.stderr
     assert differences(lab.trace, out) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recording_rescheduled_is_what_the_real_scheduler_decides(lab: Stand, name: str) -> None:
+    """Recorded from this checkout, whichever version it is; rescheduled under each version of the scheduler."""
+    case = json.loads((LAB / "cases" / f"{name}.json").read_text())
+    case.update(worker="inline", spec_method="ngram")
+    out = lab.directory / "out.jsonl"
+    command = [PYTHON, str(LAB / "fastdeploy_lab.py"), "batch", case_file(lab.directory, case), str(out)]
+    assert lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=800).returncode == 0
+    with open_trace(lab.trace) as trace:
+        recording = trace.recording()
+        for version in sorted(path.name.partition(".")[0] for path in (GOLDEN / name).iterdir()):
+            policy = POLICIES.get(version, ORIGINAL)
+            formula = BUILTIN[policy.formula if version in POLICIES else version]
+            history = reschedule(recording, formula, policy)
+            lines = gzip.decompress((GOLDEN / name / f"{version}.jsonl.gz").read_bytes()).splitlines()
+            golden = [line for line in map(json.loads, lines) if line["tokens"]]
+            assert [decided(history, at) for at in range(len(history.columns["step"]))] == [
+                [sorted(line["rows"]), line["free_blocks"]] for line in golden
+            ], version
+
+
+def decided(history: History, at: int) -> list[Any]:
+    rows = history.rows(int(history.columns["step"][at]))
+    told = sorted([row.request_id, row.kind, row.num_tokens, row.num_computed_tokens] for row in rows)
+    return [told, int(history.columns["num_free_blocks"][at])]
 
 
 def test_a_deployment_recorded_from_its_start_agrees_with_its_own_counts(lab: Stand) -> None:

@@ -36,7 +36,16 @@ def arguments() -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--sleep", type=float, default=0.0)
-    for name in ("inline", "overlap", "batch-request", "aborts", "skips", "strange", "plugins"):
+    for name in (
+        "inline",
+        "overlap",
+        "batch-request",
+        "aborts",
+        "skips",
+        "strange",
+        "plugins",
+        "prefix-caching",
+    ):
         parser.add_argument(f"--{name}", action="store_true")
     return parser.parse_args()
 
@@ -45,7 +54,7 @@ def configuration(options: argparse.Namespace) -> SimpleNamespace:
     name = SimpleNamespace
     return name(
         scheduler_config=name(max_num_batched_tokens=options.budget, max_num_seqs=8, splitwise_role="mixed"),
-        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=False),
+        cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=options.prefix_caching),
         speculative_config=name(method="mtp" if options.drafts else None, num_speculative_tokens=options.drafts or 1),
         parallel_config=name(local_data_parallel_id=options.dp_rank, tensor_parallel_size=options.ranks, use_ep=False),
         model_config=name(max_model_len=4096, enable_mm=False),

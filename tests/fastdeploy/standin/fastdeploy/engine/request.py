@@ -23,9 +23,17 @@ class RequestType(Enum):
     ABORT = 4
 
 
+def prefix(request_id: str) -> int:
+    return int(request_id.rpartition("r")[2]) % 3
+
+
 class Request:
     def __init__(self, request_id: str, prompt: int, max_tokens: int) -> None:
         self.request_id, self.prompt_token_ids_len = request_id, prompt
+        # The first 16 tokens are those of every third request.
+        self.prompt_token_ids = [
+            prefix(request_id) if at < 16 else 1000 + at + prompt for at in range(prompt)
+        ]
         self.sampling_params = SimpleNamespace(max_tokens=max_tokens)
         self.output_token_ids: list[int] = []
         self.block_tables: list[int] = []
