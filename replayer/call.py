@@ -9,6 +9,7 @@ from replayer.config import Policy, SchedulerConfig
 from replayer.events import Decision, NotAdmitted, Reason
 from replayer.request import Request, Status
 from replayer.reserve import Reserve
+from replayer.roles import check_prefill_role
 from replayer.state import State
 
 
@@ -140,8 +141,11 @@ class Call:
             return True
         num_blocks = self._num_new_blocks(request, num_tokens)
         if self.policy.preempt_decodes_only:
-            threshold = 0 if self.config.role == "prefill" else self.reserve.threshold(num_blocks, self.state)
-            if not self.state.pool.can_allocate(threshold):
+            if self.config.role == "prefill":
+                check_prefill_role(self.state, num_blocks)
+            elif not self.state.pool.can_allocate(
+                threshold := self.reserve.threshold(num_blocks, self.state)
+            ):
                 self._missing("prefill waits", request, threshold)
                 self.prefill_unmet = True
                 return False
@@ -275,7 +279,7 @@ class Call:
         self.budget -= num_tokens
         self.state.prefill(request, num_tokens, num_blocks)
         if admitted or self.config.role == "mixed":
-            self.state.pool.computed(request)
+            self.state.pool.computed(request, request.computed)
 
     def _num_new_tokens(self, request: Request) -> int:
         """Tokens of the next chunk. FastDeploy: `_get_num_new_tokens`; chunks align in deterministic mode."""

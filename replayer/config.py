@@ -76,6 +76,12 @@ class SchedulerConfig:
         """Drafts that a decode forward really verifies."""
         return self.num_speculative_tokens if self.spec_method is not None else 0
 
+    def num_draft_tokens_of(self, *, first: bool) -> int:
+        """Drafts that a decode's forward verifies: at most one in the first that a decode instance runs, with
+        what the prefill instance drafted (FastDeploy: `GPUModelRunner.insert_tasks_v1`).
+        """
+        return min(1, self.num_draft_tokens) if first else self.num_draft_tokens
+
     @property
     def max_blocks_per_seq(self) -> int:
         """FastDeploy's max_block_num_per_seq: `FDConfig.postprocess` in config.py (rounded down)."""
@@ -125,12 +131,13 @@ class SchedulerConfig:
             num_speculative_tokens=engine.num_speculative_tokens,
             spec_method=engine.spec_method,
             prefix_caching=engine.prefix_caching,
-            role=_role(engine.role),
+            role=parse_role(engine.role),
         ).with_env(engine.env)
         return replace(config, chunked_prefill=engine.chunked_prefill)
 
 
-def _role(text: str) -> Role:
+def parse_role(text: str) -> Role:
+    """The role of that name; UsageError where there is none."""
     for role in ("mixed", "prefill", "decode"):
         if text == role:
             return role

@@ -95,8 +95,8 @@ class PrefixCache(BlockPool):
             node.used_at = self._clock
             node = node.parent
 
-    def computed(self, request: Request) -> None:
-        """Put the full blocks that a request's prefill computed into the cache.
+    def computed(self, request: Request, num_tokens: int) -> None:
+        """Put the full blocks of a request's first `num_tokens` into the cache.
 
         FastDeploy: `update_cache_blocks`, `mm_build_path`. Two requests that compute the same prefix at once
         both enter it, and the later entry hides the earlier one. A request that computes its last cached
@@ -104,7 +104,7 @@ class PrefixCache(BlockPool):
         block twice.
         """
         leaf, num_cached = request.leaf
-        can_cache = request.computed - request.computed % self.block_size
+        can_cache = num_tokens - num_tokens % self.block_size
         self._clock += 1
         for i in range(num_cached // self.block_size, can_cache // self.block_size):
             key = self._key(request, i)

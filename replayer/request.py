@@ -21,6 +21,10 @@ _ONE_MORE = (1).__add__
 class Status(str, Enum):
     """Where a request stands; FastDeploy's `RequestStatus` (engine/request.py), and its queues."""
 
+    ASKING = "asking"
+    """In the prefill and decode roles: it has arrived, and holds nothing yet."""
+    PREALLOCATED = "preallocated"
+    """In the same roles: it has its slot and blocks, and does not run yet."""
     WAITING = "waiting"
     PREFILL = "prefill"
     """Running, no token emitted since its admission (RUNNING, or RUNNING_PREFILL of release 2.6)."""
@@ -33,6 +37,20 @@ class Status(str, Enum):
     ABORTING = "aborting"
     """Its blocks are freed for an abort, and the worker has not let go of it yet."""
     FINISHED = "finished"
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.ASKING: frozenset({Status.PREALLOCATED}),
+    Status.PREALLOCATED: frozenset({Status.PREFILL, Status.DECODE, Status.FINISHED}),
+    Status.WAITING: frozenset({Status.PREFILL}),
+    Status.PREFILL: frozenset({Status.DECODE, Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
+    Status.DECODE: frozenset({Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
+    Status.PREEMPTED: frozenset({Status.REQUEUED, Status.FINISHED}),
+    Status.REQUEUED: frozenset({Status.PREFILL}),
+    Status.ABORTING: frozenset({Status.FINISHED}),
+    Status.FINISHED: frozenset(),
+}
+"""Status -> the statuses that may follow it."""
 
 
 class Plan:
@@ -108,6 +126,11 @@ class Request:
         """Its last node in the prefix cache, and the tokens up to there."""
         self.rank = NEVER
         """Rank in the worker's order."""
+
+    def become(self, status: Status) -> None:
+        """Change its status, as `TRANSITIONS` allows."""
+        assert status in TRANSITIONS[self.status], (self.id, self.status, status)
+        self.status = status
 
     def output_at(self, forward: int) -> int:
         """Output tokens made before the scheduler's forward number `forward`."""

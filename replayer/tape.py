@@ -56,6 +56,7 @@ class Tape:
     def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
+        self._role = workload.config.role
         self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
         self._table = array("q")
         self._not_admitted = array("b")
@@ -90,9 +91,13 @@ class Tape:
         self._num_stalled += len(forward.stalled)
         num_tokens = forward.num_tokens
         after = step + (num_tokens > 0)
+        if self._role == "decode":  # a chunk there is a request that came with its first token
+            for request_id, _, _ in decision.chunks:
+                self._open[request_id] = len(self._spans)
+                self._spans.extend((self._numbers[request_id], step, _OPEN, 1, 0))
         for request_id in forward.finished:
             self._end(request_id, after)
-        for request_id in (*forward.stalled, *forward.started):
+        for request_id in (*forward.stalled, *(forward.started if self._role == "mixed" else ())):
             self._begin(request_id, after)
         if num_tokens == 0:
             return False
@@ -115,7 +120,7 @@ class Tape:
             )
         )
         self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
-        for request_id, start, end in decision.chunks:
+        for request_id, start, end in decision.chunks if self._role != "decode" else ():
             self._chunks.extend((self._numbers[request_id], start, end))
         self._chunk_ends.append(len(self._chunks))
         self._num_preempted = self._num_stalled = 0
@@ -191,8 +196,9 @@ class StepReader:
 
     def _decode(self, span: list[int], plan: Plan, at: int) -> StepRow:
         number, first, _, emitted, forwards = span
-        request, drafts = self._workload.requests[number], self._workload.config.num_draft_tokens
+        request, config = self._workload.requests[number], self._workload.config
         done = forwards + at - first
+        drafts = config.num_draft_tokens_of(first=config.role == "decode" and done == 0)
         total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
         accepted = plan.after(done + 1) - plan.after(done) - 1
         return StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)
