@@ -88,7 +88,7 @@ class Decodes:
     def _plan_finish(self, request: Request) -> None:
         assert request.plan is not None
         needed = request.plan.reaching(request.plan.output - request.emitted)
-        request.finish_at = request.start + needed - request.forwards
+        request.finish_at = request.start + max(1, needed - request.forwards)
         self._finishes.setdefault(request.finish_at, []).append(request)
 
     def _watch(self, request: Request) -> None:

@@ -36,12 +36,13 @@ def _rule(scheduler: AnyScheduler, decision: Decision, stalled: int) -> str:
             f"the budget is {budget} with {decodes} requests decoding: the scheduling loop never runs, "
             f"no block table is extended, {stalled} requests stall"
         )
-    if stalled:
+    if stalled and (reason == "blocks" or decision.num_missing_blocks is None):
         return f"{stalled} requests stall, and the call extends none of them with a budget of {budget}"
     if decision.skipped:
         return f"a budget of {budget} reaches no boundary that chunks align to"
     if reason == "budget" and not scheduler.config.chunked_prefill:
         return f"the next prompt is not chunked and is larger than the budget of {budget}"
-    if reason == "blocks":
-        return f"the next prefill lacks {decision.num_missing_blocks} blocks, and none will be freed"
+    if decision.num_missing_blocks is not None:
+        which = "request that joined" if scheduler.config.role == "decode" else "prefill"
+        return f"the next {which} lacks {decision.num_missing_blocks} blocks, and none will be freed"
     return f"nothing is decided with a budget of {budget} ({reason})"

@@ -39,10 +39,10 @@ from replayer.view import View
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
 
-def _pool(config: SchedulerConfig) -> BlockPool:
+def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
     """FastDeploy frees blocks past the prefix cache in the decode role: `ResourceManagerV1._free_blocks`."""
     if config.prefix_caching and config.role != "decode":
-        return PrefixCache(config.num_blocks, config.block_size)
+        return PrefixCache(config.num_blocks, config.block_size, cache_once=policy.cache_once)
     return BlockPool(config.num_blocks)
 
 
@@ -73,7 +73,7 @@ class Scheduler(View):
     ) -> None:
         self.config, self.formula, self.policy, self.explain = config, formula, policy, explain
         self.num_calls = 0
-        self._state = State(config, policy, _pool(config))
+        self._state = State(config, policy, _pool(config, policy))
         self._reserve = reserve_of(config, policy)
         self._variables = Variables.of(config)
         self._chunks: list[tuple[str, int, int]] = []

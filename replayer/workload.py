@@ -97,6 +97,7 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
         spec_method=method,
         prefix_caching=bool(case.get("prefix_caching", False)),
         role=role,
+        prealloc_threshold=_integer(case, "prealloc_dec_block_slot_num_threshold", 12),
     ).with_env(env)
     requests = case.get("requests")
     if not isinstance(requests, Sequence) or isinstance(requests, str):
