@@ -15,7 +15,8 @@ class Decodes:
     """The part of a `State` that goes by forwards."""
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
-        self.config = config
+        self.config, self.block_size = config, config.block_size
+        self.stops_after_prefill = config.role == "prefill"
         self.due: dict[str, Request] = {}
         """Decodes whose free token slots are at or below `wake_slots`."""
         self.decoding: dict[str, Request] = {}
@@ -35,7 +36,7 @@ class Decodes:
 
     def free_slots(self, request: Request) -> int:
         """Token slots left in its blocks."""
-        return request.num_blocks * self.config.block_size - self.total(request)
+        return request.num_blocks * self.block_size - self.total(request)
 
     def needs_blocks(self, request: Request) -> bool:
         """Whether a decode has so few free slots that a call extends it: `due` tells, where it goes by the
@@ -51,10 +52,12 @@ class Decodes:
         FastDeploy's GPU kernels test it (`is_block_step`); the token sampled last is not in the KV cache yet.
         """
         last = self.total(request) - 1 + self.config.num_draft_tokens
-        return last // self.config.block_size < request.num_blocks
+        return last // self.block_size < request.num_blocks
 
     def stalled(self) -> list[Request]:
         """The decodes that the next forward cannot run, in the worker's order."""
+        if not self.due:
+            return []
         found = [r for r in self.due.values() if r.id in self.decoding and not self.can_decode(r)]
         if self.first_decodes:
             found = [r for r in found if r.id not in self.first_decodes]
@@ -67,7 +70,7 @@ class Decodes:
     def emit(self, request: Request, num_tokens: int) -> None:
         """A running request made tokens: it decodes from now on (not in the prefill role, which stops there)."""
         request.emitted += num_tokens
-        if self.config.role == "prefill":
+        if self.stops_after_prefill:
             request.become(Status.DECODE)
             return
         if request.id not in self.decoding:
@@ -93,9 +96,9 @@ class Decodes:
 
     def _watch(self, request: Request) -> None:
         """Find when the request's free slots come down to `wake_slots`, and wake it then."""
-        if self.config.role == "prefill":
+        if self.stops_after_prefill:
             return
-        plan, slots = request.plan, request.num_blocks * self.config.block_size - self.wake_slots
+        plan, slots = request.plan, request.num_blocks * self.block_size - self.wake_slots
         if plan is None or request.start < 0:
             if slots <= self.total(request):
                 self.due[request.id] = request

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from replayer.request import Request, Status
+from replayer.request import RUNNING, Request, Status
 from replayer.state import State
-
-_RUNNING = (Status.PREFILL, Status.DECODE)
 
 
 def check(state: State) -> None:
@@ -25,7 +23,7 @@ def _check_queues(state: State) -> None:
     assert set(places) == set(state.requests), "a request is lost"
     orders = [request.order for request in state.running]
     assert orders == sorted(set(orders)), "the running queue is out of order"
-    assert all(request.status in _RUNNING for request in state.running)
+    assert all(request.status in RUNNING for request in state.running)
     assert all(request.status in (Status.WAITING, Status.REQUEUED) for request in state.waiting)
     assert state.num_requeued == sum(request.status is Status.REQUEUED for request in state.waiting)
     assert state.num_skipped == 0
@@ -42,7 +40,7 @@ def _check_queues(state: State) -> None:
 def _check_request(state: State, request: Request) -> None:
     assert 0 <= request.computed <= request.need_prefill, (request.id, request.computed, request.need_prefill)
     assert request.num_blocks >= 0
-    if request.status in _RUNNING:
+    if request.status in RUNNING:
         assert request.computed <= request.num_blocks * state.config.block_size, "tokens without blocks"
         decodes = request.computed >= request.need_prefill
         short = state.free_slots(request) <= state.wake_slots

@@ -15,9 +15,6 @@ NEVER = -1
 """No forward: the request does not wake, or does not finish."""
 
 
-_ONE_MORE = (1).__add__
-
-
 class Status(str, Enum):
     """Where a request stands; FastDeploy's `RequestStatus` (engine/request.py), and its queues."""
 
@@ -38,6 +35,9 @@ class Status(str, Enum):
     """Its blocks are freed for an abort, and the worker has not let go of it yet."""
     FINISHED = "finished"
 
+
+RUNNING = (Status.PREFILL, Status.DECODE)
+"""The statuses of the running queue."""
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.ASKING: frozenset({Status.PREALLOCATED}),
@@ -64,9 +64,9 @@ class Plan:
 
     def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        taken: Sequence[int] = accepts.tolist() if isinstance(accepts, np.ndarray) else accepts
-        self.sums: list[int] = [0, *accumulate(map(_ONE_MORE, taken))]
-        self._last = 1 + taken[-1] if taken else 1
+        made = (accepts + 1).tolist() if isinstance(accepts, np.ndarray) else [1 + n for n in accepts]
+        self.sums: list[int] = list(accumulate(made, initial=0))
+        self._last: int = made[-1] if made else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""

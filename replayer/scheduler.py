@@ -75,6 +75,7 @@ class Scheduler(View):
         self.num_calls = 0
         self._state = State(config, policy, _pool(config, policy))
         self._reserve = reserve_of(config, policy)
+        self._call = Call(self._state, policy, self._reserve)
         self._variables = Variables.of(config)
         self._chunks: list[tuple[str, int, int]] = []
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {
@@ -166,8 +167,8 @@ class Scheduler(View):
         decision = Decision(self.num_calls, self.formula.budget(v), v.num_running_decodes)
         self.num_calls += 1
         charge = self.formula.charge(v)
-        call = Call(state, self.policy, self._reserve, decision, charge=charge, explain=self.explain)
-        call.run()
+        call = self._call
+        call.run(decision, charge=charge, explain=self.explain)
         self._chunks = decision.chunks
         counted = decision.token_budget - call.budget
         if charge == 0:  # such a formula reserves the decodes' tokens beforehand
@@ -196,8 +197,9 @@ class Scheduler(View):
             fewer = config.num_draft_tokens - config.num_draft_tokens_of(first=True)
             num_tokens -= len(state.first_decodes) * fewer
         done = state.forward(stalled)
-        started, finished = [], []
-        for request_id, _, end in chunks:
+        started, finished, num_prefill_tokens = [], [], 0
+        for request_id, start, end in chunks:
+            num_prefill_tokens += end - start
             request = state.requests[request_id]
             if end >= request.need_prefill:
                 state.emit(request, 1)
@@ -208,11 +210,11 @@ class Scheduler(View):
                     finished.append(request)
                 else:
                     started.append(request_id)
-        finished.extend(request for request in done if request not in finished)
+        finished.extend(done)
         for request in finished:
             state.finish(request)
         return Forward(
-            num_prefill_tokens=sum(end - start for _, start, end in chunks),
+            num_prefill_tokens=num_prefill_tokens,
             num_decode_tokens=num_tokens,
             num_decodes=num_decodes,
             stalled=[request.id for request in stalled],

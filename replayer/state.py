@@ -12,9 +12,9 @@ from operator import attrgetter
 from replayer.blocks import BlockPool
 from replayer.config import Policy, SchedulerConfig
 from replayer.decodes import Decodes
-from replayer.request import Request, Status
+from replayer.request import RUNNING, Request, Status
 
-_ORDER = attrgetter("order")
+ORDER = attrgetter("order")
 
 
 class SchedulerFailed(Exception):
@@ -50,7 +50,7 @@ class State(Decodes):
 
     def position(self, request: Request) -> int:
         """Index of a running request in `running`."""
-        return bisect_left(self.running, request.order, key=_ORDER)
+        return bisect_left(self.running, request.order, key=ORDER)
 
     def num_held_slots(self) -> int:
         """Sequences that count against max_num_seqs, as `ResourceManagerV1.schedule` counts them."""
@@ -202,7 +202,7 @@ class State(Decodes):
 
     def finish(self, request: Request) -> None:
         """A request is done: its blocks are freed, and it is forgotten."""
-        if request.status in (Status.PREFILL, Status.DECODE):
+        if request.status in RUNNING:
             del self.running[self.position(request)]
             self._leave_worker(request, Status.FINISHED)
         else:

@@ -63,7 +63,9 @@ class View:
         state = self._state
         if not state.prefilling and decision.not_admitted != "budget":
             return 0
-        demand = sum(request.need_prefill - request.computed for request in state.prefilling.values())
+        demand = 0
+        for request in state.prefilling.values():
+            demand += request.need_prefill - request.computed
         if decision.not_admitted == "budget" and state.waiting:
             demand += state.waiting[0].need_prefill
         return demand
