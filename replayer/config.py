@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from recorder.errors import UsageError
@@ -74,12 +75,12 @@ class SchedulerConfig:
         if self.num_speculative_tokens < 0:
             raise UsageError(f"num_speculative_tokens must not be negative: {self.num_speculative_tokens}")
 
-    @property
+    @cached_property
     def speculation(self) -> bool:
         """Whether a speculative method is set."""
         return self.spec_method is not None
 
-    @property
+    @cached_property
     def num_draft_tokens(self) -> int:
         """Drafts that a decode forward really verifies."""
         return self.num_speculative_tokens if self.spec_method is not None else 0
@@ -90,7 +91,7 @@ class SchedulerConfig:
         """
         return min(1, self.num_draft_tokens) if first else self.num_draft_tokens
 
-    @property
+    @cached_property
     def max_blocks_per_seq(self) -> int:
         """FastDeploy's max_block_num_per_seq: `FDConfig.postprocess` in config.py (rounded down)."""
         return self.max_model_len // self.block_size

@@ -27,6 +27,10 @@ class Handed:
         return bool(self.preallocated or self.joined or self.discarded)
 
 
+NOTHING = Handed()
+"""What is handed over in the mixed role."""
+
+
 class Handover:
     """Asks for blocks before each call and tells the scheduler what the other instance did.
 
@@ -62,9 +66,9 @@ class Handover:
 
     def before_call(self, now: float) -> Handed:
         """Ask for the blocks of those that arrived; those that are due join."""
-        handed = Handed()
         if self.role == "mixed":
-            return handed
+            return NOTHING
+        handed = Handed()
         handed.preallocated = self.scheduler.apply(PREALLOCATE)
         for request_id in handed.preallocated:
             self._plan(self._joins, now + self._requests[request_id].join_after, request_id)

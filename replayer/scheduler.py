@@ -109,8 +109,7 @@ class Scheduler(View):
         KeyError: the event names a request that is not known, or not in a state in which it can happen.
         SchedulerFailed: FastDeploy's scheduler would raise.
         """
-        result: Decision | Forward | list[str] | None = self._handlers[type(event)](event)
-        return result
+        return self._handlers[type(event)](event)  # type: ignore[no-any-return]
 
     # Events -------------------------------------------------------------------------------------------------
 
@@ -188,39 +187,38 @@ class Scheduler(View):
         decode instance at first no more than one draft.
         """
         state, config = self._state, self.config
-        chunks = self._chunks if config.role != "decode" else []
-        self._chunks = []
         stalled = state.stalled()
         num_decodes = len(state.decoding) - len(stalled)
         num_tokens = num_decodes * (1 + config.num_draft_tokens)
         if state.first_decodes:
             fewer = config.num_draft_tokens - config.num_draft_tokens_of(first=True)
             num_tokens -= len(state.first_decodes) * fewer
+        forward = Forward(0, num_tokens, num_decodes, [request.id for request in stalled], [], [])
         done = state.forward(stalled)
-        started, finished, num_prefill_tokens = [], [], 0
-        for request_id, start, end in chunks:
-            num_prefill_tokens += end - start
-            request = state.requests[request_id]
-            if end >= request.need_prefill:
-                state.emit(request, 1)
-                assert request.plan is not None, f"the output of {request_id} is not known beforehand"
-                if config.role == "prefill":
-                    started.append(request_id)
-                elif request.emitted + request.plan.after(request.forwards) >= request.plan.output:
-                    finished.append(request)
-                else:
-                    started.append(request_id)
-        finished.extend(done)
-        for request in finished:
+        if config.role != "decode":
+            done = [*self._prefilled(forward), *done]
+        self._chunks = []
+        for request in done:
+            forward.finished.append(request.id)
             state.finish(request)
-        return Forward(
-            num_prefill_tokens=num_prefill_tokens,
-            num_decode_tokens=num_tokens,
-            num_decodes=num_decodes,
-            stalled=[request.id for request in stalled],
-            started=started,
-            finished=[request.id for request in finished],
-        )
+        return forward
+
+    def _prefilled(self, forward: Forward) -> list[Request]:
+        """The chunks of a forward: prefills that end make a token; gives those that end with it."""
+        requests, done = self._state.requests, []
+        for request_id, start, end in self._chunks:
+            forward.num_prefill_tokens += end - start
+            request = requests[request_id]
+            if end < request.need_prefill:
+                continue
+            self._state.emit(request, 1)
+            plan = request.plan
+            assert plan is not None, f"the output of {request_id} is not known beforehand"
+            if request.emitted + plan.after(request.forwards) < plan.output or self.config.role == "prefill":
+                forward.started.append(request_id)
+            else:
+                done.append(request)
+        return done
 
     def _finished(self, event: Finished) -> None:
         """FastDeploy: `ResourceManagerV1.finish_requests`; a request that waits cannot finish there."""

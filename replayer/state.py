@@ -207,8 +207,11 @@ class State(Decodes):
             self._leave_worker(request, Status.FINISHED)
         else:
             request.become(Status.FINISHED)
-        for group in (self.preempted, self.aborting, self.abort_wanted, self.requests):
-            group.pop(request.id, None)
+            self.preempted.pop(request.id, None)
+            self.aborting.pop(request.id, None)
+        if request.aborting:
+            del self.abort_wanted[request.id]
+        del self.requests[request.id]
 
     def want_abort(self, request: Request) -> None:
         """A client aborted a request."""
