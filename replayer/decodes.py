@@ -103,8 +103,11 @@ class Decodes:
             if slots <= self.total(request):
                 self.due[request.id] = request
             return
-        needed = plan.reaching(max(0, slots - request.prompt - request.emitted))
-        wake_at = request.start + needed - request.forwards
+        needed = slots - request.prompt
+        if needed > plan.output:  # its blocks hold all that it will make
+            request.wake_at = NEVER
+            return
+        wake_at = request.start - request.forwards + plan.reaching(max(0, needed - request.emitted))
         if wake_at <= self.num_forwards:
             request.wake_at = NEVER
             self.due[request.id] = request

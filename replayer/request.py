@@ -53,6 +53,13 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 """Status -> the statuses that may follow it."""
 
 
+_ONE_MORE = bytes(range(1, 256)) + b"\xff"
+"""What a forward makes, by what it accepted."""
+
+MOST_ACCEPTED = 254
+"""The most drafts of a forward that an array of bytes holds for a `Plan`."""
+
+
 class Plan:
     """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
 
@@ -64,9 +71,17 @@ class Plan:
 
     def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        made = (accepts + 1).tolist() if isinstance(accepts, np.ndarray) else [1 + n for n in accepts]
+        made: Sequence[int]
+        if not isinstance(accepts, np.ndarray):
+            made = [1 + n for n in accepts]
+        elif (
+            accepts.dtype == np.uint8
+        ):  # as a workload has them: a byte each, summed up without numbers in between
+            made = accepts.tobytes().translate(_ONE_MORE)
+        else:
+            made = (accepts + 1).tolist()
         self.sums: list[int] = list(accumulate(made, initial=0))
-        self._last: int = made[-1] if made else 1
+        self._last = made[-1] if made else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""

@@ -7,12 +7,21 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recorder.errors import UsageError
 from replayer.clock import BY_STEPS, Clock
 from replayer.config import SchedulerConfig, parse_role
 from replayer.events import Accepts, Arrived, Resumed
+from replayer.request import MOST_ACCEPTED
 
 BlockKey = Callable[[int], Hashable]
+
+
+def compact(accepts: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Accepted drafts a byte each, where they fit."""
+    return accepts.astype(np.uint8) if not len(accepts) or accepts.max() <= MOST_ACCEPTED else accepts
 
 
 @dataclass(frozen=True, slots=True)
