@@ -65,7 +65,7 @@ def workload(num_steps: int, running: int, seed: int = 0) -> Workload:
         output = rng.randint(100, 450)
         arrival = max(0, i - 2 * running) * num_steps // max(count, 1)
         prompt = rng.randint(50, 1500)
-        taken = np.array(accepts(rng, output), dtype=np.int16)
+        taken = np.array(accepts(rng, output), dtype=np.uint8)
         requests.append(WorkRequest(f"r{i}", arrival, prompt, output, taken))
     return Workload(config, tuple(requests), max_steps=num_steps, expected_steps=num_steps)
 

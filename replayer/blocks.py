@@ -30,8 +30,8 @@ class BlockPool:
     def match(self, request: Request) -> None:
         """Give a request the cached blocks of its prefix."""
 
-    def computed(self, request: Request) -> None:
-        """Note that a request's prefill came further."""
+    def computed(self, request: Request, num_tokens: int) -> None:
+        """Note that so many tokens of a request's prefill are computed, or will be."""
 
     def check(self, holders: list[Request]) -> None:
         """AssertionError unless every block is free or held, once."""

@@ -7,42 +7,52 @@ from __future__ import annotations
 
 from replayer.config import Policy, SchedulerConfig
 from replayer.events import Decision, NotAdmitted, Reason
-from replayer.request import Request, Status
+from replayer.request import RUNNING, Request, Status
 from replayer.reserve import Reserve
-from replayer.state import State
+from replayer.roles import check_prefill_role
+from replayer.state import ORDER, State
 
 
 class Call:
-    """The running requests first, in order of admission, then the waiting ones, while budget is left."""
+    """The running requests first, in order of admission, then the waiting ones, while budget is left.
 
-    def __init__(
-        self,
-        state: State,
-        policy: Policy,
-        reserve: Reserve,
-        decision: Decision,
-        *,
-        charge: int,
-        explain: bool,
-    ) -> None:
-        self.state, self.policy, self.reserve, self.decision = state, policy, reserve, decision
-        self.config: SchedulerConfig = state.config
-        self.budget = decision.token_budget
-        self.charge = charge
-        self.explain = explain
+    One object makes all calls of a scheduler, one after another.
+    """
+
+    def __init__(self, state: State, policy: Policy, reserve: Reserve) -> None:
+        self.state, self.policy, self.reserve = state, policy, reserve
+        config = state.config
+        self.config: SchedulerConfig = config
+        self.prefill_role = config.role == "prefill"
+        self.caches_later_chunks = config.role == "mixed"
+        self.block_size, self.max_blocks = config.block_size, config.max_blocks_per_seq
+        self.num_spec_blocks = 1 if config.speculation else 0
+        self.explain = False
+        self.budget = self.charge = 0
+        self.decision = Decision(0, 0, 0)
         self.aborted: list[Request] = []
         self.index = 0
         """Where the loop stands in the running queue; kept only where positions matter."""
-        self.track = charge != 0
+        self.track = False
         self.prefill_unmet = False
 
-    def run(self) -> None:
+    def run(self, decision: Decision, *, charge: int, explain: bool) -> None:
         """Decide; the decision is filled and the state changed."""
+        self.decision, self.budget, self.charge, self.explain = (
+            decision,
+            decision.token_budget,
+            charge,
+            explain,
+        )
+        self.index, self.track, self.prefill_unmet = 0, charge != 0, False
         self._schedule_running()
-        for request in self.aborted:
-            self.state.drop_aborted(request)
-        self._schedule_waiting()
-        if not self.decision.is_empty:
+        if self.aborted:
+            for request in self.aborted:
+                self.state.drop_aborted(request)
+            self.aborted.clear()
+        if self.state.waiting:
+            self._schedule_waiting()
+        if not decision.is_empty:
             self.reserve.scheduled()
 
     def _because(self, kind: str, request: Request | None, **figures: int | str) -> None:
@@ -55,17 +65,20 @@ class Call:
     def _candidates(self) -> list[Request]:
         """The running requests to which this call may do more than charge them, in order of admission."""
         state = self.state
-        found = {**state.prefilling}
-        if self.config.role != "prefill":
-            if state.due:
-                found.update(state.due)
-            for request in state.abort_wanted.values():
-                if request.status in (Status.PREFILL, Status.DECODE):
-                    found[request.id] = request
-        candidates = list(found.values())
-        if len(candidates) > 1:
-            candidates.sort(key=lambda request: request.order)
-        return candidates
+        found = list(state.prefilling.values())  # these are in order; decodes are among neither of the others
+        if self.prefill_role or not (state.due or state.abort_wanted):
+            return found
+        found.extend(state.due.values())
+        for request in state.abort_wanted.values():
+            if (
+                request.status in RUNNING
+                and request.id not in state.due
+                and request.id not in state.prefilling
+            ):
+                found.append(request)
+        if len(found) > 1:
+            found.sort(key=ORDER)
+        return found
 
     def _schedule_running(self) -> None:
         """Visit the running requests until the budget is used up or blocks run out.
@@ -73,7 +86,7 @@ class Call:
         A budget of 0 or less visits none: no block table is extended then.
         """
         for request in self._candidates():
-            if request.status not in (Status.PREFILL, Status.DECODE):
+            if request.status not in RUNNING:
                 continue  # this call preempted it
             if self.track:
                 position = self.state.position(request)
@@ -90,7 +103,7 @@ class Call:
 
     def _charge(self, num_decodes: int) -> None:
         """Charge decodes that need nothing else, until the budget is used up."""
-        if self.config.role == "prefill" or self.charge == 0 or num_decodes <= 0:
+        if self.prefill_role or self.charge == 0 or num_decodes <= 0:
             return
         if self.charge > 0:
             num_decodes = min(num_decodes, max(0, -(-self.budget // self.charge)))
@@ -140,8 +153,11 @@ class Call:
             return True
         num_blocks = self._num_new_blocks(request, num_tokens)
         if self.policy.preempt_decodes_only:
-            threshold = 0 if self.config.role == "prefill" else self.reserve.threshold(num_blocks, self.state)
-            if not self.state.pool.can_allocate(threshold):
+            if self.prefill_role:
+                check_prefill_role(self.state, num_blocks)
+            elif not self.state.pool.can_allocate(
+                threshold := self.reserve.threshold(num_blocks, self.state)
+            ):
                 self._missing("prefill waits", request, threshold)
                 self.prefill_unmet = True
                 return False
@@ -205,8 +221,6 @@ class Call:
         no whole aligned chunk, goes to the end of the queue.
         """
         state = self.state
-        if not state.waiting:
-            return
         if self.decision.preempted:
             self.decision.not_admitted = "preemption"
             return
@@ -274,13 +288,13 @@ class Call:
         self.decision.chunks.append((request.id, start, start + num_tokens))
         self.budget -= num_tokens
         self.state.prefill(request, num_tokens, num_blocks)
-        if admitted or self.config.role == "mixed":
-            self.state.pool.computed(request)
+        if admitted or self.caches_later_chunks:
+            self.state.pool.computed(request, request.computed)
 
     def _num_new_tokens(self, request: Request) -> int:
         """Tokens of the next chunk. FastDeploy: `_get_num_new_tokens`; chunks align in deterministic mode."""
-        left = request.need_prefill - request.computed
-        num_tokens = min(left, self.budget)
+        left, budget = request.need_prefill - request.computed, self.budget
+        num_tokens = left if left < budget else budget
         size = self.config.split_kv_size
         if size and left >= size:
             to_boundary = -request.computed % size
@@ -292,10 +306,9 @@ class Call:
 
     def _num_new_blocks(self, request: Request, num_tokens: int) -> int:
         """Blocks to add for a chunk: FastDeploy's `get_new_block_nums`, one more with speculation."""
-        size = self.config.block_size
+        size = self.block_size
         num_blocks = (request.computed + num_tokens + size - 1) // size - request.num_blocks
-        if self.policy.clamp_new_blocks and num_blocks < 0:
+        if num_blocks < 0 and self.policy.clamp_new_blocks:
             num_blocks = 0
-        if self.config.speculation:
-            num_blocks += 1
-        return min(num_blocks, self.config.max_blocks_per_seq)
+        num_blocks += self.num_spec_blocks
+        return num_blocks if num_blocks < self.max_blocks else self.max_blocks

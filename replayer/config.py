@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from recorder.errors import UsageError
@@ -21,6 +22,13 @@ _ENV_FIELDS: dict[str, tuple[str, type]] = {
     "FD_NEW_TOKEN_RATIO_DECAY": ("new_token_ratio_decay", float),
     "FD_CLIP_MAX_NEW_TOKENS": ("clip_max_new_tokens", int),
 }
+
+
+_CONFIG_FIELDS = {
+    "enc_dec_block_num": "enc_dec_block_num",
+    "prealloc_threshold": "prealloc_dec_block_slot_num_threshold",
+}
+"""Field -> its name in a recorded engine's `config`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class SchedulerConfig:
     enc_dec_block_num: int = 2
     """Blocks that a decode gets at once."""
     prealloc_threshold: int = 12
-    """A decode with at most so many free token slots gets new blocks (prealloc_dec_block_slot_num_threshold).
+    """A decode with at most so many free token slots gets new blocks: prealloc_dec_block_slot_num_threshold as it
+    is given to FastDeploy; `Policy.threshold` has what follows from it.
     """
     reserve_blocks: int = 16
     reserve_decay: float = 0.025
@@ -66,17 +75,23 @@ class SchedulerConfig:
         if self.num_speculative_tokens < 0:
             raise UsageError(f"num_speculative_tokens must not be negative: {self.num_speculative_tokens}")
 
-    @property
+    @cached_property
     def speculation(self) -> bool:
         """Whether a speculative method is set."""
         return self.spec_method is not None
 
-    @property
+    @cached_property
     def num_draft_tokens(self) -> int:
         """Drafts that a decode forward really verifies."""
         return self.num_speculative_tokens if self.spec_method is not None else 0
 
-    @property
+    def num_draft_tokens_of(self, *, first: bool) -> int:
+        """Drafts that a decode's forward verifies: at most one in the first that a decode instance runs, with
+        what the prefill instance drafted (FastDeploy: `GPUModelRunner.insert_tasks_v1`).
+        """
+        return min(1, self.num_draft_tokens) if first else self.num_draft_tokens
+
+    @cached_property
     def max_blocks_per_seq(self) -> int:
         """FastDeploy's max_block_num_per_seq: `FDConfig.postprocess` in config.py (rounded down)."""
         return self.max_model_len // self.block_size
@@ -125,12 +140,18 @@ class SchedulerConfig:
             num_speculative_tokens=engine.num_speculative_tokens,
             spec_method=engine.spec_method,
             prefix_caching=engine.prefix_caching,
-            role=_role(engine.role),
+            role=parse_role(engine.role),
         ).with_env(engine.env)
-        return replace(config, chunked_prefill=engine.chunked_prefill)
+        config = replace(config, chunked_prefill=engine.chunked_prefill)
+        found = {name: engine.config.get(recorded) for name, recorded in _CONFIG_FIELDS.items()}
+        given: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, int)}
+        if "prealloc_threshold" in given:
+            given["prealloc_threshold"] = _threshold_given(given["prealloc_threshold"], config, engine)
+        return replace(config, **given)
 
 
-def _role(text: str) -> Role:
+def parse_role(text: str) -> Role:
+    """The role of that name; UsageError where there is none."""
     for role in ("mixed", "prefill", "decode"):
         if text == role:
             return role
@@ -169,6 +190,9 @@ class Policy:
     spec_block_always: bool = False
     """Add speculation's extra block to the admission threshold also where nothing is reserved."""
 
+    cache_once: bool = False
+    """Leave a block that the prefix cache gave, and that a request computes again, in the cache as it is."""
+
     def threshold(self, config: SchedulerConfig) -> int:
         """Free token slots at which a decode gets new blocks.
 
@@ -197,6 +221,7 @@ RELEASE_2_6 = Policy(
     scale_prealloc_threshold=True,
     clamp_new_blocks=True,
     spec_block_always=True,
+    cache_once=True,
 )
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (ORIGINAL, RELEASE_2_6)}
 
@@ -207,3 +232,25 @@ def parse_policy(name: str) -> Policy:
         return POLICIES[name]
     except KeyError:
         raise UsageError(f"there is no policy {name!r}", hint=f"one of {', '.join(POLICIES)}") from None
+
+
+def policy_of_engine(engine: EngineInfo) -> Policy:
+    """The policy that a recorded engine names, else that of its version."""
+    named = engine.config.get("policy")
+    if isinstance(named, str) and named in POLICIES:
+        return POLICIES[named]
+    parts = engine.version.lstrip("v").split(".")
+    number = tuple(int(part) for part in parts[:2] if part.isdigit())
+    return RELEASE_2_6 if engine.name == "fastdeploy" and number >= (2, 6) else ORIGINAL
+
+
+def _threshold_given(recorded: int, config: SchedulerConfig, engine: EngineInfo) -> int:
+    """The threshold that FastDeploy was given, from the one in force, which is what a recording has.
+
+    A release that enlarges it puts the enlarged one in its place. The default is taken where it explains what
+    is recorded.
+    """
+    if recorded in (config.prealloc_threshold, RELEASE_2_6.threshold(config)):
+        return config.prealloc_threshold
+    enlarged = config.speculation and policy_of_engine(engine).scale_prealloc_threshold
+    return recorded // (config.num_speculative_tokens + 1) if enlarged else recorded

@@ -63,6 +63,31 @@ class Aborted:
 
 
 @dataclass(frozen=True, slots=True)
+class Preallocate:
+    """In the prefill and decode roles: the engine asks for the slots and blocks of those that have arrived, in
+    their order and up to the first that is refused; answered by the ids of those that got them.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A request that has its blocks joins the running queue.
+
+    Prefill role: the decode instance has blocks for it too. Decode role: its cache and its first token came
+    from the prefill instance.
+    """
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """A request that has its blocks will not join: the other instance refused it or failed."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """One call of the scheduler; answered by a `Decision`."""
 
@@ -81,13 +106,13 @@ class Forwarded:
     """One forward ran, for requests whose `accepts` are known beforehand; answered by a `Forward`."""
 
 
-SCHEDULE, FORWARDED = Schedule(), Forwarded()
+SCHEDULE, FORWARDED, PREALLOCATE = Schedule(), Forwarded(), Preallocate()
 """One of each is enough: they hold nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request made its last token; its blocks are freed."""
+    """A request made its last token (in the prefill role: its cache is sent); its blocks are freed."""
 
     request_id: str
 
@@ -106,9 +131,9 @@ class Recycled:
     request_id: str
 
 
-Event = (
-    Arrived | Resumed | Ready | Aborted | Schedule | Emitted | Forwarded | Finished | Rescheduled | Recycled
-)
+Told = Arrived | Resumed | Ready | Aborted | Joined | Discarded | Emitted | Finished | Rescheduled | Recycled
+"""Events that have no answer."""
+Event = Told | Preallocate | Schedule | Forwarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +157,9 @@ class Decision:
     """What one call decided; tokens and blocks as named.
 
     `chunks` are (request, first token, end token) of each prefill chunk in order of scheduling, `extended`
-    the decodes given new blocks. `num_scheduled_tokens` is what the call counted: the chunks, and what its
+    the decodes given new blocks. In the decode role a request that joined has a chunk of the one token that it
+    came with, though its forward decodes; one that is preempted there is gone (error 502) and does not come
+    back. `num_scheduled_tokens` is what the call counted: the chunks, and what its
     formula charged for decodes. Counts of requests and free blocks are those after the call,
     `num_running_decodes` that at its start.
     """

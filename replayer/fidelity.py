@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recorder.recording import MISSING, Recording
 from replayer.as_recorded import Rows, no_rows
 from replayer.columns import column, formula_columns
-from replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy
+from replayer.config import POLICIES, RELEASE_2_6, Policy, policy_of_engine
 from replayer.divergence import divergence_at, equal_steps
 from replayer.events import Decision, Forward
 from replayer.formulas.base import Formula
@@ -63,14 +63,9 @@ def recorded_policy(recording: Recording) -> Policy:
     it; else by engine and version.
     """
     engine = recording.engine
-    named = engine.config.get("policy")
-    if isinstance(named, str) and named in POLICIES:
-        return POLICIES[named]
-    if _knows(recording, "new_token_ratio"):
+    if engine.config.get("policy") not in POLICIES and _knows(recording, "new_token_ratio"):
         return RELEASE_2_6
-    parts = engine.version.lstrip("v").split(".")
-    number = tuple(int(part) for part in parts[:2] if part.isdigit())
-    return RELEASE_2_6 if engine.name == "fastdeploy" and number >= (2, 6) else ORIGINAL
+    return policy_of_engine(engine)
 
 
 def _knows(recording: Recording, name: str) -> bool:

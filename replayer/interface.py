@@ -5,20 +5,7 @@ from __future__ import annotations
 from typing import Protocol, overload
 
 from replayer.config import Policy, SchedulerConfig
-from replayer.events import (
-    Aborted,
-    Arrived,
-    Decision,
-    Emitted,
-    Finished,
-    Forward,
-    Forwarded,
-    Ready,
-    Recycled,
-    Rescheduled,
-    Resumed,
-    Schedule,
-)
+from replayer.events import Decision, Forward, Forwarded, Preallocate, Schedule, Told
 from replayer.formulas.base import Formula
 from replayer.history import StepRow
 from replayer.scheduler import Scheduler
@@ -43,6 +30,10 @@ class AnyScheduler(Protocol):
     def num_requests(self) -> int:
         """Requests that have arrived and not gone."""
 
+    @property
+    def num_asking(self) -> int:
+        """In the prefill and decode roles: of these, those that hold no slot."""
+
     def __contains__(self, request_id: str) -> bool: ...
 
     @overload
@@ -50,9 +41,9 @@ class AnyScheduler(Protocol):
     @overload
     def apply(self, event: Forwarded) -> Forward: ...
     @overload
-    def apply(
-        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
-    ) -> None: ...
+    def apply(self, event: Preallocate) -> list[str]: ...
+    @overload
+    def apply(self, event: Told) -> None: ...
 
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request made."""

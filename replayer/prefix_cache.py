@@ -43,9 +43,9 @@ class Node:
 class PrefixCache(BlockPool):
     """Blocks of requests and of the cache; a request's first `cached_blocks` are the cache's."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, cache_once: bool = False) -> None:
         super().__init__(num_blocks)
-        self.block_size = block_size
+        self.block_size, self.cache_once = block_size, cache_once
         self.root = Node(None, None, 0)
         self.num_nodes = 0
         self.num_owned_twice = 0
@@ -95,16 +95,18 @@ class PrefixCache(BlockPool):
             node.used_at = self._clock
             node = node.parent
 
-    def computed(self, request: Request) -> None:
-        """Put the full blocks that a request's prefill computed into the cache.
+    def computed(self, request: Request, num_tokens: int) -> None:
+        """Put the full blocks of a request's first `num_tokens` into the cache.
 
         FastDeploy: `update_cache_blocks`, `mm_build_path`. Two requests that compute the same prefix at once
         both enter it, and the later entry hides the earlier one. A request that computes its last cached
         block again in two chunks enters it a second time below itself: from then on FastDeploy counts that
-        block twice.
+        block twice; with `cache_once` (release 2.6) it does not.
         """
         leaf, num_cached = request.leaf
-        can_cache = request.computed - request.computed % self.block_size
+        can_cache = num_tokens - num_tokens % self.block_size
+        if self.cache_once and can_cache <= num_cached:
+            return
         self._clock += 1
         for i in range(num_cached // self.block_size, can_cache // self.block_size):
             key = self._key(request, i)

@@ -13,7 +13,7 @@ from recorder.recording import MISSING, InitialRequest, Recording
 from replayer.clock import BY_STEPS, Clock, ClockKind, call_times, fit_durations
 from replayer.config import SchedulerConfig
 from replayer.events import Resumed
-from replayer.workload import BlockKey, Workload, WorkRequest
+from replayer.workload import BlockKey, Workload, WorkRequest, compact
 
 STEPS_FACTOR, STEPS_MORE = 10, 10_000
 """A replay may take so many times the recorded steps, and so many more, before it counts as endless."""
@@ -57,6 +57,7 @@ class _Reader:
         self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
         numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
         self.initial = {numbers.index(first.request): first for first in recording.initial}
+        self.accepts = compact(recording.accepts)
         self.rank = {numbers.index(first.request): i for i, first in enumerate(recording.initial)}
 
     def _value(self, name: str, i: int) -> int:
@@ -91,7 +92,7 @@ class _Reader:
         finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
         output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
         arrival = self._arrival(i)
-        accepts = recording.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
+        accepts = self.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
             arrival=arrival,

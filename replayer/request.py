@@ -15,12 +15,13 @@ NEVER = -1
 """No forward: the request does not wake, or does not finish."""
 
 
-_ONE_MORE = (1).__add__
-
-
 class Status(str, Enum):
     """Where a request stands; FastDeploy's `RequestStatus` (engine/request.py), and its queues."""
 
+    ASKING = "asking"
+    """In the prefill and decode roles: it has arrived, and holds nothing yet."""
+    PREALLOCATED = "preallocated"
+    """In the same roles: it has its slot and blocks, and does not run yet."""
     WAITING = "waiting"
     PREFILL = "prefill"
     """Running, no token emitted since its admission (RUNNING, or RUNNING_PREFILL of release 2.6)."""
@@ -35,6 +36,30 @@ class Status(str, Enum):
     FINISHED = "finished"
 
 
+RUNNING = (Status.PREFILL, Status.DECODE)
+"""The statuses of the running queue."""
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.ASKING: frozenset({Status.PREALLOCATED}),
+    Status.PREALLOCATED: frozenset({Status.PREFILL, Status.DECODE, Status.FINISHED}),
+    Status.WAITING: frozenset({Status.PREFILL}),
+    Status.PREFILL: frozenset({Status.DECODE, Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
+    Status.DECODE: frozenset({Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
+    Status.PREEMPTED: frozenset({Status.REQUEUED, Status.FINISHED}),
+    Status.REQUEUED: frozenset({Status.PREFILL}),
+    Status.ABORTING: frozenset({Status.FINISHED}),
+    Status.FINISHED: frozenset(),
+}
+"""Status -> the statuses that may follow it."""
+
+
+_ONE_MORE = bytes(range(1, 256)) + b"\xff"
+"""What a forward makes, by what it accepted."""
+
+MOST_ACCEPTED = 254
+"""The most drafts of a forward that an array of bytes holds for a `Plan`."""
+
+
 class Plan:
     """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
 
@@ -46,9 +71,17 @@ class Plan:
 
     def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        taken: Sequence[int] = accepts.tolist() if isinstance(accepts, np.ndarray) else accepts
-        self.sums: list[int] = [0, *accumulate(map(_ONE_MORE, taken))]
-        self._last = 1 + taken[-1] if taken else 1
+        made: Sequence[int]
+        if not isinstance(accepts, np.ndarray):
+            made = [1 + n for n in accepts]
+        elif (
+            accepts.dtype == np.uint8
+        ):  # as a workload has them: a byte each, summed up without numbers in between
+            made = accepts.tobytes().translate(_ONE_MORE)
+        else:
+            made = (accepts + 1).tolist()
+        self.sums: list[int] = list(accumulate(made, initial=0))
+        self._last = made[-1] if made else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""
@@ -108,6 +141,11 @@ class Request:
         """Its last node in the prefix cache, and the tokens up to there."""
         self.rank = NEVER
         """Rank in the worker's order."""
+
+    def become(self, status: Status) -> None:
+        """Change its status, as `TRANSITIONS` allows."""
+        assert status in TRANSITIONS[self.status], (self.id, self.status, status)
+        self.status = status
 
     def output_at(self, forward: int) -> int:
         """Output tokens made before the scheduler's forward number `forward`."""

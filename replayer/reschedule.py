@@ -7,6 +7,7 @@ from collections.abc import Callable
 from replayer.config import ORIGINAL, Policy
 from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
+from replayer.handover import Handover
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang
 from replayer.interface import AnyScheduler, scheduler_by
@@ -53,6 +54,7 @@ class Replay:
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
         self.tape = Tape(self.scheduler, workload)
         self.min_steps = min_steps
+        self._handover = Handover(self.scheduler, workload)
         self._limit = workload.config.max_num_batched_tokens
         self.hang: Hang | None = None
         self._clock = 0.0
@@ -105,23 +107,34 @@ class Replay:
             self._clock = max(self._clock, self.workload.requests[self._next].arrival)
             self._arrive()
         try:
+            handed = self._handover.before_call(self._clock)
             decision = scheduler.apply(SCHEDULE)
         except SchedulerFailed as failure:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
         held_back = scheduler.num_held_back(decision)
         forward = scheduler.apply(FORWARDED)
-        for request_id in decision.preempted:
-            scheduler.apply(Rescheduled(request_id))
-        for request_id in decision.aborted:
-            scheduler.apply(Recycled(request_id))
-        self._to_finish -= len(forward.finished) + len(decision.aborted) + len(decision.errors)
+        self._settle(decision, forward)
+        self._to_finish -= len(handed.discarded)
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
         counted = self.tape.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
         if counted:
             self._clock += 1 if self._durations is None else self._duration(forward)
-        return self._goes_on(decision, forward)
+        return self._goes_on(decision, forward, handed.moved)
+
+    def _settle(self, decision: Decision, forward: Forward) -> None:
+        """What follows a forward: preempted requests wait again, aborted ones are forgotten."""
+        scheduler, gone = self.scheduler, len(decision.aborted) + len(decision.errors)
+        if scheduler.config.role == "decode":
+            gone += len(decision.preempted)
+        else:
+            for request_id in decision.preempted:
+                scheduler.apply(Rescheduled(request_id))
+        for request_id in decision.aborted:
+            scheduler.apply(Recycled(request_id))
+        self._handover.after_forward(self._clock, forward)
+        self._to_finish -= gone + len(forward.finished)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for those who watch."""
@@ -145,7 +158,11 @@ class Replay:
 
     def _enter(self, request: WorkRequest) -> None:
         self.scheduler.apply(request.resumed or request.arrived())
-        if request.resumed is not None and request.resumed.decoding:
+        if request.resumed is None or not request.resumed.decoding:
+            return
+        if self._handover.role == "prefill":
+            self._handover.sending(request.request_id, self._clock)
+        else:
             self.tape.resumed(request.request_id)
 
     @property
@@ -156,7 +173,7 @@ class Replay:
     def _number(self) -> int:
         return self.workload.first_step + self.tape.num_steps
 
-    def _goes_on(self, decision: Decision, forward: Forward) -> bool:
+    def _goes_on(self, decision: Decision, forward: Forward, moved: bool) -> bool:
         if self.tape.num_steps >= self.workload.max_steps:
             cause = f"the work is not done within {self.workload.max_steps} steps"
             self.hang = Hang(self._number(), cause)
@@ -167,10 +184,14 @@ class Replay:
                 self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
             )
             return False
-        if not is_stuck(decision, forward) or self.scheduler.idle:
+        if moved or not is_stuck(decision, forward) or self.scheduler.idle:
             return True
-        coming = [request.arrival for request in self.workload.requests[self._next : self._next + 1]]
+        coming: list[float] = [
+            request.arrival for request in self.workload.requests[self._next : self._next + 1]
+        ]
         coming += [step for step, _ in self._abort_plan[self._next_abort : self._next_abort + 1]]
+        if (due := self._handover.next_due) is not None:
+            coming.append(due)
         if coming:
             self._clock = max(self._clock, min(coming))
             return True

@@ -61,6 +61,8 @@ class DecayingReserve(Reserve):
         self.relaxed = False
 
     def scheduled(self) -> None:
+        if self.relaxed:  # what is left of the number is not looked at before a preemption renews it
+            return
         self.exact -= self.config.reserve_decay
         self.blocks = max(int(self.exact), self.config.reserve_min_blocks, 0)
         if self.blocks == 0:

@@ -12,34 +12,41 @@ from replayer.events import (
     Aborted,
     Arrived,
     Decision,
+    Discarded,
     Emitted,
     Event,
     Finished,
     Forward,
     Forwarded,
+    Joined,
+    Preallocate,
     Ready,
     Recycled,
     Rescheduled,
     Resumed,
     Schedule,
+    Told,
 )
 from replayer.formulas.base import Formula
 from replayer.formulas.variables import Variables
-from replayer.history import StepRow
 from replayer.prefix_cache import PrefixCache
 from replayer.request import Plan, Request, Status
 from replayer.reserve import reserve_of
+from replayer.roles import join, preallocate
 from replayer.state import State
+from replayer.view import View
+
+_CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
 
-def _pool(config: SchedulerConfig) -> BlockPool:
+def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
     """FastDeploy frees blocks past the prefix cache in the decode role: `ResourceManagerV1._free_blocks`."""
     if config.prefix_caching and config.role != "decode":
-        return PrefixCache(config.num_blocks, config.block_size)
+        return PrefixCache(config.num_blocks, config.block_size, cache_once=policy.cache_once)
     return BlockPool(config.num_blocks)
 
 
-class Scheduler:
+class Scheduler(View):
     """A model of FastDeploy's V1 scheduler under a budget formula and a policy.
 
     `apply` is the only way to change it. A live engine drives it as
@@ -52,6 +59,11 @@ class Scheduler:
 
     and a replay, which knows the acceptances beforehand, with `Forwarded()` in place of `Emitted` and
     `Finished`. With `explain`, each decision carries its reasons.
+
+    In the prefill and decode roles an arrived request runs once it has been given its slot and blocks
+    (`Preallocate`) and the other instance is ready (`Joined`), else is `Discarded`. A prefill instance makes
+    one token of each request and frees it when its cache is sent: `Finished` is due, also after `Forwarded`. A
+    decode instance has no `Rescheduled`: what it preempts is gone.
     """
 
     explains = True
@@ -61,12 +73,16 @@ class Scheduler:
     ) -> None:
         self.config, self.formula, self.policy, self.explain = config, formula, policy, explain
         self.num_calls = 0
-        self._state = State(config, policy, _pool(config))
+        self._state = State(config, policy, _pool(config, policy))
         self._reserve = reserve_of(config, policy)
+        self._call = Call(self._state, policy, self._reserve)
         self._variables = Variables.of(config)
         self._chunks: list[tuple[str, int, int]] = []
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {
             Arrived: self._arrived,
+            Preallocate: self._preallocate,
+            Joined: self._joined,
+            Discarded: self._discarded,
             Resumed: self._resumed,
             Ready: self._ready,
             Aborted: self._aborted,
@@ -83,137 +99,38 @@ class Scheduler:
     @overload
     def apply(self, event: Forwarded) -> Forward: ...
     @overload
-    def apply(
-        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
-    ) -> None: ...
-    def apply(self, event: Event) -> Decision | Forward | None:
-        """Take one event; `Schedule` gives the call's `Decision`, `Forwarded` what ran, all others nothing.
+    def apply(self, event: Preallocate) -> list[str]: ...
+    @overload
+    def apply(self, event: Told) -> None: ...
+    def apply(self, event: Event) -> Decision | Forward | list[str] | None:
+        """Take one event; `Schedule` gives the call's `Decision`, `Forwarded` what ran, `Preallocate` the
+        requests that got their blocks, all others nothing.
 
         KeyError: the event names a request that is not known, or not in a state in which it can happen.
+        SchedulerFailed: FastDeploy's scheduler would raise.
         """
-        result: Decision | Forward | None = self._handlers[type(event)](event)
-        return result
-
-    # What can be asked --------------------------------------------------------------------------------------
-
-    @property
-    def num_running(self) -> int:
-        """Requests in the running queue."""
-        return len(self._state.running)
-
-    @property
-    def num_requests(self) -> int:
-        """Requests known: running, waiting, or not let go of by the worker."""
-        return len(self._state.requests)
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests in the waiting queue."""
-        return len(self._state.waiting)
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Free KV blocks."""
-        return self._state.pool.num_free
-
-    @property
-    def num_running_decodes(self) -> int:
-        """Running requests past their prefill."""
-        return len(self._state.running) - len(self._state.prefilling)
-
-    @property
-    def name(self) -> str:
-        """Its formula's name."""
-        return self.formula.name
-
-    def num_held_back(self, decision: Decision) -> int:
-        """Prompt tokens that the budget of this call held back: of prefills cut short, and of the head of the
-        queue. Asked before the forward.
-        """
-        state = self._state
-        if not state.prefilling and decision.not_admitted != "budget":
-            return 0
-        demand = sum(request.need_prefill - request.computed for request in state.prefilling.values())
-        if decision.not_admitted == "budget" and state.waiting:
-            demand += state.waiting[0].need_prefill
-        return demand
-
-    @property
-    def head_of_queue(self) -> tuple[str, int] | None:
-        """The first waiting request and the tokens of its prefill; None: nothing waits."""
-        waiting = self._state.waiting
-        return (waiting[0].id, waiting[0].need_prefill) if waiting else None
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing runs, waits or is about to be rescheduled."""
-        state = self._state
-        return not (state.running or state.waiting or state.preempted)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._state.requests
-
-    def num_blocks_of(self, request_id: str) -> int:
-        """KV blocks that a request holds."""
-        return self._state.requests[request_id].num_blocks
-
-    def num_output_tokens_of(self, request_id: str) -> int:
-        """Output tokens that a request made."""
-        return self._state.requests[request_id].output_at(self._state.num_forwards)
-
-    def num_total_tokens_of(self, request_id: str) -> int:
-        """Prompt and output tokens of a request."""
-        return self._state.total(self._state.requests[request_id])
-
-    def progress_of(self, request_id: str) -> tuple[int, int]:
-        """Tokens that a request of known acceptances emitted in prefills, and its decode forwards."""
-        request = self._state.requests[request_id]
-        return request.emitted, request.forwards_at(self._state.num_forwards)
-
-    def rows(self, decision: Decision) -> list[StepRow]:
-        """The requests of the forward that follows this call, asked between the two."""
-        state, now, drafts = self._state, self._state.num_forwards, self.config.num_draft_tokens
-        rows = [
-            StepRow(name, "prefill", end - start, start, num_blocks=state.requests[name].num_blocks)
-            for name, start, end in decision.chunks
-        ]
-        for name in self.decodes():
-            request = state.requests[name]
-            accepted = 0
-            if request.plan is not None:
-                done = request.forwards_at(now)
-                accepted = request.plan.after(done + 1) - request.plan.after(done) - 1
-            total = state.total(request)
-            rows.append(StepRow(name, "decode", 1 + drafts, total, drafts, accepted, request.num_blocks))
-        return rows
-
-    def can_decode(self, request_id: str) -> bool:
-        """Whether its block table holds all that its next decode may write."""
-        return self._state.can_decode(self._state.requests[request_id])
-
-    def decodes(self) -> list[str]:
-        """The requests that the next forward decodes, in the worker's order: stalled ones left out."""
-        stalled = {request.id for request in self._state.stalled()}
-        return [request_id for request_id in self._state.decoding if request_id not in stalled]
-
-    def stalled(self) -> list[str]:
-        """The decodes that the next forward cannot run, their block tables being too short, in the worker's
-        order.
-        """
-        return [request.id for request in self._state.stalled()]
-
-    def check(self) -> None:
-        """AssertionError where an invariant does not hold: blocks, queues, tokens."""
-        from replayer.invariants import check  # noqa: PLC0415 - only tests pay for it
-
-        check(self._state)
+        return self._handlers[type(event)](event)  # type: ignore[no-any-return]
 
     # Events -------------------------------------------------------------------------------------------------
 
     def _arrived(self, event: Arrived) -> None:
         if event.request_id in self._state.requests:
             raise KeyError(f"request {event.request_id!r} is already there")
-        self._state.arrive(self._request(event))
+        request = self._request(event)
+        if self.config.role == "mixed":
+            self._state.arrive(request)
+        else:
+            self._state.ask(request)
+
+    def _preallocate(self, event: Preallocate) -> list[str]:
+        return preallocate(self._state, self._reserve)
+
+    def _joined(self, event: Joined) -> None:
+        join(self._state, self._state.preallocated[event.request_id])
+
+    def _discarded(self, event: Discarded) -> None:
+        """FastDeploy: `ResourceManagerV1.pre_recycle_resource`."""
+        self._state.discard(self._state.preallocated[event.request_id])
 
     def _request(self, event: Arrived) -> Request:
         plan = None
@@ -249,8 +166,8 @@ class Scheduler:
         decision = Decision(self.num_calls, self.formula.budget(v), v.num_running_decodes)
         self.num_calls += 1
         charge = self.formula.charge(v)
-        call = Call(state, self.policy, self._reserve, decision, charge=charge, explain=self.explain)
-        call.run()
+        call = self._call
+        call.run(decision, charge=charge, explain=self.explain)
         self._chunks = decision.chunks
         counted = decision.token_budget - call.budget
         if charge == 0:  # such a formula reserves the decodes' tokens beforehand
@@ -266,38 +183,47 @@ class Scheduler:
             self._state.emit(self._state.requests[request_id], num_tokens)
 
     def _forwarded(self, event: Forwarded) -> Forward:
-        """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`)."""
-        state, chunks = self._state, self._chunks
-        self._chunks = []
+        """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`), those of a
+        decode instance at first no more than one draft.
+        """
+        state, config = self._state, self.config
         stalled = state.stalled()
         num_decodes = len(state.decoding) - len(stalled)
+        num_tokens = num_decodes * (1 + config.num_draft_tokens)
+        if state.first_decodes:
+            fewer = config.num_draft_tokens - config.num_draft_tokens_of(first=True)
+            num_tokens -= len(state.first_decodes) * fewer
+        forward = Forward(0, num_tokens, num_decodes, [request.id for request in stalled], [], [])
         done = state.forward(stalled)
-        started, finished = [], []
-        for request_id, _, end in chunks:
-            request = state.requests[request_id]
-            if end >= request.need_prefill:
-                state.emit(request, 1)
-                assert request.plan is not None, f"the output of {request_id} is not known beforehand"
-                if request.emitted + request.plan.after(request.forwards) >= request.plan.output:
-                    finished.append(request)
-                else:
-                    started.append(request_id)
-        finished.extend(request for request in done if request not in finished)
-        for request in finished:
+        if config.role != "decode":
+            done = [*self._prefilled(forward), *done]
+        self._chunks = []
+        for request in done:
+            forward.finished.append(request.id)
             state.finish(request)
-        return Forward(
-            num_prefill_tokens=sum(end - start for _, start, end in chunks),
-            num_decode_tokens=num_decodes * (1 + self.config.num_draft_tokens),
-            num_decodes=num_decodes,
-            stalled=[request.id for request in stalled],
-            started=started,
-            finished=[request.id for request in finished],
-        )
+        return forward
+
+    def _prefilled(self, forward: Forward) -> list[Request]:
+        """The chunks of a forward: prefills that end make a token; gives those that end with it."""
+        requests, done = self._state.requests, []
+        for request_id, start, end in self._chunks:
+            forward.num_prefill_tokens += end - start
+            request = requests[request_id]
+            if end < request.need_prefill:
+                continue
+            self._state.emit(request, 1)
+            plan = request.plan
+            assert plan is not None, f"the output of {request_id} is not known beforehand"
+            if request.emitted + plan.after(request.forwards) < plan.output or self.config.role == "prefill":
+                forward.started.append(request_id)
+            else:
+                done.append(request)
+        return done
 
     def _finished(self, event: Finished) -> None:
         """FastDeploy: `ResourceManagerV1.finish_requests`; a request that waits cannot finish there."""
         request = self._state.requests[event.request_id]
-        if request.status not in (Status.WAITING, Status.REQUEUED):
+        if request.status not in _CANNOT_FINISH:
             self._state.finish(request)
 
     def _rescheduled(self, event: Rescheduled) -> None:

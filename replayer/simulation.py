@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from replayer.config import ORIGINAL, Policy
+from replayer.config import ORIGINAL, Policy, Role
 from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
+from replayer.handover import Handed, Handover
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang, StepRow
 from replayer.interface import AnyScheduler, scheduler_by
@@ -24,13 +25,17 @@ class Step:
     forward: Forward
     rows: list[StepRow] | None
     """The requests that ran: chunks in order of scheduling, then decodes in the worker's order."""
+    handed: Handed
+    """In the prefill and decode roles: what came before the call."""
+    role: Role
 
 
 class Simulation:
     """Steps of a workload under a formula and a policy, or by a scheduler of another kind; iterate over it, once.
 
     A step: requests whose arrival has come are added, aborts that are due handed over, the scheduler called,
-    a forward run, finished requests freed, preempted ones put back, aborted ones forgotten.
+    a forward run, finished requests freed, preempted ones put back, aborted ones forgotten. In the prefill and
+    decode roles, blocks are asked for before the call, and requests join.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Simulation:
         """
         self._next = 0
         self._aborts: dict[int, list[str]] = {}
+        self._handover = Handover(self.scheduler, workload)
 
     @property
     def done(self) -> bool:
@@ -79,21 +85,25 @@ class Simulation:
         for request_id in self._aborts.pop(self.step, ()):
             if request_id in scheduler:
                 scheduler.apply(Aborted(request_id))
+        handed = self._handover.before_call(self.step)
         decision = scheduler.apply(SCHEDULE)
         rows = scheduler.rows(decision) if self.with_rows else None
         forward = scheduler.apply(FORWARDED)
-        for request_id in decision.preempted:
-            scheduler.apply(Rescheduled(request_id))
+        if scheduler.config.role != "decode":
+            for request_id in decision.preempted:
+                scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
-        self._watch(decision, forward)
-        step = Step(self.step, decision, forward, rows)
+        self._handover.after_forward(self.step, forward)
+        self._watch(decision, forward, handed)
+        step = Step(self.step, decision, forward, rows, handed, scheduler.config.role)
         self.step += 1
         return step
 
-    def _watch(self, decision: Decision, forward: Forward) -> None:
+    def _watch(self, decision: Decision, forward: Forward, handed: Handed) -> None:
         """What comes from outside may still move it: then it does not hang."""
-        coming = self._next < len(self.workload.requests) or self._aborts
+        coming = self._next < len(self.workload.requests) or self._aborts or handed.moved
+        coming = coming or self._handover.next_due is not None
         if coming or not is_stuck(decision, forward) or self.scheduler.idle:
             self.hang = None
         elif self.hang is None:
@@ -102,6 +112,13 @@ class Simulation:
 
 def golden_line(step: Step) -> dict[str, Any]:
     """A step as one line of decisions, ready for JSON; the simulation must have been run with rows."""
+    line = _line(step)
+    if step.role != "mixed":
+        line.update(asdict(step.handed))
+    return line
+
+
+def _line(step: Step) -> dict[str, Any]:
     decision, forward = step.decision, step.forward
     assert step.rows is not None
     return {

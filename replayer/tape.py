@@ -56,6 +56,7 @@ class Tape:
     def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
+        self._role = workload.config.role
         self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
         self._table = array("q")
         self._not_admitted = array("b")
@@ -82,23 +83,13 @@ class Tape:
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
         """A call and its forward, after both; whether it was a step."""
-        step = self.num_steps
-        for gone in (decision.preempted, decision.aborted, forward.stalled):
-            for request_id in gone:
-                self._end(request_id, step)
-        self._num_preempted += len(decision.preempted)
-        self._num_stalled += len(forward.stalled)
-        num_tokens = forward.num_tokens
-        after = step + (num_tokens > 0)
-        for request_id in forward.finished:
-            self._end(request_id, after)
-        for request_id in (*forward.stalled, *forward.started):
-            self._begin(request_id, after)
+        num_tokens = forward.num_prefill_tokens + forward.num_decode_tokens
+        self._decodes(decision, forward, self.num_steps, self.num_steps + (num_tokens > 0))
         if num_tokens == 0:
             return False
         self._table.extend(
             (
-                self.workload.first_step + step,
+                self.workload.first_step + self.num_steps,
                 num_tokens,
                 decision.token_budget,
                 decision.num_scheduled_tokens,
@@ -115,12 +106,33 @@ class Tape:
             )
         )
         self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
-        for request_id, start, end in decision.chunks:
-            self._chunks.extend((self._numbers[request_id], start, end))
+        if self._role != "decode":
+            for request_id, start, end in decision.chunks:
+                self._chunks.extend((self._numbers[request_id], start, end))
         self._chunk_ends.append(len(self._chunks))
         self._num_preempted = self._num_stalled = 0
-        self.num_steps = after
+        self.num_steps += 1
         return True
+
+    def _decodes(self, decision: Decision, forward: Forward, step: int, after: int) -> None:
+        """End and begin the spans of those that stop and start to decode with this call or its forward."""
+        stalled, started = forward.stalled, forward.started
+        if decision.preempted or decision.aborted or stalled:
+            self._num_preempted += len(decision.preempted)
+            self._num_stalled += len(stalled)
+            for request_id in (*decision.preempted, *decision.aborted, *stalled):
+                self._end(request_id, step)
+        if self._role == "decode":  # a chunk there is a request that came with its first token
+            for request_id, _, _ in decision.chunks:
+                self._open[request_id] = len(self._spans)
+                self._spans.extend((self._numbers[request_id], step, _OPEN, 1, 0))
+        for request_id in forward.finished:
+            self._end(request_id, after)
+        for request_id in stalled:
+            self._begin(request_id, after)
+        if self._role == "mixed":
+            for request_id in started:
+                self._begin(request_id, after)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
@@ -191,8 +203,9 @@ class StepReader:
 
     def _decode(self, span: list[int], plan: Plan, at: int) -> StepRow:
         number, first, _, emitted, forwards = span
-        request, drafts = self._workload.requests[number], self._workload.config.num_draft_tokens
+        request, config = self._workload.requests[number], self._workload.config
         done = forwards + at - first
+        drafts = config.num_draft_tokens_of(first=config.role == "decode" and done == 0)
         total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
         accepted = plan.after(done + 1) - plan.after(done) - 1
         return StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)

@@ -7,12 +7,21 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recorder.errors import UsageError
 from replayer.clock import BY_STEPS, Clock
-from replayer.config import SchedulerConfig
+from replayer.config import SchedulerConfig, parse_role
 from replayer.events import Accepts, Arrived, Resumed
+from replayer.request import MOST_ACCEPTED
 
 BlockKey = Callable[[int], Hashable]
+
+
+def compact(accepts: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Accepted drafts a byte each, where they fit."""
+    return accepts.astype(np.uint8) if not len(accepts) or accepts.max() <= MOST_ACCEPTED else accepts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,12 @@ class WorkRequest:
     target: int | None = None
     """Output tokens that a replay waits for, where the recording ended before the request did; None: its end.
     """
+    join_after: int = 0
+    """In the prefill and decode roles: how long after it has its blocks it joins the running queue."""
+    discarded: bool = False
+    """It does not join then, but gives its blocks back: the other instance refused it or failed."""
+    send_after: int = 0
+    """In the prefill role: how long after its last chunk its cache is sent and its blocks are freed."""
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -73,7 +88,11 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
     """A case in the format that `fdtrace simulate` reads; UsageError where it is none."""
     if not isinstance(case, Mapping):
         raise UsageError("a workload is a JSON object", why=f"this one is a {type(case).__name__}")
+    role = parse_role(str(case.get("role", "mixed")))
     drafts = _integer(case, "num_speculative_tokens", 0)
+    method = str(case.get("spec_method", "mtp")) if drafts else None
+    if role == "prefill" and method == "mtp":
+        drafts = 1  # FastDeploy's `FDConfig.postprocess` (config.py): a prefill instance drafts one token
     env = case.get("env") or {}
     if not isinstance(env, Mapping):
         raise UsageError("this workload's `env` is no object", hint='{"FD_ENC_DEC_BLOCK_NUM": 2}')
@@ -84,8 +103,10 @@ def workload_from_case(case: Mapping[str, Any]) -> Workload:
         block_size=_integer(case, "block_size", 64),
         max_model_len=_integer(case, "max_model_len", 32768),
         num_speculative_tokens=drafts or 1,
-        spec_method=str(case.get("spec_method", "mtp")) if drafts else None,
+        spec_method=method,
         prefix_caching=bool(case.get("prefix_caching", False)),
+        role=role,
+        prealloc_threshold=_integer(case, "prealloc_dec_block_slot_num_threshold", 12),
     ).with_env(env)
     requests = case.get("requests")
     if not isinstance(requests, Sequence) or isinstance(requests, str):
@@ -108,8 +129,6 @@ def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> 
     accepts = spec.get("accepts", ())
     if not isinstance(accepts, Sequence) or not all(isinstance(n, int) and n >= 0 for n in accepts):
         raise UsageError(f"{where}: `accepts` must be a list of whole numbers, 0 or more")
-    if any(n > config.num_draft_tokens for n in accepts):
-        raise UsageError(f"{where}: it accepts more than the {config.num_draft_tokens} drafts of a forward")
     group = _integer(spec, "group", None, where) if spec.get("group") is not None else None
     request = WorkRequest(
         request_id=str(spec.get("id", f"r{i}")),
@@ -120,13 +139,34 @@ def _request(i: int, spec: Any, config: SchedulerConfig, shared_tokens: int) -> 
         max_tokens=_integer(spec, "max_tokens", 0, where) or None,
         abort_after=_integer(spec, "abort_after", 0, where) if "abort_after" in spec else None,
         group=group,
+        join_after=_integer(spec, "join_after", 0, where),
+        discarded=bool(spec.get("discarded", False)),
+        send_after=_integer(spec, "send_after", 0, where),
     )
-    if request.num_prompt_tokens < 1 or request.num_output_tokens < 1:
-        raise UsageError(f"{where}: `prompt` and `output` must be at least 1")
+    _check(request, config, where)
     if config.prefix_caching:
         shared = min(request.num_prompt_tokens, shared_tokens) if group is not None else 0
         request = replace(request, block_key=_case_key(request, shared, config.block_size))
     return request
+
+
+def _check(request: WorkRequest, config: SchedulerConfig, where: str) -> None:
+    if request.num_prompt_tokens < 1 or request.num_output_tokens < 1:
+        raise UsageError(f"{where}: `prompt` and `output` must be at least 1")
+    if config.role != "prefill" and any(n > config.num_draft_tokens for n in request.accepts):
+        raise UsageError(f"{where}: it accepts more than the {config.num_draft_tokens} drafts of a forward")
+    if config.role != "decode":
+        return
+    if request.num_output_tokens < 2:
+        raise UsageError(
+            f"{where}: `output` must be at least 2 in the decode role",
+            why="the first token is made before it",
+        )
+    if request.accepts and request.accepts[0] > 1:
+        raise UsageError(
+            f"{where}: it accepts more than the 1 draft of its first forward",
+            why="a request comes to a decode instance with one draft token",
+        )
 
 
 def _case_key(request: WorkRequest, shared: int, size: int) -> BlockKey:

@@ -4,6 +4,10 @@ Under each formula with the policy of its time: `original`, `pr7438`, `pr7499` a
 2.6, `release_2_6` with its own; --policy chooses another. With --scheduler, the real code of a checkout decides. One
 alone writes its decisions to stdout, or to --decisions; several are compared in a table, and --decisions then writes
 one file each, with its name before the suffix.
+
+With `"role": "prefill"` or `"decode"` the workload meets one instance of a deployment in roles: each request gets its
+slot and blocks before it runs, joins `join_after` calls later (or, with `"discarded": true`, gives them back), and in
+the prefill role is done `send_after` calls after its last chunk. Lines then hold these too.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ Run by a Python that can import Paddle and FastDeploy's requirements; it needs n
 on stdin, an answer a line on what was stdout (FastDeploy's own prints go to stderr):
 
     {"open": {sizes and switches}}                -> {"opened": FastDeploy's version}
-    {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran
+    {"preallocate": [requests], "sent": [ids]}    -> {"preallocated": [ids]}, in the prefill and decode roles
+    {"arrived": [requests], "aborted": [ids],
+     "joined": [ids], "discarded": [ids]}         -> what this step decided and ran
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
 Scheduling is FastDeploy's own code. The forward is played: a scheduled chunk runs whole; every request past its prefill
@@ -15,11 +17,12 @@ runs one token and its drafts, of which it accepts those that it was given, unle
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, TextIO
 
 Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run time
@@ -31,59 +34,6 @@ class CannotGoOn(Exception):
     def __init__(self, where: str, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
         self.where = where
-
-
-def build_config(sizes: Message) -> Any:
-    """An `FDConfig` of these sizes, checked by FastDeploy itself; the model is not there."""
-    from fastdeploy import config as fd
-    from fastdeploy import envs
-    from fastdeploy.scheduler.config import SchedulerConfig
-
-    # Off CUDA its own defaults would choose the scheduler of before V1.
-    envs.ENABLE_V1_KVCACHE_SCHEDULER = 1
-    cache = fd.CacheConfig(
-        {
-            "block_size": sizes["block_size"],
-            "num_gpu_blocks_override": sizes["num_blocks"],
-            "enable_prefix_caching": sizes["prefix_caching"],
-            "enable_chunked_prefill": sizes["chunked_prefill"],
-            "prealloc_dec_block_slot_num_threshold": sizes["prealloc_threshold"],
-            "cache_queue_port": str(os.getpid()),
-        }
-    )
-    cache.enc_dec_block_num = sizes["enc_dec_block_num"]
-    cache.bytes_per_token_per_layer = cache.bytes_per_layer_per_block = cache.bytes_per_block = 1
-    speculation = fd.SpeculativeConfig({})
-    _speculate(speculation, sizes)
-    found = fd.FDConfig(
-        model_config=SimpleNamespace(
-            architectures=["none"],
-            enable_mm=False,
-            max_model_len=sizes["max_model_len"],
-            mm_max_tokens_per_item=None,
-            num_hidden_layers=1,
-            version="none",
-        ),
-        cache_config=cache,
-        # The number names shared memory, so that no two processes share it.
-        parallel_config=fd.ParallelConfig({"engine_worker_queue_port": str(os.getpid())}),
-        speculative_config=speculation,
-        graph_opt_config=fd.GraphOptimizationConfig({}),
-        scheduler_config=SchedulerConfig(
-            {
-                "max_num_batched_tokens": sizes["max_num_batched_tokens"],
-                "max_num_seqs": sizes["max_num_seqs"],
-            }
-        ),
-    )
-    _speculate(speculation, sizes)
-    return found
-
-
-def _speculate(config: Any, sizes: Message) -> None:
-    config.num_speculative_tokens = sizes["num_speculative_tokens"]
-    if sizes["spec_method"] is not None:
-        config.method = sizes["spec_method"]
 
 
 class Playing:
@@ -104,14 +54,17 @@ class Engine:
     """FastDeploy's scheduler with a played worker in lockstep with it."""
 
     def __init__(self, sizes: Message) -> None:
-        config = build_config(sizes)
+        config = _beside("fastdeploy_config").build_config(sizes)
         from fastdeploy.engine.request import Request, RequestStatus
         from fastdeploy.engine.sched.resource_manager_v1 import ResourceManagerV1
 
         self.new_request, self.statuses = Request.from_dict, RequestStatus
         self.drafts = sizes["num_speculative_tokens"] if sizes["spec_method"] is not None else 0
         self.block_size = sizes["block_size"]
-        self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, "mixed")
+        self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, sizes["role"])
+        self.role = sizes["role"]
+        self.others = _beside("fastdeploy_roles").Role(self.role, self.manager, self.drafts)
+        """Requests that do not run yet, in the prefill and decode roles."""
         self.playing: dict[str, Playing] = {}
         self.decoding: dict[str, Any] = {}
         """Requests past their first token that the worker holds, in the order in which it came to that."""
@@ -139,6 +92,9 @@ class Engine:
         request = self._request(spec)
         if spec.get("resumed"):
             self._resume(request, spec["resumed"])
+            return
+        if self.role != "mixed":
+            self.others.add(request)
             return
         self.manager.add_request(request)
         for future in getattr(request, "async_process_futures", ()):
@@ -179,12 +135,25 @@ class Engine:
         last = int(request.num_total_tokens) - 1 + self.drafts
         return bool(last // self.block_size < len(request.block_tables))
 
-    def step(self, arrived: list[Message], aborted: list[str]) -> Message:
-        """One scheduling call, and the forward that follows."""
-        manager = self.manager
+    def preallocate(self, arrived: list[Message], sent: list[str]) -> Message:
+        """Who gets slots and blocks before the call."""
+        self.others.settle([], sent)
         for spec in arrived:
             self.add(spec)
-        known = [name for name in aborted if name in manager.requests]
+        try:
+            return {"preallocated": self.others.preallocate()}
+        except AssertionError as error:
+            raise CannotGoOn("schedule", error) from error
+
+    def step(self, message: Message) -> Message:
+        """One scheduling call, and the forward that follows."""
+        manager = self.manager
+        self.others.settle(message["discarded"], message["sent"])
+        for spec in message["arrived"]:
+            self.add(spec)
+        for name in message["joined"]:
+            self.others.join(name, self.playing[name].output_token)
+        known = [name for name in message["aborted"] if name in self.playing]
         if known:
             manager.add_abort_req_ids(known)
         decodes = sum(1 for r in manager.running if r.num_computed_tokens >= r.need_prefill_tokens)
@@ -228,13 +197,16 @@ class Engine:
         requests, emitted = self.manager.requests, []
         chunked = {name for name, _, _ in chunks}
         stalled, decodes = [], []
+        first = chunked if self.role == "decode" else set()  # come with their first token, these decode
         for name, _, end in chunks:
-            if end >= requests[name].need_prefill_tokens:
+            if name in first:
+                self.decoding[name] = requests[name]
+            elif end >= requests[name].need_prefill_tokens:
                 emitted.append((name, 1))
         for name, request in self.decoding.items():
-            if name in chunked:
+            if name in chunked and name not in first:
                 continue
-            if not self._can_decode(request):
+            if name not in first and not self._can_decode(request):
                 stalled.append(name)
                 continue
             playing = self.playing[name]
@@ -244,8 +216,11 @@ class Engine:
             emitted.append((name, 1 + accepted))
         blocks = [len(requests[name].block_tables) for name, _, _ in chunks]
         finished = [name for name, num_tokens in emitted if self._emit(requests[name], num_tokens)]
+        if self.role == "prefill":  # one token each, and the request stays until its cache is sent
+            finished = []
+            self.decoding.clear()
         done = set(finished)
-        started = [name for name, _ in emitted if name in chunked and name not in done]
+        started = [name for name, _ in emitted if name in chunked - first and name not in done]
         return {
             "decodes": decodes,
             "stalled": stalled,
@@ -270,7 +245,8 @@ class Engine:
         for name in answer["aborted"]:
             manager.recycle_abort_task(name)
         took = time.thread_time_ns() - began
-        for name in (*answer["finished"], *answer["aborted"]):
+        gone = answer["preempted"] if self.role == "decode" else []
+        for name in (*answer["finished"], *answer["aborted"], *gone):
             self.playing.pop(name, None)
         return took
 
@@ -287,7 +263,10 @@ def serve(commands: TextIO, answers: TextIO) -> None:
                     answer: Message = {"opened": _version()}
                 else:
                     assert engine is not None, "nothing is open"
-                    answer = engine.step(message["arrived"], message["aborted"])
+                    if "preallocate" in message:
+                        answer = engine.preallocate(message["preallocate"], message["sent"])
+                    else:
+                        answer = engine.step(message)
             except CannotGoOn as error:
                 answer = {"failed": str(error), "where": error.where}
             except Exception as error:
@@ -297,6 +276,16 @@ def serve(commands: TextIO, answers: TextIO) -> None:
     finally:
         if engine is not None:
             engine.close()
+
+
+def _beside(name: str) -> Any:
+    """A module that lies beside this file: its directory is not on the path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _open(sizes: Message) -> Engine:

@@ -14,16 +14,18 @@ from replayer.events import (
     Aborted,
     Arrived,
     Decision,
-    Emitted,
+    Discarded,
     Event,
     Finished,
     Forward,
     Forwarded,
-    Ready,
+    Joined,
+    Preallocate,
     Recycled,
     Rescheduled,
     Resumed,
     Schedule,
+    Told,
 )
 from replayer.history import StepRow
 from replayer.request import Plan
@@ -49,11 +51,6 @@ class DrivenScheduler:
     explains = False
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
-        if config.role != "mixed":
-            raise UsageError(
-                f"the real scheduler cannot be driven in the {config.role} role",
-                why="it needs the other half of the deployment",
-            )
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
         """Nanoseconds of CPU that the engine's own code took so far."""
@@ -62,6 +59,8 @@ class DrivenScheduler:
         """Content of a block -> the token that it is made of."""
         self._arrived: list[dict[str, Any]] = []
         self._aborted: list[str] = []
+        self._told: dict[str, list[str]] = {"joined": [], "discarded": [], "sent": []}
+        self._asking: list[str] = []
         self._answer: dict[str, Any] = {"decodes": [], "chunks": [], "chunk_blocks": [], "idle": True}
         self._calls = 0
         self._open()
@@ -86,21 +85,29 @@ class DrivenScheduler:
     @overload
     def apply(self, event: Forwarded) -> Forward: ...
     @overload
-    def apply(
-        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
-    ) -> None: ...
-    def apply(self, event: Event) -> Decision | Forward | None:
+    def apply(self, event: Preallocate) -> list[str]: ...
+    @overload
+    def apply(self, event: Told) -> None: ...
+    def apply(self, event: Event) -> Decision | Forward | list[str] | None:
         """As the model's. What follows a forward has happened when it is told: the worker is in lockstep."""
         if isinstance(event, Schedule):
             return self._schedule()
         if isinstance(event, Forwarded):
             return self._forwarded()
+        if isinstance(event, Preallocate):
+            return self._preallocate()
         if isinstance(event, Arrived):
             self._arrive(event, None)
         elif isinstance(event, Resumed):
             self._arrive(event.arrived, event)
         elif isinstance(event, Aborted):
             self._aborted.append(event.request_id)
+        elif isinstance(event, Joined):
+            self._told["joined"].append(event.request_id)
+        elif isinstance(event, Discarded):
+            self._gone("discarded", event.request_id)
+        elif isinstance(event, Finished) and self.config.role == "prefill":
+            self._gone("sent", event.request_id)
         elif not isinstance(event, (Rescheduled, Recycled)):
             raise TypeError(f"a driven scheduler takes no {type(event).__name__}")
         return None
@@ -110,9 +117,13 @@ class DrivenScheduler:
         assert event.num_output_tokens is not None
         accepts = [int(n) for n in event.accepts]
         known = _Known(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
+        if self.config.role == "decode":
+            known.emitted = 1  # its first token is the prefill instance's
         if resumed is not None:
             known.emitted, known.forwards = resumed.num_emitted_tokens, resumed.num_forwards
         self._known[event.request_id] = known
+        if self.config.role != "mixed" and resumed is None:
+            self._asking.append(event.request_id)
         prompt, output_token = self._tokens(event)
         most = event.max_tokens
         self._arrived.append(
@@ -145,13 +156,31 @@ class DrivenScheduler:
     def _token(self, content: Hashable) -> int:
         return self._contents.setdefault(content, FIRST_TOKEN + len(self._contents))
 
-    def _schedule(self) -> Decision:
-        answer = self._child.ask({"arrived": self._arrived, "aborted": self._aborted})
-        self._arrived, self._aborted = [], []
+    def _gone(self, how: str, request_id: str) -> None:
+        self._told[how].append(request_id)
+        del self._known[request_id]
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        answer = self._child.ask(message)
         if "failed" in answer:
             if answer["where"] == "schedule":
                 raise SchedulerFailed(answer["failed"])
             raise TargetError(f"the scheduler of {self._child.what} cannot be driven", why=answer["failed"])
+        return answer
+
+    def _preallocate(self) -> list[str]:
+        message = {"preallocate": self._arrived, "sent": self._told["sent"]}
+        self._arrived, self._told["sent"] = [], []
+        granted: list[str] = self._ask(message)["preallocated"]
+        for request_id in granted:
+            self._asking.remove(request_id)
+        return granted
+
+    def _schedule(self) -> Decision:
+        message = {"arrived": self._arrived, "aborted": self._aborted, **self._told}
+        self._arrived, self._aborted = [], []
+        self._told = {name: [] for name in self._told}
+        answer = self._ask(message)
         self._answer = answer
         self.scheduler_ns += answer["scheduler_ns"]
         self._calls += 1
@@ -178,29 +207,45 @@ class DrivenScheduler:
         for name, _, _ in answer["chunks"]:
             if name in finished or name in answer["started"]:
                 known[name].emitted += 1
-        for name in (*finished, *answer["aborted"]):
+        lost = answer["preempted"] if self.config.role == "decode" else ()
+        for name in (*finished, *answer["aborted"], *lost):
             known.pop(name, None)
         decodes = len(answer["decodes"])
+        prefilled = () if self.config.role == "decode" else answer["chunks"]
         return Forward(
-            num_prefill_tokens=sum(end - start for _, start, end in answer["chunks"]),
-            num_decode_tokens=decodes * (1 + self.config.num_draft_tokens),
+            num_prefill_tokens=sum(end - start for _, start, end in prefilled),
+            num_decode_tokens=sum(1 + self._drafts(name) for name, *_ in answer["decodes"]),
             num_decodes=decodes,
             stalled=answer["stalled"],
             started=answer["started"],
             finished=answer["finished"],
         )
 
+    def _drafts(self, request_id: str) -> int:
+        """Drafts that a decode of the last call's forward verifies."""
+        first = self.config.role == "decode" and any(
+            request_id == name for name, *_ in self._answer["chunks"]
+        )
+        return self.config.num_draft_tokens_of(first=first)
+
     # What can be asked --------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs, waits or is about to be rescheduled."""
+        if self.config.role != "mixed":
+            return not self._known
         return bool(self._answer["idle"]) and not self._arrived
 
     @property
     def num_requests(self) -> int:
         """Requests that have arrived and not gone."""
         return len(self._known)
+
+    @property
+    def num_asking(self) -> int:
+        """In the prefill and decode roles: of these, those that hold no slot."""
+        return len(self._asking)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._known
@@ -217,12 +262,15 @@ class DrivenScheduler:
 
     def rows(self, decision: Decision) -> list[StepRow]:
         """The requests of the forward that follows this call."""
-        answer, drafts = self._answer, self.config.num_draft_tokens
+        answer = self._answer
+        chunks = zip(decision.chunks, answer["chunk_blocks"], strict=True)
         rows = [
             StepRow(name, "prefill", end - start, start, num_blocks=blocks)
-            for (name, start, end), blocks in zip(decision.chunks, answer["chunk_blocks"], strict=True)
+            for (name, start, end), blocks in chunks
+            if self.config.role != "decode"
         ]
         for name, before, accepted, blocks in answer["decodes"]:
+            drafts = self._drafts(name)
             rows.append(StepRow(name, "decode", 1 + drafts, before, drafts, accepted, blocks))
         return rows
 

@@ -5,6 +5,7 @@ FASTDEPLOY_PYTHON is a Python with Paddle and FastDeploy's requirements (default
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ from tests.replayer.test_reschedule import begun_at
 
 Captured = pytest.CaptureFixture[str]
 
+DRAWN = Path(__file__).parent.parent / "data" / "random"
 SOURCE = os.environ.get("FASTDEPLOY_SRC", "")
 PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
 real = pytest.mark.skipif(not SOURCE, reason="FASTDEPLOY_SRC names no checkout of FastDeploy")
@@ -63,6 +65,18 @@ def opened(config: Any) -> Iterator[DrivenScheduler]:
     (given,) = given_schedulers([f"fastdeploy={SOURCE}"], PYTHON)
     with given.open(config, {}) as driven:
         yield driven
+
+
+@real
+@pytest.mark.parametrize("name", ["prefill0", "prefill1", "decode0", "decode1", "case6"])
+def test_drawn_cases_and_roles_are_decided_as_recorded(
+    name: str, versions: list[str], tmp_path: Path
+) -> None:
+    """An instance that prefills, one that decodes, and a threshold that is not the default."""
+    path = DRAWN / f"{name}.json"
+    assert main(["simulate", str(path), "--decisions", str(tmp_path / "out.jsonl"), *OPTIONS]) == 0
+    recorded = gzip.decompress((DRAWN / f"{name}.{versions[0]}.jsonl.gz").read_bytes()).splitlines()
+    assert lines_of(tmp_path / "out.jsonl") == [json.loads(line) for line in recorded]
 
 
 @real

@@ -26,6 +26,11 @@ CASES = (
     "tight_blocks",
     "whole_prefill",
 )
+DRAWN = (
+    *(f"case{i}" for i in range(8)),
+    *(f"prefill{i}" for i in range(3)),
+    *(f"decode{i}" for i in range(3)),
+)
 VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")
 
 
@@ -52,13 +57,13 @@ def test_decisions_equal_the_real_schedulers(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("number", range(6))
-def test_decisions_equal_on_drawn_cases(number: int, version: str) -> None:
+@pytest.mark.parametrize("name", DRAWN)
+def test_decisions_equal_on_drawn_cases(name: str, version: str) -> None:
     """Cases drawn at random, with the real scheduler's decisions: small blocks, aligned chunks, other
-    reserves.
+    reserves and thresholds; and instances that prefill or decode.
     """
-    case = json.loads((DATA / "random" / f"case{number}.json").read_text())
-    with gzip.open(DATA / "random" / f"case{number}.{version}.jsonl.gz", "rt") as lines:
+    case = json.loads((DATA / "random" / f"{name}.json").read_text())
+    with gzip.open(DATA / "random" / f"{name}.{version}.jsonl.gz", "rt") as lines:
         golden = [json.loads(line) for line in lines]
     policy = POLICIES.get(version, ORIGINAL)
     formula = BUILTIN[policy.formula if version in POLICIES else version]

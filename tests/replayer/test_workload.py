@@ -109,3 +109,17 @@ def test_an_engine_row_becomes_a_configuration() -> None:
     )
     config = SchedulerConfig.from_engine(engine)
     assert (config.num_draft_tokens, config.chunked_prefill, config.enc_dec_block_num) == (3, False, 4)
+
+
+@pytest.mark.parametrize(
+    ("version", "recorded", "given"),
+    [("2.5.0", 24, 24), ("2.6.0", 48, 12), ("2.6.0", 80, 20), ("2.5.0", 12, 12), ("2.6.0", 127, 12)],
+)
+def test_the_threshold_that_was_given_is_told_from_the_one_in_force(
+    version: str, recorded: int, given: int
+) -> None:
+    """Release 2.6 puts K + 1 times the threshold in its place, at most a token less than an extension."""
+    drafts = 10 if recorded == 127 else 3
+    told = {"prealloc_dec_block_slot_num_threshold": recorded, "enc_dec_block_num": 2}
+    engine = EngineInfo(0, "fastdeploy", version, 2048, 64, drafts, 64, 900, 8192, "mtp", config=told)
+    assert SchedulerConfig.from_engine(engine).prealloc_threshold == given
