@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder import schema
+from recorder import digest, schema
 from recorder.recording import MISSING, EngineInfo, InitialRequest, Recording
 
 Columns = dict[str, NDArray[Any]]
@@ -79,16 +79,31 @@ class Reader:
             f"WHERE engine_id = $1 AND step > {int(after)} ORDER BY step"
         )
 
-    def accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        """Drafts accepted in each decode, by request and step, and where in them each request's begin."""
+    def accepts(
+        self, numbers: NDArray[Any]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int16]]:
+        """Drafts accepted in each decode, by request and step, where in them each request's begin, and the drafts
+        verified in each.
+        """
         found = self._numpy(
-            "SELECT request, num_accepted_tokens::SMALLINT AS accepted FROM step_request "
+            "SELECT request, num_accepted_tokens::SMALLINT AS accepted, "
+            f"coalesce(num_draft_tokens, {MISSING})::SMALLINT AS drafts FROM step_request "
             "WHERE engine_id = $1 AND kind = 'decode' ORDER BY request, step"
         )
         counts = np.zeros(len(numbers) + 1, np.int64)
         order, number_of = np.unique(found["request"], return_counts=True)
         counts[np.searchsorted(numbers, order) + 1] = number_of
-        return found["accepted"].astype(np.int16), np.cumsum(counts)
+        return found["accepted"].astype(np.int16), np.cumsum(counts), found["drafts"].astype(np.int16)
+
+    def digests(self, steps: NDArray[Any]) -> NDArray[np.int64]:
+        """What each of these steps ran, as one number each."""
+        found = self._numpy(
+            f"SELECT step, {digest.SQL} AS digest FROM step_request WHERE engine_id = $1 GROUP BY step ORDER BY step"
+        )
+        digests = np.zeros(len(steps), np.int64)
+        there = np.isin(found["step"], steps)
+        digests[np.searchsorted(steps, found["step"][there])] = found["digest"][there]
+        return digests
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
         """The step of the first event of a kind of each request; MISSING where there is none."""
@@ -127,11 +142,11 @@ class TraceRecording(Recording):
 
     def read_now(self) -> TraceRecording:
         """Read the rest at once, for a trace that is about to be closed."""
-        _ = self.accepts, self.aborted_step, self.finished_step, self.initial
+        _ = self.accepts, self.aborted_step, self.finished_step, self.initial, self.digests
         return self
 
     @cached_property
-    def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int16]]:
         return self._there().accepts(self.requests["request"])
 
     def _there(self) -> Reader:
@@ -145,6 +160,14 @@ class TraceRecording(Recording):
     @property
     def accept_offsets(self) -> NDArray[np.int64]:
         return self._accepts[1]
+
+    @property
+    def drafts(self) -> NDArray[np.int16]:
+        return self._accepts[2]
+
+    @cached_property
+    def digests(self) -> NDArray[np.int64]:
+        return self._there().digests(self.steps["step"])
 
     @cached_property
     def aborted_step(self) -> NDArray[np.int64]:

@@ -61,6 +61,8 @@ class Recording:
     number; `arrived_at` and `finished_at` in ns). `accepts[accept_offsets[i]:accept_offsets[i + 1]]` are the drafts
     accepted in the 1st, 2nd, … recorded decode forward of the i-th entry of `requests`. `aborted_step` and
     `finished_step` hold, by entry of `requests`, the step at which it was aborted or finished (MISSING: not).
+    `drafts` goes with `accepts`: the drafts verified in each of these forwards (MISSING: unknown). `digests` holds, by
+    entry of `steps`, the `recorder.digest` of the requests that ran, of their tokens and drafts.
     """
 
     engine: EngineInfo
@@ -72,6 +74,8 @@ class Recording:
     finished_step: NDArray[np.int64]
     initial: tuple[InitialRequest, ...] = ()
     notes: tuple[str, ...] = ()
+    drafts: NDArray[np.int16] | None = None
+    digests: NDArray[np.int64] | None = None
 
     @property
     def num_steps(self) -> int:

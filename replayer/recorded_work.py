@@ -91,13 +91,14 @@ class _Reader:
         finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
         output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
         arrival = self._arrival(i)
-        accepts = recording.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
+        forwards = slice(recording.accept_offsets[i], recording.accept_offsets[i + 1])
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
             arrival=arrival,
             num_prompt_tokens=prompt,
             num_output_tokens=output,
-            accepts=accepts,
+            accepts=recording.accepts[forwards],
+            drafts=None if recording.drafts is None else recording.drafts[forwards],
             max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),

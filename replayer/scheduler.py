@@ -55,6 +55,8 @@ class Scheduler:
     """
 
     explains = True
+    tells_rows = False
+    engine: str | None = None
 
     def __init__(
         self, config: SchedulerConfig, formula: Formula, policy: Policy = ORIGINAL, *, explain: bool = True

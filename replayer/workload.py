@@ -39,6 +39,10 @@ class WorkRequest:
     target: int | None = None
     """Output tokens that a replay waits for, where the recording ended before the request did; None: its end.
     """
+    drafts: Accepts | None = None
+    """Drafts verified in its 1st, 2nd, … decode forward, where they differ; the model verifies the same number in
+    each.
+    """
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -49,6 +53,7 @@ class WorkRequest:
             accepts=self.accepts,
             num_output_tokens=self.num_output_tokens,
             block_key=self.block_key,
+            drafts=self.drafts,
         )
 
 

@@ -47,6 +47,8 @@ class DrivenScheduler:
     """The scheduler that a `Child` runs. It tells what it decides, but neither its budget nor its reasons."""
 
     explains = False
+    tells_rows = False
+    engine: str | None = "fastdeploy"
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
         if config.role != "mixed":
