@@ -15,22 +15,16 @@ runs one token and its drafts, of which it accepts those that it was given, unle
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run time
-
-
-class CannotGoOn(Exception):
-    """Told to whoever drives, with where it happened."""
-
-    def __init__(self, where: str, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
-        self.where = where
+if TYPE_CHECKING:
+    from fdtrace.drivers.serving import CannotGoOn, Message, run
+else:  # beside this script, without fdtrace
+    from serving import CannotGoOn, Message, run
 
 
 def build_config(sizes: Message) -> Any:
@@ -275,30 +269,6 @@ class Engine:
         return took
 
 
-def serve(commands: TextIO, answers: TextIO) -> None:
-    """Answer every line until the commands end."""
-    engine: Engine | None = None
-    try:
-        for line in commands:
-            message = json.loads(line)
-            try:
-                if "open" in message:
-                    engine = _open(message["open"])
-                    answer: Message = {"opened": _version()}
-                else:
-                    assert engine is not None, "nothing is open"
-                    answer = engine.step(message["arrived"], message["aborted"])
-            except CannotGoOn as error:
-                answer = {"failed": str(error), "where": error.where}
-            except Exception as error:
-                answer = {"failed": f"{type(error).__name__}: {error}", "where": "step"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-    finally:
-        if engine is not None:
-            engine.close()
-
-
 def _open(sizes: Message) -> Engine:
     try:
         import fastdeploy.engine.sched.resource_manager_v1  # noqa: F401
@@ -314,18 +284,5 @@ def _version() -> str:
     return str(getattr(sys.modules.get("fastdeploy"), "__version__", "unknown"))
 
 
-def main() -> None:
-    """Keep stdin and stdout for the conversation, whatever FastDeploy reads or prints."""
-    commands = os.fdopen(os.dup(0), encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    sys.path[0] = sys.argv[1]  # in place of this file's own directory, whose names are not for FastDeploy
-    serve(commands, answers)
-    answers.close()
-    os._exit(0)  # its thread pools would be waited for
-
-
 if __name__ == "__main__":
-    main()
+    run(_open, _version)

@@ -49,6 +49,8 @@ class DrivenScheduler:
     explains = False
     tells_rows = False
     engine: str | None = "fastdeploy"
+    needs = "Paddle and this engine's requirements"
+    """What the Python that runs it must have."""
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
         if config.role != "mixed":
@@ -69,7 +71,7 @@ class DrivenScheduler:
         self._open()
 
     def _open(self) -> None:
-        answer = self._child.ask({"open": asdict(self.config)})
+        answer = self._child.ask({"open": self._opening()})
         if "failed" not in answer:
             return
         what, why = self._child.what, answer["failed"]
@@ -77,9 +79,12 @@ class DrivenScheduler:
             raise TargetError(
                 f"the scheduler of {what} cannot be imported",
                 why=f"{why}, in {self._child.python}",
-                hint="--scheduler-python PATH: a Python that has Paddle and this engine's requirements",
+                hint=f"--scheduler-python PATH: a Python that has {self.needs}",
             )
         raise UsageError(f"{what} refuses this configuration", why=why)
+
+    def _opening(self) -> dict[str, Any]:
+        return asdict(self.config)
 
     # Events -------------------------------------------------------------------------------------------------
 
@@ -115,19 +120,21 @@ class DrivenScheduler:
         if resumed is not None:
             known.emitted, known.forwards = resumed.num_emitted_tokens, resumed.num_forwards
         self._known[event.request_id] = known
+        self._arrived.append(self._told(event, accepts, None if resumed is None else _state(resumed)))
+
+    def _told(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
+        """A request as the driver is told of it."""
         prompt, output_token = self._tokens(event)
         most = event.max_tokens
-        self._arrived.append(
-            {
-                "id": event.request_id,
-                "prompt": prompt,
-                "output_token": output_token,
-                "max_tokens": event.num_output_tokens if most is None else most,
-                "output": event.num_output_tokens,
-                "accepts": accepts,
-                "resumed": None if resumed is None else _state(resumed),
-            }
-        )
+        return {
+            "id": event.request_id,
+            "prompt": prompt,
+            "output_token": output_token,
+            "max_tokens": event.num_output_tokens if most is None else most,
+            "output": event.num_output_tokens,
+            "accepts": accepts,
+            "resumed": resumed,
+        }
 
     def _tokens(self, event: Arrived) -> tuple[list[list[int]], int]:
         """The prompt as runs of equal tokens, and the token that its output is made of.
@@ -147,7 +154,8 @@ class DrivenScheduler:
     def _token(self, content: Hashable) -> int:
         return self._contents.setdefault(content, FIRST_TOKEN + len(self._contents))
 
-    def _schedule(self) -> Decision:
+    def _step(self) -> dict[str, Any]:
+        """What the driver answers to the events so far. SchedulerFailed, TargetError."""
         answer = self._child.ask({"arrived": self._arrived, "aborted": self._aborted})
         self._arrived, self._aborted = [], []
         if "failed" in answer:
@@ -157,6 +165,10 @@ class DrivenScheduler:
         self._answer = answer
         self.scheduler_ns += answer["scheduler_ns"]
         self._calls += 1
+        return answer
+
+    def _schedule(self) -> Decision:
+        answer = self._step()
         return Decision(
             call=self._calls - 1,
             token_budget=MISSING,
