@@ -116,15 +116,41 @@ class Reader:
             steps[np.searchsorted(numbers, found["request"])] = found["step"]
         return steps
 
+    def block_hashes(self) -> NDArray[Any]:
+        """The hashes of each request's full prompt blocks, a list each."""
+        rows = self.db.execute(
+            "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request", [self.engine_id]
+        ).fetchall()
+        found = np.empty(len(rows), dtype=object)
+        for i, (hashes,) in enumerate(rows):
+            found[i] = hashes
+        return found
+
     def initial(self) -> tuple[InitialRequest, ...]:
         """Requests whose arrival was not recorded and which had computed tokens in their first recorded step."""
-        rows = self.db.execute(
+        rows = self._first_rows("ORDER BY q.request")
+        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
+
+    def queued(self) -> tuple[InitialRequest, ...]:
+        """Requests whose arrival was not recorded and which began with a prefill after the first recorded step."""
+        return tuple(
+            InitialRequest(*row)
+            for row in self._first_rows(
+                "HAVING arg_min(q.kind, q.step) = 'prefill' "
+                "AND min(q.step) > (SELECT min(step) FROM step WHERE engine_id = $1) "
+                "ORDER BY min(q.step), q.request"
+            )
+        )
+
+    def _first_rows(self, rest: str) -> list[Any]:
+        return self.db.execute(
             "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
-            "arg_min(q.kind, q.step) = 'decode' FROM step_request q JOIN request r USING (engine_id, request) "
-            "WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request ORDER BY q.request",
+            "arg_min(q.kind, q.step) = 'decode', "
+            f"coalesce(arg_min(q.num_computed_tokens, q.step) FILTER (WHERE q.kind = 'decode'), {MISSING}) "
+            "FROM step_request q JOIN request r USING (engine_id, request) "
+            f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {rest}",
             [self.engine_id],
         ).fetchall()
-        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
 
 
 class TraceRecording(Recording):
@@ -142,7 +168,15 @@ class TraceRecording(Recording):
 
     def read_now(self) -> TraceRecording:
         """Read the rest at once, for a trace that is about to be closed."""
-        _ = self.accepts, self.aborted_step, self.finished_step, self.initial, self.digests
+        _ = (
+            self.accepts,
+            self.aborted_step,
+            self.finished_step,
+            self.initial,
+            self.queued,
+            self.digests,
+            self.block_hashes,
+        )
         return self
 
     @cached_property
@@ -180,3 +214,11 @@ class TraceRecording(Recording):
     @cached_property
     def initial(self) -> tuple[InitialRequest, ...]:
         return self._there().initial()
+
+    @cached_property
+    def queued(self) -> tuple[InitialRequest, ...]:
+        return self._there().queued()
+
+    @cached_property
+    def block_hashes(self) -> NDArray[Any] | None:
+        return self._there().block_hashes() if self.engine.prefix_caching else None

@@ -48,6 +48,8 @@ class Resumed:
     num_forwards: int = 0
     """Decode forwards that it has run: where in `accepts` it stands."""
     decoding: bool = True
+    waiting: bool = False
+    """Whether it has no blocks and waits to be run, or run anew: told to an engine's real scheduler alone."""
 
 
 @dataclass(frozen=True, slots=True)

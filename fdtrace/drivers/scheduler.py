@@ -251,4 +251,5 @@ def _state(resumed: Resumed) -> dict[str, int]:
         "num_blocks": int(resumed.num_blocks),
         "num_emitted_tokens": int(resumed.num_emitted_tokens),
         "decoding": int(resumed.decoding),
+        "waiting": int(resumed.waiting),
     }

@@ -124,11 +124,15 @@ class Engine:
             self.scheduler.add_request(request)
 
     def _resume(self, request: Any, playing: Playing, state: Message) -> None:
-        """A request enters as running: with its blocks, and what it has computed and made."""
+        """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
         manager = self.scheduler.kv_cache_manager
-        if state["decoding"]:
-            playing.prefills = False
-            request.append_output_token_ids(playing.emit(state["num_emitted_tokens"]))
+        request.append_output_token_ids(playing.emit(state["num_emitted_tokens"]))
+        if state["waiting"]:
+            if playing.emitted:
+                request.status = self.statuses.PREEMPTED
+            self.scheduler.add_request(request)
+            return
+        playing.prefills = not state["decoding"]
         computed = request.num_tokens - 1 if state["decoding"] else state["num_computed_tokens"]
         found = manager.get_computed_blocks(request)
         blocks, cached = found[0], min(found[1], computed // self.block_size * self.block_size)

@@ -40,8 +40,6 @@ class DrivenVllm(DrivenScheduler):
 
     def _told(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
         assert event.num_output_tokens is not None
-        if resumed is not None and not resumed["num_computed_tokens"] and not resumed["decoding"]:
-            resumed = None  # it waited
         most = event.max_tokens
         drafts = event.drafts
         return {
