@@ -26,12 +26,15 @@ def show(path: Path, formulas_given: list[str] | None) -> None:
     """Show the recording until the screen is left."""
     from fdtrace.reading import TraceReader
     from fdtrace.replays import Replays, add_replay_arguments, sources_of
+    from replayer.config import is_modelled
     from tui.app import run_replay
 
     parser = argparse.ArgumentParser()
     add_replay_arguments(parser)
     asked = [part for text in formulas_given or () for part in ("-f", text)]
     reader = TraceReader(path)
+    if not is_modelled(reader.first.engine):
+        asked.append("--as-recorded")
     try:
         replays = Replays(reader.first, parser.parse_args([*asked, "--", str(path)]), reader.rows, reader)
         run_replay(reader.first, replays.later(), sources=sources_of(reader, replays))

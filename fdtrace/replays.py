@@ -122,12 +122,16 @@ class Replays:
     ) -> None:
         from fdtrace.formulas import formulas
         from fdtrace.schedulers import given_schedulers
+        from replayer.compare import refuse_unmodelled
+        from replayer.config import is_modelled
 
         self.recording, self.rows, self.args = recording, rows, args
         self.reader = reader if reader is not None and reader.live else None
         self.policy = policy_of(args.policy)
-        self.how: How = "as recorded" if args.as_recorded else "rescheduled"
         given = given_schedulers(args.scheduler, args.scheduler_python)
+        modelled = is_modelled(recording.engine)
+        asked = args.formula or given or args.policy or args.clock != "steps"
+        self.how: How = "as recorded" if args.as_recorded or not (modelled or asked) else "rescheduled"
         chosen = formulas(args.formula) if args.formula or not given else []
         self.subjects: list[Formula | GivenScheduler] = [*chosen, *given]
         self.texts = [*(args.formula or (DEFAULT if chosen else ())), *("" for _ in given)]
@@ -136,6 +140,13 @@ class Replays:
         if args.as_recorded and args.clock != "steps":
             raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
         self.device_bytes = device_bytes_of(args.device_memory)
+        for one in given:
+            one.refuse_others(recording)
+        if self.how == "rescheduled":
+            for formula in chosen:
+                refuse_unmodelled(recording, formula.name)
+            if self.policy is not None and not modelled:
+                refuse_unmodelled(recording, f"--policy {self.policy.name}")
 
     @cached_property
     def _desk(self) -> Desk:
@@ -169,8 +180,12 @@ class Replays:
     def of(self, text: str) -> Replay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
         from fdtrace.formulas import formula
+        from replayer.compare import refuse_unmodelled
 
-        return self._later(formula(text), text)
+        found = formula(text)
+        if self.how == "rescheduled":
+            refuse_unmodelled(self.recording, found.name)
+        return self._later(found, text)
 
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
         from fdtrace.schedulers import GivenScheduler
@@ -193,7 +208,8 @@ class Replays:
             progress(min(1.0, done / max(expected, 1)))
 
         if isinstance(one, GivenScheduler):
-            with one.open(desk.workload.config, self.recording.engine.env) as driven:
+            engine = self.recording.engine
+            with one.open(desk.workload.config, engine.env, engine.config) as driven:
                 return desk.reschedule(driven, None, progressed, cancelled)
         if self.how == "as recorded":
             return desk.as_recorded(one)

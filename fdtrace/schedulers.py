@@ -1,4 +1,4 @@
-"""`--scheduler ENGINE=DIR` of the command line: the real scheduler of an engine's checkout, beside the formulas."""
+"""`--scheduler ENGINE[=DIR]` of the command line: an engine's real scheduler, beside the formulas."""
 
 from __future__ import annotations
 
@@ -14,10 +14,27 @@ from recorder.errors import UsageError
 
 if TYPE_CHECKING:
     from fdtrace.drivers.scheduler import DrivenScheduler
+    from recorder.recording import Recording
     from replayer.config import SchedulerConfig
 
-DRIVERS = {"fastdeploy": "fastdeploy/engine/sched/resource_manager_v1.py"}
+DRIVERS = {
+    "fastdeploy": "fastdeploy/engine/sched/resource_manager_v1.py",
+    "vllm": "vllm/v1/core/sched/scheduler.py",
+}
 """Engine -> the file of a checkout that its driver drives."""
+
+INSTALLED = ("vllm",)
+"""Engines whose package may be installed in the Python that runs the driver."""
+
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""A driven vLLM says nothing and asks no one."""
+
+HINT = "--scheduler vllm, --scheduler vllm=DIR or --scheduler fastdeploy=DIR"
 
 
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,45 +42,77 @@ def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler",
         action="append",
-        metavar="fastdeploy=DIR",
-        help="the real scheduler of a FastDeploy checkout, on the CPU, beside the formulas; repeatable",
+        metavar="ENGINE[=DIR]",
+        help="an engine's real scheduler, on the CPU, beside the formulas: fastdeploy=DIR, a checkout; vllm, the "
+        "installed package; vllm=DIR, a checkout or a directory of packages; repeatable",
     )
     parser.add_argument(
         "--scheduler-python",
         default=sys.executable,
         metavar="PATH",
-        help="a Python that can import Paddle and FastDeploy's requirements (default: the one that runs fdtrace)",
+        help="a Python that can import the engine, or its requirements where DIR is given (default: the one that "
+        "runs fdtrace)",
     )
 
 
 @dataclass(frozen=True)
 class GivenScheduler:
-    """One checkout, and the Python that runs its scheduler."""
+    """One engine's scheduler, the directory that holds it (None: it is installed), and the Python that runs it."""
 
     name: str
     engine: str
-    checkout: Path
+    checkout: Path | None
     python: str
 
+    def refuse_others(self, recording: Recording) -> None:
+        """UsageError where the recording is not of an engine that schedules as this one does."""
+        from replayer.config import is_modelled
+
+        engine = recording.engine
+        if (self.engine == "vllm") != (engine.name == "vllm"):
+            own = "" if is_modelled(engine) else f", or --scheduler {engine.name}"
+            raise UsageError(
+                f"--scheduler {self.name} cannot reschedule a recording of {engine.name}",
+                why=f"what {engine.name} was configured with is not what {self.engine} asks for",
+                hint=f"--as-recorded{own}",
+            )
+
     @contextmanager
-    def open(self, config: SchedulerConfig, env: Mapping[str, Any]) -> Iterator[DrivenScheduler]:
+    def open(
+        self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
+    ) -> Iterator[DrivenScheduler]:
         """Its scheduler of these sizes, under these variables of the engine, in a process that ends with it.
 
-        UsageError where it refuses the configuration, TargetError where it cannot be imported or driven.
+        `recorded`: the rest of the engine's configuration, as `engine.config` of a recording has it. UsageError where
+        it refuses the configuration, TargetError where it cannot be imported or driven.
         """
         import fdtrace.drivers
         from fdtrace.drivers.child import Child
         from fdtrace.drivers.scheduler import DrivenScheduler
+        from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
         driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}.py")
+        with Child(driver, self.checkout, self.python, self._env(config, env, recorded or {})) as child:
+            if self.engine == "vllm":
+                yield DrivenVllm(child, config, self.name, recorded or {})
+            else:
+                yield DrivenScheduler(child, config, self.name)
+
+    def _env(
+        self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any]
+    ) -> dict[str, str]:
+        if self.engine == "vllm":
+            runner = recorded.get("scheduler", {}).get("use_v2_model_runner")
+            return QUIET if runner is None else {**QUIET, "VLLM_USE_V2_MODEL_RUNNER": str(int(runner))}
         given = {name: str(value) for name, value in env.items() if name.startswith("FD_")}
-        with Child(driver, self.checkout, self.python, {**given, **config.env()}) as child:
-            yield DrivenScheduler(child, config, self.name)
+        return {**given, **config.env()}
 
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:
-    """The schedulers of repeated `--scheduler`; UsageError where one is none."""
+    """The schedulers of repeated `--scheduler`; UsageError where one is none, or is given twice."""
     found = [_given(text, python) for text in texts or ()]
+    if len(set(texts or ())) < len(found):
+        raise UsageError("the same --scheduler is given twice")
     names = [one.name for one in found]
     return [
         one if names.count(one.name) == 1 else GivenScheduler(text, one.engine, one.checkout, python)
@@ -73,8 +122,10 @@ def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenSche
 
 def _given(text: str, python: str) -> GivenScheduler:
     engine, equals, where = text.partition("=")
-    if not equals or engine not in DRIVERS:
-        raise UsageError(f"--scheduler {text} names no scheduler", hint="--scheduler fastdeploy=DIR")
+    if engine not in DRIVERS or not (equals or engine in INSTALLED):
+        raise UsageError(f"--scheduler {text} names no scheduler", hint=HINT)
+    if not equals:
+        return GivenScheduler(engine, engine, None, python)
     checkout = Path(where)
     if not (checkout / DRIVERS[engine]).is_file():
         raise UsageError(

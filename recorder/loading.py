@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder import schema
+from recorder import digest, schema
 from recorder.recording import MISSING, EngineInfo, InitialRequest, Recording
 
 Columns = dict[str, NDArray[Any]]
@@ -70,17 +70,7 @@ class Reader:
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
-        if engine.prefix_caching:
-            requests["block_hashes"] = self._block_hashes()
         return TraceRecording(self, engine, steps, requests, notes)
-
-    def _block_hashes(self) -> NDArray[Any]:
-        """Of each request an array, None where the trace has none."""
-        query = "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request"
-        found: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
-        lists: NDArray[Any] = found.data.copy()
-        lists[np.ma.getmaskarray(found)] = None
-        return lists
 
     def steps(self, after: int = MISSING) -> Columns:
         """The columns of `step`, of the steps after one, in step order."""
@@ -95,16 +85,31 @@ class Reader:
         order = np.argsort(steps)
         return {name: values[order] for name, values in found.items()}
 
-    def accepts(self, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        """Drafts accepted in each decode, by request and step, and where in them each request's begin."""
+    def accepts(
+        self, numbers: NDArray[Any]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int16]]:
+        """Drafts accepted in each decode, by request and step, where in them each request's begin, and the drafts
+        verified in each.
+        """
         found = self._numpy(
-            "SELECT request, num_accepted_tokens::SMALLINT AS accepted FROM step_request "
+            "SELECT request, num_accepted_tokens::SMALLINT AS accepted, "
+            f"coalesce(num_draft_tokens, {MISSING})::SMALLINT AS drafts FROM step_request "
             "WHERE engine_id = $1 AND kind = 'decode' ORDER BY request, step"
         )
         counts = np.zeros(len(numbers) + 1, np.int64)
         order, number_of = np.unique(found["request"], return_counts=True)
         counts[np.searchsorted(numbers, order) + 1] = number_of
-        return found["accepted"].astype(np.int16), np.cumsum(counts)
+        return found["accepted"].astype(np.int16), np.cumsum(counts), found["drafts"].astype(np.int16)
+
+    def digests(self, steps: NDArray[Any]) -> NDArray[np.int64]:
+        """What each of these steps ran, as one number each."""
+        found = self._numpy(
+            f"SELECT step, {digest.SQL} AS digest FROM step_request WHERE engine_id = $1 GROUP BY step ORDER BY step"
+        )
+        digests = np.zeros(len(steps), np.int64)
+        there = np.isin(found["step"], steps)
+        digests[np.searchsorted(steps, found["step"][there])] = found["digest"][there]
+        return digests
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
         """The step of the first event of a kind of each request; MISSING where there is none."""
@@ -117,15 +122,39 @@ class Reader:
             steps[np.searchsorted(numbers, found["request"])] = found["step"]
         return steps
 
+    def block_hashes(self) -> NDArray[Any]:
+        """The hashes of each request's full prompt blocks, an array each, None where the trace has none."""
+        query = "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request"
+        found: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
+        lists: NDArray[Any] = found.data.copy()
+        lists[np.ma.getmaskarray(found)] = None
+        return lists
+
     def initial(self) -> tuple[InitialRequest, ...]:
         """Requests whose arrival was not recorded and which had computed tokens in their first recorded step."""
-        rows = self.db.execute(
+        rows = self._first_rows("ORDER BY q.request")
+        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
+
+    def queued(self) -> tuple[InitialRequest, ...]:
+        """Requests whose arrival was not recorded and which began with a prefill after the first recorded step."""
+        return tuple(
+            InitialRequest(*row)
+            for row in self._first_rows(
+                "HAVING arg_min(q.kind, q.step) = 'prefill' "
+                "AND min(q.step) > (SELECT min(step) FROM step WHERE engine_id = $1) "
+                "ORDER BY min(q.step), q.request"
+            )
+        )
+
+    def _first_rows(self, rest: str) -> list[Any]:
+        return self.db.execute(
             "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
-            "arg_min(q.kind, q.step) = 'decode' FROM step_request q JOIN request r USING (engine_id, request) "
-            "WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request ORDER BY q.request",
+            "arg_min(q.kind, q.step) = 'decode', "
+            f"coalesce(arg_min(q.num_computed_tokens, q.step) FILTER (WHERE q.kind = 'decode'), {MISSING}) "
+            "FROM step_request q JOIN request r USING (engine_id, request) "
+            f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {rest}",
             [self.engine_id],
         ).fetchall()
-        return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
 
 
 class TraceRecording(Recording):
@@ -143,11 +172,19 @@ class TraceRecording(Recording):
 
     def read_now(self) -> TraceRecording:
         """Read the rest at once, for a trace that is about to be closed."""
-        _ = self.accepts, self.aborted_step, self.finished_step, self.initial
+        _ = (
+            self.accepts,
+            self.aborted_step,
+            self.finished_step,
+            self.initial,
+            self.queued,
+            self.digests,
+            self.block_hashes,
+        )
         return self
 
     @cached_property
-    def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int16]]:
         return self._there().accepts(self.requests["request"])
 
     def _there(self) -> Reader:
@@ -162,6 +199,14 @@ class TraceRecording(Recording):
     def accept_offsets(self) -> NDArray[np.int64]:
         return self._accepts[1]
 
+    @property
+    def drafts(self) -> NDArray[np.int16]:
+        return self._accepts[2]
+
+    @cached_property
+    def digests(self) -> NDArray[np.int64]:
+        return self._there().digests(self.steps["step"])
+
     @cached_property
     def aborted_step(self) -> NDArray[np.int64]:
         return self._there().event_step(self.requests["request"], "aborted")
@@ -173,3 +218,11 @@ class TraceRecording(Recording):
     @cached_property
     def initial(self) -> tuple[InitialRequest, ...]:
         return self._there().initial()
+
+    @cached_property
+    def queued(self) -> tuple[InitialRequest, ...]:
+        return self._there().queued()
+
+    @cached_property
+    def block_hashes(self) -> NDArray[Any] | None:
+        return self._there().block_hashes() if self.engine.prefix_caching else None

@@ -50,6 +50,8 @@ class InitialRequest:
     num_computed_tokens: int
     num_blocks: int
     decoding: bool
+    num_total_tokens: int = MISSING
+    """Its tokens when it first decoded, the one sampled last included; MISSING: it did not in this recording."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Recording:
     number; `arrived_at` and `finished_at` in ns). `accepts[accept_offsets[i]:accept_offsets[i + 1]]` are the drafts
     accepted in the 1st, 2nd, … recorded decode forward of the i-th entry of `requests`. `aborted_step` and
     `finished_step` hold, by entry of `requests`, the step at which it was aborted or finished (MISSING: not).
+    `drafts` goes with `accepts`: the drafts verified in each of these forwards (MISSING: unknown). `digests` holds, by
+    entry of `steps`, the `recorder.digest` of the requests that ran, of their tokens and drafts. `queued` are those
+    whose arrival was not recorded and that began, or began anew, with a later step than the first, in that order; they
+    may be in `initial` too. `block_hashes` holds, by entry of `requests`, that column of it: an array, or None.
     """
 
     engine: EngineInfo
@@ -72,6 +78,10 @@ class Recording:
     finished_step: NDArray[np.int64]
     initial: tuple[InitialRequest, ...] = ()
     notes: tuple[str, ...] = ()
+    drafts: NDArray[np.int16] | None = None
+    digests: NDArray[np.int64] | None = None
+    queued: tuple[InitialRequest, ...] = ()
+    block_hashes: NDArray[Any] | None = None
 
     @property
     def num_steps(self) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from recorder.errors import UsageError
 from recorder.recording import Recording
 from replayer.as_recorded import Rows, as_recorded, no_rows, recorded_history
 from replayer.clock import ClockKind
-from replayer.config import POLICIES, Policy
+from replayer.config import POLICIES, Policy, is_modelled
 from replayer.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
 from replayer.formulas.base import Formula
 from replayer.history import History
@@ -19,6 +23,7 @@ from replayer.memory import fit_memory
 from replayer.outcome import NOT_ASKED, MemoryQuestion, outcome_of
 from replayer.recorded_work import workload_from_recording
 from replayer.reschedule import Cancelled, Progressed, Replay
+from replayer.row_tape import RowReader
 from replayer.workload import Workload
 
 HowToReplay = Literal["as recorded", "rescheduled"]
@@ -98,28 +103,69 @@ class Desk:
     ) -> History:
         """The recorded requests scheduled afresh: by the model under a formula, or by another scheduler.
 
-        With the formula and the policy that recorded, its outcome has the fidelity.
+        With the formula and the policy that recorded, or by the scheduler of the engine that recorded and that
+        nothing here models, its outcome has the fidelity. UsageError where a formula cannot reschedule it.
         """
-        recorded, same = recorded_policy(self.recording), False
         if isinstance(by, Formula):
-            policy = policy or policy_with(by) or recorded
-            same = policy is recorded and recorded_under(self.recording, by)
-        run = Replay(self.workload, by, policy or recorded, min_steps=self.recording.num_steps if same else 0)
+            return self._by_formula(by, policy, progressed, cancelled)
+        recorded = recorded_policy(self.recording)
+        same = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
+        run = Replay(self.workload, by, recorded, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
         history = history_of(run, self.memory)
-        if not (same and isinstance(by, Formula)):
-            return history
-        return self._with_fidelity(history, by, policy or recorded)
+        return self._with_fidelity(history, digests=self._digests(run)) if same else history
 
-    def _with_fidelity(self, history: History, formula: Formula, policy: Policy) -> History:
+    def _by_formula(
+        self, by: Formula, policy: Policy | None, progressed: Progressed | None, cancelled: Cancelled | None
+    ) -> History:
+        refuse_unmodelled(self.recording, by.name)
+        recorded = recorded_policy(self.recording)
+        chosen = policy or policy_with(by) or recorded
+        same = chosen is recorded and recorded_under(self.recording, by)
+        run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
+        run.run(progressed, cancelled)
+        history = history_of(run, self.memory)
+        if not same:
+            return history
+        return self._with_fidelity(history, lambda at: explained_step(self.workload, by, chosen, at))
+
+    def _digests(self, run: Replay) -> NDArray[np.int64] | None:
+        reader = run.tape.reader()
+        if not isinstance(reader, RowReader):
+            return None
+        requests = self.recording.requests
+        return reader.digests(
+            dict(zip(requests["request_id"].tolist(), requests["request"].tolist(), strict=True))
+        )
+
+    def _with_fidelity(
+        self,
+        history: History,
+        explain: Callable[[int], list[str]] | None = None,
+        digests: NDArray[np.int64] | None = None,
+    ) -> History:
         fidelity = fidelity_of(
             self.recording,
             history.columns,
-            lambda at: explained_step(self.workload, formula, policy, at),
+            explain,
             recorded_rows=self.rows,
             replayed_rows=history.rows,
+            digests=digests,
         )
         return changed(history, outcome=changed(history.outcome, fidelity=fidelity))
+
+
+def refuse_unmodelled(recording: Recording, name: str) -> None:
+    """UsageError where a formula cannot reschedule this recording: its engine follows other rules."""
+    engine = recording.engine
+    if not is_modelled(engine):
+        raise UsageError(
+            f"{name} cannot reschedule a recording of {engine.name}",
+            why="a budget formula is a part of FastDeploy's scheduler, whose rules around it are not "
+            f"{engine.name}'s: half of them would be the wrong engine's",
+            hint=f"--as-recorded asks what it would have allowed in each recorded step; --scheduler {engine.name} "
+            "reschedules by the engine's own code",
+        )
 
 
 def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy | None = None) -> History:

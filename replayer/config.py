@@ -12,6 +12,15 @@ from recorder.recording import EngineInfo
 
 Role = Literal["mixed", "prefill", "decode"]
 
+NOT_MODELLED = ("vllm",)
+"""Engines whose recordings FastDeploy's rules say nothing about: their own scheduler alone reschedules them."""
+
+
+def is_modelled(engine: EngineInfo) -> bool:
+    """Whether this package's model of FastDeploy's scheduler may reschedule what this engine ran."""
+    return engine.name not in NOT_MODELLED
+
+
 _ENV_FIELDS: dict[str, tuple[str, type]] = {
     "FD_ENC_DEC_BLOCK_NUM": ("enc_dec_block_num", int),
     "FD_RESERVE_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL": ("reserve_blocks", int),

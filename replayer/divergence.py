@@ -42,6 +42,9 @@ RULES = (
 )
 """A column that differs -> the rule that it speaks of, the most telling column first."""
 
+ROWS_RULE = "which requests ran, their tokens or their drafts: the figures of the whole step are equal"
+"""Where no column differs."""
+
 MOST_ROWS = 6
 """Requests shown of each side."""
 
@@ -59,16 +62,16 @@ def divergence_at(
 ) -> Divergence:
     """The `at`-th step of both: it must be in both."""
     pairs = [(name, int(column(recording, name)[at]), int(columns[name][at])) for name in COMPARED]
-    known = tuple(pair for pair in pairs if pair[1] != MISSING)
+    known = tuple(pair for pair in pairs if MISSING not in pair)
     different = {name for name, recorded, replayed in known if recorded != replayed}
     number = int(recording.steps["step"][at])
     mine, theirs = recorded_rows(number), replayed_rows(int(columns["step"][at]))
-    only_recorded, only_replayed = _unlike(mine, theirs) if mine else ((), ())
+    only_recorded, only_replayed = _unlike(mine, theirs, not different) if mine else ((), ())
     return Divergence(
         step=number,
         compared=known,
         before=() if at == 0 else _state(recording, at - 1),
-        rule=next((rule for name, rule in RULES if name in different), ""),
+        rule=next((rule for name, rule in RULES if name in different), ROWS_RULE),
         only_recorded=only_recorded,
         only_replayed=only_replayed,
         reasons=tuple(reasons),
@@ -80,27 +83,30 @@ def _state(recording: Recording, at: int) -> tuple[tuple[str, int], ...]:
     return tuple((name, value) for name, value in values if value != MISSING)
 
 
-def _unlike(mine: list[StepRow], theirs: list[StepRow]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The requests of a step that only one of the two has, or has otherwise."""
-    ours, others = {_key(row) for row in mine}, {_key(row) for row in theirs}
+def _unlike(
+    mine: list[StepRow], theirs: list[StepRow], drafts: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The requests of a step that only one of the two has, or has otherwise: kind, tokens and, if asked, drafts."""
+    ours, others = {_key(row, drafts) for row in mine}, {_key(row, drafts) for row in theirs}
     return (
-        tuple(_told(row) for row in mine if _key(row) not in others)[:MOST_ROWS],
-        tuple(_told(row) for row in theirs if _key(row) not in ours)[:MOST_ROWS],
+        tuple(_told(row, drafts) for row in mine if _key(row, drafts) not in others)[:MOST_ROWS],
+        tuple(_told(row, drafts) for row in theirs if _key(row, drafts) not in ours)[:MOST_ROWS],
     )
 
 
-def _key(row: StepRow) -> tuple[str, str, int]:
-    return row.request_id, row.kind, row.num_tokens
+def _key(row: StepRow, drafts: bool) -> tuple[str, str, int, int]:
+    return row.request_id, row.kind, row.num_tokens, row.num_draft_tokens if drafts else 0
 
 
-def _told(row: StepRow) -> str:
-    return f"{row.request_id} {row.kind} {row.num_tokens} after {row.num_computed_tokens}"
+def _told(row: StepRow, drafts: bool) -> str:
+    said = f" with {row.num_draft_tokens} drafts" if drafts else ""
+    return f"{row.request_id} {row.kind} {row.num_tokens}{said} after {row.num_computed_tokens}"
 
 
 def equal_steps(recording: Recording, columns: Mapping[str, NDArray[Any]], common: int) -> NDArray[np.bool_]:
-    """Whether each of the first `common` steps is reproduced."""
+    """Whether each of the first `common` steps is reproduced, in what both know."""
     equal = np.ones(common, dtype=bool)
     for name in COMPARED:
-        theirs = column(recording, name)[:common]
-        equal &= (theirs == MISSING) | (theirs == columns[name][:common])
+        theirs, mine = column(recording, name)[:common], columns[name][:common]
+        equal &= (theirs == MISSING) | (mine == MISSING) | (theirs == mine)
     return equal

@@ -23,7 +23,8 @@ class Arrived:
     2nd, … decode forward and `num_output_tokens` where it stops, given where they are known beforehand (a
     replay): then `Forwarded` advances it, and no `Emitted` is due for it. No decision reads them ahead of
     their forward. `block_key(i)` stands, with prefix caching, for the content of the i-th block of its
-    tokens, equal for equal content; None: no block of it is like another's.
+    tokens, equal for equal content; None: no block of it is like another's. `drafts` are those verified in its
+    decode forwards, where an engine's real scheduler, which is told of them, takes another number each time.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class Arrived:
     accepts: Accepts | None = None
     num_output_tokens: int | None = None
     block_key: Callable[[int], Hashable] | None = None
+    drafts: Accepts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Resumed:
     num_forwards: int = 0
     """Decode forwards that it has run: where in `accepts` it stands."""
     decoding: bool = True
+    waiting: bool = False
+    """Whether it has no blocks and waits to be run, or run anew: told to an engine's real scheduler alone."""
 
 
 @dataclass(frozen=True, slots=True)

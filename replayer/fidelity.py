@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recorder.recording import MISSING, Recording
 from replayer.as_recorded import Rows, no_rows
 from replayer.columns import column, formula_columns
-from replayer.config import POLICIES, RELEASE_2_6, Policy, policy_of_engine
+from replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
 from replayer.divergence import divergence_at, equal_steps
 from replayer.events import Decision, Forward
 from replayer.formulas.base import Formula
@@ -25,8 +25,11 @@ def recorded_formula(recording: Recording) -> str | None:
     """Name of the built-in formula that the recording was made under; None: no one of them, or it cannot be
     told.
 
-    The engine's configuration may name it; else it is the first whose budget equals every recorded one.
+    None where the engine's scheduler is not modelled. The engine's configuration may name it; else it is the
+    first whose budget equals every recorded one.
     """
+    if not is_modelled(recording.engine):
+        return None
     named = recording.engine.config.get("formula")
     if isinstance(named, str):
         return named
@@ -80,14 +83,18 @@ def fidelity_of(
     *,
     recorded_rows: Rows = no_rows,
     replayed_rows: Rows = no_rows,
+    digests: NDArray[np.int64] | None = None,
 ) -> Fidelity:
     """The share of recorded steps that a replay reproduces, by position.
 
-    `explain(i)` tells of the replay's i-th step what it decided, and why.
+    `explain(i)` tells of the replay's i-th step what it decided, and why. `digests` are those of the replay's
+    steps: then a step counts where also the same requests ran the same tokens and drafts.
     """
     recorded, replayed = recording.num_steps, len(columns["num_tokens"])
     common = min(recorded, replayed)
     equal = equal_steps(recording, columns, common)
+    if digests is not None and recording.digests is not None:
+        equal &= recording.digests[:common] == digests[:common]
     num_equal = int(equal.sum())
     if num_equal == recorded == replayed:
         return Fidelity(recorded, num_equal, None)

@@ -18,6 +18,13 @@ class AnyScheduler(Protocol):
     explains: bool
     """Whether its decisions tell the budget, and why the head of the waiting queue stayed."""
 
+    tells_rows: bool
+    """Whether decodes may rest in a step or run another number of drafts: then each step's rows are kept as `rows`
+    tells them, which may be asked after the forward too.
+    """
+    engine: str | None
+    """The engine whose own code it is; None: a model of it."""
+
     @property
     def name(self) -> str:
         """What it is called beside others."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recorder.errors import TraceError
 from recorder.recording import MISSING, InitialRequest, Recording
 from replayer.clock import BY_STEPS, Clock, ClockKind, call_times, fit_durations
-from replayer.config import SchedulerConfig
+from replayer.config import SchedulerConfig, is_modelled
 from replayer.events import Resumed
 from replayer.workload import BlockKey, Workload, WorkRequest, compact
 
@@ -55,10 +55,13 @@ class _Reader:
     ) -> None:
         self.recording, self.config, self.times = recording, config, times
         self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
+        queued = () if is_modelled(recording.engine) else recording.queued
+        self.queued = {first.request for first in queued}
+        there = [first for first in recording.initial if first.request not in self.queued]
         numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
-        self.initial = {numbers.index(first.request): first for first in recording.initial}
         self.accepts = compact(recording.accepts)
-        self.rank = {numbers.index(first.request): i for i, first in enumerate(recording.initial)}
+        self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
+        self.rank = {entry: i for i, entry in enumerate(self.initial)}
 
     def _value(self, name: str, i: int) -> int:
         values = self.recording.requests.get(name)
@@ -92,19 +95,24 @@ class _Reader:
         finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
         output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
         arrival = self._arrival(i)
-        accepts = self.accepts[recording.accept_offsets[i] : recording.accept_offsets[i + 1]]
+        forwards = slice(recording.accept_offsets[i], recording.accept_offsets[i + 1])
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
             arrival=arrival,
             num_prompt_tokens=prompt,
             num_output_tokens=output,
-            accepts=accepts,
+            accepts=self.accepts[forwards],
+            drafts=None if recording.drafts is None else recording.drafts[forwards],
             max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
         )
-        return request if first is None else _with_resumed(request, first)
+        if first is None:
+            return request
+        if is_modelled(recording.engine):
+            return _with_resumed(request, _resumed(request, first))
+        return _with_resumed(request, _resumed_anew(request, first, waiting=first.request in self.queued))
 
     def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
         """Output tokens at which the request ends, and what it had made where the recording does not know
@@ -117,7 +125,7 @@ class _Reader:
         return max(1, made, self.config.max_model_len - prompt if most == MISSING else most), made
 
     def _block_key(self, i: int) -> BlockKey | None:
-        values: Any = self.recording.requests.get("block_hashes")
+        values: Any = self.recording.block_hashes
         hashes = None if values is None else values[i]
         if hashes is None or len(hashes) == 0:
             return None
@@ -129,14 +137,30 @@ class _Reader:
         return key
 
 
-def _with_resumed(request: WorkRequest, first: InitialRequest) -> WorkRequest:
-    """The request as its first recorded step found it; a decode's computed tokens include the one sampled
-    last.
-    """
+def _resumed(request: WorkRequest, first: InitialRequest) -> Resumed:
+    """How its first recorded step found it; a decode's computed tokens include the one sampled last."""
     made = max(0, first.num_computed_tokens - request.num_prompt_tokens) if first.decoding else 0
-    arrived = request.arrived()
     computed = min(first.num_computed_tokens, request.num_prompt_tokens)
-    resumed = Resumed(arrived, computed, first.num_blocks, made, decoding=first.decoding)
+    return Resumed(request.arrived(), computed, first.num_blocks, made, decoding=first.decoding)
+
+
+def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool) -> Resumed:
+    """The same of a request that may have lost its blocks: then its prefill covers also what it had made."""
+    made = first.num_computed_tokens if first.decoding else first.num_total_tokens - 1
+    if not first.decoding and first.num_total_tokens == MISSING:  # it ended with the token of that prefill
+        known = request.target is None and request.abort_after is None
+        made = request.num_prompt_tokens + (request.num_output_tokens - 1 if known else 0)
+    return Resumed(
+        request.arrived(),
+        first.num_computed_tokens,
+        first.num_blocks,
+        max(0, made - request.num_prompt_tokens),
+        decoding=first.decoding,
+        waiting=waiting,
+    )
+
+
+def _with_resumed(request: WorkRequest, resumed: Resumed) -> WorkRequest:
     return WorkRequest(
         **{name: getattr(request, name) for name in WorkRequest.__slots__ if name != "resumed"},
         resumed=resumed,

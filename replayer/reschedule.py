@@ -11,6 +11,7 @@ from replayer.handover import Handover
 from replayer.hang import cause_of, is_stuck
 from replayer.history import Hang
 from replayer.interface import AnyScheduler, scheduler_by
+from replayer.row_tape import RowTape
 from replayer.state import SchedulerFailed
 from replayer.tape import Tape
 from replayer.workload import Workload, WorkRequest
@@ -52,7 +53,7 @@ class Replay:
     ) -> None:
         self.workload = workload
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
-        self.tape = Tape(self.scheduler, workload)
+        self.tape: Tape | RowTape = (RowTape if self.scheduler.tells_rows else Tape)(self.scheduler, workload)
         self.min_steps = min_steps
         self._handover = Handover(self.scheduler, workload)
         self._limit = workload.config.max_num_batched_tokens

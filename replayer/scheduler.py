@@ -67,6 +67,8 @@ class Scheduler(View):
     """
 
     explains = True
+    tells_rows = False
+    engine: str | None = None
 
     def __init__(
         self, config: SchedulerConfig, formula: Formula, policy: Policy = ORIGINAL, *, explain: bool = True

@@ -54,6 +54,10 @@ class WorkRequest:
     """It does not join then, but gives its blocks back: the other instance refused it or failed."""
     send_after: int = 0
     """In the prefill role: how long after its last chunk its cache is sent and its blocks are freed."""
+    drafts: Accepts | None = None
+    """Drafts verified in its 1st, 2nd, … decode forward, where they differ; the model verifies the same number in
+    each.
+    """
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -64,6 +68,7 @@ class WorkRequest:
             accepts=self.accepts,
             num_output_tokens=self.num_output_tokens,
             block_key=self.block_key,
+            drafts=self.drafts,
         )
 
 

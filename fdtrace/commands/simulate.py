@@ -80,7 +80,9 @@ def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
         return formulas([policy.formula])
     if beside:
         return []
-    raise UsageError("no formula to schedule by", hint="-f pr7499, or --scheduler fastdeploy=DIR")
+    raise UsageError(
+        "no formula to schedule by", hint="-f pr7499, --scheduler fastdeploy=DIR, or --scheduler vllm"
+    )
 
 
 @contextmanager

@@ -30,14 +30,16 @@ class Child(AbstractContextManager["Child"]):
     It runs in an empty directory of its own that is removed with it, where the engine's logs go too.
     """
 
-    def __init__(self, driver: Path, checkout: Path, python: str, env: Mapping[str, str]) -> None:
-        self.what, self.python = str(checkout), python
+    def __init__(self, driver: Path, checkout: Path | None, python: str, env: Mapping[str, str]) -> None:
+        """`checkout` comes first in its path; None: the engine is installed in that Python."""
+        self.what, self.python = str(checkout or f"the {driver.stem} of {python}"), python
         self._directory = Path(tempfile.mkdtemp(prefix="fdtrace-driver-"))
         self._printed = (self._directory / "printed").open("wb")
-        logs = {"FD_LOG_DIR": str(self._directory / "log")}
+        logs = {"FD_LOG_DIR": str(self._directory / "log"), "PYTHONSAFEPATH": ""}
+        where = [] if checkout is None else [str(checkout.resolve())]
         try:
             self._process = subprocess.Popen(
-                [python, "-u", str(driver), str(checkout.resolve())],
+                [python, "-u", str(driver), *where],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,

@@ -17,23 +17,18 @@ runs one token and its drafts, of which it accepts those that it was given, unle
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import sys
 import time
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run time
-
-
-class CannotGoOn(Exception):
-    """Told to whoever drives, with where it happened."""
-
-    def __init__(self, where: str, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
-        self.where = where
+if TYPE_CHECKING:
+    from fdtrace.drivers.fastdeploy_config import build_config
+    from fdtrace.drivers.fastdeploy_roles import Role
+    from fdtrace.drivers.serving import CannotGoOn, Message, run
+else:  # beside this script, without fdtrace
+    from fastdeploy_config import build_config
+    from fastdeploy_roles import Role
+    from serving import CannotGoOn, Message, run
 
 
 class Playing:
@@ -54,7 +49,7 @@ class Engine:
     """FastDeploy's scheduler with a played worker in lockstep with it."""
 
     def __init__(self, sizes: Message) -> None:
-        config = _beside("fastdeploy_config").build_config(sizes)
+        config = build_config(sizes)
         from fastdeploy.engine.request import Request, RequestStatus
         from fastdeploy.engine.sched.resource_manager_v1 import ResourceManagerV1
 
@@ -63,7 +58,7 @@ class Engine:
         self.block_size = sizes["block_size"]
         self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, sizes["role"])
         self.role = sizes["role"]
-        self.others = _beside("fastdeploy_roles").Role(self.role, self.manager, self.drafts)
+        self.others = Role(self.role, self.manager, self.drafts)
         """Requests that do not run yet, in the prefill and decode roles."""
         self.playing: dict[str, Playing] = {}
         self.decoding: dict[str, Any] = {}
@@ -134,6 +129,12 @@ class Engine:
         """Whether its block table holds the last token that the forward may write."""
         last = int(request.num_total_tokens) - 1 + self.drafts
         return bool(last // self.block_size < len(request.block_tables))
+
+    def answer(self, message: Message) -> Message:
+        """To one message."""
+        if "preallocate" in message:
+            return self.preallocate(message["preallocate"], message["sent"])
+        return self.step(message)
 
     def preallocate(self, arrived: list[Message], sent: list[str]) -> Message:
         """Who gets slots and blocks before the call."""
@@ -251,43 +252,6 @@ class Engine:
         return took
 
 
-def serve(commands: TextIO, answers: TextIO) -> None:
-    """Answer every line until the commands end."""
-    engine: Engine | None = None
-    try:
-        for line in commands:
-            message = json.loads(line)
-            try:
-                if "open" in message:
-                    engine = _open(message["open"])
-                    answer: Message = {"opened": _version()}
-                else:
-                    assert engine is not None, "nothing is open"
-                    if "preallocate" in message:
-                        answer = engine.preallocate(message["preallocate"], message["sent"])
-                    else:
-                        answer = engine.step(message)
-            except CannotGoOn as error:
-                answer = {"failed": str(error), "where": error.where}
-            except Exception as error:
-                answer = {"failed": f"{type(error).__name__}: {error}", "where": "step"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-    finally:
-        if engine is not None:
-            engine.close()
-
-
-def _beside(name: str) -> Any:
-    """A module that lies beside this file: its directory is not on the path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _open(sizes: Message) -> Engine:
     try:
         import fastdeploy.engine.sched.resource_manager_v1  # noqa: F401
@@ -303,18 +267,5 @@ def _version() -> str:
     return str(getattr(sys.modules.get("fastdeploy"), "__version__", "unknown"))
 
 
-def main() -> None:
-    """Keep stdin and stdout for the conversation, whatever FastDeploy reads or prints."""
-    commands = os.fdopen(os.dup(0), encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    sys.path[0] = sys.argv[1]  # in place of this file's own directory, whose names are not for FastDeploy
-    serve(commands, answers)
-    answers.close()
-    os._exit(0)  # its thread pools would be waited for
-
-
 if __name__ == "__main__":
-    main()
+    run(_open, _version)

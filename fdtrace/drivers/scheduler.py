@@ -49,6 +49,10 @@ class DrivenScheduler:
     """The scheduler that a `Child` runs. It tells what it decides, but neither its budget nor its reasons."""
 
     explains = False
+    tells_rows = False
+    engine: str | None = "fastdeploy"
+    needs = "Paddle and this engine's requirements"
+    """What the Python that runs it must have."""
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
         self.config, self.name, self._child = config, name, child
@@ -66,7 +70,7 @@ class DrivenScheduler:
         self._open()
 
     def _open(self) -> None:
-        answer = self._child.ask({"open": asdict(self.config)})
+        answer = self._child.ask({"open": self._opening()})
         if "failed" not in answer:
             return
         what, why = self._child.what, answer["failed"]
@@ -74,9 +78,12 @@ class DrivenScheduler:
             raise TargetError(
                 f"the scheduler of {what} cannot be imported",
                 why=f"{why}, in {self._child.python}",
-                hint="--scheduler-python PATH: a Python that has Paddle and this engine's requirements",
+                hint=f"--scheduler-python PATH: a Python that has {self.needs}",
             )
         raise UsageError(f"{what} refuses this configuration", why=why)
+
+    def _opening(self) -> dict[str, Any]:
+        return asdict(self.config)
 
     # Events -------------------------------------------------------------------------------------------------
 
@@ -124,19 +131,21 @@ class DrivenScheduler:
         self._known[event.request_id] = known
         if self.config.role != "mixed" and resumed is None:
             self._asking.append(event.request_id)
+        self._arrived.append(self._spec(event, accepts, None if resumed is None else _state(resumed)))
+
+    def _spec(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
+        """A request as the driver is told of it."""
         prompt, output_token = self._tokens(event)
         most = event.max_tokens
-        self._arrived.append(
-            {
-                "id": event.request_id,
-                "prompt": prompt,
-                "output_token": output_token,
-                "max_tokens": event.num_output_tokens if most is None else most,
-                "output": event.num_output_tokens,
-                "accepts": accepts,
-                "resumed": None if resumed is None else _state(resumed),
-            }
-        )
+        return {
+            "id": event.request_id,
+            "prompt": prompt,
+            "output_token": output_token,
+            "max_tokens": event.num_output_tokens if most is None else most,
+            "output": event.num_output_tokens,
+            "accepts": accepts,
+            "resumed": resumed,
+        }
 
     def _tokens(self, event: Arrived) -> tuple[list[list[int]], int]:
         """The prompt as runs of equal tokens, and the token that its output is made of.
@@ -161,6 +170,7 @@ class DrivenScheduler:
         del self._known[request_id]
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What the driver answers. SchedulerFailed, TargetError."""
         answer = self._child.ask(message)
         if "failed" in answer:
             if answer["where"] == "schedule":
@@ -176,7 +186,8 @@ class DrivenScheduler:
             self._asking.remove(request_id)
         return granted
 
-    def _schedule(self) -> Decision:
+    def _step(self) -> dict[str, Any]:
+        """What the driver answers to the events so far: what its step decided and ran."""
         message = {"arrived": self._arrived, "aborted": self._aborted, **self._told}
         self._arrived, self._aborted = [], []
         self._told = {name: [] for name in self._told}
@@ -184,6 +195,10 @@ class DrivenScheduler:
         self._answer = answer
         self.scheduler_ns += answer["scheduler_ns"]
         self._calls += 1
+        return answer
+
+    def _schedule(self) -> Decision:
+        answer = self._step()
         return Decision(
             call=self._calls - 1,
             token_budget=MISSING,
@@ -285,4 +300,5 @@ def _state(resumed: Resumed) -> dict[str, int]:
         "num_blocks": int(resumed.num_blocks),
         "num_emitted_tokens": int(resumed.num_emitted_tokens),
         "decoding": int(resumed.decoding),
+        "waiting": int(resumed.waiting),
     }

@@ -125,7 +125,7 @@ def test_what_cannot_be_read_or_written_or_chosen(tmp_path: Path, capsys: Captur
         "no formula to schedule by": [case("aborts")],
         "there is no formula 'nosuch'": [case("aborts"), "-f", "nosuch"],
         "there is no policy 'newest'": [case("aborts"), "--policy", "newest"],
-        "names no scheduler": [case("aborts"), "--scheduler", "vllm=/"],
+        "names no scheduler": [case("aborts"), "--scheduler", "sglang=/"],
         "is no checkout of fastdeploy": [case("aborts"), "--scheduler", f"fastdeploy={tmp_path}"],
     }
     for message, arguments in wrong.items():

@@ -1,0 +1,235 @@
+"""Builds the `Scheduler` of a vLLM package from recorded sizes and switches: no model, no weights, no device.
+
+Imported by `vllm.py` from beside it. Versions differ in what these classes take: what is there is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Message = dict[str, Any]
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 1,
+    "vocab_size": 1 << 22,
+    "torch_dtype": "float32",
+}
+"""A model's config.json; scheduling reads nothing of it but the longest sequence."""
+
+UNHELPFUL = ("scheduler_cls",)
+"""Recorded fields that are not given: a class is no JSON."""
+
+
+def taken_by(cls: Any, given: Message) -> Message:
+    """Of the given arguments those that this version's class takes."""
+    names: set[str] = set()
+    for base in cls.__mro__[:-1]:
+        parameters = inspect.signature(base).parameters
+        names |= parameters.keys()
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            break
+    return {name: value for name, value in given.items() if name in names and name not in UNHELPFUL}
+
+
+def set_recorded(config: Any, recorded: Message) -> None:
+    """Give a config the recorded values that it has fields for: what vLLM derived when it started is in them."""
+    for name, value in recorded.items():
+        plain = isinstance(value, (bool, int, float, str)) or value is None
+        if plain and name not in UNHELPFUL and name in getattr(type(config), "__dataclass_fields__", ()):
+            object.__setattr__(config, name, value)
+
+
+def build_config(sizes: Message, recorded: Message) -> Any:
+    """A `VllmConfig` of these sizes; `recorded` holds vLLM's own fields by config, as a recording has them."""
+    from vllm import config as vllm
+
+    with open("config.json", "w", encoding="utf-8") as file:
+        json.dump({**MODEL, "max_position_embeddings": sizes["max_model_len"]}, file)
+    here = os.getcwd()
+    model = vllm.ModelConfig(
+        model=here,
+        tokenizer=here,
+        skip_tokenizer_init=True,
+        max_model_len=sizes["max_model_len"],
+        dtype="float32",
+        seed=0,
+    )
+    scheduler = _scheduler_config(vllm, sizes)
+    cache = vllm.CacheConfig(
+        **taken_by(
+            vllm.CacheConfig,
+            {
+                "block_size": sizes["block_size"],
+                "enable_prefix_caching": sizes["prefix_caching"],
+                "swap_space": 0,
+            },
+        )
+    )
+    speculative = _speculative_config(vllm, sizes, model)
+    found = vllm.VllmConfig(
+        model_config=model,
+        cache_config=cache,
+        scheduler_config=scheduler,
+        device_config=vllm.DeviceConfig(device="cpu"),
+        speculative_config=speculative,
+    )
+    switches = {"scheduler_config": scheduler, "cache_config": cache, "speculative_config": speculative}
+    for name, config in switches.items():
+        if config is not None:
+            set_recorded(config, recorded.get(name) or {})
+    _parallel(found.parallel_config, recorded.get("parallel_config") or {})
+    cache.enable_prefix_caching = sizes["prefix_caching"]
+    cache.num_gpu_blocks = sizes["num_blocks"]
+    return found
+
+
+def _scheduler_config(vllm: Any, sizes: Message) -> Any:
+    return vllm.SchedulerConfig(
+        **taken_by(
+            vllm.SchedulerConfig,
+            {
+                "max_num_batched_tokens": sizes["max_num_batched_tokens"],
+                "max_num_seqs": sizes["max_num_seqs"],
+                "max_model_len": sizes["max_model_len"],
+                "is_encoder_decoder": False,
+                "enable_chunked_prefill": sizes["chunked_prefill"],
+                "async_scheduling": False,  # that of the recording is set once vLLM has checked the rest
+            },
+        )
+    )
+
+
+def _speculative_config(vllm: Any, sizes: Message, model: Any) -> Any:
+    """Any method is built as n-gram, which needs no draft model; the recorded one is set afterwards."""
+    if sizes["spec_method"] is None:
+        return None
+    given = {
+        "method": "ngram",
+        "num_speculative_tokens": sizes["num_speculative_tokens"],
+        "prompt_lookup_max": 2,
+        "prompt_lookup_min": 1,
+        "target_model_config": model,
+        "target_parallel_config": vllm.ParallelConfig(),
+    }
+    found = vllm.SpeculativeConfig(**taken_by(vllm.SpeculativeConfig, given))
+    object.__setattr__(found, "method", sizes["spec_method"])
+    return found
+
+
+PARALLEL = ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size")
+"""What a rank's own scheduler asks of how the model is spread."""
+
+
+def _parallel(config: Any, recorded: Message) -> None:
+    for name in PARALLEL:
+        if recorded.get(name) is not None and hasattr(config, name):
+            object.__setattr__(config, name, recorded[name])
+
+
+DERIVED = (
+    "max_num_scheduled_tokens",
+    "num_spec_tokens",
+    "num_lookahead_tokens",
+    "num_prefill_lookahead",
+    "scheduler_reserve_full_isl",
+    "use_v2_model_runner",
+)
+"""What `Scheduler` derives from more than a recording holds: taken as it was recorded."""
+
+
+def build_scheduler(config: Any, sizes: Message, recorded: Message) -> Any:
+    """The scheduler, with its groups of KV blocks as recorded, else one for layers of full attention."""
+    from vllm.v1 import kv_cache_interface as kv
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    groups = (recorded.get("kv_cache_config") or {}).get("groups") or [
+        {"type": "FullAttentionSpec", "spec": {"block_size": sizes["block_size"]}}
+    ]
+    blocks = kv.KVCacheConfig(
+        num_blocks=sizes["num_blocks"],
+        kv_cache_tensors=[],
+        kv_cache_groups=[
+            kv.KVCacheGroupSpec([f"layer{i}"], _layers(kv, group)) for i, group in enumerate(groups)
+        ],
+    )
+    known = recorded.get("scheduler") or {}
+    cls = scheduler_class(config)
+    given = {
+        "vllm_config": config,
+        "kv_cache_config": blocks,
+        "structured_output_manager": StructuredOutputManager(config),
+        "block_size": known.get("block_size", sizes["block_size"]),
+        "hash_block_size": known.get("hash_block_size", sizes["block_size"]),
+        "log_stats": False,
+    }
+    found = cls(**taken_by(cls, given))
+    for name in DERIVED:
+        if name in known and hasattr(found, name):
+            setattr(found, name, known[name])
+    return found
+
+
+def _layers(kv: Any, group: Message) -> Any:
+    """What the layers of a group keep for each token."""
+    import torch
+
+    cls = getattr(kv, group["type"])
+    sizes = {"num_kv_heads": 1, "head_size": 1, "use_mla": False, **group["spec"], "dtype": torch.float32}
+    return cls(**taken_by(cls, sizes))
+
+
+def scheduler_class(config: Any) -> Any:
+    """The class that vLLM takes for this configuration."""
+    scheduler = config.scheduler_config
+    get = getattr(scheduler, "get_scheduler_cls", None)
+    if get is not None:
+        return get()
+    if getattr(scheduler, "async_scheduling", False):
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+        return AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return Scheduler
+
+
+def batches_in_flight(config: Any) -> int:
+    """Batches that are scheduled before the first one's output is taken: `EngineCore.batch_queue_size`."""
+    found = getattr(config, "max_concurrent_batches", None)
+    if found is not None:
+        return int(found)
+    pipeline = int(config.parallel_config.pipeline_parallel_size)
+    return max(pipeline, 2 if getattr(config.scheduler_config, "async_scheduling", False) else 1)
+
+
+def block_hasher(sizes: Message, recorded: Message) -> Callable[[Any], Any] | None:
+    """What names a request's full blocks by their content, with prefix caching."""
+    if not sizes["prefix_caching"]:
+        return None
+    from vllm.v1.core import kv_cache_utils
+
+    def hashed(value: Any) -> bytes:
+        return hashlib.sha256(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)).digest()
+
+    kv_cache_utils.init_none_hash(hashed)
+    size = (recorded.get("scheduler") or {}).get("hash_block_size", sizes["block_size"])
+    found: Callable[[Any], Any] = kv_cache_utils.get_request_block_hasher(size, hashed)
+    return found
+
+
+def version() -> str:
+    """The package's version."""
+    return str(getattr(sys.modules.get("vllm"), "__version__", "unknown"))
