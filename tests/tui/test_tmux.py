@@ -39,9 +39,9 @@ class Terminal:
         """Send text as it is."""
         self._tmux("send-keys", "-l", text)
 
-    def until(self, text: str) -> str:
+    def until(self, text: str, seconds: int = 30) -> str:
         """The screen, once it holds a text."""
-        for _ in range(300):
+        for _ in range(10 * seconds):
             screen = self._tmux("capture-pane", "-p")
             if text in screen:
                 return screen
@@ -97,29 +97,18 @@ def test_from_opening_to_the_cause_of_an_exceeded_step(terminal: Terminal) -> No
     assert terminal.ended()
 
 
-@pytest.fixture(scope="module")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sandbox engine, recorded as `fdtrace demo` does."""
-    pytest.importorskip("paddle")
-    path = tmp_path_factory.mktemp("journey") / "demo.duckdb"
-    sandbox = [sys.executable, "-m", "fdtrace", "sandbox", "--formula", "original", "--steps", "80"]
-    command = [sys.executable, "-m", "fdtrace", "record", "-o", str(path), "--", *sandbox]
-    done = subprocess.run(command, env=_env(), timeout=200, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
 def _env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
 
 
-def test_a_journey_from_a_real_recording_to_the_cause(trace: Path, tmp_path: Path) -> None:
-    formulas = ["-f", "pr7438", "-f", "pr7499"]
-    opened = Terminal(
-        tmp_path / "tmux", sys.executable, "-m", "fdtrace", "replay", str(trace), *formulas, size=(150, 44)
-    )
+def test_a_journey_from_the_demo_to_the_cause_of_an_exceeded_step(tmp_path: Path) -> None:
+    """`make demo` runs `fdtrace demo`: the sandbox engine, recorded live, opens in the debugger."""
+    pytest.importorskip("paddle")
+    trace = tmp_path / "demo.duckdb"
+    demo = [sys.executable, "-m", "fdtrace", "demo", "--steps", "80", "-o", str(trace)]
+    opened = Terminal(tmp_path / "tmux", *demo, size=(200, 50))
     try:
-        opened.until("exceeded steps:")
+        opened.until("exceeded steps:", seconds=120)
         opened.until("never exceeds")
         opened.type("n", "Enter")
         screen = opened.until("tokens ran that nobody counted")
@@ -143,7 +132,7 @@ def test_a_journey_from_a_real_recording_to_the_cause(trace: Path, tmp_path: Pat
         opened.type("A")
         opened.write("mine: max_num_batched_tokens - num_running_decodes * 5")
         opened.type("Enter")
-        opened.until("4 mine")
+        opened.until("5 mine")
         opened.until("never exceeds")
         opened.type("j", "r")
         opened.until("first token after")
