@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import tempfile
 import threading
@@ -44,7 +45,7 @@ class Background:
 def largest_gap_ms(answers: list[load.Answer], begun: float, ended: float) -> float:
     """Between two chunks of any request, of those that came in a window of time."""
     chunks = sorted(time for answer in answers for time in answer.chunks if begun <= time <= ended)
-    return 1e3 * max((b - a for a, b in zip(chunks, chunks[1:], strict=False)), default=0.0)
+    return 1e3 * max((b - a for a, b in itertools.pairwise(chunks)), default=0.0)
 
 
 def settled(port: int) -> dict[str, int]:
