@@ -2,14 +2,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.installed
 
-.PHONY: demo test check bench docs screens clean
+.PHONY: demo test test-vllm check bench docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
 
 test: $(READY)            ## every test
 	$(BIN)/python -m pytest -q
+
+test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once
+	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q tests/vllm/test_live.py
 
 check: $(READY)           ## lint, format, types
 	$(BIN)/ruff check .
@@ -43,5 +48,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[sandbox,test,check]'
 	touch $@
 
+$(VLLM_READY): tests/vllm/make_environment.py
+	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV)
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) $(VLLM_VENV) demo.duckdb demo.duckdb.parts

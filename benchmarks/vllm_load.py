@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import random
+import threading
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -114,8 +115,11 @@ async def load(
     model: str = "tiny",
     prompt: tuple[int, int] = (8, 300),
     output: tuple[int, int] = (16, 128),
+    stop: threading.Event | None = None,
 ) -> list[Answer]:
-    """Keep `concurrency` requests going until `requests` were sent or `seconds` have passed; all are awaited."""
+    """Keep `concurrency` requests going until `requests` were sent, `seconds` have passed or `stop` is set; all are
+    awaited.
+    """
     rng = random.Random(seed)
     bodies = iter(lambda: body_of(rng, model, prompt, output), None)
     until = time.perf_counter() + seconds
@@ -124,7 +128,7 @@ async def load(
 
     async def client() -> None:
         nonlocal sent
-        while sent < requests and time.perf_counter() < until:
+        while sent < requests and time.perf_counter() < until and not (stop and stop.is_set()):
             sent += 1
             answers.append(await ask(port, next(bodies)))
 

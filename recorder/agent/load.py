@@ -5,10 +5,13 @@ This file is run by itself (`exec`), before there is a package: it imports nothi
 
 from __future__ import annotations
 
+import base64
 import marshal
 import os
 import sys
 import types
+import zlib
+from typing import Any
 
 NAME = "_fdtrace_agent"
 
@@ -52,6 +55,12 @@ def engine_modules() -> list[str]:
     """Modules of serving engines that are loaded, for a message that no scheduler is among them."""
     engines = ("fastdeploy", "vllm", "sglang")
     return sorted(name for name in sys.modules if name.split(".")[0] in engines)[:40]
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    """A dictionary of texts or bytes that was marshalled, compressed and written in base 64."""
+    found: dict[str, Any] = marshal.loads(zlib.decompress(base64.b64decode(text)))
+    return found
 
 
 def magic() -> str:

@@ -39,9 +39,9 @@ SECTIONS = (
 """The parts of a `VllmConfig` whose sizes and switches are recorded, under vLLM's own names."""
 
 TEXTS = {
-    "policy", "runner_type", "method", "cache_dtype", "mamba_cache_mode", "mamba_cache_dtype", "kv_role",
-    "kv_connector", "rejection_sample_method", "draft_sample_method", "distributed_executor_backend", "prefix_caching_hash_algo",
-    "data_parallel_backend", "runner", "long_prefill_token_threshold_mode", "kv_load_failure_policy",
+    "policy", "runner_type", "runner", "method", "cache_dtype", "mamba_cache_mode", "mamba_cache_dtype", "kv_role",
+    "kv_connector", "kv_load_failure_policy", "rejection_sample_method", "draft_sample_method",
+    "distributed_executor_backend", "data_parallel_backend", "prefix_caching_hash_algo",
 }  # fmt: skip
 """The only texts among them: no path, address or name of a model is recorded."""
 

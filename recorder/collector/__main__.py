@@ -22,6 +22,9 @@ from recorder.session import Session
 POLL = 0.02
 """Seconds between two looks at the rings: well within the time in which an engine fills one."""
 
+NICE = 5
+"""The server comes first: what it writes meanwhile waits in the rings."""
+
 
 def say(**message: Any) -> None:
     """One line to whoever started this process, if it is still there."""
@@ -85,6 +88,7 @@ def main() -> int:
     """Run the collector of the session that the command line names."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
+    os.nice(NICE)
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))
         if collector.is_final:

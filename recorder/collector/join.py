@@ -89,7 +89,7 @@ class Joined(Decoder):
             return True
         if self.part.kind == "rank" and kind in (wire.MEMORY, wire.CALL):
             return True  # whole in itself
-        if kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.FINISH):
+        if kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.EVENT, wire.FINISH):
             self.part.lost_frames += self.part.lost_from >= 0
             return False
         return True
@@ -181,7 +181,9 @@ class Joined(Decoder):
 
     def _memory(self, data: bytes, at: int) -> None:
         _, _, rank, since, call, ts, *memory, duration, launched = wire.MEMORY_BODY.unpack_from(data, at)
-        if rank:
+        if self.full and call > self.calls.last:
+            self.part.past = True
+        elif rank:
             self.ranks.add(call, since, rank, memory)
         else:
             self.ranks.ran_first(call, since, (ts, duration, launched, *memory))

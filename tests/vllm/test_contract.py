@@ -1,0 +1,197 @@
+"""An engine with vLLM's surface, recorded, against what it wrote itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recorder.trace import Trace, open_trace
+from tests.vllm.conftest import Stand, agree, rows_of
+
+WAYS = [
+    ("--inline",),
+    ("--inline", "--drafts", "0"),
+    (),
+    ("--blocks", "60"),
+    ("--blocks", "60", "--asynchronous"),
+    ("--inline", "--asynchronous", "--drafts", "0"),
+    ("--asynchronous", "--budget", "24", "--seqs", "4"),
+]
+
+
+def count(trace: Trace, query: str) -> Any:
+    return next(iter(trace.rows(query)[0].values()))
+
+
+@pytest.mark.parametrize("options", WAYS, ids=" ".join)
+def test_steps_equal_what_the_engine_ran(stand: Stand, options: tuple[str, ...]) -> None:
+    done = stand.record(*options)
+    assert done.returncode == 0, done.stderr
+    lines = stand.lines()
+    with open_trace(stand.trace) as trace:
+        assert agree(rows_of(trace), lines)
+        totals = [row["num_tokens"] for row in trace.rows("FROM step ORDER BY step")]
+        assert totals == [sum(row[2] for row in line["rows"]) for line in lines]
+        assert count(trace, "SELECT count(*) FROM request WHERE finish_reason = 'length'") == 60
+        assert count(trace, "SELECT count(*) FROM event WHERE kind = 'arrived'") == 60
+        assert count(trace, "SELECT count(*) FROM request WHERE num_output_tokens <> max_tokens") == 0
+        assert count(trace, "SELECT count(*) FROM step WHERE num_predicted_tokens % 8 <> 0") == 0
+        assert count(trace, "SELECT count(num_predicted_tokens) FROM step") == len(totals)
+        assert count(trace, "SELECT count(*) FROM step WHERE forward_us IS NULL OR token_budget IS NULL") == 0
+        assert count(trace, "SELECT sum(num_stalled) FROM step") == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--asynchronous",)], ids=("sync", "async"))
+def test_preemptions_are_events_with_what_they_freed(stand: Stand, more: tuple[str, ...]) -> None:
+    assert stand.record("--blocks", "60", *more).returncode == 0
+    with open_trace(stand.trace) as trace:
+        events = trace.rows("FROM preemption")
+        assert events
+        assert count(trace, "SELECT sum(num_preempted) FROM step") == len(events)
+        assert all(event["freed_blocks"] > 0 and event["discarded_tokens"] > 0 for event in events)
+        assert count(trace, "SELECT count(*) FROM event WHERE kind = 'rescheduled'") == len(events)
+        found = trace.rows("SELECT DISTINCT not_admitted AS why FROM step WHERE num_preempted > 0")
+        assert [row["why"] for row in found] == ["preemption"]
+
+
+def test_every_step_says_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
+    assert stand.record("--blocks", "60", "--budget", "32", "--skips", "5", "--seqs", "4").returncode == 0
+    with open_trace(stand.trace) as trace:
+        assert (
+            count(trace, "SELECT count(*) FROM step WHERE (num_waiting > 0) <> (not_admitted IS NOT NULL)")
+            == 0
+        )
+        why = {row["why"] for row in trace.rows("SELECT DISTINCT not_admitted AS why FROM step")}
+        assert {"budget", "slots", "other"} <= why
+        assert count(trace, "SELECT count(*) FROM step WHERE not_admitted = 'budget' "
+                            "AND num_scheduled_tokens < token_budget") == 0  # fmt: skip
+        assert count(trace, "SELECT count(*) FROM step WHERE num_missing_blocks <= 0") == 0
+        skipped = trace.rows("SELECT DISTINCT reason FROM event WHERE kind = 'skipped'")
+        assert [row["reason"] for row in skipped] == ["remote_kvs"]
+
+
+def test_aborted_requests_are_told_as_such(stand: Stand) -> None:
+    assert stand.record("--aborts", "--asynchronous").returncode == 0
+    with open_trace(stand.trace) as trace:
+        aborted = count(trace, "SELECT count(*) FROM event WHERE kind = 'aborted'")
+        assert aborted > 0
+        assert count(trace, "SELECT count(*) FROM request WHERE finish_reason = 'abort'") == aborted
+        assert count(trace, "SELECT count(*) FROM request") == 60
+        totals = [row["num_tokens"] for row in trace.rows("FROM step ORDER BY step")]
+        assert totals == [sum(row[2] for row in line["rows"]) for line in stand.lines()]
+
+
+def test_the_engines_row_holds_sizes_and_switches_and_no_name_or_secret(stand: Stand) -> None:
+    assert stand.record("--prefixes").returncode == 0
+    with open_trace(stand.trace) as trace:
+        (engine,) = trace.engines()
+    assert (engine["name"], engine["version"], engine["spec_method"]) == ("vllm", "0.0-standin", "ngram")
+    assert (engine["max_num_batched_tokens"], engine["max_num_seqs"], engine["block_size"]) == (64, 8, 4)
+    config = engine["config"] if isinstance(engine["config"], dict) else json.loads(engine["config"])
+    assert config["speculative_config"] == {"num_speculative_tokens": 2, "method": "ngram"}
+    assert config["cache_config"]["num_gpu_blocks"] == 400
+    for secret in ("/secret", "1.2.3.4", "/home/user", "secret"):
+        assert secret not in json.dumps(config)
+
+
+def test_equal_prefixes_are_seen_within_a_trace_and_not_across_traces(stand: Stand) -> None:
+    first: list[Any] = []
+    for name in ("a", "b"):
+        trace_path = stand.directory / f"{name}.duckdb"
+        assert stand.fdtrace("record", "-o", trace_path, "--", *stand.command("--prefixes")).returncode == 0
+        with open_trace(trace_path) as trace:
+            rows = trace.rows(
+                "SELECT block_hashes, num_prompt_tokens FROM request WHERE num_prompt_tokens >= 4"
+            )
+        assert all(len(row["block_hashes"]) == row["num_prompt_tokens"] // 4 for row in rows)
+        begins = {row["block_hashes"][0] for row in rows}
+        assert len(begins) == 3
+        first.append(begins)
+    assert not first[0] & first[1]
+
+
+def test_every_rank_is_joined_to_the_engines_steps(stand: Stand) -> None:
+    assert stand.record("--ranks", "2").returncode == 0
+    with open_trace(stand.trace) as trace:
+        assert len(trace.engines()) == 1
+        steps = count(trace, "SELECT count(*) FROM step")
+        assert count(trace, "SELECT count(*) FROM rank_memory WHERE rank = 1") == steps
+
+
+@pytest.mark.parametrize("more", [("--inline",), ()], ids=("one process", "two"))
+def test_the_forward_that_failed_is_a_step(stand: Stand, more: tuple[str, ...]) -> None:
+    assert stand.record("--fail-at", "40", *more).returncode != 0
+    with open_trace(stand.trace) as trace:
+        last = trace.rows("FROM step ORDER BY step DESC LIMIT 1")[0]
+        assert last["step"] == 39
+        assert last["num_tokens"] > 0
+        assert last["num_accepted_tokens"] == 0
+        assert (
+            "RuntimeError in the forward"
+            in {row["reason"] for row in trace.rows("FROM event WHERE kind = 'error'")}
+            or not more
+        )
+
+
+def attach(stand: Stand, pid: int, name: str, *options: object) -> Path:
+    trace = stand.directory / f"{name}.duckdb"
+    done = stand.fdtrace("attach", pid, "-o", trace, *options)
+    assert done.returncode == 0, done.stderr
+    return trace
+
+
+@pytest.mark.parametrize("more", [(), ("--asynchronous",), ("--inline",)], ids=("sync", "async", "inline"))
+def test_attach_in_the_middle_knows_what_runs_already(stand: Stand, more: tuple[str, ...]) -> None:
+    options = (*more, "--requests", "100000", "--sleep", "0.002")
+    engine = subprocess.Popen(stand.command(*options), env=stand.environment, stdout=subprocess.PIPE)
+    try:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        time.sleep(0.3)
+        for name in ("one", "two"):
+            path = attach(stand, engine.pid, name, "--steps", "80")
+            lines = stand.lines()
+            with open_trace(path) as trace:
+                found = rows_of(trace)
+                assert len(found) == 80
+                assert sum(agree(found, lines[i : i + 80]) for i in range(len(lines))) == 1
+                unknown = "SELECT count(*) FROM request WHERE num_prompt_tokens IS NULL"
+                assert count(trace, unknown) == 0
+    finally:
+        engine.kill()
+        engine.wait()
+
+
+def test_attach_to_an_idle_engine_tells_of_it_before_its_first_step(stand: Stand) -> None:
+    engine = subprocess.Popen(
+        stand.command("--inline", "--idle", "--requests", "3"), env=stand.environment, stdout=subprocess.PIPE
+    )
+    try:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        with open_trace(attach(stand, engine.pid, "idle", "--duration", "1")) as trace:
+            assert count(trace, "SELECT count(*) FROM step") == 0
+    finally:
+        Path(f"{stand.log}.go").touch()
+        assert engine.wait(60) == 0
+
+
+def test_only_processes_with_a_scheduler_or_a_runner_are_recorded(stand: Stand) -> None:
+    script = "import time, vllm.version; print(1, flush=True); time.sleep(60)"
+    idle = subprocess.Popen([sys.executable, "-c", script], env=stand.environment, stdout=subprocess.PIPE)
+    try:
+        assert idle.stdout is not None
+        idle.stdout.readline()
+        done = stand.fdtrace("attach", idle.pid, "-o", stand.trace)
+        assert done.returncode == 3
+        assert "no scheduler was found" in done.stderr
+        assert "vllm.version" in done.stderr
+    finally:
+        idle.kill()
+        idle.wait()

@@ -1,0 +1,191 @@
+"""A real `vllm serve` on a CPU, recorded under load, against its own `/metrics`. `make test-vllm` runs it.
+
+One server serves all but the last tests, in the order in which they stand: it is killed in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks import vllm_load, vllm_server
+from benchmarks.vllm_server import SPECULATION, Server, fdtrace, recorded, rows
+
+pytestmark = pytest.mark.skipif(
+    not vllm_server.PYTHON.exists(), reason="no environment with vLLM: `make test-vllm` makes one"
+)
+SMALL = ("--num-gpu-blocks-override", "40")
+"""So few KV blocks that requests are preempted."""
+
+
+class Load:
+    """Requests under way in a thread."""
+
+    def __init__(self, port: int, **options: Any) -> None:
+        self.answers: list[vllm_load.Answer] = []
+        self.thread = threading.Thread(target=self._run, args=(port, options))
+        self.thread.start()
+
+    def _run(self, port: int, options: Any) -> None:
+        self.answers = asyncio.run(vllm_load.load(port, **options))
+
+    def join(self) -> list[vllm_load.Answer]:
+        """Every answer, when the last has come."""
+        self.thread.join()
+        return self.answers
+
+
+def failures(answers: list[vllm_load.Answer]) -> set[str]:
+    return {answer.error for answer in answers if answer.error}
+
+
+def difference(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in after}
+
+
+def settled(port: int) -> dict[str, int]:
+    """The counters when nothing runs: the API server's lag behind the engine has passed."""
+    counted = vllm_load.counters(port)
+    while True:
+        time.sleep(0.3)
+        again = vllm_load.counters(port)
+        if again == counted:
+            return again
+        counted = again
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vllm_server.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Server]:
+    with Server(model, *SMALL, *SPECULATION) as running:
+        running.wait()
+        yield running
+
+
+def hooked(server: Server) -> set[int]:
+    """Processes of the server that map a ring."""
+    return {
+        process.pid
+        for process in server.tree()
+        if b"fdtrace-rings" in Path(f"/proc/{process.pid}/maps").read_bytes()
+    }
+
+
+def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp_path: Path) -> None:
+    trace, before = tmp_path / "t.duckdb", settled(server.port)
+    recording = vllm_server.attach(server.pid, trace)
+    names = {process.pid: process.name() for process in server.tree()}
+    assert sorted(names[pid] for pid in hooked(server)) == ["VLLM::EngineCore", "VLLM::Worker"]
+    answers = Load(server.port, requests=80, concurrency=20).join()
+    after = settled(server.port)
+    vllm_server.detach(recording)
+    assert not failures(answers)
+    assert not hooked(server)
+    assert recorded(trace) == difference(after, before)
+    assert recorded(trace)["preemptions"] > 0
+    assert recorded(trace)["accepted"] > 0
+    told = (
+        sum(answer.num_prompt_tokens for answer in answers),
+        sum(answer.num_output_tokens for answer in answers),
+    )
+    assert (recorded(trace)["prompt"], recorded(trace)["generated"]) == told
+    unknown = "SELECT count(*) FROM step WHERE forward_us IS NULL OR num_predicted_tokens <> num_tokens"
+    assert rows(trace, unknown) == [(0,)]
+    assert rows(
+        trace, "SELECT count(*) FROM request WHERE arrived_step IS NULL OR finish_reason IS NULL"
+    ) == [(0,)]
+    assert rows(trace, "SELECT ended_by, state FROM trace") == [("interrupt", "complete")]
+    made = """SELECT count(*) FROM request r JOIN (SELECT DISTINCT ON (request) * FROM step_request
+              ORDER BY request, step DESC) q USING (request)
+              WHERE q.num_computed_tokens + q.num_accepted_tokens + 1 < r.num_prompt_tokens + r.num_output_tokens"""
+    assert rows(trace, made) == [(0,)]
+
+
+def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the_trace(
+    server: Server, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        load = Load(server.port, seconds=9, concurrency=16)
+        time.sleep(1.5)
+        trace, first = tmp_path / f"{name}.duckdb", vllm_load.counters(server.port)
+        recording = vllm_server.attach(server.pid, trace)
+        second = vllm_load.counters(server.port)
+        answers = load.join()
+        after = settled(server.port)
+        vllm_server.detach(recording)
+        assert not failures(answers)
+        least, most, found = difference(after, second), difference(after, first), recorded(trace)
+        assert all(least[key] <= found[key] <= most[key] for key in found), (least, found, most)
+        assert found["generated"] > 0
+        known = "SELECT count(*) FROM request WHERE arrived_step IS NULL"
+        assert rows(trace, known)[0][0] > 0, "nothing ran when it attached"
+        assert rows(trace, "SELECT count(*) FROM request WHERE num_prompt_tokens IS NULL") == [(0,)]
+        before = "SELECT count(*) FROM step_request JOIN request USING (request) WHERE arrived_step IS NULL"
+        assert rows(trace, before)[0][0] > 0
+
+
+def test_attaching_and_detaching_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    def held() -> list[tuple[int, int, int]]:
+        return [(process.pid, process.num_fds(), process.num_threads()) for process in server.tree()]
+
+    load = Load(server.port, seconds=10, concurrency=8)
+    time.sleep(1)
+    for i in range(2):
+        vllm_server.detach(vllm_server.attach(server.pid, tmp_path / f"{i}.duckdb"))
+    assert not failures(load.join())
+    settled(server.port)
+    before = held()
+    for i in range(2, 4):
+        vllm_server.detach(vllm_server.attach(server.pid, tmp_path / f"{i}.duckdb"))
+    assert held() == before
+    assert not hooked(server)
+
+
+def test_killed_in_the_middle_the_trace_holds_what_was_committed_and_says_how_it_ended(
+    server: Server, tmp_path: Path
+) -> None:
+    trace = tmp_path / "t.duckdb"
+    recording = vllm_server.attach(server.pid, trace)
+    before = vllm_load.counters(server.port)["generated"]
+    load = Load(server.port, seconds=20, concurrency=8)
+    time.sleep(3)
+    seen = vllm_load.counters(server.port)["generated"] - before
+    for process in server.tree():
+        process.send_signal(signal.SIGKILL)
+    load.join()
+    recording.communicate(timeout=60)
+    assert rows(trace, "SELECT state FROM trace") == [("complete",)]
+    assert rows(trace, "SELECT ended_by FROM trace")[0][0] in ("exit", "signal 9")
+    steps = rows(trace, "SELECT count(*), max(step) + 1 FROM step")
+    assert steps[0][0] == steps[0][1] > 0
+    assert recorded(trace)["generated"] >= seen > 0  # what a client was told of had been committed
+
+
+def test_a_server_is_recorded_from_its_start_in_one_process(model: Path, tmp_path: Path) -> None:
+    trace, script = tmp_path / "t.duckdb", Path(__file__).parent / "in_process.py"
+    environment = vllm_server.environment() | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(vllm_server.ROOT),
+    }  # fmt: skip
+    command = fdtrace("record", "-o", trace, "--", vllm_server.PYTHON, script, model)
+    done = psutil.Popen(command, env=os.environ | environment, stdout=-1, text=True)
+    told, _ = done.communicate(timeout=180)
+    assert done.returncode == 0
+    prompt, generated = map(int, told.split()[-2:])
+    found = recorded(trace)
+    assert (found["prompt"], found["generated"]) == (prompt, generated)
+    assert rows(trace, "SELECT count(*) FROM step WHERE forward_us IS NULL") == [(0,)]
+    assert rows(trace, "SELECT count(*) FROM request WHERE finish_reason = 'length'") == [(12,)]
+    assert rows(trace, "SELECT count(*) FROM engine") == [(1,)]
