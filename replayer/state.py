@@ -232,7 +232,8 @@ class State(Decodes):
         self.requests[request.id] = request
         request.become(Status.PREFILL)
         self._enter_running(request)
-        self.allocate(request, num_blocks)
+        cached = request.need_prefill if self.config.role == "prefill" else num_computed
+        self.pool.resume(request, num_blocks, cached)
         request.computed = num_computed
         if num_computed < request.need_prefill:
             self.prefilling[request.id] = request
