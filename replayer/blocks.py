@@ -22,6 +22,10 @@ class BlockPool:
         self.num_free -= num_blocks
         request.num_blocks += num_blocks
 
+    def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
+        """Give a request that ran before the model begins its blocks; so many of its tokens are in the cache."""
+        self.allocate(request, num_blocks)
+
     def release(self, request: Request) -> None:
         """Take all blocks of a request back."""
         self.num_free += request.num_blocks

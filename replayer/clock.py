@@ -33,6 +33,10 @@ class StepDurations:
     us_per_prefill_token: float
     us_per_decode_token: float
     num_steps: int
+    variation: float
+    """Standard deviation of the durations fitted, as a share of their mean: where it is small, little is left that a
+    low `r_squared` could fail to explain.
+    """
     r_squared: float
     """Share of the durations' variance that the fit explains, 1 at best."""
     median_relative_error: float
@@ -96,6 +100,7 @@ def fit_durations(recording: Recording) -> StepDurations:
         us_per_prefill_token=float(factors[1]),
         us_per_decode_token=float(factors[2]),
         num_steps=len(took),
+        variation=float(took.std() / took.mean()),
         r_squared=1.0 - float((error**2).sum()) / spread if spread > 0 else 1.0,
         median_relative_error=float(np.median(np.abs(error) / took)),
     )

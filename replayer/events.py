@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(NamedTuple):
     """A request was handed to the scheduler.
 
     `max_tokens` bounds its output (None: up to max_model_len). `accepts` are the drafts accepted in its 1st,

@@ -23,6 +23,7 @@ def _check_queues(state: State) -> None:
     assert set(places) == set(state.requests), "a request is lost"
     orders = [request.order for request in state.running]
     assert orders == sorted(set(orders)), "the running queue is out of order"
+    assert [state.position(request) for request in state.running] == list(range(len(running)))
     assert all(request.status in RUNNING for request in state.running)
     assert all(request.status in (Status.WAITING, Status.REQUEUED) for request in state.waiting)
     assert state.num_requeued == sum(request.status is Status.REQUEUED for request in state.waiting)

@@ -87,6 +87,14 @@ class PrefixCache(BlockPool):
         if request.computed == request.need_prefill:
             request.computed -= size
 
+    def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
+        """Its first full blocks, of `num_cached` tokens, are those of the cache that hold the same, else enter it."""
+        need_prefill, request.need_prefill = request.need_prefill, num_cached
+        self.match(request)
+        request.need_prefill = need_prefill
+        self.allocate(request, max(0, num_blocks - request.num_blocks))
+        self.computed(request, num_cached)
+
     def _use(self, node: Node) -> None:
         """FastDeploy: `_update_matched_node_info`."""
         self._clock += 1

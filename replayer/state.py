@@ -35,6 +35,8 @@ class State(Decodes):
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of admission."""
+        self._orders: list[int] = []
+        """The `order` of each of them."""
         self.prefilling: dict[str, Request] = {}
         """Running, prefill not complete."""
         self.preempted: dict[str, Request] = {}
@@ -50,7 +52,7 @@ class State(Decodes):
 
     def position(self, request: Request) -> int:
         """Index of a running request in `running`."""
-        return bisect_left(self.running, request.order, key=ORDER)
+        return bisect_left(self._orders, request.order)
 
     def num_held_slots(self) -> int:
         """Sequences that count against max_num_seqs, as `ResourceManagerV1.schedule` counts them."""
@@ -117,11 +119,13 @@ class State(Decodes):
         self.num_skipped = 0
 
     def admit_head(self) -> Request:
-        """The head of the waiting queue joins the running one; SchedulerFailed without a slot."""
+        """The head of the waiting queue joins the running one. The call has seen that it may; only those that it
+        skipped can have the slots nevertheless: SchedulerFailed then.
+        """
         request = self.waiting.popleft()
         if request.status is Status.REQUEUED:
             self.num_requeued -= 1
-        elif self.num_held_slots() + self.num_skipped >= self.config.max_num_seqs:
+        elif self.num_skipped and self.num_held_slots() + self.num_skipped >= self.config.max_num_seqs:
             raise SchedulerFailed("No available position is available for new request")
         request.become(Status.PREFILL)
         self._enter_running(request)
@@ -132,6 +136,11 @@ class State(Decodes):
         request.order = self._next_order
         self._next_order += 1
         self.running.append(request)
+        self._orders.append(request.order)
+
+    def _leave_running(self, request: Request) -> None:
+        position = self.position(request)
+        del self.running[position], self._orders[position]
 
     def prefill(self, request: Request, num_tokens: int, num_blocks: int) -> None:
         """A running request gets blocks and its next chunk."""
@@ -165,7 +174,7 @@ class State(Decodes):
         if self.config.role == "decode":
             self.finish(request)
             return
-        del self.running[self.position(request)]
+        self._leave_running(request)
         self._leave_worker(request, Status.PREEMPTED)
         self.preempted[request.id] = request
 
@@ -178,7 +187,7 @@ class State(Decodes):
 
     def drop_aborted(self, request: Request) -> None:
         """An aborted request leaves the running queue."""
-        del self.running[self.position(request)]
+        self._leave_running(request)
 
     def _leave_worker(self, request: Request, status: Status) -> None:
         request.become(status)
@@ -203,7 +212,7 @@ class State(Decodes):
     def finish(self, request: Request) -> None:
         """A request is done: its blocks are freed, and it is forgotten."""
         if request.status in RUNNING:
-            del self.running[self.position(request)]
+            self._leave_running(request)
             self._leave_worker(request, Status.FINISHED)
         else:
             request.become(Status.FINISHED)
@@ -223,7 +232,8 @@ class State(Decodes):
         self.requests[request.id] = request
         request.become(Status.PREFILL)
         self._enter_running(request)
-        self.allocate(request, num_blocks)
+        cached = request.need_prefill if self.config.role == "prefill" else num_computed
+        self.pool.resume(request, num_blocks, cached)
         request.computed = num_computed
         if num_computed < request.need_prefill:
             self.prefilling[request.id] = request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ COLUMNS = (
 Beside these `not_admitted`, text as in a recording.
 """
 
+_PACK_ROW = Struct(f"{len(COLUMNS)}q").pack
+
 _NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption")
 
 
@@ -58,7 +61,7 @@ class Tape:
         self.num_steps = 0
         self._role = workload.config.role
         self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
-        self._table = array("q")
+        self._table = bytearray()
         self._not_admitted = array("b")
         self._chunks = array("q")
         self._chunk_ends = array("q")
@@ -87,23 +90,21 @@ class Tape:
         self._decodes(decision, forward, self.num_steps, self.num_steps + (num_tokens > 0))
         if num_tokens == 0:
             return False
-        self._table.extend(
-            (
-                self.workload.first_step + self.num_steps,
-                num_tokens,
-                decision.token_budget,
-                decision.num_scheduled_tokens,
-                forward.num_prefill_tokens,
-                forward.num_decode_tokens,
-                decision.num_running,
-                decision.num_running_decodes,
-                decision.num_waiting,
-                self._num_preempted,
-                self._num_stalled,
-                decision.num_free_blocks,
-                num_refused,
-                MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
-            )
+        self._table += _PACK_ROW(
+            self.workload.first_step + self.num_steps,
+            num_tokens,
+            decision.token_budget,
+            decision.num_scheduled_tokens,
+            forward.num_prefill_tokens,
+            forward.num_decode_tokens,
+            decision.num_running,
+            decision.num_running_decodes,
+            decision.num_waiting,
+            self._num_preempted,
+            self._num_stalled,
+            decision.num_free_blocks,
+            num_refused,
+            MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
         )
         self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
         if self._role != "decode":
@@ -136,7 +137,7 @@ class Tape:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
-        table = np.array(self._table, dtype=np.int64).reshape(-1, len(COLUMNS))
+        table = np.frombuffer(bytes(self._table), dtype=np.int64).reshape(-1, len(COLUMNS))
         found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
         found["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[np.array(self._not_admitted, dtype=int)]
         return found

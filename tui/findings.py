@@ -61,7 +61,7 @@ def _clock(clock: Clock) -> str:
     return (
         f"clock: requests arrive by recorded time; a step takes {fit.base_us:.0f} us, {fit.us_per_prefill_token:.2f} "
         f"us a prefill token, {fit.us_per_decode_token:.2f} us a decode token (fitted from {fit.num_steps} "
-        f"steps; R2 {fit.r_squared:.2f}, median error {fit.median_relative_error:.0%})"
+        f"steps that vary by {fit.variation:.0%}; R2 {fit.r_squared:.2f}, median error {fit.median_relative_error:.0%})"
     )
 
 

@@ -101,13 +101,26 @@ class Engine:
         manager.requests[request.request_id] = request
         manager.tasks_list[slot], manager.stop_flags[slot] = request, False
         manager.req_dict[request.request_id] = request.idx = slot
-        request.block_tables = list(manager.cache_manager.allocate_gpu_blocks(state["num_blocks"]))
         request.need_prefill_tokens = request.prompt_token_ids_len
+        self._give_blocks(request, state)
         request.num_computed_tokens = state["num_computed_tokens"]
         manager.running.append(request)
         self._set_status(request, "RUNNING_PREFILL", "RUNNING")
         if state["decoding"]:
             self._emit(request, state["num_emitted_tokens"])
+
+    def _give_blocks(self, request: Any, state: Message) -> None:
+        """Blocks of a request that ran before: with prefix caching, what it computed is in the cache."""
+        manager, cache = self.manager, self.manager.cache_manager
+        cached = 0
+        if cache.cache_config.enable_prefix_caching and self.role != "decode":
+            computed = state["num_computed_tokens"] if self.role == "mixed" else request.need_prefill_tokens
+            whole, request.prompt_token_ids = request.prompt_token_ids, request.prompt_token_ids[:computed]
+            manager.get_prefix_cached_blocks(request)  # finds none but what it computed
+            request.prompt_token_ids, cached = whole, len(request.block_tables)
+        request.block_tables.extend(cache.allocate_gpu_blocks(max(0, state["num_blocks"] - cached)))
+        if cache.cache_config.enable_prefix_caching and self.role != "decode":
+            cache.update_cache_blocks(request, self.block_size, computed)
 
     def _set_status(self, request: Any, *names: str) -> None:
         """The first of these statuses that this version has."""

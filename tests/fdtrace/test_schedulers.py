@@ -97,9 +97,10 @@ def test_a_recording_is_rescheduled_as_by_the_model_of_that_version(name: str, v
 
 
 @real
-def test_a_recording_that_began_in_the_middle_is_taken_up(versions: list[str]) -> None:
-    whole = make_recording(read_case("speculative"), golden("speculative", "original"), "original")
-    desk = Desk(begun_at(whole, read_case("speculative"), 40))
+@pytest.mark.parametrize("name", ["speculative", "shared_prefix"])
+def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, versions: list[str]) -> None:
+    whole = make_recording(read_case(name), golden(name, "original"), "original")
+    desk = Desk(begun_at(whole, read_case(name), 40))
     with opened(desk.workload.config) as driven:
         through = desk.reschedule(driven)
     model = desk.reschedule(BUILTIN[versions[0]], POLICIES.get(versions[0], ORIGINAL))

@@ -18,6 +18,7 @@ from replayer import (
     Ready,
     Recycled,
     Rescheduled,
+    Resumed,
     Schedule,
     Scheduler,
     SchedulerConfig,
@@ -182,6 +183,30 @@ def test_live_events_and_known_acceptances_decide_alike() -> None:
                     planned.apply(Rescheduled(name))
                 live.check()
                 planned.check()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_resumed_requests_share_the_blocks_of_their_prefix(policy: str) -> None:
+    """What they have computed is in the prefix cache, those that decode and those whose prefill goes on."""
+    config = SchedulerConfig(64, 8, 60, 16, 512, prefix_caching=True)
+    scheduler = Scheduler(config, BUILTIN["original"], POLICIES[policy])
+    request = {name: Arrived(name, 100, 40, block_key=lambda i: ("same", i)) for name in "abc"}
+    scheduler.apply(Resumed(request["a"], 100, 9, num_emitted_tokens=3))
+    assert scheduler.num_free_blocks == 60 - 9
+    scheduler.apply(Resumed(request["b"], 40, 3, decoding=False))
+    assert scheduler.num_free_blocks == 60 - 9 - 1  # two of its three are those of `a`
+    scheduler.apply(request["c"])
+    scheduler.check()
+    for _ in range(3):
+        decision = scheduler.apply(Schedule())
+        ended = [name for name, _, end in decision.chunks if end == 100]
+        scheduler.apply(Emitted(dict.fromkeys(ended, 1)))
+        scheduler.check()
+    assert scheduler.num_running_decodes == 3
+    for name in "abc":
+        scheduler.apply(Finished(name))
+    scheduler.check()
+    assert scheduler.num_requests == 0
 
 
 def test_events_that_cannot_happen_are_refused() -> None:
