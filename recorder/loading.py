@@ -95,14 +95,17 @@ class Reader:
         counts[np.searchsorted(numbers, order) + 1] = number_of
         return found["accepted"].astype(np.int16), np.cumsum(counts), found["drafts"].astype(np.int16)
 
-    def digests(self, steps: NDArray[Any]) -> NDArray[np.int64]:
-        """What each of these steps ran, as one number each."""
+    def digests(self, steps: Columns) -> NDArray[np.int64]:
+        """What each of these steps ran, as one number each; MISSING where its requests are not all recorded."""
         found = self._numpy(
-            f"SELECT step, {digest.SQL} AS digest FROM step_request WHERE engine_id = $1 GROUP BY step ORDER BY step"
+            f"SELECT step, {digest.SQL} AS digest, sum(num_tokens)::BIGINT AS num_tokens FROM step_request "
+            "WHERE engine_id = $1 GROUP BY step ORDER BY step"
         )
-        digests = np.zeros(len(steps), np.int64)
-        there = np.isin(found["step"], steps)
-        digests[np.searchsorted(steps, found["step"][there])] = found["digest"][there]
+        digests = np.full(len(steps["step"]), MISSING, np.int64)
+        there = np.isin(found["step"], steps["step"])
+        at = np.searchsorted(steps["step"], found["step"][there])
+        whole = found["num_tokens"][there] == steps["num_tokens"][at]
+        digests[at[whole]] = found["digest"][there][whole]
         return digests
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
@@ -201,7 +204,7 @@ class TraceRecording(Recording):
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
-        return self._there().digests(self.steps["step"])
+        return self._there().digests(dict(self.steps))
 
     @cached_property
     def aborted_step(self) -> NDArray[np.int64]:

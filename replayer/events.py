@@ -53,6 +53,15 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Cached:
+    """Blocks that the prefix cache held before the first step, as `Arrived.block_key` has them: for an engine's real
+    scheduler.
+    """
+
+    blocks: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A request's preprocessing ended; until then the scheduler skips it."""
 
@@ -111,7 +120,17 @@ class Recycled:
 
 
 Event = (
-    Arrived | Resumed | Ready | Aborted | Schedule | Emitted | Forwarded | Finished | Rescheduled | Recycled
+    Arrived
+    | Resumed
+    | Cached
+    | Ready
+    | Aborted
+    | Schedule
+    | Emitted
+    | Forwarded
+    | Finished
+    | Rescheduled
+    | Recycled
 )
 
 

@@ -8,6 +8,7 @@ from replayer.config import Policy, SchedulerConfig
 from replayer.events import (
     Aborted,
     Arrived,
+    Cached,
     Decision,
     Emitted,
     Finished,
@@ -58,7 +59,8 @@ class AnyScheduler(Protocol):
     def apply(self, event: Forwarded) -> Forward: ...
     @overload
     def apply(
-        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
+        self,
+        event: Arrived | Resumed | Cached | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled,
     ) -> None: ...
 
     def num_output_tokens_of(self, request_id: str) -> int:

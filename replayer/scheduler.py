@@ -11,6 +11,7 @@ from replayer.config import ORIGINAL, Policy, SchedulerConfig
 from replayer.events import (
     Aborted,
     Arrived,
+    Cached,
     Decision,
     Emitted,
     Event,
@@ -86,7 +87,8 @@ class Scheduler:
     def apply(self, event: Forwarded) -> Forward: ...
     @overload
     def apply(
-        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
+        self,
+        event: Arrived | Resumed | Cached | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled,
     ) -> None: ...
     def apply(self, event: Event) -> Decision | Forward | None:
         """Take one event; `Schedule` gives the call's `Decision`, `Forwarded` what ran, all others nothing.

@@ -72,6 +72,8 @@ class Workload:
     shared_tokens: int = 0
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
+    cached: tuple[tuple[Hashable, ...], ...] = ()
+    """Chains of blocks, each as `block_key` has them, that the prefix cache held before the first step."""
 
 
 def workload_from_case(case: Mapping[str, Any]) -> Workload:

@@ -13,6 +13,7 @@ from replayer.config import SchedulerConfig
 from replayer.events import (
     Aborted,
     Arrived,
+    Cached,
     Decision,
     Emitted,
     Event,
@@ -94,7 +95,8 @@ class DrivenScheduler:
     def apply(self, event: Forwarded) -> Forward: ...
     @overload
     def apply(
-        self, event: Arrived | Resumed | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled
+        self,
+        event: Arrived | Resumed | Cached | Ready | Aborted | Emitted | Finished | Rescheduled | Recycled,
     ) -> None: ...
     def apply(self, event: Event) -> Decision | Forward | None:
         """As the model's. What follows a forward has happened when it is told: the worker is in lockstep."""
@@ -106,6 +108,8 @@ class DrivenScheduler:
             self._arrive(event, None)
         elif isinstance(event, Resumed):
             self._arrive(event.arrived, event)
+        elif isinstance(event, Cached):
+            self._cache(event)
         elif isinstance(event, Aborted):
             self._aborted.append(event.request_id)
         elif not isinstance(event, (Rescheduled, Recycled)):
@@ -121,6 +125,9 @@ class DrivenScheduler:
             known.emitted, known.forwards = resumed.num_emitted_tokens, resumed.num_forwards
         self._known[event.request_id] = known
         self._arrived.append(self._told(event, accepts, None if resumed is None else _state(resumed)))
+
+    def _cache(self, event: Cached) -> None:
+        raise TypeError("this scheduler takes no cached blocks")
 
     def _told(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
         """A request as the driver is told of it."""

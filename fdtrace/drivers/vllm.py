@@ -103,25 +103,42 @@ class Engine:
     # Requests -----------------------------------------------------------------------------------------------
 
     def add(self, spec: Message) -> None:
-        """A request arrives, or is taken up as it runs."""
+        """A request arrives, or is taken up as it was; or blocks are in the prefix cache before any does."""
+        if "cached" in spec:
+            self._cache(spec["cached"])
+            return
         playing = self.playing[spec["id"]] = Playing(spec, self.block_size, self.drafts)
         self.arrivals += 1
+        request = self._request(spec["id"], playing.tokens(0, playing.prompt), playing.max_tokens)
+        if spec.get("resumed"):
+            self._resume(request, playing, spec["resumed"])
+        else:
+            self.scheduler.add_request(request)
+
+    def _request(self, name: str, tokens: list[int], max_tokens: int) -> Any:
         given = {
-            "request_id": spec["id"],
-            "prompt_token_ids": playing.tokens(0, playing.prompt),
+            "request_id": name,
+            "prompt_token_ids": tokens,
             "sampling_params": self.sampling(
-                max_tokens=playing.max_tokens, ignore_eos=True, stop_token_ids=[STOP], temperature=0.0
+                max_tokens=max_tokens, ignore_eos=True, stop_token_ids=[STOP], temperature=0.0
             ),
             "pooling_params": None,
             "eos_token_id": None,
             "arrival_time": float(self.arrivals),
             "block_hasher": self.hasher,
         }
-        request = self.new_request(**build.taken_by(self.new_request, given))
-        if spec.get("resumed"):
-            self._resume(request, playing, spec["resumed"])
-        else:
-            self.scheduler.add_request(request)
+        return self.new_request(**build.taken_by(self.new_request, given))
+
+    def _cache(self, contents: list[int]) -> None:
+        """Blocks that nobody holds, with these contents, where there is room for them."""
+        manager, size = self.scheduler.kv_cache_manager, self.block_size
+        request = self._request("cached", [token for token in contents for _ in range(size)] + [DRAFT], 1)
+        blocks, cached = manager.get_computed_blocks(request)[:2]
+        more = len(contents) * size - cached
+        if more > 0 and manager.allocate_slots(
+            request, more, num_new_computed_tokens=cached, new_computed_blocks=blocks
+        ):
+            manager.free(request)
 
     def _resume(self, request: Any, playing: Playing, state: Message) -> None:
         """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""

@@ -10,7 +10,7 @@ from fdtrace.drivers.child import Child
 from fdtrace.drivers.scheduler import DrivenScheduler
 from recorder.errors import UsageError
 from replayer.config import SchedulerConfig
-from replayer.events import Arrived, Decision, Forward
+from replayer.events import Arrived, Cached, Decision, Forward
 from replayer.history import StepRow
 
 
@@ -52,6 +52,9 @@ class DrivenVllm(DrivenScheduler):
             "drafts": [] if drafts is None else [int(n) for n in drafts],
             "resumed": resumed,
         }
+
+    def _cache(self, event: Cached) -> None:
+        self._arrived.append({"cached": [self._token(block) for block in event.blocks]})
 
     def _blocks(self, event: Arrived) -> list[int]:
         """The token that each block of the whole sequence is made of: equal for equal content."""
