@@ -16,7 +16,7 @@ LOOKED_AT = 64
 @dataclass
 class Blocks:
     """One request's blocks: their hashes as far as they are known, those found in the cache when it began, and how many
-    it filled in the end. `begins` and `ends` are steps; None: it did not end.
+    it filled in the end (0 also where its prefill was cut off). `begins` and `ends` are steps; None: it did not end.
     """
 
     entry: int
@@ -44,8 +44,9 @@ class Prefixes:
         for one in sequences:
             self._of[one.entry] = one
             self._explain(one)
-            self._known.update(one.hashes)
-            self._leave_open(one)
+            if one.num_filled:
+                self._known.update(one.hashes)
+                self._leave_open(one)
 
     def key(self, entry: int, block: int) -> Hashable:
         """What stands for the content of a request's block."""

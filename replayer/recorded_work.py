@@ -80,7 +80,8 @@ class _Reader:
         found = max(0, self._value("num_cached_tokens", i))
         if first is not None:
             found = first.num_computed_tokens if first.request in self.queued else 0
-        made = self._value("num_prompt_tokens", i) + max(0, self._value("num_output_tokens", i))
+        made = max(0, self._value("num_output_tokens", i))
+        filled = max(0, self._value("num_prompt_tokens", i) + made - 1) // size if made else 0
         ended = int(self.recording.finished_step[i])
         return Blocks(
             entry=i,
@@ -88,7 +89,7 @@ class _Reader:
             if self.hashes[i] is not None
             else [],
             num_found=found // size,
-            num_filled=max(0, made - 1) // size,
+            num_filled=filled,
             begins=max(0, self._value("arrived_step", i)),
             ends=None if ended == MISSING else ended,
         )
