@@ -24,7 +24,9 @@ class Arrived:
     replay): then `Forwarded` advances it, and no `Emitted` is due for it. No decision reads them ahead of
     their forward. `block_key(i)` stands, with prefix caching, for the content of the i-th block of its
     tokens, equal for equal content; None: no block of it is like another's. `drafts` are those verified in its
-    decode forwards, where an engine's real scheduler, which is told of them, takes another number each time.
+    decode forwards, where an engine's real scheduler, which is told of them, takes another number each time; `vain`
+    the decode forwards before which it had other drafts and was preempted; `after_idle`: the output of every forward
+    had been taken when it came.
     """
 
     request_id: str
@@ -35,6 +37,8 @@ class Arrived:
     num_output_tokens: int | None = None
     block_key: Callable[[int], Hashable] | None = None
     drafts: Accepts | None = None
+    vain: tuple[int, ...] = ()
+    after_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class _Reader:
         numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
         self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
         self.rank = {entry: i for i, entry in enumerate(self.initial)}
+        self.after_idle = _after_idle(recording)
         self.hashes: Any = recording.requests.get("block_hashes", recording.block_hashes)
         self.prefixes = Prefixes()
         self.knows_prefixes = not is_modelled(recording.engine) and self.hashes is not None
@@ -138,6 +139,8 @@ class _Reader:
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
+            vain=() if is_modelled(recording.engine) else recording.vain.get(i, ()),
+            after_idle=bool(self.after_idle[i]),
         )
         if first is None:
             return request
@@ -167,6 +170,17 @@ class _Reader:
             return known[block] if block < len(known) else (i, block)
 
         return key
+
+
+def _after_idle(recording: Recording) -> NDArray[np.bool_]:
+    """Which requests came when all that had come before them had ended, by the recorded times."""
+    columns = recording.requests
+    if "arrived_at" not in columns or "finished_at" not in columns:
+        return np.zeros(len(recording.finished_step), dtype=bool)
+    arrived, finished = np.asarray(columns["arrived_at"]), np.asarray(columns["finished_at"])
+    there = np.searchsorted(np.sort(arrived), arrived)
+    gone = np.searchsorted(np.sort(finished[finished != MISSING]), arrived)
+    return np.asarray((arrived != MISSING) & (there == gone), dtype=bool)
 
 
 def _resumed(request: WorkRequest, first: InitialRequest) -> Resumed:

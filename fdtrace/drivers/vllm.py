@@ -39,7 +39,7 @@ class Playing:
 
     def __init__(self, spec: Message, block_size: int, most_drafts: int) -> None:
         self.prompt, self.output, self.max_tokens = spec["prompt"], spec["output"], spec["max_tokens"]
-        self.accepts, self.drafts = spec["accepts"], spec["drafts"]
+        self.accepts, self.drafts, self.vain = spec["accepts"], spec["drafts"], spec["vain"]
         self._contents, self._block_size, self._most = spec["contents"], block_size, most_drafts
         self.emitted = self.forwards = 0
         self.prefills = True
@@ -66,7 +66,13 @@ class Playing:
         return min(self._now(self.accepts, 0), scheduled)
 
     def proposed(self) -> int:
-        """Drafts that its next decode forward is to verify; the last number goes on."""
+        """Drafts that its next decode forward is to verify; the last number goes on.
+
+        Where it was preempted before that, how many these were is not recorded: as many as can be need as many blocks.
+        """
+        if self.forwards in self.vain:
+            self.vain.remove(self.forwards)
+            return self._most
         found = self._now(self.drafts, self._most)
         return self._most if found < 0 else found
 
@@ -171,17 +177,20 @@ class Engine:
 
     def step(self, arrived: list[Message], aborted: list[str]) -> Message:
         """What happens up to and with the next forward that runs tokens; where nothing more can run, up to there."""
+        answer: Message = {"preempted": [], "finished": [], "scheduler_ns": 0}
         for spec in arrived:
+            while spec.get("after_idle") and self.in_flight:
+                self._update(answer)
             self.add(spec)
-        known = [name for name in aborted if name in self.scheduler.requests]
+        known = answer["aborted"] = [name for name in aborted if name in self.scheduler.requests]
         if known:
             self.scheduler.finish_requests(known, self.statuses.FINISHED_ABORTED)
-        answer: Message = {"preempted": [], "finished": [], "aborted": known, "scheduler_ns": 0}
         while True:
             ran = self._schedule(answer)
+            moves = False
             if not ran or len(self.in_flight) >= self.most_in_flight:
-                self._update(answer)
-            if ran or not any(sampled for _, sampled in self.in_flight):
+                moves = self._update(answer)
+            if ran or not (moves or any(sampled for _, sampled in self.in_flight)):
                 break
         if not ran:
             self.in_flight.clear()  # batches that nothing ran in
@@ -252,8 +261,8 @@ class Engine:
             rows.append([name, decodes, num_tokens, before + decodes, drafts, accepted, blocks, emitted])
         return rows, sampled
 
-    def _update(self, answer: Message) -> None:
-        """The scheduler takes the output of the oldest batch."""
+    def _update(self, answer: Message) -> bool:
+        """The scheduler takes the output of the oldest batch; whether it ran any tokens."""
         scheduled, sampled = self.in_flight.popleft()
         names = list(scheduled.num_scheduled_tokens)
         given = {
@@ -270,6 +279,7 @@ class Engine:
         self._propose([name for name in known if sampled[name]])
         answer["scheduler_ns"] += time.thread_time_ns() - began
         answer["finished"] += [name for name in known if name not in self.scheduler.requests]
+        return bool(names)
 
     def _propose(self, names: list[str]) -> None:
         """The drafts of those that sampled, for their next step; with batches in flight vLLM takes placeholders."""

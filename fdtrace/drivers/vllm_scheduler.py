@@ -50,6 +50,8 @@ class DrivenVllm(DrivenScheduler):
             "output": event.num_output_tokens,
             "accepts": accepts,
             "drafts": [] if drafts is None else [int(n) for n in drafts],
+            "vain": list(event.vain),
+            "after_idle": event.after_idle,
             "resumed": resumed,
         }
 
