@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import duckdb
@@ -101,14 +104,17 @@ class Reader:
         counts[np.searchsorted(numbers, order) + 1] = number_of
         return found["accepted"].astype(np.int16), np.cumsum(counts), found["drafts"].astype(np.int16)
 
-    def digests(self, steps: NDArray[Any]) -> NDArray[np.int64]:
-        """What each of these steps ran, as one number each."""
+    def digests(self, steps: Columns) -> NDArray[np.int64]:
+        """What each of these steps ran, as one number each; MISSING where its requests are not all recorded."""
         found = self._numpy(
-            f"SELECT step, {digest.SQL} AS digest FROM step_request WHERE engine_id = $1 GROUP BY step ORDER BY step"
+            f"SELECT step, {digest.SQL} AS digest, sum(num_tokens)::BIGINT AS num_tokens FROM step_request "
+            "WHERE engine_id = $1 GROUP BY step ORDER BY step"
         )
-        digests = np.zeros(len(steps), np.int64)
-        there = np.isin(found["step"], steps)
-        digests[np.searchsorted(steps, found["step"][there])] = found["digest"][there]
+        digests = np.full(len(steps["step"]), MISSING, np.int64)
+        there = np.isin(found["step"], steps["step"])
+        at = np.searchsorted(steps["step"], found["step"][there])
+        whole = found["num_tokens"][there] == steps["num_tokens"][at]
+        digests[at[whole]] = found["digest"][there][whole]
         return digests
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
@@ -121,6 +127,23 @@ class Reader:
         if len(found["request"]):
             steps[np.searchsorted(numbers, found["request"])] = found["step"]
         return steps
+
+    def vain(self, numbers: NDArray[Any]) -> dict[int, tuple[int, ...]]:
+        """The decode forwards before which each request sampled and was preempted."""
+        rows = self.db.execute(
+            "WITH ran AS (SELECT request, step, kind = 'decode' AS decodes, num_computed_tokens AS first, "
+            "num_computed_tokens + num_tokens AS past, num_accepted_tokens AS accepted, "
+            "lag(decodes) OVER w AS decoded, lag(past) OVER w AS before FROM step_request "
+            "WHERE engine_id = $1 WINDOW w AS (PARTITION BY request ORDER BY step)) "
+            "SELECT request, coalesce(num_prompt_tokens, 0), decodes, first, past, accepted "
+            "FROM ran JOIN request r USING (request) WHERE r.engine_id = $1 AND request IN "
+            "(SELECT request FROM ran WHERE NOT decodes AND (decoded OR first < before)) ORDER BY request, step",
+            [self.engine_id],
+        ).fetchall()
+        return {
+            int(np.searchsorted(numbers, request)): tuple(restarts(prompt, [row[2:] for row in ran]))
+            for (request, prompt), ran in groupby(rows, key=itemgetter(0, 1))
+        }
 
     def block_hashes(self) -> NDArray[Any]:
         """The hashes of each request's full prompt blocks, an array each, None where the trace has none."""
@@ -155,6 +178,21 @@ class Reader:
             f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {rest}",
             [self.engine_id],
         ).fetchall()
+
+
+def restarts(prompt: int, rows: Iterable[tuple[bool, int, int, int]]) -> Iterator[int]:
+    """The decode forwards, from 0, before which a request sampled a token and was then prefilled anew.
+
+    `rows` are its own in order: whether it decoded, its first token, the token past its last one, drafts accepted.
+    """
+    forwards, total, end, sampled = 0, prompt, 0, False
+    for decodes, first, past, accepted in rows:
+        if not decodes and first < end and sampled:
+            yield forwards
+        forwards += decodes
+        sampled = decodes or past >= total
+        total = first + 1 + accepted if decodes else total + sampled
+        end = total if decodes else past
 
 
 class TraceRecording(Recording):
@@ -205,7 +243,7 @@ class TraceRecording(Recording):
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
-        return self._there().digests(self.steps["step"])
+        return self._there().digests(dict(self.steps))
 
     @cached_property
     def aborted_step(self) -> NDArray[np.int64]:
@@ -226,3 +264,7 @@ class TraceRecording(Recording):
     @cached_property
     def block_hashes(self) -> NDArray[Any] | None:
         return self._there().block_hashes() if self.engine.prefix_caching else None
+
+    @cached_property
+    def vain(self) -> dict[int, tuple[int, ...]]:
+        return self._there().vain(self.requests["request"])

@@ -64,9 +64,11 @@ class Recording:
     accepted in the 1st, 2nd, … recorded decode forward of the i-th entry of `requests`. `aborted_step` and
     `finished_step` hold, by entry of `requests`, the step at which it was aborted or finished (MISSING: not).
     `drafts` goes with `accepts`: the drafts verified in each of these forwards (MISSING: unknown). `digests` holds, by
-    entry of `steps`, the `recorder.digest` of the requests that ran, of their tokens and drafts. `queued` are those
+    entry of `steps`, the `recorder.digest` of what each request ran (MISSING: not all is recorded). `queued` are those
     whose arrival was not recorded and that began, or began anew, with a later step than the first, in that order; they
-    may be in `initial` too. `block_hashes` holds, by entry of `requests`, that column of it: an array, or None.
+    may be in `initial` too. `block_hashes` holds, by entry of `requests`, that column of it: an array, or None. `vain`
+    holds, by entry of `requests`, the decode forwards (from 0, as in `accepts`) before which it sampled and was
+    preempted, each as often as that happened.
     """
 
     engine: EngineInfo
@@ -82,6 +84,7 @@ class Recording:
     digests: NDArray[np.int64] | None = None
     queued: tuple[InitialRequest, ...] = ()
     block_hashes: NDArray[Any] | None = None
+    vain: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:

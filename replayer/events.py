@@ -23,7 +23,9 @@ class Arrived(NamedTuple):
     replay): then `Forwarded` advances it, and no `Emitted` is due for it. No decision reads them ahead of
     their forward. `block_key(i)` stands, with prefix caching, for the content of the i-th block of its
     tokens, equal for equal content; None: no block of it is like another's. `drafts` are those verified in its
-    decode forwards, where an engine's real scheduler, which is told of them, takes another number each time.
+    decode forwards, where an engine's real scheduler, which is told of them, takes another number each time; `vain`
+    the decode forwards before which it had other drafts and was preempted; `after_idle`: the output of every forward
+    had been taken when it came.
     """
 
     request_id: str
@@ -34,6 +36,8 @@ class Arrived(NamedTuple):
     num_output_tokens: int | None = None
     block_key: Callable[[int], Hashable] | None = None
     drafts: Accepts | None = None
+    vain: tuple[int, ...] = ()
+    after_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,15 @@ class Resumed:
     decoding: bool = True
     waiting: bool = False
     """Whether it has no blocks and waits to be run, or run anew: told to an engine's real scheduler alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Blocks that the prefix cache held before the first step, as `Arrived.block_key` has them: for an engine's real
+    scheduler.
+    """
+
+    blocks: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +147,19 @@ class Recycled:
     request_id: str
 
 
-Told = Arrived | Resumed | Ready | Aborted | Joined | Discarded | Emitted | Finished | Rescheduled | Recycled
+Told = (
+    Arrived
+    | Resumed
+    | Cached
+    | Ready
+    | Aborted
+    | Joined
+    | Discarded
+    | Emitted
+    | Finished
+    | Rescheduled
+    | Recycled
+)
 """Events that have no answer."""
 Event = Told | Preallocate | Schedule | Forwarded
 

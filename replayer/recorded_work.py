@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recorder.recording import MISSING, InitialRequest, Recording
 from replayer.clock import BY_STEPS, Clock, ClockKind, call_times, fit_durations
 from replayer.config import SchedulerConfig, is_modelled
 from replayer.events import Resumed
+from replayer.prefixes import Blocks, Prefixes
 from replayer.workload import BlockKey, Workload, WorkRequest, compact
 
 STEPS_FACTOR, STEPS_MORE = 10, 10_000
@@ -34,7 +36,9 @@ def workload_from_recording(recording: Recording, clock: ClockKind = "steps") ->
     reader = _Reader(recording, config, times)
     entries = range(len(recording.finished_step))
     first = sorted(reader.rank, key=reader.rank.__getitem__)
-    requests = [reader.request(i) for i in (*first, *(i for i in entries if i not in reader.rank))]
+    order = [*first, *sorted((i for i in entries if i not in reader.rank), key=reader.arrival)]
+    reader.read_prefixes(order)
+    requests = [reader.request(i) for i in order]
     requests.sort(key=lambda request: request.arrival if request.resumed is None else -1)
     steps = recording.num_steps
     return Workload(
@@ -44,6 +48,7 @@ def workload_from_recording(recording: Recording, clock: ClockKind = "steps") ->
         first_step=int(recording.steps["step"][0]),
         expected_steps=steps,
         clock=BY_STEPS if times is None else Clock("time", fit_durations(recording)),
+        cached=tuple(map(tuple, reader.prefixes.cached)),
     )
 
 
@@ -62,6 +67,32 @@ class _Reader:
         self.accepts = compact(recording.accepts)
         self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
         self.rank = {entry: i for i, entry in enumerate(self.initial)}
+        self.after_idle = _after_idle(recording)
+        self.hashes: Any = recording.block_hashes
+        self.prefixes = Prefixes()
+        self.knows_prefixes = not is_modelled(recording.engine) and self.hashes is not None
+
+    def read_prefixes(self, order: Sequence[int]) -> None:
+        """Find out what blocks held, of the requests in order of arrival, where the engine caches outputs too."""
+        if self.knows_prefixes:
+            self.prefixes.feed([self._blocks(i) for i in order])
+
+    def _blocks(self, i: int) -> Blocks:
+        first, size = self.initial.get(i), self.config.block_size
+        found = max(0, self._value("num_cached_tokens", i))
+        if first is not None:
+            found = first.num_computed_tokens if first.request in self.queued else 0
+        made = max(0, self._value("num_output_tokens", i))
+        filled = max(0, self._value("num_prompt_tokens", i) + made - 1) // size if made else 0
+        ended = int(self.recording.finished_step[i])
+        return Blocks(
+            entry=i,
+            hashes=[] if self.hashes[i] is None else [int(value) for value in self.hashes[i]],
+            num_found=found // size,
+            num_filled=filled,
+            begins=max(0, self._value("arrived_step", i)),
+            ends=None if ended == MISSING else ended,
+        )
 
     def _value(self, name: str, i: int) -> int:
         values = self.recording.requests.get(name)
@@ -78,7 +109,7 @@ class _Reader:
             return index
         return int(self.times[min(index, len(self.times) - 1)] - self.times[0]) // 1000
 
-    def _arrival(self, i: int) -> int:
+    def arrival(self, i: int) -> int:
         """When a request arrived, on the clock; 0 where it was there before."""
         when = self._value("arrived_at", i) if self.times is not None else MISSING
         if self.times is not None and when != MISSING:
@@ -94,7 +125,7 @@ class _Reader:
             prompt = max(1, first.num_computed_tokens) if first is not None else 1
         finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
         output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
-        arrival = self._arrival(i)
+        arrival = self.arrival(i)
         forwards = slice(recording.accept_offsets[i], recording.accept_offsets[i + 1])
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
@@ -107,6 +138,8 @@ class _Reader:
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
+            vain=() if is_modelled(recording.engine) else recording.vain.get(i, ()),
+            after_idle=bool(self.after_idle[i]),
         )
         if first is None:
             return request
@@ -125,8 +158,9 @@ class _Reader:
         return max(1, made, self.config.max_model_len - prompt if most == MISSING else most), made
 
     def _block_key(self, i: int) -> BlockKey | None:
-        values: Any = self.recording.block_hashes
-        hashes = None if values is None else values[i]
+        if self.knows_prefixes:
+            return partial(self.prefixes.key, i)
+        hashes = None if self.hashes is None else self.hashes[i]
         if hashes is None or len(hashes) == 0:
             return None
         known = [int(value) for value in hashes]
@@ -135,6 +169,17 @@ class _Reader:
             return known[block] if block < len(known) else (i, block)
 
         return key
+
+
+def _after_idle(recording: Recording) -> NDArray[np.bool_]:
+    """Which requests came when all that had come before them had ended, by the recorded times."""
+    columns = recording.requests
+    if "arrived_at" not in columns or "finished_at" not in columns:
+        return np.zeros(len(recording.finished_step), dtype=bool)
+    arrived, finished = np.asarray(columns["arrived_at"]), np.asarray(columns["finished_at"])
+    there = np.searchsorted(np.sort(arrived), arrived)
+    gone = np.searchsorted(np.sort(finished[finished != MISSING]), arrived)
+    return np.asarray((arrived != MISSING) & (there == gone), dtype=bool)
 
 
 def _resumed(request: WorkRequest, first: InitialRequest) -> Resumed:

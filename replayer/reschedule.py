@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replayer.config import ORIGINAL, Policy
-from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
+from replayer.events import FORWARDED, SCHEDULE, Aborted, Cached, Decision, Forward, Recycled, Rescheduled
 from replayer.formulas.base import Formula
 from replayer.handover import Handover
 from replayer.hang import cause_of, is_stuck
@@ -71,6 +71,7 @@ class Replay:
             if request.abort_after is not None
         )
         self._next_abort = 0
+        self._begun = not workload.cached
 
     def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
         """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""
@@ -102,6 +103,8 @@ class Replay:
 
     def advance(self) -> bool:
         """One call and its forward; False where the replay ends in a hang."""
+        if not self._begun:
+            self._begin()
         self._arrive()
         scheduler = self.scheduler
         if scheduler.idle and self._next < len(self.workload.requests):
@@ -156,6 +159,12 @@ class Replay:
             self._next_abort += 1
             if request_id in self.scheduler:
                 self.scheduler.apply(Aborted(request_id))
+
+    def _begin(self) -> None:
+        """What was there before the first request."""
+        for blocks in self.workload.cached:
+            self.scheduler.apply(Cached(blocks))
+        self._begun = True
 
     def _enter(self, request: WorkRequest) -> None:
         self.scheduler.apply(request.resumed or request.arrived())

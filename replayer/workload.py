@@ -58,6 +58,11 @@ class WorkRequest:
     """Drafts verified in its 1st, 2nd, … decode forward, where they differ; the model verifies the same number in
     each.
     """
+    vain: tuple[int, ...] = ()
+    """Decode forwards, from 0, before which it was preempted: as often as it had been given drafts that none verified.
+    """
+    after_idle: bool = False
+    """Whether the engine had nothing left to do when it came."""
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -69,6 +74,8 @@ class WorkRequest:
             num_output_tokens=self.num_output_tokens,
             block_key=self.block_key,
             drafts=self.drafts,
+            vain=self.vain,
+            after_idle=self.after_idle,
         )
 
 
@@ -87,6 +94,8 @@ class Workload:
     shared_tokens: int = 0
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
+    cached: tuple[tuple[Hashable, ...], ...] = ()
+    """Chains of blocks, each as `block_key` has them, that the prefix cache held before the first step."""
 
 
 def workload_from_case(case: Mapping[str, Any]) -> Workload:

@@ -13,6 +13,7 @@ from replayer.config import SchedulerConfig
 from replayer.events import (
     Aborted,
     Arrived,
+    Cached,
     Decision,
     Discarded,
     Event,
@@ -107,6 +108,8 @@ class DrivenScheduler:
             self._arrive(event, None)
         elif isinstance(event, Resumed):
             self._arrive(event.arrived, event)
+        elif isinstance(event, Cached):
+            self._cache(event)
         elif isinstance(event, Aborted):
             self._aborted.append(event.request_id)
         elif isinstance(event, Joined):
@@ -132,6 +135,9 @@ class DrivenScheduler:
         if self.config.role != "mixed" and resumed is None:
             self._asking.append(event.request_id)
         self._arrived.append(self._spec(event, accepts, None if resumed is None else _state(resumed)))
+
+    def _cache(self, event: Cached) -> None:
+        raise TypeError("this scheduler takes no cached blocks")
 
     def _spec(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
         """A request as the driver is told of it."""

@@ -39,7 +39,7 @@ class Playing:
 
     def __init__(self, spec: Message, block_size: int, most_drafts: int) -> None:
         self.prompt, self.output, self.max_tokens = spec["prompt"], spec["output"], spec["max_tokens"]
-        self.accepts, self.drafts = spec["accepts"], spec["drafts"]
+        self.accepts, self.drafts, self.vain = spec["accepts"], spec["drafts"], spec["vain"]
         self._contents, self._block_size, self._most = spec["contents"], block_size, most_drafts
         self.emitted = self.forwards = 0
         self.prefills = True
@@ -66,7 +66,13 @@ class Playing:
         return min(self._now(self.accepts, 0), scheduled)
 
     def proposed(self) -> int:
-        """Drafts that its next decode forward is to verify; the last number goes on."""
+        """Drafts that its next decode forward is to verify; the last number goes on.
+
+        Where it was preempted before that, how many these were is not recorded: as many as can be need as many blocks.
+        """
+        if self.forwards in self.vain:
+            self.vain.remove(self.forwards)
+            return self._most
         found = self._now(self.drafts, self._most)
         return self._most if found < 0 else found
 
@@ -103,25 +109,42 @@ class Engine:
     # Requests -----------------------------------------------------------------------------------------------
 
     def add(self, spec: Message) -> None:
-        """A request arrives, or is taken up as it runs."""
+        """A request arrives, or is taken up as it was; or blocks are in the prefix cache before any does."""
+        if "cached" in spec:
+            self._cache(spec["cached"])
+            return
         playing = self.playing[spec["id"]] = Playing(spec, self.block_size, self.drafts)
         self.arrivals += 1
+        request = self._request(spec["id"], playing.tokens(0, playing.prompt), playing.max_tokens)
+        if spec.get("resumed"):
+            self._resume(request, playing, spec["resumed"])
+        else:
+            self.scheduler.add_request(request)
+
+    def _request(self, name: str, tokens: list[int], max_tokens: int) -> Any:
         given = {
-            "request_id": spec["id"],
-            "prompt_token_ids": playing.tokens(0, playing.prompt),
+            "request_id": name,
+            "prompt_token_ids": tokens,
             "sampling_params": self.sampling(
-                max_tokens=playing.max_tokens, ignore_eos=True, stop_token_ids=[STOP], temperature=0.0
+                max_tokens=max_tokens, ignore_eos=True, stop_token_ids=[STOP], temperature=0.0
             ),
             "pooling_params": None,
             "eos_token_id": None,
             "arrival_time": float(self.arrivals),
             "block_hasher": self.hasher,
         }
-        request = self.new_request(**build.taken_by(self.new_request, given))
-        if spec.get("resumed"):
-            self._resume(request, playing, spec["resumed"])
-        else:
-            self.scheduler.add_request(request)
+        return self.new_request(**build.taken_by(self.new_request, given))
+
+    def _cache(self, contents: list[int]) -> None:
+        """Blocks that nobody holds, with these contents, where there is room for them."""
+        manager, size = self.scheduler.kv_cache_manager, self.block_size
+        request = self._request("cached", [token for token in contents for _ in range(size)] + [DRAFT], 1)
+        blocks, cached = manager.get_computed_blocks(request)[:2]
+        more = len(contents) * size - cached
+        if more > 0 and manager.allocate_slots(
+            request, more, num_new_computed_tokens=cached, new_computed_blocks=blocks
+        ):
+            manager.free(request)
 
     def _resume(self, request: Any, playing: Playing, state: Message) -> None:
         """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
@@ -158,17 +181,20 @@ class Engine:
 
     def step(self, arrived: list[Message], aborted: list[str]) -> Message:
         """What happens up to and with the next forward that runs tokens; where nothing more can run, up to there."""
+        answer: Message = {"preempted": [], "finished": [], "scheduler_ns": 0}
         for spec in arrived:
+            while spec.get("after_idle") and self.in_flight:
+                self._update(answer)
             self.add(spec)
-        known = [name for name in aborted if name in self.scheduler.requests]
+        known = answer["aborted"] = [name for name in aborted if name in self.scheduler.requests]
         if known:
             self.scheduler.finish_requests(known, self.statuses.FINISHED_ABORTED)
-        answer: Message = {"preempted": [], "finished": [], "aborted": known, "scheduler_ns": 0}
         while True:
             ran = self._schedule(answer)
+            moves = False
             if not ran or len(self.in_flight) >= self.most_in_flight:
-                self._update(answer)
-            if ran or not any(sampled for _, sampled in self.in_flight):
+                moves = self._update(answer)
+            if ran or not (moves or any(sampled for _, sampled in self.in_flight)):
                 break
         if not ran:
             self.in_flight.clear()  # batches that nothing ran in
@@ -239,8 +265,8 @@ class Engine:
             rows.append([name, decodes, num_tokens, before + decodes, drafts, accepted, blocks, emitted])
         return rows, sampled
 
-    def _update(self, answer: Message) -> None:
-        """The scheduler takes the output of the oldest batch."""
+    def _update(self, answer: Message) -> bool:
+        """The scheduler takes the output of the oldest batch; whether it ran any tokens."""
         scheduled, sampled = self.in_flight.popleft()
         names = list(scheduled.num_scheduled_tokens)
         given = {
@@ -257,6 +283,7 @@ class Engine:
         self._propose([name for name in known if sampled[name]])
         answer["scheduler_ns"] += time.thread_time_ns() - began
         answer["finished"] += [name for name in known if name not in self.scheduler.requests]
+        return bool(names)
 
     def _propose(self, names: list[str]) -> None:
         """The drafts of those that sampled, for their next step; with batches in flight vLLM takes placeholders."""

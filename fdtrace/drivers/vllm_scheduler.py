@@ -10,7 +10,7 @@ from fdtrace.drivers.child import Child
 from fdtrace.drivers.scheduler import DrivenScheduler
 from recorder.errors import UsageError
 from replayer.config import SchedulerConfig
-from replayer.events import Arrived, Decision, Forward
+from replayer.events import Arrived, Cached, Decision, Forward
 from replayer.history import StepRow
 
 
@@ -50,8 +50,13 @@ class DrivenVllm(DrivenScheduler):
             "output": event.num_output_tokens,
             "accepts": accepts,
             "drafts": [] if drafts is None else [int(n) for n in drafts],
+            "vain": list(event.vain),
+            "after_idle": event.after_idle,
             "resumed": resumed,
         }
+
+    def _cache(self, event: Cached) -> None:
+        self._arrived.append({"cached": [self._token(block) for block in event.blocks]})
 
     def _blocks(self, event: Arrived) -> list[int]:
         """The token that each block of the whole sequence is made of: equal for equal content."""

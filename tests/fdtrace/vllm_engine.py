@@ -1,0 +1,231 @@
+"""Runs vLLM's own `EngineCore` loop over its own scheduler with a made-up worker, and prints what it did as JSON.
+
+    python vllm_engine.py DRIVERS '{"sizes": …, "recorded": …, "seed": …, "requests": …, "steps": …}'
+
+Run by a Python that has vLLM; DRIVERS is the directory of fdtrace's drivers, whose `vllm_build.py` makes the scheduler.
+Requests come and are aborted at random iterations; acceptances, drafts and stops are random too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import sys
+import tempfile
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import Any
+
+STOP, SHARED = 2, 7
+
+
+class Worker:
+    """Stands for the executor: it knows of each request how many tokens it has and how many it will make."""
+
+    def __init__(self, rng: random.Random, drafts: int) -> None:
+        from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+
+        self.rng, self.drafts = rng, drafts
+        self.output_cls, self.drafts_cls = ModelRunnerOutput, DraftTokenIds
+        self.total: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
+        self.computed: dict[str, int] = {}
+        self.prefills: dict[str, bool] = {}
+        self.sampled: list[str] = []
+        self.last: Any = None
+        self.rows: dict[int, list[list[Any]]] = {}
+
+    def execute_model(self, output: Any, non_block: bool = False) -> Any:
+        self.last = output
+        return self._done(None if output.total_num_scheduled_tokens else self._run(output), non_block)
+
+    def sample_tokens(self, grammar: Any, non_block: bool = False) -> Any:
+        return self._done(self._run(self.last), non_block)
+
+    def _done(self, value: Any, non_block: bool) -> Any:
+        if not non_block:
+            return value
+        future: Future[Any] = Future()
+        future.set_result(value)
+        return future
+
+    def _run(self, output: Any) -> Any:
+        starts = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        cached = output.scheduled_cached_reqs
+        starts.update(dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True)))
+        made, self.sampled, rows = [], [], []
+        for name, tokens in output.num_scheduled_tokens.items():
+            drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))
+            last = starts[name] + tokens - drafts >= self.total[name]
+            decodes = not self.prefills[name]
+            accepted = self.rng.randint(0, drafts) if decodes else 0
+            if decodes or last:
+                self.prefills[name] = False
+                made.append([self._token(name, i) for i in range(1 + accepted)])
+                self.sampled.append(name)
+            else:
+                made.append([])
+            before = starts[name] + decodes
+            rows.append([name, decodes, tokens, before, drafts, accepted if decodes else 0])
+            self.total[name] += len(made[-1])
+        self.rows[id(output)] = rows
+        names = list(output.num_scheduled_tokens)
+        return self.output_cls(
+            req_ids=names,
+            req_id_to_index={name: i for i, name in enumerate(names)},
+            sampled_token_ids=made,
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
+
+    def _token(self, name: str, more: int) -> int:
+        return STOP if self.total[name] + more == self.ends[name] else 50_000 + self.total[name] + more
+
+    def take_draft_token_ids(self) -> Any:
+        proposed = [
+            [9] * self.rng.choice((0, self.drafts, self.rng.randint(0, self.drafts))) for _ in self.sampled
+        ]
+        return self.drafts_cls(list(self.sampled), proposed)
+
+
+class Recorder:
+    """Notes each call of the scheduler that ran tokens, and when requests came and went."""
+
+    def __init__(self, scheduler: Any, worker: Worker) -> None:
+        self.scheduler, self.worker = scheduler, worker
+        self.steps: list[dict[str, Any]] = []
+        self.outputs: list[Any] = []
+        self.schedule = scheduler.schedule
+        scheduler.schedule = self
+        self.update = scheduler.update_from_output
+        scheduler.update_from_output = self.updated
+        self.finished_at: dict[str, int] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = {request.request_id for request in self.scheduler.running}
+        output = self.schedule(*args, **kwargs)
+        still = {request.request_id for request in self.scheduler.running}
+        for name in before - still:
+            self.worker.prefills[name] = True
+        self.preempted = getattr(self, "preempted", 0) + len(before - still)
+        if output.total_num_scheduled_tokens:
+            self.outputs.append(output)
+            self.steps.append(
+                {
+                    "num_tokens": output.total_num_scheduled_tokens,
+                    "num_running": len(self.scheduler.running),
+                    "num_waiting": self.scheduler.get_request_counts()[1],
+                    "num_preempted": self.preempted,
+                    "num_free_blocks": self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+                    "token_budget": self.scheduler.max_num_scheduled_tokens,
+                }
+            )
+            self.preempted = 0
+        return output
+
+    def updated(self, *args: Any) -> Any:
+        there = list(self.scheduler.requests)
+        found = self.update(*args)
+        self.gone(there)
+        return found
+
+    def gone(self, names: list[str]) -> None:
+        """Note the time of those that are not there any more."""
+        now = time.time_ns()
+        self.finished_at.update({name: now for name in names if name not in self.scheduler.requests})
+
+
+def engine_of(scheduler: Any, config: Any, worker: Worker, in_flight: int) -> Any:
+    """An `EngineCore` without processes and without a model."""
+    from vllm.v1.engine.core import EngineCore
+
+    class Engine(EngineCore):
+        def __init__(self) -> None:
+            self.vllm_config, self.scheduler, self.model_executor = config, scheduler, worker
+            self.batch_queue_size = in_flight
+            self.batch_queue = deque(maxlen=in_flight) if in_flight > 1 else None
+            self.step_fn = self.step if self.batch_queue is None else self.step_with_batch_queue
+            self.use_spec_decode = self.check_for_draft_tokens = config.speculative_config is not None
+            self.is_mm_encoder_only = self.is_pooling_model = False
+            self.async_scheduling = config.scheduler_config.async_scheduling
+            self.aborts_queue = queue.Queue()
+            self.log_stats, self._weight_version = False, "default"
+            self._iteration_index = 0
+
+    return Engine()
+
+
+def main() -> None:
+    """Run, and print one object: steps, rows by step, requests."""
+    drivers, asked = sys.argv[1], json.loads(sys.argv[2])
+    told = os.dup(1)
+    os.dup2(2, 1)
+    sys.path.insert(1, drivers)
+    import vllm_build as build
+
+    sys.path.remove(drivers)
+    os.chdir(tempfile.mkdtemp())
+    sizes, recorded = asked["sizes"], asked["recorded"]
+    config = build.build_config(sizes, recorded)
+    scheduler = build.build_scheduler(config, sizes, recorded)
+    hasher = build.block_hasher(sizes, recorded)
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request, RequestStatus
+
+    rng = random.Random(asked["seed"])
+    worker = Worker(rng, sizes["num_speculative_tokens"])
+    recorder = Recorder(scheduler, worker)
+    engine = engine_of(scheduler, config, worker, build.batches_in_flight(config))
+    requests: dict[str, dict[str, Any]] = {}
+    known: dict[str, Any] = {}
+
+    def arrive() -> None:
+        name = f"r{len(requests)}"
+        prompt = rng.randint(1, asked["longest"])
+        shared = rng.choice((0, min(prompt, 48)))
+        output, most = rng.randint(1, 60), rng.randint(1, 60)
+        tokens = [SHARED] * shared + [1000 + len(requests)] * (prompt - shared)
+        sampling = SamplingParams(max_tokens=max(output, most), ignore_eos=True, stop_token_ids=[STOP])
+        given = {
+            "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
+            "eos_token_id": None, "block_hasher": hasher,
+        }  # fmt: skip
+        known[name] = Request(**build.taken_by(Request, given))
+        worker.total[name], worker.ends[name], worker.prefills[name] = prompt, prompt + output, True
+        requests[name] = {
+            "id": name, "arrived": len(recorder.steps), "arrived_at": time.time_ns(), "prompt": prompt,
+            "max_tokens": sampling.max_tokens, "aborted": None,
+            "hashes": [hash(value) & (1 << 63) - 1 for value in known[name].block_hashes],
+        }  # fmt: skip
+        scheduler.add_request(known[name])
+
+    def abort() -> None:
+        name = rng.choice(list(scheduler.requests))
+        requests[name]["aborted"] = len(recorder.steps)
+        scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        recorder.gone([name])
+
+    for _ in range(asked["iterations"]):
+        while len(requests) < asked["requests"] and rng.random() < asked["rate"]:
+            arrive()
+        if scheduler.requests and rng.random() < 0.03:
+            abort()
+        if scheduler.has_requests() or engine.batch_queue:
+            executed = engine.step_fn()[1]
+            engine.post_step(executed)
+    for name, request in requests.items():
+        at = known[name]
+        request.update(made=at.num_output_tokens, finished_at=recorder.finished_at.get(name, -1))
+    rows = [worker.rows[id(output)] for output in recorder.outputs]
+    os.write(
+        told,
+        json.dumps({"steps": recorder.steps, "rows": rows, "requests": list(requests.values())}).encode(),
+    )
+
+
+if __name__ == "__main__":
+    main()
