@@ -63,8 +63,7 @@ MOST_ACCEPTED = 254
 class Plan:
     """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
 
-    The last acceptance repeats where they run out; none given means none
-    accepted.
+    The last acceptance repeats where they run out; none given means none accepted.
     """
 
     __slots__ = ("_last", "output", "sums")
@@ -74,9 +73,7 @@ class Plan:
         made: Sequence[int]
         if not isinstance(accepts, np.ndarray):
             made = [1 + n for n in accepts]
-        elif (
-            accepts.dtype == np.uint8
-        ):  # as a workload has them: a byte each, summed up without numbers in between
+        elif accepts.dtype == np.uint8:  # a workload's: a byte each, summed up with no numbers in between
             made = accepts.tobytes().translate(_ONE_MORE)
         else:
             made = (accepts + 1).tolist()
