@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorder import digest, schema
-from recorder.recording import MISSING, EngineInfo, InitialRequest, Recording
+from recorder.recording import MISSING, EngineInfo, HandoverSteps, InitialRequest, Recording
 
 Columns = dict[str, NDArray[Any]]
 
@@ -128,6 +128,17 @@ class Reader:
             steps[np.searchsorted(numbers, found["request"])] = found["step"]
         return steps
 
+    def handover(self, numbers: NDArray[Any]) -> HandoverSteps:
+        """What the prefill and decode roles did with each request."""
+        found = self._numpy(
+            "SELECT request, max(step) AS step FROM step_request WHERE engine_id = $1 GROUP BY request ORDER BY request"
+        )
+        last_ran = np.full(len(numbers), MISSING, np.int64)
+        last_ran[np.searchsorted(numbers, found["request"])] = found["step"]
+        kinds = ("preallocated", "joined", "discarded")
+        preallocated, joined, discarded = (self.event_step(numbers, kind) for kind in kinds)
+        return HandoverSteps(preallocated, joined, discarded, last_ran)
+
     def vain(self, numbers: NDArray[Any]) -> dict[int, tuple[int, ...]]:
         """The decode forwards before which each request sampled and was preempted."""
         rows = self.db.execute(
@@ -218,6 +229,7 @@ class TraceRecording(Recording):
             self.queued,
             self.digests,
             self.block_hashes,
+            self.handover,
         )
         return self
 
@@ -264,6 +276,11 @@ class TraceRecording(Recording):
     @cached_property
     def block_hashes(self) -> NDArray[Any] | None:
         return self._there().block_hashes() if self.engine.prefix_caching else None
+
+    @cached_property
+    def handover(self) -> HandoverSteps | None:
+        there = self.engine.role in ("prefill", "decode")
+        return self._there().handover(self.requests["request"]) if there else None
 
     @cached_property
     def vain(self) -> dict[int, tuple[int, ...]]:

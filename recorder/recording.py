@@ -55,6 +55,20 @@ class InitialRequest:
 
 
 @dataclass(frozen=True)
+class HandoverSteps:
+    """In the prefill and decode roles: steps by entry of `Recording.requests` (int64; MISSING: not).
+
+    A request got its slot and blocks, joined the running queue or was discarded before the scheduling of that step;
+    `last_ran` is the last one that it ran in.
+    """
+
+    preallocated: NDArray[np.int64]
+    joined: NDArray[np.int64]
+    discarded: NDArray[np.int64]
+    last_ran: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Recording:
     """One engine's steps, requests and acceptance lengths.
 
@@ -68,7 +82,7 @@ class Recording:
     whose arrival was not recorded and that began, or began anew, with a later step than the first, in that order; they
     may be in `initial` too. `block_hashes` holds, by entry of `requests`, that column of it: an array, or None. `vain`
     holds, by entry of `requests`, the decode forwards (from 0, as in `accepts`) before which it sampled and was
-    preempted, each as often as that happened.
+    preempted, each as often as that happened. `handover` is None in the mixed role.
     """
 
     engine: EngineInfo
@@ -85,6 +99,7 @@ class Recording:
     queued: tuple[InitialRequest, ...] = ()
     block_hashes: NDArray[Any] | None = None
     vain: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    handover: HandoverSteps | None = None
 
     @property
     def num_steps(self) -> int:

@@ -235,7 +235,8 @@ EVENT = _table(
         "kind",
         "VARCHAR",
         "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
-        "attached, detached, lost, …",
+        "attached, detached, lost, switched_off; in the prefill and decode roles also preallocated (it got its "
+        "blocks), joined (the running queue), discarded (it will not join)",
     ),
     ("request", "INTEGER", "the request; NULL where none is concerned"),
     ("reason", "VARCHAR", "why, where it is known at that moment"),

@@ -124,7 +124,8 @@ class _Reader:
         if prompt == MISSING:
             prompt = max(1, first.num_computed_tokens) if first is not None else 1
         finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
-        output, target = self._output(i, prompt, ended=finished != MISSING and aborted == MISSING)
+        ended = finished != MISSING and aborted == MISSING and not self._cut_short(i)
+        output, target = self._output(i, prompt, ended=ended)
         arrival = self.arrival(i)
         forwards = slice(recording.accept_offsets[i], recording.accept_offsets[i + 1])
         request = WorkRequest(
@@ -140,12 +141,46 @@ class _Reader:
             target=None if aborted != MISSING else target,
             vain=() if is_modelled(recording.engine) else recording.vain.get(i, ()),
             after_idle=bool(self.after_idle[i]),
+            **self._handed(i),
         )
         if first is None:
             return request
         if is_modelled(recording.engine):
             return _with_resumed(request, _resumed(request, first))
         return _with_resumed(request, _resumed_anew(request, first, waiting=first.request in self.queued))
+
+    def _cut_short(self, i: int) -> bool:
+        """Whether a decode instance preempted it: it ends there, with error 502, whatever it had left to make."""
+        reasons, handover = self.recording.requests.get("finish_reason"), self.recording.handover
+        if reasons is None or handover is None or self.config.role != "decode":
+            return False
+        return bool(reasons[i] == "error" and handover.discarded[i] == MISSING)
+
+    def _handed(self, i: int) -> dict[str, Any]:
+        """What the other instance of a deployment in roles did, where this recording tells it.
+
+        What had not come when it ended comes after its last step.
+        """
+        handover, end = self.recording.handover, int(self.steps[-1]) + 1
+        if handover is None or self.config.role == "mixed":
+            return {}
+        given, joined, discarded, ran, finished = (
+            int(steps[i])
+            for steps in (
+                handover.preallocated,
+                handover.joined,
+                handover.discarded,
+                handover.last_ran,
+                self.recording.finished_step,
+            )
+        )
+        found: dict[str, Any] = {"discarded": joined == MISSING != discarded}
+        if given != MISSING:
+            until = next((step for step in (joined, discarded) if step != MISSING), end)
+            found["join_after"] = max(0, self._at(until) - self._at(given))
+        if self.config.role == "prefill" and ran != MISSING:
+            found["send_after"] = max(0, self._at(end if finished == MISSING else finished) - self._at(ran))
+        return found
 
     def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
         """Output tokens at which the request ends, and what it had made where the recording does not know

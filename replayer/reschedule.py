@@ -129,16 +129,18 @@ class Replay:
 
     def _settle(self, decision: Decision, forward: Forward) -> None:
         """What follows a forward: preempted requests wait again, aborted ones are forgotten."""
-        scheduler, gone = self.scheduler, len(decision.aborted) + len(decision.errors)
+        scheduler = self.scheduler
+        gone = [*decision.aborted, *(request_id for request_id, _ in decision.errors)]
         if scheduler.config.role == "decode":
-            gone += len(decision.preempted)
+            gone += decision.preempted
         else:
             for request_id in decision.preempted:
                 scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
         self._handover.after_forward(self._clock, forward)
-        self._to_finish -= gone + len(forward.finished)
+        gone += forward.finished
+        self._to_finish -= sum(1 for request_id in gone if request_id not in self._targets)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for those who watch."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from . import fastdeploy_config as config
 from . import wire
+from .fastdeploy_roles import Roles
 from .hooks import Hook
 from .writer import Row
 
@@ -83,14 +84,13 @@ class FastDeployAdapter:
         self.agent = agent
         self.hooks = (
             Hook(MODULE, CLASS, "add_request", self.before_add_request),
-            Hook(MODULE, CLASS, "add_request_in_p", self.before_add_requests),
-            Hook(MODULE, CLASS, "preallocate_resource_in_d", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
             Hook(MODULE, CLASS, LAST, self.before_return),
             Hook(MODULE, CLASS, "update_metrics", self.before_return, unless=LAST),
             Hook(MODULE, CLASS, "_free_blocks", self.before_free),
             Hook(MODULE, CLASS, "finish_requests", self.before_finish, self.after_finish),
             Hook(MODULE, CLASS, "recycle_abort_task", self.before_recycle, self.after_finish),
+            *Roles(self, MODULE, CLASS).hooks,
         )
         self.active = False
 
@@ -101,7 +101,7 @@ class FastDeployAdapter:
         self.token = (os.getpid() << 40 ^ time.time_ns()) & (1 << 62) - 1
         self.call = -1
         self.seen: Seen | None = None
-        self.freed: dict[str, int] = {}
+        self.freed: dict[str, tuple[Any, int]] = {}
         self.skipped: set[str] = set()
 
     def describe(self) -> dict[str, Any]:
@@ -124,10 +124,6 @@ class FastDeployAdapter:
             hashes = config.prompt_hashes(manager.config, request)
             if hashes:
                 self.writer.hashes(request.request_id, manager.config.cache_config.block_size, hashes)
-
-    def before_add_requests(self, manager: Any, args: Any, kwargs: Any) -> None:
-        for request in args[0] if args else kwargs["requests"]:
-            self.before_add_request(manager, (request,), {})
 
     def before_schedule(self, manager: Any, args: Any, kwargs: Any) -> tuple[int, int] | None:
         if self.manager is None:
@@ -152,7 +148,7 @@ class FastDeployAdapter:
     def before_free(self, manager: Any, args: Any, kwargs: Any) -> None:
         if self.scheduling:
             request = args[0] if args else kwargs["request"]
-            self.freed[request.request_id] = len(request.block_tables)
+            self.freed[request.request_id] = request, len(request.block_tables)
 
     def after_schedule(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is None:
@@ -198,8 +194,8 @@ class FastDeployAdapter:
         return prefill, complete, aborted, preempted
 
     def _preempted(self, manager: Any, request_id: str) -> None:
-        request = manager.requests.get(request_id)
-        detail = {"num_blocks": self.freed.get(request_id)}
+        request, blocks = self.freed.get(request_id, (manager.requests.get(request_id), None))
+        detail = {"num_blocks": blocks}
         if request is not None:
             detail["num_computed_tokens"] = max(request.num_total_tokens - 1, 0)
         self.writer.event("preempted", request_id, "blocks", detail)

@@ -94,6 +94,8 @@ class FastDeployWorkerAdapter:
         self.runner, self.active = runner, True
         self.rank = getattr(getattr(runner, "parallel_config", None), "tensor_parallel_rank", 0) or 0
         self.memory = allocator()
+        role = getattr(getattr(runner, "fd_config", None), "scheduler_config", None)
+        self.decodes = getattr(role, "splitwise_role", None) == "decode"
         self.alone = not any(adapter.active for adapter in self.agent.adapters if adapter is not self)
 
     def before_insert(self, runner: Any, args: Any, kwargs: Any) -> None:
@@ -139,9 +141,8 @@ class FastDeployWorkerAdapter:
                 ):
                     held.append((slot, len(task.block_tables)))
                 else:
-                    joined.append(
-                        (slot, self._placed(slot, config.running_row(task, task.prefill_start_index)))
-                    )
+                    computed = end if self.decodes else task.prefill_start_index
+                    joined.append((slot, self._placed(slot, config.running_row(task, computed))))
                 self.ends[slot] = end
             elif kind == "DECODE":
                 extended.append((slot, len(task.block_tables)))
@@ -232,9 +233,8 @@ class FastDeployWorkerAdapter:
             emitted = self._by_slot(inputs, inputs["accept_num_cpu"])
         else:
             emitted = (tokens > 0).astype("int8")
-        rows = array(
-            "H", [slot | wire.LAST_CHUNK if last else slot for slot, (_, last) in ran.prefills.items()]
-        )
+        prefills = () if self.decodes else ran.prefills.items()
+        rows = array("H", [slot | wire.LAST_CHUNK if last else slot for slot, (_, last) in prefills])
         self.writer.forward(
             ran.number, self.call, ran.ts, ran.duration_us, ran.predicted, ran.memory, rows.tobytes(), ran.stalled,
             memoryview(tokens), memoryview(emitted), wire.LANDED,
@@ -247,7 +247,7 @@ class FastDeployWorkerAdapter:
             self.computed = ran.tokens * 0
         self.computed += emitted * (ran.tokens > 0)
         for slot, (end, last) in ran.prefills.items():
-            self.computed[slot] = end + last
+            self.computed[slot] = end + (emitted[slot] if self.decodes else last)
 
     def _stalled(self, inputs: Any) -> bytes:
         try:

@@ -23,6 +23,7 @@ ORDER = (
     "writer",
     "sandbox",
     "fastdeploy_config",
+    "fastdeploy_roles",
     "fastdeploy",
     "fastdeploy_worker",
     "vllm_config",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 
-PROTOCOL = 3
-"""Raised with every change of a layout below; an agent and a collector of different protocols refuse each other."""
+PROTOCOL = 4
+"""Raised with every change of a layout or a list of names below; an agent and a collector of different protocols refuse
+each other."""
 
 ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, CALL, MEMORY, HASHES = range(1, 12)
 """Frame types.
@@ -98,6 +99,9 @@ EVENTS = (
     "detached",
     "lost",
     "switched_off",
+    "preallocated",
+    "joined",
+    "discarded",
 )
 
 FINISHED = ("stop", "length", "abort", "error")

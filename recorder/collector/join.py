@@ -257,7 +257,7 @@ class Joined(Decoder):
             row = self.row_of.get(finish[1])
             if row is not None:
                 self._hold(row, MISSING, 0, 0)
-            self.ended.append(finish)
+            self.ended.append([*finish, self.step])
 
     def _stall(self, rows: tuple[int, ...], step: int) -> None:
         assert self.forwards is not None
@@ -301,8 +301,9 @@ class Joined(Decoder):
         if not read_at:
             self._date(1 << 62)
         self._flush_forwards()
-        for ts, number, code, made in self.ended:
-            step = self.last_ran.pop(number, max(self.step, 0))
+        sends = (self.engine or {}).get("role") == "prefill"  # there a request ends when its cache is sent
+        for ts, number, code, made, begun in self.ended:
+            step = max(self.last_ran.pop(number, max(self.step, 0)), begun if sends else 0)
             self.spans.pop(number, None)
             request_id = self.ledger.live[number].request_id
             if self.ids.get(request_id) == number:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from recorder.recording import MISSING, EngineInfo, Recording
+from recorder.recording import MISSING, EngineInfo, HandoverSteps, Recording
 from replayer.workload import workload_from_case
 
 settings.register_profile("replayer", deadline=None)
@@ -37,6 +37,8 @@ def make_recording(case: dict[str, Any], lines: Lines, formula: str, policy: str
     ran = [line["tokens"] > 0 for line in lines]
     index = np.concatenate([[0], np.cumsum(ran)]).tolist()
     drafts = case.get("num_speculative_tokens", 0)
+    if drafts and case.get("role") == "prefill":
+        drafts = 1  # as FastDeploy's configuration has it after `FDConfig.postprocess`
     env = {name: str(value) for name, value in case.get("env", {}).items()}
     engine = EngineInfo(
         engine_id=0,
@@ -51,13 +53,35 @@ def make_recording(case: dict[str, Any], lines: Lines, formula: str, policy: str
         max_model_len=case.get("max_model_len", 32768),
         chunked_prefill=env.get("FD_DISABLE_CHUNKED_PREFILL", "0") == "0",
         prefix_caching=case.get("prefix_caching", False),
-        config={"formula": formula, "policy": policy},
+        role=case.get("role", "mixed"),
+        config={"formula": formula, "policy": policy}
+        | {name: case[name] for name in ("prealloc_dec_block_slot_num_threshold",) if name in case},
         env=env,
     )
-    return Recording(engine, _steps(lines, drafts), **_requests(case, lines, index))
+    return Recording(
+        engine,
+        _steps(lines),
+        **_requests(case, lines, index),
+        handover=_handover(case, lines, index) if engine.role != "mixed" else None,
+    )
 
 
-def _steps(lines: Lines, drafts: int) -> dict[str, Any]:
+def _handover(case: dict[str, Any], lines: Lines, index: list[int]) -> HandoverSteps:
+    """Steps are numbered from 100, and what happened between two of them belongs to the later."""
+    names = [spec["id"] for spec in case["requests"] if spec["arrival"] < len(lines)]
+    kinds = ("preallocated", "joined", "discarded", "last_ran")
+    found = {kind: np.full(len(names), MISSING, dtype=np.int64) for kind in kinds}
+    for line in lines:
+        step = index[line["step"]] + 100
+        for kind in kinds[:3]:
+            for name in line[kind]:
+                found[kind][names.index(name)] = step
+        for row in line["rows"]:
+            found["last_ran"][names.index(row[0])] = step
+    return HandoverSteps(**found)
+
+
+def _steps(lines: Lines) -> dict[str, Any]:
     rows: list[dict[str, int]] = []
     preempted = stalled = 0
     for line in lines:
@@ -65,14 +89,14 @@ def _steps(lines: Lines, drafts: int) -> dict[str, Any]:
         stalled += len(line["stalled"])
         if line["tokens"] == 0:
             continue
-        decodes = sum(kind == "decode" for _, kind, _, _ in line["rows"])
+        decodes = [tokens for _, kind, tokens, _ in line["rows"] if kind == "decode"]
         rows.append(
             {
                 "step": len(rows) + 100,
                 "num_tokens": line["tokens"],
-                "num_decode_tokens": decodes * (1 + drafts),
-                "num_draft_tokens": decodes * drafts,
-                "num_prefill_tokens": line["tokens"] - decodes * (1 + drafts),
+                "num_decode_tokens": sum(decodes),
+                "num_draft_tokens": sum(decodes) - len(decodes),
+                "num_prefill_tokens": line["tokens"] - sum(decodes),
                 "num_preempted": preempted,
                 "num_stalled": stalled,
                 "num_running": line["running"],
@@ -91,9 +115,13 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
     specs = [spec for spec in case["requests"] if spec["arrival"] < len(lines)]
     forwards = {spec["id"]: 0 for spec in specs}
     made = {spec["id"]: 0 for spec in specs}
+    decodes_only = case.get("role") == "decode"
+    reasons = {spec["id"]: "" for spec in specs}
     gone: dict[str, dict[str, int]] = {"finished": {}, "aborted": {}}
     by_id = {spec["id"]: spec for spec in specs}
     for line in lines:
+        for name in line.get("joined", ()):
+            made[name] = int(decodes_only)  # a decode instance is sent the first token
         for name, kind, num_tokens, before in line["rows"]:
             spec = by_id[name]
             if kind == "decode":
@@ -102,9 +130,13 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
                 forwards[name] += 1
             elif before + num_tokens >= spec["prompt"] + made[name]:
                 made[name] += 1
-        for kind, steps in gone.items():
-            for name in line[kind]:
-                steps[name] = index[line["step"]] + 100
+        for name in line["aborted"]:
+            gone["aborted"][name] = index[line["step"]] + 100
+        # A request ended with the last forward that had begun: in the prefill role that need not be the line's own.
+        failed = [*line.get("discarded", ()), *(line["preempted"] if decodes_only else ())]
+        for name in (*line["finished"], *failed):
+            gone["finished"][name] = max(index[line["step"] + 1] - 1, 0) + 100
+            reasons[name] = "error" if name in failed else "stop"
     hashes = [None] * len(specs)
     if case.get("prefix_caching"):
         keys = {request.request_id: request.block_key for request in workload_from_case(case).requests}
@@ -112,7 +144,11 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
         hashes = [[hash(keys[s["id"]](i)) % 2**63 for i in range(s["prompt"] // size)] for s in specs]
     block_hashes = np.empty(len(specs), dtype=object)
     block_hashes[:] = hashes
-    accepts = [(spec["accepts"] + [0] * forwards[spec["id"]])[: forwards[spec["id"]]] for spec in specs]
+    # As often as it decoded, the last again and again where the case has no more.
+    last = {spec["id"]: spec["accepts"][-1:] or [0] for spec in specs}
+    accepts = [
+        (spec["accepts"] + last[spec["id"]] * forwards[spec["id"]])[: forwards[spec["id"]]] for spec in specs
+    ]
     count = len(specs)
     return {
         "requests": {
@@ -121,6 +157,7 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
             "arrived_step": np.array([index[spec["arrival"]] + 100 for spec in specs]),
             "num_prompt_tokens": np.array([spec["prompt"] for spec in specs]),
             "max_tokens": np.array([spec.get("max_tokens", spec["output"]) for spec in specs]),
+            "finish_reason": np.array([reasons[spec["id"]] for spec in specs], dtype=object),
             "num_output_tokens": np.array([min(made[spec["id"]], spec["output"]) for spec in specs]),
         },
         "block_hashes": block_hashes,
