@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
         ("restart-at", 0), ("seconds", 0), ("budget", 64),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--role", default="mixed")
     parser.add_argument("--sleep", type=float, default=0.0)
     for name in (
         "inline",
@@ -53,7 +54,7 @@ def arguments() -> argparse.Namespace:
 def configuration(options: argparse.Namespace) -> SimpleNamespace:
     name = SimpleNamespace
     return name(
-        scheduler_config=name(max_num_batched_tokens=options.budget, max_num_seqs=8, splitwise_role="mixed"),
+        scheduler_config=name(max_num_batched_tokens=options.budget, max_num_seqs=8, splitwise_role=options.role),
         cache_config=name(total_block_num=options.blocks, block_size=4, enable_prefix_caching=options.prefix_caching),
         speculative_config=name(method="mtp" if options.drafts else None, num_speculative_tokens=options.drafts or 1),
         parallel_config=name(local_data_parallel_id=options.dp_rank, tensor_parallel_size=options.ranks, use_ep=False),
@@ -148,6 +149,10 @@ class Engine:
         self.manager = ResourceManagerV1(8, configuration(options))
         self.workers = [Worker(options, rank) for rank in range(options.ranks)]
         self.made = self.finished = self.steps = 0
+        self.asking: list[Request] = []
+        self.coming: list[tuple[int, Request]] = []
+        self.sending: list[tuple[int, str]] = []
+        self.did: list[tuple[str, str, int]] = []
 
     def add(self) -> None:
         request = Request(
@@ -155,8 +160,46 @@ class Engine:
         )
         if self.options.skips and self.made % 5 == 2:
             request.async_process_futures = [object()] * 2
-        self.manager.add_request(request)
+        if self.options.role == "mixed":
+            self.manager.add_request(request)
+        else:
+            self.asking.append(request)
         self.made += 1
+
+    def note(self, kind: str, request_id: str) -> None:
+        """Something beside the tokens, with the forwards that had run (known where the worker is in this process)."""
+        forwards = self.workers[0].runner.forwards if self.options.inline else -1
+        self.did.append((kind, request_id, forwards))
+
+    def hand_over(self) -> None:
+        """What comes from the other instance: an answer to each request that has its blocks, some steps later."""
+        decode, manager = self.options.role == "decode", self.manager
+        ask = manager.preallocate_resource_in_d if decode else manager.preallocate_resource_in_p
+        while self.asking and ask(self.asking[0]):
+            request = self.asking.pop(0)
+            self.note("preallocated", request.request_id)
+            self.coming.append((self.steps + self.rng.randint(0, 4), request))
+        for due in [due for due in self.coming if due[0] <= self.steps]:
+            self.coming.remove(due)
+            request = due[1]
+            if self.rng.random() < 0.2:
+                manager.pre_recycle_resource(request.request_id)
+                self.note("discarded", request.request_id)
+                continue
+            if decode:
+                outputs = SimpleNamespace(token_ids=[1], draft_token_ids=[1, 1])
+                manager.add_prefilled_request(SimpleNamespace(request_id=request.request_id, outputs=outputs))
+            else:
+                manager.add_request_in_p([request])
+            self.note("joined", request.request_id)
+
+    def send(self) -> None:
+        """Caches that have been sent: a prefill instance ends their requests."""
+        for due in [due for due in self.sending if due[0] <= self.steps]:
+            self.sending.remove(due)
+            self.manager.finish_requests(due[1])
+            self.note("finished", due[1])
+            self.finished += 1
 
     def step(self) -> None:
         manager = self.manager
@@ -164,6 +207,8 @@ class Engine:
             manager.add_abort_req_ids([manager.running[0].request_id])
         if self.options.strange and self.steps == 20:
             del manager.cache_manager.num_gpu_blocks
+        if self.options.role != "mixed":
+            self.hand_over()
         result = manager.schedule()
         tasks = result[0] if isinstance(result, tuple) else result
         self.steps += 1
@@ -173,7 +218,7 @@ class Engine:
             worker.send(tasks)
         emitted, *_ = [worker.receive() for worker in self.workers]
         for task in tasks:
-            if task.task_type.name == "PREEMPTED":
+            if task.task_type.name == "PREEMPTED" and self.options.role != "decode":
                 manager.reschedule_preempt_task(task.request_id)
             elif task.task_type.name == "ABORT":
                 manager.recycle_abort_task(task.request_id)
@@ -182,9 +227,13 @@ class Engine:
             if request is None or request not in manager.running:
                 continue
             request.output_token_ids += [1] * n
+            if self.options.role == "prefill":
+                self.sending.append((self.steps + self.rng.randint(0, 5), request_id))
+                continue
             if len(request.output_token_ids) >= request.sampling_params.max_tokens:
                 manager.finish_requests(request_id)
                 self.finished += 1
+        self.send()
 
     def restart(self) -> None:
         """The worker ends and another takes its place; what it ran is preempted first, so that nothing is lost."""
@@ -193,8 +242,10 @@ class Engine:
 
     def run(self) -> None:
         end = time.time() + self.options.seconds
-        while self.made < self.options.requests or self.manager.requests or time.time() < end:
-            while len(self.manager.waiting) < 3 and (self.made < self.options.requests or time.time() < end):
+        while self.made < self.options.requests or self.asking or self.manager.requests or time.time() < end:
+            while len(self.manager.waiting) + len(self.asking) < 3 and (
+                self.made < self.options.requests or time.time() < end
+            ):
                 self.add()
             self.step()
             if self.steps == 1:
@@ -234,7 +285,10 @@ def main() -> None:
         os.waitpid(child, 0)
     if options.dp_rank == 0:
         print(
-            json.dumps({"finished": engine.finished, "made": engine.made, "calls": engine.steps}), flush=True
+            json.dumps(
+                {"finished": engine.finished, "made": engine.made, "calls": engine.steps, "did": engine.did}
+            ),
+            flush=True,
         )
 
 

@@ -38,6 +38,7 @@ class GPUModelRunner:
         self.saved: list[Any] = []
         self.fail_at = config.fail_at
         self.forwards = 0
+        self.role = config.scheduler_config.splitwise_role
 
     def insert_tasks_v1(self, req_dicts: Any, num_running_requests: int | None = None) -> None:
         for task in req_dicts:
@@ -45,8 +46,10 @@ class GPUModelRunner:
                 self.slots[task.idx] = SimpleNamespace(
                     id=task.request_id, start=task.prefill_start_index, end=task.prefill_end_index,
                     need=task.need_prefill_tokens, computed=task.prefill_start_index, blocks=len(task.block_tables),
-                    left=task.sampling_params.max_tokens - len(task.output_token_ids),
+                    left=task.sampling_params.max_tokens - len(task.output_token_ids), first=self.role == "decode",
                 )  # fmt: skip
+                if self.role == "decode":  # its one token is the first of its decodes
+                    self.slots[task.idx].computed = task.prefill_end_index
             elif task.task_type.name == "DECODE" and task.idx in self.slots:
                 self.slots[task.idx].blocks = len(task.block_tables)
             elif task.task_type.name != "DECODE":
@@ -72,8 +75,9 @@ class GPUModelRunner:
             elif (one.computed - 1 + drafts) // size >= one.blocks:
                 stalled[slot] = True
             else:
-                emitted = min(1 + self.rng.randint(0, drafts), one.left)
-                self.plan[slot] = [one.id, "decode", 1 + drafts, one.computed, emitted]
+                verified, one.first = min(drafts, 1) if one.first else drafts, False
+                emitted = min(1 + self.rng.randint(0, verified), one.left)
+                self.plan[slot] = [one.id, "decode", 1 + verified, one.computed, emitted]
         lengths = self.share_inputs["seq_lens_this_time_cpu"].values
         lengths[:] = 0
         for slot, row in self.plan.items():
@@ -93,7 +97,7 @@ class GPUModelRunner:
             accepted[slot] = emitted if kind == "decode" else 1
             one.computed += tokens + emitted if kind == "prefill" else emitted
             one.left -= emitted
-            if one.left == 0:
+            if one.left == 0 or (self.role == "prefill" and emitted):
                 del self.slots[slot]
 
     def _save_model_output(self, output: list[Any]) -> None:

@@ -24,11 +24,48 @@ class ResourceManagerV1:
         self.waiting_abort_req_id_set: set[str] = set()
         self.current_reserve_output_block_num = 2
         self.slots = list(range(max_num_seqs))
+        self.role = config.scheduler_config.splitwise_role
 
     def add_request(self, request: Request) -> None:
         with self.lock:
             self.waiting.append(request)
             self.requests[request.request_id] = request
+
+    def _preallocate(self, request: Request) -> bool:
+        if not self.slots or not self._blocks(request, request.need_prefill_tokens + 8):
+            return False
+        request.idx = self.slots.pop(0)
+        self.requests[request.request_id] = request
+        return True
+
+    def preallocate_resource_in_p(self, request: Request) -> bool:
+        with self.lock:
+            return self._preallocate(request)
+
+    def preallocate_resource_in_d(self, request: Request) -> bool:
+        with self.lock:
+            given = not self.waiting and self._preallocate(request)
+            request.num_computed_tokens = request.need_prefill_tokens if given else 0
+            return given
+
+    def add_request_in_p(self, requests: list[Request]) -> None:
+        with self.lock:
+            self.running.extend(requests)
+
+    def add_prefilled_request(self, request_output: Any) -> None:
+        with self.lock:
+            request = self.requests.get(request_output.request_id)
+            if request is not None:
+                request.output_token_ids.append(request_output.outputs.token_ids[0])
+                request.need_prefill_tokens += 1
+                self.running.append(request)
+
+    def pre_recycle_resource(self, request_id: str) -> None:
+        with self.lock:
+            request = self.requests.pop(request_id, None)
+            if request is not None:
+                self._free_blocks(request)
+                self.slots.append(request.idx)
 
     def add_abort_req_ids(self, ids: list[str]) -> None:
         with self.lock:
@@ -71,6 +108,8 @@ class ResourceManagerV1:
                     continue
                 if request.num_computed_tokens < request.need_prefill_tokens:
                     token_budget -= self._prefill(request, token_budget, scheduled_reqs)
+                    continue
+                if self.role == "prefill":
                     continue
                 if request.request_id in self.waiting_abort_req_id_set:
                     self._abort(request, scheduled_reqs)
@@ -125,7 +164,10 @@ class ResourceManagerV1:
     def _preempt(self, request: Request, tasks: Any) -> None:
         self._leave(request)
         request.status = RequestStatus.PREEMPTED
-        self.to_be_rescheduled_request_id_set.add(request.request_id)
+        if self.role == "decode":
+            self.slots.append(self.requests.pop(request.request_id).idx)
+        else:
+            self.to_be_rescheduled_request_id_set.add(request.request_id)
         tasks.append(Task(request.idx, request.request_id, RequestType.PREEMPTED))
 
     def _abort(self, request: Request, tasks: Any) -> None:
