@@ -1,4 +1,4 @@
-"""`--scheduler vllm`: vLLM's own scheduler, where FDTRACE_VLLM_PYTHON names a Python that has vLLM; what is refused."""
+"""`--scheduler vllm`: vLLM's own scheduler, where VLLM_PYTHON names a Python that has vLLM; what is refused."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from replayer.prefixes import Blocks, Prefixes
 
 Captured = pytest.CaptureFixture[str]
 
-PYTHON = os.environ.get("FDTRACE_VLLM_PYTHON", "")
-real = pytest.mark.skipif(not PYTHON, reason="FDTRACE_VLLM_PYTHON names no Python that has vLLM")
+PYTHON = os.environ.get("VLLM_PYTHON", "")
+real = pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no Python that has vLLM")
 
 SIZES = {
     "max_num_batched_tokens": 64,
