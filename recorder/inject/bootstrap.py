@@ -21,8 +21,8 @@ from typing import Any
 from recorder.inject.errors import AgentFailed, Ended, NoPtrace
 
 # One expression, so that no name is left in the target's __main__; _socket, because socket may be patched
-# (gevent); nothing but CPython 3.9's standard library. The namespace is cleared: its functions refer to it, and a server
-# may collect such cycles late or never.
+# (gevent); nothing but CPython 3.9's standard library. The namespace is cleared: its functions refer to it, and a
+# server may collect such cycles late or never.
 _BOOTSTRAP = """
 def run():
     try:
