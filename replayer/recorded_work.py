@@ -145,7 +145,8 @@ class _Reader:
             return request
         if is_modelled(recording.engine):
             return _with_resumed(request, _resumed(request, first))
-        return _with_resumed(request, _resumed_anew(request, first, waiting=first.request in self.queued))
+        waiting = first.request in self.queued
+        return _with_resumed(request, _resumed_anew(request, first, waiting=waiting))
 
     def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
         """Output tokens at which the request ends, and what it had made where the recording does not know
@@ -199,7 +200,8 @@ def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool)
         request.arrived(),
         first.num_computed_tokens,
         first.num_blocks,
-        max(0, made - request.num_prompt_tokens),
+        # Each time that it was preempted before it decoded, it had sampled one more.
+        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.vain.count(0))),
         decoding=first.decoding,
         waiting=waiting,
     )
