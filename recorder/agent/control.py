@@ -14,7 +14,7 @@ from typing import Any
 from . import adapters, hooks, mailbox, ring, wire
 from .writer import Writer
 
-NEEDED = ("_fdtrace_agent", "arm", "control", "hooks", "mailbox", "ring", "wire")
+NEEDED = ("_fdtrace_agent", "control", "mailbox")
 """Modules that a wrapper may still be in when the classes have been given back."""
 
 
