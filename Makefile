@@ -5,7 +5,9 @@ READY := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm check bench docs screens clean
+OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+
+.PHONY: demo test test-vllm check bench bench-vllm docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -14,7 +16,7 @@ test: $(READY)            ## every test
 	$(BIN)/python -m pytest -q
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once
-	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q tests/vllm/test_live.py
+	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
 
 check: $(READY)           ## lint, format, types
 	$(BIN)/ruff check .
@@ -22,7 +24,11 @@ check: $(READY)           ## lint, format, types
 	$(BIN)/mypy
 
 bench: $(READY)           ## every benchmark, one after the other
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for script in $(OFFLINE); do echo "== $$script"; $(BIN)/python $$script; done
+
+bench-vllm: $(READY) $(VLLM_READY)  ## those that need a real vLLM
+	set -e; for name in attach recording; do \
+	    VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python benchmarks/vllm_$$name.py; done
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
 	$(BIN)/python -m recorder.document > docs/trace.md

@@ -13,14 +13,22 @@ import argparse
 import asyncio
 import itertools
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import vllm_load as load
-from vllm_server import SPECULATION, Server, attach, attached_ms, detach, make_model, recorded, report
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+import vllm_load as load  # noqa: E402
+from vllm_server import SPECULATION, Server, attach, attached_ms, detach, make_model, recorded, report  # noqa: E402
+
+from recorder.attach import attach as enter  # noqa: E402
+from recorder.attach import detach as leave  # noqa: E402
+from recorder.session import Session  # noqa: E402
 
 
 class Background:
@@ -89,7 +97,7 @@ def held(server: Server) -> dict[str, int]:
 
 
 def cycles(server: Server, directory: Path, count: int) -> None:
-    """Attach and detach under load, again and again."""
+    """Attach and detach under load, again and again: what is done in the server's processes, without a collector."""
     stop = threading.Event()
     background = Background(server.port, 1e9, 4, 99, stop)
     took, states = [], []
@@ -97,12 +105,14 @@ def cycles(server: Server, directory: Path, count: int) -> None:
         if number % 10 == 0:
             states.append(held(server))
             report(f"cycle {number}", states[-1])
-        trace = directory / f"cycle-{number}.duckdb"
-        process = attach(server.pid, trace)
-        took.append(attached_ms(process))
+        session = Session.create(directory / f"cycle-{number}.duckdb", target=server.pid)
+        begun = time.perf_counter()
+        reached = enter(server.pid, session)
+        took.append(1e3 * (time.perf_counter() - begun))
+        assert len(reached) == 2, reached
         time.sleep(0.2)
-        detach(process)
-        trace.unlink()
+        assert leave(session.id) == []
+        session.remove_rings()
     stop.set()
     answers = background.join()
     states.append(held(server))

@@ -160,7 +160,7 @@ class Reader:
         """The hashes of each request's full prompt blocks, an array each, None where the trace has none."""
         query = "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request"
         found: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
-        lists: NDArray[Any] = found.data.copy()
+        lists: NDArray[Any] = np.ma.getdata(found).copy()
         lists[np.ma.getmaskarray(found)] = None
         return lists
 

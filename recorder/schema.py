@@ -116,7 +116,11 @@ STEP = _table(
     ("num_decode_tokens", "INTEGER", "of these, in decodes, drafts included"),
     ("num_draft_tokens", "INTEGER", "drafts verified"),
     ("num_accepted_tokens", "INTEGER", "drafts accepted"),
-    ("num_predicted_tokens", "INTEGER", "tokens that overlap mode launched; NULL where it does not predict"),
+    (
+        "num_predicted_tokens",
+        "INTEGER",
+        "tokens launched: predicted (overlap mode) or padded (vLLM); NULL where not told",
+    ),
     ("num_running", "INTEGER", "requests in the running queue after scheduling"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
     ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),

@@ -147,7 +147,8 @@ class _Reader:
             return request
         if is_modelled(recording.engine):
             return _with_resumed(request, _resumed(request, first))
-        return _with_resumed(request, _resumed_anew(request, first, waiting=first.request in self.queued))
+        waiting = first.request in self.queued
+        return _with_resumed(request, _resumed_anew(request, first, waiting=waiting))
 
     def _cut_short(self, i: int) -> bool:
         """Whether a decode instance preempted it: it ends there, with error 502, whatever it had left to make."""
@@ -234,7 +235,8 @@ def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool)
         request.arrived(),
         first.num_computed_tokens,
         first.num_blocks,
-        max(0, made - request.num_prompt_tokens),
+        # Each time that it was preempted before it decoded, it had sampled one more.
+        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.vain.count(0))),
         decoding=first.decoding,
         waiting=waiting,
     )

@@ -275,7 +275,7 @@ class Engine:
             "sampled_token_ids": [sampled[name] for name in names],
             "logprobs": None,
             "prompt_logprobs_dict": {},
-            "pooler_output": [None] * len(names),
+            "pooler_output": [],
         }
         known = [name for name in names if name in self.scheduler.requests]
         began = time.thread_time_ns()

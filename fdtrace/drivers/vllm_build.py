@@ -56,6 +56,7 @@ def build_config(sizes: Message, recorded: Message) -> Any:
     """A `VllmConfig` of these sizes; `recorded` holds vLLM's own fields by config, as a recording has them."""
     from vllm import config as vllm
 
+    _answer_for_no_platform()
     with open("config.json", "w", encoding="utf-8") as file:
         json.dump({**MODEL, "max_position_embeddings": sizes["max_model_len"]}, file)
     here = os.getcwd()
@@ -94,6 +95,14 @@ def build_config(sizes: Message, recorded: Message) -> Any:
     cache.enable_prefix_caching = sizes["prefix_caching"]
     cache.num_gpu_blocks = sizes["num_blocks"]
     return found
+
+
+def _answer_for_no_platform() -> None:
+    """A build for a device that is not here has a platform that answers no question; early versions ask it one."""
+    from vllm.platforms.interface import Platform, UnspecifiedPlatform
+
+    if hasattr(Platform, "is_async_output_supported"):
+        UnspecifiedPlatform.is_async_output_supported = classmethod(lambda cls, eager: False)
 
 
 def _scheduler_config(vllm: Any, sizes: Message) -> Any:

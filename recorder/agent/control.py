@@ -8,10 +8,14 @@ import os
 import socket
 import sys
 import time
+import types
 from typing import Any
 
 from . import adapters, hooks, mailbox, ring, wire
 from .writer import Writer
+
+NEEDED = ("_fdtrace_agent", "control", "mailbox")
+"""Modules that a wrapper may still be in when the classes have been given back."""
 
 
 class Agent:
@@ -124,8 +128,13 @@ class Agent:
             if left:
                 self.notes.append(left)
         self.installed = []
+        for adapter in self.adapters:
+            vars(adapter).clear()
+        self.adapters = []
         for name in [name for name in sys.modules if name.split(".")[0] == "_fdtrace_agent"]:
-            del sys.modules[name]
+            module = sys.modules.pop(name)
+            if name.rsplit(".", 1)[-1] not in NEEDED:
+                _let_go(module)
 
     def install(self) -> None:
         """Wrap what is loaded of every known engine and is not wrapped yet."""
@@ -173,6 +182,19 @@ class Agent:
         for adapter in self.adapters:
             if adapter.active:
                 yield from adapter.snapshot()
+
+
+def _let_go(module: types.ModuleType) -> None:
+    """Break the cycles between a module and what it defines: a server that has frozen its heap never collects them.
+
+    Recording has ended, under the lock that its hooks hold as they run: no code of these modules is under way.
+    """
+    for value in list(vars(module).values()):
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            for name, item in list(vars(value).items()):
+                if isinstance(item, types.FunctionType):
+                    delattr(value, name)
+    vars(module).clear()
 
 
 def session_from_environment() -> dict[str, Any] | None:

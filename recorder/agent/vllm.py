@@ -70,16 +70,18 @@ class VllmAdapter:
 
     def _find(self) -> None:
         """Describe the engine at once where it can be seen: idle, it makes no call that would tell of it."""
-        for frame in sys._current_frames().values():
-            at: Any = frame
-            while at is not None:
-                owner = at.f_locals.get("self") if at.f_code.co_varnames[:1] == ("self",) else None
-                scheduler = getattr(owner, "__dict__", {}).get("scheduler")
+        frames: Any = list(sys._current_frames().values())
+        while frames and self.scheduler is None:
+            at = frames.pop()
+            code = at.f_code
+            if code.co_varnames[:1] == ("self",) and not code.co_filename.startswith("<fdtrace"):
+                scheduler = getattr(at.f_locals.get("self"), "__dict__", {}).get("scheduler")
                 if type(scheduler).__module__.startswith("vllm.") and hasattr(scheduler, "vllm_config"):
                     self.scheduler, self.began_at = scheduler, time.time_ns()
                     self.writer.engine(self.describe())
-                    return
-                at = at.f_back
+            if at.f_back is not None:
+                frames.append(at.f_back)
+        frames = at = None  # among them is this one: it would keep itself, and all that it was called with
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.scheduler)

@@ -21,7 +21,8 @@ from typing import Any
 from recorder.inject.errors import AgentFailed, Ended, NoPtrace
 
 # One expression, so that no name is left in the target's __main__; _socket, because socket may be patched
-# (gevent); nothing but CPython 3.9's standard library.
+# (gevent); nothing but CPython 3.9's standard library. The namespace is cleared: its functions refer to it, and a
+# server may collect such cycles late or never.
 _BOOTSTRAP = """
 def run():
     try:
@@ -41,8 +42,8 @@ def run():
                 data += more
             return data
         source = receive(struct.unpack('<Q', receive(8))[0])
+        space = {{'__name__': '_fdtrace_boot'}}
         try:
-            space = {{'__name__': '_fdtrace_boot'}}
             exec(compile(source, '<fdtrace>', 'exec'), space)
             import json
             answer = 'ok ' + json.dumps(space.get('result'))
@@ -51,6 +52,7 @@ def run():
                 answer = 'err ' + type(error).__name__ + ': ' + str(error)
             except BaseException:
                 answer = 'err ' + type(error).__name__
+        space.clear()
         peer.sendall(answer.encode('utf-8', 'backslashreplace'))
     except BaseException:
         pass

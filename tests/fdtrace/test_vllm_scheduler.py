@@ -1,28 +1,37 @@
-"""`--scheduler vllm`: vLLM's own scheduler, where FDTRACE_VLLM_PYTHON names a Python that has vLLM; what is refused."""
+"""`--scheduler vllm`: vLLM's own scheduler, where VLLM_PYTHON names a Python that has vLLM.
+
+FDTRACE_TEST_VLLM=all runs every configuration, not the most telling four.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 
 import fdtrace.drivers
+from fdtrace.cli import main
+from fdtrace.replays import RecordedRows
 from fdtrace.schedulers import given_schedulers
-from recorder.digest import digests_of
-from recorder.loading import restarts
+from recorder import schema
 from recorder.recording import MISSING, EngineInfo, Recording
+from recorder.trace import open_trace
 from replayer.compare import Desk
-from replayer.history import Fidelity, History, StepRow
+from replayer.history import Fidelity, History
+from tests.replayer.conftest import read_case
 
-PYTHON = os.environ.get("FDTRACE_VLLM_PYTHON", "")
-real = pytest.mark.skipif(not PYTHON, reason="FDTRACE_VLLM_PYTHON names no Python that has vLLM")
+Captured = pytest.CaptureFixture[str]
+
+PYTHON = os.environ.get("VLLM_PYTHON", "")
+real = pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no Python that has vLLM")
 
 SIZES = {
     "max_num_batched_tokens": 64,
@@ -50,7 +59,12 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "async_drafts": ({"num_speculative_tokens": 3, "spec_method": "eagle"}, ASYNC, {}),
 }
 
+NAMES = list(RUNS)
+if os.environ.get("FDTRACE_TEST_VLLM") != "all":
+    NAMES = ["ngram", "ngram_prefixes", "async", "async_few_blocks"]
 
+
+@cache
 def run_of(name: str) -> tuple[dict[str, Any], EngineInfo]:
     """What vLLM's `EngineCore` did, and how it was configured."""
     sizes, recorded, asked = RUNS[name]
@@ -72,71 +86,74 @@ def run_of(name: str) -> tuple[dict[str, Any], EngineInfo]:
     return json.loads(done.stdout), engine
 
 
-def recording_of(run: dict[str, Any], engine: EngineInfo) -> tuple[Recording, Callable[[int], list[StepRow]]]:
-    """What a recorder would have written of it, and the rows of its steps."""
-    requests, rows = run["requests"], run["rows"]
-    number = {request["id"]: i for i, request in enumerate(requests)}
-    columns = {name: np.array([step[name] for step in run["steps"]], np.int64) for name in run["steps"][0]}
-    columns["step"] = np.arange(len(rows), dtype=np.int64)
-    columns["num_decode_tokens"] = np.array([sum(row[2] for row in step if row[1]) for step in rows])
-    columns["num_prefill_tokens"] = columns["num_tokens"] - columns["num_decode_tokens"]
-    decodes: list[list[list[Any]]] = [[] for _ in requests]
-    found = [MISSING] * len(requests)
-    last = [MISSING] * len(requests)
-    for step, there in enumerate(rows):
-        for row in there:
-            i = number[row[0]]
-            if row[1]:
-                decodes[i].append(row)
-            elif found[i] == MISSING:
-                found[i] = row[3]
-            last[i] = step
-    hashes = np.empty(len(requests), dtype=object)
-    hashes[:] = [request["hashes"][: request["prompt"] // engine.block_size] for request in requests]
-    flat = [(i, number[row[0]], row[2], row[4]) for i, step in enumerate(rows) for row in step]
-    at, *parts = (np.array(values, np.int64) for values in zip(*flat, strict=True))
-    aborted = [MISSING if r["aborted"] is None else r["aborted"] for r in requests]
-    ended = [MISSING if r["finished_at"] == MISSING else last[i] for i, r in enumerate(requests)]
-    ran: list[list[tuple[bool, int, int, int]]] = [[] for _ in requests]
-    for row in (row for step in rows for row in step):
-        ran[number[row[0]]].append((row[1], row[3], row[3] + row[2], row[5]))
-    recording = Recording(
-        engine,
-        columns,
-        {
-            "request": np.arange(len(requests)),
-            "request_id": np.array([r["id"] for r in requests], dtype=object),
-            "arrived_step": np.array([r["arrived"] for r in requests]),
-            "num_prompt_tokens": np.array([r["prompt"] for r in requests]),
-            "num_output_tokens": np.array([r["made"] for r in requests]),
-            "num_cached_tokens": np.array(found),
-            "arrived_at": np.array([r["arrived_at"] for r in requests]),
-            "finished_at": np.array([r["finished_at"] for r in requests]),
-            "max_tokens": np.array([r["max_tokens"] for r in requests]),
-        },
-        accepts=np.array([row[5] for one in decodes for row in one], np.int16),
-        accept_offsets=np.cumsum([0, *map(len, decodes)]),
-        aborted_step=np.array(aborted),
-        finished_step=np.array(ended),
-        drafts=np.array([row[4] for one in decodes for row in one], np.int16),
-        digests=digests_of(at, (parts[0], parts[1], parts[2]), len(rows)),
-        block_hashes=hashes if engine.prefix_caching else None,
-        vain={i: tuple(restarts(r["prompt"], ran[i])) for i, r in enumerate(requests)},
-    )
+def trace_of(run: dict[str, Any], engine: EngineInfo, path: Path, first: int = 0) -> Path:
+    """What a recorder would have written of it that began before the step `first`."""
+    number = {request["id"]: i for i, request in enumerate(run["requests"])}
+    last = {row[0]: step for step, ran in enumerate(run["rows"]) for row in ran}
+    cached = {row[0]: row[3] for ran in reversed(run["rows"]) for row in ran if not row[1]}
+    with duckdb.connect(str(path)) as db:
+        for table in schema.TABLES:
+            columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
+            db.execute(f"CREATE TABLE {table.name} ({columns})")
 
-    def rows_of(step: int) -> list[StepRow]:
-        return [StepRow(name, "decode" if d else "prefill", *rest) for name, d, *rest in rows[step]]
+        def insert(table: str, **values: Any) -> None:
+            marks = ", ".join("?" * len(values))
+            db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", list(values.values()))
 
-    return recording, rows_of
+        insert("trace", schema_version=schema.SCHEMA_VERSION, fdtrace_version="test", state="complete")
+        told = {**asdict(engine), "config": json.dumps(engine.config), "env": "{}"}
+        insert("engine", **{name: value for name, value in told.items() if value is not None})
+        for step, (figures, ran) in enumerate(zip(run["steps"], run["rows"], strict=True)):
+            if step < first:
+                continue
+            decoded = sum(row[2] for row in ran if row[1])
+            parts = {"num_decode_tokens": decoded, "num_prefill_tokens": figures["num_tokens"] - decoded}
+            insert("step", engine_id=0, step=step, **figures, **parts)
+            for name, decodes, *rest in ran:
+                kind = "decode" if decodes else "prefill"
+                values = dict(zip(ROW, rest, strict=True))
+                insert("step_request", engine_id=0, step=step, request=number[name], kind=kind, **values)
+        for request in run["requests"]:
+            name, ended = request["id"], last.get(request["id"], request["aborted"])
+            if request["finished_at"] != MISSING and ended is not None and ended < first:
+                continue
+            known = request["arrived"] >= first
+            insert(
+                "request", engine_id=0, request=number[name], request_id=name,
+                arrived_step=request["arrived"] if known else None,
+                arrived_at=at(request["arrived_at"]) if known else None, finished_at=at(request["finished_at"]),
+                num_prompt_tokens=request["prompt"], max_tokens=request["max_tokens"],
+                num_cached_tokens=cached.get(name) if known else None, num_output_tokens=request["made"],
+                block_hashes=request["hashes"][: request["prompt"] // engine.block_size],
+            )  # fmt: skip
+            for kind, step in (("aborted", request["aborted"]), ("finished", ended)):
+                if step is not None and request["finished_at"] != MISSING:
+                    insert("event", engine_id=0, step=step, kind=kind, request=number[name])
+    return path
 
 
-@contextmanager
-def replayed(recording: Recording, rows: Callable[[int], list[StepRow]]) -> Iterator[History]:
-    """The recording through the real scheduler."""
-    desk = Desk(recording, rows)
-    (given,) = given_schedulers(["vllm"], PYTHON)
-    with given.open(desk.workload.config, {}, recording.engine.config) as driven:
-        yield desk.reschedule(driven)
+ROW = (
+    "num_tokens",
+    "num_computed_tokens",
+    "num_draft_tokens",
+    "num_accepted_tokens",
+    "num_blocks",
+)
+
+
+def at(ns: int) -> Any:
+    """A time as DuckDB takes it."""
+    return None if ns == MISSING else np.datetime64(ns, "ns").astype(str)
+
+
+def replayed(path: Path) -> tuple[Recording, History]:
+    """The trace, and its requests through the real scheduler."""
+    with open_trace(path) as trace:
+        recording = trace.recording().read_now()
+        desk = Desk(recording, RecordedRows(trace, 0))
+        (given,) = given_schedulers(["vllm"], PYTHON)
+        with given.open(desk.workload.config, {}, recording.engine.config) as driven:
+            return recording, desk.reschedule(driven)
 
 
 def fidelity(history: History) -> Fidelity:
@@ -146,16 +163,39 @@ def fidelity(history: History) -> Fidelity:
 
 @real
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_what_the_engine_did_is_reproduced(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_engine_did_is_reproduced(name: str, tmp_path: Path) -> None:
     run, engine = run_of(name)
-    recording, rows = recording_of(run, engine)
+    recording, history = replayed(trace_of(run, engine, tmp_path / "t.duckdb"))
     assert recording.num_steps > 100
     if "few_blocks" in name:
         assert recording.steps["num_preempted"].sum() > 5
     if engine.prefix_caching:
         assert recording.requests["num_cached_tokens"].max() > 0
-    with replayed(recording, rows) as history:
-        found = fidelity(history)
+    found = fidelity(history)
     assert found.explanation == ""
     assert found.share == 1.0
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ngram", "async"])
+def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, tmp_path: Path) -> None:
+    run, engine = run_of(name)
+    recording, history = replayed(trace_of(run, engine, tmp_path / "t.duckdb", first=60))
+    assert len(recording.initial) > 3
+    assert fidelity(history).explanation == ""
+
+
+@real
+@pytest.mark.slow
+def test_a_workload_is_scheduled_with_no_trace(tmp_path: Path) -> None:
+    case = read_case("speculative")
+    path, out = tmp_path / "case.json", tmp_path / "out.jsonl"
+    path.write_text(json.dumps({**case, "spec_method": "ngram"}))
+    options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--decisions", str(out)]
+    assert main(["simulate", str(path), *options]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    finished = [name for line in lines for name in line["finished"]]
+    assert sorted(finished) == sorted(request["id"] for request in case["requests"])
+    assert max(line["tokens"] for line in lines) <= case["max_num_batched_tokens"]

@@ -99,6 +99,7 @@ class Recorder:
         self.scheduler, self.worker = scheduler, worker
         self.steps: list[dict[str, Any]] = []
         self.outputs: list[Any] = []
+        self.held: list[dict[str, int]] = []
         self.schedule = scheduler.schedule
         scheduler.schedule = self
         self.update = scheduler.update_from_output
@@ -114,6 +115,9 @@ class Recorder:
         self.preempted = getattr(self, "preempted", 0) + len(before - still)
         if output.total_num_scheduled_tokens:
             self.outputs.append(output)
+            manager = self.scheduler.kv_cache_manager
+            held = {name: len(manager.get_block_ids(name)[0]) for name in output.num_scheduled_tokens}
+            self.held.append(held)
             self.steps.append(
                 {
                     "num_tokens": output.total_num_scheduled_tokens,
@@ -220,7 +224,10 @@ def main() -> None:
     for name, request in requests.items():
         at = known[name]
         request.update(made=at.num_output_tokens, finished_at=recorder.finished_at.get(name, -1))
-    rows = [worker.rows[id(output)] for output in recorder.outputs]
+    rows = [
+        [[*row, held[row[0]]] for row in worker.rows[id(output)]]
+        for output, held in zip(recorder.outputs, recorder.held, strict=True)
+    ]
     os.write(
         told,
         json.dumps({"steps": recorder.steps, "rows": rows, "requests": list(requests.values())}).encode(),

@@ -118,11 +118,14 @@ def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the
     server: Server, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        load = Load(server.port, seconds=9, concurrency=16)
+        stop = threading.Event()
+        load = Load(server.port, concurrency=16, stop=stop)
         time.sleep(1.5)
         trace, first = tmp_path / f"{name}.duckdb", vllm_load.counters(server.port)
         recording = vllm_server.attach(server.pid, trace)
         second = vllm_load.counters(server.port)
+        time.sleep(3)
+        stop.set()
         answers = load.join()
         after = settled(server.port)
         vllm_server.detach(recording)
