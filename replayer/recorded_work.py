@@ -68,6 +68,7 @@ class _Reader:
         self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
         self.rank = {entry: i for i, entry in enumerate(self.initial)}
         self.after_idle = _after_idle(recording)
+        self.handover = recording.handover if is_modelled(recording.engine) else None
         self.hashes: Any = recording.block_hashes
         self.prefixes = Prefixes()
         self.knows_prefixes = not is_modelled(recording.engine) and self.hashes is not None
@@ -152,7 +153,7 @@ class _Reader:
 
     def _cut_short(self, i: int) -> bool:
         """Whether a decode instance preempted it: it ends there, with error 502, whatever it had left to make."""
-        reasons, handover = self.recording.requests.get("finish_reason"), self.recording.handover
+        reasons, handover = self.recording.requests.get("finish_reason"), self.handover
         if reasons is None or handover is None or self.config.role != "decode":
             return False
         return bool(reasons[i] == "error" and handover.discarded[i] == MISSING)
@@ -162,8 +163,8 @@ class _Reader:
 
         What had not come when it ended comes after its last step.
         """
-        handover, end = self.recording.handover, int(self.steps[-1]) + 1
-        if handover is None or self.config.role == "mixed":
+        handover, end = self.handover, int(self.steps[-1]) + 1
+        if handover is None:
             return {}
         given, joined, discarded, ran, finished = (
             int(steps[i])

@@ -301,8 +301,8 @@ class Joined(Decoder):
         if not read_at:
             self._date(1 << 62)
         self._flush_forwards()
-        sends = (self.engine or {}).get("role") == "prefill"  # there a request ends when its cache is sent
-        for ts, number, code, made, begun in self.ended:
+        sends = {"name": "fastdeploy", "role": "prefill"}.items() <= (self.engine or {}).items()
+        for ts, number, code, made, begun in self.ended:  # that role ends one when its cache has been sent
             step = max(self.last_ran.pop(number, max(self.step, 0)), begun if sends else 0)
             self.spans.pop(number, None)
             request_id = self.ledger.live[number].request_id
