@@ -230,6 +230,7 @@ class TraceRecording(Recording):
             self.digests,
             self.block_hashes,
             self.handover,
+            self.vain,
         )
         return self
 

@@ -44,7 +44,7 @@ def wrapped_methods(pid: int) -> list[str]:
 @pytest.fixture
 def running(stand: Stand) -> Iterator[subprocess.Popen[str]]:
     command = stand.command(
-        "--ranks", "2", "--seconds", "25", "--sleep", "0.004", "--blocks", "150", "--aborts"
+        "--ranks", "2", "--seconds", "300", "--sleep", "0.004", "--blocks", "150", "--aborts"
     )
     process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -89,6 +89,7 @@ def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[
             assert count(trace, "SELECT count(*) FROM engine") == 1
             ranks = count(trace, "SELECT count(*) FROM rank_memory")
             assert len(found) - 60 <= ranks <= len(found)
+    running.terminate()
     output, _ = running.communicate(timeout=120)
     assert running.returncode == 0
     own = finished(output)

@@ -242,6 +242,12 @@ class Engine:
 
     def run(self) -> None:
         end = time.time() + self.options.seconds
+
+        def leave(_number: int, _frame: Any) -> None:
+            nonlocal end
+            end = 0.0
+
+        signal.signal(signal.SIGTERM, leave)  # add no more, and end when all have finished
         while self.made < self.options.requests or self.asking or self.manager.requests or time.time() < end:
             while len(self.manager.waiting) + len(self.asking) < 3 and (
                 self.made < self.options.requests or time.time() < end
