@@ -85,7 +85,7 @@ class VllmAdapter:
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.scheduler)
-        return dict(row, part="engine", token=self.token, ts=self.began_at)
+        return dict(row, part="engine", stalls=False, token=self.token, ts=self.began_at)
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:
         """The rows of the call that is about to be told, as they were before it."""

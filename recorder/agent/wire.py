@@ -19,7 +19,8 @@ A ring whose ENGINE frame has a `part` is one process of an engine of several: `
 forwards, `rank` runs the same forwards as the ring that tells of them, and tells of its own memory alone. Where there
 is no `worker`, `engine` tells of the forwards too, and rank 0's memory comes from a `rank`. `token` is the engine's own
 number, which rides on its tasks and comes back in the CALL frames of the others. `ts` is when the engine's first
-keyframe was written: its forwards before that are no part of the recording."""
+keyframe was written: its forwards before that are no part of the recording. `stalls` is false where no decode can lack
+blocks for its forward, as its call has given it them or preempted it."""
 
 HEAD = struct.Struct("<BBHI")
 """Type, flags, and two counts whose meaning depends on the type. ENGINE: length of its JSON."""

@@ -39,7 +39,7 @@ class Joined(Decoder):
         self.calls = Calls()
         self.ranks = Ranks()
         self.begins = 0
-        self.discarding = self.runs_itself = False
+        self.discarding = False
         self.events = Undated()
         self.finishes: list[list[int]] = []
         self.ended: list[list[int]] = []
@@ -192,7 +192,6 @@ class Joined(Decoder):
         head = wire.FORWARD_HEAD.unpack_from(data, at)
         landed, ts = head[6], head[7]
         part = self.part
-        self.runs_itself = part.kind == "engine"
         if head[8] == wire.UNKNOWN_US:
             head = self.ranks.measured(head)
         if ts < self.begins:
@@ -272,13 +271,9 @@ class Joined(Decoder):
         columns["num_stalled"] = self._count_stalls(forwards, columns["step"])
         super()._flushed(forwards, columns, rows)
 
-    def _limits(self) -> tuple[int, int]:
-        """An engine that tells of the forwards itself runs what it handed out: it has no stalls."""
-        return (0, 0) if self.runs_itself else stalls.limits(self.engine or {})
-
     def _count_stalls(self, forwards: Forwards, steps: Any) -> Any:
         """Stalled rows of each forward; each that was not stalled in the forward before is an event."""
-        stalled = stalls.deduced(forwards, steps, self._limits(), self.spans, self._done)
+        stalled = stalls.deduced(forwards, steps, stalls.limits(self.engine or {}), self.spans, self._done)
         for index, row in self.reported:
             stalled.setdefault(index, set()).add(row)
         self.reported = []

@@ -11,7 +11,11 @@ from recorder.collector.columns import Forwards
 
 
 def limits(engine: Mapping[str, Any]) -> tuple[int, int]:
-    """Drafts a decode and tokens a block, of an engine's row; 0 tokens a block where they are not known."""
+    """Drafts a decode and tokens a block, of an engine's frame; 0 tokens a block where no decode can stall, or where
+    they are not known.
+    """
+    if engine.get("stalls") is False:
+        return 0, 0
     drafts = engine.get("num_speculative_tokens") or 0 if engine.get("spec_method") else 0
     return drafts, engine.get("block_size") or 0
 

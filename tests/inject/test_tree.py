@@ -18,7 +18,10 @@ kept = [subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=Tr
         subprocess.Popen(["sh", "-c", "cat; true"])]
 gone = subprocess.Popen(["true"])
 os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
-while not open(f"/proc/{{kept[2].pid}}/task/{{kept[2].pid}}/children").read():
+def grandchildren():
+    found = open(f"/proc/{{kept[2].pid}}/task/{{kept[2].pid}}/children").read().split()
+    return [open(f"/proc/{{pid}}/comm").read() for pid in found]
+while grandchildren() != ["cat\\n"]:
     pass
 print(*(process.pid for process in [*kept, gone]), flush=True)
 sys.stdin.read()
