@@ -36,8 +36,8 @@ COMMANDS = {
 INTERRUPTED = 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line; `only` the options of one command, as others take time to import."""
     parser = argparse.ArgumentParser(
         prog="fdtrace",
         description="Record what an LLM server's scheduler really ran; replay it under other budgets.",
@@ -45,6 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fdtrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
+        if only not in (None, name):
+            commands.add_parser(name, help=text)
+            continue
         module = _module(name)
         below = commands.add_parser(name, help=text, description=module.__doc__)
         module.add_arguments(below)
@@ -60,7 +63,8 @@ def _module(name: str) -> ModuleType:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code. Nothing that goes wrong reaches the user as a traceback."""
     try:
-        args = build_parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        args = build_parser(given[0] if given and given[0] in COMMANDS else None).parse_args(given)
         code: int = args.run(args)
     except FdtraceError as error:
         return _complain(str(error), error.exit_code)
