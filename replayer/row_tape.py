@@ -15,6 +15,7 @@ from replayer.events import Decision, Forward
 from replayer.history import StepRow
 from replayer.interface import AnyScheduler
 from replayer.tape import COLUMNS as TOLD
+from replayer.tape import figures_of
 from replayer.workload import Workload
 
 COLUMNS = (*TOLD, "num_draft_tokens", "num_accepted_tokens")
@@ -59,26 +60,12 @@ class RowTape:
                 )
             )
         self._ends.append(len(self._rows) // _ROW)
+        step = self.workload.first_step + self.num_steps
         self._table.extend(
-            (
-                self.workload.first_step + self.num_steps,
-                forward.num_tokens,
-                decision.token_budget,
-                decision.num_scheduled_tokens,
-                forward.num_prefill_tokens,
-                forward.num_decode_tokens,
-                decision.num_running,
-                decision.num_running_decodes,
-                decision.num_waiting,
-                self._num_preempted,
-                self._num_stalled,
-                decision.num_free_blocks,
-                num_refused,
-                MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
-                sum(row.num_draft_tokens for row in rows),
-                sum(row.num_accepted_tokens for row in rows),
-            )
+            figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
         )
+        self._table.append(sum(row.num_draft_tokens for row in rows))
+        self._table.append(sum(row.num_accepted_tokens for row in rows))
         self._num_preempted = self._num_stalled = 0
         self.num_steps += 1
         return True

@@ -42,6 +42,28 @@ _PACK_ROW = Struct(f"{len(COLUMNS)}q").pack
 _NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption")
 
 
+def figures_of(
+    step: int, decision: Decision, forward: Forward, num_preempted: int, num_stalled: int, num_refused: int
+) -> tuple[int, ...]:
+    """The values of `COLUMNS` for a step; preempted and stalled requests are counted since the step before."""
+    return (
+        step,
+        forward.num_prefill_tokens + forward.num_decode_tokens,
+        decision.token_budget,
+        decision.num_scheduled_tokens,
+        forward.num_prefill_tokens,
+        forward.num_decode_tokens,
+        decision.num_running,
+        decision.num_running_decodes,
+        decision.num_waiting,
+        num_preempted,
+        num_stalled,
+        decision.num_free_blocks,
+        num_refused,
+        MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
+    )
+
+
 _SPAN = 5
 """Numbers of a span: request, first step, end step (or `_OPEN`), tokens emitted by prefills, forwards run
 before.
@@ -90,21 +112,9 @@ class Tape:
         self._decodes(decision, forward, self.num_steps, self.num_steps + (num_tokens > 0))
         if num_tokens == 0:
             return False
+        step = self.workload.first_step + self.num_steps
         self._table += _PACK_ROW(
-            self.workload.first_step + self.num_steps,
-            num_tokens,
-            decision.token_budget,
-            decision.num_scheduled_tokens,
-            forward.num_prefill_tokens,
-            forward.num_decode_tokens,
-            decision.num_running,
-            decision.num_running_decodes,
-            decision.num_waiting,
-            self._num_preempted,
-            self._num_stalled,
-            decision.num_free_blocks,
-            num_refused,
-            MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
+            *figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
         )
         self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
         if self._role != "decode":
