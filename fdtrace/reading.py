@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from recorder.loading import TraceRecording
     from recorder.recording import Recording
     from recorder.trace import Trace
     from replayer.history import StepRow
@@ -60,7 +61,7 @@ class TraceReader:
             trace = self._open()
             self.live = trace.live
             recording = trace.recording(engine_id)
-            self.first: Recording = recording.read_now() if self.live else recording
+            self.first: Recording = _read(recording) if self.live else recording
         self.engine_id = recording.engine.engine_id
 
     def _open(self) -> Trace:
@@ -165,7 +166,13 @@ class TraceReader:
         with self._lock:
             self._close()
             try:
-                return self._open().recording(self.engine_id).read_now()
+                return _read(self._open().recording(self.engine_id))
             except duckdb.Error as error:
                 self._close()
                 raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
+
+
+def _read(recording: TraceRecording) -> Recording:
+    from replayer.config import is_modelled
+
+    return recording.read_now(row_by_row=not is_modelled(recording.engine))

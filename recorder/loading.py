@@ -219,19 +219,20 @@ class TraceRecording(Recording):
         for name, value in known.items():
             object.__setattr__(self, name, value)
 
-    def read_now(self) -> TraceRecording:
-        """Read the rest at once, for a trace that is about to be closed."""
+    def read_now(self, *, row_by_row: bool) -> TraceRecording:
+        """Read the rest at once, for a trace that is about to be closed. `row_by_row`: also what only replays through
+        an engine's own scheduler ask for, which is told from all rows of all steps.
+        """
         _ = (
             self.accepts,
             self.aborted_step,
             self.finished_step,
             self.initial,
-            self.queued,
-            self.digests,
             self.block_hashes,
             self.handover,
-            self.vain,
         )
+        if row_by_row:
+            _ = self.queued, self.digests, self.vain
         return self
 
     @cached_property
