@@ -15,8 +15,9 @@ import pytest
 
 from recorder.inject import run_in_process
 from recorder.trace import Trace, open_trace
-from tests.fastdeploy.conftest import ROOT, Stand, logged_rows, rows_of
+from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.fastdeploy.test_contract import count, finished
+from tests.stands import ROOT, rows_of
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,7 +10,8 @@ import pytest
 
 from recorder.recording import MISSING
 from recorder.trace import Trace, open_trace
-from tests.fastdeploy.conftest import Stand, logged_rows, rows_of
+from tests.fastdeploy.conftest import Stand, logged_rows
+from tests.stands import rows_of
 
 KINDS = ("preallocated", "joined", "discarded")
 

@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recorder.trace import Trace
-
-ROOT = Path(__file__).parents[2]
-STANDIN = Path(__file__).parent / "standin"
-
-
-@dataclass
-class Stand:
-    """A place for recordings of the stand-in, and its environment."""
-
-    directory: Path
-    environment: dict[str, str]
-
-    @property
-    def trace(self) -> Path:
-        return self.directory / "t.duckdb"
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "log"
-
-    def command(self, *options: str) -> list[str]:
-        """The stand-in's command line."""
-        return [sys.executable, str(STANDIN / "engine.py"), "--log", str(self.log), *options]
-
-    def fdtrace(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run the command `fdtrace`."""
-        command = [sys.executable, "-m", "fdtrace", *map(str, arguments)]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    def record(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Record the stand-in from its start to its end."""
-        return self.fdtrace("record", "-o", self.trace, "--", *self.command(*options))
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What the engine wrote itself, a line a forward."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+from tests.stands import Stand
 
 
 @pytest.fixture
 def stand(tmp_path: Path) -> Stand:
-    boxes = tmp_path / "boxes"
-    boxes.mkdir(mode=0o700)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FDTRACE")}
-    environment.update(FDTRACE_DIR=str(boxes), PYTHONPATH=os.pathsep.join([str(STANDIN), str(ROOT)]))
-    return Stand(tmp_path, environment)
-
-
-def rows_of(trace: Trace) -> list[list[Any]]:
-    """For each step its rows, sorted: [request, kind, tokens, computed before, drafts accepted]."""
-    steps: dict[int, list[Any]] = {row["step"]: [] for row in trace.rows("FROM step ORDER BY step")}
-    for row in trace.rows("FROM step_request JOIN request USING (engine_id, request)"):
-        columns = ("request_id", "kind", "num_tokens", "num_computed_tokens", "num_accepted_tokens")
-        steps[row["step"]].append([row[name] for name in columns])
-    return [sorted(rows) for rows in steps.values()]
+    return Stand.at(Path(__file__).parent / "standin" / "engine.py", tmp_path)
 
 
 def agree(found: list[list[Any]], lines: list[dict[str, Any]]) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from recorder.trace import Trace, open_trace
-from tests.vllm.conftest import Stand, agree, rows_of
+from tests.stands import Stand, rows_of
+from tests.vllm.conftest import agree
 
 WAYS = [
     ("--inline",),

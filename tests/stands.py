@@ -1,0 +1,80 @@
+"""A place for recordings of a stand-in: its surface is an engine's, and the real command records it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recorder.trace import Trace
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Stand:
+    """Recordings of the stand-in that `script` runs, in processes of their own; and its environment."""
+
+    script: Path
+    directory: Path
+    environment: dict[str, str]
+
+    @classmethod
+    def at(cls, script: Path, directory: Path) -> Self:
+        """One in an empty directory, with no variable of ours or of a stand-in but what it needs."""
+        boxes = directory / "boxes"
+        boxes.mkdir(mode=0o700)
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("FDTRACE", "STANDIN"))
+        }
+        kept.update(FDTRACE_DIR=str(boxes), PYTHONPATH=os.pathsep.join([str(script.parent), str(ROOT)]))
+        return cls(script, directory, kept)
+
+    @property
+    def trace(self) -> Path:
+        return self.directory / "t.duckdb"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    def command(self, *options: str) -> list[str]:
+        """The stand-in's command line."""
+        return [sys.executable, str(self.script), "--log", str(self.log), *options]
+
+    def fdtrace(self, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run the command `fdtrace`."""
+        command = [sys.executable, "-m", "fdtrace", *map(str, arguments)]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def record(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Record the stand-in from its start to its end."""
+        return self.fdtrace("record", "-o", self.trace, "--", *self.command(*options))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it wrote itself, a line a forward."""
+        return logged(self.log)
+
+
+def logged(path: Path) -> list[dict[str, Any]]:
+    """The lines of a stand-in's log."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows_of(trace: Trace, engine_id: int = 0) -> list[list[Any]]:
+    """For each step its rows, sorted: [request, kind, tokens, computed before, drafts accepted]."""
+    where = f"WHERE engine_id = {engine_id}"
+    steps: dict[int, list[Any]] = {row["step"]: [] for row in trace.rows(f"FROM step {where} ORDER BY step")}
+    for row in trace.rows(f"FROM step_request JOIN request USING (engine_id, request) {where}"):
+        columns = ("request_id", "kind", "num_tokens", "num_computed_tokens", "num_accepted_tokens")
+        steps[row["step"]].append([row[name] for name in columns])
+    return [sorted(rows) for rows in steps.values()]
