@@ -149,7 +149,7 @@ def at(ns: int) -> Any:
 def replayed(path: Path) -> tuple[Recording, History]:
     """The trace, and its requests through the real scheduler."""
     with open_trace(path) as trace:
-        recording = trace.recording().read_now()
+        recording = trace.recording().read_now(row_by_row=True)
         desk = Desk(recording, RecordedRows(trace, 0))
         (given,) = given_schedulers(["vllm"], PYTHON)
         with given.open(desk.workload.config, {}, recording.engine.config) as driven:

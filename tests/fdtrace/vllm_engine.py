@@ -163,8 +163,82 @@ def engine_of(scheduler: Any, config: Any, worker: Worker, in_flight: int) -> An
     return Engine()
 
 
+class Clients:
+    """Requests that come and are aborted at random."""
+
+    def __init__(self, asked: dict[str, Any], scheduler: Any, worker: Worker, recorder: Recorder) -> None:
+        self.asked, self.scheduler, self.worker, self.recorder = asked, scheduler, worker, recorder
+        self.rng = worker.rng
+        self.requests: dict[str, dict[str, Any]] = {}
+        self.known: dict[str, Any] = {}
+
+    def arrive(self, build: Any, hasher: Any) -> None:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        rng, worker, name = self.rng, self.worker, f"r{len(self.requests)}"
+        prompt = rng.randint(1, self.asked["longest"])
+        shared = rng.choice((0, min(prompt, 48)))
+        output, most = rng.randint(1, 60), rng.randint(1, 60)
+        tokens = [SHARED] * shared + [1000 + len(self.requests)] * (prompt - shared)
+        sampling = SamplingParams(max_tokens=max(output, most), ignore_eos=True, stop_token_ids=[STOP])
+        given = {
+            "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
+            "eos_token_id": None, "block_hasher": hasher,
+        }  # fmt: skip
+        request = self.known[name] = Request(**build.taken_by(Request, given))
+        worker.total[name], worker.ends[name], worker.prefills[name] = prompt, prompt + output, True
+        self.requests[name] = {
+            "id": name, "arrived": len(self.recorder.steps), "arrived_at": time.time_ns(), "prompt": prompt,
+            "max_tokens": sampling.max_tokens, "aborted": None,
+            "hashes": [hash(value) & (1 << 63) - 1 for value in request.block_hashes],
+        }  # fmt: skip
+        self.scheduler.add_request(request)
+
+    def abort(self) -> None:
+        from vllm.v1.request import RequestStatus
+
+        name = self.rng.choice(list(self.scheduler.requests))
+        self.requests[name]["aborted"] = len(self.recorder.steps)
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        self.recorder.gone([name])
+
+    def told(self) -> list[dict[str, Any]]:
+        """The requests, with what became of them."""
+        for name, request in self.requests.items():
+            finished = self.recorder.finished_at.get(name, -1)
+            request.update(made=self.known[name].num_output_tokens, finished_at=finished)
+        return list(self.requests.values())
+
+
+def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
+    """Steps, rows by step, requests."""
+    sizes, recorded = asked["sizes"], asked["recorded"]
+    config = build.build_config(sizes, recorded)
+    scheduler = build.build_scheduler(config, sizes, recorded)
+    hasher = build.block_hasher(sizes, recorded)
+    rng = random.Random(asked["seed"])
+    worker = Worker(rng, sizes["num_speculative_tokens"])
+    recorder = Recorder(scheduler, worker)
+    engine = engine_of(scheduler, config, worker, build.batches_in_flight(config))
+    clients = Clients(asked, scheduler, worker, recorder)
+    for _ in range(asked["iterations"]):
+        while len(clients.requests) < asked["requests"] and rng.random() < asked["rate"]:
+            clients.arrive(build, hasher)
+        if scheduler.requests and rng.random() < 0.03:
+            clients.abort()
+        if scheduler.has_requests() or engine.batch_queue:
+            executed = engine.step_fn()[1]
+            engine.post_step(executed)
+    rows = [
+        [[*row, held[row[0]]] for row in worker.rows[id(output)]]
+        for output, held in zip(recorder.outputs, recorder.held, strict=True)
+    ]
+    return {"steps": recorder.steps, "rows": rows, "requests": clients.told()}
+
+
 def main() -> None:
-    """Run, and print one object: steps, rows by step, requests."""
+    """Run, and print one object."""
     drivers, asked = sys.argv[1], json.loads(sys.argv[2])
     told = os.dup(1)
     os.dup2(2, 1)
@@ -173,65 +247,7 @@ def main() -> None:
 
     sys.path.remove(drivers)
     os.chdir(tempfile.mkdtemp())
-    sizes, recorded = asked["sizes"], asked["recorded"]
-    config = build.build_config(sizes, recorded)
-    scheduler = build.build_scheduler(config, sizes, recorded)
-    hasher = build.block_hasher(sizes, recorded)
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.request import Request, RequestStatus
-
-    rng = random.Random(asked["seed"])
-    worker = Worker(rng, sizes["num_speculative_tokens"])
-    recorder = Recorder(scheduler, worker)
-    engine = engine_of(scheduler, config, worker, build.batches_in_flight(config))
-    requests: dict[str, dict[str, Any]] = {}
-    known: dict[str, Any] = {}
-
-    def arrive() -> None:
-        name = f"r{len(requests)}"
-        prompt = rng.randint(1, asked["longest"])
-        shared = rng.choice((0, min(prompt, 48)))
-        output, most = rng.randint(1, 60), rng.randint(1, 60)
-        tokens = [SHARED] * shared + [1000 + len(requests)] * (prompt - shared)
-        sampling = SamplingParams(max_tokens=max(output, most), ignore_eos=True, stop_token_ids=[STOP])
-        given = {
-            "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
-            "eos_token_id": None, "block_hasher": hasher,
-        }  # fmt: skip
-        known[name] = Request(**build.taken_by(Request, given))
-        worker.total[name], worker.ends[name], worker.prefills[name] = prompt, prompt + output, True
-        requests[name] = {
-            "id": name, "arrived": len(recorder.steps), "arrived_at": time.time_ns(), "prompt": prompt,
-            "max_tokens": sampling.max_tokens, "aborted": None,
-            "hashes": [hash(value) & (1 << 63) - 1 for value in known[name].block_hashes],
-        }  # fmt: skip
-        scheduler.add_request(known[name])
-
-    def abort() -> None:
-        name = rng.choice(list(scheduler.requests))
-        requests[name]["aborted"] = len(recorder.steps)
-        scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
-        recorder.gone([name])
-
-    for _ in range(asked["iterations"]):
-        while len(requests) < asked["requests"] and rng.random() < asked["rate"]:
-            arrive()
-        if scheduler.requests and rng.random() < 0.03:
-            abort()
-        if scheduler.has_requests() or engine.batch_queue:
-            executed = engine.step_fn()[1]
-            engine.post_step(executed)
-    for name, request in requests.items():
-        at = known[name]
-        request.update(made=at.num_output_tokens, finished_at=recorder.finished_at.get(name, -1))
-    rows = [
-        [[*row, held[row[0]]] for row in worker.rows[id(output)]]
-        for output, held in zip(recorder.outputs, recorder.held, strict=True)
-    ]
-    os.write(
-        told,
-        json.dumps({"steps": recorder.steps, "rows": rows, "requests": list(requests.values())}).encode(),
-    )
+    os.write(told, json.dumps(run(asked, build)).encode())
 
 
 if __name__ == "__main__":
