@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -18,13 +19,22 @@ from tui.keys import KEYS, bindings
 from tui.pane import ChartPane
 from tui.sources import Sources
 from tui.tailing import Tailing
-from tui.terminal import Terminal
+from tui.terminal import Terminal, is_lost
 
 
 class ReplayApp(Tailing):
     """The replay screen. Its actions are named in the key table; they change the board."""
 
     BINDINGS: ClassVar[list[BindingType]] = list(bindings())
+
+    def on_mount(self) -> None:
+        """Look now and then whether there is still a terminal: a hang-up that is ignored (nohup) would go unnoticed."""
+        if not self.is_headless:
+            self.set_interval(1.0, self._leave_lost_terminal)
+
+    def _leave_lost_terminal(self) -> None:
+        if sys.__stdin__ is not None and is_lost(sys.__stdin__):
+            self.exit()
 
     def action_help(self) -> None:
         """Show the help."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TextIO
 
 from tui.style import BLOCKS
 
@@ -33,6 +35,13 @@ class Terminal:
             ascii=environment.get("TERM", "") in WITHOUT_BLOCKS or not _encodes(encoding),
             light=background in ("7", "15"),
         )
+
+
+def is_lost(file: TextIO) -> bool:
+    """Whether the terminal that a file is of has been closed: its window, or the connection to it."""
+    poller = select.poll()
+    poller.register(file.fileno(), 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
 
 
 MODERN = Terminal()

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
 import pytest
 
 from tests.tui.screens import lab_app, settled
@@ -24,6 +33,30 @@ def test_what_the_environment_says(
     environment: dict[str, str], encoding: str | None, terminal: Terminal
 ) -> None:
     assert Terminal.of(environment, encoding) == terminal
+
+
+def test_the_screen_ends_when_its_terminal_is_closed_and_the_hang_up_ignored() -> None:
+    """As under nohup: reading from what is left of the terminal would never end."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$0" -m tests.tui.open_screen', sys.executable],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"exceeded steps" not in seen:
+            seen += os.read(ours, 65536)
+        os.close(ours)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def test_a_light_terminal_gets_dark_letters() -> None:
