@@ -37,6 +37,10 @@ class Child(AbstractContextManager["Child"]):
         self._printed = (self._directory / "printed").open("wb")
         logs = {"FD_LOG_DIR": str(self._directory / "log"), "PYTHONSAFEPATH": ""}
         where = [] if checkout is None else [str(checkout.resolve())]
+        if os.path.dirname(
+            python
+        ):  # it runs elsewhere; a link is kept, as it tells which virtual environment is meant
+            python = os.path.abspath(python)
         try:
             self._process = subprocess.Popen(
                 [python, "-u", str(driver), *where],

@@ -174,6 +174,22 @@ def test_a_checkout_that_cannot_be_driven_is_told(
     assert said.out == ""
 
 
+def test_a_python_may_be_given_relative_to_here(
+    checkout: Callable[[str], Path], capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "--scheduler",
+        f"fastdeploy={checkout('raise SystemExit(3)')}",
+        "--scheduler-python",
+        "bin/python",
+    ]
+    assert main(["simulate", case("aborts"), *options]) == 3
+    assert "ended in the middle of a replay (exit status 3)" in capsys.readouterr().err
+
+
 def test_a_python_that_is_none(checkout: Callable[[str], Path], capsys: Captured) -> None:
     options = ["--scheduler", f"fastdeploy={checkout('')}", "--scheduler-python", "/nowhere/python"]
     assert main(["simulate", case("aborts"), *options]) == 2
