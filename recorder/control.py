@@ -7,7 +7,7 @@ import glob
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,22 @@ def command(agent: Agent, order: dict[str, Any], wait: float = ANSWER_WAIT) -> d
 
     An idle engine makes no calls, so the order waits in the mailbox for its next one.
     """
-    with _alone(agent.path) as box:
-        number = box.send(order)
+    return commands([agent], order, wait)[0]
+
+
+def commands(
+    agents: list[Agent], order: dict[str, Any], wait: float = ANSWER_WAIT
+) -> list[dict[str, Any] | None]:
+    """`command` for each of these agents, at once: `wait` is for all of them together."""
+    found: list[dict[str, Any] | None] = [None] * len(agents)
+    with ExitStack() as stack:
+        boxes = [stack.enter_context(_alone(agent.path)) for agent in agents]
+        numbers = [box.send(order) for box in boxes]
         deadline = time.monotonic() + wait
-        while not box.answered(number):
-            if time.monotonic() > deadline:
-                return None
+        while True:
+            for i, box in enumerate(boxes):
+                if found[i] is None and box.answered(numbers[i]):
+                    found[i] = _status(box)
+            if None not in found or time.monotonic() > deadline:
+                return found
             time.sleep(0.002)
-        return _status(box)

@@ -29,18 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attach, record, detach; 0 when the trace is written."""
-    from recorder import attach
+    from recorder import attach, delivery
+    from recorder.inject import check_process
     from recorder.session import Session
     from recorder.supervise import Supervisor
 
     check_arguments(args)
     if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("--tui needs a terminal", hint="record without it, and replay the trace afterwards")
-    attach.check_pid(args.pid)
+    check_process(args.pid)
     session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
     supervisor = None
     with StopSignals() as signals:
         try:
+            delivery.prepare()
             begun = time.perf_counter()
             reached = attach.attach(args.pid, session)
             took = time.perf_counter() - begun

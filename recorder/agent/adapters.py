@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Iterable, Protocol
-
-from . import fastdeploy, fastdeploy_worker, sandbox, vllm, vllm_worker
 
 if TYPE_CHECKING:
     from .hooks import Hook
@@ -29,10 +28,16 @@ class Adapter(Protocol):
 
 
 ADAPTERS = (
-    sandbox.SandboxAdapter,
-    fastdeploy.FastDeployAdapter,
-    fastdeploy_worker.FastDeployWorkerAdapter,
-    vllm.VllmAdapter,
-    vllm_worker.VllmWorkerAdapter,
+    ("sandbox", "SandboxAdapter"),
+    ("fastdeploy", "FastDeployAdapter"),
+    ("fastdeploy_worker", "FastDeployWorkerAdapter"),
+    ("vllm", "VllmAdapter"),
+    ("vllm_worker", "VllmWorkerAdapter"),
 )
-"""The side that schedules before the side that runs, where an engine has both in one process."""
+"""Module and class. The side that schedules before the side that runs, where an engine has both in one process."""
+
+
+def loaded() -> list[Any]:
+    """The adapters' classes of those modules that this package has: an injected one has its own engine's alone."""
+    modules = ((sys.modules.get("%s.%s" % (__package__, module)), name) for module, name in ADAPTERS)
+    return [getattr(module, name) for module, name in modules if module is not None]

@@ -76,19 +76,23 @@ def arm() -> Agent:
 
 
 def inject(session: dict[str, Any]) -> dict[str, Any]:
-    """Hook a running process and begin to record; what it answers is `Agent.status`."""
+    """Hook a running process and begin to record; what it answers is `Agent.status`.
+
+    An armed process whose engine has made no call yet has its hooks, and no mailbox: it begins the same way.
+    """
     global current  # noqa: PLW0603
-    if current is not None:
-        return dict(current.status(), already=True)
-    agent = current = Agent(keep_hooks=False)
+    agent = current
+    if agent is None or agent.gone:
+        agent = current = Agent(keep_hooks=False)
+    elif agent.box is not None:
+        return dict(agent.status(), already=True)
     agent.wanted = session  # before the hooks: the engine's own thread may be the first to attend
     agent.install()
     if agent.installed:
         agent.attend(wait=True)
     status = agent.status()
-    if not agent.installed or agent.problem:
-        agent.remove()
-        current = None
+    if not agent.keep_hooks and (not agent.installed or agent.problem):
+        agent.leave()
     return status
 
 

@@ -8,14 +8,10 @@ import os
 import socket
 import sys
 import time
-import types
 from typing import Any
 
 from . import adapters, hooks, mailbox, ring, wire
 from .writer import Writer
-
-NEEDED = ("_fdtrace_agent", "control", "mailbox")
-"""Modules that a wrapper may still be in when the classes have been given back."""
 
 
 class Agent:
@@ -27,7 +23,7 @@ class Agent:
         self.on = self.gone = False
         self.lock = _thread.allocate_lock()
         self.installed: list[hooks.Installed] = []
-        self.adapters = [adapter(self) for adapter in adapters.ADAPTERS]
+        self.adapters = [adapter(self) for adapter in adapters.loaded()]
         self.writer: Writer | None = None
         self.session: dict[str, Any] | None = None
         self.wanted: dict[str, Any] | None = None
@@ -63,8 +59,7 @@ class Agent:
                 self._try(command or {})
                 box.answer(number, self.status())
                 if self.gone:
-                    self.box = None
-                    box.remove()
+                    self.leave()
         except Exception as error:
             self.switch_off(error)
             self.gone = True  # without a mailbox there is no way in: stay out of the engine's way for good
@@ -108,6 +103,7 @@ class Agent:
         self.session, self.problem = session, ""
         for adapter in self.adapters:
             adapter.begin(self.writer)
+        self.writer.event("attached", reason="armed" if self.keep_hooks else "injected")
         self.on = True
 
     def stop(self, reason: str) -> None:
@@ -121,7 +117,11 @@ class Agent:
             self.remove()
 
     def remove(self) -> None:
-        """Restore every class and forget this module."""
+        """Restore every class and let go of what this agent knows of the engine.
+
+        The modules stay, for the next recording: their classes could only be freed by a collection of the whole heap,
+        which a server has frozen or switched off, so that each new load would leave some 70 KiB behind.
+        """
         self.gone = True
         for installed in self.installed:
             left = hooks.restore(installed)
@@ -131,10 +131,14 @@ class Agent:
         for adapter in self.adapters:
             vars(adapter).clear()
         self.adapters = []
-        for name in [name for name in sys.modules if name.split(".")[0] == "_fdtrace_agent"]:
-            module = sys.modules.pop(name)
-            if name.rsplit(".", 1)[-1] not in NEEDED:
-                _let_go(module)
+
+    def leave(self) -> None:
+        """`remove`, and take no more commands: nobody finds a mailbox that no hook looks into."""
+        if not self.gone:
+            self.remove()
+        box, self.box = self.box, None
+        if box is not None:
+            box.remove()
 
     def install(self) -> None:
         """Wrap what is loaded of every known engine and is not wrapped yet."""
@@ -175,26 +179,14 @@ class Agent:
         """The engine's row; where both sides of it are in this process, the scheduling side is asked."""
         for adapter in self.adapters:
             if adapter.active:
-                return adapter.describe()
+                row: dict[str, Any] = adapter.describe()
+                return row
         return {}
 
     def _snapshot(self) -> Any:
         for adapter in self.adapters:
             if adapter.active:
                 yield from adapter.snapshot()
-
-
-def _let_go(module: types.ModuleType) -> None:
-    """Break the cycles between a module and what it defines: a server that has frozen its heap never collects them.
-
-    Recording has ended, under the lock that its hooks hold as they run: no code of these modules is under way.
-    """
-    for value in list(vars(module).values()):
-        if isinstance(value, type) and value.__module__ == module.__name__:
-            for name, item in list(vars(value).items()):
-                if isinstance(item, types.FunctionType):
-                    delattr(value, name)
-    vars(module).clear()
 
 
 def session_from_environment() -> dict[str, Any] | None:

@@ -1,47 +1,41 @@
-"""Loads the agent under its private name, from the files beside this one or from sources sent to a process.
+"""Loads the agent under its private name, from the files beside this one or from what is sent to a process.
 
 This file is run by itself (`exec`), before there is a package: it imports nothing of ours.
 """
 
 from __future__ import annotations
 
-import base64
 import marshal
 import os
 import sys
 import types
-import zlib
 from typing import Any
 
 NAME = "_fdtrace_agent"
 
-ORDER = (
-    "wire",
-    "ring",
-    "mailbox",
-    "hooks",
-    "writer",
-    "sandbox",
-    "fastdeploy_config",
-    "fastdeploy_roles",
-    "fastdeploy",
-    "fastdeploy_worker",
-    "vllm_config",
-    "vllm_figures",
-    "vllm_batch",
-    "vllm",
-    "vllm_worker",
-    "adapters",
-    "control",
-    "arm",
-)
-"""The agent's modules, each after those that it imports."""
+FIRST = ("wire", "ring", "mailbox", "hooks", "writer")
+ENGINES = {
+    "sandbox": ("sandbox",),
+    "fastdeploy": ("fastdeploy_config", "fastdeploy_roles", "fastdeploy", "fastdeploy_worker"),
+    "vllm": ("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+}
+"""The modules of each engine's adapters: an injected process is sent those of its own engine alone."""
+
+LAST = ("adapters", "control", "arm")
+
+ARMED = "armed"
+"""Identity of an agent that was loaded from files, for whatever engine its process may import."""
 
 
-def read_sources(directory: str) -> dict[str, str]:
-    """The sources of the agent's modules, by name."""
+def order(engines: Any = tuple(ENGINES)) -> tuple[str, ...]:
+    """The agent's modules for these engines, each after those that it imports."""
+    return (*FIRST, *(name for engine in engines for name in ENGINES[engine]), *LAST)
+
+
+def read_sources(directory: str, engines: Any = tuple(ENGINES)) -> dict[str, str]:
+    """The sources of these modules, by name."""
     sources = {}
-    for name in ORDER:
+    for name in order(engines):
         with open(os.path.join(directory, name + ".py"), encoding="utf-8") as file:
             sources[name] = file.read()
     return sources
@@ -52,48 +46,53 @@ def file_name(name: str) -> str:
     return "<fdtrace agent: %s>" % name
 
 
-def engine_modules() -> list[str]:
-    """Modules of serving engines that are loaded, for a message that no scheduler is among them."""
-    engines = ("fastdeploy", "vllm", "sglang")
-    return sorted(name for name in sys.modules if name.split(".")[0] in engines)[:40]
-
-
-def unpacked(text: str) -> dict[str, Any]:
-    """A dictionary of texts or bytes that was marshalled, compressed and written in base 64."""
-    found: dict[str, Any] = marshal.loads(zlib.decompress(base64.b64decode(text)))
-    return found
-
-
 def magic() -> str:
     """What tells apart the code objects of Python's versions."""
     found: bytes = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     return found.hex()
 
 
-def load(sources: dict[str, str], compiled: dict[str, bytes] | None = None) -> types.ModuleType:
-    """Make the package from its sources and return its module `arm`; one that is loaded already is used again.
+def look(known: dict[str, list[str]]) -> dict[str, Any]:
+    """What this process has: which engines (`known`: the modules that each is hooked in), and which agent.
 
-    `compiled` has the modules' code objects, marshalled by a Python of the same `magic()`: to compile them takes tens
-    of milliseconds in which the process's own threads wait.
+    `in_use`: that agent is armed, or records.
+
+    `modules` are those of serving engines, for a message that no scheduler is among them.
+    """
+    families = ("fastdeploy", "vllm", "sglang")
+    package: Any = sys.modules.get(NAME)
+    current = package.arm.current if package is not None else None
+    return {
+        "magic": magic(),
+        "engines": [name for name, modules in known.items() if not sys.modules.keys().isdisjoint(modules)],
+        "modules": sorted(name for name in sys.modules if name.split(".")[0] in families)[:40],
+        "agent": getattr(package, "identity", None),
+        "in_use": current is not None and not current.gone,
+    }
+
+
+def load(codes: dict[str, Any], identity: str = ARMED) -> types.ModuleType:
+    """Make the package and return its module `arm`; one of the same identity that is loaded already is used again.
+
+    `codes`, in the order of loading: each module's source, or its code object, marshalled by a Python of the same
+    `magic()`; to compile them takes tens of milliseconds in which the process's own threads wait.
     """
     known = sys.modules.get(NAME)
-    if known is not None:
+    if known is not None and known.identity == identity:
         return known.arm  # type: ignore[no-any-return]
-    package = types.ModuleType(NAME)
-    package.__path__ = []
+    unload()
+    package: Any = types.ModuleType(NAME)
+    package.__path__, package.identity = [], identity
     sys.modules[NAME] = package
     try:
-        for name in ORDER:
+        for name, code in codes.items():
             full = NAME + "." + name
             module = types.ModuleType(full)
             module.__package__ = NAME
             sys.modules[full] = module
             setattr(package, name, module)
-            if compiled is not None:
-                code = marshal.loads(compiled[name])
-            else:
-                code = compile(sources[name], file_name(name), "exec")
-            exec(code, module.__dict__)
+            compiled = isinstance(code, bytes)
+            exec(marshal.loads(code) if compiled else compile(code, file_name(name), "exec"), module.__dict__)
     except BaseException:
         unload()
         raise

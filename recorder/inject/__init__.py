@@ -1,14 +1,21 @@
-"""Get code into a running Python process: `run_in_process`. What can stand in the way: `errors`."""
+"""Get code into a running Python process: `enter`, `run_in_process`. What can stand in the way: `errors`."""
 
-from recorder.inject.injector import InjectionResult, run_in_process
-from recorder.inject.target import Target, check_target
+from recorder.inject.conversation import Conversation
+from recorder.inject.injector import InjectionResult, enter, run_in_process
+from recorder.inject.quiet import first_in_line
+from recorder.inject.target import Target, check_process, check_target, is_python
 from recorder.inject.tree import Process, is_same_process, process_tree
 
 __all__ = [
+    "Conversation",
     "InjectionResult",
     "Process",
     "Target",
+    "check_process",
     "check_target",
+    "enter",
+    "first_in_line",
+    "is_python",
     "is_same_process",
     "process_tree",
     "run_in_process",

@@ -17,7 +17,7 @@ import errno
 import os
 import struct
 
-from recorder.inject.memory import Memory, mappings
+from recorder.inject.memory import Mapping, Memory
 from recorder.inject.parked import call_of, is_between_calls
 from recorder.inject.ptrace import Registers
 
@@ -50,12 +50,12 @@ _ORDER = [
 ]
 
 
-def find_instructions(pid: int) -> tuple[int, int]:
-    """Addresses of a `syscall; ret` and of the C library's sigreturn; (0, 0) where either is missing."""
+def find_instructions(pid: int, maps: list[Mapping]) -> tuple[int, int]:
+    """Addresses in `maps` of a `syscall; ret` and of the C library's sigreturn; (0, 0) where either is missing."""
     exe = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     call = back = 0
     with Memory(pid) as memory:
-        for mapping in mappings(pid):
+        for mapping in maps:
             name = os.path.basename(mapping.path)
             if "x" not in mapping.permissions or not (name.startswith(_LIBRARIES) or name == exe):
                 continue

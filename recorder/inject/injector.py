@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from recorder.inject import errors, parked
-from recorder.inject.bootstrap import Meeting
 from recorder.inject.borrow import Borrowed
+from recorder.inject.conversation import Conversation
+from recorder.inject.meeting import Meeting
 from recorder.inject.proc import read_small
 from recorder.inject.quiet import in_own_thread, undelayed
 from recorder.inject.target import Target, check_target, refused
@@ -27,58 +29,69 @@ _REMOTE_EXEC_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
-class InjectionResult:
-    """What came back, and what it cost the target.
+class Entry:
+    """How a process was entered, and what that cost it.
 
     `way`: `remote_exec` (the interpreter's own), `ptrace` (a thread started from a borrowed one), `pending`
-    (queued for the main thread, no thread being parked). `value` is the source's `result`, decoded from JSON.
-    `held_us` is the longest time that any thread of the target was held, 0 for remote_exec; `total_us` is all
-    of it. `tid` is the borrowed thread (0 for none), `attempts` how many were looked at.
+    (queued for the main thread, no thread being parked). `held_us` is the longest time that any thread of the target
+    was held, 0 for remote_exec. `tid` is the borrowed thread (0 for none), `attempts` how many were looked at.
     """
 
     way: Way
-    value: Any
     held_us: int
-    total_us: int
     tid: int
     attempts: int
 
 
 @dataclass(frozen=True)
-class _Start:
-    way: Way
-    held_s: float
-    tid: int
-    attempts: int
+class InjectionResult(Entry):
+    """An entry, and what came back: `value` is the source's `result`, decoded from JSON; `total_us` is all of it."""
+
+    value: Any
+    total_us: int
 
 
 def run_in_process(pid: int, source: str, *, timeout: float = 5.0) -> InjectionResult:
-    """Execute `source` in the process, in a thread of its own and a fresh namespace, and return its `result`.
+    """Execute `source` in the process and return its `result`: an `enter` for one question."""
+    begun = time.perf_counter()
+    with enter(pid, timeout=timeout) as (entry, conversation):
+        value = conversation.ask(source)
+    return InjectionResult(**vars(entry), value=value, total_us=round((time.perf_counter() - begun) * 1e6))
 
-    `timeout` is in seconds, for Python code of the target to run, and again for `source` to end. Raises a
+
+@contextlib.contextmanager
+def enter(pid: int, *, timeout: float = 5.0) -> Iterator[tuple[Entry, Conversation]]:
+    """Have the process run what it is asked, in a thread of its own and a fresh namespace, until this is left.
+
+    `timeout` is in seconds, for Python code of the target to run, and again for each question to end. Raises a
     `recorder.inject.errors.InjectError`; the process is then as it was, and nothing is installed unless the
-    error is AgentFailed, which `source` itself raised.
+    error is AgentFailed, which what it was asked itself raised.
 
-    Each injection leaves a few KiB mapped in the target. Do not wait for the process (`Popen.wait`) in
-    another thread meanwhile. `source` must not be what first imports `threading` there: that makes its thread
+    Each entry leaves a few KiB mapped in the target. Do not wait for the process (`Popen.wait`) in
+    another thread meanwhile. What is asked must not be what first imports `threading` there: that makes its thread
     the main one. Up to CPython 3.11 a child that the program forks just while our thread registers with the
     interpreter may hang, as with any thread that is not Python's: HEAD_LOCK is not held over a fork.
     """
-    begun = time.perf_counter()
     target = check_target(pid)
-    with _pidfd(target) as pidfd, _explained(target), Meeting(pid, target.uid, timeout=timeout) as meeting:
-        start, peer = _by_remote_exec(target, meeting), None
-        if start is not None:
+    with _pidfd(target) as pidfd:
+        entry, peer = _called_back(target, pidfd, timeout)
+        with peer, Conversation(pid, peer, timeout=timeout) as conversation:
+            yield entry, conversation
+
+
+def _called_back(target: Target, pidfd: int, timeout: float) -> tuple[Entry, socket.socket]:
+    """Get our lines to run in the process, and its call."""
+    with _explained(target), Meeting(target.pid, target.uid, timeout=timeout) as meeting:
+        entry, peer = _by_remote_exec(target, meeting), None
+        if entry is not None:
             peer = meeting.wait(pidfd, min(timeout, _REMOTE_EXEC_PATIENCE_S))
-        if start is None or peer is None:
+        if entry is None or peer is None:
             text = meeting.bootstrap().encode()
-            start = in_own_thread(lambda: _by_ptrace(target, text))
+            entry = in_own_thread(lambda: _by_ptrace(target, text))
             peer = meeting.wait(pidfd, timeout)
         if peer is None:
-            raise errors.GilHeld(pid, timeout)
-        value = meeting.run(peer, source)
-    total = round((time.perf_counter() - begun) * 1e6)
-    return InjectionResult(start.way, value, round(start.held_s * 1e6), total, start.tid, start.attempts)
+            raise errors.GilHeld(target.pid, timeout)
+        return entry, peer
 
 
 @contextlib.contextmanager
@@ -121,7 +134,7 @@ def _refusal(pid: int) -> errors.InjectError:
         return errors.Ended(pid)
 
 
-def _by_remote_exec(target: Target, meeting: Meeting) -> _Start | None:
+def _by_remote_exec(target: Target, meeting: Meeting) -> Entry | None:
     """Ask the interpreter (PEP 768); None where it or ours is older than 3.14, or of another version, or
     refuses.
     """
@@ -132,10 +145,10 @@ def _by_remote_exec(target: Target, meeting: Meeting) -> _Start | None:
         remote_exec(target.pid, meeting.write_script())
     except (OSError, RuntimeError):  # switched off there (PYTHON_DISABLE_REMOTE_DEBUG)
         return None
-    return _Start("remote_exec", 0.0, 0, 1)
+    return Entry("remote_exec", 0, 0, 1)
 
 
-def _by_ptrace(target: Target, text: bytes) -> _Start:
+def _by_ptrace(target: Target, text: bytes) -> Entry:
     """Try threads until one can be borrowed. Runs in a thread of its own (`in_own_thread`)."""
     longest = 0.0
     for attempt in range(_NUM_ATTEMPTS):
@@ -150,7 +163,7 @@ def _by_ptrace(target: Target, text: bytes) -> _Start:
             way = _use(borrowed, text, may_queue=may_queue)
         longest = max(longest, borrowed.held_s)
         if way is not None:
-            return _Start(way, longest, tid, attempt + 1)
+            return Entry(way, round(longest * 1e6), tid, attempt + 1)
     raise _nothing_found(target)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
 from recorder.inject.elf import exported
-from recorder.inject.memory import Mapping, Memory, mappings
+from recorder.inject.memory import Mapping, Memory
 
 FUNCTIONS = (
     "PyGILState_Ensure",
@@ -30,9 +30,9 @@ class Python:
     version: tuple[int, int] | None
 
 
-def find_python(pid: int) -> Python | None:
-    """The process's CPython, None where it has none; PermissionError where its memory cannot be read."""
-    images = _images(pid)
+def find_python(pid: int, maps: list[Mapping]) -> Python | None:
+    """The process's CPython, by its `maps`; None where it has none; PermissionError where its memory cannot be read."""
+    images = _images(pid, maps)
     with Memory(pid) as memory:
         for image in images:
             # One name first: hundreds of libraries are loaded, and all but one lack it.
@@ -45,12 +45,12 @@ def find_python(pid: int) -> Python | None:
     return None
 
 
-def _images(pid: int) -> list[Mapping]:
+def _images(pid: int, maps: list[Mapping]) -> list[Mapping]:
     """The first mapping of each file, likely ones first: libpython, the executable, names with python, the
     rest.
     """
     exe = os.readlink(f"/proc/{pid}/exe")
-    starts = {m.path: m for m in reversed(mappings(pid)) if m.offset == 0 and m.path.startswith("/")}
+    starts = {m.path: m for m in reversed(maps) if m.offset == 0 and m.path.startswith("/")}
 
     def likelihood(image: Mapping) -> int:
         name = os.path.basename(image.path)

@@ -1,4 +1,8 @@
-"""While a thread of somebody's server is held, nothing may hold us up: no signal, no collection, no queue."""
+"""While a thread of somebody's server is held, nothing may hold us up: no signal, no collection, no queue.
+
+On a server's loaded machine a process that wakes up may wait for a processor for half a second, and again and again: of
+2 s that an attach took there, all but 0.1 were such waits. The few milliseconds that we need come first instead.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +22,43 @@ def undelayed() -> Iterator[None]:
     """Raise this thread's priority as far as we are allowed, and keep the garbage collector off."""
     collects = gc.isenabled()
     gc.disable()
+    try:
+        with first_in_line():
+            yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def first_in_line() -> Iterator[None]:
+    """Raise the priority of this thread, and of those that it starts meanwhile, as far as we are allowed."""
     restore = _raise_priority()
     try:
         yield
     finally:
         restore()
-        if collects:
-            gc.enable()
+
+
+def is_first_in_line() -> bool:
+    """Whether this thread goes before all normal ones."""
+    return os.sched_getscheduler(0) == os.SCHED_FIFO
+
+
+def put_first(thread: int) -> bool:
+    """Let a thread go before all normal ones, first come, first served; whether that is allowed."""
+    try:
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        return False
+    return True
 
 
 def _raise_priority() -> Callable[[], None]:
-    """First come, first served before all normal threads, else the best nice value; what undoes it."""
+    """Before all normal threads, else the best nice value; what undoes it."""
     me = threading.get_native_id()
     policy, parameters = os.sched_getscheduler(me), os.sched_getparam(me)
-    try:
-        os.sched_setscheduler(me, os.SCHED_FIFO, os.sched_param(1))
-    except OSError:
-        pass
-    else:
+    if put_first(me):
         return lambda: os.sched_setscheduler(me, policy, parameters)
     nice = os.getpriority(os.PRIO_PROCESS, me)
     with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from recorder.inject import errors
 from recorder.inject.escape import find_instructions
-from recorder.inject.memory import Memory, mappings
+from recorder.inject.memory import Mapping, Memory, mappings
 from recorder.inject.proc import read_small, read_stat, read_status
 from recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
 from recorder.inject.python import Python, find_python
@@ -33,6 +33,27 @@ class Target:
     sigreturn_at: int
 
 
+def check_process(pid: int) -> None:
+    """NoProcess, NotAProcess or Zombie where `pid` is no process that runs; all else is `check_target`'s."""
+    try:
+        status = read_status(f"/proc/{pid}/status") if pid > 0 else {}
+    except (FileNotFoundError, ProcessLookupError):
+        status = {}
+    if not status:
+        raise errors.NoProcess(pid)
+    _check_lives(pid, status)
+
+
+def is_python(pid: int) -> bool | None:
+    """Whether the process has CPython loaded; None where that may not be read."""
+    try:
+        return find_python(pid, mappings(pid)) is not None
+    except PermissionError:
+        return None
+    except OSError:
+        return False
+
+
 def check_target(pid: int) -> Target:
     """Look at the process without changing anything in it; the error says which of the causes stands in the
     way.
@@ -55,19 +76,21 @@ def _check(pid: int) -> Target:
     exe = _executable(pid)
     if exe and not _is_x86_64(pid):
         raise errors.NotX8664(pid, "a program for another machine, or of 32 bits")
-    python = find_python(pid) if exe else None
+    maps = mappings(pid)  # read once: of a server that has loaded hundreds of libraries it takes milliseconds
+    python = find_python(pid, maps) if exe else None
     if python is None:
         if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
             raise errors.Ended(pid)
         raise errors.NotCPython(pid, exe or "a kernel thread")
     start_time = read_stat(f"/proc/{pid}/stat").start_time
-    call, back = find_instructions(pid)
-    return Target(pid, start_time, int(status["Uid"].split()[3]), python, call or _syscall_in_vdso(pid), back)
+    call, back = find_instructions(pid, maps)
+    call = call or _syscall_in_vdso(pid, maps)
+    return Target(pid, start_time, int(status["Uid"].split()[3]), python, call, back)
 
 
-def _syscall_in_vdso(pid: int) -> int:
+def _syscall_in_vdso(pid: int, maps: list[Mapping]) -> int:
     """Every process has the kernel's vdso mapped, and that holds calls which fall back to the kernel."""
-    vdso = next(m for m in mappings(pid) if m.path == "[vdso]")
+    vdso = next(m for m in maps if m.path == "[vdso]")
     with Memory(pid) as memory:
         at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
     if at < 0:
@@ -75,12 +98,16 @@ def _syscall_in_vdso(pid: int) -> int:
     return vdso.start + at
 
 
-def _check_state(pid: int, status: dict[str, str]) -> None:
-    state, tracer = status["State"][0], int(status["TracerPid"])
+def _check_lives(pid: int, status: dict[str, str]) -> None:
     if int(status["Tgid"]) != pid:
         raise errors.NotAProcess(pid, int(status["Tgid"]))
-    if state in "ZX":
+    if status["State"][0] in "ZX":
         raise errors.Zombie(pid, int(status["PPid"]))
+
+
+def _check_state(pid: int, status: dict[str, str]) -> None:
+    _check_lives(pid, status)
+    state, tracer = status["State"][0], int(status["TracerPid"])
     if tracer:
         raise errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
     if state in "Tt":

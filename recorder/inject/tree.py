@@ -11,22 +11,17 @@ from dataclasses import dataclass
 
 from recorder.inject.errors import NoProcess
 from recorder.inject.proc import Stat, read_stat
-from recorder.inject.python import find_python
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a tree. `start_time` is in clock ticks since boot; `depth` is 0 for the root.
-
-    `is_python` is None where it could not be told, because the process may not be read.
-    """
+    """One process of a tree. `start_time` is in clock ticks since boot; `depth` is 0 for the root."""
 
     pid: int
     parent: int
     start_time: int
     name: str
     depth: int
-    is_python: bool | None
 
     def is_alive(self) -> bool:
         """Whether this very process still runs: not a later one with its pid, not its zombie."""
@@ -57,8 +52,7 @@ def process_tree(pid: int) -> list[Process]:
     while waiting:
         stat, depth = waiting.pop(0)
         if stat.state not in "ZX":
-            python = _is_python(stat.pid)
-            found.append(Process(stat.pid, stat.parent, stat.start_time, stat.name, depth, python))
+            found.append(Process(stat.pid, stat.parent, stat.start_time, stat.name, depth))
         # A pid that was reused while we read cannot be older than its parent.
         below = [child for child in children.get(stat.pid, []) if child.start_time >= stat.start_time]
         waiting += [(child, depth + 1) for child in sorted(below, key=lambda child: child.pid)]
@@ -74,12 +68,3 @@ def _all_processes() -> list[Stat]:
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
-
-
-def _is_python(pid: int) -> bool | None:
-    try:
-        return find_python(pid) is not None
-    except PermissionError:
-        return None
-    except OSError:
-        return False

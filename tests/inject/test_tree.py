@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from recorder.inject import is_same_process, process_tree
+from recorder.inject import is_python, is_same_process, process_tree
 from recorder.inject.errors import NoProcess
 
 CHILD = "import sys; sys.stdin.read()"
@@ -39,7 +39,7 @@ def test_a_tree_is_found_by_parents_across_sessions() -> None:
     assert tree[0].pid == process.pid
     assert tree[0].depth == 0
     assert [by_pid[pid].depth for pid in (python, cat, shell)] == [1, 1, 1]
-    assert [by_pid[pid].is_python for pid in (process.pid, python, cat, shell)] == [True, True, False, False]
+    assert [is_python(pid) for pid in (process.pid, python, cat, shell)] == [True, True, False, False]
     (grandchild,) = (one for one in tree if one.depth == 2)
     assert (grandchild.parent, grandchild.name) == (shell, "cat")
     assert zombie not in by_pid

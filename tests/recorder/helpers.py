@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from recorder.attach import AGENT
+from recorder.delivery import AGENT
 from recorder.session import Session
 from recorder.supervise import Supervisor
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from recorder import attach
-from recorder.agent import mailbox
+from recorder import attach, delivery
+from recorder.agent import load, mailbox
 from recorder.errors import TargetError
+from recorder.inject import run_in_process
 from recorder.session import Session, parts_directory
 from tests.recorder.helpers import (
     ENGINE,
@@ -66,7 +67,9 @@ def agrees(trace: Path, log: Path) -> Rows:
     return found
 
 
-def test_attach_records_steps_exactly_detaches_and_attaches_again(engine: Any, tmp_path: Path) -> None:
+def test_attach_records_steps_exactly_detaches_and_attaches_again(
+    engine: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     log = tmp_path / "log"
     for name in ("one", "two"):
         trace = tmp_path / f"{name}.duckdb"
@@ -76,7 +79,7 @@ def test_attach_records_steps_exactly_detaches_and_attaches_again(engine: Any, t
         assert query(trace, "SELECT ended_by FROM trace") == [("steps",)]
     said = stop_engine(engine)
     assert said["threads"] == 1
-    assert said["hooked"] == bool(said["modules"])
+    assert said["hooked"] == (request.node.callspec.params["engine"] == "armed")
 
 
 def test_an_injected_process_is_as_it_was_after_detaching(tmp_path: Path) -> None:
@@ -86,8 +89,66 @@ def test_an_injected_process_is_as_it_was_after_detaching(tmp_path: Path) -> Non
         assert fdtrace("attach", engine.pid, "-o", tmp_path / f"{i}.duckdb", "--steps", 20).returncode == 0
     assert len(os.listdir(f"/proc/{engine.pid}/fd")) == before
     said = stop_engine(engine)
-    assert (said["hooked"], said["modules"], said["threads"]) == (False, [], 1)
+    assert (said["hooked"], said["threads"]) == (False, 1)
+    sent = [load.NAME, *(f"{load.NAME}.{name}" for name in load.order(["sandbox"]))]
+    assert said["modules"] == sorted(sent), "it was sent more than its engine's adapter, or that was not kept"
     assert os.listdir(mailbox.directory()) == []
+
+
+@pytest.fixture
+def idle_engine(tmp_path: Path) -> subprocess.Popen[str]:
+    """One that has made no call yet, and makes none until `tmp_path / "idle"` is removed."""
+    (tmp_path / "idle").touch()
+    return start_engine("--log", tmp_path / "log", "--sleep", 0.002, "--idle", tmp_path / "idle")
+
+
+def attached_once(pid: int, trace: Path) -> None:
+    session = Session.create(trace)
+    (reached,) = attach.attach(pid, session)
+    assert reached.status["recording"] == session.id
+    assert attach.detach(session.id) == []
+    session.remove_rings()
+
+
+def test_recording_again_leaves_no_objects_behind_where_nothing_is_collected(
+    idle_engine: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    pid = idle_engine.pid
+    run_in_process(pid, "import gc\ngc.collect()\ngc.disable()")
+    counts = []
+    for i in range(6):
+        attached_once(pid, tmp_path / f"{i}.duckdb")
+        counts.append(run_in_process(pid, "import gc\nresult = len(gc.get_objects())").value)
+    assert counts[-1] - counts[1] < 10, counts
+
+
+def test_an_agent_of_another_version_that_was_left_is_replaced(
+    idle_engine: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    attached_once(idle_engine.pid, tmp_path / "one.duckdb")
+    package = f"import sys\npackage = sys.modules[{load.NAME!r}]\n"
+    run_in_process(idle_engine.pid, f"{package}package.identity, package.old = 'another', True")
+    attached_once(idle_engine.pid, tmp_path / "two.duckdb")
+    left = run_in_process(
+        idle_engine.pid, f"{package}result = [package.identity, hasattr(package, 'old')]"
+    ).value
+    assert left == [delivery.identity(("sandbox",)), False]
+
+
+def test_an_armed_engine_that_has_made_no_call_yet_begins_with_its_first(tmp_path: Path) -> None:
+    (tmp_path / "idle").touch()
+    environment = armed_environment()
+    engine = start_engine(
+        "--log", tmp_path / "log", "--idle", tmp_path / "idle", "--sleep", 0.002, env=environment
+    )
+    session = Session.create(tmp_path / "t.duckdb")
+    (reached,) = attach.attach(engine.pid, session)
+    assert reached.status["recording"] == session.id
+    (tmp_path / "idle").unlink()
+    wait_for(lambda: (tmp_path / "log").exists() and len(logged(tmp_path / "log")) > 5)
+    assert attach.detach(session.id) == []
+    assert stop_engine(engine)["hooked"] is True
+    session.remove_rings()
 
 
 def test_detach_from_elsewhere_ends_the_recording(engine: Any, tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
-"""The few lines that run in the target: they call back, receive the source, run it and answer.
+"""Where a target calls back: a private directory that it sees, with a Unix socket in it.
 
-And our end of it: a private directory that the target sees, with a Unix socket in it. If we have given up
-when the lines run at last, there is no socket, and nothing is installed.
+If we have given up when its lines run at last, there is no socket, and nothing is installed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -16,51 +14,10 @@ import struct
 import tempfile
 import time
 from types import TracebackType
-from typing import Any
 
-from recorder.inject.errors import AgentFailed, Ended, NoPtrace
+from recorder.inject.conversation import bootstrap
+from recorder.inject.errors import Ended, NoPtrace
 
-# One expression, so that no name is left in the target's __main__; _socket, because socket may be patched
-# (gevent); nothing but CPython 3.9's standard library. The namespace is cleared: its functions refer to it, and a
-# server may collect such cycles late or never.
-_BOOTSTRAP = """
-def run():
-    try:
-        import _socket, struct
-        peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    except BaseException:
-        return
-    try:
-        peer.settimeout({timeout!r})
-        peer.connect({path!r})
-        def receive(size):
-            data = b''
-            while len(data) < size:
-                more = peer.recv(min(size - len(data), 65536))
-                if not more:
-                    raise EOFError
-                data += more
-            return data
-        source = receive(struct.unpack('<Q', receive(8))[0])
-        space = {{'__name__': '_fdtrace_boot'}}
-        try:
-            exec(compile(source, '<fdtrace>', 'exec'), space)
-            import json
-            answer = 'ok ' + json.dumps(space.get('result'))
-        except BaseException as error:
-            try:
-                answer = 'err ' + type(error).__name__ + ': ' + str(error)
-            except BaseException:
-                answer = 'err ' + type(error).__name__
-        space.clear()
-        peer.sendall(answer.encode('utf-8', 'backslashreplace'))
-    except BaseException:
-        pass
-    finally:
-        peer.close()
-"""
-_IN_THIS_THREAD = "run()\n"
-_IN_ITS_OWN_THREAD = "import _thread\n_thread.start_new_thread(run, ())\n"
 _DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
@@ -68,7 +25,7 @@ class Meeting:
     """The socket at which the target calls back. Use as a context manager; leaving it gives up whatever is
     under way.
 
-    `timeout` is in seconds, for the call back and again for the answer.
+    `timeout` is in seconds, for what the target waits for us.
     """
 
     def __init__(self, pid: int, uid: int, *, timeout: float) -> None:
@@ -97,10 +54,8 @@ class Meeting:
         shutil.rmtree(self._here, ignore_errors=True)
 
     def bootstrap(self, *, own_thread: bool = False) -> str:
-        """The text to run in the target; with `own_thread` it starts a thread for itself and returns."""
-        code = _BOOTSTRAP.format(timeout=self._timeout, path=f"{self._there}/s")
-        code += _IN_ITS_OWN_THREAD if own_thread else _IN_THIS_THREAD
-        return f"exec({code!r}, {{'__name__': '_fdtrace_boot'}})\n"
+        """The text that calls here (`conversation.bootstrap`)."""
+        return bootstrap(f"{self._there}/s", timeout=self._timeout, own_thread=own_thread)
 
     def write_script(self) -> str:
         """Put the bootstrap into a file, for `sys.remote_exec`; its path as the target sees it."""
@@ -127,31 +82,6 @@ class Meeting:
             elif pidfd in ready:
                 raise Ended(self._pid)
         return None
-
-    def run(self, peer: socket.socket, source: str) -> Any:
-        """Hand `source` over and return its result. AgentFailed with its exception's text."""
-        self.close()  # a bootstrap that was queued in another way finds nobody here
-        with peer:
-            answer = self._exchange(peer, source.encode())
-        kind, _, text = answer.partition(" ")
-        if kind == "ok":
-            return json.loads(text)
-        raise AgentFailed(
-            self._pid, text if kind == "err" else "the process closed the connection without an answer"
-        )
-
-    def _exchange(self, peer: socket.socket, source: bytes) -> str:
-        peer.settimeout(self._timeout)
-        answer = b""
-        try:
-            peer.sendall(struct.pack("<Q", len(source)) + source)
-            while more := peer.recv(65536):
-                answer += more
-        except TimeoutError:
-            raise AgentFailed(self._pid, f"no answer within {self._timeout:g} s") from None
-        except ConnectionError:
-            pass
-        return answer.decode("utf-8", "replace")
 
 
 def _peer_pid(peer: socket.socket) -> int:
