@@ -99,11 +99,11 @@ class Agent:
         segments, size = int(session["segments"]), int(session["segment_size"])
         path = os.path.join(session["dir"], "%d-%d.ring" % (self.pid, time.time_ns()))
         page = ring.create(path, wire.PROTOCOL, time.time_ns(), segments, size)
-        self.writer = Writer(page, segments, size, self._describe, self._snapshot)
+        way = "armed" if self.keep_hooks else "injected"
+        self.writer = Writer(page, segments, size, self._describe, self._snapshot, way)
         self.session, self.problem = session, ""
         for adapter in self.adapters:
             adapter.begin(self.writer)
-        self.writer.event("attached", reason="armed" if self.keep_hooks else "injected")
         self.on = True
 
     def stop(self, reason: str) -> None:

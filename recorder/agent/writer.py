@@ -27,7 +27,10 @@ class Row(NamedTuple):
 
 
 class Writer:
-    """One recording of one process. `describe` gives the engine's row, `snapshot` the running rows, for keyframes."""
+    """One recording of one process. `describe` gives the engine's row, `snapshot` the running rows, for keyframes.
+
+    `way`: how the agent came here, told once, with the first keyframe: `armed` or `injected`.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Writer:
         segment_size: int,
         describe: Callable[[], dict[str, Any]],
         snapshot: Callable[[], Iterable[tuple[int, Row]]],
+        way: str = "",
     ) -> None:
         self.page = page
         self.ring = rings.RingWriter(page, segments, segment_size)
@@ -45,6 +49,7 @@ class Writer:
         self.next_number = 0
         self.next_step = -1
         self.has_keyframe = False
+        self.way = way
 
     def boundary(self) -> None:
         """Between two steps: leave a nearly full segment, and begin each segment with the whole state."""
@@ -55,6 +60,9 @@ class Writer:
             self.has_keyframe = True
             self.engine(self.describe())
             self.batch((), self.snapshot(), wire.KEYFRAME)
+            if self.way:
+                self.event("attached", reason=self.way)
+                self.way = ""
 
     def number(self, request_id: str) -> int:
         """The number of a request in this process; a new one for an id not seen, or seen and finished."""

@@ -70,16 +70,18 @@ def agrees(trace: Path, log: Path) -> Rows:
 def test_attach_records_steps_exactly_detaches_and_attaches_again(
     engine: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    log = tmp_path / "log"
+    log, way = tmp_path / "log", request.node.callspec.params["engine"]
     for name in ("one", "two"):
         trace = tmp_path / f"{name}.duckdb"
         done = fdtrace("attach", engine.pid, "-o", trace, "--steps", 150)
         assert done.returncode == 0, done.stderr
         assert len(agrees(trace, log)) == 150
         assert query(trace, "SELECT ended_by FROM trace") == [("steps",)]
+        first = "SELECT step = (SELECT min(step) FROM step), reason FROM event WHERE kind = 'attached'"
+        assert query(trace, first) == [(True, way)]
     said = stop_engine(engine)
     assert said["threads"] == 1
-    assert said["hooked"] == (request.node.callspec.params["engine"] == "armed")
+    assert said["hooked"] == (way == "armed")
 
 
 def test_an_injected_process_is_as_it_was_after_detaching(tmp_path: Path) -> None:
