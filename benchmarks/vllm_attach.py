@@ -1,21 +1,20 @@
 """What attaching does to a real `vllm serve` under load: how long it takes, the gaps between steps, what it leaves.
 
-    VLLM_PYTHON=… python benchmarks/vllm_attach.py [--rounds 6] [--cycles 100]
+    VLLM_PYTHON=… python benchmarks/vllm_attach.py [--rounds 12] [--cycles 100] [--executor uni]
 
 The gaps are those between the chunks that all clients got, whoever they were for: the engine sends a step's tokens
-when the step ends. Rounds with an attach and a detach in them and rounds without alternate. Then come the cycles:
-attach, a second, detach, under load; and what the server's processes held before the first ten and after the last.
+when the step ends. Rounds with an attach and a detach in them and rounds without alternate, under one load. Then come
+the cycles: attach, a fifth of a second, detach; what each of the server's processes holds is told every ten, and first
+after as long a time without any: a server that has just started grows by itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-import vllm_load as load  # noqa: E402
+from vllm_load import Answer, Background, counters  # noqa: E402
 from vllm_server import SPECULATION, Server, attach, attached_ms, detach, make_model, recorded, report  # noqa: E402
 
 from recorder.attach import attach as enter  # noqa: E402
@@ -31,26 +30,7 @@ from recorder.attach import detach as leave  # noqa: E402
 from recorder.session import Session  # noqa: E402
 
 
-class Background:
-    """A load in a thread."""
-
-    def __init__(
-        self, port: int, seconds: float, concurrency: int, seed: int, stop: threading.Event | None = None
-    ) -> None:
-        self.answers: list[load.Answer] = []
-        options: dict[str, Any] = {"seconds": seconds, "concurrency": concurrency, "seed": seed, "stop": stop}
-        self.thread = threading.Thread(
-            target=lambda: self.answers.extend(asyncio.run(load.load(port, **options)))
-        )
-        self.thread.start()
-
-    def join(self) -> list[load.Answer]:
-        """Every answer."""
-        self.thread.join()
-        return self.answers
-
-
-def largest_gap_ms(answers: list[load.Answer], begun: float, ended: float) -> float:
+def largest_gap_ms(answers: list[Answer], begun: float, ended: float) -> float:
     """Between two chunks of any request, of those that came in a window of time."""
     chunks = sorted(time for answer in answers for time in answer.chunks if begun <= time <= ended)
     return 1e3 * max((b - a for a, b in itertools.pairwise(chunks)), default=0.0)
@@ -58,103 +38,123 @@ def largest_gap_ms(answers: list[load.Answer], begun: float, ended: float) -> fl
 
 def settled(port: int) -> dict[str, int]:
     """The counters, when they no longer change."""
-    counted = load.counters(port)
-    while (again := (time.sleep(0.5), load.counters(port))[1]) != counted:
+    counted = counters(port)
+    while (again := (time.sleep(0.5), counters(port))[1]) != counted:
         counted = again
     return again
 
 
-def one_round(server: Server, directory: Path, number: int, recording: bool) -> dict[str, Any]:
-    """Ten seconds of load; with an attach and a detach in them, or not."""
-    background = Background(server.port, 10.0, 8, number)
-    time.sleep(2.0)
-    begun, figures = time.perf_counter(), {}
-    if recording:
-        process = attach(server.pid, directory / f"{number}.duckdb")
-        figures["attached_ms"] = attached_ms(process)
-        time.sleep(2.0)
-        detach(process)
-    else:
-        time.sleep(6.0)
-    ended = time.perf_counter()
-    answers = background.join()
-    figures["largest_gap_ms"] = largest_gap_ms(answers, begun, ended)
-    figures["failed"] = sum(bool(answer.error) for answer in answers)
-    return figures
+def rounds(server: Server, directory: Path, args: argparse.Namespace) -> None:
+    """Six seconds each; every other one has an attach in its second second and a detach in its fourth or fifth."""
+    load = Background(server.port, concurrency=args.concurrency)
+    spans: list[tuple[float, float]] = []
+    took = []
+    for number in range(2 * args.rounds):
+        begun = time.perf_counter()
+        time.sleep(1.0)
+        if number % 2:
+            process = attach(server.pid, directory / f"{number}.duckdb")
+            took.append(attached_ms(process))
+            time.sleep(2.0)
+            detach(process)
+        time.sleep(max(0.0, begun + 6.0 - time.perf_counter()))
+        spans.append((begun, time.perf_counter()))
+    answers = load.stop()
+    gaps = [largest_gap_ms(answers, *span) for span in spans]
+    for name, of in (("without", gaps[::2]), ("with attach and detach", gaps[1::2])):
+        report(f"largest gap of each round, ms, {name}", {
+            "median": statistics.median(of), "largest": max(of), "all": [round(gap) for gap in of],
+        })  # fmt: skip
+    report("attached, ms", {"median": statistics.median(took), "longest": max(took)})
+    report("requests", {"all": len(answers), "failed": sum(bool(answer.error) for answer in answers)})
 
 
-def held(server: Server) -> dict[str, int]:
-    """Threads, descriptors, ring mappings and unique memory (MiB) of all the server's processes together."""
-    tree = server.tree()
+def held(server: Server) -> dict[str, dict[str, Any]]:
+    """Threads, descriptors, ring mappings and unique memory (KiB) of each of the server's processes."""
     return {
-        "threads": sum(process.num_threads() for process in tree),
-        "descriptors": sum(process.num_fds() for process in tree),
-        "segments": sum(
-            Path(f"/proc/{process.pid}/maps").read_text().count("fdtrace-rings") for process in tree
-        ),
-        "uss_mib": sum(process.memory_full_info().uss for process in tree) >> 20,
+        f"{process.name()} {process.pid}": {
+            "threads": process.num_threads(),
+            "descriptors": process.num_fds(),
+            "rings": Path(f"/proc/{process.pid}/maps").read_text().count("fdtrace-rings"),
+            "uss_kib": process.memory_full_info().uss >> 10,
+        }
+        for process in server.tree()
     }
 
 
-def cycles(server: Server, directory: Path, count: int) -> None:
+def grown(name: str, before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> None:
+    """Tell what each process has more than before."""
+    for process, figures in before.items():
+        more = {key: after[process][key] - value for key, value in figures.items()}
+        report(f"{name}, {process}, more than before", more)
+
+
+def cycles(server: Server, directory: Path, args: argparse.Namespace) -> None:
     """Attach and detach under load, again and again: what is done in the server's processes, without a collector."""
-    stop = threading.Event()
-    background = Background(server.port, 1e9, 4, 99, stop)
-    took, states = [], []
-    for number in range(count):
-        if number % 10 == 0:
-            states.append(held(server))
-            report(f"cycle {number}", states[-1])
+    load = Background(server.port, concurrency=args.concurrency, seed=99)
+    time.sleep(2.0)
+    first = held(server)
+    time.sleep(0.5 * args.cycles)
+    before = held(server)
+    grown("as long without", first, before)
+    took = []
+    for number in range(args.cycles):
         session = Session.create(directory / f"cycle-{number}.duckdb", target=server.pid)
         begun = time.perf_counter()
-        reached = enter(server.pid, session)
+        enter(server.pid, session)
         took.append(1e3 * (time.perf_counter() - begun))
-        assert len(reached) == 2, reached
         time.sleep(0.2)
         assert leave(session.id) == []
         session.remove_rings()
-    stop.set()
-    answers = background.join()
-    states.append(held(server))
-    report("cycles", {
-        "count": count, "requests": len(answers), "failed": sum(bool(answer.error) for answer in answers),
-        "attached_ms_median": statistics.median(took), "attached_ms_max": max(took),
-        **{f"{name}_before": value for name, value in states[0].items()},
-        **{f"{name}_after": value for name, value in states[-1].items()},
-    })  # fmt: skip
+        if number % 10 == 9:
+            grown(f"after {number + 1} cycles", before, held(server))
+    answers = load.stop()
+    report("attached, ms", {"median": statistics.median(took), "longest": max(took)})
+    report("requests", {"all": len(answers), "failed": sum(bool(answer.error) for answer in answers)})
+    settled(server.port)
+    grown("idle in the end", before, held(server))
 
 
-def quiet(server: Server, directory: Path) -> None:
+def quiet(server: Server, directory: Path, args: argparse.Namespace) -> None:
     """A recording over a whole load, beside the differences of the counters; the server is idle on both sides."""
     trace, before = directory / "quiet.duckdb", settled(server.port)
     process = attach(server.pid, trace)
-    answers = Background(server.port, 10.0, 16, 7).join()
+    answers = Background(server.port, seconds=10.0, concurrency=args.concurrency, seed=7).join()
     after = settled(server.port)
     detach(process)
     report("counters", {name: after[name] - before[name] for name in after})
     report("recorded", recorded(trace))
-    report("failed", {"requests": len(answers), "failed": sum(bool(answer.error) for answer in answers)})
+    report("requests", {"all": len(answers), "failed": sum(bool(answer.error) for answer in answers)})
 
 
 def main() -> None:
     """Run all of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--cycles", type=int, default=100)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--warm", type=float, default=20.0, help="seconds of load before all of it")
+    parser.add_argument("--executor", default="uni", help="uni: the model in EngineCore; mp: in a worker")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        model = make_model(directory / "model")
-        with Server(model, "--num-gpu-blocks-override", "40", *SPECULATION) as server:
+        options = (
+            "--num-gpu-blocks-override",
+            "40",
+            "--distributed-executor-backend",
+            args.executor,
+            *SPECULATION,
+        )
+        with Server(make_model(directory / "model"), *options) as server:
             server.wait()
-            Background(server.port, 5.0, 8, 1).join()
-            quiet(server, directory)
-            for number in range(2 * args.rounds):
-                recording = bool(number % 2)
-                figures = one_round(server, directory, number, recording)
-                report("with attach and detach" if recording else "without", figures)
+            Background(server.port, seconds=args.warm, concurrency=args.concurrency).join()
+            quiet(server, directory, args)
+            if args.rounds:
+                rounds(server, directory, args)
             if args.cycles:
-                cycles(server, directory, args.cycles)
+                cycles(server, directory, args)
 
 
 if __name__ == "__main__":

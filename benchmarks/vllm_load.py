@@ -1,6 +1,8 @@
 """Requests for an OpenAI-compatible server over HTTP, streamed, with the time of every chunk. Standard library alone.
 
 python benchmarks/vllm_load.py --port 8000 --requests 200 --concurrency 16
+
+`Background` runs it as a process of its own: its clients share no interpreter lock with what measures them.
 """
 
 from __future__ import annotations
@@ -9,6 +11,10 @@ import argparse
 import asyncio
 import json
 import random
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -26,10 +32,13 @@ COUNTERS = {
 
 @dataclass
 class Answer:
-    """One request: when each chunk came (seconds), its tokens as the server counted them, and what went wrong."""
+    """One request: when each chunk came (seconds of a clock that all processes share), how many tokens were in it, all
+    of its tokens as the server counted them, and what went wrong.
+    """
 
     begun: float = field(default_factory=time.perf_counter)
     chunks: list[float] = field(default_factory=list)
+    chunk_tokens: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     error: str = ""
@@ -86,8 +95,10 @@ def _take(answer: Answer, data: dict[str, object]) -> None:
     if isinstance(usage, dict):
         answer.num_prompt_tokens = usage["prompt_tokens"]
         answer.num_output_tokens = usage["completion_tokens"]
-    if data.get("choices"):
+    choices = data.get("choices")
+    if isinstance(choices, list) and choices:
         answer.chunks.append(time.perf_counter())
+        answer.chunk_tokens.append(len(choices[0]["text"].split()))  # a word is a token of the tiny model's
     if "error" in data:
         answer.error = str(data["error"])
 
@@ -136,6 +147,27 @@ async def load(
     return answers
 
 
+class Background:
+    """A load under way in a process of its own; `options` are those of the command line."""
+
+    def __init__(self, port: int, **options: object) -> None:
+        self._file = tempfile.NamedTemporaryFile("r", suffix=".jsonl")  # noqa: SIM115
+        given = {"port": port, "answers": self._file.name, "requests": 1 << 30, **options}
+        arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+        self._process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL)
+
+    def stop(self) -> list[Answer]:
+        """Let the requests under way end; every answer."""
+        self._process.terminate()
+        return self.join()
+
+    def join(self) -> list[Answer]:
+        """Every answer, once the load has ended."""
+        self._process.wait()
+        with self._file:
+            return [Answer(**json.loads(line)) for line in self._file]
+
+
 def counters(port: int) -> dict[str, int]:
     """The server's counters, by our own names; summed over its engines."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
@@ -176,13 +208,23 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=int, help="tokens that every request makes (default 16 to 128)")
+    parser.add_argument("--answers", help="write every answer to this file, a JSON object a line")
     args = parser.parse_args()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    output = (args.output, args.output) if args.output else (16, 128)
     answers = asyncio.run(
         load(
-            args.port, requests=args.requests, concurrency=args.concurrency, seed=args.seed, model=args.model
+            args.port, requests=args.requests, concurrency=args.concurrency, seed=args.seed, model=args.model,
+            seconds=args.seconds, output=output, stop=stop,
         )
-    )
+    )  # fmt: skip
+    if args.answers:
+        with open(args.answers, "w") as file:
+            file.writelines(json.dumps(vars(answer)) + "\n" for answer in answers)
     print(json.dumps(summary(answers)))
     print(json.dumps(counters(args.port)))
     for error in {answer.error for answer in answers if answer.error}:

@@ -1,56 +1,153 @@
-"""What recording costs a real `vllm serve`: throughput and inter-token latency, with and without, side by side.
+"""What recording costs a real `vllm serve`: throughput, inter-token latency and gaps, with and without, side by side.
 
-    VLLM_PYTHON=… python benchmarks/vllm_recording.py [--rounds 8] [--requests 120]
+    VLLM_PYTHON=… python benchmarks/vllm_recording.py [--pairs 20] [--seconds 8] [--executor uni]
 
-Each pair of rounds sends the same requests; which of the two is recorded first changes from pair to pair. Attaching
-and detaching lie outside the rounds. The ratios are medians over the pairs.
+One load goes on all the time, and windows of it are recorded or not, in the order that cancels a drift: with, without,
+without, with. Attaching and detaching lie outside the windows. Ratios are of recorded to not recorded: of throughput
+the median over the pairs, with the range that holds it in 95 of 100 resamplings of the pairs; of latencies that of
+all windows together, resampled likewise. `--null` records none, which says what this machine can tell apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import itertools
+import random
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import vllm_load as load
+import psutil
+from vllm_load import Answer, Background, percentile
 from vllm_server import SPECULATION, Server, attach, detach, make_model, report
 
+RESAMPLINGS = 500
 
-def one_round(server: Server, trace: Path | None, requests: int, seed: int) -> dict[str, Any]:
-    """One load, recorded to `trace` or not."""
-    process = attach(server.pid, trace) if trace is not None else None
-    answers = asyncio.run(load.load(server.port, requests=requests, concurrency=16, seed=seed))
-    if process is not None:
-        detach(process)
-    return load.summary(answers)
+
+@dataclass
+class Window:
+    """A part of the load: its begin and end (s), tokens a second, seconds between chunks of a request, and the longest
+    time in which no chunk of any came.
+    """
+
+    begun: float
+    ended: float
+    recorded: bool
+    tokens_per_s: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    largest_gap: float = 0.0
+
+    def read(self, answers: list[Answer]) -> None:
+        """Take what came in it from all answers."""
+        tokens, times = 0, []
+        for answer in answers:
+            inside = [i for i, at in enumerate(answer.chunks) if self.begun <= at < self.ended]
+            tokens += sum(answer.chunk_tokens[i] for i in inside)
+            times += [answer.chunks[i] for i in inside]
+            self.gaps += [answer.chunks[i] - answer.chunks[i - 1] for i in inside if i]
+        self.tokens_per_s = tokens / (self.ended - self.begun)
+        self.largest_gap = max((b - a for a, b in itertools.pairwise(sorted(times))), default=0.0)
+
+
+def seconds_of(process: psutil.Process) -> float:
+    """Processor time of a process and its children, as far as they live."""
+    family = [process, *process.children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in family)
+
+
+def windows(server: Server, directory: Path, args: argparse.Namespace) -> tuple[list[Window], float]:
+    """The windows, still to be read, and the processor time that recording took beside the engine, of one processor."""
+    found, took = [], 0.0
+    order = [True, False, False, True] * -(-args.pairs // 2)
+    for number, recorded in enumerate(order[: 2 * args.pairs]):
+        process = None
+        if recorded and not args.null:
+            process = attach(server.pid, directory / f"{number}.duckdb")
+        time.sleep(1.0)
+        begun, before = time.perf_counter(), seconds_of(psutil.Process(process.pid)) if process else 0.0
+        time.sleep(args.seconds)
+        found.append(Window(begun, time.perf_counter(), recorded))
+        if process:
+            took += seconds_of(psutil.Process(process.pid)) - before
+            detach(process)
+            time.sleep(0.5)
+    return found, took / (args.pairs * args.seconds)
+
+
+def told(
+    pairs: list[tuple[Window, Window]], ratio: Callable[[list[tuple[Window, Window]]], float]
+) -> dict[str, float]:
+    """A ratio, and the range that holds it in 95 of 100 resamplings of the pairs."""
+    rng = random.Random(1)
+    drawn = sorted(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLINGS))
+    return {"ratio": ratio(pairs), "from": percentile(drawn, 0.025), "to": percentile(drawn, 0.975)}
+
+
+def throughput(pairs: list[tuple[Window, Window]]) -> float:
+    """Recorded to not recorded, the median of the pairs."""
+    return statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in pairs)
+
+
+def latency(share: float) -> Callable[[list[tuple[Window, Window]]], float]:
+    """Of the inter-token latency that `share` of all gaps do not exceed."""
+
+    def ratio(pairs: list[tuple[Window, Window]]) -> float:
+        sides = ([gap for window in side for gap in window.gaps] for side in zip(*pairs, strict=True))
+        recorded, plain = (percentile(gaps, share) for gaps in sides)
+        return recorded / plain
+
+    return ratio
+
+
+def run(server: Server, directory: Path, args: argparse.Namespace) -> None:
+    """Warm up, measure, print."""
+    Background(server.port, seconds=args.warm, concurrency=args.concurrency).join()
+    load = Background(server.port, concurrency=args.concurrency, output=args.output, seed=7)
+    time.sleep(3.0)
+    found, share = windows(server, directory, args)
+    answers = load.stop()
+    for window in found:
+        window.read(answers)
+    pairs = [sorted(two, key=lambda w: not w.recorded) for two in zip(found[::2], found[1::2], strict=True)]
+    both = [(a, b) for a, b in pairs]
+    report("requests", {"all": len(answers), "failed": sum(bool(answer.error) for answer in answers)})
+    for side, name in enumerate(("recorded", "not recorded")):
+        mine = [pair[side] for pair in both]
+        gaps = [gap for window in mine for gap in window.gaps]
+        report(name, {
+            "tokens_per_s": statistics.median(window.tokens_per_s for window in mine),
+            "itl_p50_ms": 1e3 * percentile(gaps, 0.5), "itl_p99_ms": 1e3 * percentile(gaps, 0.99),
+            "largest_gap_ms_median": 1e3 * statistics.median(window.largest_gap for window in mine),
+            "largest_gap_ms": 1e3 * max(window.largest_gap for window in mine),
+        })  # fmt: skip
+    report("throughput", told(both, throughput))
+    report("itl_p50", told(both, latency(0.5)))
+    report("itl_p99", told(both, latency(0.99)))
+    report("beside the engine", {"of_one_processor": share})
 
 
 def main() -> None:
-    """Run the pairs and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=120)
+    """Run the windows and print the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a window")
+    parser.add_argument("--warm", type=float, default=30.0, help="seconds of load before them")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--output", type=int, default=96, help="tokens that every request makes")
+    parser.add_argument("--executor", default="uni", help="uni: the model in EngineCore; mp: in a worker")
+    parser.add_argument("--null", action="store_true", help="record nothing")
     args = parser.parse_args()
-    ratios: dict[str, list[float]] = {"tokens_per_s": [], "itl_p50_ms": [], "itl_p99_ms": []}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with Server(make_model(directory / "model"), *SPECULATION) as server:
+        options = ("--distributed-executor-backend", args.executor, *SPECULATION)
+        with Server(make_model(directory / "model"), *options) as server:
             server.wait()
-            one_round(server, None, args.requests, 0)
-            for number in range(args.rounds):
-                pair: dict[bool, dict[str, Any]] = {}
-                for recording in (bool(number % 2), not number % 2):
-                    trace = directory / f"{number}.duckdb" if recording else None
-                    pair[recording] = one_round(server, trace, args.requests, 100 + number)
-                    report("recorded" if recording else "not recorded", pair[recording])
-                for key, values in ratios.items():
-                    values.append(pair[True][key] / pair[False][key])
-    for key, values in ratios.items():
-        told = {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
-        report(f"ratio of {key}", told)
+            run(server, directory, args)
 
 
 if __name__ == "__main__":
