@@ -20,9 +20,10 @@ import pytest
 from benchmarks import vllm_load, vllm_server
 from benchmarks.vllm_server import SPECULATION, Server, fdtrace, recorded, rows
 
-pytestmark = pytest.mark.skipif(
-    not vllm_server.PYTHON.exists(), reason="no environment with vLLM: `make test-vllm` makes one"
-)
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("VLLM_PYTHON"), reason="VLLM_PYTHON names no Python that has vLLM"),
+    pytest.mark.xdist_group("vllm"),
+]
 SMALL = ("--num-gpu-blocks-override", "40")
 """So few KV blocks that requests are preempted."""
 
