@@ -20,7 +20,8 @@ test: $(READY)            ## every test
 	$(BIN)/python -m pytest -q -m alone
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once
-	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
+	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
+	    tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
 
 check: $(READY)           ## lint, format, types
 	$(BIN)/ruff check .
