@@ -5,6 +5,9 @@ READY := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.installed
 
+# The tests wait for processes more than they compute.
+WORKERS ?= 4
+
 OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
 .PHONY: demo test test-vllm check bench bench-vllm docs screens clean
@@ -13,10 +16,12 @@ demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
 
 test: $(READY)            ## every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m 'not alone'
+	$(BIN)/python -m pytest -q -m alone
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once
-	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
+	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
+	    tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
 
 check: $(READY)           ## lint, format, types
 	$(BIN)/ruff check .

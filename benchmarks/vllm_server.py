@@ -1,6 +1,6 @@
 """A real `vllm serve` on a tiny random model, and what a recording of it holds beside what its `/metrics` say.
 
-VLLM_PYTHON names the Python of an environment that has vLLM (`make vllm-env` makes one in .venv-vllm).
+VLLM_PYTHON names the Python of an environment that has vLLM (`make test-vllm` makes one in .venv-vllm).
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_fastdeploys_own_entry_points_arm_an_engine_and_its_worker(stand: Stand)
     for name in ("token_processor", "model_runner"):
         declared = project["entry-points"][f"fastdeploy.{name}_plugins"]
         assert declared == {"fdtrace": f"recorder.agent.fastdeploy_plugins:{name}"}
-    command = stand.command("--plugins", "--seconds", "15", "--sleep", "0.004")
+    command = stand.command("--plugins", "--seconds", "300", "--sleep", "0.004")
     process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

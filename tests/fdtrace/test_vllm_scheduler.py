@@ -92,6 +92,7 @@ def trace_of(run: dict[str, Any], engine: EngineInfo, path: Path, first: int = 0
     last = {row[0]: step for step, ran in enumerate(run["rows"]) for row in ran}
     cached = {row[0]: row[3] for ran in reversed(run["rows"]) for row in ran if not row[1]}
     with duckdb.connect(str(path)) as db:
+        db.begin()  # each of thousands of rows would else be written to disk before the next
         for table in schema.TABLES:
             columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
             db.execute(f"CREATE TABLE {table.name} ({columns})")
@@ -129,6 +130,7 @@ def trace_of(run: dict[str, Any], engine: EngineInfo, path: Path, first: int = 0
             for kind, step in (("aborted", request["aborted"]), ("finished", ended)):
                 if step is not None and request["finished_at"] != MISSING:
                     insert("event", engine_id=0, step=step, kind=kind, request=number[name])
+        db.commit()
     return path
 
 

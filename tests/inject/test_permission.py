@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from recorder.inject import run_in_process, target
+from recorder.inject import bootstrap, run_in_process, target
 from tests.inject.conftest import Start, refusal, untouched
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -125,19 +126,21 @@ def test_seccomp_forbids_the_target_executable_memory(start: Start, answer: str)
 
 
 @needs_root
-def test_root_attaches_to_another_user_s_process(start: Start) -> None:
+def test_root_attaches_to_another_user_s_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket's directory is handed to that user; nothing of it stays behind."""
     code = IMPORT + BECOME_NOBODY + "print(flush=True)\ntime.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        before = set(os.listdir("/tmp"))
-        assert run_in_process(process.pid, "import os\nresult = os.getuid()").value == 65534
-        assert not {name for name in set(os.listdir("/tmp")) - before if name.startswith("fdtrace-")}
-    finally:
-        process.kill()
-        process.communicate()
+    with tempfile.TemporaryDirectory() as sockets:  # pytest's own directories are this user's alone
+        os.chmod(sockets, 0o755)
+        monkeypatch.setattr(bootstrap, "_DIRECTORIES", (sockets,))
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert run_in_process(process.pid, "import os\nresult = os.getuid()").value == 65534
+            assert os.listdir(sockets) == []
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @needs_root

@@ -51,7 +51,7 @@ def start_engine(
 def stop_engine(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Ask it to end; what it said of itself."""
     process.terminate()
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     said: dict[str, Any] = json.loads(out)
     return said
 
@@ -61,6 +61,11 @@ def logged(path: Path) -> Rows:
     lines = path.read_text().split("\n")[:-1]
     steps = [json.loads(line) for line in lines]
     return {step["step"]: sorted(step["rows"]) for step in steps}
+
+
+def num_logged(path: Path) -> int:
+    """How many whole lines an engine's log has."""
+    return path.read_bytes().count(b"\n")
 
 
 def recorded(path: Path, engine_id: int = 0) -> Rows:
@@ -85,7 +90,7 @@ def query(path: Path, text: str) -> list[tuple[Any, ...]]:
         return db.execute(text).fetchall()
 
 
-def pump(supervisor: Supervisor, until: Callable[[], bool], seconds: float = 60.0) -> None:
+def pump(supervisor: Supervisor, until: Callable[[], bool], seconds: float = 120.0) -> None:
     """Keep the supervisor going until something holds."""
     deadline = time.monotonic() + seconds
     while not until():

@@ -24,6 +24,7 @@ from tests.recorder.helpers import (
     Rows,
     armed_environment,
     logged,
+    num_logged,
     query,
     recorded,
     start_engine,
@@ -180,8 +181,8 @@ def test_ctrl_c_ends_the_recording_and_leaves_the_engine(engine: Any, tmp_path: 
     assert attached.wait(timeout=60) == 0
     agrees(trace, tmp_path / "log")
     assert not parts_directory(trace).exists()
-    count = len(logged(tmp_path / "log"))
-    wait_for(lambda: len(logged(tmp_path / "log")) > count)
+    count = num_logged(tmp_path / "log")
+    wait_for(lambda: num_logged(tmp_path / "log") > count)
 
 
 def test_the_engine_killed_under_an_attach_leaves_all_its_steps(engine: Any, tmp_path: Path) -> None:
@@ -199,15 +200,15 @@ def test_the_engine_killed_under_an_attach_leaves_all_its_steps(engine: Any, tmp
 def test_an_idle_engine_is_attached_and_detached(engine: Any, tmp_path: Path) -> None:
     idle, trace = tmp_path / "idle", tmp_path / "t.duckdb"
     idle.touch()
-    time.sleep(0.2)
+    wait_for((tmp_path / "idle.seen").exists)
     session = Session.create(trace)
     (reached,) = attach.attach(engine.pid, session)
     assert reached.waiting == (reached.way == "armed")
     left = attach.detach(session.id)
     assert bool(left) == (reached.way == "armed" and not reached.waiting)
     idle.unlink()
-    count = len(logged(tmp_path / "log"))
-    wait_for(lambda: len(logged(tmp_path / "log")) > count + 5)
+    count = num_logged(tmp_path / "log")
+    wait_for(lambda: num_logged(tmp_path / "log") > count + 5)
     session.remove_rings()
 
 
@@ -229,7 +230,7 @@ def test_a_process_below_the_given_one_is_found(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        wait_for(lambda: engine_log.exists() and len(logged(engine_log)) > 3)
+        wait_for(lambda: engine_log.exists() and num_logged(engine_log) > 3)
         trace = tmp_path / "t.duckdb"
         done = fdtrace("attach", parent.pid, "-o", trace, "--steps", 30)
         assert done.returncode == 0, done.stderr
@@ -240,9 +241,11 @@ def test_a_process_below_the_given_one_is_found(tmp_path: Path) -> None:
 
 
 def test_a_python_without_a_scheduler_is_left_alone_and_said(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    script = "import time; print(flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
-        time.sleep(0.3)
+        assert process.stdout is not None
+        process.stdout.readline()
         done = fdtrace("attach", process.pid, "-o", tmp_path / "t.duckdb")
         assert done.returncode == 3
         assert "no scheduler was found" in done.stderr
@@ -257,7 +260,8 @@ def test_a_method_wrapped_again_by_another_is_left_inert_and_named(tmp_path: Pat
     session = Session.create(tmp_path / "t.duckdb")
     attach.attach(engine.pid, session)
     engine.send_signal(signal.SIGUSR1)
-    time.sleep(0.3)
+    count = num_logged(tmp_path / "log")
+    wait_for(lambda: num_logged(tmp_path / "log") > count + 5)
     (left,) = attach.detach(session.id)
     assert "wrap_again" in left
     assert stop_engine(engine)["steps"] > 0
@@ -276,7 +280,7 @@ def test_two_recordings_of_one_process_refuse_each_other(tmp_path: Path) -> None
     two.remove_rings()
 
 
-def wait_for(holds: Any, seconds: float = 30.0) -> None:
+def wait_for(holds: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -290,9 +294,11 @@ def test_root_records_another_users_process(tmp_path: Path, monkeypatch: pytest.
     python = next((p for p in candidates if p.exists() and not str(p).startswith("/root")), None)
     if python is None or not ENGINE.stat().st_mode & 0o004:
         pytest.skip("no Python or no engine that another user may run")
-    engine = subprocess.Popen([str(python), str(ENGINE), "--sleep", "0.002"], user=65534, cwd="/")
+    command = [str(python), str(ENGINE), "--sleep", "0.002"]
+    engine = subprocess.Popen(command, user=65534, cwd="/", stdout=subprocess.PIPE, text=True)
     try:
-        time.sleep(1)
+        assert engine.stdout is not None
+        assert engine.stdout.readline().startswith("ready")
         trace = tmp_path / "t.duckdb"
         done = fdtrace("attach", engine.pid, "-o", trace, "--steps", 20)
         assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from tests.recorder.helpers import (
     collected,
     finish,
     logged,
+    num_logged,
     pump,
     query,
     recorded,
@@ -62,7 +63,8 @@ def test_a_collector_killed_at_random_moments_neither_loses_nor_doubles_a_step(t
     trace, log, rng = tmp_path / "t.duckdb", tmp_path / "log", random.Random(2)
     with collected(trace) as (session, supervisor):
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
-        for _ in range(KILLS):
+        for kills in range(KILLS):
+            pump(supervisor, lambda kills=kills: supervisor.restarts == kills)
             until = time.monotonic() + rng.uniform(0.0, 1.6)
             pump(supervisor, lambda until=until: time.monotonic() >= until)
             supervisor.process.kill()
@@ -85,7 +87,7 @@ def test_engine_and_collector_both_killed_leave_what_recover_makes_whole(tmp_pat
     engine = start_engine("--log", log, "--sleep", 0.001, env=armed_environment(session))
     command = [sys.executable, "-m", "recorder.collector", str(session.path)]
     collector = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while not trace.exists() or len(logged(log)) < 300:
+    while not trace.exists() or num_logged(log) < 300:
         time.sleep(0.02)
     time.sleep(1.3)
     collector.kill()

@@ -13,6 +13,7 @@ from tests.recorder.helpers import (
     collected,
     finish,
     logged,
+    num_logged,
     query,
     recorded,
     start_engine,
@@ -24,15 +25,15 @@ def test_overwritten_steps_are_reported_exactly(tmp_path: Path) -> None:
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     with collected(trace, ring_mib=2) as (session, supervisor):
         engine = start_engine("--log", log, "--seqs", 256, env=armed_environment(session))
-        while len(logged(log)) < 50:
+        while num_logged(log) < 50:
             supervisor.poll(0.02)
         os.kill(supervisor.process.pid, signal.SIGSTOP)
-        behind = len(logged(log))
-        while len(logged(log)) < behind + 3000:
+        behind = num_logged(log)
+        while num_logged(log) < behind + 3000:
             time.sleep(0.05)
         os.kill(supervisor.process.pid, signal.SIGCONT)
-        seen = len(logged(log))
-        while len(logged(log)) < seen + 50:
+        seen = num_logged(log)
+        while num_logged(log) < seen + 50:
             supervisor.poll(0.02)
         stop_engine(engine)
         finish(supervisor)

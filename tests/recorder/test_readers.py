@@ -7,12 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from recorder.session import parts_directory
 from tests.recorder.helpers import (
     armed_environment,
     collected,
     finish,
     logged,
+    num_logged,
     pump,
     query,
     recorded,
@@ -22,9 +25,9 @@ from tests.recorder.helpers import (
 
 READER = """
 import sys, duckdb
-path, stop = sys.argv[1:]
+path, stop, log = sys.argv[1:]
 import os
-reads, last = 0, -1
+reads, last, log = 0, -1, open(log, "w", buffering=1)
 while not os.path.exists(stop):
     with duckdb.connect(path, read_only=True) as db:
         rows = db.execute("SELECT count(*) FROM step").fetchone()[0]
@@ -34,6 +37,7 @@ while not os.path.exists(stop):
     assert rows >= last, (rows, last)
     last = rows
     reads += 1
+    print(rows, file=log)
 print(reads, last)
 """
 
@@ -46,28 +50,34 @@ print(db.execute("SELECT count(*) FROM step_request JOIN step USING (step)").fet
 """
 
 
+def has_lines(path: Path, count: int) -> bool:
+    return path.exists() and num_logged(path) >= count
+
+
 def test_readers_never_fail_while_it_records_and_when_it_ends(tmp_path: Path) -> None:
     trace, log, stop = tmp_path / "t.duckdb", tmp_path / "log", tmp_path / "stop"
+    reads = [tmp_path / "reads0", tmp_path / "reads1"]
     with collected(trace) as (session, supervisor):
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
         while not trace.exists():
             supervisor.poll(0.02)
         readers = [
             subprocess.Popen(
-                [sys.executable, "-c", READER, str(trace), str(stop)], stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", READER, str(trace), str(stop), str(path)],
+                stdout=subprocess.PIPE,
+                text=True,
             )
-            for _ in range(2)
+            for path in reads
         ]
         until = time.monotonic() + 6
-        while time.monotonic() < until:
-            supervisor.poll(0.02)
+        pump(supervisor, lambda: time.monotonic() >= until and all(has_lines(path, 6) for path in reads))
         stop_engine(engine)
         finish(supervisor)
         time.sleep(0.5)
         stop.touch()
         said = [reader.communicate(timeout=60)[0].split() for reader in readers]
     assert all(reader.returncode == 0 for reader in readers)
-    assert all(int(reads) > 5 for reads, _ in said)
+    assert all(int(count) > 5 for count, _ in said)
     assert all(int(last) == len(logged(log)) for _, last in said)
 
 
@@ -100,6 +110,7 @@ def test_a_client_that_holds_an_earlier_state_open_still_finds_its_parts(tmp_pat
     assert recorded(trace) == logged(log)
 
 
+@pytest.mark.alone
 def test_a_reader_sees_steps_that_are_at_most_two_seconds_old(tmp_path: Path) -> None:
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     with collected(trace) as (session, supervisor):

@@ -1,4 +1,7 @@
-"""One Paddle for the session (its import takes seconds), and a small model that every test of it shares."""
+"""One Paddle for the session (its import takes seconds), and a small model that every test of it shares.
+
+The modules of these tests are one xdist group, so that one worker alone imports it.
+"""
 
 from __future__ import annotations
 

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("paddle", reason="the sandbox engine needs Paddle: pip install 'fdtrace[sandbox]'")
+pytestmark = pytest.mark.skipif(
+    find_spec("paddle") is None, reason="the sandbox engine needs Paddle: pip install 'fdtrace[sandbox]'"
+)
 
 ROOT = Path(__file__).parents[2]
 SUMS = {

@@ -18,6 +18,7 @@ from recorder.errors import UsageError
 from replayer.simulation import Simulation
 from replayer.workload import Workload, WorkRequest
 
+pytestmark = pytest.mark.xdist_group("paddle")
 Greedy = Callable[[Any, int], list[int]]
 
 SIZES: dict[str, Any] = {

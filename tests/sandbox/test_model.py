@@ -14,6 +14,7 @@ from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
 from fdtrace.sandbox.ngram import count_accepted, draft
 
+pytestmark = pytest.mark.xdist_group("paddle")
 Greedy = Callable[[Any, int], list[int]]
 
 

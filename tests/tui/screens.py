@@ -101,7 +101,7 @@ def of(pilot: Pilot[None]) -> ReplayApp:
 
 async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
     """Wait until something is so; fails after many turns of the event loop."""
-    for _ in range(400):
+    for _ in range(3000):
         if condition():
             await pilot.pause()
             return

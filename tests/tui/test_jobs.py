@@ -76,7 +76,7 @@ async def test_leaving_the_screen_stops_what_is_computed() -> None:
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.panes[1].job.state == "running")
         await pilot.press("q")
-    for _ in range(500):
+    for _ in range(6000):
         if app.panes[1].job.ended:
             break
         slow.go.wait(0.01)

@@ -1,6 +1,7 @@
 """A real `vllm serve` on a CPU, recorded under load, against its own `/metrics`. `make test-vllm` runs it.
 
-One server serves all but the last tests, in the order in which they stand: it is killed in the end.
+One server serves all but the last tests, in the order in which they stand: it is killed in the end. So they are one
+xdist group.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import pytest
 from benchmarks import vllm_load, vllm_server
 from benchmarks.vllm_server import SPECULATION, Server, fdtrace, recorded, rows
 
-pytestmark = pytest.mark.skipif(
-    not vllm_server.PYTHON.exists(), reason="no environment with vLLM: `make test-vllm` makes one"
-)
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("VLLM_PYTHON"), reason="VLLM_PYTHON names no Python that has vLLM"),
+    pytest.mark.xdist_group("vllm"),
+]
 SMALL = ("--num-gpu-blocks-override", "40")
 """So few KV blocks that requests are preempted."""
 
@@ -148,10 +150,12 @@ def test_attaching_and_detaching_leaves_nothing_behind(server: Server, tmp_path:
     def held() -> list[tuple[int, int, int]]:
         return [(process.pid, process.num_fds(), process.num_threads()) for process in server.tree()]
 
-    load = Load(server.port, seconds=10, concurrency=8)
+    stop = threading.Event()
+    load = Load(server.port, seconds=60, concurrency=8, stop=stop)
     time.sleep(1)
     for i in range(2):
         vllm_server.detach(vllm_server.attach(server.pid, tmp_path / f"{i}.duckdb"))
+    stop.set()
     assert not failures(load.join())
     settled(server.port)
     before = held()
@@ -166,12 +170,14 @@ def test_killed_in_the_middle_the_trace_holds_what_was_committed_and_says_how_it
 ) -> None:
     trace = tmp_path / "t.duckdb"
     recording = vllm_server.attach(server.pid, trace)
-    before = vllm_load.counters(server.port)["generated"]
-    load = Load(server.port, seconds=20, concurrency=8)
-    time.sleep(3)
-    seen = vllm_load.counters(server.port)["generated"] - before
+    before, seen, stop = vllm_load.counters(server.port)["generated"], 0, threading.Event()
+    load = Load(server.port, seconds=60, concurrency=8, stop=stop)
+    while seen < 300:
+        time.sleep(0.2)
+        seen = vllm_load.counters(server.port)["generated"] - before
     for process in server.tree():
         process.send_signal(signal.SIGKILL)
+    stop.set()
     load.join()
     recording.communicate(timeout=60)
     assert rows(trace, "SELECT state FROM trace") == [("complete",)]

@@ -29,7 +29,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--log", default=os.devnull)
     parser.add_argument("--output", type=int, default=60)
-    parser.add_argument("--idle", default="", metavar="PATH", help="make no call while this file is there")
+    parser.add_argument(
+        "--idle",
+        default="",
+        metavar="PATH",
+        help="make no call while this file is there; PATH.seen then is too",
+    )
     parser.add_argument(
         "--wrap", action="store_true", help="on SIGUSR1, wrap schedule() as another tool would"
     )
@@ -131,6 +136,7 @@ def main() -> None:
     print("ready", os.getpid(), flush=True)
     while not stop and (not options.steps or engine.runner.step + 1 < options.steps):
         if options.idle and os.path.exists(options.idle):
+            open(options.idle + ".seen", "w").close()
             time.sleep(0.01)
             continue
         engine.step()
