@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-VLLM_VENV ?= .venv-vllm
+VLLM ?=
+VLLM_VENV ?= .venv-vllm$(addprefix -,$(VLLM))
 VLLM_READY := $(VLLM_VENV)/.installed
 
 OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
@@ -15,7 +16,7 @@ demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 test: $(READY)            ## every test
 	$(BIN)/python -m pytest -q
 
-test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once
+test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once; VLLM=0.16.0 for one
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
 
 check: $(READY)           ## lint, format, types
@@ -55,7 +56,7 @@ $(READY): pyproject.toml
 	touch $@
 
 $(VLLM_READY): tests/vllm/make_environment.py
-	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV)
+	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
 
 clean:

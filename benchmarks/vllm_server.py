@@ -1,6 +1,6 @@
 """A real `vllm serve` on a tiny random model, and what a recording of it holds beside what its `/metrics` say.
 
-VLLM_PYTHON names the Python of an environment that has vLLM (`make vllm-env` makes one in .venv-vllm).
+VLLM_PYTHON names the Python of an environment that has vLLM (`make test-vllm` makes one in .venv-vllm).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,16 +31,18 @@ PATIENCE = 180.0
 
 COUNTS = """
 WITH first AS (
-    SELECT DISTINCT ON (request) request, kind, num_computed_tokens AS computed FROM step_request ORDER BY request, step
+    SELECT DISTINCT ON (engine_id, request) engine_id, request, kind, num_computed_tokens AS computed
+    FROM step_request ORDER BY engine_id, request, step
 ), answered AS (
-    SELECT DISTINCT r.request, r.num_prompt_tokens AS n FROM request r JOIN step_request q USING (request)
+    SELECT DISTINCT engine_id, request, r.num_prompt_tokens AS n
+    FROM request r JOIN step_request q USING (engine_id, request)
     WHERE (q.kind = 'prefill' AND q.num_computed_tokens + q.num_tokens = r.num_prompt_tokens)
        OR (q.kind = 'decode' AND q.num_computed_tokens = r.num_prompt_tokens)
 )
 SELECT (SELECT coalesce(sum(n), 0) FROM answered)::BIGINT AS prompt,
        (SELECT coalesce(sum(r.num_output_tokens - CASE WHEN f.kind = 'decode'
                             THEN greatest(f.computed - r.num_prompt_tokens, 0) ELSE 0 END), 0)
-        FROM request r JOIN first f USING (request))::BIGINT AS generated,
+        FROM request r JOIN first f USING (engine_id, request))::BIGINT AS generated,
        sum(num_draft_tokens)::BIGINT AS drafts, sum(num_accepted_tokens)::BIGINT AS accepted,
        sum(num_preempted)::BIGINT AS preemptions FROM step
 """
@@ -54,13 +57,14 @@ def recorded(trace: Path) -> dict[str, int]:
         return dict(zip(names, (value or 0 for value in found.fetchall()[0]), strict=True))
 
 
-def environment() -> dict[str, str]:
+def environment(ranks: int = 1) -> dict[str, str]:
     """What vLLM's CPU build needs to serve a model from a directory, and nothing of fdtrace's."""
+    cores = sorted(os.sched_getaffinity(0), reverse=True)
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "FDTRACE")}
     return kept | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_OMP_THREADS_BIND": str(max(os.sched_getaffinity(0))),
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(cores[i % len(cores)]) for i in range(ranks)),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -82,10 +86,18 @@ def make_model(directory: Path) -> Path:
 
 
 class Server:
-    """`vllm serve` and its tree; a context manager. `command` comes before vLLM's own, as `fdtrace record`."""
+    """`vllm serve` and its tree; a context manager. `command` comes before vLLM's own, as `fdtrace record`; `ranks`:
+    workers over all its engines; `more`: variables of its environment.
+    """
 
     def __init__(
-        self, model: Path, *options: str, command: tuple[str, ...] = (), log: Path | None = None
+        self,
+        model: Path,
+        *options: str,
+        command: tuple[str, ...] = (),
+        log: Path | None = None,
+        ranks: int = 1,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         self.port = free_port()
         self.log = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
@@ -99,7 +111,7 @@ class Server:
                 [*command, *own, *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=environment(ranks) | dict(more or {}),
                 start_new_session=True,
             )
         self.pid = self.process.pid
