@@ -28,6 +28,7 @@ PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "pytho
 NGRAM = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
 SPECULATION = ("--speculative-config", NGRAM)
 PATIENCE = 180.0
+"""Seconds in which a server with one worker answers, on a machine that has other work too."""
 
 COUNTS = """
 WITH first AS (
@@ -99,7 +100,7 @@ class Server:
         ranks: int = 1,
         more: Mapping[str, str] | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port, self.patience = free_port(), PATIENCE * ranks
         self.log = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
         own = (
             str(PYTHON.with_name("vllm")), "serve", str(model), "--port", str(self.port), "--host", "127.0.0.1",
@@ -124,7 +125,7 @@ class Server:
 
     def wait(self) -> None:
         """Until it answers; RuntimeError with the end of its log where it does not."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while time.monotonic() < until and self.process.poll() is None:
             with contextlib.suppress(OSError), urllib.request.urlopen(self.url("health"), timeout=5):
                 return
