@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-VLLM_VENV ?= .venv-vllm
+VLLM ?=
+VLLM_VENV ?= .venv-vllm$(addprefix -,$(VLLM))
 VLLM_READY := $(VLLM_VENV)/.installed
 
 # The tests wait for processes more than they compute.
@@ -19,7 +20,7 @@ test: $(READY)            ## every test
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m 'not alone'
 	$(BIN)/python -m pytest -q -m alone
 
-test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once
+test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once; VLLM=0.16.0 for one
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
 	    tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
 
@@ -60,8 +61,8 @@ $(READY): pyproject.toml
 	touch $@
 
 $(VLLM_READY): tests/vllm/make_environment.py
-	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV)
+	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-vllm* demo.duckdb demo.duckdb.parts

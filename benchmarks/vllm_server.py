@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,19 +28,22 @@ PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "pytho
 NGRAM = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
 SPECULATION = ("--speculative-config", NGRAM)
 PATIENCE = 180.0
+"""Seconds in which a server with one worker answers, on a machine that has other work too."""
 
 COUNTS = """
 WITH first AS (
-    SELECT DISTINCT ON (request) request, kind, num_computed_tokens AS computed FROM step_request ORDER BY request, step
+    SELECT DISTINCT ON (engine_id, request) engine_id, request, kind, num_computed_tokens AS computed
+    FROM step_request ORDER BY engine_id, request, step
 ), answered AS (
-    SELECT DISTINCT r.request, r.num_prompt_tokens AS n FROM request r JOIN step_request q USING (request)
+    SELECT DISTINCT engine_id, request, r.num_prompt_tokens AS n
+    FROM request r JOIN step_request q USING (engine_id, request)
     WHERE (q.kind = 'prefill' AND q.num_computed_tokens + q.num_tokens = r.num_prompt_tokens)
        OR (q.kind = 'decode' AND q.num_computed_tokens = r.num_prompt_tokens)
 )
 SELECT (SELECT coalesce(sum(n), 0) FROM answered)::BIGINT AS prompt,
        (SELECT coalesce(sum(r.num_output_tokens - CASE WHEN f.kind = 'decode'
                             THEN greatest(f.computed - r.num_prompt_tokens, 0) ELSE 0 END), 0)
-        FROM request r JOIN first f USING (request))::BIGINT AS generated,
+        FROM request r JOIN first f USING (engine_id, request))::BIGINT AS generated,
        sum(num_draft_tokens)::BIGINT AS drafts, sum(num_accepted_tokens)::BIGINT AS accepted,
        sum(num_preempted)::BIGINT AS preemptions FROM step
 """
@@ -54,13 +58,14 @@ def recorded(trace: Path) -> dict[str, int]:
         return dict(zip(names, (value or 0 for value in found.fetchall()[0]), strict=True))
 
 
-def environment() -> dict[str, str]:
+def environment(ranks: int = 1) -> dict[str, str]:
     """What vLLM's CPU build needs to serve a model from a directory, and nothing of fdtrace's."""
+    cores = sorted(os.sched_getaffinity(0), reverse=True)
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "FDTRACE")}
     return kept | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_OMP_THREADS_BIND": str(max(os.sched_getaffinity(0))),
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(cores[i % len(cores)]) for i in range(ranks)),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -82,12 +87,20 @@ def make_model(directory: Path) -> Path:
 
 
 class Server:
-    """`vllm serve` and its tree; a context manager. `command` comes before vLLM's own, as `fdtrace record`."""
+    """`vllm serve` and its tree; a context manager. `command` comes before vLLM's own, as `fdtrace record`; `ranks`:
+    workers over all its engines; `more`: variables of its environment.
+    """
 
     def __init__(
-        self, model: Path, *options: str, command: tuple[str, ...] = (), log: Path | None = None
+        self,
+        model: Path,
+        *options: str,
+        command: tuple[str, ...] = (),
+        log: Path | None = None,
+        ranks: int = 1,
+        more: Mapping[str, str] | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port, self.patience = free_port(), PATIENCE * ranks
         self.log = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
         own = (
             str(PYTHON.with_name("vllm")), "serve", str(model), "--port", str(self.port), "--host", "127.0.0.1",
@@ -99,7 +112,7 @@ class Server:
                 [*command, *own, *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=environment(ranks) | dict(more or {}),
                 start_new_session=True,
             )
         self.pid = self.process.pid
@@ -112,7 +125,7 @@ class Server:
 
     def wait(self) -> None:
         """Until it answers; RuntimeError with the end of its log where it does not."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while time.monotonic() < until and self.process.poll() is None:
             with contextlib.suppress(OSError), urllib.request.urlopen(self.url("health"), timeout=5):
                 return

@@ -22,13 +22,22 @@ from typing import Any
 STOP, SHARED = 2, 7
 
 
+class Later(Future[Any]):
+    """An output that is there when it is asked for, and not sooner: early versions run ahead of no other."""
+
+    def done(self) -> bool:
+        return False
+
+
 class Worker:
     """Stands for the executor: it knows of each request how many tokens it has and how many it will make."""
 
-    def __init__(self, rng: random.Random, drafts: int) -> None:
+    def __init__(self, rng: random.Random, drafts: int, in_flight: int) -> None:
+        from vllm.v1.executor.abstract import Executor
         from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-        self.rng, self.drafts = rng, drafts
+        self.rng, self.drafts, self.in_flight = rng, drafts, in_flight
+        self.samples_apart = hasattr(Executor, "sample_tokens")
         self.output_cls, self.drafts_cls = ModelRunnerOutput, DraftTokenIds
         self.total: dict[str, int] = {}
         self.ends: dict[str, int] = {}
@@ -38,17 +47,20 @@ class Worker:
         self.last: Any = None
         self.rows: dict[int, list[list[Any]]] = {}
 
-    def execute_model(self, output: Any, non_block: bool = False) -> Any:
+    def execute_model(self, output: Any, non_block: bool | None = None) -> Any:
+        """Early versions sample here, and do not say whether they wait: they do unless batches are in flight."""
+        if not self.samples_apart:
+            return self._done(self._run(output), self.in_flight > 1 if non_block is None else non_block)
         self.last = output
         return self._done(None if output.total_num_scheduled_tokens else self._run(output), non_block)
 
     def sample_tokens(self, grammar: Any, non_block: bool = False) -> Any:
         return self._done(self._run(self.last), non_block)
 
-    def _done(self, value: Any, non_block: bool) -> Any:
+    def _done(self, value: Any, non_block: bool | None) -> Any:
         if not non_block:
             return value
-        future: Future[Any] = Future()
+        future = Later()
         future.set_result(value)
         return future
 
@@ -154,7 +166,8 @@ def engine_of(scheduler: Any, config: Any, worker: Worker, in_flight: int) -> An
             self.batch_queue = deque(maxlen=in_flight) if in_flight > 1 else None
             self.step_fn = self.step if self.batch_queue is None else self.step_with_batch_queue
             self.use_spec_decode = self.check_for_draft_tokens = config.speculative_config is not None
-            self.is_mm_encoder_only = self.is_pooling_model = False
+            self.is_mm_encoder_only = self.is_pooling_model = self._scheduler_paused = False
+            self.is_ec_producer = self.is_ec_consumer = False
             self.async_scheduling = config.scheduler_config.async_scheduling
             self.aborts_queue = queue.Queue()
             self.log_stats, self._weight_version = False, "default"
@@ -218,9 +231,10 @@ def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
     scheduler = build.build_scheduler(config, sizes, recorded)
     hasher = build.block_hasher(sizes, recorded)
     rng = random.Random(asked["seed"])
-    worker = Worker(rng, sizes["num_speculative_tokens"])
+    in_flight = build.batches_in_flight(config)
+    worker = Worker(rng, sizes["num_speculative_tokens"], in_flight)
     recorder = Recorder(scheduler, worker)
-    engine = engine_of(scheduler, config, worker, build.batches_in_flight(config))
+    engine = engine_of(scheduler, config, worker, in_flight)
     clients = Clients(asked, scheduler, worker, recorder)
     for _ in range(asked["iterations"]):
         while len(clients.requests) < asked["requests"] and rng.random() < asked["rate"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recorder.inject import bootstrap, run_in_process, target
+from recorder.inject import meeting, run_in_process, target
 from tests.inject.conftest import Start, refusal, untouched
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -132,7 +132,7 @@ def test_root_attaches_to_another_user_s_process(start: Start, monkeypatch: pyte
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory() as sockets:  # pytest's own directories are this user's alone
         os.chmod(sockets, 0o755)
-        monkeypatch.setattr(bootstrap, "_DIRECTORIES", (sockets,))
+        monkeypatch.setattr(meeting, "_DIRECTORIES", (sockets,))
         try:
             assert process.stdout is not None
             process.stdout.readline()

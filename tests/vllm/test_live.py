@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,25 @@ pytestmark = [
 ]
 SMALL = ("--num-gpu-blocks-override", "40")
 """So few KV blocks that requests are preempted."""
+
+PLUGIN = Path(__file__).parent / "on_cpu"
+
+
+def on_cpu(*wanted: str) -> dict[str, str]:
+    """Variables that let vLLM do on a CPU what its platform leaves out: see `on_cpu.py`."""
+    return {
+        "PYTHONPATH": os.pathsep.join((str(PLUGIN), str(vllm_server.ROOT))),
+        "VLLM_TEST_ON_CPU": ",".join(wanted),
+    }
+
+
+def drafts() -> dict[str, str]:
+    """Those for drafts, where this vLLM does not take them on a CPU by itself."""
+    (package,) = vllm_server.PYTHON.parents[1].glob("lib/*/site-packages/vllm")
+    refuses = "spec decode is not supported" in (package / "v1/worker/cpu_model_runner.py").read_text()
+    kernels, sampler = package / "utils/cpu_triton_utils.py", package / "v1/sample/rejection_sampler.py"
+    asks = "USE_FP64_GUMBEL" in sampler.read_text() and "USE_FP64_GUMBEL" not in kernels.read_text()
+    return on_cpu("drafts") if refuses or asks else {}
 
 
 class Load:
@@ -72,9 +93,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Server]:
-    with Server(model, *SMALL, *SPECULATION) as running:
+    with Server(model, *SMALL, *SPECULATION, more=drafts()) as running:
         running.wait()
         yield running
+
+
+AT_WORK = re.compile("VLLM::(EngineCore|Worker)")
+
+
+def with_a_scheduler(server: Server) -> set[int]:
+    """The API server, where this vLLM loads the scheduler's module in it too: it makes no step there."""
+    told = (
+        "import sys, vllm.entrypoints.openai.api_server; print('vllm.v1.core.sched.scheduler' in sys.modules)"
+    )
+    command = (vllm_server.PYTHON, "-c", told)
+    done = subprocess.run(command, env=vllm_server.environment(), capture_output=True, text=True, check=True)
+    return {server.pid} if done.stdout.split()[-1] == "True" else set()
 
 
 def hooked(server: Server) -> set[int]:
@@ -89,8 +123,8 @@ def hooked(server: Server) -> set[int]:
 def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp_path: Path) -> None:
     trace, before = tmp_path / "t.duckdb", settled(server.port)
     recording = vllm_server.attach(server.pid, trace)
-    names = {process.pid: process.name() for process in server.tree()}
-    assert sorted(names[pid] for pid in hooked(server)) == ["VLLM::EngineCore", "VLLM::Worker"]
+    at_work = {process.pid for process in server.tree() if AT_WORK.match(process.name())}
+    assert at_work <= hooked(server) <= at_work | with_a_scheduler(server)
     answers = Load(server.port, requests=80, concurrency=20).join()
     after = settled(server.port)
     vllm_server.detach(recording)
@@ -190,7 +224,7 @@ def test_killed_in_the_middle_the_trace_holds_what_was_committed_and_says_how_it
 def test_a_server_is_recorded_from_its_start_in_one_process(model: Path, tmp_path: Path) -> None:
     trace, script = tmp_path / "t.duckdb", Path(__file__).parent / "in_process.py"
     environment = vllm_server.environment() | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(vllm_server.ROOT),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(vllm_server.ROOT), **drafts(),
     }  # fmt: skip
     command = fdtrace("record", "-o", trace, "--", vllm_server.PYTHON, script, model)
     done = psutil.Popen(command, env=os.environ | environment, stdout=-1, text=True)
@@ -202,3 +236,34 @@ def test_a_server_is_recorded_from_its_start_in_one_process(model: Path, tmp_pat
     assert rows(trace, "SELECT count(*) FROM step WHERE forward_us IS NULL") == [(0,)]
     assert rows(trace, "SELECT count(*) FROM request WHERE finish_reason = 'length'") == [(12,)]
     assert rows(trace, "SELECT count(*) FROM engine") == [(1,)]
+
+
+def test_each_data_parallel_engine_is_a_row_and_their_counters_add_up(model: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "t.duckdb"
+    options = (*SMALL, *SPECULATION, "--data-parallel-size", "2")
+    with Server(model, *options, ranks=2, more=drafts()) as server:
+        server.wait()
+        compare(server, trace)
+    assert rows(trace, "SELECT engine_id, dp_rank FROM engine ORDER BY engine_id") == [(0, 0), (1, 1)]
+    assert rows(trace, "SELECT count(DISTINCT engine_id) FROM step") == [(2,)]
+
+
+def test_asynchronous_scheduling_is_recorded_as_the_server_counts_it(model: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "t.duckdb"
+    with Server(model, *SMALL, "--async-scheduling", more=on_cpu("asynchronous")) as server:
+        server.wait()
+        compare(server, trace)
+    assert rows(trace, "SELECT config->>'scheduler_cls' FROM engine") == [("AsyncScheduler",)]
+    assert recorded(trace)["preemptions"] > 0
+
+
+def compare(server: Server, trace: Path) -> None:
+    """Record a load from before it to after it: what the trace counts is what the server and its clients did."""
+    before = settled(server.port)
+    recording = vllm_server.attach(server.pid, trace)
+    answers = Load(server.port, requests=60, concurrency=24).join()
+    after = settled(server.port)
+    vllm_server.detach(recording)
+    assert not failures(answers)
+    assert recorded(trace) == difference(after, before)
+    assert recorded(trace)["generated"] == sum(answer.num_output_tokens for answer in answers)
