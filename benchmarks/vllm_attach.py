@@ -1,6 +1,6 @@
 """What attaching does to a real `vllm serve` under load: how long it takes, the gaps between steps, what it leaves.
 
-    VLLM_PYTHON=… python benchmarks/vllm_attach.py [--rounds 12] [--cycles 100] [--executor uni]
+    VLLM_PYTHON=… python benchmarks/vllm_attach.py [--rounds 12] [--cycles 100]
 
 The gaps are those between the chunks that all clients got, whoever they were for: the engine sends a step's tokens
 when the step ends. Rounds with an attach and a detach in them and rounds without alternate, under one load. Then come
@@ -136,19 +136,13 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--warm", type=float, default=20.0, help="seconds of load before all of it")
-    parser.add_argument("--executor", default="uni", help="uni: the model in EngineCore; mp: in a worker")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        options = (
-            "--num-gpu-blocks-override",
-            "40",
-            "--distributed-executor-backend",
-            args.executor,
-            *SPECULATION,
-        )
+        options = ("--num-gpu-blocks-override", "40", *SPECULATION)
         with Server(make_model(directory / "model"), *options) as server:
             server.wait()
+            server.steady()
             Background(server.port, seconds=args.warm, concurrency=args.concurrency).join()
             quiet(server, directory, args)
             if args.rounds:

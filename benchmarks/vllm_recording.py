@@ -1,6 +1,6 @@
 """What recording costs a real `vllm serve`: throughput, inter-token latency and gaps, with and without, side by side.
 
-    VLLM_PYTHON=… python benchmarks/vllm_recording.py [--pairs 20] [--seconds 8] [--executor uni]
+    VLLM_PYTHON=… python benchmarks/vllm_recording.py [--pairs 20] [--seconds 8]
 
 One load goes on all the time, and windows of it are recorded or not, in the order that cancels a drift: with, without,
 without, with. Attaching and detaching lie outside the windows. Ratios are of recorded to not recorded: of throughput
@@ -104,6 +104,7 @@ def latency(share: float) -> Callable[[list[tuple[Window, Window]]], float]:
 
 def run(server: Server, directory: Path, args: argparse.Namespace) -> None:
     """Warm up, measure, print."""
+    server.steady()
     Background(server.port, seconds=args.warm, concurrency=args.concurrency).join()
     load = Background(server.port, concurrency=args.concurrency, output=args.output, seed=7)
     time.sleep(3.0)
@@ -139,13 +140,11 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=30.0, help="seconds of load before them")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--output", type=int, default=96, help="tokens that every request makes")
-    parser.add_argument("--executor", default="uni", help="uni: the model in EngineCore; mp: in a worker")
     parser.add_argument("--null", action="store_true", help="record nothing")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        options = ("--distributed-executor-backend", args.executor, *SPECULATION)
-        with Server(make_model(directory / "model"), *options) as server:
+        with Server(make_model(directory / "model"), *SPECULATION) as server:
             server.wait()
             run(server, directory, args)
 

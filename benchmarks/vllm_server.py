@@ -141,6 +141,17 @@ class Server:
         root = psutil.Process(self.pid)
         return [root, *root.children(recursive=True)]
 
+    def steady(self) -> None:
+        """Where we may, let the API server go before the engine, whose processes spin while they wait for each other:
+        on few cores it would wait for seconds. It helps across sessions only where the kernel does not group them.
+        """
+        grouped = Path("/proc/sys/kernel/sched_autogroup_enabled")
+        if grouped.exists() and grouped.read_text().strip() == "1":
+            print("note: `sysctl kernel.sched_autogroup_enabled=0` makes this less noisy", flush=True)
+        for thread in psutil.Process(self.pid).threads():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread.id, -10)
+
     def stop(self) -> None:
         """End it and everything that it started."""
         with contextlib.suppress(psutil.NoSuchProcess):
