@@ -116,7 +116,8 @@ class FastDeployWorkerAdapter:
         self.taken, self.sure = tasks, True
         for task in tasks:
             stamp = getattr(task, STAMP, None)
-            if stamp is not None and stamp != (self.token, self.call):
+            if stamp is not None and (stamp[0] != self.token or stamp[1] > self.call):
+                # Without the engine's agent, which is ended first, a task has the stamp of an earlier call.
                 self.token, self.call = stamp
                 self.since = 0
                 self.writer.call(self.call, self.token)

@@ -15,7 +15,11 @@ class Stand(stands.Stand):
 
     def lines(self, dp_rank: int = 0) -> list[dict[str, Any]]:
         """What a worker of rank 0 wrote itself, a line a forward."""
-        return stands.logged(self.log.with_name(f"log.{dp_rank}"))
+        return stands.logged(self.log_of(dp_rank))
+
+    def log_of(self, dp_rank: int = 0) -> Path:
+        """Where that worker writes."""
+        return self.log.with_name(f"log.{dp_rank}")
 
 
 @pytest.fixture

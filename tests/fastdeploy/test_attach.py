@@ -7,16 +7,21 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recorder import attach, control
 from recorder.inject import run_in_process
+from recorder.session import Session
+from recorder.supervise import Supervisor
 from recorder.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.fastdeploy.test_contract import count, finished
+from tests.recorder.helpers import finish, num_logged
 from tests.stands import ROOT, rows_of
 
 if sys.version_info >= (3, 11):
@@ -43,9 +48,10 @@ def wrapped_methods(pid: int) -> list[str]:
 
 
 @pytest.fixture
-def running(stand: Stand) -> Iterator[subprocess.Popen[str]]:
+def running(stand: Stand, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    blocks = getattr(request, "param", "150")
     command = stand.command(
-        "--ranks", "2", "--seconds", "300", "--sleep", "0.004", "--blocks", "150", "--aborts"
+        "--ranks", "2", "--seconds", "300", "--sleep", "0.004", "--blocks", blocks, "--aborts"
     )
     process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -95,6 +101,43 @@ def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[
     assert running.returncode == 0
     own = finished(output)
     assert own["finished"] <= own["made"]
+
+
+@pytest.mark.parametrize("running", ["60"], indirect=True)
+def test_a_rank_that_is_recorded_longer_than_the_others_tells_no_step_twice(
+    stand: Stand, running: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that were preempted wait with the stamp of that call, and nobody stamps them when they run again."""
+    monkeypatch.setenv("FDTRACE_DIR", stand.environment["FDTRACE_DIR"])
+    session = Session.create(stand.trace)
+    attach.attach(running.pid, session)
+    supervisor = Supervisor(session)
+    try:
+        waited_for(stand, 50)
+        running.send_signal(signal.SIGSTOP)  # both obey in its next step
+        for pid in (running.pid, children(running.pid)[0]):
+            agent = control.find_agent(pid)
+            assert agent is not None
+            control.command(agent, {"op": "stop", "reason": "detach"}, wait=0)
+        running.send_signal(signal.SIGCONT)
+        waited_for(stand, 50)
+        attach.detach(session.id)
+        finish(supervisor)
+    finally:
+        session.remove_rings()
+    with open_trace(stand.trace) as trace:
+        assert count(trace, "SELECT count(*) FROM rank_memory") > 0
+        twice = "SELECT step FROM rank_memory GROUP BY engine_id, step, rank HAVING count(*) > 1"
+        assert trace.rows(twice) == []
+
+
+def waited_for(stand: Stand, forwards: int) -> None:
+    """Returns when the worker has run so many more."""
+    goal = num_logged(stand.log_of()) + forwards
+    deadline = time.monotonic() + 60
+    while num_logged(stand.log_of()) < goal:
+        assert time.monotonic() < deadline, "the worker stands still"
+        time.sleep(0.02)
 
 
 def _without_computed(rows: list[Any]) -> list[Any]:
