@@ -132,18 +132,21 @@ def detach(session_id: str, reason: str = "detach") -> list[str]:
     answers = control.commands(agents, {"op": "stop", "reason": reason})
     for agent, answer in zip(agents, answers, strict=True):
         idle = answer is None and not agent.status.get("armed")
-        status = _obey_now(agent.pid) if idle else answer
+        status, why = _obey_now(agent.pid) if idle else (answer, "")
         if status is None:
-            left.append(f"process {agent.pid} is idle: it stops, and gives its hooks back, at its next call")
+            left.append(
+                f"process {agent.pid} is idle: it stops, and gives its hooks back, at its next call{why}"
+            )
         else:
             left += status.get("notes", [])
     return left
 
 
-def _obey_now(pid: int) -> dict[str, Any] | None:
+def _obey_now(pid: int) -> tuple[dict[str, Any] | None, str]:
+    """The agent's status, or None and why its process could not be entered."""
     source = f"import sys\nresult = sys.modules[{load.NAME!r}].arm.attend()\n"
     try:
         status: dict[str, Any] = run_in_process(pid, source).value
-    except FdtraceError:
-        return None
-    return status
+    except FdtraceError as error:
+        return None, f" ({error.what})"
+    return status, ""

@@ -99,7 +99,7 @@ def inject(session: dict[str, Any]) -> dict[str, Any]:
 def attend() -> dict[str, Any]:
     """Carry out a waiting command in a process whose engine is idle, so that no hooked call does."""
     agent = current
-    if agent is None:
+    if agent is None or agent.gone:
         return {}
     agent.attend()
     return agent.status()

@@ -50,6 +50,8 @@ class Agent:
         if not self.lock.acquire(wait):
             return
         try:
+            if self.gone:  # another thread carried out the order to leave meanwhile
+                return
             if self.box is None:
                 self._open_box()
             box = self.box

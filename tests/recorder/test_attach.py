@@ -138,6 +138,17 @@ def test_an_agent_of_another_version_that_was_left_is_replaced(
     assert left == [delivery.identity(("sandbox",)), False]
 
 
+def test_an_agent_that_has_left_takes_no_more_orders(
+    idle_engine: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """An engine may obey just when it is thought idle and entered for that: it must not be armed by it."""
+    attached_once(idle_engine.pid, tmp_path / "one.duckdb")
+    attend = f"import sys\nresult = sys.modules[{load.NAME!r}].arm"
+    assert run_in_process(idle_engine.pid, f"{attend}.attend()").value == {}
+    assert run_in_process(idle_engine.pid, f"{attend}.current.attend()").value is None
+    assert os.listdir(mailbox.directory()) == []
+
+
 def test_an_armed_engine_that_has_made_no_call_yet_begins_with_its_first(tmp_path: Path) -> None:
     (tmp_path / "idle").touch()
     environment = armed_environment()
