@@ -113,8 +113,7 @@ def run(server: Server, directory: Path, args: argparse.Namespace) -> None:
     answers = load.stop()
     for window in found:
         window.read(answers)
-    pairs = [sorted(two, key=lambda w: not w.recorded) for two in zip(found[::2], found[1::2], strict=True)]
-    both = [(a, b) for a, b in pairs]
+    both = [(a, b) if a.recorded else (b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
     report("requests", {"all": len(answers), "failed": sum(bool(answer.error) for answer in answers)})
     for side, name in enumerate(("recorded", "not recorded")):
         mine = [pair[side] for pair in both]

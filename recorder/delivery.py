@@ -56,10 +56,13 @@ def _sources(engines: tuple[str, ...]) -> dict[str, str]:
 @functools.cache
 def _compiled(engines: tuple[str, ...]) -> dict[str, bytes]:
     """Code objects of our own Python's version, marshalled."""
-    return {
-        name: marshal.dumps(compile(text, load.file_name(name), "exec"))
-        for name, text in _sources(engines).items()
-    }
+    return {name: _code(name, text) for name, text in _sources(engines).items()}
+
+
+@functools.cache
+def _code(name: str, text: str) -> bytes:
+    """One module's: most are every engine's."""
+    return marshal.dumps(compile(text, load.file_name(name), "exec"))
 
 
 @functools.cache

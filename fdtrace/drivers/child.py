@@ -37,9 +37,8 @@ class Child(AbstractContextManager["Child"]):
         self._printed = (self._directory / "printed").open("wb")
         logs = {"FD_LOG_DIR": str(self._directory / "log"), "PYTHONSAFEPATH": ""}
         where = [] if checkout is None else [str(checkout.resolve())]
-        if os.path.dirname(
-            python
-        ):  # it runs elsewhere; a link is kept, as it tells which virtual environment is meant
+        if os.path.dirname(python):
+            # It runs elsewhere. A link is kept: it tells which virtual environment is meant.
             python = os.path.abspath(python)
         try:
             self._process = subprocess.Popen(

@@ -23,7 +23,7 @@ class Agent:
         self.on = self.gone = False
         self.lock = _thread.allocate_lock()
         self.installed: list[hooks.Installed] = []
-        self.adapters = [adapter(self) for adapter in adapters.loaded()]
+        self.adapters: list[adapters.Adapter] = [adapter(self) for adapter in adapters.loaded()]
         self.writer: Writer | None = None
         self.session: dict[str, Any] | None = None
         self.wanted: dict[str, Any] | None = None
@@ -181,8 +181,7 @@ class Agent:
         """The engine's row; where both sides of it are in this process, the scheduling side is asked."""
         for adapter in self.adapters:
             if adapter.active:
-                row: dict[str, Any] = adapter.describe()
-                return row
+                return adapter.describe()
         return {}
 
     def _snapshot(self) -> Any:
