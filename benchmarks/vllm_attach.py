@@ -11,7 +11,6 @@ after as long a time without any: a server that has just started grows by itself
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import sys
 import tempfile
@@ -22,26 +21,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from vllm_load import Answer, Background, counters  # noqa: E402
+from vllm_load import Background, largest_gap, settled  # noqa: E402
 from vllm_server import SPECULATION, Server, attach, attached_ms, detach, make_model, recorded, report  # noqa: E402
 
 from recorder.attach import attach as enter  # noqa: E402
 from recorder.attach import detach as leave  # noqa: E402
 from recorder.session import Session  # noqa: E402
-
-
-def largest_gap_ms(answers: list[Answer], begun: float, ended: float) -> float:
-    """Between two chunks of any request, of those that came in a window of time."""
-    chunks = sorted(time for answer in answers for time in answer.chunks if begun <= time <= ended)
-    return 1e3 * max((b - a for a, b in itertools.pairwise(chunks)), default=0.0)
-
-
-def settled(port: int) -> dict[str, int]:
-    """The counters, when they no longer change."""
-    counted = counters(port)
-    while (again := (time.sleep(0.5), counters(port))[1]) != counted:
-        counted = again
-    return again
 
 
 def rounds(server: Server, directory: Path, args: argparse.Namespace) -> None:
@@ -60,7 +45,7 @@ def rounds(server: Server, directory: Path, args: argparse.Namespace) -> None:
         time.sleep(max(0.0, begun + 6.0 - time.perf_counter()))
         spans.append((begun, time.perf_counter()))
     answers = load.stop()
-    gaps = [largest_gap_ms(answers, *span) for span in spans]
+    gaps = [1e3 * largest_gap(answers, *span) for span in spans]
     for name, of in (("without", gaps[::2]), ("with attach and detach", gaps[1::2])):
         report(f"largest gap of each round, ms, {name}", {
             "median": statistics.median(of), "largest": max(of), "all": [round(gap) for gap in of],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -182,6 +183,20 @@ def counters(port: int) -> dict[str, int]:
         if name:
             found[name] += int(float(line.rsplit(" ", 1)[1]))
     return found
+
+
+def settled(port: int) -> dict[str, int]:
+    """The counters when they no longer change: the API server's lag behind an idle engine has passed."""
+    counted = counters(port)
+    while (again := (time.sleep(0.5), counters(port))[1]) != counted:
+        counted = again
+    return again
+
+
+def largest_gap(answers: list[Answer], begun: float, ended: float) -> float:
+    """Seconds between two chunks of any requests, of those that came in a window of time."""
+    chunks = sorted(at for answer in answers for at in answer.chunks if begun <= at < ended)
+    return max((after - before for before, after in itertools.pairwise(chunks)), default=0.0)
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -11,7 +11,6 @@ all windows together, resampled likewise. `--null` records none, which says what
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from vllm_load import Answer, Background, percentile
+from vllm_load import Answer, Background, largest_gap, percentile
 from vllm_server import SPECULATION, Server, attach, detach, make_model, report
 
 RESAMPLINGS = 500
@@ -43,14 +42,13 @@ class Window:
 
     def read(self, answers: list[Answer]) -> None:
         """Take what came in it from all answers."""
-        tokens, times = 0, []
+        tokens = 0
         for answer in answers:
             inside = [i for i, at in enumerate(answer.chunks) if self.begun <= at < self.ended]
             tokens += sum(answer.chunk_tokens[i] for i in inside)
-            times += [answer.chunks[i] for i in inside]
             self.gaps += [answer.chunks[i] - answer.chunks[i - 1] for i in inside if i]
         self.tokens_per_s = tokens / (self.ended - self.begun)
-        self.largest_gap = max((b - a for a, b in itertools.pairwise(sorted(times))), default=0.0)
+        self.largest_gap = largest_gap(answers, self.begun, self.ended)
 
 
 def seconds_of(process: psutil.Process) -> float:

@@ -7,6 +7,7 @@ xdist group.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -75,15 +76,16 @@ def difference(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {name: after[name] - before[name] for name in after}
 
 
-def settled(port: int) -> dict[str, int]:
-    """The counters when nothing runs: the API server's lag behind the engine has passed."""
-    counted = vllm_load.counters(port)
-    while True:
-        time.sleep(0.3)
-        again = vllm_load.counters(port)
-        if again == counted:
-            return again
-        counted = again
+def held(server: Server) -> list[tuple[int, int, int]]:
+    """Of each process, its pid, descriptors and threads; its clients' connections it closes when it likes."""
+    found = []
+    for process in server.tree():
+        opened = len(process.net_connections("unix"))
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                opened += not os.readlink(link).startswith("socket:")
+        found.append((process.pid, opened, process.num_threads()))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +123,12 @@ def hooked(server: Server) -> set[int]:
 
 
 def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp_path: Path) -> None:
-    trace, before = tmp_path / "t.duckdb", settled(server.port)
+    trace, before = tmp_path / "t.duckdb", vllm_load.settled(server.port)
     recording = vllm_server.attach(server.pid, trace)
     at_work = {process.pid for process in server.tree() if AT_WORK.match(process.name())}
     assert at_work <= hooked(server) <= at_work | with_a_scheduler(server)
     answers = Load(server.port, requests=80, concurrency=20).join()
-    after = settled(server.port)
+    after = vllm_load.settled(server.port)
     vllm_server.detach(recording)
     assert not failures(answers)
     assert not hooked(server)
@@ -168,7 +170,7 @@ def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the
         time.sleep(3)
         stop.set()
         answers = load.join()
-        after = settled(server.port)
+        after = vllm_load.settled(server.port)
         vllm_server.detach(recording)
         assert not failures(answers)
         least, most, found = difference(after, second), difference(after, first), recorded(trace)
@@ -181,9 +183,6 @@ def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the
 
 
 def test_attaching_and_detaching_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
-    def held() -> list[tuple[int, int, int]]:
-        return [(process.pid, process.num_fds(), process.num_threads()) for process in server.tree()]
-
     stop = threading.Event()
     load = Load(server.port, seconds=60, concurrency=8, stop=stop)
     time.sleep(1)
@@ -191,11 +190,11 @@ def test_attaching_and_detaching_leaves_nothing_behind(server: Server, tmp_path:
         vllm_server.detach(vllm_server.attach(server.pid, tmp_path / f"{i}.duckdb"))
     stop.set()
     assert not failures(load.join())
-    settled(server.port)
-    before = held()
+    vllm_load.settled(server.port)
+    before = held(server)
     for i in range(2, 4):
         vllm_server.detach(vllm_server.attach(server.pid, tmp_path / f"{i}.duckdb"))
-    assert held() == before
+    assert held(server) == before
     assert not hooked(server)
 
 
@@ -259,10 +258,10 @@ def test_asynchronous_scheduling_is_recorded_as_the_server_counts_it(model: Path
 
 def compare(server: Server, trace: Path) -> None:
     """Record a load from before it to after it: what the trace counts is what the server and its clients did."""
-    before = settled(server.port)
+    before = vllm_load.settled(server.port)
     recording = vllm_server.attach(server.pid, trace)
     answers = Load(server.port, requests=60, concurrency=24).join()
-    after = settled(server.port)
+    after = vllm_load.settled(server.port)
     vllm_server.detach(recording)
     assert not failures(answers)
     assert recorded(trace) == difference(after, before)
