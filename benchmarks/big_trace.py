@@ -20,7 +20,7 @@ from pathlib import Path
 import duckdb
 
 from recorder import __version__, schema
-from recorder.collector.store import create_views
+from recorder.collector.views import create_views
 
 MEASURED = """
 import json, sys, time

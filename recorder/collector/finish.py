@@ -10,7 +10,9 @@ import duckdb
 
 from recorder import schema
 from recorder.collector.columns import Columns
-from recorder.collector.store import PARTED, Store, create_views
+from recorder.collector.store import PARTED, Store
+from recorder.collector.tables import insert
+from recorder.collector.views import SMALL, create_views
 from recorder.sql import quoted
 
 READERS_WAIT = 30.0
@@ -35,8 +37,8 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
         _create(db, table)
     for table in PARTED:
         _copy(db, store, table)
-    for name, table in (("trace", schema.TRACE), ("engine", schema.ENGINE), ("request", schema.REQUEST)):
-        store.insert_small(f"final.{name}", table, small[name])
+    for name, table in SMALL.items():
+        insert(db, f"final.{table.name}", table, small[name])
     create_views(db, "final")
     db.execute("DETACH final")
     store.retired.replacing()

@@ -19,12 +19,13 @@ from recorder.collector.decoder import Decoded, Decoder
 from recorder.collector.join import Joined
 from recorder.collector.nvml import Nvml
 from recorder.collector.rings import FLUSH_STEPS, Rings, Tail
-from recorder.collector.store import Store, columns_of
+from recorder.collector.store import Store
+from recorder.collector.tables import columns_of
 from recorder.errors import TraceError
 from recorder.session import Session
 
-PUBLISH = 1.0
-"""Seconds between two published states: what a reader sees is at most about this old."""
+PUBLISH = 1.5
+"""Seconds between two published states: with the time that one takes, what a reader sees is less than 2 s old."""
 
 
 class Collector:
@@ -149,7 +150,7 @@ class Collector:
             "engine": columns_of(
                 schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.engine]
             ),
-            "request": columns_of(schema.REQUEST, live),
+            "_live_request": columns_of(schema.REQUEST, live),
         }
 
     def _engine_row(self, engine: Decoder) -> tuple[Any, ...]:
@@ -174,8 +175,8 @@ class Collector:
         for tail in self.tails:
             tail.reader.close()
         self.session.remove_rings()
-        finish.remove_parts(self.store)
         self.store.close()
+        finish.remove_parts(self.store)
         os.close(self.lock)
 
 

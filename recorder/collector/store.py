@@ -7,18 +7,17 @@ renamed into place. That rename is the commit of both.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 
 from recorder import schema
-from recorder.agent import wire
 from recorder.collector.columns import Columns
 from recorder.collector.retire import Retired
+from recorder.collector.tables import values
+from recorder.collector.views import Views
 from recorder.session import parts_directory
 from recorder.sql import quoted
 
@@ -27,43 +26,6 @@ PARTED = (schema.STEP, schema.STEP_REQUEST, schema.RANK_MEMORY, schema.REQUEST, 
 
 COMPACT_AT = 24
 """So many parts of one level are merged to one of the next."""
-
-TEXT = {"VARCHAR"}
-
-
-def _value(column: schema.Column, have: Columns) -> str:
-    """The SQL expression that makes a column of the schema from the decoder's numpy columns (-1 is NULL)."""
-    name = column.name
-    if name == "kind" and "prefill" in have:
-        return "CASE WHEN prefill THEN 'prefill' ELSE 'decode' END AS kind"
-    if name == "not_admitted" and "reason" in have:
-        names = ", ".join(f"'{reason}'" for reason in wire.NOT_ADMITTED[1:])
-        return f"[{names}][nullif(reason, 0)] AS not_admitted"
-    value = f"nullif({name}, -1)::{column.type}"
-    if name not in have:
-        value = f"NULL::{column.type}"
-    elif column.type.endswith("[]"):
-        value = f"string_split(nullif({name}, ''), ',')::{column.type}"
-    elif column.type == "TIMESTAMP_NS":
-        value = f"make_timestamp_ns(nullif({name}, -1))"
-    elif column.type in TEXT:
-        value = f"{name}::{column.type}"
-    return f"{value} AS {name}"
-
-
-def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> Columns:
-    """Columns of rows in the schema's order: text as objects, lists as text, all else as int64 with -1 for None."""
-    columns: Columns = {}
-    for i, column in enumerate(table.columns):
-        values = [row[i] for row in rows]
-        if column.type.endswith("[]"):
-            texts = [",".join(map(str, value or ())) for value in values]
-            columns[column.name] = np.array(texts, dtype=object)
-        elif column.type in TEXT:
-            columns[column.name] = np.array(values, dtype=object)
-        else:
-            columns[column.name] = np.array([-1 if v is None else v for v in values], np.int64)
-    return columns
 
 
 class Store:
@@ -75,6 +37,7 @@ class Store:
         self.parts = parts or {table.name: [[]] for table in PARTED}
         self.serial = serial
         self.retired = Retired(path)
+        self.views: Views | None = None
         self.db = duckdb.connect()
         self.db.execute("SET threads = 1")
         self.db.execute("SET preserve_insertion_order = true")
@@ -98,9 +61,10 @@ class Store:
         if not rows:
             return
         part = self._new_part(table.name)
-        select = ", ".join(_value(column, columns) for column in table.columns)
         self.db.register("decoded", columns)
-        self.db.execute(f"COPY (SELECT {select} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)")
+        self.db.execute(
+            f"COPY (SELECT {values(table, columns)} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)"
+        )
         self.db.unregister("decoded")
         self.parts[table.name][0].append(part.name)
 
@@ -124,47 +88,23 @@ class Store:
                 break
 
     def publish(self, small: dict[str, Columns], state: dict[str, Any]) -> None:
-        """Commit: the parts so far, the small tables (`trace`, `engine`, live `request` rows) and the state."""
-        fresh = self.directory / "next.duckdb"
-        fresh.unlink(missing_ok=True)
+        """Commit: the parts so far, the small tables (`views.SMALL`) and the state."""
+        self.views = self.views or Views(self.db, self.directory / "views.duckdb")
         state = dict(state, parts=self.parts, serial=self.serial)
-        db = self.db
-        db.execute(f"ATTACH '{quoted(fresh)}' AS fresh (STORAGE_VERSION '{schema.STORAGE_VERSION}')")
-        db.execute("BEGIN")
-        for table in (schema.TRACE, schema.ENGINE):
-            self._small_table(table.name, table, small[table.name])
-        self._small_table("_live_request", schema.REQUEST, small["request"])
-        db.execute("CREATE TABLE fresh._collector (state VARCHAR)")
-        db.execute("INSERT INTO fresh._collector VALUES (?)", [json.dumps(state)])
-        for table in PARTED:
-            db.execute(f"CREATE VIEW fresh.{table.name} AS {self._source(table)}")
-        create_views(db, "fresh")
-        db.execute("COMMIT")
-        db.execute("DETACH fresh")
+        fresh = self.directory / "next.duckdb"
+        self.views.copy(small, {table.name: self._source(table) for table in PARTED}, state, fresh)
         self.retired.replacing()
         os.replace(fresh, self.path)
         self.retired.sweep()
-
-    def _small_table(self, name: str, table: schema.Table, columns: Columns) -> None:
-        types = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-        self.db.execute(f"CREATE TABLE fresh.{name} ({types})")
-        self.insert_small(f"fresh.{name}", table, columns)
-
-    def insert_small(self, name: str, table: schema.Table, columns: Columns) -> None:
-        """Insert columns into a table of an attached database."""
-        select = ", ".join(_value(column, columns) for column in table.columns)
-        self.db.register("decoded", columns)
-        self.db.execute(f"INSERT INTO {name} SELECT {select} FROM decoded")
-        self.db.unregister("decoded")
 
     def _source(self, table: schema.Table) -> str:
         paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
         if table is schema.REQUEST:
             return (
-                f"{parts} UNION ALL SELECT * FROM fresh._live_request"
+                f"{parts} UNION ALL SELECT * FROM views._live_request"
                 if parts
-                else "FROM fresh._live_request"
+                else "FROM views._live_request"
             )
         if parts:
             return parts
@@ -174,11 +114,3 @@ class Store:
     def close(self) -> None:
         """Close the in-memory database."""
         self.db.close()
-
-
-def create_views(db: duckdb.DuckDBPyConnection, database: str) -> None:
-    """Create the schema's views in an attached database."""
-    db.execute(f"USE {database}")
-    for view in schema.VIEWS:
-        db.execute(f"CREATE VIEW {view.name} AS {view.query}")
-    db.execute("USE memory")

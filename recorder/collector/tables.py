@@ -1,0 +1,60 @@
+"""Decoded rows as DuckDB takes them: numpy columns in which -1 is NULL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from recorder import schema
+from recorder.agent import wire
+from recorder.collector.columns import Columns
+
+TEXT = {"VARCHAR"}
+
+
+def insert(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table, columns: Columns) -> None:
+    """Insert columns into a table of an attached database."""
+    db.register("decoded", columns)
+    db.execute(f"INSERT INTO {name} SELECT {values(table, columns)} FROM decoded")
+    db.unregister("decoded")
+
+
+def values(table: schema.Table, have: Columns) -> str:
+    """The SQL expressions that make a table's rows from the decoder's numpy columns (-1 is NULL)."""
+    return ", ".join(_value(column, have) for column in table.columns)
+
+
+def _value(column: schema.Column, have: Columns) -> str:
+    name = column.name
+    if name == "kind" and "prefill" in have:
+        return "CASE WHEN prefill THEN 'prefill' ELSE 'decode' END AS kind"
+    if name == "not_admitted" and "reason" in have:
+        names = ", ".join(f"'{reason}'" for reason in wire.NOT_ADMITTED[1:])
+        return f"[{names}][nullif(reason, 0)] AS not_admitted"
+    value = f"nullif({name}, -1)::{column.type}"
+    if name not in have:
+        value = f"NULL::{column.type}"
+    elif column.type.endswith("[]"):
+        value = f"string_split(nullif({name}, ''), ',')::{column.type}"
+    elif column.type == "TIMESTAMP_NS":
+        value = f"make_timestamp_ns(nullif({name}, -1))"
+    elif column.type in TEXT:
+        value = f"{name}::{column.type}"
+    return f"{value} AS {name}"
+
+
+def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> Columns:
+    """Columns of rows in the schema's order: text as objects, lists as text, all else as int64 with -1 for None."""
+    columns: Columns = {}
+    for i, column in enumerate(table.columns):
+        values = [row[i] for row in rows]
+        if column.type.endswith("[]"):
+            texts = [",".join(map(str, value or ())) for value in values]
+            columns[column.name] = np.array(texts, dtype=object)
+        elif column.type in TEXT:
+            columns[column.name] = np.array(values, dtype=object)
+        else:
+            columns[column.name] = np.array([-1 if v is None else v for v in values], np.int64)
+    return columns
