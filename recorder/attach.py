@@ -10,7 +10,7 @@ from typing import Any
 from recorder import control, delivery
 from recorder.agent import load
 from recorder.errors import FdtraceError, TargetError
-from recorder.inject import check_process, enter, first_in_line, is_python, process_tree, run_in_process
+from recorder.inject import check_process, enter, first_in_line, is_python, process_tree, rest, run_in_process
 from recorder.inject.errors import Ended, NotCPython
 from recorder.session import Session
 
@@ -47,6 +47,7 @@ def _attach(pid: int, session: Session) -> list[Reached]:
     problems: list[tuple[int, FdtraceError]] = []
     modules: set[str] = set()
     for process in reversed(process_tree(pid)):
+        rest()
         try:
             found = _reach(process.pid, session)
         except (Ended, NotCPython) as error:

@@ -31,7 +31,7 @@ def deliver(there: Conversation, session: Session) -> dict[str, Any]:
     if seen["in_use"]:
         wanted = seen["agent"]
     elif seen["agent"] != wanted:
-        data = marshal.dumps(_compiled(engines) if seen["magic"] == load.magic() else _sources(engines), 2)
+        data = marshal.dumps(_compiled(engines) if there.is_our_python else _sources(engines), 2)
     agent = f"load(marshal.loads(data) if data else {{}}, {wanted!r})"
     status: dict[str, Any] = there.ask(f"result = {agent}.inject({session.for_agent()!r})\n", data)
     return dict(status, modules=seen["modules"])

@@ -46,12 +46,6 @@ def file_name(name: str) -> str:
     return "<fdtrace agent: %s>" % name
 
 
-def magic() -> str:
-    """What tells apart the code objects of Python's versions."""
-    found: bytes = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-    return found.hex()
-
-
 def look(known: dict[str, list[str]]) -> dict[str, Any]:
     """What this process has: which engines (`known`: the modules that each is hooked in), and which agent.
 
@@ -63,7 +57,6 @@ def look(known: dict[str, list[str]]) -> dict[str, Any]:
     package: Any = sys.modules.get(NAME)
     current = package.arm.current if package is not None else None
     return {
-        "magic": magic(),
         "engines": [name for name, modules in known.items() if not sys.modules.keys().isdisjoint(modules)],
         "modules": sorted(name for name in sys.modules if name.split(".")[0] in families)[:40],
         "agent": getattr(package, "identity", None),
@@ -75,7 +68,7 @@ def load(codes: dict[str, Any], identity: str = ARMED) -> types.ModuleType:
     """Make the package and return its module `arm`; one of the same identity that is loaded already is used again.
 
     `codes`, in the order of loading: each module's source, or its code object, marshalled by a Python of the same
-    `magic()`; to compile them takes tens of milliseconds in which the process's own threads wait.
+    version; to compile them takes tens of milliseconds in which the process's own threads wait.
     """
     known = sys.modules.get(NAME)
     if known is not None and known.identity == identity:

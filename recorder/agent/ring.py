@@ -41,12 +41,13 @@ def process_start(pid: int) -> int:
 
 
 def create(path: str, protocol: int, now_ns: int, segments: int, segment_size: int) -> mmap.mmap:
-    """Make the ring's file, every page touched, and map it. OSError where there is no room for it."""
+    """Make the ring's file, room for every page reserved, and map it. OSError where there is no room for it."""
     size = PAGE + segments * segment_size
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, size)  # a sparse file on a full tmpfs would be a SIGBUS at some later step
-        ring = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0x8000))
+        # Not MAP_POPULATE: that holds the GIL for milliseconds; page by page it is a microsecond in some steps.
+        ring = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
     except OSError:
         os.unlink(path)
         raise

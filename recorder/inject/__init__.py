@@ -2,7 +2,7 @@
 
 from recorder.inject.conversation import Conversation
 from recorder.inject.injector import InjectionResult, enter, run_in_process
-from recorder.inject.quiet import first_in_line
+from recorder.inject.quiet import first_in_line, rest
 from recorder.inject.target import Target, check_process, check_target, is_python
 from recorder.inject.tree import Process, is_same_process, process_tree
 
@@ -18,5 +18,6 @@ __all__ = [
     "is_python",
     "is_same_process",
     "process_tree",
+    "rest",
     "run_in_process",
 ]

@@ -28,6 +28,7 @@ _UC_FLAGS = 7  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
 _MAGIC_1, _MAGIC_2 = 0x46505853, 0x46505845
 _SOFTWARE_BYTES = 464
 _RED_ZONE = 512
+_PIECE = 1 << 17
 _ORDER = [
     "r8",
     "r9",
@@ -59,16 +60,21 @@ def find_instructions(pid: int, maps: list[Mapping]) -> tuple[int, int]:
             name = os.path.basename(mapping.path)
             if "x" not in mapping.permissions or not (name.startswith(_LIBRARIES) or name == exe):
                 continue
-            code = memory.read(mapping.start, mapping.end - mapping.start)
-            call = call or _address(mapping.start, code.find(_SYSCALL_RET))
-            back = back or _address(mapping.start, code.find(_SIGRETURN))
+            call = call or _find(memory, mapping, _SYSCALL_RET)
+            back = back or _find(memory, mapping, _SIGRETURN)
             if call and back:
                 return call, back
     return 0, 0
 
 
-def _address(start: int, offset: int) -> int:
-    return start + offset if offset >= 0 else 0
+def _find(memory: Memory, mapping: Mapping, code: bytes) -> int:
+    """Where a mapping first has these bytes, 0 where it has not; near its start, mostly: a piece after another."""
+    for start in range(mapping.start, mapping.end, _PIECE):
+        end = min(mapping.end, start + _PIECE + len(code) - 1)
+        at = memory.read(start, end - start).find(code)
+        if at >= 0:
+            return start + at
+    return 0
 
 
 def lay_frame(

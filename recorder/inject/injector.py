@@ -17,7 +17,7 @@ from recorder.inject.borrow import Borrowed
 from recorder.inject.conversation import Conversation
 from recorder.inject.meeting import Meeting
 from recorder.inject.proc import read_small
-from recorder.inject.quiet import in_own_thread, undelayed
+from recorder.inject.quiet import in_own_thread, rest, undelayed
 from recorder.inject.target import Target, check_target, refused
 from recorder.inject.tree import is_same_process
 
@@ -73,6 +73,7 @@ def enter(pid: int, *, timeout: float = 5.0) -> Iterator[tuple[Entry, Conversati
     interpreter may hang, as with any thread that is not Python's: HEAD_LOCK is not held over a fork.
     """
     target = check_target(pid)
+    rest()
     with _pidfd(target) as pidfd:
         entry, peer = _called_back(target, pidfd, timeout)
         with peer, Conversation(pid, peer, timeout=timeout) as conversation:

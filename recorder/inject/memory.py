@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 # os.pread would let go of our GIL, and another thread keep it, while a thread of the target stands still.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -16,9 +16,8 @@ for _function in (_pread, _pwrite):
     _function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
 
 
-@dataclass(frozen=True)
-class Mapping:
-    """One line of /proc/PID/maps. `path` is a file's path, "[vdso]" and the like, or ""."""
+class Mapping(NamedTuple):
+    """One line of /proc/PID/maps. `path` is a file's path, or "[vdso]" and the like."""
 
     start: int
     end: int
@@ -28,15 +27,15 @@ class Mapping:
 
 
 def mappings(pid: int) -> list[Mapping]:
-    """Every mapping by address; PermissionError where reading another process is not allowed."""
-    found = []
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.rstrip("\n").split(None, 5)
-            start, _, end = fields[0].partition("-")
-            path = fields[5] if len(fields) > 5 else ""
-            found.append(Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), path))
-    return found
+    """Every mapping that has a path, by address; PermissionError where reading another process is not allowed."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.split(None, 5) for line in file.read().split("\n")]
+    return [_mapping(*fields) for fields in lines if len(fields) > 5]
+
+
+def _mapping(addresses: str, permissions: str, offset: str, _device: str, _inode: str, path: str) -> Mapping:
+    start, _, end = addresses.partition("-")
+    return Mapping(int(start, 16), int(end, 16), permissions, int(offset, 16), path)
 
 
 class Memory:
