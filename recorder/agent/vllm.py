@@ -3,6 +3,9 @@
 A step is one `schedule()` that handed out tokens, its forward, and the `update_from_output()` that gets the same
 `SchedulerOutput`. With asynchronous scheduling the next `schedule()` comes before that, so the two are paired by the
 object, which carries its call's number; what a call changed of the batch is kept until its own forward is told.
+What is to be told of a call waits until its forward is on its way, where vLLM has something to do just then
+(`get_grammar_bitmask`, whether or not there is a grammar): that is time in which the engine only waits. Nothing that is
+read changes meanwhile, and whatever is told next tells it first.
 The workers run what the `SchedulerOutput` says, so the forward is told from here; they add time, padding and memory.
 """
 
@@ -19,7 +22,7 @@ from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
 from .hooks import Hook
-from .vllm_batch import Batch, Call
+from .vllm_batch import Batch, Call, Made
 from .writer import Row
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class VllmAdapter:
         self.hooks = (
             Hook(MODULE, CLASS, "add_request", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
+            Hook(MODULE, CLASS, "get_grammar_bitmask", self.before_bitmask),
             Hook(MODULE, CLASS, "update_from_output", self.before_update),
             Hook(MODULE, CLASS, "_free_request", self.before_free_request),
             Hook(MODULE, CLASS, "shutdown", self.before_shutdown),
@@ -60,6 +64,7 @@ class VllmAdapter:
         self.active = self.begun = False
         self.token = (os.getpid() << 40 ^ time.time_ns()) & (1 << 62) - 1
         self.call, self.number, self.began_at = -1, 0, 0
+        self.made: Made | None = None
         self.calls: dict[int, Call] = {}
         self.current: Call | None = None
         self.batch = Batch()
@@ -105,6 +110,7 @@ class VllmAdapter:
 
     def before_add_request(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         request = args[0] if args else kwargs["request"]
+        self._tell_call()
         if request.request_id not in self.writer.numbers:
             self._arrived(scheduler, request, time.time_ns())
 
@@ -121,6 +127,7 @@ class VllmAdapter:
         request_id = request.request_id
         if scheduler is not self.scheduler or request_id not in self.writer.numbers:
             return
+        self._tell_call()
         reason = config.finish_reason(request)
         if reason == "abort":
             self.writer.event("aborted", request_id)
@@ -137,6 +144,7 @@ class VllmAdapter:
         """A preemption frees the blocks before it forgets what they held."""
         request = args[0] if args else kwargs["request"]
         request_id = request.request_id
+        self._tell_call()
         self.freed[request_id] = self.batch.held.get(request_id, 0), request.num_computed_tokens
 
     # A call of schedule().
@@ -146,6 +154,7 @@ class VllmAdapter:
             self._begin_with(scheduler)
         elif scheduler is not self.scheduler:
             return None
+        self._tell_call()
         for request_id in self.ended:
             self.batch.forget(request_id)
         self.ended.clear()
@@ -166,21 +175,34 @@ class VllmAdapter:
             return
         ts, began, decodes = token
         duration = (time.perf_counter_ns() - began) // 1000
+        self.made = Made(output, ts, duration, decodes, time.time_ns())
+        if output.num_scheduled_tokens:  # its workers are sent it next
+            setattr(output, STAMP, (self.token, self.call + 1))
+
+    def before_bitmask(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        if scheduler is self.scheduler:
+            self._tell_call()
+
+    def _tell_call(self) -> None:
+        """Write the call that was made last, unless that is done."""
+        made, self.made = self.made, None
+        if made is None:
+            return
+        scheduler, output = self.scheduler, made.output
         scheduled = output.num_scheduled_tokens
         preempted = self._preempted(scheduler, output)
         self._blocked(scheduler)
         if not scheduled and not preempted:
             return
         self.call += 1
-        reason, found = figures.of_call(scheduler, output, decodes, preempted)
+        reason, found = figures.of_call(scheduler, output, made.decodes, preempted)
         flags = 0 if scheduled else wire.EMPTY
-        frame = (self.call, ts, duration, reason, found, -1, flags)
+        frame = (self.call, made.ts, made.duration_us, reason, found, -1, flags)
         if self.begun:
             self.writer.schedule(*frame)
         if not scheduled:
             return
-        call = self.calls[self.call] = Call(output, time.time_ns(), () if self.begun else frame)
-        setattr(output, STAMP, (self.token, self.call))
+        call = self.calls[self.call] = Call(output, made.ended, () if self.begun else frame)
         self.batch.apply(scheduler, output, call)
 
     def _preempted(self, scheduler: Any, output: Any) -> int:
@@ -214,6 +236,7 @@ class VllmAdapter:
     # Its forward has run.
 
     def before_update(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        self._tell_call()
         output = args[0] if args else kwargs["scheduler_output"]
         stamp = getattr(output, STAMP, None)
         if stamp is None or stamp[0] != self.token or stamp[1] not in self.calls:
@@ -256,6 +279,7 @@ class VllmAdapter:
 
     def give_up(self) -> None:
         """Forwards whose output will never come failed, or were cut off: they are steps that emitted nothing."""
+        self._tell_call()
         for number in list(self.calls):
             self._tell(number, {})
 

@@ -6,14 +6,26 @@ the next call is made before that.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
 from .writer import Row
 
-FEWEST_ROWS = 64
+FEWEST_ROWS = 16
+
+
+class Made(NamedTuple):
+    """One `schedule()` that is not told yet: what it gave, when it began and ended (UTC ns), how long it took, and how
+    many requests decoded before it.
+    """
+
+    output: Any
+    ts: int
+    duration_us: int
+    decodes: int
+    ended: int
 
 
 class Call:

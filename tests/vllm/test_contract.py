@@ -21,6 +21,8 @@ WAYS = [
     (),
     ("--blocks", "60"),
     ("--blocks", "60", "--asynchronous"),
+    ("--blocks", "60", "--bitmask"),
+    ("--blocks", "60", "--asynchronous", "--bitmask"),
     ("--inline", "--asynchronous", "--drafts", "0"),
     ("--asynchronous", "--budget", "24", "--seqs", "4"),
 ]
@@ -77,8 +79,9 @@ def test_every_step_says_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
         assert [row["reason"] for row in skipped] == ["remote_kvs"]
 
 
-def test_aborted_requests_are_told_as_such(stand: Stand) -> None:
-    assert stand.record("--aborts", "--asynchronous").returncode == 0
+@pytest.mark.parametrize("more", [(), ("--bitmask",)], ids=("", "bitmask"))
+def test_aborted_requests_are_told_as_such(stand: Stand, more: tuple[str, ...]) -> None:
+    assert stand.record("--aborts", "--asynchronous", *more).returncode == 0
     with open_trace(stand.trace) as trace:
         aborted = count(trace, "SELECT count(*) FROM event WHERE kind = 'aborted'")
         assert aborted > 0

@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     for name, value in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--sleep", type=float, default=0.0)
-    for name in ("inline", "asynchronous", "aborts", "prefixes", "idle"):
+    for name in ("inline", "asynchronous", "aborts", "prefixes", "idle", "bitmask"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser.parse_args()
 
@@ -123,6 +123,8 @@ class Engine:
         if output.num_scheduled_tokens:
             self.in_flight.append(output)
             self.workers.execute(output)
+            if self.options.bitmask:  # as vLLM does while its workers run
+                self.scheduler.get_grammar_bitmask(output)
         if self.in_flight and (
             len(self.in_flight) > self.options.asynchronous or not output.num_scheduled_tokens
         ):

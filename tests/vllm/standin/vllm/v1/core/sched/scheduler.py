@@ -104,6 +104,9 @@ class Scheduler:
         self.waiting.appendleft(request)
         self.preempting = True
 
+    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> None:
+        return None
+
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> None:
