@@ -121,11 +121,12 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--warm", type=float, default=20.0, help="seconds of load before all of it")
+    parser.add_argument("--apart", action="store_true", help="the engine on a processor of its own")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         options = ("--num-gpu-blocks-override", "40", *SPECULATION)
-        with Server(make_model(directory / "model"), *options) as server:
+        with Server(make_model(directory / "model"), *options, apart=args.apart) as server:
             server.wait()
             server.steady()
             Background(server.port, seconds=args.warm, concurrency=args.concurrency).join()

@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 NGRAM = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
 SPECULATION = ("--speculative-config", NGRAM)
+ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
+"""Scheduler and model in EngineCore, as with a single GPU; on a CPU vLLM makes a worker of its own, and both spin."""
+
 PATIENCE = 180.0
 """Seconds in which a server with one worker answers, on a machine that has other work too."""
 
@@ -88,7 +91,8 @@ def make_model(directory: Path) -> Path:
 
 class Server:
     """`vllm serve` and its tree; a context manager. `command` comes before vLLM's own, as `fdtrace record`; `ranks`:
-    workers over all its engines; `more`: variables of its environment.
+    workers over all its engines; `more`: variables of its environment. `apart`: the engine is one process, on a
+    processor of its own; all else, this process too, is on the others: a machine that has processors to spare.
     """
 
     def __init__(
@@ -99,7 +103,14 @@ class Server:
         log: Path | None = None,
         ranks: int = 1,
         more: Mapping[str, str] | None = None,
+        apart: bool = False,
     ) -> None:
+        self.others: set[int] = set()
+        if apart:
+            *others, own_core = sorted(os.sched_getaffinity(0))
+            self.others, options = set(others), (*options, *ONE_PROCESS)
+            command = ("taskset", "-c", str(own_core), *command)
+            os.sched_setaffinity(0, self.others)
         self.port, self.patience = free_port(), PATIENCE * ranks
         self.log = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
         own = (
@@ -151,6 +162,8 @@ class Server:
         for thread in psutil.Process(self.pid).threads():
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread.id, -10)
+            if self.others:
+                os.sched_setaffinity(thread.id, self.others)
 
     def stop(self) -> None:
         """End it and everything that it started."""
