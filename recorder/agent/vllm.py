@@ -191,11 +191,12 @@ class VllmAdapter:
         scheduler, output = self.scheduler, made.output
         scheduled = output.num_scheduled_tokens
         preempted = self._preempted(scheduler, output)
-        self._blocked(scheduler)
+        waiting = figures.queues(scheduler)
+        self._blocked(figures.head_of(waiting))
         if not scheduled and not preempted:
             return
         self.call += 1
-        reason, found = figures.of_call(scheduler, output, made.decodes, preempted)
+        reason, found = figures.of_call(scheduler, output, waiting, made.decodes, preempted)
         flags = 0 if scheduled else wire.EMPTY
         frame = (self.call, made.ts, made.duration_us, reason, found, -1, flags)
         if self.begun:
@@ -222,9 +223,8 @@ class VllmAdapter:
         self.freed.clear()
         return count
 
-    def _blocked(self, scheduler: Any) -> None:
+    def _blocked(self, head: Any) -> None:
         """Say once of each request at the head of the queue that it waits for something outside."""
-        head = figures.head_of(scheduler)
         status = head.status.name if head is not None else ""
         if status.startswith("WAITING_FOR"):
             if head.request_id != self.blocked:

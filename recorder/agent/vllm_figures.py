@@ -9,17 +9,15 @@ QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
 
 
 def queues(scheduler: Any) -> list[Any]:
-    """The waiting queues of this version."""
-    found = [getattr(scheduler, name, None) for name in QUEUES]
-    return [queue for queue in found if queue is not None]
+    """The queues of this version in which a request waits."""
+    return [queue for name in QUEUES if (queue := getattr(scheduler, name, None))]
 
 
-def head_of(scheduler: Any) -> Any:
-    """The request that is served next; None where none waits."""
-    for queue in queues(scheduler):
-        if queue:
-            return queue.peek_request() if hasattr(queue, "peek_request") else queue[0]
-    return None
+def head_of(waiting: list[Any]) -> Any:
+    """The request that is served next, of `queues`; None where none waits."""
+    if not waiting:
+        return None
+    return waiting[0].peek_request() if hasattr(waiting[0], "peek_request") else waiting[0][0]
 
 
 def budget_of(scheduler: Any) -> int:
@@ -29,17 +27,17 @@ def budget_of(scheduler: Any) -> int:
     return int(scheduler.max_num_scheduled_tokens)
 
 
-def of_call(scheduler: Any, output: Any, decodes: int, preempted: int) -> tuple[str, Any]:
-    """Why the head of the queue was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
+def of_call(scheduler: Any, output: Any, queues: list[Any], decodes: int, preempted: int) -> tuple[str, Any]:
+    """Why the head of the `queues` was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
     counted = output.total_num_scheduled_tokens
     budget = budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
     free = pool.get_num_free_blocks()
-    waiting = sum(len(queue) for queue in queues(scheduler))
-    reason, missing = "", -1
-    if waiting:
-        reason = why_waiting(scheduler, budget - counted, preempted)
-        missing = missing_blocks(scheduler, budget - counted, free) if reason == "blocks" else -1
+    reason, missing, waiting = "", -1, 0
+    if queues:
+        head, waiting = head_of(queues), sum(map(len, queues))
+        reason = why_waiting(scheduler, head, budget - counted, preempted)
+        missing = missing_blocks(scheduler, head, budget - counted, free) if reason == "blocks" else -1
     running = len(scheduler.running)
     return reason, (
         budget,
@@ -54,9 +52,8 @@ def of_call(scheduler: Any, output: Any, decodes: int, preempted: int) -> tuple[
     )
 
 
-def why_waiting(scheduler: Any, left: int, preempted: int) -> str:
+def why_waiting(scheduler: Any, head: Any, left: int, preempted: int) -> str:
     """The rule of `schedule()` that ended its loop over the waiting requests, in the order in which it asks."""
-    head = head_of(scheduler)
     paused = getattr(getattr(scheduler, "_pause_state", None), "name", "UNPAUSED") != "UNPAUSED"
     whole = not _chunked(scheduler) and head.num_tokens - head.num_computed_tokens > left
     rules = (
@@ -95,11 +92,10 @@ def _no_room_for_adapter(scheduler: Any, head: Any) -> bool:
     return len(used) >= lora.max_loras and wanted.lora_int_id not in used
 
 
-def missing_blocks(scheduler: Any, left: int, free: int) -> int:
+def missing_blocks(scheduler: Any, head: Any, left: int, free: int) -> int:
     """KV blocks that the head lacked; -1 where that depends on what a prefix cache would have found."""
     if scheduler.cache_config.enable_prefix_caching or len(_managers(scheduler)) != 1:
         return -1
-    head = head_of(scheduler)
     tokens = head.num_tokens
     if not getattr(scheduler, "scheduler_reserve_full_isl", False):
         tokens = min(tokens, left)
