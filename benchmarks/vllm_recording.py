@@ -138,12 +138,13 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=30.0, help="seconds of load before them")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--output", type=int, default=96, help="tokens that every request makes")
+    parser.add_argument("--layers", type=int, default=2, help="of the model: 2 take some 5 ms a step")
     parser.add_argument("--null", action="store_true", help="record nothing")
     parser.add_argument("--apart", action="store_true", help="the engine on a processor of its own")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with Server(make_model(directory / "model"), *SPECULATION, apart=args.apart) as server:
+        with Server(make_model(directory / "model", args.layers), *SPECULATION, apart=args.apart) as server:
             server.wait()
             run(server, directory, args)
 

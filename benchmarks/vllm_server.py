@@ -82,10 +82,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_model(directory: Path) -> Path:
+def make_model(directory: Path, layers: int = 2) -> Path:
     """The tiny model, made where it is not there yet."""
     script = ROOT / "tests" / "vllm" / "tiny_model.py"
-    subprocess.run([PYTHON, script, directory], check=True, env=environment(), capture_output=True)
+    subprocess.run(
+        [PYTHON, script, directory, str(layers)], check=True, env=environment(), capture_output=True
+    )
     return directory
 
 

@@ -1,4 +1,4 @@
-"""A tiny random Llama, made on the spot: `python tiny_model.py DIRECTORY`, in an environment that has vLLM."""
+"""A tiny random Llama, made on the spot: `python tiny_model.py DIRECTORY [LAYERS]`, in an environment that has vLLM."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def save_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(about))
 
 
-def save_model(directory: Path) -> None:
-    """Two layers, 64 wide, random weights of a fixed seed: what it says repeats itself, so n-grams are found."""
+def save_model(directory: Path, layers: int) -> None:
+    """64 wide, random weights of a fixed seed: what it says repeats itself, so n-grams are found."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2,
         tie_word_embeddings=False, torch_dtype="float32",
     )  # fmt: skip
@@ -44,7 +44,7 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "model.safetensors").exists():
         save_tokenizer(directory)
-        save_model(directory)
+        save_model(directory, layers=int(sys.argv[2]) if len(sys.argv) > 2 else 2)
 
 
 if __name__ == "__main__":
