@@ -1,0 +1,100 @@
+"""The database of views that is published while a recording goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from recorder import schema
+from recorder.collector.columns import Columns
+from recorder.collector.store import Store
+from recorder.collector.tables import columns_of
+
+
+def rows(table: schema.Table, count: int, **known: Any) -> Columns:
+    """So many rows that are alike but for their first number."""
+    number = "request" if table is schema.REQUEST else "step"
+    made = [
+        tuple(i if column.name == number else known.get(column.name) for column in table.columns)
+        for i in range(count)
+    ]
+    return columns_of(table, made)
+
+
+def small(live: int, state: str = "recording") -> dict[str, Columns]:
+    return {
+        "trace": rows(schema.TRACE, 1, state=state),
+        "engine": rows(schema.ENGINE, 1, engine_id=0),
+        "_live_request": rows(schema.REQUEST, live, engine_id=0),
+    }
+
+
+def counted(path: Path) -> tuple[Any, ...]:
+    with duckdb.connect(str(path), read_only=True) as db:
+        (found,) = db.execute(
+            "SELECT (SELECT count(*) FROM step), (SELECT count(*) FROM request), "
+            "(SELECT state FROM trace), (SELECT count(*) FROM engine)"
+        ).fetchall()
+        for view in schema.VIEWS:
+            db.execute(f"FROM {view.name}")
+        return found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "t.duckdb")
+
+
+def test_each_publication_holds_what_has_come_and_gone_since(store: Store) -> None:
+    store.publish(small(live=3), {})
+    assert counted(store.path) == (0, 3, "recording", 1)
+    store.add(schema.STEP, rows(schema.STEP, 5, engine_id=0))
+    store.publish(small(live=3), {})
+    assert counted(store.path) == (5, 3, "recording", 1)
+    store.add(schema.STEP, rows(schema.STEP, 2, engine_id=0))
+    store.add(schema.REQUEST, rows(schema.REQUEST, 2, engine_id=0))
+    store.publish(small(live=1, state="complete"), {})
+    assert counted(store.path) == (7, 3, "complete", 1)
+
+
+def test_what_is_published_needs_no_file_but_the_parts(store: Store) -> None:
+    store.add(schema.STEP, rows(schema.STEP, 5, engine_id=0))
+    store.publish(small(live=2), {})
+    store.close()
+    for file in store.directory.iterdir():
+        if file.suffix != ".parquet":
+            file.unlink()
+    assert counted(store.path) == (5, 2, "recording", 1)
+
+
+def test_an_earlier_publication_stays_as_it_was_for_who_has_it_open(store: Store) -> None:
+    store.publish(small(live=3), {})
+    with duckdb.connect(str(store.path), read_only=True) as reader:
+        store.publish(small(live=8), {})
+        assert reader.execute("SELECT count(*) FROM request").fetchall() == [(3,)]
+    assert counted(store.path)[1] == 8
+
+
+def test_a_recording_goes_on_after_its_collector_was_killed_in_the_middle_of_a_publication(
+    store: Store,
+) -> None:
+    store.add(schema.STEP, rows(schema.STEP, 5, engine_id=0))
+    store.publish(small(live=2), {})
+    store.close()
+    (store.directory / "views.duckdb").write_bytes(b"half of it")
+    (store.directory / "next.duckdb").write_bytes(b"half of it")
+    again = Store(store.path, store.parts, store.serial)
+    again.add(schema.STEP, rows(schema.STEP, 1, engine_id=0))
+    again.publish(small(live=4), {})
+    assert counted(store.path) == (6, 4, "recording", 1)
+
+
+def test_it_does_not_grow_with_the_number_of_publications(store: Store) -> None:
+    sizes = []
+    for number in range(60):
+        store.publish(small(live=10 + number % 7), {"number": number})
+        sizes.append(store.path.stat().st_size)
+    assert max(sizes[30:]) <= max(sizes[:30])
