@@ -2,8 +2,9 @@
 
     python benchmarks/vllm_adapter.py
 
-It steps the tests' small engine of vLLM's surface, with four drafts a request, and times the hooks of `schedule()` and
-`update_from_output()` alone, caches warm. `vllm_hook.py` measures the same within a real vLLM.
+It steps the tests' small engine of vLLM's surface, with four drafts a request, and times the hooks of `schedule()`, of
+`get_grammar_bitmask()` (while the workers run) and of `update_from_output()` alone, caches warm. `vllm_hook.py`
+measures the same within a real vLLM.
 """
 
 from __future__ import annotations
@@ -48,11 +49,10 @@ def sampled(output: Any, step: int) -> Any:
     return ModelRunnerOutput(list(output.num_scheduled_tokens), made)
 
 
-def measure(adapter: Any, scheduler: Any) -> tuple[float, float]:
-    """Medians of both hooks, microseconds."""
+def measure(adapter: Any, scheduler: Any) -> list[float]:
+    """Medians of the three hooks, microseconds."""
     schedule, update = Scheduler.schedule.__wrapped__, Scheduler.update_from_output.__wrapped__  # type: ignore[attr-defined]
-    around: list[float] = []
-    before: list[float] = []
+    times: list[tuple[float, float, float]] = []
     for step in range(STEPS):
         begun = time.perf_counter()
         token = adapter.before_schedule(scheduler, (), {})
@@ -60,13 +60,16 @@ def measure(adapter: Any, scheduler: Any) -> tuple[float, float]:
         output = schedule(scheduler)
         begun = time.perf_counter()
         adapter.after_schedule(scheduler, (), {}, token, output)
-        around.append(took + time.perf_counter() - begun)
+        took += time.perf_counter() - begun
+        begun = time.perf_counter()
+        adapter.before_bitmask(scheduler, (output,), {})
+        meanwhile = time.perf_counter() - begun
         ran = sampled(output, step)
         begun = time.perf_counter()
         adapter.before_update(scheduler, (output, ran), {})
-        before.append(time.perf_counter() - begun)
+        times.append((took, meanwhile, time.perf_counter() - begun))
         update(scheduler, output, ran)
-    return 1e6 * statistics.median(around[WARM:]), 1e6 * statistics.median(before[WARM:])
+    return [1e6 * statistics.median(each) for each in zip(*times[WARM:], strict=True)]
 
 
 def main() -> None:
@@ -83,11 +86,12 @@ def main() -> None:
         for count in (32, 128, 256):
             agent.start(session)
             (adapter,) = (one for one in agent.adapters if type(one).__name__ == "VllmAdapter")
-            schedule, update = measure(adapter, scheduler_of(count))
+            schedule, meanwhile, update = measure(adapter, scheduler_of(count))
             if agent.problem:
                 raise SystemExit(f"the agent switched itself off: {agent.problem}")
             print(
-                f"{count} requests: schedule +{schedule:.0f} us, update_from_output +{update:.0f} us",
+                f"{count} requests: schedule +{schedule:.0f} us, update_from_output +{update:.0f} us, "
+                f"and {meanwhile:.0f} us while the workers run",
                 flush=True,
             )
             agent.stop("end")

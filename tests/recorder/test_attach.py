@@ -210,6 +210,7 @@ def test_the_engine_killed_under_an_attach_leaves_all_its_steps(engine: Any, tmp
 
 def test_an_idle_engine_is_attached_and_detached(engine: Any, tmp_path: Path) -> None:
     idle, trace = tmp_path / "idle", tmp_path / "t.duckdb"
+    wait_for(lambda: num_logged(tmp_path / "log") > 0)  # armed, it takes orders from its first call on
     idle.touch()
     wait_for((tmp_path / "idle.seen").exists)
     session = Session.create(trace)
