@@ -187,10 +187,11 @@ def counters(port: int) -> dict[str, int]:
 
 def settled(port: int) -> dict[str, int]:
     """The counters when they no longer change: the API server's lag behind an idle engine has passed."""
-    counted = counters(port)
-    while (again := (time.sleep(0.5), counters(port))[1]) != counted:
-        counted = again
-    return again
+    before, now = {}, counters(port)
+    while now != before:
+        time.sleep(0.5)
+        before, now = now, counters(port)
+    return now
 
 
 def largest_gap(answers: list[Answer], begun: float, ended: float) -> float:

@@ -27,15 +27,15 @@ def budget_of(scheduler: Any) -> int:
     return int(scheduler.max_num_scheduled_tokens)
 
 
-def of_call(scheduler: Any, output: Any, queues: list[Any], decodes: int, preempted: int) -> tuple[str, Any]:
-    """Why the head of the `queues` was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
+def of_call(scheduler: Any, output: Any, queued: list[Any], decodes: int, preempted: int) -> tuple[str, Any]:
+    """Why the head of the `queues` (`queued`) was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
     counted = output.total_num_scheduled_tokens
     budget = budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
     free = pool.get_num_free_blocks()
     reason, missing, waiting = "", -1, 0
-    if queues:
-        head, waiting = head_of(queues), sum(map(len, queues))
+    if queued:
+        head, waiting = head_of(queued), sum(map(len, queued))
         reason = why_waiting(scheduler, head, budget - counted, preempted)
         missing = missing_blocks(scheduler, head, budget - counted, free) if reason == "blocks" else -1
     running = len(scheduler.running)

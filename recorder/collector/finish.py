@@ -11,7 +11,7 @@ import duckdb
 from recorder import schema
 from recorder.collector.columns import Columns
 from recorder.collector.store import PARTED, Store
-from recorder.collector.tables import insert
+from recorder.collector.tables import create, insert
 from recorder.collector.views import SMALL, create_views
 from recorder.sql import quoted
 
@@ -47,8 +47,7 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
 
 
 def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
-    columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-    db.execute(f"CREATE TABLE final.{table.name} ({columns})")
+    create(db, f"final.{table.name}", table)
     db.execute(f"COMMENT ON TABLE final.{table.name} IS '{quoted(table.comment)}'")
     for column in table.columns:
         db.execute(f"COMMENT ON COLUMN final.{table.name}.{column.name} IS '{quoted(column.comment)}'")

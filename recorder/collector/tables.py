@@ -14,6 +14,12 @@ from recorder.collector.columns import Columns
 TEXT = {"VARCHAR"}
 
 
+def create(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table) -> None:
+    """Create an empty table in an attached database."""
+    columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
+    db.execute(f"CREATE TABLE {name} ({columns})")
+
+
 def insert(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table, columns: Columns) -> None:
     """Insert columns into a table of an attached database."""
     db.register("decoded", columns)

@@ -17,7 +17,7 @@ import numpy as np
 
 from recorder import schema
 from recorder.collector.columns import Columns
-from recorder.collector.tables import insert
+from recorder.collector.tables import create, insert
 from recorder.sql import quoted
 
 SMALL = {"trace": schema.TRACE, "engine": schema.ENGINE, "_live_request": schema.REQUEST}
@@ -33,8 +33,7 @@ class Views:
             old.unlink(missing_ok=True)
         db.execute(f"ATTACH '{quoted(path)}' AS views (STORAGE_VERSION '{schema.STORAGE_VERSION}')")
         for name, table in SMALL.items():
-            columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-            db.execute(f"CREATE TABLE views.{name} ({columns})")
+            create(db, f"views.{name}", table)
         db.execute("CREATE TABLE views._collector (state VARCHAR)")
         self._held: dict[str, Columns] = {}
         self._sources: dict[str, str] = {}
