@@ -37,7 +37,7 @@ bench-vllm: $(READY) $(VLLM_READY)  ## those that need a real vLLM
 	    VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python benchmarks/vllm_$$name.py; done
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
-	$(BIN)/python -m recorder.document > docs/trace.md
+	$(BIN)/python -m fdtrace.recorder.document > docs/trace.md
 
 SCREENS := docs/screens
 FORMULAS := -f pr7438 -f pr7499

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recorder.inject import InjectionResult, run_in_process  # noqa: E402
+from fdtrace.recorder.inject import InjectionResult, run_in_process  # noqa: E402
 
 PROGRAM = ROOT / "tests" / "inject" / "program.py"
 TARGETS = {"idle": ["blocked", "sleep"], "tortured": ["tortured"]}

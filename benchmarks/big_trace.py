@@ -19,14 +19,14 @@ from pathlib import Path
 
 import duckdb
 
-from recorder import __version__, schema
-from recorder.collector.views import create_views
+from fdtrace.recorder import __version__, schema
+from fdtrace.recorder.collector.views import create_views
 
 MEASURED = """
 import json, sys, time
 begun = time.perf_counter()
 from pathlib import Path
-from recorder.trace import open_trace
+from fdtrace.recorder.trace import open_trace
 imported = time.perf_counter()
 with open_trace(Path(sys.argv[1])) as trace:
     opened = time.perf_counter()

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import duckdb
 
-from recorder.agent import ring, wire
-from recorder.agent.writer import Row, Writer
-from recorder.collector.process import Collector
-from recorder.session import Session
+from fdtrace.recorder.agent import ring, wire
+from fdtrace.recorder.agent.writer import Row, Writer
+from fdtrace.recorder.collector.process import Collector
+from fdtrace.recorder.session import Session
 
 SEGMENT = 1 << 20
 

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), os.environ.get("LAB_DIR", ".")]
 
 import fastdeploy_lab as lab  # noqa: E402
 
-from recorder.agent import load, ring, wire  # noqa: E402
+from fdtrace.recorder.agent import load, ring, wire  # noqa: E402
 
 COUNTS = (32, 128, 256)
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-import recorder.delivery
+from fdtrace.recorder import delivery
+from fdtrace.recorder.agent import load, ring, wire
 from fdtrace.sandbox import runner as runner_module
 from fdtrace.sandbox import scheduler as scheduler_module
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.request import Request, Scheduled
-from recorder.agent import load, ring, wire
 
 COUNTS = (1, 32, 128, 256)
 SWEEP = np.zeros(48 << 20, np.uint8)
@@ -102,7 +102,7 @@ def hooked(directory: Path) -> tuple[Any, dict[tuple[type, str], Any]]:
     """The agent, recording into a ring of its own, and the wrapped methods."""
     for (owner, name), method in canned_methods().items():
         setattr(owner, name, method)
-    arm: ModuleType = load.load(load.read_sources(str(recorder.delivery.AGENT)))
+    arm: ModuleType = load.load(load.read_sources(str(delivery.AGENT)))
     session = {
         "id": "bench", "dir": str(directory), "output": "", "protocol": wire.PROTOCOL,
         "segments": ring.DEFAULT_SEGMENTS, "segment_size": ring.DEFAULT_SEGMENT_SIZE,

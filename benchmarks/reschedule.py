@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fdtrace.replayer.config import SchedulerConfig, parse_policy
+from fdtrace.replayer.formulas import parse_formula
+from fdtrace.replayer.reschedule import Replay
+from fdtrace.replayer.workload import Workload, WorkRequest
 from fdtrace.schedulers import given_schedulers
-from replayer.config import SchedulerConfig, parse_policy
-from replayer.formulas import parse_formula
-from replayer.reschedule import Replay
-from replayer.workload import Workload, WorkRequest
 
 DRAFTS, ACCEPTED = 4, 0.6
 STEPS_A_REQUEST = 123

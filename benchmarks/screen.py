@@ -35,16 +35,16 @@ from typing import Any
 import numpy as np
 import psutil
 
-from recorder.recording import EngineInfo, Recording
-from replayer.as_recorded import recorded_history
-from replayer.history import StepRow
-from tui.app import run_replay
-from tui.chart import tokens_chart
-from tui.jobs import Replay
-from tui.layout import Scale
-from tui.series import Series, Window
-from tui.style import BLOCKS, DARK, Look
-from tui.track import draw
+from fdtrace.recorder.recording import EngineInfo, Recording
+from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history import StepRow
+from fdtrace.tui.app import run_replay
+from fdtrace.tui.chart import tokens_chart
+from fdtrace.tui.jobs import Replay
+from fdtrace.tui.layout import Scale
+from fdtrace.tui.series import Series, Window
+from fdtrace.tui.style import BLOCKS, DARK, Look
+from fdtrace.tui.track import draw
 
 QUIET = 0.08
 FIRST = b"1 recorded"

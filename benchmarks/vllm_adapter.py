@@ -24,7 +24,7 @@ from vllm.v1.core.sched.output import ModelRunnerOutput  # noqa: E402
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from recorder.agent import load, ring, wire  # noqa: E402
+from fdtrace.recorder.agent import load, ring, wire  # noqa: E402
 
 STEPS, WARM = 600, 50
 OPTIONS = ["--log", "/dev/null", "--drafts", "4", "--budget", "16384", "--seqs", "512", "--blocks", "200000"]

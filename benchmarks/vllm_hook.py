@@ -22,7 +22,7 @@ os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from recorder.agent import load, ring, wire  # noqa: E402
+from fdtrace.recorder.agent import load, ring, wire  # noqa: E402
 
 COUNTS = (32, 128, 256)
 METHODS = ("schedule", "update_from_output", "get_grammar_bitmask")

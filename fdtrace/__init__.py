@@ -1,5 +1,5 @@
 """The `fdtrace` command, and the sandbox engine that it can start."""
 
-from recorder import __version__
+from fdtrace.recorder import __version__
 
 __all__ = ["__version__"]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from fdtrace import __version__
-from recorder.errors import FdtraceError
+from fdtrace.recorder.errors import FdtraceError
 
 COMMANDS = {
     "demo": "the sandbox engine, recorded live, then replayed: the whole tool in a minute",

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recorder.errors import UsageError
+from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from replayer.formulas import Formula
+    from fdtrace.replayer.formulas import Formula
 
 CLASS = re.compile(r"(?P<file>.+\.py):(?P<cls>[A-Za-z_]\w*)\Z")
 
@@ -21,7 +21,7 @@ DEFAULT = ("original", "pr7438", "pr7499")
 
 def formula(text: str) -> Formula:
     """The formula that `-f` names; UsageError where it is none."""
-    from replayer.formulas import formula_from_class, parse_formula
+    from fdtrace.replayer.formulas import formula_from_class, parse_formula
 
     match = CLASS.match(text.strip())
     if match is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recorder.errors import TraceError
+from fdtrace.recorder.errors import TraceError
 
 
 def first_steps(path: Path) -> str | None:
     """A reason to go on to the screen once the trace holds a step; None until then."""
-    from recorder.trace import open_trace
+    from fdtrace.recorder.trace import open_trace
 
     if not path.exists():
         return None
@@ -25,9 +25,9 @@ def first_steps(path: Path) -> str | None:
 def show(path: Path, formulas_given: list[str] | None) -> None:
     """Show the recording until the screen is left."""
     from fdtrace.reading import TraceReader
+    from fdtrace.replayer.config import is_modelled
     from fdtrace.replays import Replays, add_replay_arguments, sources_of
-    from replayer.config import is_modelled
-    from tui.app import run_replay
+    from fdtrace.tui.app import run_replay
 
     parser = argparse.ArgumentParser()
     add_replay_arguments(parser)

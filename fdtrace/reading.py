@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recorder.errors import TraceError, UsageError
+from fdtrace.recorder.errors import TraceError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from recorder.loading import TraceRecording
-    from recorder.recording import Recording
-    from recorder.trace import Trace
-    from replayer.history import StepRow
-    from tui.sources import Answer, StepEvent, Tail
+    from fdtrace.recorder.loading import TraceRecording
+    from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.trace import Trace
+    from fdtrace.replayer.history import StepRow
+    from fdtrace.tui.sources import Answer, StepEvent, Tail
 
 ROW = """
 q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
@@ -65,7 +65,7 @@ class TraceReader:
         self.engine_id = recording.engine.engine_id
 
     def _open(self) -> Trace:
-        from recorder.trace import open_trace
+        from fdtrace.recorder.trace import open_trace
 
         if self._trace is not None and not self._changed():
             return self._trace
@@ -106,19 +106,19 @@ class TraceReader:
 
     def rows(self, step: int) -> list[StepRow]:
         """The requests of a step, prefills first."""
-        from replayer.history import StepRow
+        from fdtrace.replayer.history import StepRow
 
         return [StepRow(*row) for row in self._rows(ROWS, step)]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""
-        from replayer.history import StepRow
+        from fdtrace.replayer.history import StepRow
 
         return [(row[0], StepRow(*row[1:])) for row in self._rows(REQUEST_STEPS, request_id)]
 
     def events(self, step: int) -> list[StepEvent]:
         """The events of a step."""
-        from tui.sources import StepEvent
+        from fdtrace.tui.sources import StepEvent
 
         return [StepEvent(*row) for row in self._rows(EVENTS, step)]
 
@@ -131,8 +131,8 @@ class TraceReader:
 
     def sql(self, text: str) -> Answer:
         """A query's rows. UsageError where DuckDB cannot run it."""
-        from recorder.trace import running
-        from tui.sources import Answer
+        from fdtrace.recorder.trace import running
+        from fdtrace.tui.sources import Answer
 
         if not text.strip():
             raise UsageError("there is no query", hint="such as FROM exceeded")
@@ -146,7 +146,7 @@ class TraceReader:
         """The steps recorded after a step, and whether the recording goes on."""
         import duckdb
 
-        from tui.sources import Tail
+        from fdtrace.tui.sources import Tail
 
         with self._lock:
             trace = self._open()
@@ -173,6 +173,6 @@ class TraceReader:
 
 
 def _read(recording: TraceRecording) -> Recording:
-    from replayer.config import is_modelled
+    from fdtrace.replayer.config import is_modelled
 
     return recording.read_now(row_by_row=not is_modelled(recording.engine))

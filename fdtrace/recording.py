@@ -13,10 +13,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fdtrace.progress import Progress
-from recorder import attach
-from recorder.errors import UsageError
-from recorder.session import Session
-from recorder.supervise import Supervisor
+from fdtrace.recorder import attach
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.session import Session
+from fdtrace.recorder.supervise import Supervisor
 
 
 def add_recording_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdtrace.formulas import DEFAULT
+from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments
-from recorder.errors import UsageError
 
 if TYPE_CHECKING:
     import duckdb
 
     from fdtrace.reading import TraceReader
+    from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.trace import Trace
+    from fdtrace.replayer.as_recorded import Rows
+    from fdtrace.replayer.compare import Desk
+    from fdtrace.replayer.config import Policy
+    from fdtrace.replayer.formulas import Formula
+    from fdtrace.replayer.history import History, How, StepRow
     from fdtrace.schedulers import GivenScheduler
-    from recorder.recording import Recording
-    from recorder.trace import Trace
-    from replayer.as_recorded import Rows
-    from replayer.compare import Desk
-    from replayer.config import Policy
-    from replayer.formulas import Formula
-    from replayer.history import History, How, StepRow
-    from tui.jobs import Cancelled, Progress, Replay
-    from tui.sources import Sources
+    from fdtrace.tui.jobs import Cancelled, Progress, Replay
+    from fdtrace.tui.sources import Sources
 
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?i?b)\Z", re.IGNORECASE)
 UNITS = {
@@ -83,7 +83,7 @@ class RecordedRows:
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
         from fdtrace.reading import ROWS
-        from replayer.history import StepRow
+        from fdtrace.replayer.history import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
@@ -93,7 +93,7 @@ class RecordedRows:
 
 def policy_of(text: str | None) -> Policy | None:
     """The policy that `--policy` names."""
-    from replayer.config import parse_policy
+    from fdtrace.replayer.config import parse_policy
 
     return parse_policy(text) if text else None
 
@@ -121,9 +121,9 @@ class Replays:
         self, recording: Recording, args: argparse.Namespace, rows: Rows, reader: TraceReader | None = None
     ) -> None:
         from fdtrace.formulas import formulas
+        from fdtrace.replayer.compare import refuse_unmodelled
+        from fdtrace.replayer.config import is_modelled
         from fdtrace.schedulers import given_schedulers
-        from replayer.compare import refuse_unmodelled
-        from replayer.config import is_modelled
 
         self.recording, self.rows, self.args = recording, rows, args
         self.reader = reader if reader is not None and reader.live else None
@@ -153,7 +153,7 @@ class Replays:
         return self._desk_of(self.recording)
 
     def _desk_of(self, recording: Recording) -> Desk:
-        from replayer.compare import Desk
+        from fdtrace.replayer.compare import Desk
 
         return Desk(recording, self.rows, self.args.clock, self.device_bytes)
 
@@ -180,7 +180,7 @@ class Replays:
     def of(self, text: str) -> Replay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
         from fdtrace.formulas import formula
-        from replayer.compare import refuse_unmodelled
+        from fdtrace.replayer.compare import refuse_unmodelled
 
         found = formula(text)
         if self.how == "rescheduled":
@@ -188,9 +188,9 @@ class Replays:
         return self._later(found, text)
 
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
+        from fdtrace.replayer.compare import policy_with
         from fdtrace.schedulers import GivenScheduler
-        from replayer.compare import policy_with
-        from tui.jobs import Replay
+        from fdtrace.tui.jobs import Replay
 
         compute = partial(self._compute, one)
         if isinstance(one, GivenScheduler):
@@ -218,7 +218,7 @@ class Replays:
 
 def sources_of(reader: TraceReader, replays: Replays) -> Sources:
     """What the screen may ask the trace for."""
-    from tui.sources import Sources
+    from fdtrace.tui.sources import Sources
 
     return Sources(
         rows=reader.rows,

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recorder.errors import UsageError
+from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
     from fdtrace.drivers.scheduler import DrivenScheduler
-    from recorder.recording import Recording
-    from replayer.config import SchedulerConfig
+    from fdtrace.recorder.recording import Recording
+    from fdtrace.replayer.config import SchedulerConfig
 
 DRIVERS = {
     "fastdeploy": "fastdeploy/engine/sched/resource_manager_v1.py",
@@ -66,7 +66,7 @@ class GivenScheduler:
 
     def refuse_others(self, recording: Recording) -> None:
         """UsageError where the recording is not of an engine that schedules as this one does."""
-        from replayer.config import is_modelled
+        from fdtrace.replayer.config import is_modelled
 
         engine = recording.engine
         if (self.engine == "vllm") != (engine.name == "vllm"):

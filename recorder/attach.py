@@ -7,12 +7,20 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from recorder import control, delivery
-from recorder.agent import load
-from recorder.errors import FdtraceError, TargetError
-from recorder.inject import check_process, enter, first_in_line, is_python, process_tree, rest, run_in_process
-from recorder.inject.errors import Ended, NotCPython
-from recorder.session import Session
+from fdtrace.recorder import control, delivery
+from fdtrace.recorder.agent import load
+from fdtrace.recorder.errors import FdtraceError, TargetError
+from fdtrace.recorder.inject import (
+    check_process,
+    enter,
+    first_in_line,
+    is_python,
+    process_tree,
+    rest,
+    run_in_process,
+)
+from fdtrace.recorder.inject.errors import Ended, NotCPython
+from fdtrace.recorder.session import Session
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recorder.agent import mailbox, ring, wire
-from recorder.errors import TargetError
+from fdtrace.recorder.agent import mailbox, ring, wire
+from fdtrace.recorder.errors import TargetError
 
 ANSWER_WAIT = 1.0
 """Seconds to wait for an agent's answer: it comes with the engine's next call, at once under load."""

@@ -12,9 +12,9 @@ import marshal
 from pathlib import Path
 from typing import Any
 
-from recorder.agent import adapters, load
-from recorder.inject import Conversation
-from recorder.session import Session
+from fdtrace.recorder.agent import adapters, load
+from fdtrace.recorder.inject import Conversation
+from fdtrace.recorder.session import Session
 
 AGENT = Path(load.__file__).parent
 
@@ -70,7 +70,7 @@ def _known() -> dict[str, list[str]]:
     """The modules that each engine is hooked in."""
     for names in load.ENGINES.values():
         for name in names:
-            importlib.import_module(f"recorder.agent.{name}")
+            importlib.import_module(f"fdtrace.recorder.agent.{name}")
     found: dict[str, set[str]] = {engine: set() for engine in load.ENGINES}
     for adapter in adapters.loaded():
         engine = next(

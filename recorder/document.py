@@ -1,10 +1,10 @@
-"""Documents the trace from its schema: `python -m recorder.document` prints docs/trace.md."""
+"""Documents the trace from its schema: `python -m fdtrace.recorder.document` prints docs/trace.md."""
 
 from __future__ import annotations
 
 import textwrap
 
-from recorder import schema
+from fdtrace.recorder import schema
 
 HEAD = f"""\
 # The trace

@@ -13,8 +13,8 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder import digest, schema
-from recorder.recording import MISSING, EngineInfo, HandoverSteps, InitialRequest, Recording
+from fdtrace.recorder import digest, schema
+from fdtrace.recorder.recording import MISSING, EngineInfo, HandoverSteps, InitialRequest, Recording
 
 Columns = dict[str, NDArray[Any]]
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recorder.agent import mailbox, ring, wire
-from recorder.errors import TraceError
+from fdtrace.recorder.agent import mailbox, ring, wire
+from fdtrace.recorder.errors import TraceError
 
 SHARED_MEMORY = Path("/dev/shm")
 

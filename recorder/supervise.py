@@ -8,10 +8,21 @@ import selectors
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from recorder.errors import FdtraceError, TraceError
-from recorder.session import Session
+from fdtrace.recorder.errors import FdtraceError, TraceError
+from fdtrace.recorder.session import Session
+
+ROOT = Path(__file__).absolute().parents[2]
+"""Where the package `fdtrace` lies."""
+
+COLLECT = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
+    "from runpy import run_module; run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+"""Runs the module that is named second, with the directory named first in its path. `python -m` would look in the
+working directory first, where somebody's own `json.py` or folder `numpy` may lie."""
 
 MOST_RESTARTS = 1000
 """A collector that keeps dying at once is given up; what it read is in the parts."""
@@ -31,7 +42,8 @@ class Supervisor:
         self._start()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "recorder.collector", str(self.session.path)]
+        module = "fdtrace.recorder.collector"
+        command = [sys.executable, "-c", COLLECT, str(ROOT), module, str(self.session.path)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FDTRACE")}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment

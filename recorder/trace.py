@@ -14,11 +14,11 @@ from typing import Any
 import duckdb
 from numpy.typing import NDArray
 
-from recorder import schema
-from recorder.errors import TraceError, UsageError
-from recorder.loading import Reader, TraceRecording, engine_info
-from recorder.session import parts_directory
-from recorder.sql import quoted
+from fdtrace.recorder import schema
+from fdtrace.recorder.errors import TraceError, UsageError
+from fdtrace.recorder.loading import Reader, TraceRecording, engine_info
+from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.sql import quoted
 
 DUCKDB_MAGIC = (8, b"DUCK")
 

@@ -1,8 +1,8 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
-from replayer.compare import history_of, replay, reschedule
-from replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
-from replayer.events import (
+from fdtrace.replayer.compare import history_of, replay, reschedule
+from fdtrace.replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
+from fdtrace.replayer.events import (
     Aborted,
     Arrived,
     Decision,
@@ -21,14 +21,21 @@ from replayer.events import (
     Resumed,
     Schedule,
 )
-from replayer.formulas import BUILTIN, VARIABLES, Formula, Variables, formula_from_class, parse_formula
-from replayer.history import Fidelity, Hang, History, Outcome, StepRow
-from replayer.outcome import outcome_dict
-from replayer.reschedule import Replay, ReplayCancelled
-from replayer.scheduler import Scheduler
-from replayer.simulation import Simulation, golden_line
-from replayer.state import SchedulerFailed
-from replayer.workload import Workload, WorkRequest, workload_from_case
+from fdtrace.replayer.formulas import (
+    BUILTIN,
+    VARIABLES,
+    Formula,
+    Variables,
+    formula_from_class,
+    parse_formula,
+)
+from fdtrace.replayer.history import Fidelity, Hang, History, Outcome, StepRow
+from fdtrace.replayer.outcome import outcome_dict
+from fdtrace.replayer.reschedule import Replay, ReplayCancelled
+from fdtrace.replayer.scheduler import Scheduler
+from fdtrace.replayer.simulation import Simulation, golden_line
+from fdtrace.replayer.state import SchedulerFailed
+from fdtrace.replayer.workload import Workload, WorkRequest, workload_from_case
 
 __all__ = [
     "BUILTIN",

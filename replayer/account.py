@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from recorder.errors import FdtraceError
-from recorder.recording import MISSING, Recording
-from replayer.columns import formula_columns
-from replayer.config import SchedulerConfig
-from replayer.explain import Explained
-from replayer.formulas.arithmetic import Arithmetic, parts, spelled_out
-from replayer.formulas.base import Columns, Formula
-from replayer.formulas.variables import VARIABLES, VARYING, Variables
-from replayer.history import History
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.columns import formula_columns
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.explain import Explained
+from fdtrace.replayer.formulas.arithmetic import Arithmetic, parts, spelled_out
+from fdtrace.replayer.formulas.base import Columns, Formula
+from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
+from fdtrace.replayer.history import History
 
 
 @dataclass(frozen=True)

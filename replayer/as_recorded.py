@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING, Recording
-from replayer.columns import column, formula_columns, known
-from replayer.formulas.base import Formula
-from replayer.history import History, StepRow
-from replayer.memory import fit_memory
-from replayer.outcome import MemoryQuestion, outcome_of
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.columns import column, formula_columns, known
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.memory import fit_memory
+from fdtrace.replayer.outcome import MemoryQuestion, outcome_of
 
 Rows = Callable[[int], list[StepRow]]
 """The requests of a recorded step, by its number; read from the trace by whoever has it."""

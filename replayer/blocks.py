@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replayer.request import Request
+from fdtrace.replayer.request import Request
 
 
 class BlockPool:

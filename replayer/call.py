@@ -5,12 +5,12 @@ FastDeploy: `ResourceManagerV1.schedule` and what it calls (engine/sched/resourc
 
 from __future__ import annotations
 
-from replayer.config import Policy, SchedulerConfig
-from replayer.events import Decision, NotAdmitted, Reason
-from replayer.request import RUNNING, Request, Status
-from replayer.reserve import Reserve
-from replayer.roles import check_prefill_role
-from replayer.state import ORDER, State
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.events import Decision, NotAdmitted, Reason
+from fdtrace.replayer.request import RUNNING, Request, Status
+from fdtrace.replayer.reserve import Reserve
+from fdtrace.replayer.roles import check_prefill_role
+from fdtrace.replayer.state import ORDER, State
 
 
 class Call:

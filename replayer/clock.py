@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from recorder.recording import MISSING, Recording
-from replayer.columns import column, known
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.columns import column, known
 
 ClockKind = Literal["steps", "time"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING, Recording
-from replayer.config import SchedulerConfig
-from replayer.formulas.base import Columns
-from replayer.formulas.variables import VARIABLES, VARYING, Variables
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.formulas.base import Columns
+from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 Ints = NDArray[np.int64]
 

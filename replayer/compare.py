@@ -10,21 +10,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from recorder.recording import Recording
-from replayer.as_recorded import Rows, as_recorded, no_rows, recorded_history
-from replayer.clock import ClockKind
-from replayer.config import POLICIES, Policy, is_modelled
-from replayer.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
-from replayer.formulas.base import Formula
-from replayer.history import History
-from replayer.interface import AnyScheduler
-from replayer.memory import fit_memory
-from replayer.outcome import NOT_ASKED, MemoryQuestion, outcome_of
-from replayer.recorded_work import workload_from_recording
-from replayer.reschedule import Cancelled, Progressed, Replay
-from replayer.row_tape import RowReader
-from replayer.workload import Workload
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.as_recorded import Rows, as_recorded, no_rows, recorded_history
+from fdtrace.replayer.clock import ClockKind
+from fdtrace.replayer.config import POLICIES, Policy, is_modelled
+from fdtrace.replayer.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history import History
+from fdtrace.replayer.interface import AnyScheduler
+from fdtrace.replayer.memory import fit_memory
+from fdtrace.replayer.outcome import NOT_ASKED, MemoryQuestion, outcome_of
+from fdtrace.replayer.recorded_work import workload_from_recording
+from fdtrace.replayer.reschedule import Cancelled, Progressed, Replay
+from fdtrace.replayer.row_tape import RowReader
+from fdtrace.replayer.workload import Workload
 
 HowToReplay = Literal["as recorded", "rescheduled"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING
-from replayer.formulas.expression import Expression
-from replayer.history import History
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.formulas.expression import Expression
+from fdtrace.replayer.history import History
 
 NAMES = (
     "step", "num_tokens", "limit", "excess", "token_budget", "num_scheduled_tokens", "num_prefill_tokens",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from recorder.errors import UsageError
-from recorder.recording import EngineInfo
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import EngineInfo
 
 Role = Literal["mixed", "prefill", "decode"]
 

@@ -7,8 +7,8 @@ what runs.
 
 from __future__ import annotations
 
-from replayer.config import Policy, SchedulerConfig
-from replayer.request import NEVER, Request, Status
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.request import NEVER, Request, Status
 
 
 class Decodes:

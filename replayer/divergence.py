@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING, Recording
-from replayer.columns import column
-from replayer.history import Divergence, StepRow
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.columns import column
+from fdtrace.replayer.history import Divergence, StepRow
 
 COMPARED = (
     "num_tokens",

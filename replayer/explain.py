@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from replayer.config import Policy
-from replayer.events import Decision, Forward
-from replayer.formulas.base import Formula
-from replayer.reschedule import Cancelled, Progressed, Replay, ReplayCancelled
-from replayer.scheduler import Scheduler
-from replayer.workload import Workload
+from fdtrace.replayer.config import Policy
+from fdtrace.replayer.events import Decision, Forward
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.reschedule import Cancelled, Progressed, Replay, ReplayCancelled
+from fdtrace.replayer.scheduler import Scheduler
+from fdtrace.replayer.workload import Workload
 
 LOOK_EVERY = 500
 """Steps between two looks at progress and cancellation."""

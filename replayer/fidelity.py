@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING, Recording
-from replayer.as_recorded import Rows, no_rows
-from replayer.columns import column, formula_columns
-from replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
-from replayer.divergence import divergence_at, equal_steps
-from replayer.events import Decision, Forward
-from replayer.formulas.base import Formula
-from replayer.formulas.builtin import BUILTIN
-from replayer.history import Divergence, Fidelity
-from replayer.reschedule import Replay
-from replayer.workload import Workload
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.as_recorded import Rows, no_rows
+from fdtrace.replayer.columns import column, formula_columns
+from fdtrace.replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
+from fdtrace.replayer.divergence import divergence_at, equal_steps
+from fdtrace.replayer.events import Decision, Forward
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.formulas.builtin import BUILTIN
+from fdtrace.replayer.history import Divergence, Fidelity
+from fdtrace.replayer.reschedule import Replay
+from fdtrace.replayer.workload import Workload
 
 
 def recorded_formula(recording: Recording) -> str | None:

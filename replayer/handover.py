@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from replayer.events import PREALLOCATE, Discarded, Finished, Forward, Joined
-from replayer.interface import AnyScheduler
-from replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.events import PREALLOCATE, Discarded, Finished, Forward, Joined
+from fdtrace.replayer.interface import AnyScheduler
+from fdtrace.replayer.workload import Workload, WorkRequest
 
 Due = list[tuple[float, int, str]]
 """A heap of when, rank and request."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from replayer.events import Decision, Forward
-from replayer.interface import AnyScheduler
+from fdtrace.replayer.events import Decision, Forward
+from fdtrace.replayer.interface import AnyScheduler
 
 
 def is_stuck(decision: Decision, forward: Forward) -> bool:

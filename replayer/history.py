@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from replayer.clock import Clock
-from replayer.memory import MemoryFit
+from fdtrace.replayer.clock import Clock
+from fdtrace.replayer.memory import MemoryFit
 
 How = Literal["recorded", "as recorded", "rescheduled"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, overload
 
-from replayer.config import Policy, SchedulerConfig
-from replayer.events import Decision, Forward, Forwarded, Preallocate, Schedule, Told
-from replayer.formulas.base import Formula
-from replayer.history import StepRow
-from replayer.scheduler import Scheduler
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.events import Decision, Forward, Forwarded, Preallocate, Schedule, Told
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.scheduler import Scheduler
 
 
 class AnyScheduler(Protocol):

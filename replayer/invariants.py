@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from replayer.request import RUNNING, Request, Status
-from replayer.state import State
+from fdtrace.replayer.request import RUNNING, Request, Status
+from fdtrace.replayer.state import State
 
 
 def check(state: State) -> None:

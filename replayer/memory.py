@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING, Recording
-from replayer.columns import column
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.columns import column
 
 MemoryColumn = Literal["reserved_bytes", "peak_reserved_bytes"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replayer.clock import Clock
-from replayer.history import Hang, History, Outcome
-from replayer.memory import MemoryFit, first_over
+from fdtrace.replayer.clock import Clock
+from fdtrace.replayer.history import Hang, History, Outcome
+from fdtrace.replayer.memory import MemoryFit, first_over
 
 
 @dataclass(frozen=True)

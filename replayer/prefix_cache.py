@@ -10,8 +10,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable
 
-from replayer.blocks import BlockPool
-from replayer.request import Request
+from fdtrace.replayer.blocks import BlockPool
+from fdtrace.replayer.request import Request
 
 
 class Node:

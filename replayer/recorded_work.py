@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import TraceError
-from recorder.recording import MISSING, InitialRequest, Recording
-from replayer.clock import BY_STEPS, Clock, ClockKind, call_times, fit_durations
-from replayer.config import SchedulerConfig, is_modelled
-from replayer.events import Resumed
-from replayer.prefixes import Blocks, Prefixes
-from replayer.workload import BlockKey, Workload, WorkRequest, compact
+from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
+from fdtrace.replayer.clock import BY_STEPS, Clock, ClockKind, call_times, fit_durations
+from fdtrace.replayer.config import SchedulerConfig, is_modelled
+from fdtrace.replayer.events import Resumed
+from fdtrace.replayer.prefixes import Blocks, Prefixes
+from fdtrace.replayer.workload import BlockKey, Workload, WorkRequest, compact
 
 STEPS_FACTOR, STEPS_MORE = 10, 10_000
 """A replay may take so many times the recorded steps, and so many more, before it counts as endless."""

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from replayer.config import ORIGINAL, Policy
-from replayer.events import FORWARDED, SCHEDULE, Aborted, Cached, Decision, Forward, Recycled, Rescheduled
-from replayer.formulas.base import Formula
-from replayer.handover import Handover
-from replayer.hang import cause_of, is_stuck
-from replayer.history import Hang
-from replayer.interface import AnyScheduler, scheduler_by
-from replayer.row_tape import RowTape
-from replayer.state import SchedulerFailed
-from replayer.tape import Tape
-from replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.config import ORIGINAL, Policy
+from fdtrace.replayer.events import (
+    FORWARDED,
+    SCHEDULE,
+    Aborted,
+    Cached,
+    Decision,
+    Forward,
+    Recycled,
+    Rescheduled,
+)
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.handover import Handover
+from fdtrace.replayer.hang import cause_of, is_stuck
+from fdtrace.replayer.history import Hang
+from fdtrace.replayer.interface import AnyScheduler, scheduler_by
+from fdtrace.replayer.row_tape import RowTape
+from fdtrace.replayer.state import SchedulerFailed
+from fdtrace.replayer.tape import Tape
+from fdtrace.replayer.workload import Workload, WorkRequest
 
 Progressed = Callable[[int, int], None]
 """Called now and then with the steps done and those expected."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from replayer.config import Policy, SchedulerConfig
-from replayer.state import State
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.state import State
 
 
 class Reserve(ABC):

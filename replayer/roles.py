@@ -7,9 +7,9 @@ of them is asked for by the engine (engine/common_engine.py and common_engine_pr
 
 from __future__ import annotations
 
-from replayer.request import Request
-from replayer.reserve import Reserve
-from replayer.state import SchedulerFailed, State
+from fdtrace.replayer.request import Request
+from fdtrace.replayer.reserve import Reserve
+from fdtrace.replayer.state import SchedulerFailed, State
 
 
 def preallocate(state: State, reserve: Reserve) -> list[str]:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.digest import digests_of
-from recorder.recording import MISSING
-from replayer.events import Decision, Forward
-from replayer.history import StepRow
-from replayer.interface import AnyScheduler
-from replayer.tape import COLUMNS as TOLD
-from replayer.tape import figures_of
-from replayer.workload import Workload
+from fdtrace.recorder.digest import digests_of
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.events import Decision, Forward
+from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.interface import AnyScheduler
+from fdtrace.replayer.tape import COLUMNS as TOLD
+from fdtrace.replayer.tape import figures_of
+from fdtrace.replayer.workload import Workload
 
 COLUMNS = (*TOLD, "num_draft_tokens", "num_accepted_tokens")
 """The columns of `Tape`, and what it need not keep: drafts and acceptances differ from step to step."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
-from replayer.blocks import BlockPool
-from replayer.call import Call
-from replayer.config import ORIGINAL, Policy, SchedulerConfig
-from replayer.events import (
+from fdtrace.replayer.blocks import BlockPool
+from fdtrace.replayer.call import Call
+from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
+from fdtrace.replayer.events import (
     Aborted,
     Arrived,
     Decision,
@@ -27,14 +27,14 @@ from replayer.events import (
     Schedule,
     Told,
 )
-from replayer.formulas.base import Formula
-from replayer.formulas.variables import Variables
-from replayer.prefix_cache import PrefixCache
-from replayer.request import Plan, Request, Status
-from replayer.reserve import reserve_of
-from replayer.roles import join, preallocate
-from replayer.state import State
-from replayer.view import View
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.formulas.variables import Variables
+from fdtrace.replayer.prefix_cache import PrefixCache
+from fdtrace.replayer.request import Plan, Request, Status
+from fdtrace.replayer.reserve import reserve_of
+from fdtrace.replayer.roles import join, preallocate
+from fdtrace.replayer.state import State
+from fdtrace.replayer.view import View
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from replayer.config import ORIGINAL, Policy, Role
-from replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
-from replayer.formulas.base import Formula
-from replayer.handover import Handed, Handover
-from replayer.hang import cause_of, is_stuck
-from replayer.history import Hang, StepRow
-from replayer.interface import AnyScheduler, scheduler_by
-from replayer.workload import Workload
+from fdtrace.replayer.config import ORIGINAL, Policy, Role
+from fdtrace.replayer.events import FORWARDED, SCHEDULE, Aborted, Decision, Forward, Recycled, Rescheduled
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.handover import Handed, Handover
+from fdtrace.replayer.hang import cause_of, is_stuck
+from fdtrace.replayer.history import Hang, StepRow
+from fdtrace.replayer.interface import AnyScheduler, scheduler_by
+from fdtrace.replayer.workload import Workload
 
 
 @dataclass(slots=True)

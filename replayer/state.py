@@ -9,10 +9,10 @@ from bisect import bisect_left
 from collections import deque
 from operator import attrgetter
 
-from replayer.blocks import BlockPool
-from replayer.config import Policy, SchedulerConfig
-from replayer.decodes import Decodes
-from replayer.request import RUNNING, Request, Status
+from fdtrace.replayer.blocks import BlockPool
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.decodes import Decodes
+from fdtrace.replayer.request import RUNNING, Request, Status
 
 ORDER = attrgetter("order")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from recorder.recording import MISSING, Recording
-from replayer.history import History, StepRow
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.history import History, StepRow
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING
-from replayer.events import Decision, Forward
-from replayer.history import StepRow
-from replayer.interface import AnyScheduler
-from replayer.request import Plan
-from replayer.workload import Workload
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.events import Decision, Forward
+from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.interface import AnyScheduler
+from fdtrace.replayer.request import Plan
+from fdtrace.replayer.workload import Workload
 
 COLUMNS = (
     "step",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from replayer.config import SchedulerConfig
-from replayer.events import Decision
-from replayer.formulas.base import Formula
-from replayer.history import StepRow
-from replayer.state import State
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.events import Decision
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.state import State
 
 
 class View:
@@ -138,6 +138,6 @@ class View:
 
     def check(self) -> None:
         """AssertionError where an invariant does not hold: blocks, queues, tokens."""
-        from replayer.invariants import check  # noqa: PLC0415 - only tests pay for it
+        from fdtrace.replayer.invariants import check  # noqa: PLC0415 - only tests pay for it
 
         check(self._state)

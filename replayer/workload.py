@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from replayer.clock import BY_STEPS, Clock
-from replayer.config import SchedulerConfig, parse_role
-from replayer.events import Accepts, Arrived, Resumed
-from replayer.request import MOST_ACCEPTED
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.clock import BY_STEPS, Clock
+from fdtrace.replayer.config import SchedulerConfig, parse_role
+from fdtrace.replayer.events import Accepts, Arrived, Resumed
+from fdtrace.replayer.request import MOST_ACCEPTED
 
 BlockKey = Callable[[int], Hashable]
 

@@ -10,8 +10,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.sources import Answer
-from tui.style import Palette
+from fdtrace.tui.sources import Answer
+from fdtrace.tui.style import Palette
 
 MOST_WIDTH = 40
 """Cells of a column at most."""

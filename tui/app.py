@@ -11,15 +11,15 @@ from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from recorder.recording import Recording
-from replayer.history import History
-from tui.dialogs import HelpScreen
-from tui.jobs import Replay, Rows
-from tui.keys import KEYS, bindings
-from tui.pane import ChartPane
-from tui.sources import Sources
-from tui.tailing import Tailing
-from tui.terminal import Terminal, is_lost
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.history import History
+from fdtrace.tui.dialogs import HelpScreen
+from fdtrace.tui.jobs import Replay, Rows
+from fdtrace.tui.keys import KEYS, bindings
+from fdtrace.tui.pane import ChartPane
+from fdtrace.tui.sources import Sources
+from fdtrace.tui.tailing import Tailing
+from fdtrace.tui.terminal import Terminal, is_lost
 
 
 class ReplayApp(Tailing):

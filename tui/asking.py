@@ -7,11 +7,11 @@ from typing import Any
 from textual import events
 from textual.widgets import Static
 
-from recorder.errors import FdtraceError
-from tui.debugging import Debugging
-from tui.dialogs import ASKS, Ask, Prompt, parse_step
-from tui.keys import KEYS
-from tui.requests import RequestTable
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.tui.debugging import Debugging
+from fdtrace.tui.dialogs import ASKS, Ask, Prompt, parse_step
+from fdtrace.tui.keys import KEYS
+from fdtrace.tui.requests import RequestTable
 
 COMMANDS: dict[str, Ask] = {
     "f": "add", "formula": "add", "b": "break", "break": "break", "w": "watch", "watch": "watch",

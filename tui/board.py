@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tui.jobs import Job
-from tui.keys import MAX_PANES
-from tui.layout import Scale
-from tui.series import Series, Window
+from fdtrace.tui.jobs import Job
+from fdtrace.tui.keys import MAX_PANES
+from fdtrace.tui.layout import Scale
+from fdtrace.tui.series import Series, Window
 
 PANE_WIDTH = 20
 """Fewest columns of a pane."""

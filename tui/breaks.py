@@ -12,8 +12,8 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from replayer.condition import Condition
-from tui.debug import Breakpoint, Breakpoints, Watches
+from fdtrace.replayer.condition import Condition
+from fdtrace.tui.debug import Breakpoint, Breakpoints, Watches
 
 HELP = "Enter goes or edits · a adds · e edits · Space disables · d removes · Esc closes"
 

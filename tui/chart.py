@@ -9,8 +9,8 @@ import numpy as np
 import plotext
 from numpy.typing import NDArray
 
-from tui.series import Series, Window
-from tui.style import tokens
+from fdtrace.tui.series import Series, Window
+from fdtrace.tui.style import tokens
 
 HEIGHT = 15
 

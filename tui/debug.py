@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from recorder.recording import MISSING, Recording
-from replayer.condition import Condition
-from tui.series import Series, Window
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.condition import Condition
+from fdtrace.tui.series import Series, Window
 
 Ints = NDArray[np.int64]
 Kind = Literal["step", "event", "condition"]

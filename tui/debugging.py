@@ -6,11 +6,11 @@ from functools import partial
 
 from textual.widgets import Static
 
-from recorder.errors import FdtraceError, UsageError
-from tui.breaks import BreakList
-from tui.debug import Breakpoint, Breakpoints, Ints, Watches
-from tui.dialogs import Ask
-from tui.moving import Moving
+from fdtrace.recorder.errors import FdtraceError, UsageError
+from fdtrace.tui.breaks import BreakList
+from fdtrace.tui.debug import Breakpoint, Breakpoints, Ints, Watches
+from fdtrace.tui.dialogs import Ask
+from fdtrace.tui.moving import Moving
 
 
 class Debugging(Moving):

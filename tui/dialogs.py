@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from tui.keys import COMMANDS, KEYS, MOUSE
+from fdtrace.tui.keys import COMMANDS, KEYS, MOUSE
 
 
 class HelpScreen(ModalScreen[None]):

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.segment import Segment
 from textual.pilot import Pilot
 
-from recorder.errors import UsageError
-from recorder.recording import Recording
-from tui.app import ReplayApp
-from tui.jobs import Replay
-from tui.sources import Sources
-from tui.terminal import MODERN, Terminal
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import Recording
+from fdtrace.tui.app import ReplayApp
+from fdtrace.tui.jobs import Replay
+from fdtrace.tui.sources import Sources
+from fdtrace.tui.terminal import MODERN, Terminal
 
 SETTLE = 0.6
 """Seconds without anything left to do before the picture is taken."""

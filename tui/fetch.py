@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from recorder.errors import FdtraceError
-from replayer.history import StepRow
-from tui.series import Series
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.replayer.history import StepRow
+from fdtrace.tui.series import Series
 
 Deliver = Callable[[Series, int, Sequence[StepRow], str], None]
 """Called with the history, the step, its rows, and a sentence where they could not be had."""

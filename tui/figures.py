@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tui.jobs import Job
-from tui.series import Series
-from tui.style import Glyphs, tokens
+from fdtrace.tui.jobs import Job
+from fdtrace.tui.series import Series
+from fdtrace.tui.style import Glyphs, tokens
 
 
 def figures(job: Job, series: Series | None, glyphs: Glyphs) -> list[str]:

@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from replayer.clock import Clock
-from replayer.history import Divergence, Fidelity, History
-from replayer.memory import MemoryFit
-from tui.style import memory_size
+from fdtrace.replayer.clock import Clock
+from fdtrace.replayer.history import Divergence, Fidelity, History
+from fdtrace.replayer.memory import MemoryFit
+from fdtrace.tui.style import memory_size
 
 
 def sentences(history: History) -> list[str]:

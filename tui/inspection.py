@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
-from recorder.errors import FdtraceError
-from recorder.recording import Recording
-from replayer.account import Account, Accountant
-from replayer.explain import Explained, Explainer
-from replayer.fidelity import recorded_formula, recorded_policy
-from replayer.formulas import BUILTIN, Formula
-from replayer.history import History, StepRow
-from replayer.recorded_work import workload_from_recording
-from replayer.reschedule import ReplayCancelled
-from tui.jobs import Cancelled, Replay
-from tui.series import Series
-from tui.sources import Sources, StepEvent
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.account import Account, Accountant
+from fdtrace.replayer.explain import Explained, Explainer
+from fdtrace.replayer.fidelity import recorded_formula, recorded_policy
+from fdtrace.replayer.formulas import BUILTIN, Formula
+from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.recorded_work import workload_from_recording
+from fdtrace.replayer.reschedule import ReplayCancelled
+from fdtrace.tui.jobs import Cancelled, Replay
+from fdtrace.tui.series import Series
+from fdtrace.tui.sources import Sources, StepEvent
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recorder.errors import FdtraceError
-from replayer.config import Policy
-from replayer.formulas import Formula
-from replayer.history import History, How, StepRow
-from tui.series import Series
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.replayer.config import Policy
+from fdtrace.replayer.formulas import Formula
+from fdtrace.replayer.history import History, How, StepRow
+from fdtrace.tui.series import Series
 
 Progress = Callable[[float], None]
 """Called with the share done, 0 to 1, as often as the computation likes: it only notes it."""

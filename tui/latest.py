@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from recorder.errors import FdtraceError
-from tui.jobs import Cancelled
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.tui.jobs import Cancelled
 
 T = TypeVar("T")
 

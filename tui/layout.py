@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tui.series import Series
+from fdtrace.tui.series import Series
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ from rich.style import Style
 from rich.text import Text
 from textual.css.query import NoMatches
 
-from replayer.story import Story, story_of
-from tui.inspection import Inspection, Inspector, Subject
-from tui.jobs import Cancelled
-from tui.latest import Deliver, Latest
-from tui.panel import InspectorPanel
-from tui.paneling import Paneling
-from tui.requests import RequestTable
-from tui.story import StoryScreen
-from tui.summary import absence
-from tui.wording import inspection_lines
+from fdtrace.replayer.story import Story, story_of
+from fdtrace.tui.inspection import Inspection, Inspector, Subject
+from fdtrace.tui.jobs import Cancelled
+from fdtrace.tui.latest import Deliver, Latest
+from fdtrace.tui.panel import InspectorPanel
+from fdtrace.tui.paneling import Paneling
+from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.story import StoryScreen
+from fdtrace.tui.summary import absence
+from fdtrace.tui.wording import inspection_lines
 
 TITLE = Style(bold=True, underline=True)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual import events
 
-from tui.debug import Place, Trail
-from tui.keys import MAX_PANES
-from tui.series import Window
-from tui.view import ReplayView
+from fdtrace.tui.debug import Place, Trail
+from fdtrace.tui.keys import MAX_PANES
+from fdtrace.tui.series import Window
+from fdtrace.tui.view import ReplayView
 
 
 class Moving(ReplayView):

@@ -15,12 +15,12 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.figures import figures
-from tui.jobs import Job
-from tui.layout import Scale
-from tui.series import Series, Window
-from tui.style import Glyphs, Look
-from tui.track import Chart, draw
+from fdtrace.tui.figures import figures
+from fdtrace.tui.jobs import Job
+from fdtrace.tui.layout import Scale
+from fdtrace.tui.series import Series, Window
+from fdtrace.tui.style import Glyphs, Look
+from fdtrace.tui.track import Chart, draw
 
 BAR = 20
 """Cells of the progress bar."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual.containers import Horizontal
 
-from recorder.errors import UsageError
-from tui.asking import Asking
-from tui.jobs import Job, Replay
-from tui.pane import ChartPane
+from fdtrace.recorder.errors import UsageError
+from fdtrace.tui.asking import Asking
+from fdtrace.tui.jobs import Job, Replay
+from fdtrace.tui.pane import ChartPane
 
 
 class Paneling(Asking):

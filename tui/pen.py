@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui.style import Look
+from fdtrace.tui.style import Look
 
 Codes = NDArray[np.uint32]
 Classes = NDArray[np.uint8]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from recorder.errors import UsageError
-from tui.answers import AnswerTable
-from tui.jobs import Cancelled
-from tui.latest import Deliver, Latest
-from tui.looking import Looking
-from tui.sources import Answer
+from fdtrace.recorder.errors import UsageError
+from fdtrace.tui.answers import AnswerTable
+from fdtrace.tui.jobs import Cancelled
+from fdtrace.tui.latest import Deliver, Latest
+from fdtrace.tui.looking import Looking
+from fdtrace.tui.sources import Answer
 
 
 class Querying(Looking):

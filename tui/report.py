@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recorder.recording import Recording
-from replayer.history import History
-from replayer.outcome import outcome_dict
-from tui.chart import tokens_chart
-from tui.findings import divergence_table, sentences, shared_sentences
-from tui.series import Series
-from tui.style import memory_size
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.history import History
+from fdtrace.replayer.outcome import outcome_dict
+from fdtrace.tui.chart import tokens_chart
+from fdtrace.tui.findings import divergence_table, sentences, shared_sentences
+from fdtrace.tui.series import Series
+from fdtrace.tui.style import memory_size
 
 BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
 """What the charts are drawn with where the console's encoding has it."""

@@ -12,8 +12,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from replayer.history import StepRow
-from tui.style import Glyphs, Palette
+from fdtrace.replayer.history import StepRow
+from fdtrace.tui.style import Glyphs, Palette
 
 COLUMNS = (
     ("kind", 8),

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING
-from replayer.history import History
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.history import History
 
 Ints = NDArray[np.int64]
 

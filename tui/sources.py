@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import Recording
-from replayer.history import StepRow
-from tui.jobs import Replay, Rows
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.history import StepRow
+from fdtrace.tui.jobs import Replay, Rows
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from textual.content import Content
 from textual.style import Style
 
-from recorder.recording import Recording
-from tui.keys import hints
-from tui.series import Series
-from tui.style import Glyphs
+from fdtrace.recorder.recording import Recording
+from fdtrace.tui.keys import hints
+from fdtrace.tui.series import Series
+from fdtrace.tui.style import Glyphs
 
 
 def head_line(title: str, recording: Recording, recorded: Series, glyphs: Glyphs, *, live: bool) -> str:

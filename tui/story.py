@@ -13,8 +13,8 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from replayer.story import Chunk, Decodes, Story
-from tui.style import Look
+from fdtrace.replayer.story import Chunk, Decodes, Story
+from fdtrace.tui.style import Look
 
 MOST_PARTS = 200
 """Lines of a story before it is cut."""

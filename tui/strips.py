@@ -7,10 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 from textual.strip import Strip
 
-from tui.layout import Scale
-from tui.pen import AXIS, DEPARTS, EVENT, EXCEEDED, LIMIT, MEAN, MEMORY, PEAK, Classes, Codes, Pen, eighths_of
-from tui.series import Envelope, Ints, Window
-from tui.style import memory_size, tokens
+from fdtrace.tui.layout import Scale
+from fdtrace.tui.pen import (
+    AXIS,
+    DEPARTS,
+    EVENT,
+    EXCEEDED,
+    LIMIT,
+    MEAN,
+    MEMORY,
+    PEAK,
+    Classes,
+    Codes,
+    Pen,
+    eighths_of,
+)
+from fdtrace.tui.series import Envelope, Ints, Window
+from fdtrace.tui.style import memory_size, tokens
 
 
 def exceeded_row(pen: Pen, envelope: Envelope, count: int) -> Strip:

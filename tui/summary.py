@@ -9,8 +9,8 @@ from rich.style import Style
 from rich.text import Text
 from textual.widgets import Static
 
-from tui.series import Series
-from tui.style import Look, Palette
+from fdtrace.tui.series import Series
+from fdtrace.tui.style import Look, Palette
 
 NAME_WIDTH = 14
 

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from textual.widgets import Static
 
-from recorder.errors import FdtraceError
-from recorder.recording import Recording
-from replayer.as_recorded import recorded_history
-from replayer.history import History
-from tui.jobs import Job
-from tui.querying import Querying
-from tui.series import Series
-from tui.sources import Tail
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history import History
+from fdtrace.tui.jobs import Job
+from fdtrace.tui.querying import Querying
+from fdtrace.tui.series import Series
+from fdtrace.tui.sources import Tail
 
 EVERY = 0.5
 """Seconds between two looks at the trace."""

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from textual.strip import Strip
 
-from tui.layout import Layout, Scale
-from tui.pen import (
+from fdtrace.tui.layout import Layout, Scale
+from fdtrace.tui.pen import (
     AXIS,
     BLANK,
     DEPARTS,
@@ -35,9 +35,9 @@ from tui.pen import (
     Pen,
     eighths_of,
 )  # fmt: skip
-from tui.series import Envelope, Series, Window
-from tui.strips import axis_row, event_row, exceeded_row, memory_rows, queue_rows
-from tui.style import Look, memory_size, tokens
+from fdtrace.tui.series import Envelope, Series, Window
+from fdtrace.tui.strips import axis_row, event_row, exceeded_row, memory_rows, queue_rows
+from fdtrace.tui.style import Look, memory_size, tokens
 
 HANG_COLUMNS = 20
 """Fewest columns of a hatch that says why it hangs."""

@@ -1,4 +1,4 @@
-"""What the replay screen is made of, and how it is brought up to date. What keys do is in `tui.app`."""
+"""What the replay screen is made of, and how it is brought up to date. What keys do is in `fdtrace.tui.app`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from textual.app import App, ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from recorder.recording import Recording
-from replayer.as_recorded import no_rows, recorded_history
-from replayer.history import History, StepRow
-from tui.answers import AnswerTable
-from tui.board import Board
-from tui.dialogs import Prompt
-from tui.fetch import RowFetcher
-from tui.jobs import Job, Replay, Rows
-from tui.keys import Count
-from tui.pane import ChartPane
-from tui.panel import InspectorPanel
-from tui.player import Player
-from tui.requests import RequestTable, describe
-from tui.series import Series
-from tui.sources import Sources, Tail
-from tui.status import head_line, opening_line, with_hints
-from tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
-from tui.summary import Line, StepSummary
-from tui.terminal import MODERN, Terminal
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.as_recorded import no_rows, recorded_history
+from fdtrace.replayer.history import History, StepRow
+from fdtrace.tui.answers import AnswerTable
+from fdtrace.tui.board import Board
+from fdtrace.tui.dialogs import Prompt
+from fdtrace.tui.fetch import RowFetcher
+from fdtrace.tui.jobs import Job, Replay, Rows
+from fdtrace.tui.keys import Count
+from fdtrace.tui.pane import ChartPane
+from fdtrace.tui.panel import InspectorPanel
+from fdtrace.tui.player import Player
+from fdtrace.tui.requests import RequestTable, describe
+from fdtrace.tui.series import Series
+from fdtrace.tui.sources import Sources, Tail
+from fdtrace.tui.status import head_line, opening_line, with_hints
+from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
+from fdtrace.tui.summary import Line, StepSummary
+from fdtrace.tui.terminal import MODERN, Terminal
 
 
 class ReplayView(App[None]):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from replayer.account import Account
-from replayer.events import Decision, Reason
-from replayer.formulas.arithmetic import MINUS, TIMES, parts
-from replayer.history import StepRow
-from tui.inspection import Inspection
-from tui.style import Look, memory_size
+from fdtrace.replayer.account import Account
+from fdtrace.replayer.events import Decision, Reason
+from fdtrace.replayer.formulas.arithmetic import MINUS, TIMES, parts
+from fdtrace.replayer.history import StepRow
+from fdtrace.tui.inspection import Inspection
+from fdtrace.tui.style import Look, memory_size
 
 _ASCII = str.maketrans({MINUS: "-", TIMES: "*"})
 

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 
+from fdtrace.recorder.errors import FdtraceError, UsageError
 from fdtrace.recording import StopSignals, Watch, add_recording_arguments, check_arguments, discard
-from recorder.errors import FdtraceError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attach, record, detach; 0 when the trace is written."""
-    from recorder import attach, delivery
-    from recorder.inject import check_process
-    from recorder.session import Session
-    from recorder.supervise import Supervisor
+    from fdtrace.recorder import attach, delivery
+    from fdtrace.recorder.inject import check_process
+    from fdtrace.recorder.session import Session
+    from fdtrace.recorder.supervise import Supervisor
 
     check_arguments(args)
     if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):

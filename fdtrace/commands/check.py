@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
+    from fdtrace.recorder.errors import UsageError
+    from fdtrace.recorder.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
-    from recorder.errors import UsageError
-    from recorder.trace import open_trace
 
     if not (args.formula or args.scheduler):
         raise UsageError("no formula to check", hint="-f pr7499")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from recorder.errors import TargetError
+from fdtrace.recorder.errors import TargetError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Stop every agent of the recordings that PID's process tree takes part in."""
     from fdtrace.progress import Progress
-    from recorder import attach, control
-    from recorder.inject import process_tree
+    from fdtrace.recorder import attach, control
+    from fdtrace.recorder.inject import process_tree
 
     tree = [process.pid for process in process_tree(args.pid)]
     found = [agent for pid in tree if (agent := control.find_agent(pid)) is not None]

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import textwrap
 
-    from replayer.formulas import BUILTIN, VARIABLES
+    from fdtrace.replayer.formulas import BUILTIN, VARIABLES
 
     if args.json:
         formulas = [

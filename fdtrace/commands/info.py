@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recorder.trace import Trace
+    from fdtrace.recorder.trace import Trace
 
 SUMMARY = """
 SELECT count(*) AS steps, min(step) AS first, max(step) AS last, epoch_ns(max(ts)) - epoch_ns(min(ts)) AS ns,
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what the trace holds."""
     import json
 
-    from recorder.trace import open_trace
+    from fdtrace.recorder.trace import open_trace
 
     with open_trace(args.trace) as trace:
         found = collect(trace)
@@ -75,7 +75,7 @@ def collect(trace: Trace) -> dict[str, Any]:
 
 def _unknown(trace: Trace, key: list[Any]) -> list[str]:
     """The columns of `step` of which this engine told nothing."""
-    from recorder import schema
+    from fdtrace.recorder import schema
 
     counts = ", ".join(f"count({name}) AS {name}" for name in schema.STEP.names)
     row = trace.rows(f"SELECT {counts} FROM step WHERE engine_id = $1", key)[0]

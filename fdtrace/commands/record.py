@@ -13,11 +13,11 @@ import subprocess
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.recording import Watch, add_recording_arguments, check_arguments, discard
-from recorder.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
-    from recorder.session import Session
+    from fdtrace.recorder.session import Session
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; its exit code, or 3 where it ended well and no step of an engine was seen."""
-    from recorder.session import Session
-    from recorder.supervise import Supervisor
+    from fdtrace.recorder.session import Session
+    from fdtrace.recorder.supervise import Supervisor
 
     check_arguments(args)
     command = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def environment(session: Session) -> dict[str, str]:
     """The environment that arms CMD and its children: our `sitecustomize` first on PYTHONPATH."""
-    from recorder.delivery import AGENT
+    from fdtrace.recorder.delivery import AGENT
 
     paths = [str(AGENT / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return dict(

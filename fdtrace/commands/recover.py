@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recorder.errors import TraceError
+from fdtrace.recorder.errors import TraceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read what the rings still hold, and write the final file."""
     from fdtrace.progress import Progress
-    from recorder import attach
-    from recorder.collector.process import recover
-    from recorder.session import Session, parts_directory
+    from fdtrace.recorder import attach
+    from fdtrace.recorder.collector.process import recover
+    from fdtrace.recorder.session import Session, parts_directory
 
     path: Path = args.trace
     parts = parts_directory(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tui.terminal import Terminal
+    from fdtrace.tui.terminal import Terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
+    from fdtrace.recorder.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
-    from recorder.trace import open_trace
 
     drawing = args.svg is not None or args.html is not None
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
@@ -78,14 +78,14 @@ def _show(args: argparse.Namespace) -> int:
     terminal = _terminal(args, drawing)
     with ThreadPoolExecutor(1) as pool:  # DuckDB reads a large trace while Python imports Textual
         reading = pool.submit(TraceReader, args.trace, args.engine)
-        from tui.app import run_replay
+        from fdtrace.tui.app import run_replay
 
         reader = reading.result()
     try:
         replays = Replays(reader.first, args, reader.rows, reader)
         later, sources = replays.later(), sources_of(reader, replays)
         if drawing:
-            from tui.export import write_screen
+            from fdtrace.tui.export import write_screen
 
             keys = (args.keys or "").split()
             write_screen(
@@ -101,7 +101,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _terminal(args: argparse.Namespace, drawing: bool) -> Terminal:
     """As the options say, else as the terminal is; a picture is not bound by the terminal that it is made in."""
-    from tui.terminal import Terminal
+    from fdtrace.tui.terminal import Terminal
 
     found = Terminal() if drawing else Terminal.here()
     return Terminal(args.ascii or found.ascii, args.theme == "light" if args.theme else found.light)
@@ -117,7 +117,7 @@ def _size(text: str) -> tuple[int, int]:
 def _print_json(recording: object, histories: object) -> None:
     import json
 
-    from tui.report import histories_json
+    from fdtrace.tui.report import histories_json
 
     print(json.dumps(histories_json(recording, histories)))  # type: ignore[arg-type]
 
@@ -125,6 +125,6 @@ def _print_json(recording: object, histories: object) -> None:
 def _print_report(recording: object, histories: object) -> None:
     from rich.console import Console
 
-    from tui.report import render_report
+    from fdtrace.tui.report import render_report
 
     render_report(recording, histories, Console())  # type: ignore[arg-type]

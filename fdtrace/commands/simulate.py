@@ -20,14 +20,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from recorder.errors import FdtraceError, UsageError
+from fdtrace.recorder.errors import FdtraceError, UsageError
 
 if TYPE_CHECKING:
+    from fdtrace.replayer.formulas import Formula
+    from fdtrace.replayer.interface import AnyScheduler
+    from fdtrace.replayer.simulation import Simulation
+    from fdtrace.replayer.workload import Workload
     from fdtrace.schedulers import GivenScheduler
-    from replayer.formulas import Formula
-    from replayer.interface import AnyScheduler
-    from replayer.simulation import Simulation
-    from replayer.workload import Workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate to the end of the workload, or to its `max_steps`."""
+    from fdtrace.replayer.workload import workload_from_case
     from fdtrace.schedulers import given_schedulers
-    from replayer.workload import workload_from_case
 
     given = given_schedulers(args.scheduler, args.scheduler_python)
     chosen: list[Formula | GivenScheduler] = [*_formulas(args, bool(given)), *given]
@@ -89,11 +89,11 @@ def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
 def _scheduler(
     workload: Workload, by: Formula | GivenScheduler, policy_name: str | None
 ) -> Iterator[AnyScheduler]:
+    from fdtrace.replayer.compare import policy_with
+    from fdtrace.replayer.config import ORIGINAL
+    from fdtrace.replayer.scheduler import Scheduler
     from fdtrace.replays import policy_of
     from fdtrace.schedulers import GivenScheduler
-    from replayer.compare import policy_with
-    from replayer.config import ORIGINAL
-    from replayer.scheduler import Scheduler
 
     if isinstance(by, GivenScheduler):
         env = (workload.case or {}).get("env", {})
@@ -147,8 +147,8 @@ class _Summary:
 def _simulate(
     workload: Workload, by: Formula | GivenScheduler, policy: str | None, out: TextIO | None
 ) -> _Summary:
-    from replayer.simulation import Simulation, golden_line
-    from replayer.state import SchedulerFailed
+    from fdtrace.replayer.simulation import Simulation, golden_line
+    from fdtrace.replayer.state import SchedulerFailed
 
     summary = _Summary(by.name, workload.config.max_num_batched_tokens)
     with _scheduler(workload, by, policy) as scheduler:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recorder.errors import UsageError
+from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the query and print or write its rows."""
-    from recorder.trace import open_trace
+    from fdtrace.recorder.trace import open_trace
 
     if args.format == "parquet" and args.out is None and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal", hint="--out rows.parquet, or redirect stdout")
@@ -46,7 +46,7 @@ def _print_table(relation: duckdb.DuckDBPyRelation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from recorder.trace import running
+    from fdtrace.recorder.trace import running
 
     table = Table(*relation.columns, box=None)
     with running():
@@ -60,7 +60,7 @@ def _print_table(relation: duckdb.DuckDBPyRelation) -> None:
 
 
 def _write(relation: duckdb.DuckDBPyRelation, kind: str, out: Path | None) -> None:
-    from recorder.trace import write_relation
+    from fdtrace.recorder.trace import write_relation
 
     if kind == "table":
         kind = "csv"

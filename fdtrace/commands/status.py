@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     """Print every agent of this user."""
     import json
 
-    from recorder import control
+    from fdtrace.recorder import control
 
     agents = control.agents()
     if args.json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from recorder.errors import TargetError, UsageError
+from fdtrace.recorder.errors import TargetError, UsageError
 
 WAIT = 10.0
 """Seconds that it gets to end by itself."""

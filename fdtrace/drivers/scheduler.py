@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 from fdtrace.drivers.child import Child
-from recorder.errors import TargetError, UsageError
-from recorder.recording import MISSING
-from replayer.config import SchedulerConfig
-from replayer.events import (
+from fdtrace.recorder.errors import TargetError, UsageError
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.events import (
     Aborted,
     Arrived,
     Cached,
@@ -28,9 +28,9 @@ from replayer.events import (
     Schedule,
     Told,
 )
-from replayer.history import StepRow
-from replayer.request import Plan
-from replayer.state import SchedulerFailed
+from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.request import Plan
+from fdtrace.replayer.state import SchedulerFailed
 
 FIRST_TOKEN = 1000
 """Tokens below have meanings to some engines."""

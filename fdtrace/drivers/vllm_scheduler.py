@@ -8,10 +8,10 @@ from typing import Any
 
 from fdtrace.drivers.child import Child
 from fdtrace.drivers.scheduler import DrivenScheduler
-from recorder.errors import UsageError
-from replayer.config import SchedulerConfig
-from replayer.events import Arrived, Cached, Decision, Forward
-from replayer.history import StepRow
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.events import Arrived, Cached, Decision, Forward
+from fdtrace.replayer.history import StepRow
 
 
 class DrivenVllm(DrivenScheduler):

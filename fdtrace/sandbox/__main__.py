@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fdtrace.recorder.errors import FdtraceError
 from fdtrace.sandbox import command
-from recorder.errors import FdtraceError
 
 
 def main() -> int:

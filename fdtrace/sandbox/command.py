@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
+from fdtrace.recorder.errors import UsageError
 from fdtrace.sandbox import framework
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.counts import Counts
 from fdtrace.sandbox.engine import Engine
 from fdtrace.sandbox.load import Load, LoadShape
 from fdtrace.sandbox.scheduler import model_of
-from recorder.errors import UsageError
 
 _SIZES = {
     "max_num_batched_tokens": "the scheduler's limit, tokens a step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from recorder.errors import UsageError
+from fdtrace.recorder.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recorder.errors import FdtraceError, UsageError
+from fdtrace.recorder.errors import FdtraceError, UsageError
 
 Memory = tuple[int, int, int, int]
 """Allocated, reserved, peak allocated, peak reserved; bytes."""

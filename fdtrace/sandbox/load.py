@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.errors import UsageError
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.request import Request
-from recorder.errors import UsageError
 
 NUM_PHRASES = 24
 PHRASE_TOKENS = (4, 12)

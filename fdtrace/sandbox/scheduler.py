@@ -6,11 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fdtrace.sandbox.blocks import BlockList
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.request import NO_SLOT, Request, Scheduled
-from recorder.errors import UsageError
-from replayer import (
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer import (
     Aborted,
     Arrived,
     Decision,
@@ -23,8 +20,11 @@ from replayer import (
     SchedulerConfig,
     parse_policy,
 )
-from replayer.formulas import parse_formula
-from replayer.hang import cause_of
+from fdtrace.replayer.formulas import parse_formula
+from fdtrace.replayer.hang import cause_of
+from fdtrace.sandbox.blocks import BlockList
+from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.request import NO_SLOT, Request, Scheduled
 
 
 class SandboxScheduler:

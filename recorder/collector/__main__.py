@@ -1,4 +1,4 @@
-"""`python -m recorder.collector SESSION.json`: started by `fdtrace attach`, `record` and `recover`, not by hand.
+"""`python -m fdtrace.recorder.collector SESSION`: started by `fdtrace attach`, `record` and `recover`, not by hand.
 
 It says its progress as JSON lines on stdout, also when nothing more can come from the processes seen so far (`ended`);
 it obeys `{"end": REASON}` on stdin. It outlives whoever started it: once stdin is closed it ends when they have.
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recorder.collector.process import PUBLISH, Collector
-from recorder.errors import FdtraceError
-from recorder.session import Session
+from fdtrace.recorder.collector.process import PUBLISH, Collector
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.session import Session
 
 POLL = 0.05
 """Seconds between two looks at the rings: well within the time in which an engine fills one, and seldom enough for a

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recorder.agent import wire
-from recorder.collector.decoder import NO_SCHEDULE
-from recorder.recording import MISSING
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector.decoder import NO_SCHEDULE
+from fdtrace.recorder.recording import MISSING
 
 MOST = 200_000
 """Calls kept for forwards that may still come: an engine whose workers are not recorded has none."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.agent import wire
+from fdtrace.recorder.agent import wire
 
 Columns = dict[str, NDArray[Any]]
 

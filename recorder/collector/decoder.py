@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from recorder.agent import wire
-from recorder.collector.columns import Batch, Columns, Forwards
-from recorder.collector.ledger import Ledger, Request
-from recorder.collector.reader import Chunk
-from recorder.collector.salt import salted
-from recorder.recording import MISSING
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector.columns import Batch, Columns, Forwards
+from fdtrace.recorder.collector.ledger import Ledger, Request
+from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.salt import salted
+from fdtrace.recorder.recording import MISSING
 
 NO_SCHEDULE = (MISSING,) * 14
 """What is known of a scheduling call that was not seen: nothing."""

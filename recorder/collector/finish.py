@@ -8,12 +8,12 @@ from typing import Any
 
 import duckdb
 
-from recorder import schema
-from recorder.collector.columns import Columns
-from recorder.collector.store import PARTED, Store
-from recorder.collector.tables import create, insert
-from recorder.collector.views import SMALL, create_views
-from recorder.sql import quoted
+from fdtrace.recorder import schema
+from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.store import PARTED, Store
+from fdtrace.recorder.collector.tables import create, insert
+from fdtrace.recorder.collector.views import SMALL, create_views
+from fdtrace.recorder.sql import quoted
 
 READERS_WAIT = 30.0
 """Seconds that the parts stay at most for a client that still has the views open."""

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from recorder.agent import wire
-from recorder.collector import stalls
-from recorder.collector.calls import Calls
-from recorder.collector.columns import Columns, Forwards
-from recorder.collector.decoder import HANDLERS, NO_SCHEDULE, Decoded, Decoder
-from recorder.collector.ledger import Request
-from recorder.collector.part import Part
-from recorder.collector.ranks import Ranks
-from recorder.collector.reader import Chunk
-from recorder.collector.undated import Undated
-from recorder.recording import MISSING
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector import stalls
+from fdtrace.recorder.collector.calls import Calls
+from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.decoder import HANDLERS, NO_SCHEDULE, Decoded, Decoder
+from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.ranks import Ranks
+from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.undated import Undated
+from fdtrace.recorder.recording import MISSING
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""

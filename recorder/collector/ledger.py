@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recorder.recording import MISSING
+from fdtrace.recorder.recording import MISSING
 
 
 @dataclass

@@ -12,17 +12,17 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from recorder import __version__, schema
-from recorder.collector import finish
-from recorder.collector.columns import Columns
-from recorder.collector.decoder import Decoded, Decoder
-from recorder.collector.join import Joined
-from recorder.collector.nvml import Nvml
-from recorder.collector.rings import FLUSH_STEPS, Rings, Tail
-from recorder.collector.store import Store
-from recorder.collector.tables import columns_of
-from recorder.errors import TraceError
-from recorder.session import Session
+from fdtrace.recorder import __version__, schema
+from fdtrace.recorder.collector import finish
+from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.decoder import Decoded, Decoder
+from fdtrace.recorder.collector.join import Joined
+from fdtrace.recorder.collector.nvml import Nvml
+from fdtrace.recorder.collector.rings import FLUSH_STEPS, Rings, Tail
+from fdtrace.recorder.collector.store import Store
+from fdtrace.recorder.collector.tables import columns_of
+from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.session import Session
 
 PUBLISH = 1.5
 """Seconds between two published states: with the time that one takes, what a reader sees is less than 2 s old."""

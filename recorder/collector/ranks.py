@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recorder.recording import MISSING
+from fdtrace.recorder.recording import MISSING
 
 MOST = 8192
 """Forwards and measurements remembered while the other half has not come."""

@@ -7,9 +7,9 @@ import mmap
 import os
 from dataclasses import dataclass
 
-from recorder.agent import ring as rings
-from recorder.agent import wire
-from recorder.errors import TraceError
+from fdtrace.recorder.agent import ring as rings
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.errors import TraceError
 
 
 @dataclass

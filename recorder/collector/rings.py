@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from recorder.agent import wire
-from recorder.collector.decoder import Decoder
-from recorder.collector.join import Joined
-from recorder.collector.part import Part
-from recorder.collector.reader import Chunk, Position, RingReader
-from recorder.errors import TraceError
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector.decoder import Decoder
+from fdtrace.recorder.collector.join import Joined
+from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.reader import Chunk, Position, RingReader
+from fdtrace.recorder.errors import TraceError
 
 FLUSH_STEPS = 2000
 """Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recorder.collector.columns import Forwards
+from fdtrace.recorder.collector.columns import Forwards
 
 
 def limits(engine: Mapping[str, Any]) -> tuple[int, int]:

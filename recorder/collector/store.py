@@ -13,13 +13,13 @@ from typing import Any
 
 import duckdb
 
-from recorder import schema
-from recorder.collector.columns import Columns
-from recorder.collector.retire import Retired
-from recorder.collector.tables import values
-from recorder.collector.views import Views
-from recorder.session import parts_directory
-from recorder.sql import quoted
+from fdtrace.recorder import schema
+from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.retire import Retired
+from fdtrace.recorder.collector.tables import values
+from fdtrace.recorder.collector.views import Views
+from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.sql import quoted
 
 PARTED = (schema.STEP, schema.STEP_REQUEST, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
 """The tables that grow; the others are whole in each published database."""

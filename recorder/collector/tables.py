@@ -7,9 +7,9 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from recorder import schema
-from recorder.agent import wire
-from recorder.collector.columns import Columns
+from fdtrace.recorder import schema
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector.columns import Columns
 
 TEXT = {"VARCHAR"}
 

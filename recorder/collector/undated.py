@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recorder.collector.ledger import Ledger
+from fdtrace.recorder.collector.ledger import Ledger
 
 
 class Undated:

@@ -15,10 +15,10 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from recorder import schema
-from recorder.collector.columns import Columns
-from recorder.collector.tables import create, insert
-from recorder.sql import quoted
+from fdtrace.recorder import schema
+from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.tables import create, insert
+from fdtrace.recorder.sql import quoted
 
 SMALL = {"trace": schema.TRACE, "engine": schema.ENGINE, "_live_request": schema.REQUEST}
 """Tables that are whole in each published database."""

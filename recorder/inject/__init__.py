@@ -1,10 +1,10 @@
 """Get code into a running Python process: `enter`, `run_in_process`. What can stand in the way: `errors`."""
 
-from recorder.inject.conversation import Conversation
-from recorder.inject.injector import InjectionResult, enter, run_in_process
-from recorder.inject.quiet import first_in_line, rest
-from recorder.inject.target import Target, check_process, check_target, is_python
-from recorder.inject.tree import Process, is_same_process, process_tree
+from fdtrace.recorder.inject.conversation import Conversation
+from fdtrace.recorder.inject.injector import InjectionResult, enter, run_in_process
+from fdtrace.recorder.inject.quiet import first_in_line, rest
+from fdtrace.recorder.inject.target import Target, check_process, check_target, is_python
+from fdtrace.recorder.inject.tree import Process, is_same_process, process_tree
 
 __all__ = [
     "Conversation",

@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-from recorder.inject import errors, parked, ptrace, stub
-from recorder.inject.escape import lay_frame
-from recorder.inject.memory import Memory
-from recorder.inject.ptrace import Registers, Tracee
-from recorder.inject.target import Target
+from fdtrace.recorder.inject import errors, parked, ptrace, stub
+from fdtrace.recorder.inject.escape import lay_frame
+from fdtrace.recorder.inject.memory import Memory
+from fdtrace.recorder.inject.ptrace import Registers, Tracee
+from fdtrace.recorder.inject.target import Target
 
 _PATIENCE_S = 1.0
 _SYS_MMAP, _PROT_READ_EXEC, _MAP_PRIVATE_ANONYMOUS = 9, 5, 0x22

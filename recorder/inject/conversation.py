@@ -17,8 +17,8 @@ import struct
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
-from recorder.inject.errors import AgentFailed
-from recorder.inject.quiet import is_first_in_line, put_first, rest
+from fdtrace.recorder.inject.errors import AgentFailed
+from fdtrace.recorder.inject.quiet import is_first_in_line, put_first, rest
 
 # One expression, so that no name is left in the target's __main__; _socket, because socket may be patched
 # (gevent); nothing but CPython 3.9's standard library. Both namespaces are cleared: their functions refer to them, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from recorder.errors import TargetError
+from fdtrace.recorder.errors import TargetError
 
 ARM = "start it armed: FDTRACE=1 in its environment, or `fdtrace record -- CMD`; that needs no privileges"
 

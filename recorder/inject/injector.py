@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recorder.inject import errors, parked
-from recorder.inject.borrow import Borrowed
-from recorder.inject.conversation import Conversation
-from recorder.inject.meeting import Meeting
-from recorder.inject.proc import read_small
-from recorder.inject.quiet import in_own_thread, rest, undelayed
-from recorder.inject.target import Target, check_target, refused
-from recorder.inject.tree import is_same_process
+from fdtrace.recorder.inject import errors, parked
+from fdtrace.recorder.inject.borrow import Borrowed
+from fdtrace.recorder.inject.conversation import Conversation
+from fdtrace.recorder.inject.meeting import Meeting
+from fdtrace.recorder.inject.proc import read_small
+from fdtrace.recorder.inject.quiet import in_own_thread, rest, undelayed
+from fdtrace.recorder.inject.target import Target, check_target, refused
+from fdtrace.recorder.inject.tree import is_same_process
 
 Way = Literal["remote_exec", "ptrace", "pending"]
 _NUM_ATTEMPTS = 20

@@ -15,8 +15,8 @@ import tempfile
 import time
 from types import TracebackType
 
-from recorder.inject.conversation import bootstrap
-from recorder.inject.errors import Ended, NoPtrace
+from fdtrace.recorder.inject.conversation import bootstrap
+from fdtrace.recorder.inject.errors import Ended, NoPtrace
 
 _DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 

@@ -24,8 +24,8 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from recorder.inject.proc import read_small, read_status, threads
-from recorder.inject.ptrace import Registers
+from fdtrace.recorder.inject.proc import read_small, read_status, threads
+from fdtrace.recorder.inject.ptrace import Registers
 
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 RESTART_SYSCALL = 219

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
-from recorder.inject.elf import exported
-from recorder.inject.memory import Mapping, Memory
+from fdtrace.recorder.inject.elf import exported
+from fdtrace.recorder.inject.memory import Mapping, Memory
 
 FUNCTIONS = (
     "PyGILState_Ensure",

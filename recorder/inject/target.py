@@ -6,12 +6,12 @@ import os
 import platform
 from dataclasses import dataclass
 
-from recorder.inject import errors
-from recorder.inject.escape import find_instructions
-from recorder.inject.memory import Mapping, Memory, mappings
-from recorder.inject.proc import read_small, read_stat, read_status
-from recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
-from recorder.inject.python import Python, find_python
+from fdtrace.recorder.inject import errors
+from fdtrace.recorder.inject.escape import find_instructions
+from fdtrace.recorder.inject.memory import Mapping, Memory, mappings
+from fdtrace.recorder.inject.proc import read_small, read_stat, read_status
+from fdtrace.recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
+from fdtrace.recorder.inject.python import Python, find_python
 
 _CAP_SYS_PTRACE = 1 << 19
 _SECCOMP_STRICT, _SECCOMP_FILTER = "1", "2"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from recorder.inject.errors import NoProcess
-from recorder.inject.proc import Stat, read_stat
+from fdtrace.recorder.inject.errors import NoProcess
+from fdtrace.recorder.inject.proc import Stat, read_stat
 
 
 @dataclass(frozen=True)

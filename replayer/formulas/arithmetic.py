@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replayer.formulas.expression import Uncomputable, compiled
-from replayer.formulas.syntax import parse
+from fdtrace.replayer.formulas.expression import Uncomputable, compiled
+from fdtrace.replayer.formulas.syntax import parse
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from replayer.formulas.variables import VARIABLES, Variables
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.formulas.variables import VARIABLES, Variables
 
 Columns = Mapping[str, "NDArray[np.int64] | int"]
 """Variables by name: a scalar, or one entry a step."""

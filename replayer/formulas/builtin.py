@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from replayer.formulas.base import Columns, Formula
-from replayer.formulas.variables import VARIABLES, VARYING, Variables
+from fdtrace.replayer.formulas.base import Columns, Formula
+from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 
 class BuiltIn(Formula):

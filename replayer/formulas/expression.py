@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from replayer.formulas.base import MAX_MAGNITUDE, Columns
-from replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse
-from replayer.formulas.variables import VARIABLES, Variables
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, Columns
+from fdtrace.replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse
+from fdtrace.replayer.formulas.variables import VARIABLES, Variables
 
 Scalar = Callable[[Variables], Any]
 Array = NDArray[Any]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.errors import UsageError
-from replayer.formulas.base import Columns, Formula, whole
-from replayer.formulas.builtin import BUILTIN
-from replayer.formulas.expression import Expression
-from replayer.formulas.variables import Variables
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.formulas.base import Columns, Formula, whole
+from fdtrace.replayer.formulas.builtin import BUILTIN
+from fdtrace.replayer.formulas.expression import Expression
+from fdtrace.replayer.formulas.variables import Variables
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*\Z")
 _CHARGE = re.compile(r"\s*charge\b\s*:?")

@@ -12,9 +12,9 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from recorder.errors import UsageError
-from replayer.formulas.base import MAX_MAGNITUDE
-from replayer.formulas.variables import VARIABLES
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.formulas.base import MAX_MAGNITUDE
+from fdtrace.replayer.formulas.variables import VARIABLES
 
 MAX_LENGTH = 1000
 """Characters of an expression."""

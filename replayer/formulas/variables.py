@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replayer.config import SchedulerConfig
+from fdtrace.replayer.config import SchedulerConfig
 
 
 @dataclass(slots=True)

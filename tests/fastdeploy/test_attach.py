@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from recorder import attach, control
-from recorder.inject import run_in_process
-from recorder.session import Session
-from recorder.supervise import Supervisor
-from recorder.trace import Trace, open_trace
+from fdtrace.recorder import attach, control
+from fdtrace.recorder.inject import run_in_process
+from fdtrace.recorder.session import Session
+from fdtrace.recorder.supervise import Supervisor
+from fdtrace.recorder.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.fastdeploy.test_contract import count, finished
 from tests.recorder.helpers import finish, num_logged
@@ -162,7 +162,7 @@ def test_fastdeploys_own_entry_points_arm_an_engine_and_its_worker(stand: Stand)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in ("token_processor", "model_runner"):
         declared = project["entry-points"][f"fastdeploy.{name}_plugins"]
-        assert declared == {"fdtrace": f"recorder.agent.fastdeploy_plugins:{name}"}
+        assert declared == {"fdtrace": f"fdtrace.recorder.agent.fastdeploy_plugins:{name}"}
     command = stand.command("--plugins", "--seconds", "300", "--sleep", "0.004")
     process = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE, text=True)
     try:

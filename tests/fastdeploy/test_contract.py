@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.stands import rows_of
 
@@ -219,7 +219,7 @@ def _kill_collector(path: str) -> bool:
                 command = file.read().decode().split("\0")
         except OSError:
             continue
-        if "recorder.collector" in command and any(path in part for part in command):
+        if "fdtrace.recorder.collector" in command and any(path in part for part in command):
             os.kill(int(name), signal.SIGKILL)
             return True
     return False

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from recorder.trace import open_trace
-from replayer import ORIGINAL, POLICIES
-from replayer.compare import reschedule
-from replayer.formulas import BUILTIN
-from replayer.history import History
+from fdtrace.recorder.trace import open_trace
+from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.compare import reschedule
+from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.history import History
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.lab import differences
 from tests.fastdeploy.test_attach import wrapped_methods

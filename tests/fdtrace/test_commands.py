@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from fdtrace.cli import COMMANDS, main
-from recorder import schema
+from fdtrace.recorder import schema
 from tests.recorder.helpers import ROOT
 
 Captured = pytest.CaptureFixture[str]

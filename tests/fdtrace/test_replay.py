@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.cli import main
-from replayer.formulas import BUILTIN
+from fdtrace.replayer.formulas import BUILTIN
 
 Captured = pytest.CaptureFixture[str]
 

@@ -18,10 +18,10 @@ import pytest
 
 from fdtrace.cli import main
 from fdtrace.drivers.scheduler import DrivenScheduler
+from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.schedulers import given_schedulers
-from replayer import ORIGINAL, POLICIES
-from replayer.compare import Desk
-from replayer.formulas import BUILTIN
 from tests.fdtrace.test_simulate import CASES, VERSIONS, case, golden, lines_of
 from tests.replayer.conftest import make_recording, read_case
 from tests.replayer.test_reschedule import begun_at

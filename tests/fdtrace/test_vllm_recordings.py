@@ -14,16 +14,16 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.drivers.child import Child
 from fdtrace.drivers.vllm_scheduler import DrivenVllm
+from fdtrace.recorder.digest import digests_of
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.loading import restarts
+from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder.trace import open_trace
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.divergence import COMPARED
+from fdtrace.replayer.fidelity import fidelity_of
+from fdtrace.replayer.prefixes import Blocks, Prefixes
 from fdtrace.schedulers import DRIVERS
-from recorder.digest import digests_of
-from recorder.errors import UsageError
-from recorder.loading import restarts
-from recorder.recording import MISSING, EngineInfo, Recording
-from recorder.trace import open_trace
-from replayer.config import SchedulerConfig
-from replayer.divergence import COMPARED
-from replayer.fidelity import fidelity_of
-from replayer.prefixes import Blocks, Prefixes
 
 Captured = pytest.CaptureFixture[str]
 

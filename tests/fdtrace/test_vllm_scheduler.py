@@ -19,13 +19,13 @@ import pytest
 
 import fdtrace.drivers
 from fdtrace.cli import main
+from fdtrace.recorder import schema
+from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder.trace import open_trace
+from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.history import Fidelity, History
 from fdtrace.replays import RecordedRows
 from fdtrace.schedulers import given_schedulers
-from recorder import schema
-from recorder.recording import MISSING, EngineInfo, Recording
-from recorder.trace import open_trace
-from replayer.compare import Desk
-from replayer.history import Fidelity, History
 from tests.replayer.conftest import read_case
 
 Captured = pytest.CaptureFixture[str]

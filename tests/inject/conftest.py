@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from recorder.inject import errors, run_in_process
+from fdtrace.recorder.inject import errors, run_in_process
 
 PROGRAM = Path(__file__).with_name("program.py")
 PYTHONS = [sys.executable, *filter(None, os.environ.get("FDTRACE_TEST_PYTHONS", "").split(":"))]

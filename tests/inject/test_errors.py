@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from recorder.errors import TargetError
-from recorder.inject import check_target, errors, injector, parked, run_in_process
+from fdtrace.recorder.errors import TargetError
+from fdtrace.recorder.inject import check_target, errors, injector, parked, run_in_process
 from tests.inject.conftest import Start, refusal, untouched
 
 
@@ -108,7 +108,7 @@ def test_stopped(start: Start) -> None:
 
 def test_traced_by_another(start: Start) -> None:
     program = start("spinning")
-    code = f"from recorder.inject.ptrace import Tracee\nTracee({program.pid})\nprint(flush=True)\ninput()"
+    code = f"from fdtrace.recorder.inject.ptrace import Tracee\nTracee({program.pid})\nprint(flush=True)\ninput()"
     tracer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert tracer.stdout is not None
     tracer.stdout.readline()
@@ -125,7 +125,7 @@ def test_one_thread_traced_by_another(start: Start) -> None:
     program = start("wait", "nanosleep")
     program.moves(1, by=1)
     code = (
-        f"from recorder.inject.ptrace import Tracee\nTracee({program.counter(2)})\nTracee({program.pid})\n"
+        f"from fdtrace.recorder.inject.ptrace import Tracee\nTracee({program.counter(2)})\nTracee({program.pid})\n"
         "print(flush=True)\ninput()"
     )
     tracer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from recorder.inject import meeting, run_in_process, target
+from fdtrace.recorder.inject import meeting, run_in_process, target
 from tests.inject.conftest import Start, refusal, untouched
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 IMPORT = """
 import _socket, json, os, struct, sys, time
-from recorder.inject import run_in_process
-from recorder.errors import TargetError
+from fdtrace.recorder.inject import run_in_process
+from fdtrace.recorder.errors import TargetError
 """
 ATTACH = """
 try:

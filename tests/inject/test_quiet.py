@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from recorder.inject import first_in_line, quiet, rest
+from fdtrace.recorder.inject import first_in_line, quiet, rest
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recorder.inject import run_in_process
-from recorder.inject.errors import AgentFailed, GilHeld
+from fdtrace.recorder.inject import run_in_process
+from fdtrace.recorder.inject.errors import AgentFailed, GilHeld
 from tests.inject.conftest import PYTHONS, Start
 
 pythons = pytest.mark.parametrize("python", PYTHONS, ids=lambda path: Path(path).resolve().name)

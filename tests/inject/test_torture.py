@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from recorder.inject import run_in_process
+from fdtrace.recorder.inject import run_in_process
 from tests.inject.conftest import PYTHONS, Start
 
 NUM_INJECTIONS = int(os.environ.get("FDTRACE_TEST_INJECTIONS", "200"))
@@ -23,8 +23,8 @@ SOURCE = "import os\nresult = os.getpid()"
 TOOL = f"""
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where this was started in a shell's background
-from recorder.inject import run_in_process
-from recorder.errors import TargetError
+from fdtrace.recorder.inject import run_in_process
+from fdtrace.recorder.errors import TargetError
 while True:
     try:
         run_in_process(int(sys.argv[1]), {SOURCE!r})

@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
-from recorder.inject import check_target, run_in_process
-from recorder.inject.borrow import Borrowed
-from recorder.inject.memory import Memory
-from recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, look
-from recorder.inject.quiet import in_own_thread
+from fdtrace.recorder.inject import check_target, run_in_process
+from fdtrace.recorder.inject.borrow import Borrowed
+from fdtrace.recorder.inject.memory import Memory
+from fdtrace.recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, look
+from fdtrace.recorder.inject.quiet import in_own_thread
 from tests.inject.conftest import Running, Start
 
 CALLS = [

@@ -14,9 +14,9 @@ from typing import Any
 
 import duckdb
 
-from recorder.delivery import AGENT
-from recorder.session import Session
-from recorder.supervise import Supervisor
+from fdtrace.recorder.delivery import AGENT
+from fdtrace.recorder.session import Session
+from fdtrace.recorder.supervise import Supervisor
 
 ENGINE = Path(__file__).parent / "played" / "engine.py"
 ROOT = Path(__file__).parents[2]

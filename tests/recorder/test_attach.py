@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from recorder import attach, delivery
-from recorder.agent import load, mailbox
-from recorder.errors import TargetError
-from recorder.inject import run_in_process
-from recorder.session import Session, parts_directory
+from fdtrace.recorder import attach, delivery
+from fdtrace.recorder.agent import load, mailbox
+from fdtrace.recorder.errors import TargetError
+from fdtrace.recorder.inject import run_in_process
+from fdtrace.recorder.session import Session, parts_directory
 from tests.recorder.helpers import (
     ENGINE,
     ROOT,

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder.agent import ring, wire
-from recorder.agent.writer import Row, Writer
-from recorder.collector.decoder import Decoder
-from recorder.collector.reader import Position, RingReader
+from fdtrace.recorder.agent import ring, wire
+from fdtrace.recorder.agent.writer import Row, Writer
+from fdtrace.recorder.collector.decoder import Decoder
+from fdtrace.recorder.collector.reader import Position, RingReader
 
 SEQS = 6
 

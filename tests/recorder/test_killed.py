@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from recorder.collector.process import Collector, recover
-from recorder.session import Session, parts_directory
-from recorder.supervise import Supervisor
+from fdtrace.recorder.collector.process import Collector, recover
+from fdtrace.recorder.session import Session, parts_directory
+from fdtrace.recorder.supervise import Supervisor
 from tests.recorder.helpers import (
     armed_environment,
     collected,
@@ -85,7 +85,7 @@ def test_engine_and_collector_both_killed_leave_what_recover_makes_whole(tmp_pat
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     session = Session.create(trace)
     engine = start_engine("--log", log, "--sleep", 0.001, env=armed_environment(session))
-    command = [sys.executable, "-m", "recorder.collector", str(session.path)]
+    command = [sys.executable, "-m", "fdtrace.recorder.collector", str(session.path)]
     collector = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     while not trace.exists() or num_logged(log) < 300:
         time.sleep(0.02)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recorder.collector.nvml import Nvml
+from fdtrace.recorder.collector.nvml import Nvml
 from tests.recorder.helpers import armed_environment, collected, finish, query, start_engine
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recorder.session import parts_directory
+from fdtrace.recorder.session import parts_directory
 from tests.recorder.helpers import (
     armed_environment,
     collected,

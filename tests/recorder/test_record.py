@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from recorder.errors import TraceError
-from recorder.session import Session, parts_directory
+from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.session import Session, parts_directory
 from tests.recorder.helpers import (
     ENGINE,
     ROOT,

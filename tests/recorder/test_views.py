@@ -8,10 +8,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from recorder import schema
-from recorder.collector.columns import Columns
-from recorder.collector.store import Store
-from recorder.collector.tables import columns_of
+from fdtrace.recorder import schema
+from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.store import Store
+from fdtrace.recorder.collector.tables import columns_of
 
 
 def rows(table: schema.Table, count: int, **known: Any) -> Columns:

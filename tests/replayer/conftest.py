@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from recorder.recording import MISSING, EngineInfo, HandoverSteps, Recording
-from replayer.workload import workload_from_case
+from fdtrace.recorder.recording import MISSING, EngineInfo, HandoverSteps, Recording
+from fdtrace.replayer.workload import workload_from_case
 
 settings.register_profile("replayer", deadline=None)
 settings.load_profile("replayer")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recorder.errors import UsageError
-from replayer import BUILTIN, ORIGINAL, History, Replay, history_of, parse_formula, workload_from_case
-from replayer.account import Accountant
-from replayer.condition import Condition
-from replayer.explain import Explainer
-from replayer.formulas.arithmetic import parts, spelled_out
-from replayer.story import story_of
-from replayer.workload import Workload
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer import BUILTIN, ORIGINAL, History, Replay, history_of, parse_formula, workload_from_case
+from fdtrace.replayer.account import Accountant
+from fdtrace.replayer.condition import Condition
+from fdtrace.replayer.explain import Explainer
+from fdtrace.replayer.formulas.arithmetic import parts, spelled_out
+from fdtrace.replayer.story import story_of
+from fdtrace.replayer.workload import Workload
 from tests.tui.recordings import case, golden, lab_recording, plain_steps, recording_of
 
 VALUES = {

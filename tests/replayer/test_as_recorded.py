@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recorder.recording import MISSING, EngineInfo, Recording
-from replayer.as_recorded import as_recorded, recorded_history
-from replayer.columns import formula_columns, running_decodes
-from replayer.compare import replay
-from replayer.fidelity import recorded_formula
-from replayer.formulas import BUILTIN, parse_formula
-from replayer.history import StepRow
+from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.replayer.as_recorded import as_recorded, recorded_history
+from fdtrace.replayer.columns import formula_columns, running_decodes
+from fdtrace.replayer.compare import replay
+from fdtrace.replayer.fidelity import recorded_formula
+from fdtrace.replayer.formulas import BUILTIN, parse_formula
+from fdtrace.replayer.history import StepRow
 
 
 def recording(**columns: list[int]) -> Recording:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recorder.errors import UsageError
-from recorder.recording import MISSING, Recording
-from replayer import BUILTIN
-from replayer.clock import fit_durations
-from replayer.compare import Desk
-from replayer.recorded_work import workload_from_recording
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer import BUILTIN
+from fdtrace.replayer.clock import fit_durations
+from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.recorded_work import workload_from_recording
 
 RecordingOf = Callable[..., Recording]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from recorder.recording import Recording
-from replayer import BUILTIN, ORIGINAL, RELEASE_2_6
-from replayer.compare import Desk
-from replayer.fidelity import recorded_policy
-from replayer.history import Divergence, Fidelity, History, StepRow
-from tui.report import histories_json, render_report
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
+from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.fidelity import recorded_policy
+from fdtrace.replayer.history import Divergence, Fidelity, History, StepRow
+from fdtrace.tui.report import histories_json, render_report
 
 Make = Callable[[str], Recording]
 

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recorder.errors import UsageError
-from replayer import SchedulerConfig
-from replayer.formulas import BUILTIN, VARIABLES, Formula, Variables, formula_from_class, parse_formula
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer import SchedulerConfig
+from fdtrace.replayer.formulas import (
+    BUILTIN,
+    VARIABLES,
+    Formula,
+    Variables,
+    formula_from_class,
+    parse_formula,
+)
 
 
 def variables(**changes: int) -> Variables:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from replayer import ORIGINAL, POLICIES
-from replayer.formulas import BUILTIN
-from replayer.simulation import Simulation, golden_line
-from replayer.workload import workload_from_case
+from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.simulation import Simulation, golden_line
+from fdtrace.replayer.workload import workload_from_case
 
 DATA = Path(__file__).parent.parent / "data"
 CASES = (

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recorder.recording import MISSING, HandoverSteps, Recording
-from replayer import ORIGINAL, POLICIES
-from replayer.compare import reschedule
-from replayer.formulas import BUILTIN
-from replayer.history import Fidelity, History
-from replayer.recorded_work import workload_from_recording
+from fdtrace.recorder.recording import MISSING, HandoverSteps, Recording
+from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.compare import reschedule
+from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.history import Fidelity, History
+from fdtrace.replayer.recorded_work import workload_from_recording
 
 DATA = Path(__file__).parent.parent / "data" / "random"
 VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")

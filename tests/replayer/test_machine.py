@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from replayer import (
+from fdtrace.replayer import (
     POLICIES,
     Aborted,
     Arrived,
@@ -23,8 +23,8 @@ from replayer import (
     Scheduler,
     SchedulerConfig,
 )
-from replayer.formulas import BUILTIN
-from replayer.state import SchedulerFailed
+from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.state import SchedulerFailed
 
 
 class Engine(RuleBasedStateMachine):

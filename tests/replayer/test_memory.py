@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recorder.recording import MISSING, EngineInfo, Recording
-from replayer.compare import replay
-from replayer.formulas import BUILTIN
-from replayer.memory import fit_memory
+from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.replayer.compare import replay
+from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.memory import fit_memory
 
 
 def recording(tokens: list[int], reserved: list[int]) -> Recording:

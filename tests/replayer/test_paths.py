@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replayer import (
+from fdtrace.replayer import (
     POLICIES,
     Arrived,
     Emitted,
@@ -25,7 +25,7 @@ from replayer import (
     golden_line,
     workload_from_case,
 )
-from replayer.formulas import BUILTIN, Formula
+from fdtrace.replayer.formulas import BUILTIN, Formula
 
 
 class Told(Scheduler):

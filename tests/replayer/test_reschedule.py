@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recorder.recording import MISSING, InitialRequest, Recording
-from replayer import ORIGINAL, POLICIES
-from replayer.compare import history_of, replay, reschedule
-from replayer.formulas import BUILTIN, parse_formula
-from replayer.history import History
-from replayer.outcome import outcome_dict
-from replayer.recorded_work import workload_from_recording
-from replayer.reschedule import Replay, ReplayCancelled
-from replayer.simulation import Simulation
-from replayer.workload import workload_from_case
+from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
+from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.compare import history_of, replay, reschedule
+from fdtrace.replayer.formulas import BUILTIN, parse_formula
+from fdtrace.replayer.history import History
+from fdtrace.replayer.outcome import outcome_dict
+from fdtrace.replayer.recorded_work import workload_from_recording
+from fdtrace.replayer.reschedule import Replay, ReplayCancelled
+from fdtrace.replayer.simulation import Simulation
+from fdtrace.replayer.workload import workload_from_case
 
 CaseOf = Callable[[str], dict[str, Any]]
 GoldenOf = Callable[[str, str], list[dict[str, Any]]]

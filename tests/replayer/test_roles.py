@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from recorder.errors import UsageError
-from replayer import (
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer import (
     ORIGINAL,
     POLICIES,
     RELEASE_2_6,
@@ -29,8 +29,8 @@ from replayer import (
     golden_line,
     workload_from_case,
 )
-from replayer.config import Role
-from replayer.formulas import BUILTIN
+from fdtrace.replayer.config import Role
+from fdtrace.replayer.formulas import BUILTIN
 
 DATA = Path(__file__).parent.parent / "data" / "random"
 ROLES: tuple[Role, ...] = ("prefill", "decode")

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from replayer import (
+from fdtrace.replayer import (
     POLICIES,
     Aborted,
     Arrived,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from recorder.errors import UsageError
-from recorder.recording import EngineInfo
-from replayer import RELEASE_2_6, Simulation, parse_policy, workload_from_case
-from replayer.config import SchedulerConfig
-from replayer.formulas import BUILTIN
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.recording import EngineInfo
+from fdtrace.replayer import RELEASE_2_6, Simulation, parse_policy, workload_from_case
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.formulas import BUILTIN
 
 CASE: dict[str, Any] = {
     "max_num_seqs": 4,

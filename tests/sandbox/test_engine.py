@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.simulation import Simulation
+from fdtrace.replayer.workload import Workload, WorkRequest
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.engine import Engine
 from fdtrace.sandbox.load import Load, LoadShape
 from fdtrace.sandbox.request import NO_SLOT, Request
 from fdtrace.sandbox.scheduler import model_of
-from recorder.errors import UsageError
-from replayer.simulation import Simulation
-from replayer.workload import Workload, WorkRequest
 
 pytestmark = pytest.mark.xdist_group("paddle")
 Greedy = Callable[[Any, int], list[int]]

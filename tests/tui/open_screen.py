@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from fdtrace.tui.terminal import Terminal
 from tests.tui.screens import lab_app
-from tui.terminal import Terminal
 
 if __name__ == "__main__":
     lab_app(terminal=Terminal(ascii="--ascii" in sys.argv), clock=time.monotonic).run()

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recorder.recording import MISSING, EngineInfo, Recording
-from replayer import BUILTIN, Replay, workload_from_case
-from replayer import history_of as run_history
-from replayer.history import Hang, History, How, Outcome, StepRow
+from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.replayer import BUILTIN, Replay, workload_from_case
+from fdtrace.replayer import history_of as run_history
+from fdtrace.replayer.history import Hang, History, How, Outcome, StepRow
 
 DATA = Path(__file__).parent.parent / "data"
 MIB = 2**20

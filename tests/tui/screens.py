@@ -8,16 +8,16 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from recorder.recording import Recording
-from replayer import parse_formula, replay
-from replayer.history import History, How
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer import parse_formula, replay
+from fdtrace.replayer.history import History, How
+from fdtrace.tui.app import ReplayApp
+from fdtrace.tui.jobs import Cancelled, Progress, Replay
+from fdtrace.tui.panel import InspectorPanel
+from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.sources import Sources
+from fdtrace.tui.summary import StepSummary
 from tests.tui.recordings import case_recording, lab_history, lab_recording, step_rows
-from tui.app import ReplayApp
-from tui.jobs import Cancelled, Progress, Replay
-from tui.panel import InspectorPanel
-from tui.requests import RequestTable
-from tui.sources import Sources
-from tui.summary import StepSummary
 
 CASE = "speculative"
 

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from textual import events
 
+from fdtrace.tui.app import ReplayApp, run_replay
+from fdtrace.tui.dialogs import HelpScreen, parse_step
+from fdtrace.tui.keys import KEYS
+from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.terminal import Terminal
 from tests.tui.recordings import (
     columns,
     golden,
@@ -28,11 +33,6 @@ from tests.tui.screens import (
     title_of,
     until,
 )
-from tui.app import ReplayApp, run_replay
-from tui.dialogs import HelpScreen, parse_step
-from tui.keys import KEYS
-from tui.requests import RequestTable
-from tui.terminal import Terminal
 
 RAN = columns(CASE, "original")
 EXCEEDED = RAN["step"][RAN["num_tokens"] > 1024].tolist()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from textual.widgets import Static
 
-from recorder.errors import UsageError
+from fdtrace.recorder.errors import UsageError
+from fdtrace.tui.answers import AnswerTable
+from fdtrace.tui.app import ReplayApp
+from fdtrace.tui.breaks import BreakList
+from fdtrace.tui.sources import Answer
 from tests.tui.recordings import case_recording
 from tests.tui.screens import case_app, quiet, status_of, until
-from tui.answers import AnswerTable
-from tui.app import ReplayApp
-from tui.breaks import BreakList
-from tui.sources import Answer
 
 SIZE = (100, 30)
 RECORDING, HISTORY = case_recording("tight_blocks")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from recorder.errors import UsageError
+from fdtrace.recorder.errors import UsageError
+from fdtrace.tui.export import write_screen
+from fdtrace.tui.sources import Sources
 from tests.tui.recordings import case_recording
 from tests.tui.screens import formula_replay
-from tui.export import write_screen
-from tui.sources import Sources
 
 
 def write(**options: object) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from replayer.history import StepRow
+from fdtrace.replayer.history import StepRow
+from fdtrace.tui.panel import InspectorPanel
+from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.sources import StepEvent
+from fdtrace.tui.story import StoryScreen
 from tests.tui.recordings import case_recording
 from tests.tui.screens import case_app, inspector_of, quiet, status_of, until
-from tui.panel import InspectorPanel
-from tui.requests import RequestTable
-from tui.sources import StepEvent
-from tui.story import StoryScreen
 
 FOUR = ("original", "pr7438", "pr7499", "pr7623")
 WIDE = (200, 50)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from textual.widgets import Static
 
-from recorder.recording import Recording
+from fdtrace.recorder.recording import Recording
+from fdtrace.tui.app import ReplayApp
+from fdtrace.tui.sources import Sources, Tail
 from tests.tui.recordings import lab_history, lab_recording
 from tests.tui.screens import Clock, ready_replay, status_of, until
-from tui.app import ReplayApp
-from tui.sources import Sources, Tail
 
 WHOLE = lab_recording()
 STEPS = WHOLE.steps["step"]

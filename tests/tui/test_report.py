@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from replayer.as_recorded import recorded_history
-from replayer.history import Fidelity, Hang, History
+from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history import Fidelity, Hang, History
+from fdtrace.tui.chart import tokens_chart
+from fdtrace.tui.report import histories_json, render_report
+from fdtrace.tui.series import Series
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of
-from tui.chart import tokens_chart
-from tui.report import histories_json, render_report
-from tui.series import Series
 
 CASE = "speculative"
 LIMIT = 1024

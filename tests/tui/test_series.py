@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recorder.recording import MISSING
+from fdtrace.recorder.recording import MISSING
+from fdtrace.tui.series import MIN_SPAN, Series, Window
 from tests.tui.recordings import history_of, plain_steps
-from tui.series import MIN_SPAN, Series, Window
 
 LIMIT = 100
 

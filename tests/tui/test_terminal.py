@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fdtrace.tui.style import ASCII, LIGHT
+from fdtrace.tui.terminal import Terminal
 from tests.tui.screens import lab_app, settled
-from tui.style import ASCII, LIGHT
-from tui.terminal import Terminal
 
 
 @pytest.mark.parametrize(

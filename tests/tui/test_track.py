@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recorder.recording import MISSING
-from replayer.history import Hang
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.history import Hang
+from fdtrace.tui.layout import Scale
+from fdtrace.tui.series import Series, Window
+from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
+from fdtrace.tui.track import Chart, draw
 from tests.tui.recordings import history_of, lab_history, plain_steps
-from tui.layout import Scale
-from tui.series import Series, Window
-from tui.style import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
-from tui.track import Chart, draw
 
 LIMIT = 100
 LOOK = Look(BLOCKS, DARK)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace import Trace, open_trace
 from tests.stands import Stand, rows_of
 from tests.vllm.conftest import agree
 

@@ -3,14 +3,15 @@
 
 def _agent() -> str:
     """The directory of the agent: beside this file, or where an editable install has it."""
-    import importlib.machinery
+    import importlib.util
     import os
 
-    places = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "recorder")]
-    spec = importlib.machinery.PathFinder.find_spec("recorder")
-    places += (spec and spec.submodule_search_locations) or []
+    places = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "fdtrace")]
+    if not os.path.isdir(places[0]):
+        spec = importlib.util.find_spec("fdtrace")
+        places += (spec and spec.submodule_search_locations) or []
     for place in places:
-        agent = os.path.join(place, "agent")
+        agent = os.path.join(place, "recorder", "agent")
         if os.path.exists(os.path.join(agent, "load.py")):
             return agent
     raise ImportError("fdtrace's agent is not beside " + __file__)

@@ -265,7 +265,7 @@ class Engine:
 def load_plugin(name: str) -> None:
     """As FastDeploy does: an entry point is loaded, and called for a class."""
     cls = EntryPoint(
-        "fdtrace", f"recorder.agent.fastdeploy_plugins:{name}", f"fastdeploy.{name}_plugins"
+        "fdtrace", f"fdtrace.recorder.agent.fastdeploy_plugins:{name}", f"fastdeploy.{name}_plugins"
     ).load()()
     assert cls.__name__ == {"token_processor": "TokenProcessor", "model_runner": "GPUModelRunner"}[name]
 
