@@ -8,26 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import TraceError, UsageError
+from fdtrace.recorder.loading import ROW, STEP_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fdtrace.recorder.loading import TraceRecording
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.trace import Trace
     from fdtrace.replayer.history import StepRow
     from fdtrace.tui.sources import Answer, StepEvent, Tail
-
-ROW = """
-q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
-coalesce(q.num_accepted_tokens, 0), q.num_blocks
-"""
-
-ROWS = f"""
-SELECT r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
-WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
-"""
 
 REQUEST_STEPS = f"""
 SELECT q.step, r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
@@ -108,7 +98,7 @@ class TraceReader:
         """The requests of a step, prefills first."""
         from fdtrace.replayer.history import StepRow
 
-        return [StepRow(*row) for row in self._rows(ROWS, step)]
+        return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""
@@ -172,7 +162,7 @@ class TraceReader:
                 raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
 
 
-def _read(recording: TraceRecording) -> Recording:
+def _read(recording: Recording) -> Recording:
     from fdtrace.replayer.config import is_modelled
 
-    return recording.read_now(row_by_row=not is_modelled(recording.engine))
+    return recording.loaded(row_by_row=not is_modelled(recording.engine))

@@ -82,13 +82,13 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.reading import ROWS
+        from fdtrace.recorder.loading import STEP_ROWS
         from fdtrace.replayer.history import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
             cursor = self._local.cursor = self.trace.db.cursor()
-        return [StepRow(*row) for row in cursor.execute(ROWS, [self.engine_id, step]).fetchall()]
+        return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
 
 def policy_of(text: str | None) -> Policy | None:

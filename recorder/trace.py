@@ -15,8 +15,10 @@ import duckdb
 from numpy.typing import NDArray
 
 from fdtrace.recorder import schema
+from fdtrace.recorder.details import recording_of
 from fdtrace.recorder.errors import TraceError, UsageError
-from fdtrace.recorder.loading import Reader, TraceRecording, engine_info
+from fdtrace.recorder.loading import Reader, engine_info
+from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql import quoted
 
@@ -61,8 +63,11 @@ class Trace:
         """The rows of `engine`."""
         return self.rows("FROM engine ORDER BY engine_id")
 
-    def recording(self, engine_id: int | None = None) -> TraceRecording:
-        """One engine's recording in memory; of a trace of several, `engine_id` says which."""
+    def recording(self, engine_id: int | None = None) -> Recording:
+        """One engine's recording; of a trace of several, `engine_id` says which.
+
+        Its details are read when they are asked for; with `loaded()` it outlives this trace.
+        """
         engines = self.engines()
         if not engines:
             raise TraceError(f"{self.path} holds no engine", why="no scheduling call was recorded")
@@ -72,7 +77,7 @@ class Trace:
             raise UsageError(f"there is no engine {engine_id} in {self.path}", hint=f"engines: {known}")
         row = chosen[0]
         notes = tuple(json.loads(self.head["notes"] or "[]"))
-        return Reader(self.db, int(row["engine_id"])).read(engine_info(row), notes)
+        return recording_of(self.db, engine_info(row), notes)
 
     def steps_after(self, engine_id: int, step: int) -> dict[str, NDArray[Any]]:
         """The columns of one engine's steps after a step, as in `Recording.steps`."""

@@ -14,7 +14,7 @@ from textual.containers import Horizontal
 from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import no_rows, recorded_history
+from fdtrace.replayer.as_recorded import recorded_history
 from fdtrace.replayer.history import History, StepRow
 from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.board import Board
@@ -69,10 +69,8 @@ class ReplayView(App[None]):
         super().__init__()
         self.recording = recording
         self.sources = sources or Sources()
-        if rows is None:
-            rows = self.sources.rows or no_rows
-        else:
-            self.sources = replace(self.sources, rows=rows)
+        rows = rows or self.sources.rows
+        self.sources = replace(self.sources, rows=rows)
         self.ascii = terminal.ascii
         self.glyphs: Glyphs = ASCII if self.ascii else BLOCKS
         self.clock = clock
