@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,11 @@ class TraceReader:
         self._stack = ExitStack()
         self._trace: Trace | None = None
         self._seen: tuple[int, int] | None = None
+        self._seen_at = 0.0
+        self._created: Any = None
         with self._lock:
             trace = self._open()
-            self.live = trace.live
+            self.live = self._grows = _goes_on(trace)
             recording = trace.recording(engine_id)
             self.first: Recording = _read(recording) if self.live else recording
         self.engine_id = recording.engine.engine_id
@@ -60,9 +63,18 @@ class TraceReader:
         if self._trace is not None and not self._changed():
             return self._trace
         self._close()
-        self._seen = self._identity()
-        self._trace = self._stack.enter_context(open_trace(self.path))
-        return self._trace
+        self._seen, self._seen_at = self._identity(), time.monotonic()
+        trace = self._stack.enter_context(open_trace(self.path))
+        created = trace.head["created_at"]
+        if self._created not in (None, created):
+            self._stack.close()
+            raise TraceError(
+                f"{self.path} is another recording by now",
+                why=f"it began at {created}, the one on the screen at {self._created}",
+                hint="open it anew",
+            )
+        self._created, self._trace = created, trace
+        return trace
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -72,14 +84,20 @@ class TraceReader:
         return found.st_ino, found.st_mtime_ns
 
     def _changed(self) -> bool:
-        return self.live and self._identity() not in (None, self._seen)
+        return self._grows and self._identity() not in (None, self._seen)
 
     def _close(self) -> None:
         self._trace = None
         self._stack.close()
 
     def close(self) -> None:
-        """Close the trace."""
+        """Close the trace; a query that still runs is interrupted."""
+        import duckdb
+
+        trace = self._trace
+        if trace is not None:
+            with suppress(duckdb.ConnectionException):  # it has just been closed, to open the next state
+                trace.db.interrupt()
         with self._lock:
             self._close()
 
@@ -139,10 +157,17 @@ class TraceReader:
         from fdtrace.tui.sources import Tail
 
         with self._lock:
+            if self._identity() is None:
+                raise TraceError(
+                    f"{self.path} is gone",
+                    why="it was removed, or renamed, while it was being recorded",
+                    hint=f"what was read stays here; `fdtrace recover {self.path}` where its parts are still there",
+                )
             trace = self._open()
             try:
-                live = trace.live
-                found = Tail(trace.steps_after(self.engine_id, step), live)
+                live = _goes_on(trace)
+                silent = time.monotonic() - self._seen_at
+                found = Tail(trace.steps_after(self.engine_id, step), live, silent)
             except duckdb.Error as error:
                 self._close()
                 raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
@@ -160,6 +185,17 @@ class TraceReader:
             except duckdb.Error as error:
                 self._close()
                 raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
+
+
+def _goes_on(trace: Trace) -> bool:
+    """Whether another file is still to take this one's place, as the final one does also of a complete recording."""
+    import duckdb
+
+    try:
+        trace.db.execute("FROM _collector LIMIT 0")
+    except duckdb.CatalogException:
+        return False
+    return True
 
 
 def _read(recording: Recording) -> Recording:

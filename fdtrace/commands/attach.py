@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 
-from fdtrace.recorder.errors import FdtraceError, UsageError
+from fdtrace.recorder.errors import UsageError
 from fdtrace.recording import StopSignals, Watch, add_recording_arguments, check_arguments, discard
 
 
@@ -63,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
         )
         if args.tui:
-            reason = _on_screen(args, watch, signals)
+            from fdtrace.live import on_screen
+
+            reason = on_screen(args.output, args.formula, watch, signals)
         else:
             reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
         if reason:
@@ -71,32 +72,3 @@ def run(args: argparse.Namespace) -> int:
         done = watch.finish()
     watch.progress.note(f"{done['steps']} steps in {args.output}")
     return 0
-
-
-def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> str:
-    """Watch the collector in a thread and show what it records until the screen is left; the reason to end."""
-    from fdtrace.live import first_steps, show
-
-    reason = watch.until(lambda: signals.reason or watch.supervisor.ended or first_steps(args.output))
-    if reason != "first steps":
-        return reason
-    left = threading.Event()
-    ended: list[str] = []
-
-    def record() -> None:
-        ended.append(watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended))
-        if ended[0]:
-            watch.stop(ended[0])
-
-    watch.progress.silent = True
-    thread = threading.Thread(target=record, name="fdtrace-recording")
-    thread.start()
-    try:
-        show(args.output, args.formula)
-    except FdtraceError as error:
-        watch.progress.note(str(error))
-    finally:
-        left.set()
-        thread.join()
-        watch.progress.speak()
-    return ""
