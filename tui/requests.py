@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.segment import Segment
 from rich.style import Style
@@ -13,6 +14,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from fdtrace.replayer.history import StepRow
+from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs, Palette
 
 COLUMNS = (
@@ -24,6 +26,18 @@ COLUMNS = (
     ("blocks", 8),
 )
 MIN_ID, MAX_ID = 10, 40
+
+
+ROWS_AT_ONCE = 0.006
+"""Seconds that the screen waits for the requests of a step: a third of a frame."""
+
+
+class StepRows(NamedTuple):
+    """The requests of a step of a history."""
+
+    series: Series
+    step: int
+    rows: Sequence[StepRow]
 
 
 class RequestTable(Widget):

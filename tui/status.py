@@ -10,6 +10,9 @@ from fdtrace.tui.keys import hints
 from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs
 
+MESSAGE_STAYS = 4.0
+"""Seconds that a message stays on the bottom line, where no key was pressed since."""
+
 
 def one_line(error: str) -> str:
     """An error's text (what, why, next) in one line."""

@@ -18,7 +18,6 @@ from fdtrace.tui.jobs import Job
 from fdtrace.tui.querying import Querying
 from fdtrace.tui.series import Series
 from fdtrace.tui.sources import Tail
-from fdtrace.tui.status import one_line
 
 EVERY = 0.5
 """Seconds between two looks at the trace."""
@@ -84,13 +83,15 @@ class Tailing(Querying):
         self._show_live("RECORDING")
         self._goto_end()
 
-    def _show_live(self, state: str, message: str = "") -> None:
-        """Say how the recording stands: in the first line as long as it is so, on the bottom line once."""
+    def _show_live(self, state: str) -> bool:
+        """Say in the first line how the recording stands; whether that is new."""
         if state == self.live:
-            return
+            return False
         self.live = state
         self.query_one("#head", Static).update(self.head(), layout=False)
-        self.show_status(message)
+        with self.unasked():
+            self.show_status()
+        return True
 
     def action_live(self) -> None:
         """Follow what is recorded, again."""
@@ -130,7 +131,8 @@ class Tailing(Querying):
 
     def _unreadable(self, error: str) -> None:
         """The trace is about to be published anew, or is gone: look again."""
-        self._show_live("RECORDING, cannot be read now", one_line(error))
+        if self._show_live("RECORDING, cannot be read now"):
+            self.show_failure(error)
 
     def _take_in(self, look: Look) -> None:
         if look.grown is not None:
@@ -139,11 +141,8 @@ class Tailing(Querying):
             self._ended(look.whole)
         elif look.tail.silent_s < SILENT:
             self._show_live("RECORDING")
-        else:
-            self._show_live(
-                f"RECORDING, nothing new for {SILENT:.0f} s",
-                "its collector may be gone: then `fdtrace recover` makes a complete trace of it",
-            )
+        elif self._show_live(f"RECORDING, nothing new for {SILENT:.0f} s"):
+            self.show_status("its collector may be gone: then `fdtrace recover` makes a complete trace of it")
 
     def _show_grown(self, recording: Recording, series: Series) -> None:
         self.recording, self.recorded = recording, series

