@@ -16,12 +16,12 @@ from textual.screen import Screen
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.history import History
-from fdtrace.tui.dialogs import HelpScreen
-from fdtrace.tui.jobs import Replay, Rows
 from fdtrace.tui.keys import KEYS, bindings
-from fdtrace.tui.pane import ChartPane
+from fdtrace.tui.live import Tailing
+from fdtrace.tui.panes.chart_pane import ChartPane
+from fdtrace.tui.panes.jobs import Replay, Rows
+from fdtrace.tui.prompt.prompt import HelpScreen
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.tailing import Tailing
 from fdtrace.tui.terminal import Terminal, is_lost
 
 

@@ -7,8 +7,8 @@ from textual.style import Style
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.tui.keys import hints
-from fdtrace.tui.series import Series
-from fdtrace.tui.style import Glyphs
+from fdtrace.tui.panes.series import Series
+from fdtrace.tui.theme import Glyphs
 
 MESSAGE_STAYS = 4.0
 """Seconds that a message stays on the bottom line, where no key was pressed since."""

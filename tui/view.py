@@ -1,4 +1,4 @@
-"""What the replay screen is made of, and how it is brought up to date. What keys do is in `fdtrace.tui.app`."""
+"""What the replay screen is made of, and how it is brought up to date. What keys do is in `tui.app`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from textual.widgets import Static
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.as_recorded import recorded_history
 from fdtrace.replayer.history import History
-from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.background import Background, Cancelled, Deliver, Failed, guarded
-from fdtrace.tui.board import Board
-from fdtrace.tui.dialogs import Prompt
-from fdtrace.tui.jobs import Job, Replay, Rows
+from fdtrace.tui.inspector.panel import InspectorPanel
 from fdtrace.tui.keys import Count
-from fdtrace.tui.pane import ChartPane
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.player import Player
-from fdtrace.tui.requests import ROWS_AT_ONCE, RequestTable, StepRows, describe
-from fdtrace.tui.series import Series
+from fdtrace.tui.navigation.playback import Player
+from fdtrace.tui.panes.chart_pane import ChartPane
+from fdtrace.tui.panes.jobs import Job, Replay, Rows
+from fdtrace.tui.panes.series import Series
+from fdtrace.tui.prompt.prompt import Prompt
+from fdtrace.tui.session import Board
 from fdtrace.tui.sources import Sources
 from fdtrace.tui.status import MESSAGE_STAYS, head_line, one_line, opening_line, with_hints
-from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
-from fdtrace.tui.summary import Line, StepSummary
+from fdtrace.tui.tables.query_rows import AnswerTable
+from fdtrace.tui.tables.requests import ROWS_AT_ONCE, RequestTable, StepRows, describe
+from fdtrace.tui.tables.step_summary import Line, StepSummary
 from fdtrace.tui.terminal import MODERN, Terminal
+from fdtrace.tui.theme import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
 
 T = TypeVar("T")
 

@@ -114,7 +114,7 @@ def _size(text: str) -> tuple[int, int]:
 def _print_json(recording: object, histories: object) -> None:
     import json
 
-    from fdtrace.tui.report import histories_json
+    from fdtrace.tui.report.report import histories_json
 
     print(json.dumps(histories_json(recording, histories)))  # type: ignore[arg-type]
 
@@ -122,6 +122,6 @@ def _print_json(recording: object, histories: object) -> None:
 def _print_report(recording: object, histories: object) -> None:
     from rich.console import Console
 
-    from fdtrace.tui.report import render_report
+    from fdtrace.tui.report.report import render_report
 
     render_report(recording, histories, Console())  # type: ignore[arg-type]

@@ -13,11 +13,11 @@ from fdtrace.replayer import parse_formula, replay
 from fdtrace.replayer.history import History, How
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
-from fdtrace.tui.jobs import Progress, Replay
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.inspector.panel import InspectorPanel
+from fdtrace.tui.panes.jobs import Progress, Replay
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.summary import StepSummary
+from fdtrace.tui.tables.requests import RequestTable
+from fdtrace.tui.tables.step_summary import StepSummary
 from tests.tui.recordings import case_recording, lab_history, lab_recording, step_rows
 
 CASE = "speculative"

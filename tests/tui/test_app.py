@@ -9,9 +9,9 @@ import pytest
 from textual import events
 
 from fdtrace.tui.app import ReplayApp, run_replay
-from fdtrace.tui.dialogs import HelpScreen, parse_step
 from fdtrace.tui.keys import KEYS
-from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.prompt.prompt import HelpScreen, parse_step
+from fdtrace.tui.tables.requests import RequestTable
 from fdtrace.tui.terminal import Terminal
 from tests.tui.recordings import (
     columns,

@@ -6,10 +6,10 @@ import numpy as np
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.breaks import BreakList
+from fdtrace.tui.debugger.breakpoint_list import BreakList
 from fdtrace.tui.sources import Answer
+from fdtrace.tui.tables.query_rows import AnswerTable
 from tests.tui.recordings import case_recording
 from tests.tui.screens import case_app, quiet, status_of, until
 

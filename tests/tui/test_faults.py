@@ -10,10 +10,10 @@ import pytest
 from textual.pilot import Pilot
 
 from fdtrace.recorder.errors import FdtraceError, TraceError
-from fdtrace.tui import tailing
+from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
-from fdtrace.tui.jobs import Progress, Replay
+from fdtrace.tui.panes.jobs import Progress, Replay
 from fdtrace.tui.sources import Sources, Tail
 from fdtrace.tui.status import one_line
 from tests.tui.recordings import History, case_recording, lab_recording
@@ -137,7 +137,7 @@ async def test_a_look_at_a_recording_in_progress_that_fails(error: BaseException
 
 async def test_a_growth_that_cannot_be_shown_is_shown_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read already is neither lost nor there twice."""
-    recording, made = lab_recording(), tailing.recorded_history
+    recording, made = lab_recording(), live.recorded_history
     failing = [RuntimeError("no history"), RuntimeError("no history")]
 
     def recorded_history(*given: Any) -> History:
@@ -149,7 +149,7 @@ async def test_a_growth_that_cannot_be_shown_is_shown_with_the_next(monkeypatch:
         at = int(np.searchsorted(recording.steps["step"], step, side="right"))
         return Tail({name: column[at : max(at, 60)] for name, column in recording.steps.items()}, live=True)
 
-    monkeypatch.setattr(tailing, "recorded_history", recorded_history)
+    monkeypatch.setattr(live, "recorded_history", recorded_history)
     first = recording.with_steps({name: column[:20] for name, column in recording.steps.items()})
     app = ReplayApp(first, sources=Sources(tail=tail), clock=Clock())
     async with app.run_test(size=SIZE) as pilot:

@@ -22,11 +22,11 @@ from textual.widgets import Static
 from fdtrace.live import screen_of
 from fdtrace.reading import TraceReader
 from fdtrace.replays import add_replay_arguments
-from fdtrace.tui import tailing
+from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.dialogs import HelpScreen
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.story import StoryScreen
+from fdtrace.tui.inspector.panel import InspectorPanel
+from fdtrace.tui.inspector.story_screen import StoryScreen
+from fdtrace.tui.prompt.prompt import HelpScreen
 from tests.recorder.helpers import query
 from tests.tui.recorded import Recorded
 from tests.tui.screens import inspector_of, of, status_of, title_of, until
@@ -163,7 +163,7 @@ async def test_its_collector_is_killed_and_started_again(recorded: Recorded) -> 
 
 async def test_nobody_records_any_more(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the trace says for ever that it goes on."""
-    monkeypatch.setattr(tailing, "SILENT", 3.0)
+    monkeypatch.setattr(live, "SILENT", 3.0)
     async with opened(recorded.path) as (app, pilot):
         await grows(app, pilot)
         recorded.process.kill()  # it would start the collector again

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fdtrace.replayer.history import StepRow
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.inspector.panel import InspectorPanel
+from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.sources import StepEvent
-from fdtrace.tui.story import StoryScreen
+from fdtrace.tui.tables.requests import RequestTable
 from tests.tui.recordings import case_recording
 from tests.tui.screens import case_app, inspector_of, quiet, status_of, until
 

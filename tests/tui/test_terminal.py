@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.tui.style import ASCII, LIGHT
 from fdtrace.tui.terminal import Terminal
+from fdtrace.tui.theme import ASCII, LIGHT
 from tests.tui.screens import lab_app, settled
 
 
