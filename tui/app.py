@@ -20,7 +20,7 @@ from fdtrace.tui.keys import KEYS, bindings
 from fdtrace.tui.live import Tailing
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Replay, Rows
-from fdtrace.tui.prompt.prompt import HelpScreen
+from fdtrace.tui.prompt.help_screen import HelpScreen
 from fdtrace.tui.sources import Sources
 from fdtrace.tui.terminal import Terminal, is_lost
 

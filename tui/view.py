@@ -19,7 +19,7 @@ from fdtrace.replayer.as_recorded import recorded_history
 from fdtrace.replayer.history import History
 from fdtrace.tui.background import Background, Cancelled, Deliver, Failed, guarded
 from fdtrace.tui.inspector.panel import InspectorPanel
-from fdtrace.tui.keys import Count
+from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, Replay, Rows

@@ -10,7 +10,8 @@ from textual import events
 
 from fdtrace.tui.app import ReplayApp, run_replay
 from fdtrace.tui.keys import KEYS
-from fdtrace.tui.prompt.prompt import HelpScreen, parse_step
+from fdtrace.tui.prompt.help_screen import HelpScreen
+from fdtrace.tui.prompt.step_numbers import parse_step
 from fdtrace.tui.tables.requests import RequestTable
 from fdtrace.tui.terminal import Terminal
 from tests.tui.recordings import (

@@ -26,7 +26,7 @@ from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.inspector.panel import InspectorPanel
 from fdtrace.tui.inspector.story_screen import StoryScreen
-from fdtrace.tui.prompt.prompt import HelpScreen
+from fdtrace.tui.prompt.help_screen import HelpScreen
 from tests.recorder.helpers import query
 from tests.tui.recorded import Recorded
 from tests.tui.screens import inspector_of, of, status_of, title_of, until

@@ -13,7 +13,8 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from fdtrace.replayer.condition import Condition
-from fdtrace.tui.debugger.breakpoints import Breakpoint, Breakpoints, Watches
+from fdtrace.tui.debugger.breakpoints import Breakpoint, Breakpoints
+from fdtrace.tui.debugger.watches import Watches
 
 HELP = "Enter goes or edits · a adds · e edits · Space disables · d removes · Esc closes"
 

@@ -1,8 +1,7 @@
-"""Breakpoints, watches, marks and the trail of places: what a debugger keeps. No terminal."""
+"""Breakpoints: where to stop. No terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -10,10 +9,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer.condition import Condition
-from fdtrace.tui.panes.series import Series, Window
+from fdtrace.tui.panes.series import Series
 
 Ints = NDArray[np.int64]
 Kind = Literal["step", "event", "condition"]
@@ -23,8 +21,6 @@ EVENTS = (
     "skipped", "rescheduled", "error", "lost", "attached", "detached",
 )  # fmt: skip
 """Kinds of events to break on. A replay tells the first five; a recording all but `hang`."""
-
-MOST_TRAIL = 500
 
 
 @dataclass(eq=False)
@@ -146,77 +142,3 @@ class Breakpoints:
             if at < len(hits) and hits[at] == step:
                 out.append(point)
         return out
-
-
-class Watches:
-    """Expressions whose values at the cursor are shown for each pane."""
-
-    def __init__(self) -> None:
-        self.all: list[Condition] = []
-
-    def toggle(self, text: str) -> bool:
-        """Add a watch, or remove the one that is there; whether it is there then. UsageError: it is none."""
-        new = Condition(text)
-        for known in self.all:
-            if known.text == new.text:
-                self.all.remove(known)
-                return False
-        self.all.append(new)
-        return True
-
-    def values(self, series: Sequence[Series | None], step: int) -> list[tuple[str, list[str]]]:
-        """Each watch with its value in each history."""
-        return [(watch.text, [_value(watch, one, step) for one in series]) for watch in self.all]
-
-
-def _value(watch: Condition, series: Series | None, step: int) -> str:
-    at = None if series is None else series.index(step)
-    if series is None or at is None:
-        return "-"
-    try:
-        value = watch.value(series.history, at)
-    except UsageError:
-        return "error"
-    if value is None:
-        return "-"
-    return str(int(value)) if value.is_integer() else f"{value:.3f}"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one was: the step, and the window that was shown."""
-
-    step: int
-    window: Window
-
-
-class Trail:
-    """Places that were left by a jump, to go back to and forward again."""
-
-    def __init__(self) -> None:
-        self._back: list[Place] = []
-        self._forward: list[Place] = []
-
-    def leave(self, place: Place) -> None:
-        """A jump leaves a place; what was ahead is forgotten."""
-        if not self._back or self._back[-1] != place:
-            self._back.append(place)
-        del self._back[:-MOST_TRAIL]
-        self._forward.clear()
-
-    def back(self, here: Place) -> Place | None:
-        """The place before; None: there is none."""
-        return self._turn(self._back, self._forward, here)
-
-    def forward(self, here: Place) -> Place | None:
-        """The place that `back` came from."""
-        return self._turn(self._forward, self._back, here)
-
-    @staticmethod
-    def _turn(source: list[Place], target: list[Place], here: Place) -> Place | None:
-        while source:
-            place = source.pop()
-            if place.step != here.step or place.window != here.window:
-                target.append(here)
-                return place
-        return None

@@ -9,7 +9,8 @@ from textual.widgets import Static
 from fdtrace.recorder.errors import UsageError
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.debugger.breakpoint_list import BreakList
-from fdtrace.tui.debugger.breakpoints import Breakpoint, Breakpoints, Ints, Watches
+from fdtrace.tui.debugger.breakpoints import Breakpoint, Breakpoints, Ints
+from fdtrace.tui.debugger.watches import Watches
 from fdtrace.tui.navigation.controller import Moving
 from fdtrace.tui.prompt.prompt import Ask
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from textual import events
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.tui.debugger.breakpoints import Place, Trail
 from fdtrace.tui.keys import MAX_PANES
+from fdtrace.tui.navigation.jumps import Place, Trail
 from fdtrace.tui.panes.series import Window
 from fdtrace.tui.view import ReplayView
 

@@ -10,7 +10,8 @@ from textual.widgets import Static
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.tui.debugger.controller import Debugging
 from fdtrace.tui.keys import KEYS
-from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt, parse_step
+from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
+from fdtrace.tui.prompt.step_numbers import parse_step
 from fdtrace.tui.status import one_line
 from fdtrace.tui.tables.requests import RequestTable
 
