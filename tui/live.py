@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from textual.widgets import Static
+from textual.timer import Timer
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import History
 from fdtrace.tui.background import Cancelled, Deliver
-from fdtrace.tui.panes.jobs import Job
+from fdtrace.tui.debugger.controller import Debugger
+from fdtrace.tui.inspector.controller import InspectorController
+from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
+from fdtrace.tui.screen import Screen
 from fdtrace.tui.sources import Tail
-from fdtrace.tui.tables.queries import Querying
+from fdtrace.tui.status import Status
 
 EVERY = 0.5
 """Seconds between two looks at the trace."""
@@ -66,49 +68,50 @@ class Look:
     whole: Recording | None
 
 
-class Tailing(Querying):
+class Live:
     """Looks at the trace twice a second, off the screen's thread."""
 
-    def prepare(self) -> None:
-        super().prepare()
-        self._columns = Columns(self.recording.steps)
-        self._looks = self.background("tail", self._take_in, self._unreadable)
+    def __init__(
+        self, screen: Screen, panes: Panes, debugger: Debugger, inspector: InspectorController, status: Status
+    ) -> None:
+        self.screen, self.panes, self.status = screen, panes, status
+        self.debugger, self.inspector = debugger, inspector
+        self._columns = Columns(screen.session.recording.steps)
+        self._looks = screen.background("tail", self._take_in, self._unreadable)
+        self._timer: Timer | None = None
 
     def begin(self) -> None:
-        super().begin()
-        if self.sources.tail is None:
+        """Follow, where the recording is in progress."""
+        session = self.screen.session
+        if session.sources.tail is None:
             return
-        self.following = True
-        self._tail_timer = self.every(EVERY, self._look)
-        self._show_live("RECORDING")
-        self._goto_end()
+        session.following = True
+        self._timer = self.screen.every(EVERY, self._look)
+        self._show_state("RECORDING")
+        self._go_to_end()
 
-    def _show_live(self, state: str) -> bool:
+    def follow(self) -> None:
+        """Follow what is recorded, again."""
+        if not self.status.live:
+            self.screen.say("this recording is complete: there is nothing to follow")
+            return
+        self.screen.session.following = True
+        self._go_to_end()
+        self.screen.say("following; a step back stops it")
+
+    def _show_state(self, state: str) -> bool:
         """Say in the first line how the recording stands; whether that is new."""
-        if state == self.live:
+        if state == self.status.live:
             return False
-        self.live = state
-        self.query_one("#head", Static).update(self.head(), layout=False)
-        with self.unasked():
-            self.show_status()
+        self.status.live = state
+        self.status.show_head()
+        with self.status.unasked():
+            self.screen.say()
         return True
 
-    def action_live(self) -> None:
-        """Follow what is recorded, again."""
-        if not self.live:
-            self.show_status("this recording is complete: there is nothing to follow")
-            return
-        self.following = True
-        self._goto_end()
-        self.show_status("following; a step back stops it")
-
-    def _goto_end(self) -> None:
-        last = self.recorded.end - 1
-        window = self.board.window
-        if (window.start, window.end) != (window.low, window.high):
-            self.board.window = window.at(last + 1 - window.span, window.span)
-        self.board.move(max(last, window.low))
-        self.show_view()
+    def _go_to_end(self) -> None:
+        self.screen.session.move_to_end()
+        self.screen.show_view()
 
     def _look(self) -> None:
         if not self._looks.busy:
@@ -116,23 +119,23 @@ class Tailing(Querying):
 
     def _read(self, deliver: Deliver[Look], _cancelled: Cancelled) -> None:
         """Off the screen's thread: what was recorded since, and the series that it makes."""
-        source, columns = self.sources.tail, self._columns
+        session, columns = self.screen.session, self._columns
+        source, known = session.sources.tail, session.recorded.history
         assert source is not None
         tail = source(columns.last)
         columns.append(tail.steps)
         grown = None
-        if columns.length > self.recording.num_steps:  # what an earlier look had read may not be shown yet
-            recording = self.recording.with_steps(columns.views)
-            history = recorded_history(recording, self.recorded.history.rows)
-            request_steps = self.recorded.history.request_steps
-            grown = recording, Series(replace(history, request_steps=request_steps))
-        whole = None if tail.live or self.sources.recording is None else self.sources.recording()
+        if columns.length > session.recording.num_steps:  # what an earlier look had read may not be shown yet
+            recording = session.recording.with_steps(columns.views)
+            history = recorded_history(recording, known.rows)
+            grown = recording, Series(replace(history, request_steps=known.request_steps))
+        whole = None if tail.live or session.sources.recording is None else session.sources.recording()
         deliver(Look(tail, grown, whole))
 
     def _unreadable(self, error: str) -> None:
         """The trace is about to be published anew, or is gone: look again."""
-        if self._show_live("RECORDING, cannot be read now"):
-            self.show_failure(error)
+        if self._show_state("RECORDING, cannot be read now"):
+            self.screen.fail(error)
 
     def _take_in(self, look: Look) -> None:
         if look.grown is not None:
@@ -140,41 +143,30 @@ class Tailing(Querying):
         if not look.tail.live:
             self._ended(look.whole)
         elif look.tail.silent_s < SILENT:
-            self._show_live("RECORDING")
-        elif self._show_live(f"RECORDING, nothing new for {SILENT:.0f} s"):
-            self.show_status("its collector may be gone: then `fdtrace recover` makes a complete trace of it")
+            self._show_state("RECORDING")
+        elif self._show_state(f"RECORDING, nothing new for {SILENT:.0f} s"):
+            self.screen.say("its collector may be gone: then `fdtrace recover` makes a complete trace of it")
 
     def _show_grown(self, recording: Recording, series: Series) -> None:
-        self.recording, self.recorded = recording, series
-        self._have(series.history, series)
-        self.board.widen(series)
-        self.query_one("#head", Static).update(self.head(), layout=False)
-        for pane in self.panes:
-            pane.retitle()
-        self.panes[0].redraw()
-        self.read_events_anew()
-        with self.unasked():
-            if self.following:
-                self._goto_end()
-            self.show_window()
-            self.show_status()
-
-    def _have(self, history: History, series: Series) -> None:
-        pane = self.panes[0]
-        done = replace(pane.job.replay, compute=lambda _progress, _cancelled: history)
-        pane.job = self.board.jobs[0] = Job(done, "done", 1.0, series)
-        pane.seen = "done"
+        self.screen.session.grow(recording, series)
+        self.panes.set_recorded(series.history, series)
+        self.status.show_head()
+        self.debugger.read_events_anew()
+        with self.status.unasked():
+            if self.screen.session.following:
+                self._go_to_end()
+            self.screen.show_window()
+            self.screen.say()
 
     def _ended(self, whole: Recording | None) -> None:
         """The recording is complete: replay all of it."""
-        self._tail_timer.stop()
-        self.live, self.following = "", False
+        if self._timer is not None:
+            self._timer.stop()
+        self.status.live, self.screen.session.following = "", False
         if whole is not None:
-            self.recording = whole
-            self._inspector.renew(whole)
-        for pane in self.panes[1:]:
-            pane.job.cancel()
-            self.restart(pane)
-        self.query_one("#head", Static).update(self.head(), layout=False)
-        self.refresh_all()
-        self.show_status("the recording is complete; its replays begin anew")
+            self.screen.session.recording = whole
+            self.inspector.model.renew(whole)
+        self.panes.restart_all()
+        self.status.show_head()
+        self.screen.show_all()
+        self.screen.say("the recording is complete; its replays begin anew")

@@ -1,13 +1,20 @@
-"""What the screen shows, apart from how: panes, the one cursor, the one window. No terminal."""
+"""What the screen shows, apart from how: the recording, its replays, the one cursor, the one window. No terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from fdtrace.tui.keys import MAX_PANES
-from fdtrace.tui.panes.jobs import Job
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history import History
+from fdtrace.tui.panes.jobs import Job, Replay
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
+from fdtrace.tui.sources import Sources
+
+MAX_PANES = 5
+"""Panes side by side at most; more are reached by paging."""
 
 PANE_WIDTH = 20
 """Fewest columns of a pane."""
@@ -16,14 +23,27 @@ WIDE_PANE = 38
 """Columns of a pane from which on the recording has one beside a full page of formulas."""
 
 
-class Board:
-    """The jobs in their order, the recording first; which of them are on the screen; cursor and window."""
+class Session:
+    """A recording and its replays: jobs in their order, the recording's first; which are on the screen; where one is.
 
-    def __init__(self, recorded: Series, jobs: Sequence[Job], step: int | None = None) -> None:
+    `recorded` is the recording as a series. `following`: the cursor goes with the end of a recording in progress.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        recorded: Series,
+        jobs: Sequence[Job],
+        sources: Sources,
+        step: int | None = None,
+    ) -> None:
+        """`step` is where the cursor starts, by default the first exceeded one."""
+        self.recording, self.recorded, self.sources = recording, recorded, sources
         self.jobs = list(jobs)
         self.active = 0
         self.page = 0
         self.alone = False
+        self.following = False
         self.window = Window.over(recorded.first, recorded.end)
         first = recorded.exceeded_after(recorded.first - 1)
         wanted = step if step is not None else first if first is not None else recorded.first
@@ -71,7 +91,29 @@ class Board:
         if not self.window.start <= self.cursor < self.window.end:
             self.window = self.window.around(self.cursor)
 
+    def move_to_end(self) -> None:
+        """Put the cursor on the last recorded step, and the window where that is its last one."""
+        last, window = self.recorded.end - 1, self.window
+        if (window.start, window.end) != (window.low, window.high):
+            self.window = window.at(last + 1 - window.span, window.span)
+        self.move(max(last, window.low))
+
+    def grow(self, recording: Recording, recorded: Series) -> None:
+        """The recording has come further."""
+        self.recording, self.recorded = recording, recorded
+        self.widen(recorded)
+
 
 def _room(width: int) -> int:
     """How many panes fit side by side: up to four, and one more where each stays wide."""
     return MAX_PANES if width >= MAX_PANES * WIDE_PANE else max(2, min(MAX_PANES - 1, width // PANE_WIDTH))
+
+
+def recorded_job(recording: Recording, recorded: History | None, sources: Sources) -> Job:
+    """The recording's own pane: it has nothing to compute. `recorded` is its history, where that is there already."""
+    history = recorded or recorded_history(recording, sources.rows)
+    if history.request_steps is None and sources.request_steps is not None:
+        history = replace(history, request_steps=sources.request_steps)
+    job = Job(Replay(history.name, history.how, lambda _progress, _cancelled: history))
+    job.run()
+    return job

@@ -29,8 +29,6 @@ class Glyphs:
     ellipsis: str
     border: str
     mixes: bool
-    active_border: str
-    plus_minus: str
     at_most: str
     other: str
     departure: str
@@ -56,8 +54,6 @@ BLOCKS = Glyphs(
     ellipsis="…",
     border="round",
     mixes=True,
-    active_border="heavy",
-    plus_minus="±",
     at_most="≤",
     other="╌",
     departure="┊",
@@ -83,8 +79,6 @@ ASCII = Glyphs(
     ellipsis="~",
     border="ascii",
     mixes=False,
-    active_border="ascii",
-    plus_minus="+-",
     at_most="<=",
     other="~",
     departure=":",
@@ -156,6 +150,11 @@ class Look:
     glyphs: Glyphs
     palette: Palette
     base: Style = field(default_factory=Style.null)
+
+    @property
+    def css_class(self) -> str:
+        """The class of widgets whose border is of plain ASCII; empty: they have none."""
+        return "-ascii" if self.glyphs.border == "ascii" else ""
 
 
 def tokens(value: float) -> str:

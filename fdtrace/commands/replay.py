@@ -86,7 +86,7 @@ def _show(args: argparse.Namespace) -> int:
         if drawing:
             from fdtrace.tui.export import write_screen
 
-            screen.sources = replace(screen.sources, tail=None)
+            screen.session.sources = replace(screen.session.sources, tail=None)
             keys = (args.keys or "").split()
             write_screen(screen, size=args.size, keys=keys, svg=args.svg, html=args.html)
         else:

@@ -114,13 +114,18 @@ async def settled(pilot: Pilot[None]) -> ReplayApp:
     """The app, once every replay is on the screen and the step's requests are."""
     app = of(pilot)
     await until(pilot, lambda: all(pane.job.ended and pane.seen == pane.job.state for pane in app.panes))
-    await until(pilot, lambda: str(app.board.cursor) in title_of(app))
+    await until(pilot, lambda: str(app.session.cursor) in title_of(app))
     return app
 
 
 def title_of(app: ReplayApp) -> str:
     """The words over the requests."""
     return app.query_one(RequestTable).border_title or ""
+
+
+def head_of(app: ReplayApp) -> str:
+    """The first line."""
+    return str(app.status.head.content)
 
 
 def status_of(app: ReplayApp) -> str:

@@ -71,4 +71,4 @@ async def test_a_light_terminal_without_blocks_gets_ascii_and_dark_letters() -> 
         app = await settled(pilot)
         assert app.current_theme.ansi
         assert not app.current_theme.dark
-        assert app.glyphs is ASCII
+        assert app.look().glyphs is ASCII

@@ -23,6 +23,10 @@ EVENTS = (
 """Kinds of events to break on. A replay tells the first five; a recording all but `hang`."""
 
 
+COLUMN_EVENTS = ("exceeded", "hang", "not_admitted", "arrived")
+"""Those that the columns of steps and requests tell, of a recording too."""
+
+
 @dataclass(eq=False)
 class Breakpoint:
     """Where to stop: at a step, at steps with an event of a kind, or where a condition holds."""

@@ -1,40 +1,48 @@
-"""Breakpoints, watches and their list."""
+"""Breakpoints and watches: set, listed, gone to, shown."""
 
 from __future__ import annotations
 
 from functools import partial
 
+from textual.app import ComposeResult
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.debugger.breakpoint_list import BreakList
-from fdtrace.tui.debugger.breakpoints import Breakpoint, Breakpoints, Ints
+from fdtrace.tui.debugger.breakpoints import COLUMN_EVENTS, Breakpoint, Breakpoints, Ints
 from fdtrace.tui.debugger.watches import Watches
-from fdtrace.tui.navigation.controller import Moving
+from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.prompt.prompt import Ask
+from fdtrace.tui.screen import Asks, Screen
 
 
-class Debugging(Moving):
+class Debugger:
     """Stops at breakpoints, forwards and backwards, and shows watches."""
 
-    def prepare(self) -> None:
-        super().prepare()
+    def __init__(self, screen: Screen, panes: Panes, prompt: Asks, count: Count) -> None:
+        self.screen, self.panes, self.prompt, self.count = screen, panes, prompt, count
         self.breaks = Breakpoints()
-        self._event_steps = self.background("events", self._have_events, self.show_failure, every=True)
         self.watches = Watches()
+        self._shown = Static("", id="watches", markup=False)
+        self._event_steps = screen.background("events", self._have_events, screen.fail, every=True)
+
+    def compose(self) -> ComposeResult:
+        """The lines of the watches."""
+        yield self._shown
 
     # Breakpoints
 
-    def action_break_here(self) -> None:
+    def break_here(self) -> None:
         """A breakpoint on this step, or none."""
-        self.take_count()
-        self.toggle_break(self.board.cursor)
+        self.count.clear()
+        self.toggle_break(self.screen.session.cursor)
 
     def toggle_break(self, step: int) -> None:
         """Set a breakpoint on a step, or remove it."""
         there = self.breaks.toggle_step(step)
-        self.show_status(f"breakpoint on step {step}" if there else f"no breakpoint on step {step}")
+        self.screen.say(f"breakpoint on step {step}" if there else f"no breakpoint on step {step}")
         self.show_breaks()
 
     def add_break(self, text: str) -> None:
@@ -46,22 +54,22 @@ class Debugging(Moving):
             self.breaks.all.remove(point)
             raise
         self._read_events(point)
-        series = self.active_pane.series
-        where = f"{hits} stops in {self.active_pane.job.replay.name}" if series is not None else "set"
-        self.show_status(f"breakpoint {point.text}: {where}")
+        pane = self.panes.current
+        where = f"{hits} stops in {pane.job.replay.name}" if pane.series is not None else "set"
+        self.screen.say(f"breakpoint {point.text}: {where}")
         self.show_breaks()
 
     def _hits(self, point: Breakpoint) -> int:
-        series = self.active_pane.series
-        return 0 if series is None else len(point.hits(series, self.recording))
+        series = self.panes.current.series
+        return 0 if series is None else len(point.hits(series, self.screen.session.recording))
 
     def _read_events(self, point: Breakpoint) -> None:
-        """The steps of an event that only the trace knows: read in a worker."""
-        source = self.sources.event_steps
-        columns = self.recorded.history.columns
+        """The steps of an event that only the trace knows."""
+        source = self.screen.session.sources.event_steps
+        columns = self.screen.session.recorded.history.columns
         if point.kind != "event" or source is None or f"num_{point.text}" in columns:
             return
-        if point.text in ("exceeded", "hang", "not_admitted", "arrived"):
+        if point.text in COLUMN_EVENTS:
             return
 
         def work(deliver: Deliver[tuple[Breakpoint, Ints]], _cancelled: Cancelled) -> None:
@@ -70,11 +78,11 @@ class Debugging(Moving):
         self._event_steps.want(work)
 
     def _have_events(self, read: tuple[Breakpoint, Ints]) -> None:
-        point, found = read
-        first, point.recorded = point.recorded is None, found
+        point, steps = read
+        first, point.recorded = point.recorded is None, steps
         point.forget()
         if first:
-            self.show_status(f"breakpoint {point.text}: {len(found)} steps of the recording")
+            self.screen.say(f"breakpoint {point.text}: {len(steps)} steps of the recording")
             self.show_breaks()
 
     def read_events_anew(self) -> None:
@@ -85,87 +93,86 @@ class Debugging(Moving):
 
     def show_breaks(self) -> None:
         """Show the steps of breakpoints on the charts' axes."""
-        for pane in self.panes:
-            pane.breaks = tuple(
-                int(point.text) for point in self.breaks.all if point.kind == "step" and point.enabled
-            )
-            pane.redraw()
+        self.panes.mark(
+            [int(point.text) for point in self.breaks.all if point.kind == "step" and point.enabled]
+        )
 
-    def action_continue(self, direction: int) -> None:
+    def continue_(self, direction: int) -> None:
         """On to the next breakpoint, or back to the one before, in the active pane."""
-        self.take_count()
-        series = self.active_pane.series
+        self.count.clear()
+        series, session = self.panes.current.series, self.screen.session
         if not any(point.enabled for point in self.breaks.all):
-            self.show_status("no breakpoint: b sets one here, :b CONDITION where something holds")
+            self.screen.say("no breakpoint: b sets one here, :b CONDITION where something holds")
             return
         if series is None:
-            self.show_status("this pane has no history yet")
+            self.screen.say("this pane has no history yet")
             return
-        found = self.breaks.next(series, self.recording, self.board.cursor, direction)
+        found = self.breaks.next(series, session.recording, session.cursor, direction)
         if found is None:
-            self.show_status(f"no breakpoint {'after' if direction > 0 else 'before'} this step in this pane")
+            where = "after" if direction > 0 else "before"
+            self.screen.say(f"no breakpoint {where} this step in this pane")
             return
-        self.go(found[0], f"breakpoint: {found[1].text}", jump=True)
+        self.screen.go(found[0], f"breakpoint: {found[1].text}", jump=True)
 
     def stop_between(self, step: int, due: int) -> int | None:
-        series = self.active_pane.series
+        """The first breakpoint between two steps, the second one included."""
+        series = self.panes.current.series
         if series is None:
             return None
         direction = 1 if due > step else -1
-        found = self.breaks.next(series, self.recording, step, direction)
+        found = self.breaks.next(series, self.screen.session.recording, step, direction)
         return found[0] if found is not None and (due - found[0]) * direction >= 0 else None
 
     def stopped_by(self, step: int) -> str:
-        series = self.active_pane.series
+        """The breakpoints that a step is a stop of."""
+        series = self.panes.current.series
         if series is None:
             return ""
-        return ", ".join(point.text for point in self.breaks.at(series, self.recording, step))
+        points = self.breaks.at(series, self.screen.session.recording, step)
+        return ", ".join(point.text for point in points)
 
-    def action_break_list(self) -> None:
+    def break_list(self) -> None:
         """The list of breakpoints, and of watches."""
-        series = self.active_pane.series
+        series = self.panes.current.series
         counts = {id(point): self._hits(point) if series is not None else 0 for point in self.breaks.all}
-        screen = BreakList(self.breaks, self.watches, counts, "-ascii" if self.ascii else "")
-        self.push_screen(screen, self._listed)
+        dialog = BreakList(self.breaks, self.watches, counts, self.screen.look().css_class)
+        self.screen.open_dialog(dialog, self._listed)
 
     def _listed(self, chosen: tuple[str, str] | None) -> None:
-        """What the list was left for: to add one, to edit one, or nothing."""
+        """What the list was left for: to go to a step, to add or edit, or nothing."""
         self.show_breaks()
         self.show_watches()
         if chosen is None:
             return
         what, text = chosen
         if what == "go":
-            self.go(int(text), jump=True)
+            self.screen.go(int(text), jump=True)
             return
-        self.call_after_refresh(partial(self.ask, "watch" if what == "watch" else "break", text))
-
-    def ask(self, kind: Ask, text: str = "") -> None:
-        """Ask for something on the bottom line."""
-        raise NotImplementedError
+        kind: Ask = "watch" if what == "watch" else "break"
+        self.screen.call_after_refresh(partial(self.prompt.ask, kind, text))
 
     # Watches
+
+    def ask_watch(self) -> None:
+        """Ask for an expression to watch."""
+        self.prompt.ask("watch")
 
     def toggle_watch(self, text: str) -> None:
         """Watch an expression, or watch it no longer. UsageError says what is wrong with it."""
         there = self.watches.toggle(text)
         self.show_watches()
-        self.show_status(f"watching {text}" if there else f"{text} is watched no longer")
+        self.screen.say(f"watching {text}" if there else f"{text} is watched no longer")
 
     def show_watches(self) -> None:
-        """A line a watch: its value in each pane."""
-        widget = self.query_one("#watches", Static)
-        widget.display = bool(self.watches.all)
+        """A line a watch: its value in each pane at the cursor."""
+        self._shown.display = bool(self.watches.all)
         if not self.watches.all:
             return
         panes = [pane for pane in self.panes if pane.display]
         lines = []
-        for text, values in self.watches.values([pane.series for pane in panes], self.board.cursor):
+        values_of = self.watches.values([pane.series for pane in panes], self.screen.session.cursor)
+        for text, values in values_of:
             shown = "  ".join(f"{pane.number} {value}" for pane, value in zip(panes, values, strict=True))
             lines.append(f"{text} = {shown}")
-        widget.styles.height = len(lines)
-        widget.update("\n".join(lines), layout=False)
-
-    def show_step(self) -> None:
-        super().show_step()
-        self.show_watches()
+        self._shown.styles.height = len(lines)
+        self._shown.update("\n".join(lines), layout=False)

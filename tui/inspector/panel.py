@@ -8,34 +8,33 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual import events
-from textual.content import Content
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
+
+from fdtrace.tui.tables.row_view import RowView
 
 LEAST = 44
 """Fewest cells of a column: where there is less room, only the active pane's is shown."""
 
 
-class InspectorPanel(Widget):
+class InspectorPanel(RowView):
     """Shows lines that are there already; columns side by side where they fit."""
 
     DEFAULT_CSS = """
-    InspectorPanel { height: 3fr; min-height: 6; display: none; border: round $primary;
-                     border-title-style: bold; border-title-color: $foreground;
-                     border-subtitle-color: $foreground; }
+    InspectorPanel { height: 1fr; min-height: 6; border: round $primary; border-title-style: bold;
+                     border-title-color: $foreground; border-subtitle-color: $foreground; }
     InspectorPanel.-ascii { border: ascii ansi_cyan; }
     """
+
+    HEADING = 0
 
     class Closed(Message):
         """A click on the border's title closed it."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.top = 0
         self._columns: list[list[Strip]] = []
         self._width = 0
-        self._base = Style.null()
 
     def places(self, shown: Sequence[int], active: int) -> tuple[list[int], int]:
         """Which of the shown panes have a column, and its width in cells."""
@@ -47,7 +46,7 @@ class InspectorPanel(Widget):
         """Show a column of `width` for each of `order`; one that is missing is empty."""
         self._base, self._width = self.rich_style, width
         self._columns = [[self._strip(line) for line in lines.get(at, [])] for at in order]
-        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.entitle(title)
         self.scroll_rows(0)
 
     def _strip(self, text: Text) -> Strip:
@@ -59,26 +58,19 @@ class InspectorPanel(Widget):
         """All lines, column after column."""
         return "\n".join(strip.text.rstrip() for column in self._columns for strip in column)
 
-    def scroll_rows(self, rows: int) -> None:
-        """Scroll by rows; below 0 upwards."""
-        height, count = max(1, self.size.height), max(map(len, self._columns), default=0)
-        self.top = max(0, min(self.top + rows, count - height))
-        hidden = count > height
-        last = min(count, self.top + height)
-        self.border_subtitle = Content(
-            f"{self.top + 1}-{last} of {count}, j/k scroll" if hidden else "Enter closes"
-        )
-        self.refresh()
+    @property
+    def num_rows(self) -> int:
+        """Lines of the longest column."""
+        return max(map(len, self._columns), default=0)
+
+    def subtitle(self) -> str:
+        """Which lines are on the screen, and what a key does."""
+        span = self.span()
+        return f"{span}, j/k scroll" if span else "Enter closes"
 
     def scroll_pages(self, pages: int) -> None:
-        """Scroll by what is visible."""
+        """Scroll by what is visible, the last line staying."""
         self.scroll_rows(pages * max(1, self.size.height - 1))
-
-    def on_mouse_scroll_down(self) -> None:
-        self.scroll_rows(3)
-
-    def on_mouse_scroll_up(self) -> None:
-        self.scroll_rows(-3)
 
     def on_click(self, event: events.Click) -> None:
         if event.y == 0 or event.chain == 2:

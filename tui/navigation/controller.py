@@ -1,57 +1,65 @@
-"""What keys do with the cursor and the window: steps, jumps and the trail of them, marks, playing, zoom."""
+"""Where one is: steps, jumps and the trail of them, marks, playing, zoom."""
 
 from __future__ import annotations
 
-from textual import events
+from typing import Literal, Protocol
+
+from textual.timer import Timer
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.tui.keys import MAX_PANES
+from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.jumps import Place, Trail
+from fdtrace.tui.navigation.playback import Player
+from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Window
-from fdtrace.tui.view import ReplayView
+from fdtrace.tui.screen import Screen
+
+TICK = 1 / 30
+"""Seconds between two looks at the step that is due while it plays."""
 
 
-class Moving(ReplayView):
+class Stops(Protocol):
+    """Where playing stops: the debugger's breakpoints."""
+
+    def stop_between(self, step: int, due: int) -> int | None:
+        """The first breakpoint between two steps, the second one included."""
+
+    def stopped_by(self, step: int) -> str:
+        """The breakpoints that a step is a stop of."""
+
+
+class Navigation:
     """Moves the cursor and the window. A jump, unlike a step, can be undone."""
 
-    def prepare(self) -> None:
-        super().prepare()
+    def __init__(self, screen: Screen, panes: Panes, stops: Stops, count: Count, player: Player) -> None:
+        self.screen, self.panes, self.stops, self.count, self.player = screen, panes, stops, count, player
         self.trail = Trail()
         self.marks: dict[str, Place] = {}
-        self._letter_for = ""
+        self._letter_for: Literal["", "mark", "go"] = ""
+        self._ticker: Timer | None = None
 
-    # Counts, digits that name a pane, and letters that name a mark
+    def begin(self) -> None:
+        """Have the clock tick; it stands until it plays."""
+        self._ticker = self.screen.every(TICK, self.tick, pause=True)
 
-    def on_key(self, event: events.Key) -> None:
-        """Letters of marks; digits: a count, or the pane with that number."""
-        typed = event.character or ""
-        if self.screen.is_modal or self.prompt.opened or not (typed.isascii() and typed.isdigit()):
-            return
-        event.stop()
+    # Counts, and digits that name a pane
+
+    def digit(self, typed: str) -> None:
+        """A digit: a part of a count, or the pane with that number."""
         fresh = not self.count.pending
-        if not self.count.digit(typed, self.clock(), self.board.active):
-            self.action_fit()
+        if not self.count.digit(typed, self.screen.clock(), self.screen.session.active):
+            self.fit()
             return
-        if (fresh or len(self.count.pending) == 1) and int(typed) <= MAX_PANES:
-            self._activate(int(typed))
-        self.show_status()
-
-    def _activate(self, number: int) -> None:
-        """Make the pane with a number on the screen the active one."""
-        if self.board.alone:
-            if 0 < number <= len(self.panes):
-                self.set_active(number - 1)
-            return
-        visible = self.board.visible(self.size.width)
-        if 0 < number <= len(visible):
-            self.set_active(visible[number - 1])
+        if fresh or len(self.count.pending) == 1:
+            self.panes.activate_number(int(typed))
+        self.screen.say()
 
     def take_count(self, *, by_pane: bool = False) -> int | None:
         """The count typed before this key; a digit that was one gives the active pane back."""
         undo = self.count.undo
-        count = self.count.take(self.clock(), by_pane=by_pane)
+        count = self.count.take(self.screen.clock(), by_pane=by_pane)
         if count is not None and undo is not None:
-            self.set_active(undo)
+            self.panes.activate(undo)
         self.count.clear()
         return count
 
@@ -61,93 +69,86 @@ class Moving(ReplayView):
         """Move the cursor to a step; what plays goes on from there. `jump`: it can be undone."""
         if jump:
             self.trail.leave(self.place)
-        self.following = False
-        window = self.board.window
-        self.board.move(step)
+        session = self.screen.session
+        session.following = False
+        window = session.window
+        session.move(step)
         if self.player.playing:
-            self.player.start(self.board.cursor, self.clock())
-        self._show(window)
+            self.player.start(session.cursor, self.screen.clock())
+        self.screen.moved(window)
         if message:
-            self.show_status(message)
-
-    def _show(self, before: Window) -> None:
-        if self.board.window != before:
-            self.show_view()
-            return
-        for pane in self.panes:
-            if pane.display:
-                pane.move_cursor(self.board.cursor)
-        self.show_step()
+            self.screen.say(message)
 
     @property
     def place(self) -> Place:
         """Where one is."""
-        return Place(self.board.cursor, self.board.window)
+        return Place(self.screen.session.cursor, self.screen.session.window)
 
-    def action_step(self, direction: int) -> None:
+    def step(self, direction: int) -> None:
         """A step on or back, or as many as the count says."""
         count = self.take_count() or 1
-        self.go(self.board.cursor + direction * count, jump=count > 1)
+        self.go(self.screen.session.cursor + direction * count, jump=count > 1)
 
-    def action_exceeded(self, direction: int) -> None:
+    def exceeded(self, direction: int) -> None:
         """The next step over the limit in the active pane, or the one before."""
         count = self.take_count(by_pane=True) or 1
-        series, cursor = self.active_pane.series, self.board.cursor
+        series, cursor = self.panes.current.series, self.screen.session.cursor
         if series is None:
-            self.show_status("this pane has no history yet")
+            self.screen.say("this pane has no history yet")
             return
         step = (
             series.exceeded_after(cursor, count) if direction > 0 else series.exceeded_before(cursor, count)
         )
         if step is None:
             where = "after" if direction > 0 else "before"
-            self.show_status(f"no step over the limit {where} this one in this pane")
+            self.screen.say(f"no step over the limit {where} this one in this pane")
             return
         self.go(step, jump=True)
 
-    def action_first(self) -> None:
+    def first(self) -> None:
         """The first step."""
         self.take_count()
-        self.go(self.board.window.low, jump=True)
+        self.go(self.screen.session.window.low, jump=True)
 
-    def action_last(self) -> None:
+    def last(self) -> None:
         """The last step, or the one that the count names."""
         count = self.take_count()
-        self.go(self.board.window.high - 1 if count is None else count, jump=True)
+        self.go(self.screen.session.window.high - 1 if count is None else count, jump=True)
 
     # Back and forward, marks
 
-    def action_undo(self) -> None:
+    def undo(self) -> None:
         """Back to where the last jump left."""
         self._turn(self.trail.back(self.place), "no jump to undo")
 
-    def action_redo(self) -> None:
+    def redo(self) -> None:
         """Forward again."""
         self._turn(self.trail.forward(self.place), "no jump was undone")
 
     def _turn(self, place: Place | None, otherwise: str) -> None:
         self.take_count()
         if place is None:
-            self.show_status(otherwise)
+            self.screen.say(otherwise)
             return
-        self.board.window = self.board.window.at(place.window.start, place.window.span)
-        self.following = False
-        self.board.move(place.step)
-        self.show_view()
+        session = self.screen.session
+        before, session.following = session.window, False
+        session.window = session.window.at(place.window.start, place.window.span)
+        session.move(place.step)
+        self.screen.moved(before)
 
-    def action_mark(self) -> None:
+    def mark(self) -> None:
         """Mark this step with the letter that comes next."""
-        self._ask_letter("mark")
+        self._ask_letter("mark", "mark with which letter?")
 
-    def action_to_mark(self) -> None:
+    def to_mark(self) -> None:
         """Go to the mark whose letter comes next."""
-        self._ask_letter("go")
+        self._ask_letter("go", "to which mark?")
 
-    def _ask_letter(self, what: str) -> None:
+    def _ask_letter(self, what: Literal["mark", "go"], question: str) -> None:
         self.count.clear()
         self._letter_for = what
         known = " ".join(f"{letter}={place.step}" for letter, place in sorted(self.marks.items()))
-        self.show_status(("mark with which letter?" if what == "mark" else "to which mark?") + f" {known}")
+        self.screen.say(f"{question} {known}")
 
     def took_letter(self, typed: str | None) -> bool:
         """Whether a key was the letter of a mark."""
@@ -155,91 +156,87 @@ class Moving(ReplayView):
         if not what:
             return False
         if not typed or not typed.isprintable() or typed.isspace():
-            self.show_status("no mark")
+            self.screen.say("no mark")
         elif what == "mark":
             self.marks[typed] = self.place
-            self.show_status(f"marked step {self.board.cursor} as {typed}")
+            self.screen.say(f"marked step {self.place.step} as {typed}")
         elif typed not in self.marks:
-            self.show_status(f"there is no mark {typed}")
+            self.screen.say(f"there is no mark {typed}")
         else:
             self.go(self.marks[typed].step, jump=True)
         return True
 
     # Playing
 
-    def action_play(self) -> None:
+    def play(self) -> None:
         """Play, or stop."""
         if self.player.playing:
-            self.stop_playing()
+            self.stop()
         else:
-            self.player.start(self.board.cursor, self.clock())
-            self._ticker.resume()
-        self.show_status()
+            self.player.start(self.screen.session.cursor, self.screen.clock())
+            if self._ticker is not None:
+                self._ticker.resume()
+        self.screen.say()
 
-    def stop_playing(self) -> None:
+    def stop(self) -> None:
         """Play no more."""
         self.player.stop()
-        self._ticker.pause()
+        if self._ticker is not None:
+            self._ticker.pause()
 
-    def _tick(self) -> None:
-        due = self.player.due(self.clock())
-        if due is None or due == self.board.cursor:
+    def tick(self) -> None:
+        """Move to the step that is due, or to the breakpoint before it."""
+        session, due = self.screen.session, self.player.due(self.screen.clock())
+        if due is None or due == session.cursor:
             return
-        window = self.board.window
+        window = session.window
         try:
-            stop = self.stop_between(self.board.cursor, due)
+            stop = self.stops.stop_between(session.cursor, due)
         except FdtraceError:
-            self.stop_playing()
+            self.stop()
             raise
-        self.following = False
-        self.board.move(due if stop is None else stop)
+        session.following = False
+        session.move(due if stop is None else stop)
         if stop is not None or not window.low <= due < window.high:
-            self.stop_playing()
-        self._show(window)
+            self.stop()
+        self.screen.moved(window)
         if stop is not None:
-            self.show_status(f"stopped at a breakpoint: {self.stopped_by(stop)}")
+            self.screen.say(f"stopped at a breakpoint: {self.stops.stopped_by(stop)}")
 
-    def stop_between(self, step: int, due: int) -> int | None:
-        """The first breakpoint between two steps, the second one included."""
-        return None
-
-    def stopped_by(self, step: int) -> str:
-        """The breakpoints that a step is a stop of."""
-        return ""
-
-    def action_speed(self, factor: float) -> None:
+    def speed(self, factor: float) -> None:
         """Play faster or slower."""
-        self.player.change(factor, self.board.cursor, self.clock())
-        self.show_status(f"plays {self.player.speed:g} steps a second")
+        self.player.change(factor, self.screen.session.cursor, self.screen.clock())
+        self.screen.say(f"plays {self.player.speed:g} steps a second")
 
-    def action_reverse(self) -> None:
+    def reverse(self) -> None:
         """Play the other way."""
-        self.player.reverse(self.board.cursor, self.clock())
-        self.show_status("plays backwards" if self.player.backwards else "plays forwards")
+        self.player.reverse(self.screen.session.cursor, self.screen.clock())
+        self.screen.say("plays backwards" if self.player.backwards else "plays forwards")
 
     # Zoom and pan
 
     def look_at(self, window: Window) -> None:
         """Show another window."""
-        if window != self.board.window:
-            self.board.window = window
-            self.show_window()
-            self.show_status()
+        if window != self.screen.session.window:
+            self.screen.session.window = window
+            self.screen.show_window()
+            self.screen.say()
 
-    def action_zoom(self, factor: float) -> None:
+    def zoom(self, factor: float) -> None:
         """Zoom at the cursor, or in the middle where the cursor is not in sight."""
-        window, cursor = self.board.window, self.board.cursor
+        window, cursor = self.screen.session.window, self.screen.session.cursor
         at = cursor if window.start <= cursor < window.end else (window.start + window.end) // 2
         self.look_at(window.zoom(factor ** min(self.take_count() or 1, 40), at))
 
-    def action_pan(self, share: float) -> None:
+    def pan(self, share: float) -> None:
         """Move the window, the cursor staying on its step."""
-        self.look_at(self.board.window.pan(share * (self.take_count() or 1)))
+        self.look_at(self.screen.session.window.pan(share * (self.take_count() or 1)))
 
-    def action_fit(self) -> None:
+    def fit(self) -> None:
         """Show everything."""
-        self.look_at(self.board.window.fit())
+        self.look_at(self.screen.session.window.fit())
 
-    def action_follow(self) -> None:
+    def centre(self) -> None:
         """Bring the cursor into the middle."""
-        self.look_at(self.board.window.around(self.board.cursor))
+        session = self.screen.session
+        self.look_at(session.window.around(session.cursor))

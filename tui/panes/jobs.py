@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fdtrace.recorder.recording import Recording
@@ -59,6 +59,11 @@ class Job:
         self._stop.set()
         if self.state == "waiting":
             self.state = "cancelled"
+
+    def filled(self, history: History, series: Series) -> Job:
+        """The same pane with a history that is there already."""
+        replay = replace(self.replay, compute=lambda _progress, _cancelled: history)
+        return Job(replay, "done", 1.0, series)
 
     def again(self) -> Job:
         """The same replay, not begun."""

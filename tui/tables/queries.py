@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.tui.background import Cancelled, Deliver
-from fdtrace.tui.inspector.controller import Looking
+from fdtrace.tui.screen import Asks, Screen
 from fdtrace.tui.sources import Answer
-from fdtrace.tui.tables.query_rows import AnswerTable
+from fdtrace.tui.tables.below import Below
 
 
-class Querying(Looking):
-    """Asks the trace in a worker, and leads through the rows."""
+class Queries:
+    """Asks the trace off the screen's thread, and leads through the rows."""
 
-    def prepare(self) -> None:
-        super().prepare()
-        self._answers = self.background("sql", self._answered, self._refused)
+    def __init__(self, screen: Screen, below: Below, prompt: Asks) -> None:
+        self.screen, self.below, self.prompt = screen, below, prompt
+        self._answers = screen.background("sql", self._answered, self._refused)
         self._query = ""
 
-    def query_trace(self, text: str) -> None:
+    def ask(self) -> None:
+        """Ask for a query."""
+        self.prompt.ask("sql")
+
+    def query(self, text: str) -> None:
         """Run a query. UsageError where there is nothing to ask."""
-        source = self.sources.sql
+        source = self.screen.session.sources.sql
         if source is None:
             raise UsageError("there is no trace to ask here", hint="open one with `fdtrace replay`")
         self._query = text
-        self.show_status("asking the trace")
+        self.screen.say("asking the trace")
 
         def work(deliver: Deliver[Answer], _cancelled: Cancelled) -> None:
             deliver(source(text))
@@ -31,47 +35,28 @@ class Querying(Looking):
         self._answers.want(work)
 
     def _answered(self, answer: Answer) -> None:
-        self.answering = True
-        if self.inspecting:
-            self.action_inspect()
-        self.show_parts()
-        table = self.query_one(AnswerTable)
-        look = self.look()
-        table.show(answer, look.palette)
-        self.call_after_refresh(table.entitle, self._query)
-        self.show_status()
+        table = self.below.rows
+        self.below.show_rows()
+        table.show(answer, self.screen.look().palette)
+        self.screen.call_after_refresh(table.entitle_query, self._query)
+        self.screen.show_all()
         if table.step is not None:
-            self.go(table.step, jump=True)
+            self.screen.go(table.step, jump=True)
 
     def _refused(self, error: str) -> None:
         """The query makes no sense: ask again with it, and with what is wrong."""
-        self.ask("sql", self._query)
-        self._trouble(error)
+        self.prompt.ask("sql", self._query)
+        self.prompt.show_trouble(error)
 
-    def on_answer_table_moved(self, message: AnswerTable.Moved) -> None:
-        """Another row: to its step."""
-        if message.step is not None and message.step != self.board.cursor:
-            self.go(message.step)
+    def moved_to(self, step: int | None) -> None:
+        """Another row was selected: to its step."""
+        if step is not None and step != self.screen.session.cursor:
+            self.screen.go(step)
 
-    def action_scroll(self, rows: int) -> None:
-        """The next row, or the one before."""
-        if self.answering and not self.inspecting:
-            self.query_one(AnswerTable).move(rows * (self.take_count() or 1))
-        else:
-            super().action_scroll(rows)
-
-    def action_scroll_page(self, pages: int) -> None:
-        """A page of rows."""
-        if self.answering and not self.inspecting:
-            self.query_one(AnswerTable).page(pages)
-        else:
-            super().action_scroll_page(pages)
-
-    def action_escape(self) -> None:
-        """Close what is open."""
-        if self.answering and not self.inspecting:
-            self.answering = False
-            self.show_parts()
-            self.show_step()
-        else:
-            super().action_escape()
+    def close(self) -> bool:
+        """Show the requests again; whether rows were shown."""
+        if self.below.shown is not self.below.rows:
+            return False
+        self.below.show_requests()
+        self.screen.show_all()
+        return True

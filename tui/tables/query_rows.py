@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from rich.segment import Segment
-from rich.style import Style
+from collections.abc import Sequence
+
 from textual import events
-from textual.content import Content
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from fdtrace.tui.sources import Answer
+from fdtrace.tui.tables.row_view import RowView
 from fdtrace.tui.theme import Palette
 
 MOST_WIDTH = 40
@@ -20,13 +19,12 @@ SAMPLE = 500
 """Rows that a column's width is taken from."""
 
 
-class AnswerTable(Widget):
-    """Rows that are in memory; draws those on the screen alone."""
+class AnswerTable(RowView):
+    """The rows of a query, one of them selected."""
 
     DEFAULT_CSS = """
-    AnswerTable { height: 1fr; min-height: 5; display: none; border: round $primary;
-                  border-title-style: bold; border-title-color: $foreground;
-                  border-subtitle-color: $foreground; }
+    AnswerTable { height: 1fr; min-height: 5; border: round $primary; border-title-style: bold;
+                  border-title-color: $foreground; border-subtitle-color: $foreground; }
     AnswerTable.-ascii { border: ascii ansi_cyan; }
     """
 
@@ -41,14 +39,11 @@ class AnswerTable(Widget):
         super().__init__(id=id)
         self.answer = Answer((), ())
         self.at = 0
-        self.top = 0
         self._widths: list[int] = []
-        self._palette: Palette | None = None
-        self._base = Style.null()
 
-    def entitle(self, title: str) -> None:
+    def entitle_query(self, query: str) -> None:
         """Name the query, once the table has its place on the screen."""
-        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.entitle(query)
         self.move(0)
 
     def show(self, answer: Answer, palette: Palette) -> None:
@@ -62,6 +57,11 @@ class AnswerTable(Widget):
         self.move(0)
 
     @property
+    def num_rows(self) -> int:
+        """Rows of the answer that are here."""
+        return len(self.answer.rows)
+
+    @property
     def step(self) -> int | None:
         """The step that the selected row names."""
         if "step" not in self.answer.columns or not self.answer.rows:
@@ -69,53 +69,45 @@ class AnswerTable(Widget):
         value = self.answer.rows[self.at][self.answer.columns.index("step")]
         return int(value) if isinstance(value, int) else None
 
+    def subtitle(self) -> str:
+        """Which row is selected, and of how many."""
+        count, more = self.num_rows, "+" if self.answer.more else ""
+        leads = ": j/k step through them" if "step" in self.answer.columns else ""
+        return f"{f'row {self.at + 1} of {count}{more}{leads}' if count else 'no rows'}, Esc closes"
+
     def move(self, rows: int) -> None:
         """Select a row below, or above."""
-        count, height = len(self.answer.rows), max(1, self.size.height - 1)
-        self.at = max(0, min(self.at + rows, count - 1))
-        self.top = max(0, min(self.top, self.at))
-        self.top = max(self.top, self.at - height + 1)
-        more = "+" if self.answer.more else ""
-        leads = ": j/k step through them" if "step" in self.answer.columns else ""
-        where = f"row {self.at + 1} of {count}{more}{leads}" if count else "no rows"
-        self.border_subtitle = Content(f"{where}, Esc closes")
-        self.refresh()
+        self.at = max(0, min(self.at + rows, self.num_rows - 1))
+        self.bring_in_sight(self.at)
         if rows:
             self.post_message(self.Moved(self.step))
 
-    def page(self, pages: int) -> None:
+    def scroll_pages(self, pages: int) -> None:
         """Select a row a page away."""
         self.move(pages * max(1, self.size.height - 2))
 
-    def on_mouse_scroll_down(self) -> None:
-        self.move(1)
-
-    def on_mouse_scroll_up(self) -> None:
-        self.move(-1)
+    def wheel(self, direction: int) -> None:
+        """Select the next row, or the one before."""
+        self.move(direction)
 
     def on_click(self, event: events.Click) -> None:
-        at = event.get_content_offset_capture(self).y - 1 + self.top
-        if self.top <= at < len(self.answer.rows):
+        at = self.row_under(event.get_content_offset_capture(self).y)
+        if at is not None:
             self.at = at
             self.move(0)
             self.post_message(self.Moved(self.step))
 
-    def render_line(self, y: int) -> Strip:
-        """The heading, or one row."""
-        width, palette = self.size.width, self._palette
-        if y == 0:
-            self._base = self.rich_style
-        at = y - 1 + self.top
-        if palette is None or at >= len(self.answer.rows):
-            return Strip.blank(width, self._base)
-        if y == 0:
-            return self._strip(list(self.answer.columns), self._base + palette.dim, width)
-        style = self._base + palette.cursor + palette.strong if at == self.at else self._base
-        return self._strip([_cell(value) for value in self.answer.rows[at]], style, width)
+    def heading(self, width: int, palette: Palette) -> Strip:
+        """The names of the columns."""
+        return self.line(self._text(self.answer.columns), palette.dim, width)
 
-    def _strip(self, cells: list[str], style: Style, width: int) -> Strip:
-        text = "".join(cell[: size - 2].ljust(size) for cell, size in zip(cells, self._widths, strict=True))
-        return Strip([Segment(text[:width].ljust(width), style)], width)
+    def row(self, at: int, width: int, palette: Palette) -> Strip:
+        """One row of the answer."""
+        style = palette.cursor + palette.strong if at == self.at else palette.blank
+        return self.line(self._text([_cell(value) for value in self.answer.rows[at]]), style, width)
+
+    def _text(self, cells: Sequence[str]) -> str:
+        return "".join(cell[: size - 2].ljust(size) for cell, size in zip(cells, self._widths, strict=True))
 
 
 def _cell(value: object) -> str:
