@@ -37,9 +37,9 @@ from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.controller import PromptLine
 from fdtrace.tui.prompt.help_screen import HelpScreen
 from fdtrace.tui.prompt.prompt import Prompt
-from fdtrace.tui.session import Session, recorded_job
+from fdtrace.tui.session import ReplaySession, recorded_job
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.status import Status
+from fdtrace.tui.status import StatusLines
 from fdtrace.tui.tables.below import Below
 from fdtrace.tui.tables.controller import Tables
 from fdtrace.tui.tables.queries import Queries
@@ -100,7 +100,7 @@ class ReplayApp(App[None]):
         sources = replace(sources, rows=rows or sources.rows)
         first = recorded_job(recording, recorded, sources)
         assert first.series is not None, first.error
-        self.session = Session(recording, first.series, [first, *map(Job, replays)], sources, step)
+        self.session = ReplaySession(recording, first.series, [first, *map(Job, replays)], sources, step)
         self._make_parts(chosen=step is not None)
         if terminal.ascii:
             self.theme = "ansi-light" if terminal.light else "ansi-dark"
@@ -110,7 +110,9 @@ class ReplayApp(App[None]):
     def _make_parts(self, *, chosen: bool) -> None:
         count, player = Count(), Player()
         glyphs = self.look().glyphs
-        self.status = Status(self.TITLE, self.session, glyphs, self.clock, count, player, says_why=not chosen)
+        self.status = StatusLines(
+            self.TITLE, self.session, glyphs, self.clock, count, player, says_why=not chosen
+        )
         self.below = Below(self.look().css_class)
         self.prompt = PromptLine(self, self.status, count)
         self.panes = Panes(self, self.status, self.prompt, count)
@@ -160,7 +162,7 @@ class ReplayApp(App[None]):
         if sys.__stdin__ is not None and is_lost(sys.__stdin__):
             self.exit()
 
-    # What controllers may ask (`tui.screen.Screen`)
+    # What controllers may ask (`tui.screen.ReplayScreen`)
 
     def look(self) -> Look:
         theme = self.current_theme

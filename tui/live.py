@@ -17,9 +17,9 @@ from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
-from fdtrace.tui.screen import Screen
+from fdtrace.tui.screen import ReplayScreen
 from fdtrace.tui.sources import Tail
-from fdtrace.tui.status import Status
+from fdtrace.tui.status import StatusLines
 
 EVERY = 0.5
 """Seconds between two looks at the trace."""
@@ -28,7 +28,7 @@ SILENT = 10.0
 """Seconds after which a collector that publishes nothing may be gone: it does so every 1.5 s, with or without steps."""
 
 
-class Columns:
+class GrowingColumns:
     """Columns that grow: room is doubled, so that a row is copied a few times at most; those given stay as they are."""
 
     def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -60,8 +60,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a look at the trace found: the grown recording with its series, and all of it where it has ended."""
+class Growth:
+    """What a look at the trace brought: the grown recording with its series, and all of it where it has ended."""
 
     tail: Tail
     grown: tuple[Recording, Series] | None
@@ -72,11 +72,16 @@ class Live:
     """Looks at the trace twice a second, off the screen's thread."""
 
     def __init__(
-        self, screen: Screen, panes: Panes, debugger: Debugger, inspector: InspectorController, status: Status
+        self,
+        screen: ReplayScreen,
+        panes: Panes,
+        debugger: Debugger,
+        inspector: InspectorController,
+        status: StatusLines,
     ) -> None:
         self.screen, self.panes, self.status = screen, panes, status
         self.debugger, self.inspector = debugger, inspector
-        self._columns = Columns(screen.session.recording.steps)
+        self._columns = GrowingColumns(screen.session.recording.steps)
         self._looks = screen.background("tail", self._take_in, self._unreadable)
         self._timer: Timer | None = None
 
@@ -117,7 +122,7 @@ class Live:
         if not self._looks.busy:
             self._looks.want(self._read)
 
-    def _read(self, deliver: Deliver[Look], _cancelled: Cancelled) -> None:
+    def _read(self, deliver: Deliver[Growth], _cancelled: Cancelled) -> None:
         """Off the screen's thread: what was recorded since, and the series that it makes."""
         session, columns = self.screen.session, self._columns
         source, known = session.sources.tail, session.recorded.history
@@ -130,19 +135,19 @@ class Live:
             history = recorded_history(recording, known.rows)
             grown = recording, Series(replace(history, request_steps=known.request_steps))
         whole = None if tail.live or session.sources.recording is None else session.sources.recording()
-        deliver(Look(tail, grown, whole))
+        deliver(Growth(tail, grown, whole))
 
     def _unreadable(self, error: str) -> None:
         """The trace is about to be published anew, or is gone: look again."""
         if self._show_state("RECORDING, cannot be read now"):
             self.screen.fail(error)
 
-    def _take_in(self, look: Look) -> None:
-        if look.grown is not None:
-            self._show_grown(*look.grown)
-        if not look.tail.live:
-            self._ended(look.whole)
-        elif look.tail.silent_s < SILENT:
+    def _take_in(self, growth: Growth) -> None:
+        if growth.grown is not None:
+            self._show_grown(*growth.grown)
+        if not growth.tail.live:
+            self._ended(growth.whole)
+        elif growth.tail.silent_s < SILENT:
             self._show_state("RECORDING")
         elif self._show_state(f"RECORDING, nothing new for {SILENT:.0f} s"):
             self.screen.say("its collector may be gone: then `fdtrace recover` makes a complete trace of it")

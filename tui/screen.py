@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from textual.geometry import Size
-from textual.screen import Screen as TextualScreen
+from textual.screen import Screen
 from textual.timer import Timer
 
 from fdtrace.tui.background import Background, Deliver, Failed
 from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.prompt import Ask
-from fdtrace.tui.session import Session
+from fdtrace.tui.session import ReplaySession
 from fdtrace.tui.theme import Look
 
 T = TypeVar("T")
@@ -28,10 +28,10 @@ class Asks(Protocol):
         """Say over the line what is wrong."""
 
 
-class Screen(Protocol):
+class ReplayScreen(Protocol):
     """The screen as its controllers see it: they change the session, then have the screen show what has changed."""
 
-    session: Session
+    session: ReplaySession
     clock: Callable[[], float]
 
     @property
@@ -65,7 +65,7 @@ class Screen(Protocol):
     def show_all(self) -> None:
         """Show everything anew: which panes there are, their borders, their charts."""
 
-    def open_dialog(self, dialog: TextualScreen[T], leave: Callable[[T | None], None]) -> None:
+    def open_dialog(self, dialog: Screen[T], leave: Callable[[T | None], None]) -> None:
         """Open a dialog; `leave` is called with what it was left with."""
 
     def call_after_refresh(self, callback: Callable[..., Any], *args: Any) -> bool:

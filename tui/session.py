@@ -23,7 +23,7 @@ WIDE_PANE = 38
 """Columns of a pane from which on the recording has one beside a full page of formulas."""
 
 
-class Session:
+class ReplaySession:
     """A recording and its replays: jobs in their order, the recording's first; which are on the screen; where one is.
 
     `recorded` is the recording as a series. `following`: the cursor goes with the end of a recording in progress.

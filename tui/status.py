@@ -14,20 +14,20 @@ from fdtrace.tui.keys import do, hints
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.series import Series
-from fdtrace.tui.session import Session
+from fdtrace.tui.session import ReplaySession
 from fdtrace.tui.theme import Glyphs
 
 MESSAGE_STAYS = 4.0
 """Seconds that a message stays on the bottom line, where no key was pressed since."""
 
 
-class Status:
+class StatusLines:
     """The first line: the engine, its limits, and how a recording in progress stands. The last: where one is."""
 
     def __init__(
         self,
         title: str,
-        session: Session,
+        session: ReplaySession,
         glyphs: Glyphs,
         clock: Callable[[], float],
         count: Count,

@@ -8,19 +8,19 @@ import sys
 import pytest
 
 from fdtrace.tui.panes.jobs import Job
-from fdtrace.tui.session import MAX_PANES, Session, recorded_job
+from fdtrace.tui.session import MAX_PANES, ReplaySession, recorded_job
 from fdtrace.tui.sources import Sources
 from tests.tui.recordings import history_of, plain_steps, recording_of
 from tests.tui.screens import ready_replay
 
 
-def session_of(tokens: list[int], others: int = 0, step: int | None = None) -> Session:
+def session_of(tokens: list[int], others: int = 0, step: int | None = None) -> ReplaySession:
     """A session on a recording of steps of so many tokens, beside other formulas."""
     recording = recording_of(plain_steps(tokens))
     first = recorded_job(recording, None, Sources())
     assert first.series is not None
     jobs = [Job(ready_replay(history_of(plain_steps(tokens), 1024, name=f"f{at}"))) for at in range(others)]
-    return Session(recording, first.series, [first, *jobs], Sources(), step)
+    return ReplaySession(recording, first.series, [first, *jobs], Sources(), step)
 
 
 def test_nothing_of_textual_is_needed() -> None:

@@ -15,13 +15,13 @@ from fdtrace.tui.debugger.watches import Watches
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.prompt.prompt import Ask
-from fdtrace.tui.screen import Asks, Screen
+from fdtrace.tui.screen import Asks, ReplayScreen
 
 
 class Debugger:
     """Stops at breakpoints, forwards and backwards, and shows watches."""
 
-    def __init__(self, screen: Screen, panes: Panes, prompt: Asks, count: Count) -> None:
+    def __init__(self, screen: ReplayScreen, panes: Panes, prompt: Asks, count: Count) -> None:
         self.screen, self.panes, self.prompt, self.count = screen, panes, prompt, count
         self.breaks = Breakpoints()
         self.watches = Watches()
@@ -107,12 +107,12 @@ class Debugger:
         if series is None:
             self.screen.say("this pane has no history yet")
             return
-        found = self.breaks.next(series, session.recording, session.cursor, direction)
-        if found is None:
+        stop = self.breaks.next(series, session.recording, session.cursor, direction)
+        if stop is None:
             where = "after" if direction > 0 else "before"
             self.screen.say(f"no breakpoint {where} this step in this pane")
             return
-        self.screen.go(found[0], f"breakpoint: {found[1].text}", jump=True)
+        self.screen.go(stop[0], f"breakpoint: {stop[1].text}", jump=True)
 
     def stop_between(self, step: int, due: int) -> int | None:
         """The first breakpoint between two steps, the second one included."""
@@ -120,8 +120,8 @@ class Debugger:
         if series is None:
             return None
         direction = 1 if due > step else -1
-        found = self.breaks.next(series, self.screen.session.recording, step, direction)
-        return found[0] if found is not None and (due - found[0]) * direction >= 0 else None
+        stop = self.breaks.next(series, self.screen.session.recording, step, direction)
+        return stop[0] if stop is not None and (due - stop[0]) * direction >= 0 else None
 
     def stopped_by(self, step: int) -> str:
         """The breakpoints that a step is a stop of."""

@@ -12,7 +12,7 @@ from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.screen import Asks, Screen
+from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.tables.below import Below
 from fdtrace.tui.tables.step_summary import absence
 
@@ -22,14 +22,14 @@ TITLE = Style(bold=True, underline=True)
 class InspectorController:
     """Opens the inspector over what stands below the charts, and tells requests' stories."""
 
-    def __init__(self, screen: Screen, panes: Panes, below: Below, prompt: Asks) -> None:
+    def __init__(self, screen: ReplayScreen, panes: Panes, below: Below, prompt: Asks) -> None:
         self.screen, self.panes, self.below, self.prompt = screen, panes, below, prompt
         session = screen.session
         self.model = Inspector(session.recording, session.sources)
-        self._found: dict[int, Inspection] = {}
+        self._inspected: dict[int, Inspection] = {}
         self._order: list[int] = []
         self._width = 0
-        self._inspections = screen.background("inspector", self._inspected, screen.fail)
+        self._inspections = screen.background("inspector", self._have_inspection, screen.fail)
         self._stories = screen.background("story", self._have_stories, screen.fail)
 
     # The inspector
@@ -79,17 +79,17 @@ class InspectorController:
             return ""
         return pane.note or absence(pane.series, step)
 
-    def _inspected(self, found: Inspection) -> None:
+    def _have_inspection(self, new: Inspection) -> None:
         if not self.below.inspecting:
             return
-        self._found[found.at] = found
+        self._inspected[new.at] = new
         look, step = self.screen.look(), self.screen.session.cursor
         lines: dict[int, list[Text]] = {}
         for at in self._order:
-            have = self._found.get(at)
+            inspection = self._inspected.get(at)
             title = Text(f"{self.panes[at].number} {self.panes[at].job.replay.name}", TITLE)
-            if have is not None and have.step == step:
-                lines[at] = [title, *inspection_lines(have, self._width - 1, look)]
+            if inspection is not None and inspection.step == step:
+                lines[at] = [title, *inspection_lines(inspection, self._width - 1, look)]
         active = self.panes.current.job.replay.name
         more = "" if len(self._order) > 1 else f" {look.glyphs.dot} {active}, Tab: the next pane"
         self.below.inspector.show(self._order, lines, self._width, f"why: step {step}{more}")
@@ -113,7 +113,7 @@ class InspectorController:
 
         def work(deliver: Deliver[list[Story | None]], cancelled: Cancelled) -> None:
             recording = self.model.recording_now()
-            wanted = named(text, recording)
+            wanted = request_id_of(text, recording)
             stories: list[Story | None] = []
             for history in histories:
                 if cancelled():
@@ -138,10 +138,10 @@ class InspectorController:
             self.screen.go(step, jump=True)
 
 
-def named(text: str, recording: Recording) -> str:
+def request_id_of(text: str, recording: Recording) -> str:
     """The id of a request that is, or else holds, a text; the text itself where none does."""
     ids = recording.requests.get("request_id")
     known = [] if ids is None else ids.tolist()
     if text in known:
         return text
-    return next((one for one in known if text.lower() in str(one).lower()), text)
+    return next((known_id for known_id in known if text.lower() in str(known_id).lower()), text)

@@ -84,9 +84,8 @@ class Inspector:
                 return
             try:
                 found = self._first(subject, step)
-            except (
-                BaseException
-            ) as error:  # shown in its column: the panes beside it are inspected all the same
+            except BaseException as error:
+                # Shown in its column: the panes beside it are inspected all the same.
                 found = Inspection(subject.at, step, absent=subject.absent, error=sentence(error))
             deliver(found)
             if found.share is not None:

@@ -12,7 +12,7 @@ from fdtrace.tui.navigation.jumps import Place, Trail
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Window
-from fdtrace.tui.screen import Screen
+from fdtrace.tui.screen import ReplayScreen
 
 TICK = 1 / 30
 """Seconds between two looks at the step that is due while it plays."""
@@ -31,7 +31,9 @@ class Stops(Protocol):
 class Navigation:
     """Moves the cursor and the window. A jump, unlike a step, can be undone."""
 
-    def __init__(self, screen: Screen, panes: Panes, stops: Stops, count: Count, player: Player) -> None:
+    def __init__(
+        self, screen: ReplayScreen, panes: Panes, stops: Stops, count: Count, player: Player
+    ) -> None:
         self.screen, self.panes, self.stops, self.count, self.player = screen, panes, stops, count, player
         self.trail = Trail()
         self.marks: dict[str, Place] = {}

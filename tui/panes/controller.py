@@ -14,8 +14,8 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, Replay
 from fdtrace.tui.panes.series import Series
-from fdtrace.tui.screen import Asks, Screen
-from fdtrace.tui.status import Status
+from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.status import StatusLines
 
 POLL = 0.1
 """Seconds between two looks at how far the replays are."""
@@ -24,7 +24,7 @@ POLL = 0.1
 class Panes:
     """The panes in their order, the recording's first. Their replays are computed one after the other."""
 
-    def __init__(self, screen: Screen, status: Status, prompt: Asks, count: Count) -> None:
+    def __init__(self, screen: ReplayScreen, status: StatusLines, prompt: Asks, count: Count) -> None:
         self.screen, self.status, self.prompt, self.count = screen, status, prompt, count
         self.widgets: list[ChartPane] = []
         self._box = Horizontal(id="panes")

@@ -12,8 +12,8 @@ from fdtrace.recorder.errors import FdtraceError
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
 from fdtrace.tui.prompt.step_numbers import parse_step
-from fdtrace.tui.screen import Screen
-from fdtrace.tui.status import Status, one_line
+from fdtrace.tui.screen import ReplayScreen
+from fdtrace.tui.status import StatusLines, one_line
 
 COMMANDS: dict[str, Ask] = {
     "f": "add", "formula": "add", "b": "break", "break": "break", "w": "watch", "watch": "watch",
@@ -28,7 +28,7 @@ Answers = Mapping[Ask, Callable[[str], None]]
 class PromptLine:
     """Asks on the bottom line. An answer that makes no sense is shown there with what is wrong, and stays."""
 
-    def __init__(self, screen: Screen, status: Status, count: Count) -> None:
+    def __init__(self, screen: ReplayScreen, status: StatusLines, count: Count) -> None:
         self.screen, self.status, self.count = screen, status, count
         self.answers: Answers = {}
         self.line = Prompt()

@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.screen import Asks, Screen
+from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.status import one_line
 from fdtrace.tui.tables.below import Below
 from fdtrace.tui.tables.requests import StepRows, describe
@@ -23,7 +23,7 @@ ROOM_FOR_BOTH = 40
 class Tables:
     """Shows the summary at once, the requests when they are fetched; scrolls whatever stands below the charts."""
 
-    def __init__(self, screen: Screen, panes: Panes, below: Below, prompt: Asks, count: Count) -> None:
+    def __init__(self, screen: ReplayScreen, panes: Panes, below: Below, prompt: Asks, count: Count) -> None:
         self.screen, self.panes, self.below, self.prompt, self.count = screen, panes, below, prompt, count
         self.summary = StepSummary(id="summary", markup=False)
         self._rows = screen.background(

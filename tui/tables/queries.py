@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.tui.background import Cancelled, Deliver
-from fdtrace.tui.screen import Asks, Screen
+from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.sources import Answer
 from fdtrace.tui.tables.below import Below
 
@@ -12,7 +12,7 @@ from fdtrace.tui.tables.below import Below
 class Queries:
     """Asks the trace off the screen's thread, and leads through the rows."""
 
-    def __init__(self, screen: Screen, below: Below, prompt: Asks) -> None:
+    def __init__(self, screen: ReplayScreen, below: Below, prompt: Asks) -> None:
         self.screen, self.below, self.prompt = screen, below, prompt
         self._answers = screen.background("sql", self._answered, self._refused)
         self._query = ""
