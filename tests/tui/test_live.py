@@ -11,8 +11,8 @@ from textual.widgets import Static
 from fdtrace.recorder.recording import Recording
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.sources import Sources, Tail
-from tests.tui.recordings import lab_history, lab_recording
-from tests.tui.screens import Clock, ready_replay, status_of, until
+from tests.tui.recordings import history_of, lab_history, lab_recording
+from tests.tui.screens import Clock, ready_replay, status_of, summary_of, until
 
 WHOLE = lab_recording()
 STEPS = WHOLE.steps["step"]
@@ -88,3 +88,18 @@ async def test_when_it_ends_all_of_it_is_replayed() -> None:
         assert "nothing to follow" in status_of(app)
         await pilot.pause(0.7)
         assert len(growing.asked) == asked
+
+
+async def test_a_replay_of_what_was_recorded_by_then_is_not_called_finished() -> None:
+    growing = Growing(20)
+    sources = Sources(tail=growing.tail, recording=growing.recording)
+    replays = [ready_replay(history_of(part(20).steps, 1024, name="early"))]
+    app = ReplayApp(part(20), replays, sources=sources, clock=Clock())
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: app.panes[1].seen == "done")
+        growing.count = 60
+        await until(pilot, lambda: len(app.session.recorded) == 60)
+        assert f"replays what was recorded up to step {STEPS[19]}" in summary_of(app)[2]
+        growing.live = False
+        await until(pilot, lambda: not app.status.live)
+        await until(pilot, lambda: "finished at step" in summary_of(app)[2])

@@ -14,7 +14,6 @@ from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.tables.below import Below
-from fdtrace.tui.tables.step_summary import absence
 
 TITLE = Style(bold=True, underline=True)
 
@@ -64,7 +63,9 @@ class InspectorController:
         self._order, self._width = self.below.inspector.places(shown, session.active)
         step = session.cursor
         subjects = [
-            Subject(at, self.panes[at].job.replay, self.panes[at].series, self._absence(at, step))
+            Subject(
+                at, self.panes[at].job.replay, self.panes[at].series, self.panes.absence(self.panes[at], step)
+            )
             for at in self._order
         ]
 
@@ -72,12 +73,6 @@ class InspectorController:
             self.model.inspect(subjects, step, deliver, cancelled)
 
         self._inspections.want(work)
-
-    def _absence(self, at: int, step: int) -> str:
-        pane = self.panes[at]
-        if pane.series is not None and pane.series.index(step) is not None:
-            return ""
-        return pane.note or absence(pane.series, step)
 
     def _have_inspection(self, new: Inspection) -> None:
         if not self.below.inspecting:

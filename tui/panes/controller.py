@@ -13,7 +13,7 @@ from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, Replay
-from fdtrace.tui.panes.series import Series
+from fdtrace.tui.panes.series import Series, absence
 from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.status import StatusLines
 
@@ -70,6 +70,13 @@ class Panes:
     def visible(self) -> list[int]:
         """The places of the panes on the screen."""
         return self.screen.session.visible(self.screen.size.width)
+
+    def absence(self, pane: ChartPane, step: int) -> str:
+        """Why a pane has nothing to show at a step; empty: it has."""
+        if pane.series is not None and pane.series.index(step) is not None:
+            return ""
+        replayed = bool(self.status.live) and pane is not self.widgets[0]
+        return pane.note or absence(pane.series, step, live=replayed)
 
     # Replays
 

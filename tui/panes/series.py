@@ -272,3 +272,19 @@ def _highest(values: Ints, low: Ints, high: Ints) -> Ints:
     part = values[starts[0] : ends[-1]]
     out[present] = np.maximum.reduceat(part, starts - starts[0])
     return out
+
+
+def absence(series: Series | None, step: int, *, live: bool = False) -> str:
+    """Why there is nothing to show at a step; `live`: this is a replay of a recording that has grown since."""
+    if series is None or not len(series):
+        return "no steps"
+    hang = series.history.outcome.hang
+    if hang is not None and step >= hang.step:
+        return f"hangs since step {hang.step}: {hang.cause}"
+    if step >= series.end:
+        return (
+            f"replays what was recorded up to step {series.end - 1}"
+            if live
+            else f"finished at step {series.end - 1}"
+        )
+    return "not started yet" if step < series.first else "lost: this step is not in the recording"

@@ -41,7 +41,7 @@ class Tables:
         if not self.summary.display:
             return
         lines = [
-            Line(pane.number, pane.job.replay.name, pane.active, pane.series, pane.note)
+            Line(pane.number, pane.job.replay.name, pane.active, pane.series, self.panes.absence(pane, step))
             for pane in self.panes
             if pane.display
         ]

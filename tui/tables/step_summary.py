@@ -17,7 +17,7 @@ NAME_WIDTH = 14
 
 @dataclass(frozen=True)
 class Line:
-    """One pane in the summary; `series` None: it is still being computed, `note` says how it stands."""
+    """One pane in the summary; `note` says why it has no such step, or no history yet (`series` None)."""
 
     number: int
     name: str
@@ -86,23 +86,11 @@ def _line(step: int, line: Line, width: int, look: Look) -> Text:
         name = name[: NAME_WIDTH - 2] + glyphs.ellipsis
     text = Text(name.ljust(NAME_WIDTH), style=palette.strong if line.active else Style.null())
     if line.series is None or line.series.index(step) is None:
-        return text.append("  " + (line.note or absence(line.series, step)), style=palette.dim)
+        return text.append(f"  {line.note}", style=palette.dim)
     for heading, column, cells in _fitting(width):
         value, style = _cell(line.series, (heading, column), step, look)
         text.append(value.rjust(cells), style=style)
     return text
-
-
-def absence(series: Series | None, step: int) -> str:
-    """Why there is nothing to show at a step."""
-    if series is None or not len(series):
-        return "no steps"
-    hang = series.history.outcome.hang
-    if hang is not None and step >= hang.step:
-        return f"hangs since step {hang.step}: {hang.cause}"
-    if step >= series.end:
-        return f"finished at step {series.end - 1}"
-    return "not started yet" if step < series.first else "lost: this step is not in the recording"
 
 
 def _cell(series: Series, of: tuple[str, str], step: int, look: Look) -> tuple[str, Style]:
