@@ -12,7 +12,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.store import PARTED, Store
 from fdtrace.recorder.collector.tables import create, insert
-from fdtrace.recorder.collector.views import SMALL, create_views
+from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
 from fdtrace.recorder.sql import quoted
 
 READERS_WAIT = 30.0
@@ -39,7 +39,7 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
         _copy(db, store, table)
     for name, table in SMALL.items():
         insert(db, f"final.{table.name}", table, small[name])
-    create_views(db, "final")
+    define_views(db, "final", SCHEMA_VIEWS)
     db.execute("DETACH final")
     store.retired.replacing()
     store.retired.add(str(path) for path in store.directory.glob("*.parquet"))

@@ -101,11 +101,7 @@ class Store:
         paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
         if table is schema.REQUEST:
-            return (
-                f"{parts} UNION ALL SELECT * FROM views._live_request"
-                if parts
-                else "FROM views._live_request"
-            )
+            return f"{parts} UNION ALL SELECT * FROM _live_request" if parts else "FROM _live_request"
         if parts:
             return parts
         nothing = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)
