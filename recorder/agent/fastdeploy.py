@@ -169,7 +169,7 @@ class FastDeployAdapter:
         self._skips(seen.skipped)
         flags = seen.flags if len(tasks) else seen.flags | wire.EMPTY
         figures = self._figures(manager, seen, *counted)
-        self.writer.schedule(self.call, token[0], duration, seen.reason, figures, seen.reservation, flags)
+        self.writer.schedule(self.call, token[0], duration, seen.reason, figures, flags)
 
     def _tasks(self, manager: Any, tasks: Any) -> tuple[int, int, int, int]:
         """Stamp the tasks and tell the preemptions and aborts among them.
@@ -214,7 +214,7 @@ class FastDeployAdapter:
 
     def _figures(
         self, manager: Any, seen: Seen, prefill: int, complete: int, aborted: int, preempted: int
-    ) -> tuple[int, int, int, int, int, int, int, int, int]:
+    ) -> wire.CallFigures:
         start, ahead, decodes = config.budget(manager.config, seen.names)
         counted = -1
         if seen.left is not None and start is not None:
@@ -225,16 +225,17 @@ class FastDeployAdapter:
         if decodes < 0:  # the loop ended early: count those past their prefill as it found them
             now = sum(1 for r in list(manager.running) if r.num_computed_tokens >= r.need_prefill_tokens)
             decodes = now - complete + aborted + preempted
-        return (
-            -1 if start is None else max(start, 0),
-            counted,
-            seen.running,
-            decodes,
-            seen.waiting,
-            preempted,
-            seen.free,
-            manager.cache_manager.num_gpu_blocks,
-            seen.missing,
+        return wire.CallFigures(
+            token_budget=-1 if start is None else max(start, 0),
+            num_scheduled_tokens=counted,
+            num_running=seen.running,
+            num_running_decodes=decodes,
+            num_waiting=seen.waiting,
+            num_preempted=preempted,
+            num_free_blocks=seen.free,
+            num_blocks=manager.cache_manager.num_gpu_blocks,
+            num_missing_blocks=seen.missing,
+            reservation=seen.reservation,
         )
 
     def before_finish(self, manager: Any, args: Any, kwargs: Any) -> list[tuple[str, str, int]]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .writer import Writer
 
 
+UNKNOWN_MEMORY = wire.AllocatorFigures()
+
+
 def running_row(request: Any, num_computed_tokens: int) -> Row:
     """The row of a request, with the tokens computed before its next step."""
     return Row(
@@ -49,7 +52,7 @@ class SandboxAdapter:
         self.writer = writer
         self.scheduler: Any = None
         self.rows: dict[str, int] = {}
-        self.prefills = array("H")
+        self.prefills = b""
         self.call = -1
         self.active = False
 
@@ -109,16 +112,16 @@ class SandboxAdapter:
             token,
             duration,
             result.not_admitted or "",
-            (
-                result.token_budget,
-                result.num_scheduled_tokens,
-                result.num_running,
-                result.num_running_decodes,
-                result.num_waiting,
-                len(result.preempted),
-                result.num_free_blocks,
-                result.num_blocks,
-                -1 if missing is None else missing,
+            wire.CallFigures(
+                token_budget=result.token_budget,
+                num_scheduled_tokens=result.num_scheduled_tokens,
+                num_running=result.num_running,
+                num_running_decodes=result.num_running_decodes,
+                num_waiting=result.num_waiting,
+                num_preempted=len(result.preempted),
+                num_free_blocks=result.num_free_blocks,
+                num_blocks=result.num_blocks,
+                num_missing_blocks=-1 if missing is None else missing,
             ),
         )
 
@@ -143,7 +146,7 @@ class SandboxAdapter:
                 joined.append((row, running_row(request, start)))
             complete = end >= request.num_prompt_tokens + request.num_output_tokens
             last.append(row | wire.LAST_CHUNK if complete else row)
-        self.prefills = array("H", last)
+        self.prefills = array("H", last).tobytes()
         if vacated or joined:
             self.writer.batch(vacated, joined)
         if held:
@@ -168,19 +171,18 @@ class SandboxAdapter:
         return time.time_ns()
 
     def after_execute(self, runner: Any, args: Any, kwargs: Any, token: int, ran: Any) -> None:
-        prefills, self.prefills = self.prefills, array("H")
+        prefills, self.prefills = self.prefills, b""
         if not ran or self.call < 0:
             return
-        memory = runner.memory
         self.writer.forward(
             runner.step,
             self.call,
             token,
             (time.time_ns() - token) // 1000,
             -1,
-            memory if memory is not None else (-1, -1, -1, -1),
-            prefills.tobytes(),
-            array("H", runner.stalled).tobytes(),
+            runner.memory or UNKNOWN_MEMORY,  # its fields are those of `wire.AllocatorFigures`
+            prefills,
+            array("H", runner.stalled).tobytes() if runner.stalled else b"",
             memoryview(runner.seq_lens_this_time),
             memoryview(runner.accept_num),
         )

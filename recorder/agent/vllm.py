@@ -16,7 +16,7 @@ import sys
 import time
 from array import array
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any, Iterable, NamedTuple
 
 from . import vllm_config as config
 from . import vllm_figures as figures
@@ -36,9 +36,21 @@ STAMP = "_fdtrace"
 """Attribute of a `SchedulerOutput`, (the engine's token, the call's number); it survives pickling to the workers."""
 
 RAN = "_fdtrace_ran"
-"""Attribute that a worker in the same process leaves on it: ts, duration in us, tokens launched, memory."""
+"""Attribute that a worker in the same process leaves on it, a `Ran`."""
 
-UNKNOWN = (0, wire.UNKNOWN_US, -1, (-1, -1, -1, -1))
+
+class Ran(NamedTuple):
+    """What a worker in this process measured of a forward: when it began (UTC ns; 0: not known), how long it took, the
+    tokens that it was launched for, the allocator after it.
+    """
+
+    ts: int = 0
+    forward_us: int = wire.UNKNOWN_US
+    launched: int = -1
+    memory: wire.AllocatorFigures = wire.AllocatorFigures()
+
+
+UNKNOWN = Ran()
 
 
 class VllmAdapter:
@@ -198,7 +210,7 @@ class VllmAdapter:
         self.call += 1
         reason, found = figures.of_call(scheduler, output, waiting, made.decodes, preempted)
         flags = 0 if scheduled else wire.EMPTY
-        frame = (self.call, made.ts, made.duration_us, reason, found, -1, flags)
+        frame = (self.call, made.ts, made.duration_us, reason, found, flags)
         if self.begun:
             self.writer.schedule(*frame)
         if not scheduled:
@@ -257,15 +269,16 @@ class VllmAdapter:
         self.current = None
         if not self.begun:
             self._begin_calls(call)
-        writer.call(number, self.token)
+        writer.tasks(number, self.token)
         if call.vacated or call.joined:  # a request that was aborted meanwhile is gone
             writer.batch(call.vacated, [held for held in call.joined if held[1].request_id in writer.numbers])
         if call.blocks:
             writer.blocks(call.blocks, True)
-        ts, duration, launched, memory = getattr(call.output, RAN, UNKNOWN)
+        ran: Ran = getattr(call.output, RAN, UNKNOWN)
         scheduled, nothing = call.output.num_scheduled_tokens, repeat(0)
         writer.forward(
-            self.number, number, ts or call.ts, duration, launched, memory, array("H", call.prefills).tobytes(), b"",
+            self.number, number, ran.ts or call.ts, ran.forward_us, ran.launched, ran.memory,
+            array("H", call.prefills).tobytes(), b"",
             memoryview(array("i" if self.size == 4 else "h", map(scheduled.get, call.rows, nothing))),
             memoryview(array("h", map(made.get, call.rows, nothing))),
         )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import wire
+
 QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
 """Names that versions of `Scheduler` give to the queues of requests that wait, in the order of service."""
 
@@ -27,8 +29,10 @@ def budget_of(scheduler: Any) -> int:
     return int(scheduler.max_num_scheduled_tokens)
 
 
-def of_call(scheduler: Any, output: Any, queued: list[Any], decodes: int, preempted: int) -> tuple[str, Any]:
-    """Why the head of the `queues` (`queued`) was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
+def of_call(
+    scheduler: Any, output: Any, queued: list[Any], decodes: int, preempted: int
+) -> tuple[str, wire.CallFigures]:
+    """Why the head of the `queues` (`queued`) was not admitted, and the call's figures."""
     counted = output.total_num_scheduled_tokens
     budget = budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
@@ -38,17 +42,16 @@ def of_call(scheduler: Any, output: Any, queued: list[Any], decodes: int, preemp
         head, waiting = head_of(queued), sum(map(len, queued))
         reason = why_waiting(scheduler, head, budget - counted, preempted)
         missing = missing_blocks(scheduler, head, budget - counted, free) if reason == "blocks" else -1
-    running = len(scheduler.running)
-    return reason, (
-        budget,
-        counted,
-        running,
-        max(decodes, 0),
-        waiting,
-        preempted,
-        free,
-        pool.num_gpu_blocks,
-        missing,
+    return reason, wire.CallFigures(
+        token_budget=budget,
+        num_scheduled_tokens=counted,
+        num_running=len(scheduler.running),
+        num_running_decodes=max(decodes, 0),
+        num_waiting=waiting,
+        num_preempted=preempted,
+        num_free_blocks=free,
+        num_blocks=pool.num_gpu_blocks,
+        num_missing_blocks=missing,
     )
 
 
