@@ -105,9 +105,9 @@ class VllmAdapter:
         return dict(row, part="engine", stalls=False, token=self.token, ts=self.began_at)
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:
-        """The rows of the call that is about to be told, as they were before it."""
+        """The rows of the call that is about to be told, as they were before it; of an idle one those that run."""
         call = self.current
-        for row, request_id in enumerate(call.rows if call is not None else ()):
+        for row, request_id in enumerate(call.rows if call is not None else self.batch.ids):
             request = self.scheduler.requests.get(request_id)
             if request is None or request_id not in self.writer.numbers:
                 continue
@@ -161,7 +161,7 @@ class VllmAdapter:
 
     # A call of schedule().
 
-    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, int, int] | None:
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, ...] | None:
         if not self.active:
             self._begin_with(scheduler)
         elif scheduler is not self.scheduler:
@@ -170,8 +170,8 @@ class VllmAdapter:
         for request_id in self.ended:
             self.batch.forget(request_id)
         self.ended.clear()
-        decodes = len(scheduler.running) - len(self.batch.prefilling)
-        return time.time_ns(), time.perf_counter_ns(), decodes
+        prefilling = len(self.batch.prefilling)
+        return time.time_ns(), time.perf_counter_ns(), len(scheduler.running) - prefilling, prefilling
 
     def _begin_with(self, scheduler: Any) -> None:
         """Take in what is there already: a recording may begin at any moment."""
@@ -185,9 +185,9 @@ class VllmAdapter:
     def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: Any, output: Any) -> None:
         if token is None:
             return
-        ts, began, decodes = token
+        ts, began, decodes, prefilling = token
         duration = (time.perf_counter_ns() - began) // 1000
-        self.made = Made(output, ts, duration, decodes, time.time_ns())
+        self.made = Made(output, ts, duration, decodes, prefilling, time.time_ns())
         if output.num_scheduled_tokens:  # its workers are sent it next
             setattr(output, STAMP, (self.token, self.call + 1))
 
@@ -201,22 +201,35 @@ class VllmAdapter:
         if made is None:
             return
         scheduler, output = self.scheduler, made.output
-        scheduled = output.num_scheduled_tokens
         preempted = self._preempted(scheduler, output)
         waiting = figures.queues(scheduler)
         self._blocked(figures.head_of(waiting))
-        if not scheduled and not preempted:
+        if not output.num_scheduled_tokens:
+            if preempted or waiting or scheduler.running:
+                self._tell_idle(made, waiting, preempted)
             return
         self.call += 1
-        reason, found = figures.of_call(scheduler, output, waiting, made.decodes, preempted)
-        flags = 0 if scheduled else wire.EMPTY
-        frame = (self.call, made.ts, made.duration_us, reason, found, flags)
-        if self.begun:
-            self.writer.schedule(*frame)
-        if not scheduled:
-            return
-        call = self.calls[self.call] = Call(output, made.ended, () if self.begun else frame)
+        call = self.calls[self.call] = Call(output, made.ended)
         self.batch.apply(scheduler, output, call)
+        call.schedule = self._frame(made, call, waiting, preempted, 0)
+        if self.begun:
+            self.writer.schedule(*call.schedule)
+
+    def _frame(
+        self, made: Made, call: Call | None, waiting: list[Any], preempted: int, flags: int
+    ) -> tuple[int, int, int, str, wire.CallFigures, int]:
+        numbers = self.writer.numbers
+        reason, found = figures.of_call(self.scheduler, made, call, waiting, preempted, numbers)
+        return self.call, made.ts, made.duration_us, reason, found, flags
+
+    def _tell_idle(self, made: Made, waiting: list[Any], preempted: int) -> None:
+        """Write a call that found work and handed out nothing: where an engine hangs there is no other."""
+        if not self.calls:  # what runs is known, so that a recording can begin here, and a segment
+            self.writer.boundary()
+            self.begun = True
+        if self.begun:
+            self.call += 1
+            self.writer.schedule(*self._frame(made, None, waiting, preempted, wire.EMPTY))
 
     def _preempted(self, scheduler: Any, output: Any) -> int:
         """Tell the preemptions since the last call, and free the rows; how many there were."""

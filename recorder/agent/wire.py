@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised with every change of a layout or a list of names below; an agent and a collector of different protocols refuse
 each other."""
 
@@ -120,9 +120,11 @@ BLOCKS_HEAD = Layout(BlocksHead, "BBHI")
 
 
 class ScheduleHead(NamedTuple):
-    """SCHEDULE: a scheduling call; then its `CallFigures`.
+    """SCHEDULE: a scheduling call, or `num_calls` equal ones that follow each other and handed out nothing (EMPTY).
+    Then its `CallFigures`.
 
-    `reason`: why the head of the queue was not admitted (index into NOT_ADMITTED).
+    `call`, `ts`, `schedule_us` are of the first, `last_ts` is when the last of them began. `reason`: why the head of
+    the queue was not admitted (index into NOT_ADMITTED). A frame of the same `call` replaces the one before it.
     """
 
     kind: int
@@ -131,33 +133,43 @@ class ScheduleHead(NamedTuple):
     schedule_us: int
     call: int
     ts: int
+    last_ts: int
+    num_calls: int
 
 
 class CallFigures(NamedTuple):
-    """What a scheduling call found and did, as the columns of `recorder.schema.STEP` of the same names say it.
+    """What a scheduling call found and did, as the columns of `recorder.schema.CALL` of the same names say it.
 
-    `reservation`: see RATIO.
+    `head`: the request at the head of the queue. `reservation`: see RATIO.
     """
 
     token_budget: int = -1
     num_scheduled_tokens: int = -1
     num_running: int = -1
     num_running_decodes: int = -1
+    num_prefilling: int = -1
     num_waiting: int = -1
+    num_deferred: int = -1
+    num_preallocated: int = -1
+    num_chunks: int = -1
+    num_admitted: int = -1
+    num_extended: int = -1
     num_preempted: int = -1
+    num_aborted: int = -1
     num_free_blocks: int = -1
     num_blocks: int = -1
     num_missing_blocks: int = -1
+    head: int = -1
     reservation: int = -1
 
 
-SCHEDULE_HEAD = Layout(ScheduleHead, "BBHIqq")
-FIGURES = Layout(CallFigures, "10i")
+SCHEDULE_HEAD = Layout(ScheduleHead, "BBHIqqqq")
+FIGURES = Layout(CallFigures, "18i")
 SCHEDULE_FRAME = struct.Struct("<" + SCHEDULE_HEAD.codes + FIGURES.codes)
 """Head and figures, packed at once."""
 
 EMPTY = 1
-"""Flag of SCHEDULE: the call handed out no task, so no TASKS frame will name it."""
+"""Flag of SCHEDULE: it handed out nothing, so no TASKS frame will name it."""
 
 RATIO = 2
 """Flag of SCHEDULE: the reservation is a ratio in millionths of the tokens still to come; else blocks a request."""

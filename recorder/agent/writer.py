@@ -14,6 +14,9 @@ from . import wire
 ROOM_FOR_A_STEP = 128 * 1024
 """A segment with less room than this is left at a step's boundary, where a keyframe can be written."""
 
+IDLE_RESOLUTION_NS = 200_000_000
+"""A run of idle calls is brought up to date in the ring when its last frame is so old: a kill may lose so much."""
+
 REASONS = {reason: code for code, reason in enumerate(wire.NOT_ADMITTED)}
 OTHER_REASON = len(wire.NOT_ADMITTED) - 1
 
@@ -32,6 +35,19 @@ class Row(NamedTuple):
     num_blocks: int
     num_cached_tokens: int
     num_output_tokens: int
+
+
+class IdleCalls:
+    """A run of equal scheduling calls that handed out nothing. `key`: reason, flags and figures, in which they are
+    equal; `written_ts`: `last_ts` as of its last frame.
+    """
+
+    __slots__ = ("call", "key", "last_ts", "num_calls", "schedule_us", "ts", "written_ts")
+
+    def __init__(self, key: tuple[int, int, wire.CallFigures], schedule_us: int, call: int, ts: int) -> None:
+        self.key, self.schedule_us, self.call = key, schedule_us, call
+        self.ts = self.last_ts = self.written_ts = ts
+        self.num_calls = 1
 
 
 class Writer:
@@ -58,6 +74,7 @@ class Writer:
         self.next_step = -1
         self.has_keyframe = False
         self.way = way
+        self.idle: IdleCalls | None = None
 
     def boundary(self) -> None:
         """Between two steps: leave a nearly full segment, and begin each segment with the whole state."""
@@ -145,13 +162,52 @@ class Writer:
         figures: wire.CallFigures,
         flags: int = 0,
     ) -> None:
-        """A scheduling call; `reason`: one of `wire.NOT_ADMITTED`, any other is told as the last of them."""
+        """A scheduling call; `reason`: one of `wire.NOT_ADMITTED`, any other is told as the last of them.
+
+        One that handed out nothing and equals the one before it costs a count. What is in the ring of such a run is
+        exact as of its last frame, which is `IDLE_RESOLUTION_NS` old at most; the run's last frame is written before
+        whatever follows it.
+        """
         code = REASONS.get(reason, OTHER_REASON)
+        if not flags & wire.EMPTY:
+            self.end_idle()
+            self._schedule(code, flags, schedule_us, call, ts, ts, 1, figures)
+            return
+        key, idle = (code, flags, figures), self.idle
+        if idle is None or idle.key != key:
+            self.end_idle()
+            idle = self.idle = IdleCalls(key, schedule_us, call, ts)
+            self._write_idle(idle)
+            return
+        idle.num_calls += 1
+        idle.last_ts = ts
+        if ts - idle.written_ts >= IDLE_RESOLUTION_NS:
+            self._write_idle(idle)
+
+    def end_idle(self) -> None:
+        """Something else follows a run of idle calls: its count and its end are told."""
+        idle = self.idle
+        if idle is not None:
+            if idle.written_ts != idle.last_ts:
+                self._write_idle(idle)
+            self.idle = None
+
+    def _write_idle(self, idle: IdleCalls) -> None:
+        idle.written_ts = idle.last_ts
+        code, flags, figures = idle.key
+        self._schedule(
+            code, flags, idle.schedule_us, idle.call, idle.ts, idle.last_ts, idle.num_calls, figures
+        )
+
+    def _schedule(
+        self, code: int, flags: int, schedule_us: int, call: int, ts: int, last_ts: int, num_calls: int,
+        figures: wire.CallFigures,
+    ) -> None:  # fmt: skip
         length = wire.SCHEDULE_FRAME.size
         at = self.ring.begin(length)
         # In the order of `wire.ScheduleHead`: to build one here is a tenth of what a step costs.
         wire.SCHEDULE_FRAME.pack_into(
-            self.page, at, wire.SCHEDULE, code, flags, schedule_us, call, ts, *figures
+            self.page, at, wire.SCHEDULE, code, flags, schedule_us, call, ts, last_ts, num_calls, *figures
         )
         self.ring.commit(length)
 
@@ -170,6 +226,7 @@ class Writer:
         flags: int = 0,
     ) -> None:
         """One forward. `tokens` and `emitted`: contiguous signed integers, one a row; the row lists as `uint16`."""
+        self.end_idle()
         page, ring = self.page, self.ring
         lists, token_bytes, emitted_bytes = len(prefills) + len(stalled), tokens.nbytes, emitted.nbytes
         # Each part is padded to 8 bytes.
@@ -257,6 +314,7 @@ class Writer:
 
     def close(self) -> None:
         """No frame follows."""
+        self.end_idle()
         self.ring.close()
         self.ring.release()
         self.page.close()  # it holds a descriptor of its own

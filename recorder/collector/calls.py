@@ -22,7 +22,7 @@ class Calls:
     def add(self, call: SchedulingCall) -> None:
         """A scheduling call, as its frame says."""
         self.seen[call.head.call] = call
-        self.next_call = call.head.call + 1
+        self.next_call = call.head.call + call.head.num_calls
         if len(self.seen) > MOST:
             del self.seen[next(iter(self.seen))]
 
@@ -32,11 +32,11 @@ class Calls:
         What a call did once (its time, the tokens it handed out, its preemptions) is told with its first forward.
         """
         number = max(landed, self.last) if resolve else landed
-        while resolve and self._is_empty_before(number + 1, ts):
-            number += 1
+        while resolve and self._is_empty_before(self._following(number), ts):
+            number = self._following(number)
         call = self.seen.get(number)
         if call is None:
-            return SchedulingCall(UNSEEN.head._replace(call=number), UNSEEN.figures)
+            return UNSEEN._replace(head=UNSEEN.head._replace(call=number))
         head, figures = call.head, call.figures
         if number == self.last:
             head = head._replace(schedule_us=MISSING)
@@ -49,6 +49,10 @@ class Calls:
             del self.seen[earlier]
         self.last = number
         return SchedulingCall(head, figures)
+
+    def _following(self, number: int) -> int:
+        call = self.seen.get(number)
+        return number + (1 if call is None else call.head.num_calls)
 
     def _is_empty_before(self, number: int, ts: int) -> bool:
         call = self.seen.get(number)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.frames import Forward
+from fdtrace.recorder.recording import MISSING
 
 Columns = dict[str, NDArray[Any]]
 
@@ -21,6 +22,17 @@ def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) ->
     # Not `np.array`: that asks each row that is no plain tuple whether it is an array.
     values = np.fromiter(chain.from_iterable(rows), np.int64).reshape(len(rows), len(fields))
     return {name: values[:, i] for i, name in enumerate(fields)}
+
+
+def reservations(calls: Columns, figures: Columns) -> Columns:
+    """The two columns that a call's reservation is told in, by its flags."""
+    reserved, flags = figures["reservation"], calls["flags"]
+    ratio = (flags & wire.RATIO) != 0
+    known = reserved >= 0
+    return {
+        "reserved_output_blocks": np.where(known & ~ratio, reserved, MISSING),
+        "new_token_ratio": np.where(known & ratio, reserved / 1e6, MISSING),
+    }
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import Batch, Columns, Forwards, columns_by_name
+from fdtrace.recorder.collector.call_rows import CallRows
+from fdtrace.recorder.collector.columns import Batch, Columns, Forwards, columns_by_name, reservations
 from fdtrace.recorder.collector.frames import UNSEEN, Forward, SchedulingCall, read_event, request_of, text_at
 from fdtrace.recorder.collector.ledger import Ledger, Request
 from fdtrace.recorder.collector.reader import Chunk
@@ -33,6 +34,7 @@ class Decoded:
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
+    calls: list[Columns] = field(default_factory=list)
 
 
 class Decoder:
@@ -42,6 +44,7 @@ class Decoder:
         self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
         self.engine: dict[str, Any] | None = None
         self.ledger = Ledger(engine_id)
+        self.call_rows = CallRows(engine_id)
         self.calls_seen: dict[int, SchedulingCall] = {}
         self.batch = Batch.empty()
         self.held: dict[int, int] = {}
@@ -92,6 +95,7 @@ class Decoder:
 
     def _lose(self, frames: int) -> None:
         self._flush_forwards()
+        self.call_rows.lose(tasks_told=False)
         self.waits_for_keyframe = True
         self.lost_frames += frames
         if self.lost_from is None:
@@ -191,11 +195,13 @@ class Decoder:
     def _schedule(self, data: bytes, at: int) -> None:
         call = SchedulingCall.read(data, at)
         self.calls_seen[call.head.call] = call
+        self.call_rows.add(call)
         if len(self.calls_seen) > KEPT_CALLS:
             del self.calls_seen[next(iter(self.calls_seen))]
 
     def _forward(self, data: bytes, at: int) -> None:
         head, memory, _ = Forward.read(data, at)
+        self.call_rows.entered(head.call, head.step, named=True)
         self._take_forward(Forward(head, memory, self.calls_seen.get(head.call, UNSEEN)), data, at)
 
     def _take_forward(self, forward: Forward, data: bytes, at: int) -> None:
@@ -278,12 +284,13 @@ class Decoder:
             "num_decode_tokens": totals["num_tokens"] - totals["num_prefill_tokens"],
         }
 
-    def take(self) -> Decoded:
-        """The rows decoded since the last call."""
+    def take(self, read_at: int = 0) -> Decoded:
+        """The rows decoded since the last call, all rings having been read since `read_at` (UTC ns; 0: to the end)."""
         self._flush_forwards()
         self._taken_in = 0
         out, self.out = self.out, Decoded()
         out.requests, out.events = self.ledger.take()
+        out.calls = self.call_rows.take(final=not read_at)
         return out
 
     def state(self) -> dict[str, Any]:
@@ -293,6 +300,7 @@ class Decoder:
             "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe, "lost_from": self.lost_from,
             "lost_frames": self.lost_frames, "stalled": sorted(self.stalled), "ledger": self.ledger.state(),
             "calls_seen": [[call.head, call.figures] for call in self.calls_seen.values()],
+            "call_rows": self.call_rows.state(),
             "batch": [self.batch.request.tolist(), self.batch.computed.tolist(), self.batch.blocks.tolist()],
         }  # fmt: skip
 
@@ -304,22 +312,12 @@ class Decoder:
             setattr(self, name, state[name])
         self.stalled = set(state["stalled"])
         self.ledger.restore(state["ledger"])
+        self.call_rows.restore(state["call_rows"])
         calls = [SchedulingCall.restored(*saved) for saved in state["calls_seen"]]
         self.calls_seen = {call.head.call: call for call in calls}
         self.batch = Batch(*(np.array(column, np.int64) for column in state["batch"]))
         self.held = dict(enumerate(self.batch.request.tolist()))
         return self
-
-
-def reservations(calls: Columns, figures: Columns) -> Columns:
-    """The two columns that a call's reservation is told in, by its flags."""
-    reserved, flags = figures["reservation"], calls["flags"]
-    ratio = (flags & wire.RATIO) != 0
-    known = reserved >= 0
-    return {
-        "reserved_output_blocks": np.where(known & ~ratio, reserved, MISSING),
-        "new_token_ratio": np.where(known & ratio, reserved / 1e6, MISSING),
-    }
 
 
 HANDLERS: dict[int, Any] = {

@@ -32,11 +32,13 @@ class SchedulingCall(NamedTuple):
 
     @property
     def ended_at(self) -> int:
-        """When it ended, UTC ns."""
+        """When it ended, UTC ns; of a run of equal ones, the first."""
         return self.head.ts + 1000 * self.head.schedule_us
 
 
-UNSEEN = SchedulingCall(wire.ScheduleHead(wire.SCHEDULE, 0, 0, -1, call=-1, ts=-1), wire.CallFigures())
+UNSEEN = SchedulingCall(
+    wire.ScheduleHead(wire.SCHEDULE, 0, 0, -1, call=-1, ts=-1, last_ts=-1, num_calls=1), wire.CallFigures()
+)
 """What is known of a scheduling call that was not seen: nothing."""
 
 

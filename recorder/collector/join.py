@@ -84,6 +84,7 @@ class Joined(Decoder):
             for row in list(self.row_of.values()):
                 self._hold(row, MISSING, 0, 0)
             self.ranks.lose()
+            self.call_rows.lose(tasks_told=True)
 
     def _may_start(self, data: bytes, at: int, kind: int) -> bool:
         if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
@@ -174,13 +175,18 @@ class Joined(Decoder):
         return self.part.numbers.get(local, MISSING)
 
     def _schedule(self, data: bytes, at: int) -> None:
-        self.calls.add(SchedulingCall.read(data, at))
+        head, figures = SchedulingCall.read(data, at)
+        request = self.part.numbers.get(figures.head, MISSING)
+        call = SchedulingCall(head, figures._replace(head=request))
+        self.calls.add(call)
+        self.call_rows.add(call)
 
     def _tasks(self, data: bytes, at: int) -> None:
         call = wire.TASKS_HEAD.read(data, at).call
         if self.part.kind == "rank":
             return
         self.ranks.landed(call)
+        self.call_rows.landed(call)
         if self.step >= 0 or not self.begins:
             self._date(call)
 
@@ -215,6 +221,7 @@ class Joined(Decoder):
         step = part.base + head.step
         call = self.calls.of_forward(head.call, ts, bool(head.codes & wire.LANDED))
         self._date(call.head.call, step)
+        self.call_rows.entered(call.head.call, step)
         self._vacate(ts)
         if self.advice:
             self._take_advice()
@@ -308,7 +315,7 @@ class Joined(Decoder):
             self.finishing.discard(number)
             self.ledger.finish(number, step, ts, wire.FINISHED[code], made)
         self.ended = []
-        out = super().take()
+        out = super().take(read_at)
         out.rank_memory = self.ranks.take(self.engine_id, final=not read_at)
         return out
 
