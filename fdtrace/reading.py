@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fdtrace.recorder.loading import TraceRecording
     from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.standstill import Standstill
     from fdtrace.recorder.trace import Trace
     from fdtrace.replayer.history import StepRow
     from fdtrace.tui.sources import Answer, StepEvent, Tail
@@ -146,18 +147,28 @@ class TraceReader:
         """The steps recorded after a step, and whether the recording goes on."""
         import duckdb
 
+        from fdtrace.recorder.standstill import standstill_of
         from fdtrace.tui.sources import Tail
 
         with self._lock:
             trace = self._open()
             try:
                 live = trace.live
-                found = Tail(trace.steps_after(self.engine_id, step), live)
+                still = standstill_of(trace, self.engine_id)
+                text = still.short if still is not None else ""
+                found = Tail(trace.steps_after(self.engine_id, step), live, text)
             except duckdb.Error as error:
                 self._close()
                 raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
             self.live = live
         return found
+
+    def standstill(self) -> Standstill | None:
+        """How the engine stands still at the end of what is recorded."""
+        from fdtrace.recorder.standstill import standstill_of
+
+        with self._lock:
+            return standstill_of(self._open(), self.engine_id)
 
     def recording(self) -> Recording:
         """The recording as it stands."""

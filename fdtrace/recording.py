@@ -71,16 +71,18 @@ class Watch:
         self.progress = Progress()
         self.begun = time.monotonic()
         self.duration = duration
-        self.num_steps = 0
+        self.num_steps = self.num_calls = 0
 
     def messages(self, timeout: float) -> None:
         """Take in what the collector says within `timeout` seconds."""
         for message in self.supervisor.poll(timeout):
             self.num_steps = message.get("steps", self.num_steps)
+            self.num_calls = message.get("calls", self.num_calls)
             for note in message.get("notes", ()):
                 self.progress.note(note)
         elapsed = time.monotonic() - self.begun
-        self.progress.update(f"recording to {self.session.output}: {self.num_steps} steps, {elapsed:.0f} s")
+        counts = f"{self.num_steps} steps, {self.num_calls} calls"
+        self.progress.update(f"recording to {self.session.output}: {counts}, {elapsed:.0f} s")
 
     def until(self, should_end: Callable[[], str | None]) -> str:
         """Record until `should_end` gives a reason, or a bound of this recording is reached; the reason."""
@@ -107,6 +109,27 @@ class Watch:
             self.messages(0.2)
         self.progress.done()
         return self.supervisor.finished
+
+
+def conclude(watch: Watch, done: dict[str, Any]) -> None:
+    """Say what the finished trace holds: its steps, and whether an engine stood still at the end."""
+    from fdtrace.recorder.standstill import standstill
+    from fdtrace.recorder.trace import open_trace
+
+    output, steps, calls = watch.session.output, done["steps"], done["calls"]
+    why = (
+        ""
+        if steps
+        else f": no forward ran; {calls} scheduling calls found work"
+        if calls
+        else ": the engine had no work"
+    )
+    watch.progress.note(f"{steps} steps in {output}{why}")
+    with open_trace(Path(output)) as trace:
+        for engine in trace.engines():
+            still = standstill(trace, engine)
+            if still is not None:
+                watch.progress.note(f"engine {engine['engine_id']}: {still.sentence}")
 
 
 def discard(session: Session, supervisor: Supervisor | None) -> None:

@@ -35,10 +35,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Tail:
-    """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on."""
+    """What a recording in progress has grown by: columns as in `Recording.steps`, whether it goes on, and how the
+    engine stands still (empty: it does not).
+    """
 
     steps: Mapping[str, NDArray[Any]]
     live: bool
+    standstill: str = ""
 
     def __len__(self) -> int:
         return len(self.steps["step"])

@@ -11,13 +11,16 @@ from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs
 
 
-def head_line(title: str, recording: Recording, recorded: Series, glyphs: Glyphs, *, live: bool) -> str:
-    """The engine, what limits it, and how much is recorded."""
+def head_line(
+    title: str, recording: Recording, recorded: Series, glyphs: Glyphs, *, live: bool, standstill: str = ""
+) -> str:
+    """The engine, what limits it, and how much is recorded; `standstill`: how the engine stands still, told first."""
     engine = recording.engine
     speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
     parts = [
-        title, f"{engine.name} {engine.version}".strip(), f"limit {recorded.limit}", speculation,
-        f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks", f"{len(recorded)} steps",
+        title, *([standstill] if standstill else []), f"{engine.name} {engine.version}".strip(),
+        f"limit {recorded.limit}", speculation, f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks",
+        f"{len(recorded)} steps",
         *(["RECORDING"] if live else []),
     ]  # fmt: skip
     return f" {glyphs.dot} ".join(parts)

@@ -116,7 +116,10 @@ class Tailing(Querying):
 
     def _take_in(self, tail: Tail, series: Series | None, whole: Recording | None) -> None:
         self._looking = False
+        stirred = self.tailing is None or tail.standstill != self.tailing.standstill
         self.tailing = tail
+        if stirred:
+            self.query_one("#head", Static).update(self.head(), layout=False)
         if series is not None:
             self._show_grown(series)
         if not tail.live:

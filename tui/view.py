@@ -121,8 +121,9 @@ class ReplayView(App[None]):
 
     def head(self) -> str:
         """The first line: the engine, and what limits it."""
-        live = self.tailing is not None and self.tailing.live
-        return head_line(self.TITLE, self.recording, self.recorded, self.glyphs, live=live)
+        tail = self.tailing
+        live, still = (False, "") if tail is None else (tail.live, tail.standstill)
+        return head_line(self.TITLE, self.recording, self.recorded, self.glyphs, live=live, standstill=still)
 
     def on_mount(self) -> None:
         if self.ascii:

@@ -12,7 +12,14 @@ import threading
 import time
 
 from fdtrace.recorder.errors import FdtraceError, UsageError
-from fdtrace.recording import StopSignals, Watch, add_recording_arguments, check_arguments, discard
+from fdtrace.recording import (
+    StopSignals,
+    Watch,
+    add_recording_arguments,
+    check_arguments,
+    conclude,
+    discard,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if reason:
             watch.stop(reason)
         done = watch.finish()
-    watch.progress.note(f"{done['steps']} steps in {args.output}")
+    conclude(watch, done)
     return 0
 
 

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
-    from fdtrace.recorder.errors import UsageError
+    from fdtrace.recorder.errors import TraceError, UsageError
+    from fdtrace.recorder.standstill import standstill_of
     from fdtrace.recorder.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
 
@@ -25,6 +26,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("no formula to check", hint="-f pr7499")
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
+        if not recording.num_steps:
+            still = standstill_of(trace, recording.engine.engine_id)
+            raise TraceError(
+                f"{args.trace} holds no step to check",
+                why=still.sentence if still is not None else "no forward ran while it was recorded",
+                hint=f"`fdtrace info {args.trace}` says what it holds",
+            )
         rows = RecordedRows(trace, recording.engine.engine_id)
         histories = Replays(recording, args, rows).now()[1:]
     failed = 0

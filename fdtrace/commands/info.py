@@ -16,6 +16,11 @@ SELECT count(*) AS steps, min(step) AS first, max(step) AS last, epoch_ns(max(ts
 FROM step WHERE engine_id = $1
 """
 
+CALLS = """
+SELECT coalesce(sum(num_calls), 0)::BIGINT AS calls, coalesce(sum(num_calls) FILTER (idle), 0)::BIGINT AS idle
+FROM call WHERE engine_id = $1
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace info`."""
@@ -42,6 +47,8 @@ def collect(trace: Trace) -> dict[str, Any]:
     """What `info` tells, as JSON."""
     import json
 
+    from fdtrace.recorder.standstill import has_calls, standstill
+
     head = trace.head
     engines = []
     for engine in trace.engines():
@@ -63,6 +70,8 @@ def collect(trace: Trace) -> dict[str, Any]:
                 "events": {row["kind"]: row["n"] for row in events},
                 "lost": trace.rows("SELECT detail FROM event WHERE engine_id = $1 AND kind = 'lost'", key),
                 "unknown": _unknown(trace, key),
+                "calls": trace.rows(CALLS, key)[0] if has_calls(trace) else None,
+                "standstill": still.as_dict() if (still := standstill(trace, engine)) else None,
             }
         )
     return {
@@ -113,9 +122,11 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
         f"{engine['host']}, role {engine['role']}, rank {engine['dp_rank']}",
         f"  max_num_batched_tokens {engine['max_num_batched_tokens']}, max_num_seqs {engine['max_num_seqs']}, "
         f"{engine['num_blocks']} blocks of {engine['block_size']}, speculation {speculation}",
-        f"  steps      {steps['steps']:,} ({steps['first']} to {steps['last']}) in {(steps['ns'] or 0) / 1e9:.1f} s, "
-        f"{one['requests']:,} requests",
+        f"  steps      {_steps(steps)}, {one['requests']:,} requests",
+        "  calls      " + _calls(one["calls"]),
     ]
+    if one["standstill"]:
+        lines.append(f"  HANGS      {one['standstill']['text']}")
     if steps["steps"]:
         lines.append(
             f"  tokens     {steps['tokens']:,}, at most {steps['most']} a step; drafts {steps['drafts'] or 0:,}, "
@@ -125,10 +136,22 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
         lines.append(
             f"  exceeded   {row['limit_name']} in {row['steps']} steps, by {row['most']} tokens at most"
         )
-    if not one["exceeded"]:
+    if steps["steps"] and not one["exceeded"]:
         lines.append("  exceeded   no limit")
     lines.append("  events     " + ", ".join(f"{kind} {n}" for kind, n in one["events"].items()))
     lines += [f"  lost       {row['detail']}" for row in one["lost"]]
     if one["unknown"]:
         lines.append("  not told   " + ", ".join(one["unknown"]))
     return lines
+
+
+def _steps(steps: dict[str, Any]) -> str:
+    if not steps["steps"]:
+        return "0: no forward ran"
+    return f"{steps['steps']:,} ({steps['first']} to {steps['last']}) in {(steps['ns'] or 0) / 1e9:.1f} s"
+
+
+def _calls(calls: dict[str, int] | None) -> str:
+    if calls is None:
+        return "not recorded: schema 1"
+    return f"{calls['calls']:,} of schedule(), {calls['idle']:,} of them handed out nothing"

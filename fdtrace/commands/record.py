@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fdtrace.recorder.errors import TargetError, UsageError
-from fdtrace.recording import Watch, add_recording_arguments, check_arguments, discard
+from fdtrace.recording import Watch, add_recording_arguments, check_arguments, conclude, discard
 
 if TYPE_CHECKING:
     from fdtrace.recorder.session import Session
@@ -43,10 +43,15 @@ def run(args: argparse.Namespace) -> int:
     except BaseException:
         discard(session, supervisor)
         raise
-    code = _watch(process, Watch(session, supervisor, args.duration))
-    assert supervisor.finished is not None
-    if not supervisor.finished["steps"]:
+    watch = Watch(session, supervisor, args.duration)
+    code = _watch(process, watch)
+    done = supervisor.finished
+    assert done is not None
+    if done["steps"] or done["calls"]:
+        conclude(watch, done)
+    else:
         discard(session, None)
+        watch.progress.note("nothing was recorded: there is no trace")
         if code == 0:
             raise TargetError(
                 "no step of an engine was seen",
@@ -94,8 +99,6 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    assert watch.supervisor.finished is not None
-    watch.progress.note(f"{watch.supervisor.finished['steps']} steps in {watch.session.output}")
     return code if code >= 0 else 128 - code
 
 

@@ -63,7 +63,7 @@ class Orders:
 def run(collector: Collector) -> str:
     """Record until the end; the reason of it."""
     orders = Orders()
-    reported, told = -1, ""
+    reported, told = (-1, -1), ""
     while True:
         collector.discover()
         collector.nvml.sample()
@@ -71,9 +71,9 @@ def run(collector: Collector) -> str:
         frames = collector.read()
         if collector.behind or time.monotonic() - collector.published >= PUBLISH:
             collector.publish()
-            if collector.num_steps != reported:
-                reported = collector.num_steps
-                say(steps=reported, notes=collector.notes)
+            if (collector.num_steps, collector.num_calls) != reported:
+                reported = collector.num_steps, collector.num_calls
+                say(steps=reported[0], calls=reported[1], notes=collector.notes)
         if ended and not frames:
             reason = collector.why_ended
             if not orders.open:
@@ -95,14 +95,14 @@ def main() -> int:
         collector = Collector(Session.load(Path(sys.argv[1])))
         if collector.is_final:
             collector.clean_up()
-            say(done=True, steps=collector.num_steps, notes=[])
+            say(done=True, steps=collector.num_steps, calls=collector.num_calls, notes=[])
             return 0
         collector.publish()
         say(ready=True, notes=collector.notes)
         reason = run(collector)
         say(finishing=reason)
         collector.finish(reason)
-        say(done=True, steps=collector.num_steps, notes=collector.notes)
+        say(done=True, steps=collector.num_steps, calls=collector.num_calls, notes=collector.notes)
     except FdtraceError as error:
         say(error=[error.what, error.why, error.hint])
         return error.exit_code

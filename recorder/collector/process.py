@@ -14,14 +14,15 @@ import numpy as np
 
 from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector import finish
+from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.decoder import Decoded, Decoder
-from fdtrace.recorder.collector.join import Joined
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import FLUSH_STEPS, Rings, Tail
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import columns_of
 from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.recording import MISSING
 from fdtrace.recorder.session import Session
 
 PUBLISH = 1.5
@@ -36,6 +37,7 @@ class Collector:
         self.lock = _lock(session.parts)
         left = _last_state(Path(session.output))
         self.is_final, self._final_steps = bool(left.get("final")), int(left.get("steps", 0))
+        self._final_calls = int(left.get("calls", 0))
         """Whether an earlier collector was killed after the final file was in place: only cleaning up is left."""
         self.store = Store(Path(session.output), left.get("parts"), left.get("serial", 0))
         self.nvml = Nvml()
@@ -58,6 +60,11 @@ class Collector:
         if self.is_final:
             return self._final_steps
         return sum(engine.num_steps for engine in self.rings.engines)
+
+    @property
+    def num_calls(self) -> int:
+        """Scheduling calls decoded so far that handed something out or found work."""
+        return self._final_calls + sum(engine.call_rows.num_calls for engine in self.rings.engines)
 
     @property
     def ended(self) -> bool:
@@ -101,17 +108,18 @@ class Collector:
 
     def _write_all(self, final: bool = False) -> None:
         for engine in self.rings.engines:
-            if isinstance(engine, Joined):
-                self._write(engine, engine.take(0 if final else self.rings.read_at))
-            else:
-                self._write(engine, engine.take())
+            self._write(engine, engine.take(0 if final else self.rings.read_at))
 
     def _write(self, engine: Decoder, decoded: Decoded) -> None:
         for columns in decoded.steps:
             columns["device_used_bytes"] = self.nvml.used(
                 self._device_pid(engine), columns["ts"] + 1000 * columns["forward_us"]
             )
-        for table, parts in ((schema.STEP, decoded.steps), (schema.STEP_REQUEST, decoded.step_requests)):
+        for table, parts in (
+            (schema.STEP, decoded.steps),
+            (schema.STEP_REQUEST, decoded.step_requests),
+            (schema.CALL, decoded.calls),
+        ):
             if parts:
                 joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 self.store.add(table, joined)
@@ -151,7 +159,12 @@ class Collector:
                 schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.engine]
             ),
             "_live_request": columns_of(schema.REQUEST, live),
+            "_live_call": self._live_calls(),
         }
+
+    def _live_calls(self) -> Columns:
+        parts = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _engine_row(self, engine: Decoder) -> tuple[Any, ...]:
         opened = min(tail.reader.opened_ns for tail in self.tails if tail.decoder is engine)
@@ -203,7 +216,8 @@ def _last_state(path: Path) -> dict[str, Any]:
             found = db.execute("SELECT state FROM _collector").fetchall()
         except duckdb.CatalogException:
             ((steps,),) = db.execute("SELECT count(*) FROM step").fetchall()
-            return {"final": True, "steps": steps}
+            ((calls,),) = db.execute("SELECT coalesce(sum(num_calls), 0)::BIGINT FROM call").fetchall()
+            return {"final": True, "steps": steps, "calls": calls}
     return json.loads(found[0][0]) if found else {}
 
 

@@ -90,11 +90,11 @@ class Tail:
         for at in chunk.payloads:
             kind = chunk.data[at]
             if kind == wire.ENGINE and self.about is None:
-                length = wire.HEAD.unpack_from(chunk.data, at)[3]
-                begin = at + wire.HEAD.size
+                length = wire.ENGINE_HEAD.read(chunk.data, at).length
+                begin = at + wire.ENGINE_HEAD.size
                 self.about = json.loads(chunk.data[begin : begin + length])
-            elif kind == wire.CALL and self.token is None:
-                self.token = wire.CALL_BODY.unpack_from(chunk.data, at)[5]
+            elif kind == wire.TASKS and self.token is None:
+                self.token = wire.TASKS_HEAD.read(chunk.data, at).token
 
     def state(self) -> dict[str, Any]:
         """Where to read on, as JSON; held chunks are read again."""

@@ -17,11 +17,11 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.retire import Retired
 from fdtrace.recorder.collector.tables import values
-from fdtrace.recorder.collector.views import Views
+from fdtrace.recorder.collector.views import SMALL, Views
 from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql import quoted
 
-PARTED = (schema.STEP, schema.STEP_REQUEST, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
+PARTED = (schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
 """The tables that grow; the others are whole in each published database."""
 
 COMPACT_AT = 24
@@ -100,8 +100,9 @@ class Store:
     def _source(self, table: schema.Table) -> str:
         paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
-        if table is schema.REQUEST:
-            return f"{parts} UNION ALL SELECT * FROM _live_request" if parts else "FROM _live_request"
+        live = f"_live_{table.name}"
+        if live in SMALL:
+            return f"{parts} UNION ALL SELECT * FROM {live}" if parts else f"FROM {live}"
         if parts:
             return parts
         nothing = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)

@@ -20,7 +20,12 @@ from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.sql import quoted
 
-SMALL = {"trace": schema.TRACE, "engine": schema.ENGINE, "_live_request": schema.REQUEST}
+SMALL = {
+    "trace": schema.TRACE,
+    "engine": schema.ENGINE,
+    "_live_request": schema.REQUEST,
+    "_live_call": schema.CALL,
+}
 """Tables that are whole in each published database."""
 
 SCHEMA_VIEWS = {view.name: view.query for view in schema.VIEWS}
