@@ -13,7 +13,7 @@ import subprocess
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fdtrace.recorder.errors import TargetError, UsageError
+from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
 from fdtrace.recording import Watch, add_recording_arguments, check_arguments, discard
 
 if TYPE_CHECKING:
@@ -86,17 +86,34 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
 
     old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        reason = watch.until(lambda: _ending(process.poll()))
-        if reason:
-            watch.stop(reason)
-        watch.finish()
+        failure = _record(process, watch)
         code = process.wait()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if failure is not None:
+        raise failure
     assert watch.supervisor.finished is not None
-    watch.progress.note(f"{watch.supervisor.finished['steps']} steps in {watch.session.output}")
+    steps = watch.supervisor.finished["steps"]
+    if steps:
+        watch.progress.note(f"{steps} steps in {watch.session.output}")
     return code if code >= 0 else 128 - code
+
+
+def _record(process: subprocess.Popen[bytes], watch: Watch) -> FdtraceError | None:
+    """Record until the command or a bound ends it; why no more could be recorded, where that is so: the command goes
+    on then.
+    """
+    try:
+        reason = watch.until(lambda: _ending(process.poll()))
+        if reason:
+            watch.stop(reason)
+        watch.finish()
+    except FdtraceError as error:
+        watch.fail()
+        watch.progress.note(f"{error.what}: {error.why}")
+        return error
+    return None
 
 
 def _ending(code: int | None) -> str | None:

@@ -160,6 +160,8 @@ class Writer:
         at_emitted = at_tokens + wire.padded(tokens.nbytes)
         length = at_emitted + wire.padded(emitted.nbytes)
         at = ring.begin(length)
+        if self.next_step < 0:
+            ring.first_forward(step, ts)
         codes = (tokens.itemsize.bit_length() - 1) | (emitted.itemsize.bit_length() - 1) << 4 | flags
         wire.FORWARD_HEAD.pack_into(
             page, at, wire.FORWARD, codes, len(tokens), len(prefills) >> 1, len(stalled) >> 1,
