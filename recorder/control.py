@@ -181,5 +181,9 @@ def commands(
                     if box.answered(number):
                         found[i] = _status(box)
                         del waiting[i]
+                    elif not box.is_there:  # the agent has made itself a new one
+                        fresh = stack.enter_context(_alone(agents[i]))
+                        if fresh is not None:
+                            waiting[i] = fresh, fresh.send(order)
             time.sleep(0.002)
     return found

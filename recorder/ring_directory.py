@@ -36,7 +36,7 @@ MOST_BYTES = 1 << 16
 """Longer is no `OWNER` file of ours."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{12}")
-_RING = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\.ring")
+RING_NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\.ring")
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -137,11 +137,11 @@ class RingDirectory:
 
     def rings(self) -> list[str]:
         """The names of its rings."""
-        return sorted(name for name in os.listdir(self.fd) if _RING.fullmatch(name))
+        return sorted(name for name in os.listdir(self.fd) if RING_NAME.fullmatch(name))
 
     def open(self, name: str) -> int:
         """A descriptor for reading a ring; OSError where that is no plain file of the user alone."""
-        if not _RING.fullmatch(name):
+        if not RING_NAME.fullmatch(name):
             raise FileNotFoundError(f"{name!r} is no name of a ring")
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
         try:

@@ -125,7 +125,7 @@ class Agent:
         where = (self.session or self.wanted or {}).get("mailboxes") or mailbox.directory()
         self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
         self.seen, self.box_problem, self.retry_after = mailbox.NO_COMMAND, "", RETRY_FIRST
-        self.check_at = monotonic() + CHECK_EVERY
+        self.look_at, self.check_at = 0.0, monotonic() + CHECK_EVERY
         self.box.say(self.status())
 
     def _try(self, command: dict[str, Any]) -> None:

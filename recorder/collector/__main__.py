@@ -6,6 +6,7 @@ it obeys `{"end": REASON}` on stdin. It outlives whoever started it: once stdin 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -156,7 +157,8 @@ def main() -> int:
 def _failed(collector: Collector | None, orders: Orders, error: Exception) -> int:
     """Say why no more is recorded; take the agents out where whoever started this cannot."""
     if not isinstance(error, FdtraceError):
-        traceback.print_exc()  # into collector.log, among the parts
+        with contextlib.suppress(OSError):
+            traceback.print_exc()  # into collector.log, among the parts
     told = error if isinstance(error, FdtraceError) else FdtraceError("the collector failed", why=repr(error))
     if collector is not None:
         told = failures.cannot_go_on(collector, error)

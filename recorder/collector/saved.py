@@ -22,6 +22,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.store import PARTED
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
+from fdtrace.recorder.ring_directory import RING_NAME
 
 CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
@@ -154,8 +155,8 @@ def _checked(state: dict[str, Any], path: Path) -> Saved:
         if notes is not None and not all(isinstance(note, str) for note in notes):
             raise ValueError("its notes are no texts")
         rings = state.get("rings", {})
-        if not isinstance(rings, dict):
-            raise ValueError("it has no rings")
+        if not all(map(RING_NAME.fullmatch, rings.get("tails", {}))):
+            raise ValueError("it names rings that no agent makes")
         return Saved(parts=parts, serial=int(state.get("serial", 0)), notes=notes, rings=rings)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from None
