@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from fdtrace.progress import Progress
 from fdtrace.recorder import attach
+from fdtrace.recorder.collector.saved import remove_published
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
@@ -78,6 +78,8 @@ class Watch:
         for message in self.supervisor.poll(timeout):
             self.num_steps = message.get("steps", self.num_steps)
             self.num_calls = message.get("calls", self.num_calls)
+            if "waiting" in message:
+                self.progress.note(message["waiting"])
             for note in message.get("notes", ()):
                 self.progress.note(note)
         elapsed = time.monotonic() - self.begun
@@ -102,6 +104,13 @@ class Watch:
         for note in attach.detach(self.session.id, reason):
             self.progress.note(note)
         self.supervisor.end(reason)
+
+    def fail(self) -> None:
+        """The collector cannot go on: take the agents out; the server goes on as if nobody had been there."""
+        self.progress.done()
+        for note in attach.detach(self.session.id, "error"):
+            self.progress.note(note)
+        self.progress.note("no longer attached: the server goes on as before")
 
     def finish(self) -> dict[str, Any]:
         """Wait for the final file; what the collector said last."""
@@ -136,6 +145,5 @@ def discard(session: Session, supervisor: Supervisor | None) -> None:
     """Nothing was recorded: leave nothing behind."""
     if supervisor is not None:
         supervisor.cancel()
-    shutil.rmtree(session.parts, ignore_errors=True)
-    Path(session.output).unlink(missing_ok=True)
-    session.remove_rings()
+    remove_published(Path(session.output), session.parts, session.id)
+    session.discard()

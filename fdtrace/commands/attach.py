@@ -10,6 +10,7 @@ import argparse
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import FdtraceError, UsageError
 from fdtrace.recording import (
@@ -21,6 +22,9 @@ from fdtrace.recording import (
     discard,
 )
 
+if TYPE_CHECKING:
+    from fdtrace.recorder.attach import Reached
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace attach`."""
@@ -28,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recording_arguments(parser)
     parser.add_argument(
         "--tui", action="store_true", help="watch it in the replay screen; leaving that ends the recording"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="also enter a process whose system calls a seccomp filter looks at: one that kills for a call kills it",
     )
     parser.add_argument(
         "-f", "--formula", action="append", metavar="FORMULA", help="with --tui, as for `fdtrace replay`"
@@ -51,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             delivery.prepare()
             begun = time.perf_counter()
-            reached = attach.attach(args.pid, session)
+            reached = attach.attach(args.pid, session, force=args.force)
             took = time.perf_counter() - begun
             session.save()
             supervisor = Supervisor(session)
@@ -60,24 +69,35 @@ def run(args: argparse.Namespace) -> int:
             discard(session, supervisor)
             raise
         watch = Watch(session, supervisor, args.duration)
-        for process in reached:
-            held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
-            state = (
-                "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
-            )
-            watch.progress.note(f"process {process.pid}: {state}")
+        _tell(watch, reached)
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
         )
-        if args.tui:
-            reason = _on_screen(args, watch, signals)
-        else:
-            reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
-        if reason:
-            watch.stop(reason)
-        done = watch.finish()
+        try:
+            done = _record(args, watch, signals)
+        except BaseException:
+            watch.fail()
+            raise
     conclude(watch, done)
     return 0
+
+
+def _tell(watch: Watch, reached: list[Reached]) -> None:
+    for process in reached:
+        held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
+        state = "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
+        watch.progress.note(f"process {process.pid}: {state}")
+
+
+def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
+    """Record until something ends it; what the collector said last."""
+    if args.tui:
+        reason = _on_screen(args, watch, signals)
+    else:
+        reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
+    if reason:
+        watch.stop(reason)
+    return watch.finish()
 
 
 def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> str:

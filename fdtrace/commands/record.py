@@ -13,7 +13,7 @@ import subprocess
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fdtrace.recorder.errors import TargetError, UsageError
+from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
 from fdtrace.recording import Watch, add_recording_arguments, check_arguments, conclude, discard
 
 if TYPE_CHECKING:
@@ -91,15 +91,30 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
 
     old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        reason = watch.until(lambda: _ending(process.poll()))
-        if reason:
-            watch.stop(reason)
-        watch.finish()
+        failure = _record(process, watch)
         code = process.wait()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if failure is not None:
+        raise failure
     return code if code >= 0 else 128 - code
+
+
+def _record(process: subprocess.Popen[bytes], watch: Watch) -> FdtraceError | None:
+    """Record until the command or a bound ends it; why no more could be recorded, where that is so: the command goes
+    on then.
+    """
+    try:
+        reason = watch.until(lambda: _ending(process.poll()))
+        if reason:
+            watch.stop(reason)
+        watch.finish()
+    except FdtraceError as error:
+        watch.fail()
+        watch.progress.note(f"{error.what}: {error.why}")
+        return error
+    return None
 
 
 def _ending(code: int | None) -> str | None:

@@ -234,6 +234,8 @@ class Writer:
         at_emitted = at_tokens + (token_bytes + 7 & ~7)
         length = at_emitted + (emitted_bytes + 7 & ~7)
         at = ring.begin(length)
+        if self.next_step < 0:
+            ring.first_forward(step, ts)
         codes = ITEM_CODES[tokens.itemsize] | ITEM_CODES[emitted.itemsize] << 4 | flags
         wire.FORWARD_FRAME.pack_into(  # in the order of `wire.ForwardHead`
             page, at, wire.FORWARD, codes, len(tokens), len(prefills) >> 1, len(stalled) >> 1,

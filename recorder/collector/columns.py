@@ -107,6 +107,15 @@ class Forwards:
     def __len__(self) -> int:
         return len(self.forwards)
 
+    def mend(self) -> None:
+        """Keep the whole forwards alone, where the last one was added in part."""
+        lists: tuple[list[Any], ...] = (
+            self.forwards, self.prefill_rows, self.tokens, self.emitted,
+        )  # fmt: skip
+        whole = min(map(len, lists))
+        for values in lists:
+            del values[whole:]
+
     def _matrix(self, parts: list[bytes], code: int) -> NDArray[Any]:
         kind = np.dtype(f"<i{wire.ITEM_SIZES[code]}")
         return np.frombuffer(b"".join(parts), kind).reshape(len(parts), -1)

@@ -24,6 +24,9 @@ from fdtrace.recorder.recording import MISSING
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
 
+MOST_ROWS = 1 << 16
+"""Rows of a batch that frames can name."""
+
 
 @dataclass
 class Decoded:
@@ -78,7 +81,7 @@ class Decoder:
     def feed(self, chunk: Chunk) -> None:
         """Decode consecutive frames. `past` becomes true where one belongs to a step after `max_steps`."""
         if chunk.lost:
-            self._lose(chunk.lost)
+            self._lose(chunk.lost, chunk.first_forward)
         data = chunk.data
         handlers = HANDLERS
         for at in chunk.payloads:
@@ -93,13 +96,15 @@ class Decoder:
                 continue
             handlers[kind](self, data, at)
 
-    def _lose(self, frames: int) -> None:
+    def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
+        """Frames were overwritten; `first_forward` is the step and ts of the ring's first."""
         self._flush_forwards()
         self.call_rows.lose(tasks_told=False)
         self.waits_for_keyframe = True
         self.lost_frames += frames
         if self.lost_from is None:
-            self.lost_from = self.step
+            first = first_forward[0] if first_forward else 0
+            self.lost_from = self.step if self.step >= 0 else first - 1
 
     def _may_start(self, data: bytes, at: int, kind: int) -> bool:
         if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
@@ -183,6 +188,8 @@ class Decoder:
         rows, blocks = pairs[::2], pairs[1::2]
         if not rows:
             return
+        if max(rows) >= MOST_ROWS:
+            raise ValueError(f"row {max(rows)} of a batch")
         self.batch.grow(max(rows) + 1)
         forwards = self.forwards
         if forwards is None or not len(forwards):

@@ -60,7 +60,7 @@ class Joined(Decoder):
         """Decode consecutive frames of one ring. `part.past` becomes true where one is beyond `max_steps`."""
         self.part = part
         if chunk.lost:
-            self._lose(chunk.lost)
+            self._lose(chunk.lost, chunk.first_forward)
         data, handlers = chunk.data, _HANDLERS
         for at in chunk.payloads:
             kind = data[at]
@@ -74,8 +74,10 @@ class Joined(Decoder):
                 continue
             handlers[kind](self, data, at)
 
-    def _lose(self, frames: int) -> None:
+    def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
         part = self.part
+        if part.base < 0 and first_forward is not None and first_forward[1] >= self.begins:
+            part.base = self.next_step - first_forward[0]
         part.waits_for_keyframe = True
         part.lost_frames += frames
         if part.lost_from < 0:

@@ -62,7 +62,8 @@ class Views:
         db.execute("COMMIT")
         db.execute("CHECKPOINT views")
         self._held, self._sources = dict(small), dict(sources)
-        with to.open("wb") as copy, self.path.open("rb") as mine:
+        to.unlink(missing_ok=True)
+        with to.open("xb") as copy, self.path.open("rb") as mine:
             shutil.copyfileobj(mine, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import random
 import tempfile
 import time
@@ -251,10 +252,15 @@ def test_a_frame_larger_than_a_segment_is_refused_before_anything_is_written(tmp
 
 
 def test_a_ring_for_which_there_is_no_room_is_an_error_not_a_crash(tmp_path: Path, monkeypatch: Any) -> None:
-    def full(*_: int) -> None:
-        raise OSError(28, "No space left on device")
+    real, written = os.write, [0]
 
-    monkeypatch.setattr("os.posix_fallocate", full)
+    def full(fd: int, data: bytes) -> int:
+        written[0] += len(data)
+        if written[0] > 1 << 18:
+            raise OSError(28, "No space left on device")
+        return real(fd, data)
+
+    monkeypatch.setattr("os.write", full)
     with pytest.raises(OSError, match="No space left"):
         ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     assert list(tmp_path.iterdir()) == []
