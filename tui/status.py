@@ -5,10 +5,14 @@ from __future__ import annotations
 from textual.content import Content
 from textual.style import Style
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.tui.keys import hints
 from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs
+
+HEAD = 500
+"""Characters of the first line at most."""
 
 
 def head_line(title: str, recording: Recording, recorded: Series, glyphs: Glyphs, *, live: bool) -> str:
@@ -20,7 +24,7 @@ def head_line(title: str, recording: Recording, recorded: Series, glyphs: Glyphs
         f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks", f"{len(recorded)} steps",
         *(["RECORDING"] if live else []),
     ]  # fmt: skip
-    return f" {glyphs.dot} ".join(parts)
+    return printable(f" {glyphs.dot} ".join(parts), HEAD)
 
 
 def opening_line(series: Series, step: int) -> str:
