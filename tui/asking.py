@@ -8,6 +8,7 @@ from textual import events
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable_lines
 from fdtrace.tui.debugging import Debugging
 from fdtrace.tui.dialogs import ASKS, Ask, Prompt, parse_step
 from fdtrace.tui.keys import KEYS
@@ -64,7 +65,7 @@ class Asking(Debugging):
     def _trouble(self, text: str) -> None:
         widget = self.query_one("#trouble", Static)
         widget.display = bool(text)
-        widget.update(text)
+        widget.update(printable_lines(text))
 
     def on_prompt_closed(self) -> None:
         """Escape: nothing was answered."""

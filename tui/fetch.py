@@ -9,6 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.history import StepRow
 from fdtrace.tui.series import Series
 
@@ -71,4 +72,4 @@ def _rows(series: Series, step: int) -> Fetched:
     except FdtraceError as error:
         return (), str(error)
     except Exception as error:
-        return (), f"{type(error).__name__}: {error}"
+        return (), printable(f"{type(error).__name__}: {error}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history import History, How, StepRow
@@ -75,7 +76,7 @@ class Job:
         except FdtraceError as error:
             self.error = str(error)
         except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = printable(f"{type(error).__name__}: {error}")
         else:
             self.series = series
         self.state = "cancelled" if self._stop.is_set() else "failed" if self.series is None else "done"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.jobs import Cancelled
 
 T = TypeVar("T")
@@ -57,7 +58,11 @@ class Latest(Generic[T]):
                     return
                 work(lambda what: hand(self._deliver, what), cancelled)
             except Exception as error:
-                text = str(error) if isinstance(error, FdtraceError) else f"{type(error).__name__}: {error}"
+                text = (
+                    str(error)
+                    if isinstance(error, FdtraceError)
+                    else printable(f"{type(error).__name__}: {error}")
+                )
                 hand(lambda _: self._failed(text), None)  # type: ignore[arg-type]
             finally:
                 if not self._closed:

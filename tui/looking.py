@@ -6,6 +6,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.css.query import NoMatches
 
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.story import Story, story_of
 from fdtrace.tui.inspection import Inspection, Inspector, Subject
 from fdtrace.tui.jobs import Cancelled
@@ -91,7 +92,7 @@ class Looking(Paneling):
         lines: dict[int, list[Text]] = {}
         for at in self._order:
             have = self._found.get(at)
-            title = Text(f"{self.panes[at].number} {self.panes[at].job.replay.name}", TITLE)
+            title = Text(printable(f"{self.panes[at].number} {self.panes[at].job.replay.name}"), TITLE)
             if have is not None and have.step == step:
                 lines[at] = [title, *inspection_lines(have, self._width - 1, look)]
         active = self.active_pane.job.replay.name

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.standstill import Standstill
 from fdtrace.replayer.history import History
@@ -38,9 +39,9 @@ def render_report(
     ascii = not _has_blocks(console)
     dot = "-" if ascii else "·"
     for line in _head(recording, dot):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
     if standstill is not None:
-        console.print(Text(f"HANGS: {standstill.sentence}", "bold red"), soft_wrap=True)
+        console.print(Text(printable(f"HANGS: {standstill.sentence}"), "bold red"), soft_wrap=True)
     if not recording.num_steps:
         console.print(Text("no forward ran while it was recorded: there is nothing to replay"))
         return
@@ -48,12 +49,12 @@ def render_report(
     console.print(_table(histories, ascii=ascii))
     for history in histories:
         for sentence in sentences(history):
-            console.print(Text(f"{history.name}: {sentence}"))
+            console.print(Text(printable(f"{history.name}: {sentence}")))
         fidelity = history.outcome.fidelity
         if fidelity is not None and fidelity.divergence is not None:
             console.print(divergence_table(fidelity.divergence, ascii=ascii))
     for sentence in shared_sentences(histories):
-        console.print(Text(sentence))
+        console.print(Text(printable(sentence)))
     peak = max((history.outcome.peak_tokens for history in histories), default=0)
     for history in histories:
         _chart(history, console, dot, peak=peak, ascii=ascii)
@@ -154,7 +155,7 @@ def _cells(history: History) -> list[Text]:
     outcome = history.outcome
     bad = "bold red" if outcome.num_exceeded else ""
     memory, refused = outcome.reserved_high_water, outcome.num_refused_tokens
-    name = Text(history.name, "bold")
+    name = Text(printable(history.name), "bold")
     if history.how != history.name:
         name.append(f"\n{history.how}", "not bold dim")
     steps = Text(str(outcome.num_steps))
@@ -188,7 +189,7 @@ def _chart(history: History, console: Console, dot: str, *, peak: int, ascii: bo
         else "no step under"
     )
     how = "" if history.how == history.name else f" {dot} {history.how}"
-    title = Text(f"{history.name}{how} {dot} ", "bold")
+    title = Text(printable(f"{history.name}{how} {dot} "), "bold")
     title.append(
         f"{over} the limit of {history.limit} tokens a step", "bold red" if outcome.num_exceeded else "bold"
     )

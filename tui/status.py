@@ -5,10 +5,14 @@ from __future__ import annotations
 from textual.content import Content
 from textual.style import Style
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.tui.keys import hints
 from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs
+
+HEAD = 500
+"""Characters of the first line at most."""
 
 
 def head_line(
@@ -23,7 +27,7 @@ def head_line(
         f"{len(recorded)} steps",
         *(["RECORDING"] if live else []),
     ]  # fmt: skip
-    return f" {glyphs.dot} ".join(parts)
+    return printable(f" {glyphs.dot} ".join(parts), HEAD)
 
 
 def opening_line(series: Series, step: int) -> str:

@@ -13,6 +13,7 @@ from textual.app import App, ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.as_recorded import no_rows, recorded_history
 from fdtrace.replayer.history import History, StepRow
@@ -279,7 +280,7 @@ class ReplayView(App[None]):
                 message = opening_line(self.recorded, board.cursor)
             else:
                 self._opened_on = None
-        left = message or f"step {board.cursor} of {window.low}-{window.high - 1}"
+        left = printable(message) or f"step {board.cursor} of {window.low}-{window.high - 1}"
         if not message and (window.start, window.end) != (window.low, window.high):
             left += f" {glyphs.dot} shows {window.start}-{window.end - 1}"
         if self.player.playing:

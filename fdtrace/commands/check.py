@@ -17,13 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
-    from fdtrace.recorder.errors import TraceError, UsageError
+    from fdtrace.recorder.errors import TraceError
+    from fdtrace.recorder.printable import printable
     from fdtrace.recorder.standstill import standstill_of
     from fdtrace.recorder.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
 
-    if not (args.formula or args.scheduler):
-        raise UsageError("no formula to check", hint="-f pr7499")
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
         if not recording.num_steps:
@@ -41,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
         bad = outcome.num_exceeded > args.max_exceeded or outcome.hang is not None
         failed += bad
         hang = f"; hangs at step {outcome.hang.step}: {outcome.hang.cause}" if outcome.hang else ""
-        print(
+        line = (
             f"{'FAIL' if bad else 'ok  '} {history.name}: {outcome.num_exceeded} of {outcome.num_steps} steps over "
             f"{history.limit}, by {outcome.max_excess} tokens at most{hang}"
         )
+        print(printable(line))
     return 1 if failed else 0
