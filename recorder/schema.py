@@ -209,7 +209,7 @@ CALL = _table(
     (
         "last_ts",
         "TIMESTAMP_NS",
-        "when the last of them began; of a run that a kill of the engine cut off, up to 0.2 s early, as is num_calls",
+        "when the last of them began; up to 0.2 s early, as num_calls is, where the engine ended or was killed within them",
     ),
     ("schedule_us", "INTEGER", "the call, microseconds; of several, the first"),
     ("token_budget", "INTEGER", "tokens that it could hand out at its start"),

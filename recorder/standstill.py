@@ -82,7 +82,7 @@ class Standstill:
         if waiting:
             return self._head_waits()
         if self.num_preallocated:
-            return f"{_requests(self.num_preallocated, 'holding blocks')} do not join the running queue"
+            return f"{self.num_preallocated:,} requests hold their blocks and do not join the running queue"
         return f"no forward ran a token of {_requests(running, 'running')}"
 
     def _head_waits(self) -> str:

@@ -48,7 +48,8 @@ class Roles:
     def after_join(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         for request_id in token or ():
             self.adapter.preallocated.discard(request_id)
-            if manager.config.scheduler_config.splitwise_role == "prefill":
+            request = manager.requests.get(request_id)
+            if request is not None and request.num_computed_tokens < request.need_prefill_tokens:
                 self.adapter.prefilling.add(request_id)
             self._tell("joined", request_id)
 

@@ -53,7 +53,6 @@ class Joined(Decoder):
 
     @property
     def next_step(self) -> int:
-        """The step that what comes now belongs to."""
         return self.step + 1
 
     def feed_part(self, part: Part, chunk: Chunk) -> None:
@@ -117,8 +116,7 @@ class Joined(Decoder):
 
     def _request(self, data: bytes, at: int) -> None:
         head = wire.REQUEST_HEAD.read(data, at)
-        begin = at + wire.REQUEST_HEAD.size
-        told = request_of(head, text_at(data, begin, head.id_length))
+        told = request_of(head, text_at(data, at + wire.REQUEST_HEAD.size, head.id_length))
         told.arrived_step = MISSING  # this ring's own number
         came = told.arrived_at >= 0
         number = self._number_of(head.request, told, came)
@@ -141,8 +139,7 @@ class Joined(Decoder):
         return number
 
     def _join(self, joined: wire.JoinedHead, request: Request) -> None:
-        part, row = self.part, joined.row
-        computed, blocks = joined.num_computed_tokens, joined.num_blocks
+        part, row, blocks, computed = self.part, joined.row, joined.num_blocks, joined.num_computed_tokens
         number = self._number_of(joined.request, request)
         need = request.num_prompt_tokens + request.num_output_tokens
         if part.waits_for_keyframe:  # these are a keyframe's rows
@@ -178,8 +175,7 @@ class Joined(Decoder):
 
     def _schedule(self, data: bytes, at: int) -> None:
         head, figures = SchedulingCall.read(data, at)
-        request = self.part.numbers.get(figures.head, MISSING)
-        call = SchedulingCall(head, figures._replace(head=request))
+        call = SchedulingCall(head, figures._replace(head=self._trace_number(figures.head)))
         self.calls.add(call)
         self.call_rows.add(call)
 
@@ -204,8 +200,7 @@ class Joined(Decoder):
 
     def _forward(self, data: bytes, at: int) -> None:
         forward = Forward.read(data, at)
-        head, part = forward.head, self.part
-        ts = head.ts
+        head, part, ts = forward.head, self.part, forward.head.ts
         if head.forward_us == wire.UNKNOWN_US:
             forward = self.ranks.measured(forward)
         if ts < self.begins:
@@ -323,8 +318,9 @@ class Joined(Decoder):
 
     def state(self) -> dict[str, Any]:
         """All that decoding on needs, as JSON; call it after `take`."""
-        names = ("next_number", "ids", "begins", "discarding", "finishes")
-        own = {name: getattr(self, name) for name in names}
+        own = {
+            name: getattr(self, name) for name in ("next_number", "ids", "begins", "discarding", "finishes")
+        }
         for name in ("advice", "row_of", "spans", "last_ran"):
             own[name] = {str(key): value for key, value in getattr(self, name).items()}
         return dict(

@@ -14,7 +14,7 @@ import pytest
 
 from fdtrace.recorder.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
-from tests.stands import rows_of
+from tests.stands import calls_of, differing_calls, logged, rows_of
 
 
 def finished(output: str) -> dict[str, Any]:
@@ -62,6 +62,32 @@ def test_a_call_is_counted_once_with_its_first_forward(stand: Stand) -> None:
         assert count(trace, "SELECT sum(num_preempted) FROM step") == preempted
         assert count(trace, "SELECT count(*) FROM event WHERE kind = 'rescheduled'") == preempted
         assert count(trace, "SELECT count(*) FROM preemption WHERE freed_blocks > 0") == preempted
+
+
+CALLS = [
+    ("--inline",),
+    ("--blocks", "60", "--aborts", "--skips"),
+    ("--drafts", "0", "--batch-request"),
+    ("--inline", "--role", "prefill"),
+    ("--inline", "--role", "decode", "--blocks", "60"),
+]
+
+
+@pytest.mark.parametrize("options", CALLS, ids=" ".join)
+def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tuple[str, ...]) -> None:
+    assert stand.record(*options).returncode == 0
+    lines = logged(stand.log_of().with_name("log.0.calls"))
+    with open_trace(stand.trace) as trace:
+        found = calls_of(trace)
+        steps = count(trace, "SELECT count(*) FROM step")
+    assert len({row["num_running_decodes"] - row["num_running"] for row in found}) > 1
+    unready = [line.pop("unready") for line in lines]
+    assert all(row["num_deferred"] <= most for row, most in zip(found, unready, strict=False))
+    assert differing_calls(found, lines) == []
+    handed_out = [row["first_step"] for row in found if not row["idle"]]
+    assert handed_out == sorted(handed_out)  # in order, none unknown
+    assert handed_out[-1] < steps
+    assert all(row["first_step"] is None for row in found if row["idle"])
 
 
 def test_every_step_lists_why_the_head_of_the_queue_stayed(stand: Stand) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.trace import Trace, open_trace
-from tests.stands import Stand, rows_of
+from tests.stands import Stand, calls_of, differing_calls, logged, rows_of
 from tests.vllm.conftest import agree
 
 WAYS = [
@@ -48,6 +48,21 @@ def test_steps_equal_what_the_engine_ran(stand: Stand, options: tuple[str, ...])
         assert count(trace, "SELECT count(num_predicted_tokens) FROM step") == len(totals)
         assert count(trace, "SELECT count(*) FROM step WHERE forward_us IS NULL OR token_budget IS NULL") == 0
         assert count(trace, "SELECT sum(num_stalled) FROM step") == 0
+
+
+CALLS = [(), ("--blocks", "60", "--budget", "24"), ("--blocks", "60", "--asynchronous", "--bitmask"),
+         ("--skips", "5", "--inline")]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CALLS, ids=" ".join)
+def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tuple[str, ...]) -> None:
+    assert stand.record(*options).returncode == 0
+    with open_trace(stand.trace) as trace:
+        found = calls_of(trace)
+        steps = count(trace, "SELECT count(*) FROM step")
+        assert differing_calls(found, logged(stand.log.with_name("log.calls"))) == []
+    assert [row["first_step"] for row in found if not row["idle"]] == list(range(steps))
+    assert all(row["first_step"] is None for row in found if row["idle"])
 
 
 @pytest.mark.parametrize("more", [(), ("--asynchronous",)], ids=("sync", "async"))
