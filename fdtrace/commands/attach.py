@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from fdtrace.recorder.errors import FdtraceError, UsageError
+from fdtrace.recorder.errors import UsageError
 from fdtrace.recording import (
     StopSignals,
     Watch,
@@ -92,38 +91,11 @@ def _tell(watch: Watch, reached: list[Reached]) -> None:
 def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
     """Record until something ends it; what the collector said last."""
     if args.tui:
-        reason = _on_screen(args, watch, signals)
+        from fdtrace.live import on_screen
+
+        reason = on_screen(args.output, args.formula, watch, signals)
     else:
         reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
     if reason:
         watch.stop(reason)
     return watch.finish()
-
-
-def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> str:
-    """Watch the collector in a thread and show what it records until the screen is left; the reason to end."""
-    from fdtrace.live import first_steps, show
-
-    reason = watch.until(lambda: signals.reason or watch.supervisor.ended or first_steps(args.output))
-    if reason != "first steps":
-        return reason
-    left = threading.Event()
-    ended: list[str] = []
-
-    def record() -> None:
-        ended.append(watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended))
-        if ended[0]:
-            watch.stop(ended[0])
-
-    watch.progress.silent = True
-    thread = threading.Thread(target=record, name="fdtrace-recording")
-    thread.start()
-    try:
-        show(args.output, args.formula)
-    except FdtraceError as error:
-        watch.progress.note(str(error))
-    finally:
-        left.set()
-        thread.join()
-        watch.progress.speak()
-    return ""

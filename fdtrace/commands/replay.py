@@ -77,15 +77,15 @@ def _show(args: argparse.Namespace) -> int:
     """The screen itself, or a picture of it."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from fdtrace.live import screen_of
     from fdtrace.reading import TraceReader
     from fdtrace.recorder.errors import TraceError
-    from fdtrace.replays import Replays, sources_of
 
     drawing = args.svg is not None or args.html is not None
     terminal = _terminal(args, drawing)
     with ThreadPoolExecutor(1) as pool:  # DuckDB reads a large trace while Python imports Textual
         reading = pool.submit(TraceReader, args.trace, args.engine)
-        from fdtrace.tui.app import run_replay
+        from fdtrace.tui.app import run_app
 
         reader = reading.result()
     try:
@@ -94,18 +94,15 @@ def _show(args: argparse.Namespace) -> int:
                 raise TraceError(f"{args.trace} holds no step to draw", hint=f"fdtrace info {args.trace}")
             _print_report(reader.first, [], reader.standstill())
             return 0
-        replays = Replays(reader.first, args, reader.rows, reader)
-        later, sources = replays.later(), sources_of(reader, replays)
+        screen = screen_of(reader, args, terminal=terminal, step=args.step)
         if drawing:
             from fdtrace.tui.export import write_screen
 
+            screen.sources = replace(screen.sources, tail=None)
             keys = (args.keys or "").split()
-            write_screen(
-                reader.first, later, replace(sources, tail=None), terminal=terminal, step=args.step,
-                size=args.size, keys=keys, svg=args.svg, html=args.html,
-            )  # fmt: skip
+            write_screen(screen, size=args.size, keys=keys, svg=args.svg, html=args.html)
         else:
-            run_replay(reader.first, later, sources=sources, terminal=terminal, step=args.step)
+            run_app(screen)
     finally:
         reader.close()
     return 0

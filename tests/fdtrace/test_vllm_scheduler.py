@@ -151,7 +151,7 @@ def at(ns: int) -> Any:
 def replayed(path: Path) -> tuple[Recording, History]:
     """The trace, and its requests through the real scheduler."""
     with open_trace(path) as trace:
-        recording = trace.recording().read_now(row_by_row=True)
+        recording = trace.recording().loaded()
         desk = Desk(recording, RecordedRows(trace, 0))
         (given,) = given_schedulers(["vllm"], PYTHON)
         with given.open(desk.workload.config, {}, recording.engine.config) as driven:
@@ -185,7 +185,7 @@ def test_what_the_engine_did_is_reproduced(name: str, tmp_path: Path) -> None:
 def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, tmp_path: Path) -> None:
     run, engine = run_of(name)
     recording, history = replayed(trace_of(run, engine, tmp_path / "t.duckdb", first=60))
-    assert len(recording.initial) > 3
+    assert len(recording.details.initial) > 3
     assert fidelity(history).explanation == ""
 
 
