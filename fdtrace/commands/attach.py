@@ -69,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
         if reason:
             watch.stop(reason)
         done = watch.finish()
-    watch.progress.note(f"{done['steps']} steps in {args.output}")
+    if done["steps"] or args.output.exists():
+        watch.progress.note(f"{done['steps']} steps in {args.output}")
+    else:
+        watch.progress.note("no step was recorded: no trace is written")
     return 0
 
 

@@ -95,7 +95,10 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
         for number, handler in old.items():
             signal.signal(number, handler)
     assert watch.supervisor.finished is not None
-    watch.progress.note(f"{watch.supervisor.finished['steps']} steps in {watch.session.output}")
+    if steps := watch.supervisor.finished["steps"]:
+        watch.progress.note(f"{steps} steps in {watch.session.output}")
+    else:
+        watch.progress.note("no step was recorded: no trace is written")
     return code if code >= 0 else 128 - code
 
 
