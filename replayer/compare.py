@@ -186,6 +186,7 @@ def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
         num_refused_tokens=int(columns["num_refused_tokens"].sum()) if run.scheduler.explains else None,
         num_unfinished=run.num_unfinished,
         hang=run.hang,
+        cut=run.cut,
         clock=run.workload.clock,
         memory=memory,
     )

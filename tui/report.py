@@ -161,6 +161,8 @@ def _cells(history: History) -> list[Text]:
     steps = Text(str(outcome.num_steps))
     if outcome.hang is not None:
         steps.append("\nHANGS", "bold red")
+    elif outcome.cut is not None:
+        steps.append("\nCUT", "bold red")
     elif outcome.num_unfinished:
         steps.append(f"\n{outcome.num_unfinished} left")
     return [

@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     for history in histories:
         outcome = history.outcome
-        bad = outcome.num_exceeded > args.max_exceeded or outcome.hang is not None
+        ended = outcome.hang or outcome.cut
+        bad = outcome.num_exceeded > args.max_exceeded or ended is not None
         failed += bad
-        hang = f"; hangs at step {outcome.hang.step}: {outcome.hang.cause}" if outcome.hang else ""
+        hang = f"; {outcome.why_not_done}" if ended else ""
         line = (
             f"{'FAIL' if bad else 'ok  '} {history.name}: {outcome.num_exceeded} of {outcome.num_steps} steps over "
             f"{history.limit}, by {outcome.max_excess} tokens at most{hang}"

@@ -13,6 +13,7 @@ import pytest
 
 from fdtrace.recorder.recording import MISSING, Acceptance, Endings, InitialRequest, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.case import workload_from_case
 from fdtrace.replayer.compare import history_of, replay, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history import History
@@ -20,7 +21,6 @@ from fdtrace.replayer.outcome import outcome_dict
 from fdtrace.replayer.recorded_work import workload_from_recording
 from fdtrace.replayer.reschedule import Replay, ReplayCancelled
 from fdtrace.replayer.simulation import Simulation
-from fdtrace.replayer.workload import workload_from_case
 
 CaseOf = Callable[[str], dict[str, Any]]
 GoldenOf = Callable[[str, str], list[dict[str, Any]]]
