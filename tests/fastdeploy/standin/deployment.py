@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}")
     for name, value in (
         ("ranks", 1), ("dp", 1), ("requests", 40), ("blocks", 400), ("drafts", 2), ("fail-at", 0), ("dp-rank", 0),
-        ("restart-at", 0), ("seconds", 0), ("budget", 64),
+        ("restart-at", 0), ("seconds", 0), ("budget", 64), ("rest", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--role", default="mixed")
@@ -297,6 +297,8 @@ class Engine:
                 print("ready", os.getpid(), flush=True)
             if self.options.sleep:
                 time.sleep(self.options.sleep)
+        for _ in range(self.options.rest):  # nothing is there any more
+            self.step()
         for worker in self.workers:
             worker.close()
 
