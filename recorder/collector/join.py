@@ -75,7 +75,7 @@ class Joined(Decoder):
 
     def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
         part = self.part
-        if part.base < 0 and first_forward is not None and first_forward[1] >= self.begins:
+        if part.base is None and first_forward is not None and first_forward[1] >= self.begins:
             part.base = self.next_step - first_forward[0]
         part.waits_for_keyframe = True
         part.lost_frames += frames
@@ -206,7 +206,7 @@ class Joined(Decoder):
         if self.discarding:
             self._flush_forwards()
             self.discarding = False
-        if part.base < 0:
+        if part.base is None:
             part.base = self.next_step - head[5]
         step = part.base + head[5]
         figures, call = self.calls.of_forward(landed, ts, bool(head[1] & wire.LANDED))
