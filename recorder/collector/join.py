@@ -75,7 +75,7 @@ class Joined(Decoder):
 
     def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
         part = self.part
-        if part.base < 0 and first_forward is not None and first_forward[1] >= self.begins:
+        if part.base is None and first_forward is not None and first_forward[1] >= self.begins:
             part.base = self.next_step - first_forward[0]
         part.waits_for_keyframe = True
         part.lost_frames += frames
@@ -213,7 +213,7 @@ class Joined(Decoder):
         if self.discarding:
             self._flush_forwards()
             self.discarding = False
-        if part.base < 0:
+        if part.base is None:
             part.base = self.next_step - head.step
         step = part.base + head.step
         call = self.calls.of_forward(head.call, ts, bool(head.codes & wire.LANDED))

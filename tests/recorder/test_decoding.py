@@ -229,6 +229,30 @@ def test_a_reader_that_was_overtaken_says_what_it_lost_and_reads_on(tmp_path: Pa
     assert sorted(collected.rows) == sorted(row for row in engine.account if row[0] in found)
 
 
+def test_what_was_lost_before_anything_was_read_is_named_from_the_recordings_own_first_step(
+    tmp_path: Path,
+) -> None:
+    """An engine that was attached to in the middle of its life, by a collector that came too late."""
+    path = tmp_path / "1-1.ring"
+    engine = Scripted(path, random.Random(4), segment_size=1 << 18)
+    engine.step = 1000
+    collected = Collected(path)
+    while engine.writer.ring.lap < 12:
+        engine.run_step()
+    collected.read()
+    collected.flush()
+    collected.restart()
+    engine.run_step()
+    collected.read()
+    collected.flush()
+    (lost,) = [json.loads(event[6]) for event in collected.events if event[3] == "lost"]
+    found = {step for step, _ in collected.steps}
+    gap = set(range(lost["first_step"], lost["last_step"] + 1))
+    assert lost["first_step"] == 1000
+    assert found | gap == set(range(1000, engine.step))
+    assert not found & gap
+
+
 def test_half_a_frame_is_never_read(tmp_path: Path) -> None:
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     writer = ring.RingWriter(page, 2, 1 << 18)
