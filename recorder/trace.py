@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError, UsageError
 from fdtrace.recorder.loading import Reader, TraceRecording, engine_info
-from fdtrace.recorder.trace_file import connect, damaged
+from fdtrace.recorder.trace_file import connect, damaged, is_growing
 from fdtrace.recorder.trace_notes import read_notes
 from fdtrace.recorder.trace_query import refuse_statements, running
 from fdtrace.recorder.trace_values import check_engine, check_step_requests, check_tables, trace_problems
@@ -32,7 +32,7 @@ class Trace:
     @property
     def live(self) -> bool:
         """Whether it is a recording in progress (or one whose collector was killed)."""
-        return bool(self.head["state"] == "recording")
+        return is_growing(self.db) and self.head["state"] == "recording"
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """The rows of a query as dictionaries. TraceError where the file cannot give them."""

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fdtrace.recorder.collector.process import PUBLISH, Collector
+from fdtrace.recorder.collector.process import PUBLISH, Collector, make_files_private
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.session import Session
 
@@ -91,6 +91,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
     os.nice(NICE)
+    make_files_private()
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))
         if collector.is_final:

@@ -207,8 +207,16 @@ def _last_state(path: Path) -> dict[str, Any]:
     return json.loads(found[0][0]) if found else {}
 
 
+def make_files_private() -> None:
+    """From now on this process makes files that only its user may read, and no more than its umask allows: a trace
+    tells who asked a server for what, and when.
+    """
+    os.umask(os.umask(0o077) | 0o077)
+
+
 def recover(session: Session) -> int:
     """Finish a recording whose collector is gone; the number of its steps."""
+    make_files_private()
     collector = Collector(session)
     if collector.is_final:
         collector.clean_up()
