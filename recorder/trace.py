@@ -14,11 +14,9 @@ from fdtrace.recorder.details import recording_of
 from fdtrace.recorder.errors import StuckQueryError, TraceError, UsageError
 from fdtrace.recorder.loading import Reader, engine_info
 from fdtrace.recorder.recording import Recording
-from fdtrace.recorder.trace_file import connect, damaged
+from fdtrace.recorder.trace_file import connect, damaged, is_growing
 from fdtrace.recorder.trace_notes import read_notes
-from fdtrace.recorder.trace_parts import STATE
 from fdtrace.recorder.trace_query import refuse_statements, running
-from fdtrace.recorder.trace_shape import file_tables
 from fdtrace.recorder.trace_values import check_engine, check_step_requests, check_tables, trace_problems
 
 
@@ -36,12 +34,12 @@ class Trace:
     @property
     def live(self) -> bool:
         """Whether it is a recording in progress (or one whose collector was killed)."""
-        return bool(self.head["state"] == "recording")
+        return is_growing(self.db) and self.head["state"] == "recording"
 
     @property
     def in_parts(self) -> bool:
         """Whether another file is still to take its place, as the final one does also of a complete recording."""
-        return STATE in file_tables(self.db)
+        return is_growing(self.db)
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """The rows of a query as dictionaries. TraceError where the file cannot give them."""

@@ -19,8 +19,8 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql import quoted
-from fdtrace.recorder.trace_parts import find_parts, part_sources
-from fdtrace.recorder.trace_shape import FILE, check_head, table_sources
+from fdtrace.recorder.trace_parts import STATE, find_parts, part_sources
+from fdtrace.recorder.trace_shape import FILE, check_head, file_tables, table_sources
 
 MAGIC_OFFSET, MAGIC = 8, b"DUCK"
 HEADERS = 3 * 4096
@@ -60,15 +60,16 @@ def connect(
     refuse_other_files(path)
     db = _attached(path, memory, writable, ())
     try:
-        earlier = check_head(db, path) < schema.SCHEMA_VERSION
-        parts = find_parts(db, path)
+        tables = file_tables(db)
+        earlier = check_head(db, path, tables) < schema.SCHEMA_VERSION
+        parts = find_parts(db, path, tables)
         sources = {}
         if parts is not None:
             db.close()
             db = _attached(path, memory, writable, parts.files)
-            sources = part_sources(db, path, parts, earlier=earlier)
-        sources |= table_sources(db, path, sources, earlier=earlier)
-        _make_views(db, sources)
+            sources = part_sources(db, path, file_tables(db), parts, earlier=earlier)
+        sources |= table_sources(path, tables, sources, earlier=earlier)
+        _make_views(db, sources, growing=parts is not None)
     except UnicodeEncodeError:
         db.close()
         raise _no_unicode(path) from None
@@ -79,6 +80,14 @@ def connect(
         db.close()
         raise
     return db
+
+
+def is_growing(db: duckdb.DuckDBPyConnection) -> bool:
+    """Whether an open trace is one whose rows lie in parts: another file is still to take its place."""
+    rows = db.execute(
+        "SELECT count(*) FROM duckdb_views() WHERE view_name = $1 AND database_name = 'memory'", [STATE]
+    )
+    return bool(rows.fetchall()[0][0])
 
 
 def refuse_other_files(path: Path) -> None:
@@ -180,9 +189,10 @@ def _attached(
     return db
 
 
-def _make_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str]) -> None:
-    """The schema's tables, as views of the file's, and its views over these."""
-    for table in schema.TABLES:
-        db.execute(f"CREATE VIEW {table.name} AS {sources[table.name]}")
-    for view in schema.VIEWS:
-        db.execute(f"CREATE VIEW {view.name} AS {view.query}")
+def _make_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str], *, growing: bool) -> None:
+    """The schema's tables, as views of the file's, and its views over these; while it grows, its collector's state."""
+    made = [f"CREATE VIEW {table.name} AS {sources[table.name]}" for table in schema.TABLES]
+    made += [f"CREATE VIEW {view.name} AS {view.query}" for view in schema.VIEWS]
+    if growing:
+        made.append(f"CREATE VIEW {STATE} AS FROM {FILE}.main.{STATE}")
+    db.execute("; ".join(made))

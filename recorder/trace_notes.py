@@ -7,6 +7,7 @@ from typing import Any
 import duckdb
 
 from fdtrace.recorder.printable import printable
+from fdtrace.recorder.trace_file import is_growing
 from fdtrace.recorder.trace_json import read_json
 
 MOST = 100
@@ -17,7 +18,7 @@ STATES = ("recording", "complete", "recovered")
 def read_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
     """The trace's own notes, safe to print, and one where these are no list of texts or where steps are missing."""
     text, state = db.execute("SELECT notes, state FROM trace").fetchall()[0]
-    return (*own_notes(text), *_state_note(state), *gap_notes(db), *row_notes(db))
+    return (*own_notes(text), *_state_note(state, growing=is_growing(db)), *gap_notes(db), *row_notes(db))
 
 
 def own_notes(text: str | None) -> tuple[str, ...]:
@@ -34,7 +35,9 @@ def own_notes(text: str | None) -> tuple[str, ...]:
     return shown if len(notes) <= MOST else (*shown, f"{len(notes) - MOST} more notes")
 
 
-def _state_note(state: str | None) -> tuple[str, ...]:
+def _state_note(state: str | None, *, growing: bool) -> tuple[str, ...]:
+    if state == "recording" and not growing:
+        return ("this trace says that it is still recording, but it is a finished file",)
     if state in STATES:
         return ()
     known = ", ".join(STATES)

@@ -19,7 +19,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql import quoted
-from fdtrace.recorder.trace_shape import FILE, Columns, check_columns, file_tables, source_of
+from fdtrace.recorder.trace_shape import FILE, Columns, FileTables, check_columns, source_of
 
 PART_NAME = re.compile(r"[a-z_]+-\d+\.parquet\Z")
 
@@ -42,13 +42,13 @@ class Parts:
         return tuple(path for paths in self.of.values() for path in paths)
 
 
-def find_parts(db: duckdb.DuckDBPyConnection, path: Path) -> Parts | None:
+def find_parts(db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables) -> Parts | None:
     """The parts that the attached trace names; None where it is complete.
 
     Raises:
         TraceError: its state makes no sense, or a part is missing or no regular file.
     """
-    if STATE not in file_tables(db):
+    if STATE not in tables.columns:
         return None
     rows = db.execute(f"SELECT state::VARCHAR FROM {FILE}.main.{STATE} LIMIT 1").fetchall()
     names = _named_parts(path, rows[0][0] if rows else None)
@@ -91,9 +91,10 @@ def _part(path: Path, part: Path) -> Path:
     return part
 
 
-def part_sources(db: duckdb.DuckDBPyConnection, path: Path, parts: Parts, *, earlier: bool) -> dict[str, str]:
+def part_sources(
+    db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables, parts: Parts, *, earlier: bool
+) -> dict[str, str]:
     """The query that gives each table which has parts, their columns checked; `earlier`: the trace's schema is."""
-    tables = file_tables(db)
     sources = {}
     for table in schema.TABLES:
         if table.name not in parts.of:
@@ -103,7 +104,7 @@ def part_sources(db: duckdb.DuckDBPyConnection, path: Path, parts: Parts, *, ear
             listed = ", ".join(f"'{quoted(one)}'" for one in parts.of[table.name])
             source = f"read_parquet([{listed}])"
             queries.append(_checked(path, table, _columns_of(db, source), source, earlier))
-        rest = tables.get(LIVE + table.name)
+        rest = tables.columns.get(LIVE + table.name)
         if rest is not None:
             queries.append(_checked(path, table, rest, f"{FILE}.main.{LIVE}{table.name}", earlier))
         sources[table.name] = " UNION ALL ".join(queries) or source_of(table, None, "")

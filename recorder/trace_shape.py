@@ -5,7 +5,8 @@ Only what has passed here is read by any query of fdtrace.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -20,31 +21,43 @@ Columns = dict[str, str]
 """Name -> DuckDB type of the columns of one table."""
 
 
-def file_tables(db: duckdb.DuckDBPyConnection) -> dict[str, Columns]:
-    """The tables of the attached file and their columns; what is no table is not in it."""
-    tables: dict[str, Columns] = {
-        name: {}
-        for (name,) in db.execute(
-            "SELECT table_name FROM duckdb_tables() WHERE database_name = $1 AND schema_name = 'main'",
-            [FILE],
-        ).fetchall()
-    }
+@dataclass(frozen=True)
+class FileTables:
+    """What the attached file holds: the columns of its tables, which of them compute a column, and its views."""
+
+    columns: dict[str, Columns]
+    computing: frozenset[str]
+    views: frozenset[str]
+
+
+def file_tables(db: duckdb.DuckDBPyConnection) -> FileTables:
+    """The tables and views of the attached file."""
+    tables = db.execute(
+        "SELECT table_name, contains(upper(sql), 'GENERATED ALWAYS') FROM duckdb_tables() "
+        "WHERE database_name = $1 AND schema_name = 'main'",
+        [FILE],
+    ).fetchall()
+    columns: dict[str, Columns] = {name: {} for name, _ in tables}
     rows = db.execute(
         "SELECT table_name, column_name, data_type FROM duckdb_columns() "
         "WHERE database_name = $1 AND schema_name = 'main' AND list_contains($2, table_name)",
-        [FILE, list(tables)],
+        [FILE, list(columns)],
     ).fetchall()
     for table, column, kind in rows:
-        tables[table][column] = kind
-    return tables
+        columns[table][column] = kind
+    views = db.execute("SELECT view_name FROM duckdb_views() WHERE database_name = $1", [FILE]).fetchall()
+    return FileTables(
+        columns,
+        frozenset(name for name, computes in tables if computes),
+        frozenset(name for (name,) in views),
+    )
 
 
-def check_head(db: duckdb.DuckDBPyConnection, path: Path) -> int:
+def check_head(db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables) -> int:
     """The version of its schema. TraceError where the file is not fdtrace's, or of a schema that is not read here."""
-    tables = file_tables(db)
-    if not tables.keys() & {table.name for table in schema.TABLES}:
+    if not tables.columns.keys() & {table.name for table in schema.TABLES}:
         raise TraceError(f"{path} is no trace", why="it is a DuckDB file, but not of fdtrace")
-    _check_table(db, path, schema.TRACE, tables)
+    _check_table(path, schema.TRACE, tables)
     rows = db.execute(f"SELECT schema_version, fdtrace_version FROM {FILE}.main.trace LIMIT 2").fetchall()
     if not rows:
         raise TraceError(f"{path} is no trace", why="its table `trace` is empty: one row is expected")
@@ -67,7 +80,7 @@ def check_head(db: duckdb.DuckDBPyConnection, path: Path) -> int:
 
 
 def table_sources(
-    db: duckdb.DuckDBPyConnection, path: Path, elsewhere: Collection[str], *, earlier: bool
+    path: Path, tables: FileTables, elsewhere: Collection[str], *, earlier: bool
 ) -> dict[str, str]:
     """The query that gives each table of the schema, but for those that are read from `elsewhere`.
 
@@ -77,39 +90,26 @@ def table_sources(
     Raises:
         TraceError: a table of the schema is missing or another than the schema says.
     """
-    tables = file_tables(db)
     sources = {}
     for table in schema.TABLES:
         if table.name in elsewhere:
             continue
-        if table.name not in tables and earlier and not _has_view(db, table.name):
+        if table.name not in tables.columns and earlier and table.name not in tables.views:
             sources[table.name] = source_of(table, None, "")
             continue
-        _check_table(db, path, table, tables, earlier=earlier)
-        sources[table.name] = source_of(table, tables[table.name], f"{FILE}.main.{table.name}")
+        _check_table(path, table, tables, earlier=earlier)
+        sources[table.name] = source_of(table, tables.columns[table.name], f"{FILE}.main.{table.name}")
     return sources
 
 
-def _check_table(
-    db: duckdb.DuckDBPyConnection,
-    path: Path,
-    table: schema.Table,
-    tables: Mapping[str, Columns],
-    *,
-    earlier: bool = False,
-) -> None:
-    if table.name not in tables:
+def _check_table(path: Path, table: schema.Table, tables: FileTables, *, earlier: bool = False) -> None:
+    if table.name not in tables.columns:
         found = (
-            f"`{table.name}` is a view" if _has_view(db, table.name) else f"it has no table `{table.name}`"
+            f"`{table.name}` is a view" if table.name in tables.views else f"it has no table `{table.name}`"
         )
         raise _other(path, f"{found}, a table is expected")
-    check_columns(path, table, tables[table.name], earlier=earlier)
-    statement = db.execute(
-        "SELECT sql FROM duckdb_tables() WHERE database_name = $1 AND schema_name = 'main' "
-        "AND table_name = $2",
-        [FILE, table.name],
-    ).fetchall()
-    if "GENERATED ALWAYS" in str(statement[0][0]).upper():
+    check_columns(path, table, tables.columns[table.name], earlier=earlier)
+    if table.name in tables.computing:
         raise _other(
             path, f"a column of table `{table.name}` is computed when it is read, stored ones are expected"
         )
@@ -127,13 +127,6 @@ def check_columns(path: Path, table: schema.Table, columns: Columns, *, earlier:
             raise _other(
                 path, f"column `{column.name}` of table `{table.name}` is {found}, {column.type} is expected"
             )
-
-
-def _has_view(db: duckdb.DuckDBPyConnection, name: str) -> bool:
-    found = db.execute(
-        "SELECT count(*) FROM duckdb_views() WHERE database_name = $1 AND view_name = $2", [FILE, name]
-    ).fetchall()
-    return bool(found[0][0])
 
 
 def _other(path: Path, why: str) -> TraceError:

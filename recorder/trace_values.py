@@ -257,6 +257,12 @@ def key_problems(db: duckdb.DuckDBPyConnection, engine_id: int) -> list[str]:
     ).fetchall()[0][0]
     if arrived is not None and arrived > (last or 0) + STEPS_APART:
         problems.append(f"column `arrived_step` of table `request` holds {arrived}, the last step is {last}")
+    at_once = db.execute(
+        "SELECT count(*) FROM (SELECT arrived_at, lag(finished_at) OVER w AS before, row_number() OVER w AS nth FROM "
+        "request WHERE engine_id = $1 WINDOW w AS (PARTITION BY request_id ORDER BY request)) "
+        "WHERE nth > 1 AND (before IS NULL OR arrived_at < before)", [engine_id]).fetchall()[0][0]  # fmt: skip
+    if at_once:
+        problems.append(f"table `request` has {at_once} rows of a request_id that is another's at that time")
     missing = rows_missing(db, engine_id)
     if missing < 0:
         problems.append(f"the rows of table `step_request` ran {-missing} tokens more than those of `step`")

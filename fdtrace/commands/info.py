@@ -11,21 +11,30 @@ if TYPE_CHECKING:
 
 LONGEST = 10_000
 """Characters of a line."""
-MOST_ENGINES = 1000
-"""Engines that are told of."""
 MOST_LOSSES = 100
 """Losses of an engine that are printed."""
 
 SUMMARY = """
-SELECT count(*) AS steps, min(step) AS first, max(step) AS last, epoch_ns(max(ts)) - epoch_ns(min(ts)) AS ns,
+SELECT engine_id, count(*) AS steps, min(step) AS first, max(step) AS last,
+       epoch_ns(max(ts)) - epoch_ns(min(ts)) AS ns,
        sum(num_tokens)::BIGINT AS tokens, max(num_tokens) AS most, sum(num_draft_tokens)::BIGINT AS drafts,
        sum(num_accepted_tokens)::BIGINT AS accepted, sum(num_preempted)::BIGINT AS preempted
-FROM step WHERE engine_id = $1
+FROM step GROUP BY engine_id
 """
+NO_CALLS = {"calls": 0, "idle": 0}
+NO_STEPS = dict.fromkeys(("first", "last", "ns", "tokens", "most", "drafts", "accepted", "preempted"))
+
+EXCEEDED = """
+SELECT engine_id, limit_name, count(*) AS steps, max(excess_tokens) AS most FROM exceeded
+GROUP BY engine_id, limit_name ORDER BY steps DESC
+"""
+EVENTS = "SELECT engine_id, kind, count(*) AS n FROM event GROUP BY engine_id, kind ORDER BY kind"
+LOST = "SELECT engine_id, detail FROM event WHERE kind = 'lost' ORDER BY step"
+REQUESTS = "SELECT engine_id, count(*) AS n FROM request GROUP BY engine_id"
 
 CALLS = """
-SELECT coalesce(sum(num_calls), 0)::BIGINT AS calls, coalesce(sum(num_calls) FILTER (idle), 0)::BIGINT AS idle
-FROM call WHERE engine_id = $1
+SELECT engine_id, sum(num_calls)::BIGINT AS calls, coalesce(sum(num_calls) FILTER (idle), 0)::BIGINT AS idle
+FROM call GROUP BY engine_id
 """
 
 
@@ -54,49 +63,54 @@ def collect(trace: Trace) -> dict[str, Any]:
     """What `info` tells, as JSON."""
     from fdtrace.recorder.standstill import has_calls, standstill
 
-    head = trace.head
+    summaries, requests = _by_engine(trace, SUMMARY), _by_engine(trace, REQUESTS)
+    exceeded, events, lost = (_by_engine(trace, query) for query in (EXCEEDED, EVENTS, LOST))
+    calls = _by_engine(trace, CALLS) if has_calls(trace) else None
+    unknown = _unknown(trace)
     engines = []
-    for engine in trace.engines()[:MOST_ENGINES]:
-        key = [engine["engine_id"]]
-        exceeded = trace.rows(
-            "SELECT limit_name, count(*) AS steps, max(excess_tokens) AS most FROM exceeded WHERE engine_id = $1 "
-            "GROUP BY ALL ORDER BY steps DESC",
-            key,
-        )
-        events = trace.rows(
-            "SELECT kind, count(*) AS n FROM event WHERE engine_id = $1 GROUP BY ALL ORDER BY kind", key
-        )
+    for engine in trace.engines():
+        key = engine["engine_id"]
+        steps = summaries.get(key, [{"steps": 0, **NO_STEPS}])[0]
+        called = (calls or {}).get(key, [NO_CALLS])[0]
+        still = standstill(trace, engine) if called["idle"] else None
         engines.append(
             {
                 "engine": engine,
-                "steps": trace.rows(SUMMARY, key)[0],
-                "requests": trace.rows("SELECT count(*) AS n FROM request WHERE engine_id = $1", key)[0]["n"],
-                "exceeded": exceeded,
-                "events": {row["kind"]: row["n"] for row in events},
-                "lost": trace.rows(
-                    "SELECT detail FROM event WHERE engine_id = $1 AND kind = 'lost' ORDER BY step", key
-                ),
-                "unknown": _unknown(trace, key),
-                "calls": trace.rows(CALLS, key)[0] if has_calls(trace) else None,
-                "standstill": still.as_dict() if (still := standstill(trace, engine)) else None,
+                "steps": steps,
+                "requests": requests.get(key, [{"n": 0}])[0]["n"],
+                "exceeded": exceeded.get(key, []),
+                "events": {row["kind"]: row["n"] for row in events.get(key, [])},
+                "lost": lost.get(key, []),
+                "unknown": unknown.get(key, []) if steps["steps"] else [],
+                "calls": None if calls is None else called,
+                "standstill": still.as_dict() if still else None,
             }
         )
     return {
         "path": str(trace.path),
         "bytes": trace.path.stat().st_size,
-        "trace": dict(head, notes=list(trace.notes())),
+        "trace": dict(trace.head, notes=list(trace.notes())),
         "engines": engines,
         "problems": trace.problems(),
     }
 
 
-def _unknown(trace: Trace, key: list[Any]) -> list[str]:
-    """The columns of `step` of which this engine told nothing."""
+def _by_engine(trace: Trace, query: str) -> dict[Any, list[dict[str, Any]]]:
+    """A query's rows by their `engine_id`, without it."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for row in trace.rows(query):
+        found.setdefault(row.pop("engine_id"), []).append(row)
+    return found
+
+
+def _unknown(trace: Trace) -> dict[Any, list[str]]:
+    """The columns of `step` of which each engine told nothing."""
     from fdtrace.recorder import schema
 
-    counts = ", ".join(f"count({name}) AS {name}" for name in schema.STEP.names)
-    row = trace.rows(f"SELECT {counts} FROM step WHERE engine_id = $1", key)[0]
-    return [name for name, n in row.items() if n == 0] if row["step"] else []
+    names = [name for name in schema.STEP.names if name != "engine_id"]
+    counts = ", ".join(f"count({name}) AS {name}" for name in names)
+    rows = _by_engine(trace, f"SELECT engine_id, {counts} FROM step GROUP BY engine_id")
+    return {key: [name for name, n in row[0].items() if n == 0] for key, row in rows.items()}
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ import duckdb
 from fdtrace.recorder import attach
 from fdtrace.recorder.collector import failures
 from fdtrace.recorder.collector.finish import remove_half, write_final
-from fdtrace.recorder.collector.process import PUBLISH, Collector
+from fdtrace.recorder.collector.process import PUBLISH, Collector, make_files_private
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.session import Session
 
@@ -136,6 +136,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
     os.nice(NICE)
+    make_files_private()
     collector, orders = None, Orders()
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))

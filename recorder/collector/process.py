@@ -276,8 +276,16 @@ def fitting(value: Any, column: schema.Column) -> Any:
     return None
 
 
+def make_files_private() -> None:
+    """From now on this process makes files that only its user may read, and no more than its umask allows: a trace
+    tells who asked a server for what, and when.
+    """
+    os.umask(os.umask(0o077) | 0o077)
+
+
 def recover(session: Session, stop_agents: Callable[[], None] = lambda: None) -> int:
     """Finish a recording whose collector is gone; the number of its steps. `stop_agents` is called once it is sure."""
+    make_files_private()
     collector = Collector(session)
     if collector.ring_directory is not None:  # else it is not said that its agents are this recording's
         stop_agents()
