@@ -115,7 +115,6 @@ def fails(error: BaseException) -> Work[str]:
         (UsageError("what", why="why", hint="next"), "what\n  why: why\n  next: next"),
         (ZeroDivisionError("division by zero"), "unexpected ZeroDivisionError: division by zero"),
         (SystemExit(0), "unexpected SystemExit: 0"),
-        (KeyboardInterrupt(), "unexpected KeyboardInterrupt: "),
     ],
 )
 async def test_a_failure_is_said_and_what_is_wanted_next_is_done(error: BaseException, said: str) -> None:
