@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, overload
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.known import KnownRequest, head_of, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import SchedulerConfig
@@ -37,16 +38,6 @@ FIRST_TOKEN = 1000
 """Tokens below have meanings to some engines."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """What a request has made: as the model's `Request` counts it."""
-
-    prompt: int
-    plan: Plan
-    emitted: int = 0
-    forwards: int = 0
-
-
 class DrivenScheduler:
     """The scheduler that a `Child` runs. It tells what it decides, but neither its budget nor its reasons."""
 
@@ -60,7 +51,7 @@ class DrivenScheduler:
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
         """Nanoseconds of CPU that the engine's own code took so far."""
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, KnownRequest] = {}
         self._contents: dict[Hashable, int] = {}
         """Content of a block -> the token that it is made of."""
         self._arrived: list[dict[str, Any]] = []
@@ -130,7 +121,7 @@ class DrivenScheduler:
         assert event.accepts is not None
         assert event.num_output_tokens is not None
         accepts = [int(n) for n in event.accepts]
-        known = _Known(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
+        known = KnownRequest(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
         if self.config.role == "decode":
             known.emitted = 1  # its first token is the prefill instance's
         if resumed is not None:
@@ -138,7 +129,7 @@ class DrivenScheduler:
         self._known[event.request_id] = known
         if self.config.role != "mixed" and resumed is None:
             self._asking.append(event.request_id)
-        self._arrived.append(self._spec(event, accepts, None if resumed is None else _state(resumed)))
+        self._arrived.append(self._spec(event, accepts, None if resumed is None else state_of(resumed)))
 
     def _cache(self, event: Cached) -> None:
         raise TypeError("this scheduler takes no cached blocks")
@@ -344,25 +335,3 @@ class DrivenScheduler:
     def num_held_back(self, decision: Decision) -> int:
         """Not told."""
         return 0
-
-
-def head_of(answer: dict[str, Any]) -> dict[str, Any]:
-    """The head of the queue, where the driver says what it needs: fields of a `Decision`."""
-    head = answer.get("head")
-    if head is None:
-        return {}
-    name, needed = head
-    missing = needed - answer["free_blocks"]
-    if missing <= 0:
-        return {}
-    return {"blocked": name, "num_needed_blocks": needed, "num_missing_blocks": missing}
-
-
-def _state(resumed: Resumed) -> dict[str, int]:
-    return {
-        "num_computed_tokens": int(resumed.num_computed_tokens),
-        "num_blocks": int(resumed.num_blocks),
-        "num_emitted_tokens": int(resumed.num_emitted_tokens),
-        "decoding": int(resumed.decoding),
-        "waiting": int(resumed.waiting),
-    }
