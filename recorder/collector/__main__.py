@@ -136,6 +136,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
     os.nice(NICE)
+    os.umask(os.umask(0o077) | 0o077)  # what is recorded is nobody else's
     collector, orders = None, Orders()
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))
