@@ -90,7 +90,7 @@ class FastDeployAdapter:
             Hook(MODULE, CLASS, "_free_blocks", self.before_free),
             Hook(MODULE, CLASS, "finish_requests", self.before_finish, self.after_finish),
             Hook(MODULE, CLASS, "recycle_abort_task", self.before_recycle, self.after_finish),
-            *Roles(self, MODULE, CLASS).hooks,
+            *Roles(self.before_add_request, lambda: self.writer, MODULE, CLASS).hooks,
         )
         self.active = False
 

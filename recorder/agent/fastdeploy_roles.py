@@ -7,20 +7,24 @@ which a scheduling call in progress holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from .hooks import Hook
 
 if TYPE_CHECKING:
-    from .fastdeploy import FastDeployAdapter
+    from .writer import Writer
 
 
 class Roles:
-    """Hooks of the roles' entry points of `ResourceManagerV1`, for its adapter."""
+    """Hooks of the roles' entry points of `ResourceManagerV1`, for its adapter.
 
-    def __init__(self, adapter: FastDeployAdapter, module: str, cls: str) -> None:
-        self.adapter = adapter
-        asked = adapter.before_add_request
+    `asked` is its hook of a request that comes; `writer` gives the writer of the recording.
+    """
+
+    def __init__(
+        self, asked: Callable[..., Any], writer: Callable[[], Writer], module: str, cls: str
+    ) -> None:
+        self.asked, self.writer = asked, writer
         self.hooks = (
             Hook(module, cls, "preallocate_resource_in_p", asked, self.after_preallocate),
             Hook(module, cls, "preallocate_resource_in_d", asked, self.after_preallocate),
@@ -36,7 +40,7 @@ class Roles:
     def before_join(self, manager: Any, args: Any, kwargs: Any) -> list[str]:
         requests = _first(args, kwargs, "requests")
         for request in requests:
-            self.adapter.before_add_request(manager, (request,), {})
+            self.asked(manager, (request,), {})
         return [request.request_id for request in requests]
 
     def before_prefilled(self, manager: Any, args: Any, kwargs: Any) -> list[str]:
@@ -52,13 +56,13 @@ class Roles:
         return None if request is None else (request.request_id, len(request.output_token_ids))
 
     def after_discard(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
-        if token is not None and token[0] in self.adapter.writer.numbers:
+        if token is not None and token[0] in self.writer().numbers:
             self._tell("discarded", token[0])
-            self.adapter.writer.finish(token[0], "error", token[1])
+            self.writer().finish(token[0], "error", token[1])
 
     def _tell(self, kind: str, request_id: str) -> None:
-        if request_id in self.adapter.writer.numbers:
-            self.adapter.writer.event(kind, request_id)
+        if request_id in self.writer().numbers:
+            self.writer().event(kind, request_id)
 
 
 def _first(args: Any, kwargs: Any, name: str) -> Any:
