@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.history import History, How, StepRow
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.tui.background import Cancelled
-    from fdtrace.tui.jobs import Progress, Replay
+    from fdtrace.tui.panes.jobs import Progress, Replay
     from fdtrace.tui.sources import Sources
 
 
@@ -183,7 +183,7 @@ class Replays:
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
         from fdtrace.replayer.compare import policy_with
         from fdtrace.schedulers import GivenScheduler
-        from fdtrace.tui.jobs import Replay
+        from fdtrace.tui.panes.jobs import Replay
 
         computed_from: list[Recording] = []
         compute = partial(self._compute, one, computed_from=computed_from)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.history import StepRow
-from fdtrace.tui.jobs import Replay, Rows
+from fdtrace.tui.panes.jobs import Replay, Rows
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.compare import Desk
 from fdtrace.replayer.fidelity import recorded_policy
 from fdtrace.replayer.history import Divergence, Fidelity, History, StepRow
-from fdtrace.tui.report import histories_json, render_report
+from fdtrace.tui.report.report import histories_json, render_report
 
 Make = Callable[[str], Recording]
 
