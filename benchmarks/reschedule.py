@@ -27,8 +27,8 @@ import numpy as np
 
 from fdtrace.replayer.config import SchedulerConfig, parse_policy
 from fdtrace.replayer.formulas import parse_formula
-from fdtrace.replayer.reschedule import Replay
-from fdtrace.replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.replay.run import Replay
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from fdtrace.schedulers import given_schedulers
 
 DRAFTS, ACCEPTED = 4, 0.6

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from fdtrace.reading import TraceReader
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.trace import Trace
-    from fdtrace.replayer.as_recorded import Rows
-    from fdtrace.replayer.compare import Desk
     from fdtrace.replayer.config import Policy
+    from fdtrace.replayer.experiment import Desk
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.history import History, How, StepRow
+    from fdtrace.replayer.history.as_recorded import Rows
+    from fdtrace.replayer.history.history import History, How, StepRow
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.tui.jobs import Cancelled, Progress, Replay
     from fdtrace.tui.sources import Sources
@@ -83,7 +83,7 @@ class RecordedRows:
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
         from fdtrace.reading import ROWS
-        from fdtrace.replayer.history import StepRow
+        from fdtrace.replayer.history.history import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
@@ -121,8 +121,8 @@ class Replays:
         self, recording: Recording, args: argparse.Namespace, rows: Rows, reader: TraceReader | None = None
     ) -> None:
         from fdtrace.formulas import formulas
-        from fdtrace.replayer.compare import refuse_unmodelled
         from fdtrace.replayer.config import is_modelled
+        from fdtrace.replayer.experiment import refuse_unmodelled
         from fdtrace.schedulers import given_schedulers
 
         self.recording, self.rows, self.args = recording, rows, args
@@ -153,7 +153,7 @@ class Replays:
         return self._desk_of(self.recording)
 
     def _desk_of(self, recording: Recording) -> Desk:
-        from fdtrace.replayer.compare import Desk
+        from fdtrace.replayer.experiment import Desk
 
         return Desk(recording, self.rows, self.args.clock, self.device_bytes)
 
@@ -180,7 +180,7 @@ class Replays:
     def of(self, text: str) -> Replay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
         from fdtrace.formulas import formula
-        from fdtrace.replayer.compare import refuse_unmodelled
+        from fdtrace.replayer.experiment import refuse_unmodelled
 
         found = formula(text)
         if self.how == "rescheduled":
@@ -188,7 +188,7 @@ class Replays:
         return self._later(found, text)
 
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
-        from fdtrace.replayer.compare import policy_with
+        from fdtrace.replayer.experiment import policy_with
         from fdtrace.schedulers import GivenScheduler
         from fdtrace.tui.jobs import Replay
 

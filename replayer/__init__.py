@@ -1,9 +1,18 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
-from fdtrace.replayer.case import workload_from_case
-from fdtrace.replayer.compare import history_of, replay, reschedule
 from fdtrace.replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
-from fdtrace.replayer.events import (
+from fdtrace.replayer.experiment import history_of, replay, reschedule
+from fdtrace.replayer.formulas import (
+    BUILTIN,
+    VARIABLES,
+    Formula,
+    Variables,
+    formula_from_class,
+    parse_formula,
+)
+from fdtrace.replayer.history.history import Fidelity, Hang, History, Outcome, StepRow
+from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
@@ -22,21 +31,12 @@ from fdtrace.replayer.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.formulas import (
-    BUILTIN,
-    VARIABLES,
-    Formula,
-    Variables,
-    formula_from_class,
-    parse_formula,
-)
-from fdtrace.replayer.history import Fidelity, Hang, History, Outcome, StepRow
-from fdtrace.replayer.outcome import outcome_dict
-from fdtrace.replayer.reschedule import Replay, ReplayCancelled
-from fdtrace.replayer.scheduler import Scheduler
-from fdtrace.replayer.simulation import Simulation, golden_line
-from fdtrace.replayer.state import SchedulerFailed
-from fdtrace.replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.model.scheduler import Scheduler
+from fdtrace.replayer.model.state import SchedulerFailed
+from fdtrace.replayer.replay.run import Replay, ReplayCancelled
+from fdtrace.replayer.replay.simulation import Simulation, golden_line
+from fdtrace.replayer.workload.from_case import workload_from_case
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 __all__ = [
     "BUILTIN",

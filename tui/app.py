@@ -12,7 +12,7 @@ from textual.binding import BindingType
 from textual.screen import Screen
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.history import History
 from fdtrace.tui.dialogs import HelpScreen
 from fdtrace.tui.jobs import Replay, Rows
 from fdtrace.tui.keys import KEYS, bindings

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import MISSING, Recording
-from fdtrace.replayer.condition import Condition
+from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.series import Series, Window
 
 Ints = NDArray[np.int64]

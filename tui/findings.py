@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fdtrace.replayer.clock import Clock
-from fdtrace.replayer.history import Divergence, Fidelity, History
-from fdtrace.replayer.memory import MemoryFit
+from fdtrace.replayer.history.history import Divergence, Fidelity, History
+from fdtrace.replayer.recorded.memory_fit import MemoryFit
+from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.tui.style import memory_size
 
 

@@ -8,13 +8,13 @@ from functools import lru_cache, partial
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.account import Account, Accountant
-from fdtrace.replayer.explain import Explained, Explainer
-from fdtrace.replayer.fidelity import recorded_formula, recorded_policy
+from fdtrace.replayer.analysis.explain_step import Explained, Explainer
+from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
+from fdtrace.replayer.analysis.step_account import Account, Accountant
 from fdtrace.replayer.formulas import BUILTIN, Formula
-from fdtrace.replayer.history import History, StepRow
-from fdtrace.replayer.recorded_work import workload_from_recording
-from fdtrace.replayer.reschedule import ReplayCancelled
+from fdtrace.replayer.history.history import History, StepRow
+from fdtrace.replayer.replay.run import ReplayCancelled
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.tui.jobs import Cancelled, Replay
 from fdtrace.tui.series import Series
 from fdtrace.tui.sources import Sources, StepEvent

@@ -6,7 +6,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.css.query import NoMatches
 
-from fdtrace.replayer.story import Story, story_of
+from fdtrace.replayer.analysis.request_story import Story, story_of
 from fdtrace.tui.inspection import Inspection, Inspector, Subject
 from fdtrace.tui.jobs import Cancelled
 from fdtrace.tui.latest import Deliver, Latest

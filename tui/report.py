@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.history import History
-from fdtrace.replayer.outcome import outcome_dict
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.chart import tokens_chart
 from fdtrace.tui.findings import divergence_table, sentences, shared_sentences
 from fdtrace.tui.series import Series

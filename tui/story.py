@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from fdtrace.replayer.story import Chunk, Decodes, Story
+from fdtrace.replayer.analysis.request_story import Chunk, Decodes, Story
 from fdtrace.tui.style import Look
 
 MOST_PARTS = 200

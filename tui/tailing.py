@@ -12,8 +12,8 @@ from textual.widgets import Static
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.history.history import History
 from fdtrace.tui.jobs import Job
 from fdtrace.tui.querying import Querying
 from fdtrace.tui.series import Series

@@ -14,8 +14,8 @@ from textual.containers import Horizontal
 from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import no_rows, recorded_history
-from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.history.as_recorded import no_rows, recorded_history
+from fdtrace.replayer.history.history import History, StepRow
 from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.board import Board
 from fdtrace.tui.dialogs import Prompt

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from fdtrace.replayer.account import Account
-from fdtrace.replayer.events import Decision, Reason
-from fdtrace.replayer.formulas.arithmetic import MINUS, TIMES, parts
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.analysis.step_account import Account
+from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, parts
+from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import Decision, Reason
 from fdtrace.tui.inspection import Inspection
 from fdtrace.tui.style import Look, memory_size
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fdtrace.replayer.events import Resumed
-from fdtrace.replayer.request import Plan
+from fdtrace.replayer.model.events import Resumed
+from fdtrace.replayer.model.request import Plan
 
 
 @dataclass(slots=True)

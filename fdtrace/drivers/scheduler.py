@@ -12,7 +12,8 @@ from fdtrace.drivers.known import KnownRequest, head_of, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.events import (
+from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Cached,
@@ -30,9 +31,8 @@ from fdtrace.replayer.events import (
     Schedule,
     Told,
 )
-from fdtrace.replayer.history import StepRow
-from fdtrace.replayer.request import Plan
-from fdtrace.replayer.state import SchedulerFailed
+from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.state import SchedulerFailed
 
 FIRST_TOKEN = 1000
 """Tokens below have meanings to some engines."""

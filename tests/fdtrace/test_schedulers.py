@@ -19,7 +19,7 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.experiment import Desk
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.schedulers import given_schedulers
 from tests.fdtrace.test_simulate import CASES, NOT_DONE, VERSIONS, case, golden, lines_of

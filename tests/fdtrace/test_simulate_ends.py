@@ -10,7 +10,7 @@ import pytest
 
 from fdtrace.cli import main
 from fdtrace.replayer import ORIGINAL, RELEASE_2_6, SchedulerConfig
-from fdtrace.replayer.startup import refusals
+from fdtrace.replayer.workload.startup_checks import refusals
 from tests.fdtrace.test_simulate import VERSIONS, case, lines_of
 
 Captured = pytest.CaptureFixture[str]

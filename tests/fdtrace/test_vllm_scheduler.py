@@ -22,8 +22,8 @@ from fdtrace.cli import main
 from fdtrace.recorder import schema
 from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
 from fdtrace.recorder.trace import open_trace
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.history import Fidelity, History
+from fdtrace.replayer.experiment import Desk
+from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.replays import RecordedRows
 from fdtrace.schedulers import given_schedulers
 from tests.replayer.conftest import read_case

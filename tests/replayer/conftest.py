@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from fdtrace.recorder.recording import MISSING, EngineInfo, HandoverSteps, Recording
-from fdtrace.replayer.case import workload_from_case
+from fdtrace.replayer.workload.from_case import workload_from_case
 
 settings.register_profile("replayer", deadline=None)
 settings.load_profile("replayer")

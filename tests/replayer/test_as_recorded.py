@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
-from fdtrace.replayer.as_recorded import as_recorded, recorded_history
-from fdtrace.replayer.columns import formula_columns, running_decodes
-from fdtrace.replayer.compare import replay
-from fdtrace.replayer.fidelity import recorded_formula
+from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.experiment import replay
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.history.as_recorded import as_recorded, recorded_history
+from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.recorded.step_state import formula_columns, running_decodes
 
 
 def recording(**columns: list[int]) -> Recording:

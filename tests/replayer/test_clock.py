@@ -12,9 +12,9 @@ import pytest
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer import BUILTIN
-from fdtrace.replayer.clock import fit_durations
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.recorded_work import workload_from_recording
+from fdtrace.replayer.experiment import Desk
+from fdtrace.replayer.recorded.step_durations import fit_durations
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 RecordingOf = Callable[..., Recording]
 

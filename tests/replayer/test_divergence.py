@@ -13,9 +13,9 @@ from rich.console import Console
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.fidelity import recorded_policy
-from fdtrace.replayer.history import Divergence, Fidelity, History, StepRow
+from fdtrace.replayer.analysis.fidelity import recorded_policy
+from fdtrace.replayer.experiment import Desk
+from fdtrace.replayer.history.history import Divergence, Fidelity, History, StepRow
 from fdtrace.tui.report import histories_json, render_report
 
 Make = Callable[[str], Recording]

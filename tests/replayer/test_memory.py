@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
-from fdtrace.replayer.compare import replay
+from fdtrace.replayer.experiment import replay
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.memory import fit_memory
+from fdtrace.replayer.recorded.memory_fit import fit_memory
 
 
 def recording(tokens: list[int], reserved: list[int]) -> Recording:

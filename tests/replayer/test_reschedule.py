@@ -13,14 +13,14 @@ import pytest
 
 from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.case import workload_from_case
-from fdtrace.replayer.compare import history_of, replay, reschedule
+from fdtrace.replayer.experiment import history_of, replay, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
-from fdtrace.replayer.history import History
-from fdtrace.replayer.outcome import outcome_dict
-from fdtrace.replayer.recorded_work import workload_from_recording
-from fdtrace.replayer.reschedule import Replay, ReplayCancelled
-from fdtrace.replayer.simulation import Simulation
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.replay.run import Replay, ReplayCancelled
+from fdtrace.replayer.replay.simulation import Simulation
+from fdtrace.replayer.workload.from_case import workload_from_case
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 CaseOf = Callable[[str], dict[str, Any]]
 GoldenOf = Callable[[str, str], list[dict[str, Any]]]

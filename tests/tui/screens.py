@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer import parse_formula, replay
-from fdtrace.replayer.history import History, How
+from fdtrace.replayer.history.history import History, How
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.jobs import Cancelled, Progress, Replay
 from fdtrace.tui.panel import InspectorPanel

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history import Hang
+from fdtrace.replayer.history.history import Hang
 from fdtrace.tui.layout import Scale
 from fdtrace.tui.series import Series, Window
 from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
