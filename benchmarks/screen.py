@@ -37,7 +37,7 @@ import psutil
 
 from fdtrace.recorder.recording import EngineInfo, Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
-from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import run_replay
 from fdtrace.tui.chart import tokens_chart
 from fdtrace.tui.jobs import Replay

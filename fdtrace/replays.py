@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from fdtrace.replayer.experiment import Desk
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.history.as_recorded import Rows
-    from fdtrace.replayer.history.history import History, How, StepRow
+    from fdtrace.replayer.history.history import History, How
+    from fdtrace.replayer.model.events import StepRow
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.tui.jobs import Cancelled, Progress, Replay
     from fdtrace.tui.sources import Sources
@@ -83,7 +84,7 @@ class RecordedRows:
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
         from fdtrace.reading import ROWS
-        from fdtrace.replayer.history.history import StepRow
+        from fdtrace.replayer.model.events import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:

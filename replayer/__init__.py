@@ -10,7 +10,7 @@ from fdtrace.replayer.formulas import (
     formula_from_class,
     parse_formula,
 )
-from fdtrace.replayer.history.history import Fidelity, Hang, History, Outcome, StepRow
+from fdtrace.replayer.history.history import Fidelity, Hang, History, Outcome
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.replayer.model.events import (
     Aborted,
@@ -30,6 +30,7 @@ from fdtrace.replayer.model.events import (
     Rescheduled,
     Resumed,
     Schedule,
+    StepRow,
 )
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed

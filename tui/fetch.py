@@ -9,7 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.series import Series
 
 Deliver = Callable[[Series, int, Sequence[StepRow], str], None]

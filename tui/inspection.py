@@ -12,7 +12,8 @@ from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant
 from fdtrace.replayer.formulas import BUILTIN, Formula
-from fdtrace.replayer.history.history import History, StepRow
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.replay.run import ReplayCancelled
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.tui.jobs import Cancelled, Replay

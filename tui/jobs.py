@@ -10,7 +10,8 @@ from typing import Literal
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
-from fdtrace.replayer.history.history import History, How, StepRow
+from fdtrace.replayer.history.history import History, How
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.series import Series
 
 Progress = Callable[[float], None]

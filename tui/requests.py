@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.style import Glyphs, Palette
 
 COLUMNS = (

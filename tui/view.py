@@ -15,7 +15,8 @@ from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.history.as_recorded import no_rows, recorded_history
-from fdtrace.replayer.history.history import History, StepRow
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.board import Board
 from fdtrace.tui.dialogs import Prompt

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from fdtrace.replayer.analysis.step_account import Account
 from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, parts
-from fdtrace.replayer.history.history import StepRow
-from fdtrace.replayer.model.events import Decision, Reason
+from fdtrace.replayer.model.events import Decision, Reason, StepRow
 from fdtrace.tui.inspection import Inspection
 from fdtrace.tui.style import Look, memory_size
 

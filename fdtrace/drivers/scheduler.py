@@ -12,7 +12,6 @@ from fdtrace.drivers.known import KnownRequest, head_of, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.history.history import StepRow
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -29,6 +28,7 @@ from fdtrace.replayer.model.events import (
     Rescheduled,
     Resumed,
     Schedule,
+    StepRow,
     Told,
 )
 from fdtrace.replayer.model.request import Plan

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING, Recording
-from fdtrace.replayer.history.history import Divergence, StepRow
+from fdtrace.replayer.history.history import Divergence
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_state import column
 
 COMPARED = (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fdtrace.recorder.recording import MISSING, Recording
-from fdtrace.replayer.history.history import History, StepRow
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import History, StepRow
+from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import MemoryQuestion, outcome_of
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.step_state import column, formula_columns, known
 

@@ -9,23 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
 
 How = Literal["recorded", "as recorded", "rescheduled"]
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """One request in one step: tokens that it ran, and its tokens computed before."""
-
-    request_id: str
-    kind: Literal["prefill", "decode"]
-    num_tokens: int
-    num_computed_tokens: int
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_blocks: int | None = None
 
 
 @dataclass(frozen=True)

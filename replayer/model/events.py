@@ -241,3 +241,16 @@ class Forward:
     def num_tokens(self) -> int:
         """Tokens of the forward."""
         return self.num_prefill_tokens + self.num_decode_tokens
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One request in one step: tokens that it ran, and its tokens computed before."""
+
+    request_id: str
+    kind: Literal["prefill", "decode"]
+    num_tokens: int
+    num_computed_tokens: int
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_blocks: int | None = None

@@ -6,10 +6,9 @@ from collections.abc import Hashable
 
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import StepRow
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import Reserve
-from fdtrace.replayer.model.events import Decision
+from fdtrace.replayer.model.events import Decision, StepRow
 from fdtrace.replayer.model.request import Request
 from fdtrace.replayer.model.roles import num_blocks_asked
 from fdtrace.replayer.model.state import State

@@ -7,8 +7,7 @@ from typing import Protocol, overload
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import StepRow
-from fdtrace.replayer.model.events import Decision, Forward, Forwarded, Preallocate, Schedule, Told
+from fdtrace.replayer.model.events import Decision, Forward, Forwarded, Preallocate, Schedule, StepRow, Told
 from fdtrace.replayer.model.scheduler import Scheduler
 
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.digest import digests_of
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history.history import StepRow
-from fdtrace.replayer.model.events import Decision, Forward
+from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.step_log import COLUMNS as TOLD
 from fdtrace.replayer.replay.step_log import figures_of

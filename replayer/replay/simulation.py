@@ -9,7 +9,7 @@ from typing import Any
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import ORIGINAL, Policy, Role
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import Cut, Hang, StepRow
+from fdtrace.replayer.history.history import Cut, Hang
 from fdtrace.replayer.model.events import (
     FORWARDED,
     SCHEDULE,
@@ -18,6 +18,7 @@ from fdtrace.replayer.model.events import (
     Forward,
     Recycled,
     Rescheduled,
+    StepRow,
 )
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
 from fdtrace.replayer.replay.hang import HangWatch

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history.history import StepRow
-from fdtrace.replayer.model.events import Decision, Forward
+from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.model.request import Plan
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.workload.workload import Workload

@@ -13,7 +13,7 @@ from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import replay
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history.as_recorded import as_recorded, recorded_history
-from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_state import formula_columns, running_decodes
 
 

@@ -15,7 +15,8 @@ from fdtrace.recorder.recording import Recording
 from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.experiment import Desk
-from fdtrace.replayer.history.history import Divergence, Fidelity, History, StepRow
+from fdtrace.replayer.history.history import Divergence, Fidelity, History
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.report import histories_json, render_report
 
 Make = Callable[[str], Recording]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
 from fdtrace.replayer import BUILTIN, Replay, workload_from_case
 from fdtrace.replayer import history_of as run_history
-from fdtrace.replayer.history.history import Hang, History, How, Outcome, StepRow
+from fdtrace.replayer.history.history import Hang, History, How, Outcome
+from fdtrace.replayer.model.events import StepRow
 
 DATA = Path(__file__).parent.parent / "data"
 MIB = 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdtrace.replayer.history.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.panel import InspectorPanel
 from fdtrace.tui.requests import RequestTable
 from fdtrace.tui.sources import StepEvent

@@ -6,7 +6,8 @@ import threading
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.as_recorded import recorded_history
-from fdtrace.replayer.history.history import History, StepRow
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.jobs import Cancelled, Progress, Replay
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows
