@@ -8,22 +8,15 @@ from fdtrace.replayer.config import ORIGINAL, Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import Cut, Hang
 from fdtrace.replayer.model.events import (
-    FORWARDED,
-    SCHEDULE,
-    Aborted,
-    Cached,
     Decision,
     Forward,
-    Recycled,
-    Rescheduled,
 )
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
-from fdtrace.replayer.replay.hang import HangWatch
-from fdtrace.replayer.replay.other_instance import Handover
 from fdtrace.replayer.replay.row_log import RowTape
 from fdtrace.replayer.replay.step_log import Tape
-from fdtrace.replayer.workload.workload import Workload, WorkRequest
+from fdtrace.replayer.replay.stepper import Stepper
+from fdtrace.replayer.workload.workload import Workload
 
 Progressed = Callable[[int, int], None]
 """Called now and then with the steps done and those expected."""
@@ -64,25 +57,16 @@ class Replay:
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
         self.tape: Tape | RowTape = (RowTape if self.scheduler.tells_rows else Tape)(self.scheduler, workload)
         self.min_steps = min_steps
-        self._handover = Handover(self.scheduler, workload)
-        self._watch = HangWatch(self.scheduler)
-        self._limit = workload.config.max_num_batched_tokens
         self.hang: Hang | None = None
         self.cut: Cut | None = None
+        self._stepper = Stepper(workload, self.scheduler)
+        self._limit = workload.config.max_num_batched_tokens
         self._clock = 0.0
         """Steps so far, or microseconds where requests arrive by time."""
         self._durations = workload.clock.durations
         self._idle_calls = 0
-        self._next = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
-        self._abort_plan = sorted(
-            (request.arrival + request.abort_after, request.request_id)
-            for request in workload.requests
-            if request.abort_after is not None
-        )
-        self._next_abort = 0
-        self._begun = not workload.cached
 
     def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
         """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""
@@ -99,7 +83,7 @@ class Replay:
                     progressed(steps, self.workload.expected_steps)
 
     def _done(self) -> bool:
-        if self._to_finish > 0 or self._next < len(self.workload.requests):
+        if self._to_finish > 0 or self._stepper.num_to_come:
             return False
         scheduler = self.scheduler
         if scheduler.idle:
@@ -113,47 +97,26 @@ class Replay:
         return True
 
     def advance(self) -> bool:
-        """One call and its forward; False where the replay ends in a hang."""
-        if not self._begun:
-            self._begin()
-        outside = self._arrive()
-        scheduler = self.scheduler
-        if scheduler.idle and self._next < len(self.workload.requests):
-            self._clock = max(self._clock, self.workload.requests[self._next].arrival)
-            outside = self._arrive()
+        """One call and its forward; False where the replay ends in a hang or is cut."""
+        stepper, scheduler = self._stepper, self.scheduler
+        self._arrive()
+        if scheduler.idle and (arrival := stepper.next_arrival) is not None:
+            self._clock = max(self._clock, arrival)
+            self._arrive()
         try:
-            handed = self._handover.before_call(self._clock)
-            decision = scheduler.apply(SCHEDULE)
+            decision = stepper.decide(self._clock)
         except SchedulerFailed as failure:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
         held_back = scheduler.num_held_back(decision)
-        forward = scheduler.apply(FORWARDED)
-        self._settle(decision, forward)
-        self._to_finish -= len(handed.discarded)
-        number = self._number()
+        forward = stepper.run(self._clock, self._number(), decision)
+        self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
         counted = self.tape.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
         if counted:
             self._clock += 1 if self._durations is None else self._duration(forward)
-        hopeless = self._watch.after_call(number, decision, forward, moved=handed.moved, outside=outside)
-        return self._goes_on(decision, forward, hopeless)
-
-    def _settle(self, decision: Decision, forward: Forward) -> None:
-        """What follows a forward: preempted requests wait again, aborted ones are forgotten."""
-        scheduler = self.scheduler
-        gone = [*decision.aborted, *(request_id for request_id, _ in decision.errors)]
-        if scheduler.config.role == "decode":
-            gone += decision.preempted
-        else:
-            for request_id in decision.preempted:
-                scheduler.apply(Rescheduled(request_id))
-        for request_id in decision.aborted:
-            scheduler.apply(Recycled(request_id))
-        self._handover.after_forward(self._clock, forward)
-        gone += forward.finished
-        self._to_finish -= sum(1 for request_id in gone if request_id not in self._targets)
+        return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for those who watch."""
@@ -162,48 +125,25 @@ class Replay:
         assert self._durations is not None
         return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
 
-    def _arrive(self) -> bool:
-        """Hand over what is due by now; whether there was anything."""
-        requests, before = self.workload.requests, self._next + self._next_abort
-        while self._next < len(requests) and requests[self._next].arrival <= self._clock:
-            self._enter(requests[self._next])
-            self._next += 1
-        while (
-            self._next_abort < len(self._abort_plan) and self._abort_plan[self._next_abort][0] <= self._clock
-        ):
-            request_id = self._abort_plan[self._next_abort][1]
-            self._next_abort += 1
-            if request_id in self.scheduler:
-                self.scheduler.apply(Aborted(request_id))
-        return self._next + self._next_abort > before
-
-    def _begin(self) -> None:
-        """What was there before the first request."""
-        for blocks in self.workload.cached:
-            self.scheduler.apply(Cached(blocks))
-        self._begun = True
-
-    def _enter(self, request: WorkRequest) -> None:
-        self.scheduler.apply(request.resumed or request.arrived())
-        if request.resumed is None or not request.resumed.decoding:
-            return
-        if self._handover.role == "prefill":
-            self._handover.sending(request.request_id, self._clock)
-        else:
-            self.tape.resumed(request.request_id)
+    def _arrive(self) -> None:
+        """Hand over what is due. A request that decoded before the first step goes on decoding."""
+        for request in self._stepper.arrive(self._clock):
+            resumed = request.resumed
+            if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
+                self.tape.resumed(request.request_id)
 
     @property
     def num_unfinished(self) -> int:
         """Requests that are not done: still there, or not arrived yet."""
-        return self.scheduler.num_requests + len(self.workload.requests) - self._next
+        return self.scheduler.num_requests + self._stepper.num_to_come
 
     def _number(self) -> int:
         return self.workload.first_step + self.tape.num_steps
 
-    def _goes_on(self, decision: Decision, forward: Forward, hopeless: bool) -> bool:
-        """Whether there is a next call; `hopeless`: only something from outside can bring progress."""
+    def _goes_on(self, decision: Decision, forward: Forward) -> bool:
+        """Whether there is a next call."""
         if self.tape.num_steps >= self.workload.max_steps and not self._done():
-            to_come = len(self.workload.requests) - self._next
+            to_come = self._stepper.num_to_come
             self.cut = Cut(self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come)
             return False
         self._idle_calls = 0 if forward.num_tokens else self._idle_calls + 1
@@ -212,17 +152,11 @@ class Replay:
                 self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
             )
             return False
-        if not hopeless or self.scheduler.idle:
+        if not self._stepper.hopeless or self.scheduler.idle:
             return True
-        coming: list[float] = [
-            request.arrival for request in self.workload.requests[self._next : self._next + 1]
-        ]
-        coming += [step for step, _ in self._abort_plan[self._next_abort : self._next_abort + 1]]
-        if (due := self._handover.next_due) is not None:
-            coming.append(due)
-        if coming:
+        if (coming := self._stepper.next_event) is not None:
             if not forward.num_tokens:
-                self._clock = max(self._clock, min(coming))
+                self._clock = max(self._clock, coming)
             return True
-        self.hang = self._watch.hang(decision, forward)
+        self.hang = self._stepper.watch.hang(decision, forward)
         return False

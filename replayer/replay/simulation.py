@@ -11,18 +11,13 @@ from fdtrace.replayer.config import ORIGINAL, Policy, Role
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import Cut, Hang
 from fdtrace.replayer.model.events import (
-    FORWARDED,
-    SCHEDULE,
-    Aborted,
     Decision,
     Forward,
-    Recycled,
-    Rescheduled,
     StepRow,
 )
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
-from fdtrace.replayer.replay.hang import HangWatch
-from fdtrace.replayer.replay.other_instance import Handed, Handover
+from fdtrace.replayer.replay.other_instance import Handed
+from fdtrace.replayer.replay.stepper import Stepper
 from fdtrace.replayer.workload.workload import Workload
 
 
@@ -73,15 +68,12 @@ class Simulation:
         """Requests that made all their output, that a client aborted, and that came to nothing otherwise: refused or
         failed by the other instance, or preempted in the decode role.
         """
-        self._next = 0
-        self._aborts: dict[int, list[str]] = {}
-        self._watch = HangWatch(self.scheduler)
-        self._handover = Handover(self.scheduler, workload)
+        self._stepper = Stepper(workload, self.scheduler)
 
     @property
     def done(self) -> bool:
         """Whether every request has arrived and gone."""
-        return self._next == len(self.workload.requests) and self.scheduler.idle
+        return not self._stepper.num_to_come and self.scheduler.idle
 
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.workload.max_steps and not self.done:
@@ -94,41 +86,19 @@ class Simulation:
         """Where the limit of steps ended it, after all steps; None: it came to its end, or hangs."""
         if self.done or self.hang is not None or self.step < self.workload.max_steps:
             return None
-        to_come = len(self.workload.requests) - self._next
+        to_come = self._stepper.num_to_come
         return Cut(self.step, self.workload.max_steps, self.scheduler.num_requests, to_come)
-
-    def _arrive(self) -> bool:
-        """Hand over the requests that are due; whether there were any."""
-        requests, before = self.workload.requests, self._next
-        while self._next < len(requests) and requests[self._next].arrival <= self.step:
-            request = requests[self._next]
-            self.scheduler.apply(request.resumed or request.arrived())
-            if request.abort_after is not None:
-                self._aborts.setdefault(self.step + request.abort_after, []).append(request.request_id)
-            self._next += 1
-        return self._next > before
 
     def run_step(self) -> Step:
         """Run one step; SchedulerFailed where FastDeploy's scheduler would raise."""
-        scheduler = self.scheduler
-        outside = self._arrive()
-        for request_id in self._aborts.pop(self.step, ()):
-            if request_id in scheduler:
-                scheduler.apply(Aborted(request_id))
-                outside = True
-        handed = self._handover.before_call(self.step)
-        decision = scheduler.apply(SCHEDULE)
+        scheduler, stepper = self.scheduler, self._stepper
+        stepper.arrive(self.step)
+        decision = stepper.decide(self.step)
         rows = scheduler.rows(decision) if self.with_rows else None
-        forward = scheduler.apply(FORWARDED)
-        if scheduler.config.role != "decode":
-            for request_id in decision.preempted:
-                scheduler.apply(Rescheduled(request_id))
-        for request_id in decision.aborted:
-            scheduler.apply(Recycled(request_id))
-        self._handover.after_forward(self.step, forward)
-        self._count(decision, forward, handed)
-        self._look_for_hang(decision, forward, moved=handed.moved, outside=outside)
-        step = Step(self.step, decision, forward, rows, handed, scheduler.config.role)
+        forward = stepper.run(self.step, self.step, decision)
+        self._count(decision, forward, stepper.handed)
+        self._look_for_hang(decision, forward)
+        step = Step(self.step, decision, forward, rows, stepper.handed, scheduler.config.role)
         if step.role != "mixed":
             step.num_asking, step.num_preallocated = scheduler.num_asking, scheduler.num_preallocated
             step.num_preallocated_blocks = scheduler.num_preallocated_blocks
@@ -142,20 +112,14 @@ class Simulation:
         if self.scheduler.config.role == "decode":
             self.num_failed += len(decision.preempted)
 
-    def _look_for_hang(self, decision: Decision, forward: Forward, *, moved: bool, outside: bool) -> None:
+    def _look_for_hang(self, decision: Decision, forward: Forward) -> None:
         """What comes from outside, before the limit of steps, may still bring progress: then it does not hang."""
-        hopeless = self._watch.after_call(self.step, decision, forward, moved=moved, outside=outside)
-        if not hopeless:
+        if not self._stepper.hopeless:
             self.hang = None
-        elif self.hang is None and not self.scheduler.idle and not self._is_coming():
-            self.hang = self._watch.hang(decision, forward)
-
-    def _is_coming(self) -> bool:
-        requests, limit = self.workload.requests, self.workload.max_steps
-        if self._next < len(requests) and requests[self._next].arrival < limit:
-            return True
-        due = self._handover.next_due
-        return min(self._aborts, default=limit) < limit or (due is not None and due < limit)
+        elif self.hang is None and not self.scheduler.idle:
+            coming = self._stepper.next_event
+            if coming is None or coming >= self.workload.max_steps:
+                self.hang = self._stepper.watch.hang(decision, forward)
 
 
 def golden_line(step: Step) -> dict[str, Any]:
