@@ -14,8 +14,6 @@ class Reserve(ABC):
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
-        self.last_reserved = 0
-        """Blocks that the last `threshold` kept for the running requests."""
 
     @property
     def new_token_ratio(self) -> float | None:
@@ -33,7 +31,6 @@ class Reserve(ABC):
         speculation's extra block is added only where blocks are reserved at all.
         """
         reserved = self.reserved(state)
-        self.last_reserved = reserved or 0
         needed = num_new_blocks if reserved is None else num_new_blocks + reserved
         if self.config.speculation and (reserved is not None or self.policy.spec_block_always):
             needed = min(needed + 1, self.config.max_blocks_per_seq)

@@ -78,6 +78,16 @@ class View:
         return self.config.num_blocks
 
     @property
+    def num_reserved_blocks(self) -> int | None:
+        """Free blocks that are kept for the running requests as it stands; None: none are."""
+        return self._reserve.reserved(self._state)
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        """The ratio that blocks are reserved by; None: they are reserved otherwise."""
+        return self._reserve.new_token_ratio
+
+    @property
     def snapshot_is_whole(self) -> bool:
         """Whether all later decisions follow from `snapshot`."""
         return type(self._state.pool) is BlockPool

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.block_reserve import Reserve
-from fdtrace.replayer.model.events import Decision, NotAdmitted, Reason
+from fdtrace.replayer.model.events import Decision, Lack, NotAdmitted, Reason
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 from fdtrace.replayer.model.roles import check_prefill_role
 from fdtrace.replayer.model.state import ORDER, State
@@ -45,7 +45,6 @@ class Call:
             explain,
         )
         self.index, self.track, self.prefill_unmet = 0, charge != 0, False
-        decision.new_token_ratio = self.reserve.new_token_ratio
         self._schedule_running()
         if self.aborted:
             for request in self.aborted:
@@ -159,8 +158,8 @@ class Call:
             elif not self.state.pool.can_allocate(
                 threshold := self.reserve.threshold(num_blocks, self.state)
             ):
-                self._missing("prefill waits", request, threshold)
-                self.decision.blocked_runs = self.prefill_unmet = True
+                self._missing("prefill waits", request, threshold, is_running=True)
+                self.prefill_unmet = True
                 return False
         elif not self.state.pool.can_allocate(num_blocks) and not self._preempt_for(request, num_blocks):
             return False
@@ -268,16 +267,15 @@ class Call:
             self._missing("not admitted", request, threshold)
             state.pool.release(request)
             return "blocks"
-        self.decision.num_reserved_blocks = self.reserve.last_reserved
         state.admit_head()
         self._prefill(request, num_tokens, num_blocks, admitted=True)
         return None
 
-    def _missing(self, kind: str, request: Request, threshold: int) -> None:
+    def _missing(self, kind: str, request: Request, threshold: int, *, is_running: bool = False) -> None:
         free = self.state.pool.num_free
-        decision = self.decision
-        decision.num_missing_blocks, decision.num_needed_blocks = threshold - free, threshold
-        decision.blocked, decision.num_reserved_blocks = request.id, self.reserve.last_reserved
+        self.decision.num_missing_blocks = threshold - free
+        reserved = self.reserve.reserved(self.state) or 0
+        self.decision.lack = Lack(request.id, threshold, reserved, is_running)
         self._because(kind, request, needed_blocks=threshold, free_blocks=free)
 
     # Chunks -------------------------------------------------------------------------------------------------

@@ -58,6 +58,14 @@ class AnyScheduler(Protocol):
         """KV blocks that requests can have, all together."""
 
     @property
+    def num_reserved_blocks(self) -> int | None:
+        """Free blocks that are kept for the running requests, asked after a call; None: none, or it is not told."""
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        """The ratio that blocks are reserved by, asked after a call; None: none is, or it is not told."""
+
+    @property
     def snapshot_is_whole(self) -> bool:
         """Whether all later decisions follow from `snapshot`; False: it shows a part of the state."""
 

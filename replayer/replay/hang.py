@@ -38,7 +38,7 @@ from collections.abc import Hashable, Sequence
 
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.history.history import Hang
-from fdtrace.replayer.model.events import Decision, Forward
+from fdtrace.replayer.model.events import Decision, Forward, Lack
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 
 REPEATS = 4
@@ -65,6 +65,8 @@ class HangWatch:
         self._reached: dict[str, int] = {}
         """How far each prefill has come since a request last gained a token of output or left."""
         self._rounds = _Rounds()
+        self.has_gained = True
+        """Whether the last call brought a request further by a token of output, or an end."""
 
     def after_call(
         self, step: int, decision: Decision, forward: Forward, *, moved: bool, outside: bool
@@ -81,9 +83,11 @@ class HangWatch:
             Whether no call to come can bring progress, unless something comes from outside.
         """
         if forward.num_decodes or forward.finished or moved or self._gains(decision, forward):
-            if self._since is not None or self._reached:
+            if not self.has_gained:
                 self._clear()
+                self.has_gained = True
             return False
+        self.has_gained = False
         if self.scheduler.idle:
             self._clear()
             return False
@@ -240,8 +244,8 @@ def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]
     if scheduler.explains:
         return f"{_rule(scheduler, decision, stalled)} ({state})"
     parts = []
-    if decision.blocked is not None and decision.num_needed_blocks is not None:
-        parts.append(_blocked(scheduler, decision))
+    if decision.lack is not None:
+        parts.append(_lacking(scheduler, decision, decision.lack))
     if stalled:
         parts.append(f"{_stall(stalled)}, and the call extends none of them")
     why = "; ".join(parts) or "the scheduler hands nothing out and tells no reason"
@@ -268,19 +272,17 @@ def _asking(scheduler: AnyScheduler, decision: Decision) -> str:
     )
 
 
-def _blocked(scheduler: AnyScheduler, decision: Decision) -> str:
+def _lacking(scheduler: AnyScheduler, decision: Decision, lack: Lack) -> str:
     """Which request has too few blocks: the head of the queue, or a running prefill."""
-    needed, total = decision.num_needed_blocks or 0, scheduler.num_blocks
-    name = _shown(decision.blocked or "")
-    reserved = decision.num_reserved_blocks
+    name, total, reserved = _shown(lack.request_id), scheduler.num_blocks, lack.num_reserved_blocks
     kept = f", {reserved:,} of them kept for the running requests" if reserved else ""
-    whole = _prefill_blocks(scheduler, decision.blocked or "")
-    text = f"needs {needed:,} of {total:,} blocks{kept}"
+    whole = _prefill_blocks(scheduler, lack.request_id)
+    text = f"needs {lack.num_needed_blocks:,} of {total:,} blocks{kept}"
     if whole > total:
         text = f"needs {whole:,} of {total:,} blocks"
     if scheduler.config.role == "decode":
         return f"the next request that joined lacks {decision.num_missing_blocks} blocks: {name} {text}"
-    if decision.blocked_runs:
+    if lack.is_running:
         return f"the running prefill of {name} {text}"
     return f"the head of the queue, {name}, {text}"
 
@@ -299,6 +301,6 @@ def _rule(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]) -
         return f"a budget of {budget} reaches no boundary that chunks align to"
     if reason == "budget" and not scheduler.config.chunked_prefill:
         return f"the next prompt is not chunked and is larger than the budget of {budget}"
-    if decision.num_missing_blocks is not None:
-        return f"{_blocked(scheduler, decision)}, and none will be freed"
+    if decision.lack is not None:
+        return f"{_lacking(scheduler, decision, decision.lack)}, and none will be freed"
     return f"nothing is decided with a budget of {budget} ({reason})"

@@ -110,7 +110,8 @@ class Replay:
             return False
         held_back = scheduler.num_held_back(decision)
         forward = stepper.run(self._clock, self._number(), decision)
-        self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
+        if stepper.ended:
+            self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
         counted = self.tape.record(decision, forward, refused)
         self.after_call(decision, forward, counted)

@@ -33,6 +33,9 @@ class Step:
     handed: Handed
     """In the prefill and decode roles: what came before the call."""
     role: Role
+    num_reserved_blocks: int | None = None
+    """Free blocks kept for the running requests after the call, and the ratio that they are reserved by."""
+    new_token_ratio: float | None = None
     num_asking: int = 0
     """In those roles: requests without a slot after the step."""
     num_preallocated: int = 0
@@ -95,10 +98,13 @@ class Simulation:
         stepper.arrive(self.step)
         decision = stepper.decide(self.step)
         rows = scheduler.rows(decision) if self.with_rows else None
+        reserved = (
+            (scheduler.num_reserved_blocks, scheduler.new_token_ratio) if self.with_rows else (None, None)
+        )
         forward = stepper.run(self.step, self.step, decision)
         self._count(decision, forward, stepper.handed)
         self._look_for_hang(decision, forward)
-        step = Step(self.step, decision, forward, rows, stepper.handed, scheduler.config.role)
+        step = Step(self.step, decision, forward, rows, stepper.handed, scheduler.config.role, *reserved)
         if step.role != "mixed":
             step.num_asking, step.num_preallocated = scheduler.num_asking, scheduler.num_preallocated
             step.num_preallocated_blocks = scheduler.num_preallocated_blocks
@@ -151,16 +157,16 @@ def _line(step: Step) -> dict[str, Any]:
 
 def decision_line(step: Step) -> dict[str, Any]:
     """The golden line of a step, and what decided: null is what the scheduler does not tell, or did not look at."""
-    decision = step.decision
+    decision, lack = step.decision, step.decision.lack
     return {
         **golden_line(step),
         "token_budget": None if decision.token_budget == MISSING else decision.token_budget,
         "not_admitted": decision.not_admitted,
-        "blocked": decision.blocked,
-        "num_needed_blocks": decision.num_needed_blocks,
+        "blocked": lack and lack.request_id,
+        "num_needed_blocks": lack and lack.num_needed_blocks,
         "num_missing_blocks": decision.num_missing_blocks,
-        "num_reserved_blocks": decision.num_reserved_blocks,
-        "new_token_ratio": decision.new_token_ratio,
+        "num_reserved_blocks": lack.num_reserved_blocks if lack else step.num_reserved_blocks,
+        "new_token_ratio": step.new_token_ratio,
         "num_asking": step.num_asking,
         "num_preallocated": step.num_preallocated,
         "num_preallocated_blocks": step.num_preallocated_blocks,

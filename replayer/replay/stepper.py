@@ -104,20 +104,29 @@ class Stepper:
             step: number of the step, as a hang is dated by.
             decision: that of the call.
         """
+        forward = self.scheduler.apply(FORWARDED)
+        self.ended = []
+        if decision.preempted or decision.aborted or decision.errors or self.handed is not NOTHING:
+            self._settle(now, decision, forward)
+        if forward.finished:
+            self.ended += forward.finished
+        if forward.num_decodes and self.watch.has_gained:  # as most calls
+            self.hopeless = False
+        else:
+            moved, outside = self.handed.moved, self._outside
+            self.hopeless = self.watch.after_call(step, decision, forward, moved=moved, outside=outside)
+        self._outside = False
+        return forward
+
+    def _settle(self, now: float, decision: Decision, forward: Forward) -> None:
+        """What follows a forward, beside what it finished."""
         scheduler = self.scheduler
-        forward = scheduler.apply(FORWARDED)
-        ended = [*self.handed.discarded, *decision.aborted, *(name for name, _ in decision.errors)]
+        self.ended += [*self.handed.discarded, *decision.aborted, *(name for name, _ in decision.errors)]
         if scheduler.config.role == "decode":
-            ended += decision.preempted
+            self.ended += decision.preempted
         else:
             for request_id in decision.preempted:
                 scheduler.apply(Rescheduled(request_id))
         for request_id in decision.aborted:
             scheduler.apply(Recycled(request_id))
         self._handover.after_forward(now, forward)
-        self.ended = ended + forward.finished
-        self.hopeless = self.watch.after_call(
-            step, decision, forward, moved=self.handed.moved, outside=self._outside
-        )
-        self._outside = False
-        return forward
