@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.analysis.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
+from fdtrace.replayer.analysis.explain_step import reasons_of_step
+from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.as_recorded import Rows, as_recorded, no_rows, recorded_history
@@ -127,7 +128,7 @@ class Desk:
         history = history_of(run, self.memory)
         if not same:
             return history
-        return self._with_fidelity(history, lambda at: explained_step(self.workload, by, chosen, at))
+        return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
 
     def _digests(self, run: Replay) -> NDArray[np.int64] | None:
         reader = run.tape.reader()

@@ -12,6 +12,9 @@ from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.workload import Workload
 
+MOST_REASONS = 6
+"""Reasons given of one step, where they stand in a sentence."""
+
 LOOK_EVERY = 500
 """Steps between two looks at progress and cancellation."""
 
@@ -57,6 +60,16 @@ class Explainer:
         return found
 
 
+def reasons_of_step(workload: Workload, formula: Formula, policy: Policy, at: int) -> list[str]:
+    """What a replay decides in its step number `at`, counted from 0, and why, in a few lines."""
+    explained = Explainer(lambda: workload, formula, policy).explain(workload.first_step + at)
+    reasons = [reason.text for decision in explained.decisions for reason in decision.reasons]
+    shown = reasons[:MOST_REASONS]
+    if len(reasons) > MOST_REASONS:
+        shown.append(f"and {len(reasons) - MOST_REASONS} more")
+    return shown or ["nothing but decodes"]
+
+
 class _Run(Replay):
     def __init__(self, workload: Workload, formula: Formula, policy: Policy) -> None:
         super().__init__(workload, formula, policy, min_steps=workload.max_steps)
@@ -67,7 +80,7 @@ class _Run(Replay):
     def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
         tape, scheduler, looked = self.tape, self.model, -1
         self._found = Explained(at)
-        while tape.num_steps <= at and not self._done():
+        while tape.num_steps <= at and not self.is_done():
             scheduler.explain = tape.num_steps == at
             if not self._next_call():
                 break
@@ -82,7 +95,7 @@ class _Run(Replay):
     def _next_call(self) -> bool:
         scheduler, found = self.model, self._found
         if scheduler.explain:
-            self._arrive()
+            self.arrive()
             found.num_running, found.num_waiting = scheduler.num_running, scheduler.num_waiting
             found.num_free_blocks = scheduler.num_free_blocks
         return self.advance()

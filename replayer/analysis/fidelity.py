@@ -15,10 +15,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.builtin import BUILTIN
 from fdtrace.replayer.history.as_recorded import Rows, no_rows
 from fdtrace.replayer.history.history import Divergence, Fidelity
-from fdtrace.replayer.model.events import Decision, Forward
 from fdtrace.replayer.recorded.step_state import column, formula_columns
-from fdtrace.replayer.replay.run import Replay
-from fdtrace.replayer.workload.workload import Workload
 
 
 def recorded_formula(recording: Recording) -> str | None:
@@ -131,36 +128,3 @@ def _explanation(found: Divergence) -> str:
         f"the replay decided: {decided}" if decided else "",
     ]
     return ". ".join(part for part in parts if part)
-
-
-MOST_REASONS = 6
-"""Reasons told of one step."""
-
-
-class _Explained(Replay):
-    """A replay that keeps the reasons of one step."""
-
-    def __init__(self, workload: Workload, formula: Formula, policy: Policy, at: int) -> None:
-        super().__init__(workload, formula, policy, explain=True, min_steps=at + 1)
-        self._at = at
-        self.reasons: list[str] = []
-
-    def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
-        if self.tape.num_steps - counted == self._at:
-            self.reasons.extend(reason.text for reason in decision.reasons)
-
-    def told(self) -> list[str]:
-        while self.tape.num_steps <= self._at and not self._done():
-            if not self.advance():
-                break
-        shown = self.reasons[:MOST_REASONS]
-        if len(self.reasons) > MOST_REASONS:
-            shown.append(f"and {len(self.reasons) - MOST_REASONS} more")
-        return shown
-
-
-def explained_step(workload: Workload, formula: Formula, policy: Policy, at: int) -> list[str]:
-    """What a replay decides in its step number `at`, counted from 0, and why: the replay is run again up to
-    there.
-    """
-    return _Explained(workload, formula, policy, at).told() or ["nothing but decodes"]

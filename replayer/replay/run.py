@@ -71,7 +71,7 @@ class Replay:
     def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
         """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""
         looked = -1
-        while not self._done():
+        while not self.is_done():
             if not self.advance():
                 return
             steps = self.tape.num_steps
@@ -82,7 +82,8 @@ class Replay:
                 if progressed is not None:
                     progressed(steps, self.workload.expected_steps)
 
-    def _done(self) -> bool:
+    def is_done(self) -> bool:
+        """Whether all that the recording saw end has ended, and the rest is as far as it came there."""
         if self._to_finish > 0 or self._stepper.num_to_come:
             return False
         scheduler = self.scheduler
@@ -99,10 +100,10 @@ class Replay:
     def advance(self) -> bool:
         """One call and its forward; False where the replay ends in a hang or is cut."""
         stepper, scheduler = self._stepper, self.scheduler
-        self._arrive()
+        self.arrive()
         if scheduler.idle and (arrival := stepper.next_arrival) is not None:
             self._clock = max(self._clock, arrival)
-            self._arrive()
+            self.arrive()
         try:
             decision = stepper.decide(self._clock)
         except SchedulerFailed as failure:
@@ -126,7 +127,7 @@ class Replay:
         assert self._durations is not None
         return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
 
-    def _arrive(self) -> None:
+    def arrive(self) -> None:
         """Hand over what is due. A request that decoded before the first step goes on decoding."""
         for request in self._stepper.arrive(self._clock):
             resumed = request.resumed
@@ -143,7 +144,7 @@ class Replay:
 
     def _goes_on(self, decision: Decision, forward: Forward) -> bool:
         """Whether there is a next call."""
-        if self.tape.num_steps >= self.workload.max_steps and not self._done():
+        if self.tape.num_steps >= self.workload.max_steps and not self.is_done():
             to_come = self._stepper.num_to_come
             self.cut = Cut(self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come)
             return False
