@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.trace import Trace
     from fdtrace.replayer.config import Policy
-    from fdtrace.replayer.experiment import Desk
+    from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.history.as_recorded import Rows
     from fdtrace.replayer.history.history import History, How
@@ -150,19 +150,19 @@ class Replays:
                 refuse_unmodelled(recording, f"--policy {self.policy.name}")
 
     @cached_property
-    def _desk(self) -> Desk:
-        return self._desk_of(self.recording)
+    def _experiment(self) -> Experiment:
+        return self._experiment_of(self.recording)
 
-    def _desk_of(self, recording: Recording) -> Desk:
-        from fdtrace.replayer.experiment import Desk
+    def _experiment_of(self, recording: Recording) -> Experiment:
+        from fdtrace.replayer.experiment import Experiment
 
-        return Desk(recording, self.rows, self.args.clock, self.device_bytes)
+        return Experiment(recording, self.rows, self.args.clock, self.device_bytes)
 
     def now(self) -> list[History]:
         """The recording and its replays, computed here with the progress on stderr."""
         from fdtrace.progress import Progress as Said
 
-        said, histories = Said(), [self._desk.recorded()]
+        said, histories = Said(), [self._experiment.recorded()]
         for i, one in enumerate(self.subjects):
 
             def progressed(share: float, name: str = one.name, i: int = i) -> None:
@@ -203,18 +203,18 @@ class Replays:
     ) -> History:
         from fdtrace.schedulers import GivenScheduler
 
-        desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+        experiment = self._experiment if self.reader is None else self._experiment_of(self.reader.recording())
 
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))
 
         if isinstance(one, GivenScheduler):
             engine = self.recording.engine
-            with one.open(desk.workload.config, engine.env, engine.config) as driven:
-                return desk.reschedule(driven, None, progressed, cancelled)
+            with one.open(experiment.workload.config, engine.env, engine.config) as driven:
+                return experiment.reschedule(driven, None, progressed, cancelled)
         if self.how == "as recorded":
-            return desk.as_recorded(one)
-        return desk.reschedule(one, self.policy, progressed, cancelled)
+            return experiment.as_recorded(one)
+        return experiment.reschedule(one, self.policy, progressed, cancelled)
 
 
 def sources_of(reader: TraceReader, replays: Replays) -> Sources:

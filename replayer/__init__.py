@@ -1,7 +1,7 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
 from fdtrace.replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
-from fdtrace.replayer.experiment import history_of, replay, reschedule
+from fdtrace.replayer.experiment import Experiment, history_of, replay_recording, reschedule
 from fdtrace.replayer.formulas import (
     BUILTIN,
     VARIABLES,
@@ -10,7 +10,7 @@ from fdtrace.replayer.formulas import (
     formula_from_class,
     parse_formula,
 )
-from fdtrace.replayer.history.history import Fidelity, Hang, History, Outcome
+from fdtrace.replayer.history.history import Cut, Fidelity, Hang, History, Outcome
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.replayer.model.events import (
     Aborted,
@@ -47,10 +47,12 @@ __all__ = [
     "VARIABLES",
     "Aborted",
     "Arrived",
+    "Cut",
     "Decision",
     "Discarded",
     "Emitted",
     "Event",
+    "Experiment",
     "Fidelity",
     "Finished",
     "Formula",
@@ -84,7 +86,7 @@ __all__ = [
     "outcome_dict",
     "parse_formula",
     "parse_policy",
-    "replay",
+    "replay_recording",
     "reschedule",
     "workload_from_case",
 ]

@@ -16,7 +16,7 @@ from fdtrace.replayer.analysis.explain_step import reasons_of_step
 from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.as_recorded import Rows, as_recorded, no_rows, recorded_history
+from fdtrace.replayer.history.as_recorded import Rows, as_recorded_history, no_rows, recorded_history
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
 from fdtrace.replayer.recorded.memory_fit import fit_memory
@@ -30,7 +30,7 @@ from fdtrace.replayer.workload.workload import Workload
 HowToReplay = Literal["as recorded", "rescheduled"]
 
 
-def replay(
+def replay_recording(
     recording: Recording,
     formulas: Sequence[Formula],
     how: HowToReplay = "rescheduled",
@@ -50,13 +50,13 @@ def replay(
     steps over all formulas. ReplayCancelled when `cancelled()`; UsageError where a formula cannot be
     computed, or the clock cannot be had; TraceError where nothing was recorded.
     """
-    desk = Desk(recording, rows, clock, device_bytes)
-    histories = [desk.recorded()]
+    experiment = Experiment(recording, rows, clock, device_bytes)
+    histories = [experiment.recorded()]
     if how == "as recorded":
-        return histories + [desk.as_recorded(formula) for formula in formulas]
+        return histories + [experiment.as_recorded(formula) for formula in formulas]
     for i, formula in enumerate(formulas):
         heard = None if progressed is None else _share(progressed, i, len(formulas))
-        histories.append(desk.reschedule(formula, policy, heard, cancelled))
+        histories.append(experiment.reschedule(formula, policy, heard, cancelled))
     return histories
 
 
@@ -69,7 +69,7 @@ def _share(progressed: Progressed, i: int, count: int) -> Progressed:
     return lambda done, expected: progressed(i * expected + min(done, expected), count * expected)
 
 
-class Desk:
+class Experiment:
     """A recording laid out for replays: its workload and its memory fit are made once."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Desk:
 
     def as_recorded(self, formula: Formula) -> History:
         """Every step in the state that it had, under a formula."""
-        return as_recorded(self.recording, formula, self.memory, self.rows)
+        return as_recorded_history(self.recording, formula, self.memory, self.rows)
 
     def reschedule(
         self,
@@ -131,7 +131,7 @@ class Desk:
         return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
 
     def _digests(self, run: Replay) -> NDArray[np.int64] | None:
-        reader = run.tape.reader()
+        reader = run.log.reader()
         if not isinstance(reader, RowReader):
             return None
         requests = self.recording.requests
@@ -171,12 +171,12 @@ def refuse_unmodelled(recording: Recording, name: str) -> None:
 
 def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy | None = None) -> History:
     """The recorded requests scheduled afresh, with the fidelity where it is what recorded."""
-    return Desk(recording).reschedule(by, policy)
+    return Experiment(recording).reschedule(by, policy)
 
 
 def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
     """The history of a replay that has been run."""
-    columns = run.tape.columns()
+    columns = run.log.columns()
     limit = run.workload.config.max_num_batched_tokens
     outcome = outcome_of(
         columns,
@@ -188,6 +188,6 @@ def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
         clock=run.workload.clock,
         memory=memory,
     )
-    reader = run.tape.reader()
+    reader = run.log.reader()
     name = run.scheduler.name
     return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)

@@ -52,7 +52,7 @@ class Explainer:
             return self._last
         workload = self._workload()
         at = step - workload.first_step
-        if self._run is None or self._run.tape.num_steps > at:
+        if self._run is None or self._run.log.num_steps > at:
             self._run = _Run(workload, self._formula, self._policy)
         found = self._run.explain(at, progressed, cancelled)
         found.step = step
@@ -78,14 +78,14 @@ class _Run(Replay):
         self._found = Explained(0)
 
     def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
-        tape, scheduler, looked = self.tape, self.model, -1
+        log, scheduler, looked = self.log, self.model, -1
         self._found = Explained(at)
-        while tape.num_steps <= at and not self.is_done():
-            scheduler.explain = tape.num_steps == at
+        while log.num_steps <= at and not self.is_done():
+            scheduler.explain = log.num_steps == at
             if not self._next_call():
                 break
-            if tape.num_steps % LOOK_EVERY == 0 and tape.num_steps != looked:
-                looked = tape.num_steps
+            if log.num_steps % LOOK_EVERY == 0 and log.num_steps != looked:
+                looked = log.num_steps
                 if cancelled is not None and cancelled():
                     raise ReplayCancelled
                 if progressed is not None:

@@ -81,7 +81,7 @@ def num_unfinished(recording: Recording) -> int:
     return int(((recording.finished_step == MISSING) & (recording.aborted_step == MISSING)).sum())
 
 
-def as_recorded(
+def as_recorded_history(
     recording: Recording, formula: Formula, memory: MemoryQuestion | None = None, rows: Rows = no_rows
 ) -> History:
     """The recorded steps under another budget formula, exactly, state for state.

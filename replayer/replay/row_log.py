@@ -18,14 +18,14 @@ from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
 
 COLUMNS = (*TOLD, "num_draft_tokens", "num_accepted_tokens")
-"""The columns of `Tape`, and what it need not keep: drafts and acceptances differ from step to step."""
+"""The columns of `StepLog`, and what it need not keep: drafts and acceptances differ from step to step."""
 
 _ROW = 7
 """Numbers of a row: request, whether a decode, tokens, computed before, drafts, accepted, blocks."""
 
 
-class RowTape:
-    """As `Tape`, in memory that grows with the rows: 56 bytes each."""
+class RowLog:
+    """As `StepLog`, in memory that grows with the rows: 56 bytes each."""
 
     def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload

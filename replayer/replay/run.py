@@ -13,8 +13,8 @@ from fdtrace.replayer.model.events import (
 )
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
-from fdtrace.replayer.replay.row_log import RowTape
-from fdtrace.replayer.replay.step_log import Tape
+from fdtrace.replayer.replay.row_log import RowLog
+from fdtrace.replayer.replay.step_log import StepLog
 from fdtrace.replayer.replay.stepper import Stepper
 from fdtrace.replayer.workload.workload import Workload
 
@@ -55,7 +55,9 @@ class Replay:
     ) -> None:
         self.workload = workload
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
-        self.tape: Tape | RowTape = (RowTape if self.scheduler.tells_rows else Tape)(self.scheduler, workload)
+        self.log: StepLog | RowLog = (RowLog if self.scheduler.tells_rows else StepLog)(
+            self.scheduler, workload
+        )
         self.min_steps = min_steps
         self.hang: Hang | None = None
         self.cut: Cut | None = None
@@ -74,7 +76,7 @@ class Replay:
         while not self.is_done():
             if not self.advance():
                 return
-            steps = self.tape.num_steps
+            steps = self.log.num_steps
             if steps % PROGRESS_EVERY == 0 and steps != looked:
                 looked = steps
                 if cancelled is not None and cancelled():
@@ -89,7 +91,7 @@ class Replay:
         scheduler = self.scheduler
         if scheduler.idle:
             return True
-        if self.tape.num_steps < self.min_steps:
+        if self.log.num_steps < self.min_steps:
             return False
         for request_id, target in list(self._targets.items()):
             if request_id in scheduler and scheduler.num_output_tokens_of(request_id) < (target or 0):
@@ -114,7 +116,7 @@ class Replay:
         if stepper.ended:
             self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
-        counted = self.tape.record(decision, forward, refused)
+        counted = self.log.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
         if counted:
             self._clock += 1 if self._durations is None else self._duration(forward)
@@ -132,7 +134,7 @@ class Replay:
         for request in self._stepper.arrive(self._clock):
             resumed = request.resumed
             if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
-                self.tape.resumed(request.request_id)
+                self.log.resumed(request.request_id)
 
     @property
     def num_unfinished(self) -> int:
@@ -140,11 +142,11 @@ class Replay:
         return self.scheduler.num_requests + self._stepper.num_to_come
 
     def _number(self) -> int:
-        return self.workload.first_step + self.tape.num_steps
+        return self.workload.first_step + self.log.num_steps
 
     def _goes_on(self, decision: Decision, forward: Forward) -> bool:
         """Whether there is a next call."""
-        if self.tape.num_steps >= self.workload.max_steps and not self.is_done():
+        if self.log.num_steps >= self.workload.max_steps and not self.is_done():
             to_come = self._stepper.num_to_come
             self.cut = Cut(self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come)
             return False

@@ -70,7 +70,7 @@ before.
 _OPEN = -1
 
 
-class Tape:
+class StepLog:
     """Records a replay step by step. A call whose forward runs 0 tokens is no step; what it did counts to the
     next.
 

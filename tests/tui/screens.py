@@ -9,7 +9,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer import parse_formula, replay
+from fdtrace.replayer import parse_formula, replay_recording
 from fdtrace.replayer.history.history import History, How
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.jobs import Cancelled, Progress, Replay
@@ -56,7 +56,7 @@ def formula_replay(recording: Recording, text: str, how: How = "rescheduled") ->
         def progressed(done: int, expected: int) -> None:
             progress(done / max(1, expected))
 
-        done = replay(recording, [formula], how, progressed=progressed, cancelled=cancelled)
+        done = replay_recording(recording, [formula], how, progressed=progressed, cancelled=cancelled)
         return done[1]
 
     return Replay(formula.name, how, compute, formula, None, text)
