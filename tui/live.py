@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from textual.timer import Timer
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController

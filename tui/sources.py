@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.panes.jobs import Replay, Rows
 
 

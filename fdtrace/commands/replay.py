@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.standstill import Standstill
-    from fdtrace.replayer.history import History
+    from fdtrace.replayer.history.history import History
     from fdtrace.tui.terminal import Terminal
 
 

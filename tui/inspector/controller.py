@@ -7,7 +7,7 @@ from rich.text import Text
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.story import Story, story_of
+from fdtrace.replayer.analysis.request_story import Story, story_of
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
 from fdtrace.tui.inspector.story_screen import StoryScreen

@@ -14,7 +14,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.story import Chunk, Decodes, Story
+from fdtrace.replayer.analysis.request_story import Chunk, Decodes, Story
 from fdtrace.tui.theme import Look
 
 MOST_PARTS = 200

@@ -9,10 +9,9 @@ from rich.style import Style
 from rich.text import Text
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.account import Account
-from fdtrace.replayer.events import Decision, Reason
-from fdtrace.replayer.formulas.arithmetic import MINUS, TIMES, parts
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.analysis.step_account import Account
+from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, parts
+from fdtrace.replayer.model.events import Decision, Reason, StepRow
 from fdtrace.tui.inspector.inspector import Inspection
 from fdtrace.tui.theme import Look, memory_size
 

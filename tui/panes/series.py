@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.history import History
 
 Ints = NDArray[np.int64]
 

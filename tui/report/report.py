@@ -13,8 +13,8 @@ from rich.text import Text
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.standstill import Standstill
-from fdtrace.replayer.history import History
-from fdtrace.replayer.outcome import outcome_dict
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.report.sentences import divergence_table, sentences, shared_sentences

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.clock import Clock
-from fdtrace.replayer.history import Divergence, Fidelity, History
-from fdtrace.replayer.memory import MemoryFit
+from fdtrace.replayer.history.history import Divergence, Fidelity, History
+from fdtrace.replayer.recorded.memory_fit import MemoryFit
+from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.tui.theme import memory_size
 
 

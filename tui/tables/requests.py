@@ -11,7 +11,7 @@ from textual.message import Message
 from textual.strip import Strip
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.tables.row_view import RowView
 from fdtrace.tui.theme import Glyphs, Palette
