@@ -36,8 +36,8 @@ import numpy as np
 import psutil
 
 from fdtrace.recorder.recording import EngineInfo, LoadedDetails, Recording
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import run_replay
 from fdtrace.tui.panes.jobs import Replay
 from fdtrace.tui.panes.layout import Scale

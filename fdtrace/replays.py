@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 import threading
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from fdtrace.formulas import DEFAULT
 from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments
+from fdtrace.sizes import size_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -20,22 +20,16 @@ if TYPE_CHECKING:
     from fdtrace.reading import TraceReader
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.trace import Trace
-    from fdtrace.replayer.as_recorded import Rows
-    from fdtrace.replayer.compare import Desk
     from fdtrace.replayer.config import Policy
+    from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.history import History, How, StepRow
+    from fdtrace.replayer.history.as_recorded import Rows
+    from fdtrace.replayer.history.history import History, How
+    from fdtrace.replayer.model.events import StepRow
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.tui.background import Cancelled
     from fdtrace.tui.panes.jobs import Progress, Replay
     from fdtrace.tui.sources import Sources
-
-SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?i?b)\Z", re.IGNORECASE)
-UNITS = {
-    "b": 1,
-    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
-    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
-}
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +78,18 @@ class RecordedRows:
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
         from fdtrace.recorder.loading import STEP_ROWS
-        from fdtrace.replayer.history import StepRow
+        from fdtrace.recorder.trace import reading
+        from fdtrace.replayer.model.events import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
             cursor = self._local.cursor = self.trace.db.cursor()
-        return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
+        with reading(self.trace.path):
+            return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
+
+    def check(self) -> None:
+        """TraceError where what a replay reschedules from contradicts itself."""
+        self.trace.check_step_requests(self.engine_id)
 
 
 def policy_of(text: str | None) -> Policy | None:
@@ -99,19 +99,6 @@ def policy_of(text: str | None) -> Policy | None:
     return parse_policy(text) if text else None
 
 
-def device_bytes_of(text: str | None) -> int | None:
-    """The bytes that `--device-memory` names; UsageError where it is no size."""
-    if text is None:
-        return None
-    match = SIZE.match(text.strip())
-    if match is None:
-        raise UsageError(f"{text!r} is no size of memory", hint="--device-memory 80GiB")
-    found: int = round(float(match["number"]) * UNITS[match["unit"].lower()])
-    if found < 1:
-        raise UsageError(f"a device has more memory than {text}", hint="--device-memory 80GiB")
-    return found
-
-
 class Replays:
     """What the command line asks for: a recording, and what is to be replayed beside it.
 
@@ -119,15 +106,22 @@ class Replays:
     """
 
     def __init__(
-        self, recording: Recording, args: argparse.Namespace, rows: Rows, reader: TraceReader | None = None
+        self,
+        recording: Recording,
+        args: argparse.Namespace,
+        rows: RecordedRows | Rows,
+        reader: TraceReader | None = None,
     ) -> None:
         from fdtrace.formulas import formulas
-        from fdtrace.replayer.compare import refuse_unmodelled
         from fdtrace.replayer.config import is_modelled
+        from fdtrace.replayer.experiment import refuse_unmodelled
         from fdtrace.schedulers import given_schedulers
 
         self.recording, self.rows, self.args = recording, rows, args
         self.reader = reader if reader is not None and reader.live else None
+        self._check: Callable[[], None] | None = None if reader is None else reader.check_step_requests
+        if isinstance(rows, RecordedRows):
+            self._check = rows.check
         self.policy = policy_of(args.policy)
         given = given_schedulers(args.scheduler, args.scheduler_python)
         modelled = is_modelled(recording.engine)
@@ -140,7 +134,7 @@ class Replays:
             raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
         if args.as_recorded and args.clock != "steps":
             raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
-        self.device_bytes = device_bytes_of(args.device_memory)
+        self.device_bytes = size_of(args.device_memory, "--device-memory") if args.device_memory else None
         for one in given:
             one.refuse_others(recording)
         if self.how == "rescheduled":
@@ -150,19 +144,19 @@ class Replays:
                 refuse_unmodelled(recording, f"--policy {self.policy.name}")
 
     @cached_property
-    def _desk(self) -> Desk:
-        return self._desk_of(self.recording)
+    def _experiment(self) -> Experiment:
+        return self._experiment_of(self.recording)
 
-    def _desk_of(self, recording: Recording) -> Desk:
-        from fdtrace.replayer.compare import Desk
+    def _experiment_of(self, recording: Recording) -> Experiment:
+        from fdtrace.replayer.experiment import Experiment
 
-        return Desk(recording, self.rows, self.args.clock, self.device_bytes)
+        return Experiment(recording, self.rows, self.args.clock, self.device_bytes)
 
     def now(self) -> list[History]:
         """The recording and its replays, computed here with the progress on stderr."""
         from fdtrace.progress import Progress as Said
 
-        said, histories = Said(), [self._desk.recorded()]
+        said, histories = Said(), [self._experiment.recorded()]
         for i, one in enumerate(self.subjects):
 
             def progressed(share: float, name: str = one.name, i: int = i) -> None:
@@ -170,8 +164,7 @@ class Replays:
                     said.update(f"replaying {name}, {i + 1} of {len(self.subjects)}: {share:.0%}")
 
             histories.append(self._compute(one, progressed, None))
-        if said.dirty:
-            sys.stderr.write("\r\x1b[2K")
+        said.clear()
         return histories
 
     def later(self) -> list[Replay]:
@@ -181,7 +174,7 @@ class Replays:
     def of(self, text: str) -> Replay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
         from fdtrace.formulas import formula
-        from fdtrace.replayer.compare import refuse_unmodelled
+        from fdtrace.replayer.experiment import refuse_unmodelled
 
         found = formula(text)
         if self.how == "rescheduled":
@@ -189,7 +182,7 @@ class Replays:
         return self._later(found, text)
 
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
-        from fdtrace.replayer.compare import policy_with
+        from fdtrace.replayer.experiment import policy_with
         from fdtrace.schedulers import GivenScheduler
         from fdtrace.tui.panes.jobs import Replay
 
@@ -213,20 +206,23 @@ class Replays:
     ) -> History:
         from fdtrace.schedulers import GivenScheduler
 
-        desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+        if self.how == "rescheduled" and self._check is not None:
+            self._check()
+            self._check = self._check if self.reader is not None else None  # what is complete is checked once
+        experiment = self._experiment if self.reader is None else self._experiment_of(self.reader.recording())
         if computed_from is not None:
-            computed_from[:] = [desk.recording]
+            computed_from[:] = [experiment.recording]
 
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))
 
         if isinstance(one, GivenScheduler):
             engine = self.recording.engine
-            with one.open(desk.workload.config, engine.env, engine.config) as driven:
-                return desk.reschedule(driven, None, progressed, cancelled)
+            with one.open(experiment.workload.config, engine.env, engine.config) as driven:
+                return experiment.reschedule(driven, None, progressed, cancelled)
         if self.how == "as recorded":
-            return desk.as_recorded(one)
-        return desk.reschedule(one, self.policy, progressed, cancelled)
+            return experiment.as_recorded(one)
+        return experiment.reschedule(one, self.policy, progressed, cancelled)
 
 
 def sources_of(reader: TraceReader, replays: Replays) -> Sources:

@@ -19,7 +19,7 @@ from textual.timer import Timer
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.history import History
 from fdtrace.tui import _textual
 from fdtrace.tui.background import Background, Deliver, Failed, guarded
 from fdtrace.tui.debugger.controller import Debugger

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ def sentence(error: BaseException) -> str:
     """What an exception says to whoever is at the screen."""
     if isinstance(error, FdtraceError):
         return str(error)
-    return f"unexpected {type(error).__name__}: {error}"
+    return printable(f"unexpected {type(error).__name__}: {error}")
 
 
 def guarded(run: Callable[[], Any], failed: Failed) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from textual.timer import Timer
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
@@ -143,6 +143,9 @@ class Live:
             self.screen.fail(error)
 
     def _take_in(self, growth: Growth) -> None:
+        if growth.tail.standstill != self.status.standstill:
+            self.status.standstill = growth.tail.standstill
+            self.status.show_head()
         if growth.grown is not None:
             self._show_grown(*growth.grown)
         if not growth.tail.live:

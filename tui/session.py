@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.history.history import History
 from fdtrace.tui.panes.jobs import Job, Replay
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.panes.jobs import Replay, Rows
 
 
@@ -37,12 +37,14 @@ class Answer:
 class Tail:
     """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on.
 
-    `silent_s`: seconds since its collector published it last.
+    `silent_s`: seconds since its collector published it last. `standstill`: how the engine stands still; empty: it does
+    not.
     """
 
     steps: Mapping[str, NDArray[Any]]
     live: bool
     silent_s: float = 0.0
+    standstill: str = ""
 
     def __len__(self) -> int:
         return len(self.steps["step"])

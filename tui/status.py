@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.style import Style
 from textual.widgets import Static
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.tui.keys import do, hints
 from fdtrace.tui.navigation.counts import Count
@@ -17,6 +18,8 @@ from fdtrace.tui.panes.series import Series
 from fdtrace.tui.session import ReplaySession
 from fdtrace.tui.theme import Glyphs
 
+HEAD = 500
+"""Characters of the first line at most."""
 MESSAGE_STAYS = 4.0
 """Seconds that a message stays on the bottom line, where no key was pressed since."""
 
@@ -40,6 +43,8 @@ class StatusLines:
         self.clock, self.count, self.player = clock, count, player
         self.live = ""
         """How a recording in progress stands, for the first line; empty: it is complete."""
+        self.standstill = ""
+        """How the engine of a recording in progress stands still, for the first line; empty: it does not."""
         self.head = Static("", id="head", markup=False)
         self.line = Static("", id="status", markup=False)
         self._message, self._said_at, self._unasked = "", float("-inf"), False
@@ -49,7 +54,9 @@ class StatusLines:
     def show_head(self) -> None:
         """Show the first line."""
         session = self.session
-        text = head_line(self.title, session.recording, session.recorded, self.glyphs, self.live)
+        text = head_line(
+            self.title, session.recording, session.recorded, self.glyphs, self.live, self.standstill
+        )
         self.head.update(text, layout=False)
 
     @contextmanager
@@ -71,7 +78,7 @@ class StatusLines:
             self._message = ""
         message = message or self._opening()
         session, window, glyphs = self.session, self.session.window, self.glyphs
-        left = message or f"step {session.cursor} of {window.low}-{window.high - 1}"
+        left = printable(message) or f"step {session.cursor} of {window.low}-{window.high - 1}"
         if not message and (window.start, window.end) != (window.low, window.high):
             left += f" {glyphs.dot} shows {window.start}-{window.end - 1}"
         if self.player.playing:
@@ -100,16 +107,20 @@ def one_line(error: str) -> str:
     return " ".join(error.replace("\n  why: ", ": ").replace("\n  next: ", "; next: ").split())
 
 
-def head_line(title: str, recording: Recording, recorded: Series, glyphs: Glyphs, live: str) -> str:
-    """The engine, what limits it, how much is recorded; `live`: how a recording in progress stands."""
+def head_line(
+    title: str, recording: Recording, recorded: Series, glyphs: Glyphs, live: str, standstill: str = ""
+) -> str:
+    """The engine, what limits it, how much is recorded; `live`: how a recording in progress stands; `standstill`: how
+    the engine stands still, said first.
+    """
     engine = recording.engine
     speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
     parts = [
-        title, f"{engine.name} {engine.version}".strip(), f"limit {recorded.limit}", speculation,
-        f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks", f"{len(recorded)} steps",
-        *([live] if live else []),
+        title, *([standstill] if standstill else []), f"{engine.name} {engine.version}".strip(),
+        f"limit {recorded.limit}", speculation, f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks",
+        f"{len(recorded)} steps", *([live] if live else []),
     ]  # fmt: skip
-    return f" {glyphs.dot} ".join(parts)
+    return printable(f" {glyphs.dot} ".join(parts), HEAD)
 
 
 def opening_line(series: Series, step: int) -> str:

@@ -19,10 +19,10 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.schedulers import given_schedulers
-from tests.fdtrace.test_simulate import CASES, VERSIONS, case, golden, lines_of
+from tests.fdtrace.test_simulate import CASES, NOT_DONE, VERSIONS, case, golden, lines_of
 from tests.replayer.conftest import make_recording, read_case
 from tests.replayer.test_reschedule import begun_at
 
@@ -37,7 +37,7 @@ OPTIONS = ["--scheduler", f"fastdeploy={SOURCE}", "--scheduler-python", PYTHON]
 
 def simulated(name: str, out: Path) -> list[dict[str, Any]]:
     """What the checkout decides on a case."""
-    assert main(["simulate", case(name), "--decisions", str(out), *OPTIONS]) == 0
+    assert main(["simulate", case(name), "--decisions", str(out), *OPTIONS]) == (name == NOT_DONE)
     return lines_of(out)
 
 
@@ -83,12 +83,12 @@ def test_drawn_cases_and_roles_are_decided_as_recorded(
 @pytest.mark.parametrize("name", ["speculative", "shared_prefix"])
 def test_a_recording_is_rescheduled_as_by_the_model_of_that_version(name: str, versions: list[str]) -> None:
     """Recorded under `original`; prefixes are known by the hashes of their blocks alone."""
-    desk = Desk(make_recording(read_case(name), golden(name, "original"), "original"))
-    with opened(desk.workload.config) as driven:
-        through = desk.reschedule(driven)
+    experiment = Experiment(make_recording(read_case(name), golden(name, "original"), "original"))
+    with opened(experiment.workload.config) as driven:
+        through = experiment.reschedule(driven)
     (version,) = versions[:1]
     policy = POLICIES.get(version, ORIGINAL)
-    model = desk.reschedule(BUILTIN[version], policy)
+    model = experiment.reschedule(BUILTIN[version], policy)
     for column in ("num_tokens", "num_prefill_tokens", "num_running", "num_waiting", "num_free_blocks"):
         assert through.columns[column].tolist() == model.columns[column].tolist()
     assert through.outcome.num_refused_tokens is None
@@ -100,10 +100,10 @@ def test_a_recording_is_rescheduled_as_by_the_model_of_that_version(name: str, v
 @pytest.mark.parametrize("name", ["speculative", "shared_prefix"])
 def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, versions: list[str]) -> None:
     whole = make_recording(read_case(name), golden(name, "original"), "original")
-    desk = Desk(begun_at(whole, read_case(name), 40))
-    with opened(desk.workload.config) as driven:
-        through = desk.reschedule(driven)
-    model = desk.reschedule(BUILTIN[versions[0]], POLICIES.get(versions[0], ORIGINAL))
+    experiment = Experiment(begun_at(whole, read_case(name), 40))
+    with opened(experiment.workload.config) as driven:
+        through = experiment.reschedule(driven)
+    model = experiment.reschedule(BUILTIN[versions[0]], POLICIES.get(versions[0], ORIGINAL))
     assert through.columns["num_tokens"].tolist() == model.columns["num_tokens"].tolist()
     assert through.columns["num_free_blocks"].tolist() == model.columns["num_free_blocks"].tolist()
 
@@ -112,11 +112,11 @@ def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, versions: l
 def test_a_hang_of_the_real_code_is_found(versions: list[str]) -> None:
     if versions[0] not in ("pr7499", "pr7623", "release_2_6"):
         pytest.skip("this version does not hang")
-    desk = Desk(
+    experiment = Experiment(
         make_recording(read_case("full_reservation"), golden("full_reservation", "original"), "original")
     )
-    with opened(desk.workload.config) as driven:
-        hang = desk.reschedule(driven).outcome.hang
+    with opened(experiment.workload.config) as driven:
+        hang = experiment.reschedule(driven).outcome.hang
     assert hang is not None
     assert "16 requests stall" in hang.cause
 
@@ -209,3 +209,64 @@ def test_equal_names_are_told_apart(checkout: Callable[[str], Path]) -> None:
     texts = [f"fastdeploy={where}", f"fastdeploy={where}/../src"]
     assert [one.name for one in given_schedulers(texts, "python")] == texts
     assert [one.name for one in given_schedulers(texts[:1], "python")] == ["fastdeploy=src"]
+
+
+# How a real scheduler's simulation ends ----------------------------------------------------------------------
+
+
+@real
+def test_where_it_refuses_the_others_are_printed_all_the_same(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps({**read_case("aborts"), "max_num_batched_tokens": 40}))
+    out = tmp_path / "out.jsonl"
+    assert main(["simulate", str(path), "-f", "original", "--decisions", str(out), *OPTIONS]) == 2
+    said = capsys.readouterr()
+    assert "original" in said.out
+    assert "refuses this configuration" in said.err
+    assert "FastDeploy refuses this under original" in said.err, "the model names the same check"
+    assert len((tmp_path / "out-original.jsonl").read_text().splitlines()) > 100
+
+
+NEVER_JOINS = {
+    "max_num_seqs": 8,
+    "num_blocks": 20,
+    "block_size": 16,
+    "max_num_batched_tokens": 128,
+    "max_model_len": 256,
+    "role": "decode",
+    "max_steps": 60,
+    "requests": [
+        *({"id": f"d{i}", "arrival": i, "prompt": 100, "output": 9, "join_after": 9999} for i in range(2)),
+        {"id": "e", "arrival": 5, "prompt": 100, "output": 9, "join_after": 1},
+    ],
+}
+NO_EXTENSION = {
+    "max_num_seqs": 8,
+    "num_blocks": 64,
+    "block_size": 16,
+    "max_num_batched_tokens": 128,
+    "max_model_len": 256,
+    "env": {"FD_ENC_DEC_BLOCK_NUM": 0},
+    "requests": [{"id": "a", "arrival": 0, "prompt": 100, "output": 60}],
+}
+
+
+@real
+@pytest.mark.parametrize(
+    ("workload", "cause"),
+    [
+        (NEVER_JOINS, "2 requests hold 18 of 20 blocks and did not join"),
+        (NO_EXTENSION, "1 request stalls, and each call extends by 0 blocks"),
+    ],
+)
+def test_it_hangs_where_the_model_does_and_says_why(
+    workload: dict[str, Any], cause: str, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps(workload))
+    assert main(["simulate", str(path), "-f", "original", "--json", *OPTIONS]) == 1
+    model, through = json.loads(capsys.readouterr().out)["schedulers"]
+    assert model["hang"]["step"] == through["hang"]["step"]
+    assert cause in model["hang"]["cause"]
+    assert cause in through["hang"]["cause"]
+    assert through["departs_at"] is None

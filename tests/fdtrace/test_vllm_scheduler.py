@@ -22,8 +22,8 @@ from fdtrace.cli import main
 from fdtrace.recorder import schema
 from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
 from fdtrace.recorder.trace import open_trace
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.history import Fidelity, History
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.replays import RecordedRows
 from fdtrace.schedulers import given_schedulers
 from tests.replayer.conftest import read_case
@@ -152,10 +152,10 @@ def replayed(path: Path) -> tuple[Recording, History]:
     """The trace, and its requests through the real scheduler."""
     with open_trace(path) as trace:
         recording = trace.recording().loaded()
-        desk = Desk(recording, RecordedRows(trace, 0))
+        experiment = Experiment(recording, RecordedRows(trace, 0))
         (given,) = given_schedulers(["vllm"], PYTHON)
-        with given.open(desk.workload.config, {}, recording.engine.config) as driven:
-            return recording, desk.reschedule(driven)
+        with given.open(experiment.workload.config, {}, recording.engine.config) as driven:
+            return recording, experiment.reschedule(driven)
 
 
 def fidelity(history: History) -> Fidelity:
@@ -201,3 +201,35 @@ def test_a_workload_is_scheduled_with_no_trace(tmp_path: Path) -> None:
     finished = [name for line in lines for name in line["finished"]]
     assert sorted(finished) == sorted(request["id"] for request in case["requests"])
     assert max(line["tokens"] for line in lines) <= case["max_num_batched_tokens"]
+
+
+def workload(path: Path, **changes: Any) -> str:
+    sizes = {"max_num_seqs": 8, "num_blocks": 60, "block_size": 16, "max_num_batched_tokens": 512}
+    requests = [
+        {"id": "small", "arrival": 0, "prompt": 100, "output": 5},
+        {"id": "big", "arrival": 1, "prompt": 1200, "output": 5},
+        {"id": "later", "arrival": 2, "prompt": 50, "output": 5},
+    ]
+    path.write_text(json.dumps({**sizes, "max_model_len": 4096, "requests": requests, **changes}))
+    return str(path)
+
+
+@real
+def test_a_head_larger_than_the_cache_is_told_as_the_cause(tmp_path: Path, capsys: Captured) -> None:
+    options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--json"]
+    assert main(["simulate", workload(tmp_path / "w.json"), "-f", "original", *options]) == 1
+    model, vllm = json.loads(capsys.readouterr().out)["schedulers"]
+    assert "the head of the queue, big, needs 75 of 59 blocks" in vllm["hang"]["cause"]
+    assert "big preempts itself again and again" in model["hang"]["cause"]
+    assert "needs 75 of 60 blocks" in model["hang"]["cause"]
+    assert vllm["num_finished"] == 1
+
+
+@real
+def test_a_role_that_it_has_not(tmp_path: Path, capsys: Captured) -> None:
+    options = ["-f", "original", "--scheduler", "vllm", "--scheduler-python", PYTHON]
+    file = workload(tmp_path / "w.json", role="decode", num_blocks=300)
+    assert main(["simulate", file, *options]) == 2
+    said = capsys.readouterr()
+    assert "3 of 3" in said.out, "the model's row is printed all the same"
+    assert "vLLM's scheduler has no role 'decode' here" in said.err

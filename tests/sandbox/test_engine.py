@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.simulation import Simulation
-from fdtrace.replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.replay.simulation import Simulation
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.engine import Engine
 from fdtrace.sandbox.load import Load, LoadShape
@@ -189,6 +189,16 @@ def test_stalled_slots_stay_in_the_batch(paddle: Any) -> None:
     request.block_table = table
     assert engine.run_once()[1]
     assert engine.runner.stalled == []
+
+
+@pytest.mark.parametrize("policy", ["original", "release_2_6"])
+def test_extensions_by_no_blocks_are_reported_as_a_hang(paddle: Any, policy: str) -> None:
+    load = LoadShape(1, (30, 30), (60, 60), 0.0, backlog=1)
+    engine = engine_of(paddle, load, policy=policy, env={"FD_ENC_DEC_BLOCK_NUM": "0"})
+    counts = engine.run()
+    assert counts.hang is not None
+    assert counts.hang["step"] == counts.steps > 1
+    assert "1 request stalls" in counts.hang["cause"]
 
 
 def test_a_formula_that_hangs_is_reported(paddle: Any) -> None:

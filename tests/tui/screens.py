@@ -9,8 +9,8 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer import parse_formula, replay
-from fdtrace.replayer.history import History, How
+from fdtrace.replayer import parse_formula, replay_recording
+from fdtrace.replayer.history.history import History, How
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
 from fdtrace.tui.inspector.panel import InspectorPanel
@@ -57,7 +57,7 @@ def formula_replay(recording: Recording, text: str, how: How = "rescheduled") ->
         def progressed(done: int, expected: int) -> None:
             progress(done / max(1, expected))
 
-        done = replay(recording, [formula], how, progressed=progressed, cancelled=cancelled)
+        done = replay_recording(recording, [formula], how, progressed=progressed, cancelled=cancelled)
         return done[1]
 
     return Replay(formula.name, how, compute, formula, None, text)

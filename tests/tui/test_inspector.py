@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.inspector.panel import InspectorPanel
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.sources import StepEvent

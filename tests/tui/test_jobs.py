@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
 from fdtrace.tui.panes.jobs import Progress, Replay

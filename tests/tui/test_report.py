@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import Fidelity, Hang, History
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.history.history import Fidelity, Hang, History
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.report.report import histories_json, render_report

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history import Hang
+from fdtrace.replayer.history.history import Hang
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
 from fdtrace.tui.panes.step_chart import Chart, draw

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from fdtrace.replayer.condition import Condition
+from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.debugger.breakpoints import Breakpoint, Breakpoints
 from fdtrace.tui.debugger.watches import Watches
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING, Recording
-from fdtrace.replayer.condition import Condition
+from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.panes.series import Series
 
 Ints = NDArray[np.int64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.condition import Condition
+from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.panes.series import Series
 
 

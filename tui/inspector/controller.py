@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.style import Style
 from rich.text import Text
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.story import Story, story_of
+from fdtrace.replayer.analysis.request_story import Story, story_of
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
 from fdtrace.tui.inspector.story_screen import StoryScreen
@@ -82,7 +83,7 @@ class InspectorController:
         lines: dict[int, list[Text]] = {}
         for at in self._order:
             inspection = self._inspected.get(at)
-            title = Text(f"{self.panes[at].number} {self.panes[at].job.replay.name}", TITLE)
+            title = Text(printable(f"{self.panes[at].number} {self.panes[at].job.replay.name}"), TITLE)
             if inspection is not None and inspection.step == step:
                 lines[at] = [title, *inspection_lines(inspection, self._width - 1, look)]
         active = self.panes.current.job.replay.name

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.account import Account, Accountant
-from fdtrace.replayer.clock import ClockKind
-from fdtrace.replayer.explain import Explained, Explainer
-from fdtrace.replayer.fidelity import recorded_formula, recorded_policy
+from fdtrace.replayer.analysis.explain_step import Explained, Explainer
+from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
+from fdtrace.replayer.analysis.step_account import Account, Accountant
 from fdtrace.replayer.formulas import BUILTIN, Formula
-from fdtrace.replayer.history import History, StepRow
-from fdtrace.replayer.recorded_work import workload_from_recording
-from fdtrace.replayer.reschedule import ReplayCancelled
-from fdtrace.replayer.workload import Workload
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.recorded.step_durations import ClockKind
+from fdtrace.replayer.replay.run import ReplayCancelled
+from fdtrace.replayer.workload.from_recording import workload_from_recording
+from fdtrace.replayer.workload.workload import Workload
 from fdtrace.tui.background import Cancelled, sentence
 from fdtrace.tui.panes.jobs import Replay
 from fdtrace.tui.panes.series import Series

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from fdtrace.replayer.account import Account
-from fdtrace.replayer.events import Decision, Reason
-from fdtrace.replayer.formulas.arithmetic import MINUS, TIMES, parts
-from fdtrace.replayer.history import StepRow
+from fdtrace.recorder.printable import printable
+from fdtrace.replayer.analysis.step_account import Account
+from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, parts
+from fdtrace.replayer.model.events import Decision, Reason, StepRow
 from fdtrace.tui.inspector.inspector import Inspection
 from fdtrace.tui.theme import Look, memory_size
 
@@ -26,6 +26,7 @@ class Page:
 
     def say(self, text: str, style: Style | None = None, indent: int = 2, more: int = 2) -> None:
         """A paragraph; `more`: cells that its other lines are set in by, beyond the first."""
+        text = printable(text)
         if self.look.glyphs.border == "ascii":
             text = text.translate(_ASCII)
         wrapped = textwrap.wrap(
@@ -35,11 +36,12 @@ class Page:
 
     def head(self, text: str) -> None:
         """A heading."""
-        self.lines.append(Text(text[: self.width], self.look.palette.head, no_wrap=True))
+        self.lines.append(Text(printable(text)[: self.width], self.look.palette.head, no_wrap=True))
 
     def row(self, cells: Sequence[str], widths: Sequence[int], style: Style | None = None) -> None:
         """A line of a table, the first column left, the others right."""
-        name = cells[0][: widths[0]].ljust(widths[0])
+        name = printable(cells[0])[: widths[0]].ljust(widths[0])
+        cells = [cells[0], *map(printable, cells[1:])]
         rest = "".join(cell.rjust(cells_) for cell, cells_ in zip(cells[1:], widths[1:], strict=True))
         self.lines.append(Text((f"  {name}{rest}")[: self.width], style or Style.null(), no_wrap=True))
 

@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.history import History
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.chart_pane import ChartPane

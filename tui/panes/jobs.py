@@ -10,7 +10,8 @@ from typing import Literal
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
-from fdtrace.replayer.history import History, How, StepRow
+from fdtrace.replayer.history.history import History, How
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.background import Cancelled, sentence
 from fdtrace.tui.panes.series import Series
 

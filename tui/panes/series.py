@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.history import History
 
 Ints = NDArray[np.int64]
 
@@ -280,7 +281,7 @@ def absence(series: Series | None, step: int, *, live: bool = False) -> str:
         return "no steps"
     hang = series.history.outcome.hang
     if hang is not None and step >= hang.step:
-        return f"hangs since step {hang.step}: {hang.cause}"
+        return printable(f"hangs since step {hang.step}: {hang.cause}")
     if step >= series.end:
         return (
             f"replays what was recorded up to step {series.end - 1}"

@@ -9,6 +9,7 @@ from textual.containers import Horizontal
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable_lines
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
 from fdtrace.tui.prompt.step_numbers import parse_step
@@ -66,9 +67,11 @@ class PromptLine:
 
     def show_trouble(self, text: str) -> None:
         """Say over the line what is wrong; an empty text: nothing is."""
-        if text or self._trouble.display:  # each key asks for this, and a change lays the whole screen out anew
+        if (
+            text or self._trouble.display
+        ):  # each key asks for this, and a change lays the whole screen out anew
             self._trouble.display = bool(text)
-            self._trouble.update(text)
+            self._trouble.update(printable_lines(text))
 
     def fail(self, error: str) -> None:
         """Say what went wrong, and why: on the bottom line, and over it where that is too short."""

@@ -8,6 +8,7 @@ from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.sources import Answer
 from fdtrace.tui.tables.row_view import RowView
 from fdtrace.tui.theme import Palette
@@ -51,7 +52,7 @@ class AnswerTable(RowView):
         self.answer, self.at, self.top, self._palette = answer, 0, 0, palette
         sample = [[_cell(value) for value in row] for row in answer.rows[:SAMPLE]]
         self._widths = [
-            min(MOST_WIDTH, max([len(name), *(len(row[at]) for row in sample)])) + 2
+            min(MOST_WIDTH, max([len(_cell(name)), *(len(row[at]) for row in sample)])) + 2
             for at, name in enumerate(answer.columns)
         ]
         self.move(0)
@@ -99,7 +100,7 @@ class AnswerTable(RowView):
 
     def heading(self, width: int, palette: Palette) -> Strip:
         """The names of the columns."""
-        return self.line(self._text(self.answer.columns), palette.dim, width)
+        return self.line(self._text([_cell(name) for name in self.answer.columns]), palette.dim, width)
 
     def row(self, at: int, width: int, palette: Palette) -> Strip:
         """One row of the answer."""
@@ -111,4 +112,4 @@ class AnswerTable(RowView):
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else str(value).replace("\n", " ")
+    return "" if value is None else printable(value, 4 * MOST_WIDTH)

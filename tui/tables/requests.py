@@ -10,7 +10,8 @@ from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
-from fdtrace.replayer.history import StepRow
+from fdtrace.recorder.printable import printable
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.tables.row_view import RowView
 from fdtrace.tui.theme import Glyphs, Palette
@@ -61,7 +62,7 @@ class RequestTable(RowView):
     def show(self, rows: Sequence[StepRow], title: str, palette: Palette) -> None:
         """Show the rows of a step, from where the last one was scrolled to."""
         self.all, self._palette = rows, palette
-        widest = max((len(row.request_id) for row in rows), default=0) + 1
+        widest = max((len(printable(row.request_id, MAX_ID)) for row in rows), default=0) + 1
         self._id_width = max(MIN_ID, min(MAX_ID, widest))
         self.entitle(title)
         self.filter(self.pattern)
@@ -111,7 +112,7 @@ class RequestTable(RowView):
         """One request."""
         row = self.rows[at]
         values = [
-            row.kind, str(row.num_tokens), str(row.num_computed_tokens),
+            printable(row.kind, 8), str(row.num_tokens), str(row.num_computed_tokens),
             _some(row.num_draft_tokens, row), _some(row.num_accepted_tokens, row),
             "-" if row.num_blocks is None else str(row.num_blocks),
         ]  # fmt: skip
@@ -122,7 +123,7 @@ class RequestTable(RowView):
 
     def _text(self, request: str, values: Sequence[str]) -> str:
         cells = (value.rjust(cells) for value, (_, cells) in zip(values, COLUMNS, strict=True))
-        return request[: self._id_width - 1].ljust(self._id_width) + "".join(cells)
+        return printable(request, MAX_ID)[: self._id_width - 1].ljust(self._id_width) + "".join(cells)
 
 
 def _some(value: int, row: StepRow) -> str:

@@ -10,6 +10,7 @@ from textual.content import Content
 from textual.strip import Strip
 from textual.widget import Widget
 
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.theme import Palette
 
 
@@ -58,12 +59,12 @@ class RowView(Widget):
 
     def entitle(self, title: str) -> None:
         """Set the words of the border."""
-        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.border_title = Content(printable(title)[: max(0, self.size.width - 4)])
 
     def scroll_rows(self, rows: int) -> None:
         """Scroll by rows; below 0 upwards."""
         self.top = max(0, min(self.top + rows, self.num_rows - self.visible_rows))
-        self.border_subtitle = Content(self.subtitle())
+        self.border_subtitle = Content(printable(self.subtitle()))
         self.refresh()
 
     def bring_in_sight(self, at: int) -> None:
