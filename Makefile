@@ -6,19 +6,26 @@ VLLM ?=
 VLLM_VENV ?= .venv-vllm$(addprefix -,$(VLLM))
 VLLM_READY := $(VLLM_VENV)/.installed
 
+# DUCKDB=1.5.0 holds the recorder to that DuckDB.
+DUCKDB ?=
+RECORDER_VENV ?= .venv-recorder-$(notdir $(PYTHON))$(addprefix -duckdb-,$(DUCKDB))
+RECORDER_READY := $(RECORDER_VENV)/.installed
+
 # The tests wait for processes more than they compute.
 WORKERS ?= 4
 
 OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
-.PHONY: demo test test-vllm check bench bench-vllm docs screens clean
+.PHONY: demo test test-recorder test-vllm check bench bench-vllm docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
 
 test: $(READY)            ## every test
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m 'not alone'
-	$(BIN)/python -m pytest -q -m alone
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+test-recorder: $(RECORDER_READY)    ## the recorder's tests with another Python or DuckDB: PYTHON=python3.10 DUCKDB=1.5.0
+	$(RECORDER_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup tests/recorder
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once; VLLM=0.16.0 for one
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
@@ -60,9 +67,15 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[sandbox,test,check]'
 	touch $@
 
+$(RECORDER_READY): pyproject.toml
+	$(PYTHON) -m venv $(RECORDER_VENV)
+	$(RECORDER_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(RECORDER_VENV)/bin/python -m pip install --quiet --editable '.[test]' $(addprefix duckdb==,$(DUCKDB))
+	touch $@
+
 $(VLLM_READY): tests/vllm/make_environment.py
 	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm* demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-recorder* .venv-vllm* demo.duckdb demo.duckdb.parts

@@ -20,7 +20,7 @@ from pathlib import Path
 import duckdb
 
 from fdtrace.recorder import __version__, schema
-from fdtrace.recorder.collector.views import create_views
+from fdtrace.recorder.collector.views import SCHEMA_VIEWS, define_views
 
 MEASURED = """
 import json, sys, time
@@ -95,7 +95,7 @@ def make(path: Path, steps: int, requests: int) -> None:
         db.execute(STEPS.format(steps=steps, requests=requests))
         for first in range(0, steps, 50_000):
             db.execute(ROWS.format(first=first, last=min(steps, first + 50_000), requests=requests))
-        create_views(db, "big")
+        define_views(db, "big", SCHEMA_VIEWS)
         db.execute("DETACH big")
 
 

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError
+from fdtrace.recorder.loading import ROW, STEP_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fdtrace.recorder.loading import TraceRecording
     from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.standstill import Standstill
     from fdtrace.recorder.trace import Trace
     from fdtrace.replayer.history import StepRow
     from fdtrace.tui.sources import Answer, StepEvent, Tail
-
-ROW = """
-q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
-coalesce(q.num_accepted_tokens, 0), q.num_blocks
-"""
-
-ROWS = f"""
-SELECT coalesce(r.request_id, ''), {ROW} FROM step_request q JOIN request r USING (engine_id, request)
-WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
-"""
 
 REQUEST_STEPS = f"""
 SELECT q.step, coalesce(r.request_id, ''), {ROW} FROM step_request q JOIN request r USING (engine_id, request)
@@ -60,9 +52,11 @@ class TraceReader:
         self._stack = ExitStack()
         self._trace: Trace | None = None
         self._seen: tuple[int, int] | None = None
+        self._seen_at = 0.0
+        self._created: Any = None
         with self._lock:
             trace = self._open()
-            self.live = trace.live
+            self.live = self._grows = trace.in_parts
             recording = trace.recording(engine_id)
             self.first: Recording = _read(recording) if self.live else recording
         self.engine_id = recording.engine.engine_id
@@ -73,9 +67,18 @@ class TraceReader:
         if self._trace is not None and not self._changed():
             return self._trace
         self._close()
-        self._seen = self._identity()
-        self._trace = self._stack.enter_context(open_trace(self.path))
-        return self._trace
+        self._seen, self._seen_at = self._identity(), time.monotonic()
+        trace = self._stack.enter_context(open_trace(self.path))
+        created = trace.head["created_at"]
+        if self._created not in (None, created):
+            self._stack.close()
+            raise TraceError(
+                f"{self.path} is another recording by now",
+                why=f"it began at {created}, the one on the screen at {self._created}",
+                hint="open it anew",
+            )
+        self._created, self._trace = created, trace
+        return trace
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -85,14 +88,20 @@ class TraceReader:
         return found.st_ino, found.st_mtime_ns
 
     def _changed(self) -> bool:
-        return self.live and self._identity() not in (None, self._seen)
+        return self._grows and self._identity() not in (None, self._seen)
 
     def _close(self) -> None:
         self._trace = None
         self._stack.close()
 
     def close(self) -> None:
-        """Close the trace."""
+        """Close the trace; a query that still runs is interrupted."""
+        import duckdb
+
+        trace = self._trace
+        if trace is not None:
+            with suppress(duckdb.ConnectionException):  # it has just been closed, to open the next state
+                trace.db.interrupt()
         with self._lock:
             self._close()
 
@@ -123,7 +132,7 @@ class TraceReader:
         """The requests of a step, prefills first."""
         from fdtrace.replayer.history import StepRow
 
-        return [StepRow(*row) for row in self._rows(ROWS, step)]
+        return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""
@@ -166,13 +175,30 @@ class TraceReader:
 
     def tail(self, step: int) -> Tail:
         """The steps recorded after a step, and whether the recording goes on."""
+        from fdtrace.recorder.standstill import standstill_of
         from fdtrace.tui.sources import Tail
 
+        if self._identity() is None:
+            raise TraceError(
+                f"{self.path} is gone",
+                why="it was removed, or renamed, while it was being recorded",
+                hint=f"what was read stays here; `fdtrace recover {self.path}` where its parts are still there",
+            )
         with self._reading() as trace:
-            live = trace.live
-            found = Tail(trace.steps_after(self.engine_id, step), live)
+            live = trace.in_parts
+            silent = time.monotonic() - self._seen_at
+            still = standstill_of(trace, self.engine_id)
+            text = still.short if still is not None else ""
+            found = Tail(trace.steps_after(self.engine_id, step), live, silent, text)
             self.live = live
         return found
+
+    def standstill(self) -> Standstill | None:
+        """How the engine stands still at the end of what is recorded."""
+        from fdtrace.recorder.standstill import standstill_of
+
+        with self._reading() as trace:
+            return standstill_of(trace, self.engine_id)
 
     def recording(self) -> Recording:
         """The recording as it stands."""
@@ -182,7 +208,7 @@ class TraceReader:
             return _read(trace.recording(self.engine_id))
 
 
-def _read(recording: TraceRecording) -> Recording:
+def _read(recording: Recording) -> Recording:
     from fdtrace.replayer.config import is_modelled
 
-    return recording.read_now(row_by_row=not is_modelled(recording.engine))
+    return recording.loaded(row_by_row=not is_modelled(recording.engine))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.history import History, How, StepRow
     from fdtrace.schedulers import GivenScheduler
-    from fdtrace.tui.jobs import Cancelled, Progress, Replay
+    from fdtrace.tui.background import Cancelled
+    from fdtrace.tui.jobs import Progress, Replay
     from fdtrace.tui.sources import Sources
 
 
@@ -75,7 +76,7 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.reading import ROWS
+        from fdtrace.recorder.loading import STEP_ROWS
         from fdtrace.recorder.trace import reading
         from fdtrace.replayer.history import StepRow
 
@@ -83,7 +84,7 @@ class RecordedRows:
         if cursor is None:
             cursor = self._local.cursor = self.trace.db.cursor()
         with reading(self.trace.path):
-            return [StepRow(*row) for row in cursor.execute(ROWS, [self.engine_id, step]).fetchall()]
+            return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
     def check(self) -> None:
         """TraceError where what a replay reschedules from contradicts itself."""
@@ -184,13 +185,23 @@ class Replays:
         from fdtrace.schedulers import GivenScheduler
         from fdtrace.tui.jobs import Replay
 
-        compute = partial(self._compute, one)
+        computed_from: list[Recording] = []
+        compute = partial(self._compute, one, computed_from=computed_from)
+
+        def recording() -> Recording | None:
+            return computed_from[0] if computed_from else None
+
         if isinstance(one, GivenScheduler):
-            return Replay(one.name, self.how, compute, text=text)
-        return Replay(one.name, self.how, compute, one, self.policy or policy_with(one), text)
+            return Replay(one.name, self.how, compute, text=text, recording=recording)
+        policy = self.policy or policy_with(one)
+        return Replay(one.name, self.how, compute, one, policy, text, recording)
 
     def _compute(
-        self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None
+        self,
+        one: Formula | GivenScheduler,
+        progress: Progress,
+        cancelled: Cancelled | None,
+        computed_from: list[Recording] | None = None,
     ) -> History:
         from fdtrace.schedulers import GivenScheduler
 
@@ -198,6 +209,8 @@ class Replays:
             self._check()
             self._check = self._check if self.reader is not None else None  # what is complete is checked once
         desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+        if computed_from is not None:
+            computed_from[:] = [desk.recording]
 
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))

@@ -10,8 +10,10 @@ from typing import Any
 import duckdb
 from numpy.typing import NDArray
 
+from fdtrace.recorder.details import recording_of
 from fdtrace.recorder.errors import StuckQueryError, TraceError, UsageError
-from fdtrace.recorder.loading import Reader, TraceRecording, engine_info
+from fdtrace.recorder.loading import Reader, engine_info
+from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.trace_file import connect, damaged, is_growing
 from fdtrace.recorder.trace_notes import read_notes
 from fdtrace.recorder.trace_query import refuse_statements, running
@@ -33,6 +35,11 @@ class Trace:
     def live(self) -> bool:
         """Whether it is a recording in progress (or one whose collector was killed)."""
         return is_growing(self.db) and self.head["state"] == "recording"
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether another file is still to take its place, as the final one does also of a complete recording."""
+        return is_growing(self.db)
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """The rows of a query as dictionaries. TraceError where the file cannot give them."""
@@ -61,8 +68,10 @@ class Trace:
         """The rows of `engine`."""
         return self.rows("FROM engine ORDER BY engine_id")
 
-    def recording(self, engine_id: int | None = None) -> TraceRecording:
-        """One engine's recording in memory; of a trace of several, `engine_id` says which.
+    def recording(self, engine_id: int | None = None) -> Recording:
+        """One engine's recording; of a trace of several, `engine_id` says which.
+
+        Its details are read when they are asked for; with `loaded()` it outlives this trace.
 
         Raises:
             TraceError: the trace holds no engine, or values that no recording has: names table, column and value.
@@ -79,7 +88,7 @@ class Trace:
         check_engine(self.path, row, engines)
         with reading(self.path):
             check_tables(self.db, self.path, row["engine_id"])
-            return Reader(self.db, int(row["engine_id"])).read(engine_info(row), self.notes())
+            return recording_of(self.db, engine_info(row), self.notes())
 
     def check_step_requests(self, engine_id: int) -> None:
         """TraceError where the rows of `step_request` contradict the rest; for a replay that reschedules them."""

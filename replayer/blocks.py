@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from fdtrace.replayer.request import Request
 
 
@@ -36,6 +38,10 @@ class BlockPool:
 
     def computed(self, request: Request, num_tokens: int) -> None:
         """Note that so many tokens of a request's prefill are computed, or will be."""
+
+    def snapshot(self) -> Hashable:
+        """What its later answers follow from, beside the requests."""
+        return self.num_free
 
     def check(self, holders: list[Request]) -> None:
         """AssertionError unless every block is free or held, once."""

@@ -207,6 +207,16 @@ class Decision:
     num_waiting: int = 0
     not_admitted: NotAdmitted | None = None
     num_missing_blocks: int | None = None
+    blocked: str | None = None
+    """The request that lacked them: the head of the queue, or a running prefill."""
+    blocked_runs: bool = False
+    """Whether it is a running prefill."""
+    num_needed_blocks: int | None = None
+    """Free blocks that it needed, those that are kept for the running requests included."""
+    num_reserved_blocks: int | None = None
+    """Blocks that the last prefill which this call looked at had to leave free; None: it looked at none."""
+    new_token_ratio: float | None = None
+    """Where the policy reserves by it: the new-token ratio when the call began."""
     reasons: list[Reason] = field(default_factory=list)
 
     @property

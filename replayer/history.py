@@ -37,6 +37,29 @@ class Hang:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A replay that its limit of steps ended, though requests were not done: no figure of it is that of the whole."""
+
+    step: int
+    """The first step that was not run."""
+    max_steps: int
+    num_unfinished: int
+    """Requests that were there and not done."""
+    num_to_come: int
+    """Requests that had not arrived."""
+
+    @property
+    def text(self) -> str:
+        """The cut as one line."""
+        left = [
+            f"{count} {what}"
+            for count, what in ((self.num_unfinished, "unfinished"), (self.num_to_come, "still to come"))
+            if count
+        ]
+        return f"cut at step {self.step} by the limit of {self.max_steps} steps, with {' and '.join(left)}"
+
+
+@dataclass(frozen=True)
 class Divergence:
     """One step, recorded and replayed, that is not the same in both."""
 
@@ -88,6 +111,7 @@ class Outcome:
     num_stalls: int
     num_unfinished: int
     hang: Hang | None = None
+    cut: Cut | None = None
     reserved_high_water: int | None = None
     """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
     fidelity: Fidelity | None = None
@@ -99,6 +123,13 @@ class Outcome:
     """The first step that a device of that size would not have held; None: it would have held all."""
     clock: Clock | None = None
     """By what requests arrived, where they were scheduled afresh."""
+
+    @property
+    def why_not_done(self) -> str:
+        """How it did not come to its end: a hang with its cause, or a cut; empty where it did."""
+        if self.hang is not None:
+            return f"hangs at step {self.hang.step}: {self.hang.cause}"
+        return "" if self.cut is None else self.cut.text
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.clock import Clock
-from fdtrace.replayer.history import Hang, History, Outcome
+from fdtrace.replayer.history import Cut, Hang, History, Outcome
 from fdtrace.replayer.memory import MemoryFit, first_over
 
 
@@ -49,6 +49,7 @@ def outcome_of(
     num_refused_tokens: int | None,
     num_unfinished: int,
     hang: Hang | None = None,
+    cut: Cut | None = None,
     clock: Clock | None = None,
     memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
@@ -67,6 +68,7 @@ def outcome_of(
         num_stalls=_total(columns["num_stalled"]),
         num_unfinished=num_unfinished,
         hang=hang,
+        cut=cut,
         clock=clock,
         **memory.answer(columns),
     )

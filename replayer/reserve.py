@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.state import State
@@ -13,6 +14,17 @@ class Reserve(ABC):
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
+        self.last_reserved = 0
+        """Blocks that the last `threshold` kept for the running requests."""
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        """The share of the tokens still to come that blocks are kept for; None: it does not reserve by one."""
+        return None
+
+    @abstractmethod
+    def snapshot(self) -> Hashable:
+        """All that its later answers follow from, beside the requests."""
 
     def threshold(self, num_new_blocks: int, state: State) -> int:
         """Free blocks needed to schedule a prefill that takes `num_new_blocks`.
@@ -21,6 +33,7 @@ class Reserve(ABC):
         speculation's extra block is added only where blocks are reserved at all.
         """
         reserved = self.reserved(state)
+        self.last_reserved = reserved or 0
         needed = num_new_blocks if reserved is None else num_new_blocks + reserved
         if self.config.speculation and (reserved is not None or self.policy.spec_block_always):
             needed = min(needed + 1, self.config.max_blocks_per_seq)
@@ -52,6 +65,9 @@ class DecayingReserve(Reserve):
         self.exact = float(config.reserve_blocks)
         self.relaxed = True
 
+    def snapshot(self) -> Hashable:
+        return None if self.relaxed else (self.blocks, self.exact)
+
     def reserved(self, state: State) -> int | None:
         return None if self.relaxed else len(state.running) * self.blocks
 
@@ -80,6 +96,13 @@ class NewTokenRatio(Reserve):
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         super().__init__(config, policy)
         self.ratio = config.init_new_token_ratio
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        return self.ratio
+
+    def snapshot(self) -> Hashable:
+        return self.ratio
 
     def reserved(self, state: State) -> int | None:
         clip, ratio, size, now = (

@@ -21,8 +21,8 @@ def sentences(history: History) -> list[str]:
     """What does not go into a cell of the table, of one history."""
     outcome = history.outcome
     out = []
-    if outcome.hang is not None:
-        out.append(f"hangs at step {outcome.hang.step}: {outcome.hang.cause}")
+    if outcome.why_not_done:
+        out.append(outcome.why_not_done)
     if outcome.fidelity is not None:
         out.append(_fidelity(outcome.fidelity))
     if outcome.device_bytes is not None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.standstill import Standstill
 from fdtrace.replayer.history import History
 from fdtrace.replayer.outcome import outcome_dict
 from fdtrace.tui.chart import tokens_chart
@@ -23,8 +24,14 @@ BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
 """What the charts are drawn with where the console's encoding has it."""
 
 
-def render_report(recording: Recording, histories: Sequence[History], console: Console) -> None:
-    """Print the recording in a line or two, the formulas as a table, and a chart for each history.
+def render_report(
+    recording: Recording,
+    histories: Sequence[History],
+    console: Console,
+    standstill: Standstill | None = None,
+) -> None:
+    """Print the recording in a line or two, the formulas as a table, and a chart for each history. `standstill`: how
+    the engine stood still at the end of it.
 
     Sized to the console. Colours only where the console has them, and plain ASCII where its encoding has no
     block characters; so a file or a pipe gets text that reads the same.
@@ -33,6 +40,11 @@ def render_report(recording: Recording, histories: Sequence[History], console: C
     dot = "-" if ascii else "·"
     for line in _head(recording, dot):
         console.print(Text(printable(line)), soft_wrap=True)
+    if standstill is not None:
+        console.print(Text(printable(f"HANGS: {standstill.sentence}"), "bold red"), soft_wrap=True)
+    if not recording.num_steps:
+        console.print(Text("no forward ran while it was recorded: there is nothing to replay"))
+        return
     console.print()
     console.print(_table(histories, ascii=ascii))
     for history in histories:
@@ -48,7 +60,9 @@ def render_report(recording: Recording, histories: Sequence[History], console: C
         _chart(history, console, dot, peak=peak, ascii=ascii)
 
 
-def histories_json(recording: Recording, histories: Sequence[History]) -> dict[str, Any]:
+def histories_json(
+    recording: Recording, histories: Sequence[History], standstill: Standstill | None = None
+) -> dict[str, Any]:
     """The same for machines: the engine's limits, each history's outcome, the numbers of its exceeded steps.
 
     Tokens, steps, bytes and shares as in `replayer.history.Outcome`; what cannot be told is None.
@@ -66,6 +80,7 @@ def histories_json(recording: Recording, histories: Sequence[History]) -> dict[s
             "num_blocks": engine.num_blocks,
         },
         "num_steps": recording.num_steps,
+        "standstill": None if standstill is None else standstill.as_dict(),
         "notes": list(recording.notes),
         "formulas": [
             {
@@ -96,8 +111,9 @@ def _head(recording: Recording, dot: str) -> list[str]:
     limit = engine.max_num_batched_tokens
     over = int((recording.steps["num_tokens"] > limit).sum())
     exceeded = f"{over} of them over max_num_batched_tokens" if over else "none over max_num_batched_tokens"
+    counted = (f"{recording.num_steps} steps", exceeded) if recording.num_steps else ("0 steps",)
     return [
-        sep.join((f"{engine.name} {engine.version}".strip(), f"{recording.num_steps} steps", exceeded)),
+        sep.join((f"{engine.name} {engine.version}".strip(), *counted)),
         sep.join(
             (
                 f"max_num_batched_tokens {limit}",
@@ -145,6 +161,8 @@ def _cells(history: History) -> list[Text]:
     steps = Text(str(outcome.num_steps))
     if outcome.hang is not None:
         steps.append("\nHANGS", "bold red")
+    elif outcome.cut is not None:
+        steps.append("\nCUT", "bold red")
     elif outcome.num_unfinished:
         steps.append(f"\n{outcome.num_unfinished} left")
     return [
@@ -169,6 +187,8 @@ def _chart(history: History, console: Console, dot: str, *, peak: int, ascii: bo
         f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed"
         if outcome.num_exceeded
         else "never exceeds"
+        if outcome.num_steps
+        else "no step under"
     )
     how = "" if history.how == history.name else f" {dot} {history.how}"
     title = Text(printable(f"{history.name}{how} {dot} "), "bold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.segment import Segment
 from rich.style import Style
@@ -14,6 +15,7 @@ from textual.widget import Widget
 
 from fdtrace.recorder.printable import printable
 from fdtrace.replayer.history import StepRow
+from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs, Palette
 
 COLUMNS = (
@@ -25,6 +27,18 @@ COLUMNS = (
     ("blocks", 8),
 )
 MIN_ID, MAX_ID = 10, 40
+
+
+ROWS_AT_ONCE = 0.006
+"""Seconds that the screen waits for the requests of a step: a third of a frame."""
+
+
+class StepRows(NamedTuple):
+    """The requests of a step of a history."""
+
+    series: Series
+    step: int
+    rows: Sequence[StepRow]
 
 
 class RequestTable(Widget):

@@ -54,7 +54,8 @@ def inspection_lines(found: Inspection, width: int, look: Look) -> list[Text]:
         page.say(found.error.replace("\n", " "), look.palette.exceeded, 0)
     account = found.account
     if account is None:
-        page.say(found.absent or "this history has no such step", look.palette.dim, 0)
+        if found.absent or not found.error:
+            page.say(found.absent or "this history has no such step", look.palette.dim, 0)
         _waiting(page, found)
         return page.lines
     if found.absent:

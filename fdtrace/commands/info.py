@@ -21,6 +21,7 @@ SELECT engine_id, count(*) AS steps, min(step) AS first, max(step) AS last,
        sum(num_accepted_tokens)::BIGINT AS accepted, sum(num_preempted)::BIGINT AS preempted
 FROM step GROUP BY engine_id
 """
+NO_CALLS = {"calls": 0, "idle": 0}
 NO_STEPS = dict.fromkeys(("first", "last", "ns", "tokens", "most", "drafts", "accepted", "preempted"))
 
 EXCEEDED = """
@@ -30,6 +31,11 @@ GROUP BY engine_id, limit_name ORDER BY steps DESC
 EVENTS = "SELECT engine_id, kind, count(*) AS n FROM event GROUP BY engine_id, kind ORDER BY kind"
 LOST = "SELECT engine_id, detail FROM event WHERE kind = 'lost' ORDER BY step"
 REQUESTS = "SELECT engine_id, count(*) AS n FROM request GROUP BY engine_id"
+
+CALLS = """
+SELECT engine_id, sum(num_calls)::BIGINT AS calls, coalesce(sum(num_calls) FILTER (idle), 0)::BIGINT AS idle
+FROM call GROUP BY engine_id
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,13 +61,18 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(trace: Trace) -> dict[str, Any]:
     """What `info` tells, as JSON."""
+    from fdtrace.recorder.standstill import has_calls, standstill
+
     summaries, requests = _by_engine(trace, SUMMARY), _by_engine(trace, REQUESTS)
     exceeded, events, lost = (_by_engine(trace, query) for query in (EXCEEDED, EVENTS, LOST))
+    calls = _by_engine(trace, CALLS) if has_calls(trace) else None
     unknown = _unknown(trace)
     engines = []
     for engine in trace.engines():
         key = engine["engine_id"]
         steps = summaries.get(key, [{"steps": 0, **NO_STEPS}])[0]
+        called = (calls or {}).get(key, [NO_CALLS])[0]
+        still = standstill(trace, engine) if called["idle"] else None
         engines.append(
             {
                 "engine": engine,
@@ -71,6 +82,8 @@ def collect(trace: Trace) -> dict[str, Any]:
                 "events": {row["kind"]: row["n"] for row in events.get(key, [])},
                 "lost": lost.get(key, []),
                 "unknown": unknown.get(key, []) if steps["steps"] else [],
+                "calls": None if calls is None else called,
+                "standstill": still.as_dict() if still else None,
             }
         )
     return {
@@ -124,15 +137,16 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
     speculation = (
         f"{engine['spec_method']} K={engine['num_speculative_tokens']}" if engine["spec_method"] else "none"
     )
-    duration = "an unknown time" if steps["ns"] is None else f"{steps['ns'] / 1e9:.1f} s"
     lines = [
         f"engine {engine['engine_id']}: {engine['name']} {engine['version'] or ''}, pid {engine['pid']} on "
         f"{engine['host']}, role {engine['role']}, rank {engine['dp_rank']}",
         f"  max_num_batched_tokens {engine['max_num_batched_tokens']}, max_num_seqs {engine['max_num_seqs']}, "
         f"{engine['num_blocks']} blocks of {engine['block_size']}, speculation {speculation}",
-        f"  steps      {steps['steps']:,} ({steps['first']} to {steps['last']}) in {duration}, "
-        f"{one['requests']:,} requests",
+        f"  steps      {_steps(steps)}, {one['requests']:,} requests",
+        "  calls      " + _calls(one["calls"]),
     ]
+    if one["standstill"]:
+        lines.append(f"  HANGS      {one['standstill']['text']}")
     if steps["steps"]:
         lines.append(
             f"  tokens     {_number(steps['tokens'])}, at most {_number(steps['most'])} a step; "
@@ -145,7 +159,7 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
         )
     if engine["max_num_batched_tokens"] is None:
         lines.append("  exceeded   cannot be said: max_num_batched_tokens is NULL")
-    elif not one["exceeded"]:
+    elif steps["steps"] and not one["exceeded"]:
         lines.append("  exceeded   no limit")
     lines.append("  events     " + ", ".join(f"{kind} {n}" for kind, n in one["events"].items()))
     lines += [f"  lost       {row['detail']}" for row in one["lost"][:MOST_LOSSES]]
@@ -154,6 +168,19 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
     if one["unknown"]:
         lines.append("  not told   " + ", ".join(one["unknown"]))
     return lines
+
+
+def _steps(steps: dict[str, Any]) -> str:
+    if not steps["steps"]:
+        return "0: no forward ran"
+    duration = "an unknown time" if steps["ns"] is None else f"{steps['ns'] / 1e9:.1f} s"
+    return f"{steps['steps']:,} ({steps['first']} to {steps['last']}) in {duration}"
+
+
+def _calls(calls: dict[str, int] | None) -> str:
+    if calls is None:
+        return "not recorded: schema 1"
+    return f"{calls['calls']:,} of schedule(), {calls['idle']:,} of them handed out nothing"
 
 
 def _number(value: int | None) -> str:

@@ -7,18 +7,30 @@ which a scheduling call in progress holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .hooks import Hook
 
 if TYPE_CHECKING:
-    from .fastdeploy import FastDeployAdapter
+    from .writer import Writer
+
+
+class ManagerAdapter(Protocol):
+    """What the roles need of the adapter of `ResourceManagerV1`: the writer of the recording, the requests that hold
+    their blocks and have not joined, those whose prefill goes on, and its hook of a request that comes.
+    """
+
+    writer: Writer
+    preallocated: set[str]
+    prefilling: set[str]
+
+    def before_add_request(self, manager: Any, args: Any, kwargs: Any) -> None: ...
 
 
 class Roles:
     """Hooks of the roles' entry points of `ResourceManagerV1`, for its adapter."""
 
-    def __init__(self, adapter: FastDeployAdapter, module: str, cls: str) -> None:
+    def __init__(self, adapter: ManagerAdapter, module: str, cls: str) -> None:
         self.adapter = adapter
         asked = adapter.before_add_request
         self.hooks = (
@@ -31,7 +43,9 @@ class Roles:
 
     def after_preallocate(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if result:
-            self._tell("preallocated", _first(args, kwargs, "request").request_id)
+            request_id = _first(args, kwargs, "request").request_id
+            self.adapter.preallocated.add(request_id)
+            self._tell("preallocated", request_id)
 
     def before_join(self, manager: Any, args: Any, kwargs: Any) -> list[str]:
         requests = _first(args, kwargs, "requests")
@@ -45,6 +59,10 @@ class Roles:
 
     def after_join(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         for request_id in token or ():
+            self.adapter.preallocated.discard(request_id)
+            request = manager.requests.get(request_id)
+            if request is not None and request.num_computed_tokens < request.need_prefill_tokens:
+                self.adapter.prefilling.add(request_id)
             self._tell("joined", request_id)
 
     def before_discard(self, manager: Any, args: Any, kwargs: Any) -> tuple[str, int] | None:
@@ -53,6 +71,7 @@ class Roles:
 
     def after_discard(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is not None and token[0] in self.adapter.writer.numbers:
+            self.adapter.preallocated.discard(token[0])
             self._tell("discarded", token[0])
             self.adapter.writer.finish(token[0], "error", token[1])
 

@@ -20,8 +20,15 @@ from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.sql import quoted
 
-SMALL = {"trace": schema.TRACE, "engine": schema.ENGINE, "_live_request": schema.REQUEST}
+SMALL = {
+    "trace": schema.TRACE,
+    "engine": schema.ENGINE,
+    "_live_request": schema.REQUEST,
+    "_live_call": schema.CALL,
+}
 """Tables that are whole in each published database."""
+
+SCHEMA_VIEWS = {view.name: view.query for view in schema.VIEWS}
 
 
 class Views:
@@ -48,17 +55,15 @@ class Views:
             if not _same(self._held.get(name), small[name]):
                 db.execute(f"DELETE FROM views.{name}")
                 insert(db, f"views.{name}", table, small[name])
-        for name, query in sources.items():
-            if self._sources.get(name) != query:
-                db.execute(f"CREATE OR REPLACE VIEW views.{name} AS {query}")
-        if first:
-            create_views(db, "views")
+        changed = {name: query for name, query in sources.items() if self._sources.get(name) != query}
+        define_views(db, "views", {**changed, **SCHEMA_VIEWS} if first else changed)
         db.execute("DELETE FROM views._collector")
         db.execute("INSERT INTO views._collector VALUES (?)", [json.dumps(state)])
         db.execute("COMMIT")
         db.execute("CHECKPOINT views")
         self._held, self._sources = dict(small), dict(sources)
-        with to.open("wb") as copy, self.path.open("rb") as mine:
+        to.unlink(missing_ok=True)
+        with to.open("xb") as copy, self.path.open("rb") as mine:
             shutil.copyfileobj(mine, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())
@@ -68,9 +73,13 @@ def _same(before: Columns | None, now: Columns) -> bool:
     return before is not None and all(np.array_equal(before[name], now[name]) for name in now)
 
 
-def create_views(db: duckdb.DuckDBPyConnection, database: str) -> None:
-    """Create the schema's views in an attached database."""
+def define_views(db: duckdb.DuckDBPyConnection, database: str, queries: dict[str, str]) -> None:
+    """Create or replace views, by name, in an attached database.
+
+    Their queries name its tables without it: a view keeps the name of the database as it is written (DuckDB 1.5), and
+    whoever opens the file gives it another.
+    """
     db.execute(f"USE {database}")
-    for view in schema.VIEWS:
-        db.execute(f"CREATE VIEW {view.name} AS {view.query}")
+    for name, query in queries.items():
+        db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
     db.execute("USE memory")
