@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -155,14 +155,17 @@ def _extremes(column: str) -> dict[str, str]:
     return {**EXTREMES, "nan": "'nan'::DOUBLE"} if column == "new_token_ratio" else EXTREMES
 
 
-def make_by_hand(good: Path, directory: Path, *, extremes: bool) -> Iterator[Path]:
-    """The hostile traces, made in `directory` one after the other; beside it a `secret.txt` and a pipe `fifo`.
+def names(*, extremes: bool) -> list[str]:
+    """The traces that are made; `extremes`: those with absurd values too, else a few of them."""
+    nowhere = Path("nowhere")
+    return [*by_hand(nowhere, nowhere), *(name for name in extreme() if extremes or name in FEW)]
 
-    `extremes`: those with absurd values too, else a few of them.
-    """
-    made, more = by_hand(directory.parent / "secret.txt", directory.parent / "fifo"), extreme()
-    names = more if extremes else [name for name in more if name in FEW]
-    for name, statements in {**made, **{name: more[name] for name in names}}.items():
+
+def make_by_hand(good: Path, directory: Path, chosen: Iterable[str]) -> Iterator[Path]:
+    """The hostile traces of these names, made in `directory` one after the other; beside it lie `secret.txt` and `fifo`."""
+    made = {**by_hand(directory.parent / "secret.txt", directory.parent / "fifo"), **extreme()}
+    for name in chosen:
+        statements = made[name]
         path = directory / f"{name}.duckdb"
         shutil.copy(good, path)
         with duckdb.connect(str(path)) as db:

@@ -23,6 +23,8 @@ from tests.recorder.helpers import armed_environment, collected, finish, start_e
 EVERYTHING = "FDTRACE_CORRUPTIONS" in os.environ
 """All commands on all traces, and so many damaged ones: FDTRACE_CORRUPTIONS=1000."""
 CORRUPTIONS = int(os.environ.get("FDTRACE_CORRUPTIONS", "40"))
+PARTS = 3
+"""Tests that the traces made by hand are spread over."""
 SECRET = "the victim's own words"
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 PATIENCE = 240.0
@@ -178,22 +180,32 @@ SAID = {
 }  # fmt: skip
 
 
-def test_a_trace_made_to_harm_does_none_and_is_told_as_what_it_is(good: Path, inbox: Path) -> None:
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_trace_made_to_harm_does_none_and_is_told_as_what_it_is(good: Path, inbox: Path, part: int) -> None:
     runs, said = Runs(), dict[str, str]()
+    names = hostile.names(extremes=EVERYTHING)[part::PARTS]
 
     def made() -> Iterator[Path]:
-        for path in hostile.make_by_hand(good, inbox, extremes=EVERYTHING):
+        for path in hostile.make_by_hand(good, inbox, names):
             yield path
             path.unlink()
 
     for run in runs.over(made()):
         said[run["path"].stem] = said.get(run["path"].stem, "") + run["out"] + run["err"]
     assert not runs.problems, "\n".join(runs.problems)
-    assert {name: text for name, text in SAID.items() if text not in said[name]} == {}
+    assert said.keys() == set(names)
+    assert {name: text for name, text in SAID.items() if name in said and text not in said[name]} == {}
     assert sorted(path.name for path in inbox.parent.iterdir()) == ["fifo", "inbox", "secret.txt"]
     assert not list(inbox.iterdir()), "nothing is left beside a trace"
 
 
+def test_what_is_said_is_said_of_traces_that_are_made() -> None:
+    assert SAID.keys() <= set(hostile.names(extremes=False))
+    assert len(hostile.names(extremes=True)) > 240
+
+
+@pytest.mark.timeout(3600)
 def test_a_damaged_trace_is_told_as_that(good: Path, inbox: Path) -> None:
     runs, whole = Runs(), good.read_bytes()
 
