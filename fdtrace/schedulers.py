@@ -88,7 +88,7 @@ class GivenScheduler:
         """
         import fdtrace.drivers
         from fdtrace.drivers.child import Child
-        from fdtrace.drivers.scheduler import DrivenScheduler
+        from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
         driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}.py")
@@ -96,7 +96,7 @@ class GivenScheduler:
             if self.engine == "vllm":
                 yield DrivenVllm(child, config, self.name, recorded or {})
             else:
-                yield DrivenScheduler(child, config, self.name)
+                yield DrivenFastDeploy(child, config, self.name)
 
     def _env(
         self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any]

@@ -7,7 +7,15 @@ from typing import Protocol, overload
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.model.events import Decision, Forward, Forwarded, Preallocate, Schedule, StepRow, Told
+from fdtrace.replayer.model.events import (
+    Decision,
+    Forward,
+    Forwarded,
+    Notification,
+    Preallocate,
+    Schedule,
+    StepRow,
+)
 from fdtrace.replayer.model.scheduler import Scheduler
 
 
@@ -81,7 +89,7 @@ class AnyScheduler(Protocol):
     @overload
     def apply(self, event: Preallocate) -> list[str]: ...
     @overload
-    def apply(self, event: Told) -> None: ...
+    def apply(self, event: Notification) -> None: ...
 
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request made."""

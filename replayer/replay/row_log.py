@@ -13,11 +13,11 @@ from fdtrace.recorder.digest import digests_of
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
-from fdtrace.replayer.replay.step_log import COLUMNS as TOLD
+from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
 
-COLUMNS = (*TOLD, "num_draft_tokens", "num_accepted_tokens")
+COLUMNS = (*STEP_COLUMNS, "num_draft_tokens", "num_accepted_tokens")
 """The columns of `StepLog`, and what it need not keep: drafts and acceptances differ from step to step."""
 
 _ROW = 7

@@ -140,7 +140,7 @@ class _Reader:
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
-            vain=() if is_modelled(recording.engine) else recording.vain.get(i, ()),
+            restarts=() if is_modelled(recording.engine) else recording.vain.get(i, ()),
             after_idle=bool(self.after_idle[i]),
             **self._handed(i),
         )
@@ -237,7 +237,7 @@ def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool)
         first.num_computed_tokens,
         first.num_blocks,
         # Each time that it was preempted before it decoded, it had sampled one more.
-        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.vain.count(0))),
+        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.restarts.count(0))),
         decoding=first.decoding,
         waiting=waiting,
     )
