@@ -37,7 +37,7 @@ def head_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(resumed: Resumed) -> dict[str, int]:
-    """A request that ran before the first step, as a driver is told of it."""
+    """A request that ran before the first step, as a driver takes it."""
     return {
         "num_computed_tokens": int(resumed.num_computed_tokens),
         "num_blocks": int(resumed.num_blocks),

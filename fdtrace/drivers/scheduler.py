@@ -54,7 +54,7 @@ class DrivenScheduler(ABC):
     """The scheduler that a `Child` runs: what all engines have. It gives no reasons for what it decides."""
 
     explains = False
-    tells_rows = False
+    keeps_rows = False
     engine: str | None = None
     needs = ""
     """What the Python that runs it must have."""
@@ -194,7 +194,7 @@ class DrivenScheduler(ABC):
 
     @property
     def num_reserved_blocks(self) -> int | None:
-        """Not told."""
+        """Not known."""
         return None
 
     @property
@@ -234,5 +234,5 @@ class DrivenScheduler(ABC):
         """The requests of the forward that follows this call."""
 
     def num_held_back(self, decision: Decision) -> int:
-        """Not told."""
+        """Not known."""
         return 0

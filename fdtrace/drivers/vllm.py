@@ -241,7 +241,7 @@ class Engine:
     def _head(self) -> list[Any] | None:
         """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON.
 
-        What a layer that keeps a window only would need is less, and not told.
+        A layer that keeps only a window needs fewer; that is not given.
         """
         queue = next(
             (getattr(self.scheduler, name) for name in QUEUES if getattr(self.scheduler, name, ())), None

@@ -17,7 +17,7 @@ from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, St
 class DrivenVllm(DrivenScheduler):
     """The scheduler of a vLLM package. A decode runs the drafts that it has, or rests: each step has rows."""
 
-    tells_rows = True
+    keeps_rows = True
     engine = "vllm"
     needs = "vLLM, or with --scheduler vllm=DIR its requirements"
 

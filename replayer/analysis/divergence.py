@@ -26,7 +26,7 @@ COMPARED = (
 """What must be equal for a step to count as reproduced, where the recording knows it."""
 
 STATE = ("num_running", "num_waiting", "num_free_blocks")
-"""What is told of the state before."""
+"""What is shown of the state before."""
 
 RULES = (
     ("token_budget", "the budget formula: the calls began with other budgets"),

@@ -43,7 +43,7 @@ _WHERE_RECORDED = (
     "schedule_us",
     "forward_us",
 )
-"""What a recorded step tells beside these, where the recording has it."""
+"""Further columns of a recorded step, where the recording has them."""
 
 
 def _where_recorded(recording: Recording) -> dict[str, NDArray[Any]]:

@@ -54,7 +54,7 @@ class Resumed:
     """Decode forwards that it has run: where in `accepts` it stands."""
     decoding: bool = True
     waiting: bool = False
-    """Whether it has no blocks and waits to be run, or run anew: told to an engine's real scheduler alone."""
+    """Whether it has no blocks and waits to be run, or run anew; only an engine's real scheduler uses it."""
 
 
 @dataclass(frozen=True, slots=True)

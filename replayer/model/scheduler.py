@@ -67,7 +67,7 @@ class Scheduler(View):
     """
 
     explains = True
-    tells_rows = False
+    keeps_rows = False
     engine: str | None = None
 
     def __init__(

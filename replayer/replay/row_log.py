@@ -1,4 +1,4 @@
-"""A replay's steps with the rows of each as they were told: for schedulers whose decodes do not run on by rule."""
+"""A replay's steps with the rows of each: for schedulers whose decodes rest in some steps, or vary their drafts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RowLog:
         self._num_preempted = self._num_stalled = 0
 
     def resumed(self, request_id: str) -> None:
-        """A request decodes from the next step on: told with the rows."""
+        """A request decodes from the next step on: its rows show it."""
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
         """A call and its forward, after both; whether it was a step."""

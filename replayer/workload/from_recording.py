@@ -159,7 +159,7 @@ class _Reader:
         return bool(reasons[i] == "error" and handover.discarded[i] == MISSING)
 
     def _handed(self, i: int) -> dict[str, Any]:
-        """What the other instance of a deployment in roles did, where this recording tells it.
+        """What the other instance of a deployment in roles did, where this recording has it.
 
         What had not come when it ended comes after its last step.
         """
