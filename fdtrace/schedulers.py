@@ -88,7 +88,7 @@ class GivenScheduler:
         """
         import fdtrace.drivers
         from fdtrace.drivers.child import Child
-        from fdtrace.drivers.scheduler import DrivenScheduler
+        from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
         driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}.py")
@@ -96,7 +96,7 @@ class GivenScheduler:
             if self.engine == "vllm":
                 yield DrivenVllm(child, config, self.name, recorded or {})
             else:
-                yield DrivenScheduler(child, config, self.name)
+                yield DrivenFastDeploy(child, config, self.name)
 
     def _env(
         self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any]
@@ -110,13 +110,13 @@ class GivenScheduler:
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:
     """The schedulers of repeated `--scheduler`; UsageError where one is none, or is given twice."""
-    found = [_given(text, python) for text in texts or ()]
-    if len(set(texts or ())) < len(found):
+    schedulers = [_given(text, python) for text in texts or ()]
+    if len(set(texts or ())) < len(schedulers):
         raise UsageError("the same --scheduler is given twice")
-    names = [one.name for one in found]
+    names = [given.name for given in schedulers]
     return [
-        one if names.count(one.name) == 1 else GivenScheduler(text, one.engine, one.checkout, python)
-        for one, text in zip(found, texts or (), strict=True)
+        given if names.count(given.name) == 1 else GivenScheduler(text, given.engine, given.checkout, python)
+        for given, text in zip(schedulers, texts or (), strict=True)
     ]
 
 

@@ -62,8 +62,8 @@ class Simulated:
     def departs_from(self, other: Simulated) -> int | None:
         """The first step that differs."""
         mine, theirs = self._lines[: self.num_steps], other._lines[: other.num_steps]
-        for step, (one, another) in enumerate(zip(mine, theirs, strict=False)):
-            if one != another:
+        for step, (line, other_line) in enumerate(zip(mine, theirs, strict=False)):
+            if line != other_line:
                 return step
         return None if len(mine) == len(theirs) else min(len(mine), len(theirs))
 
@@ -150,7 +150,7 @@ class Simulated:
         }
 
 
-def print_json(workload: Workload, found: Sequence[Simulated], errors: Sequence[str]) -> None:
+def print_json(workload: Workload, results: Sequence[Simulated], errors: Sequence[str]) -> None:
     """All of them as one JSON object on stdout."""
     print(
         json.dumps(
@@ -158,14 +158,14 @@ def print_json(workload: Workload, found: Sequence[Simulated], errors: Sequence[
                 "num_requests": len(workload.requests),
                 "max_steps": workload.max_steps,
                 "notes": list(workload.notes),
-                "schedulers": [one.figures(found[0]) for one in found],
+                "schedulers": [result.figures(results[0]) for result in results],
                 "errors": list(errors),
             }
         )
     )
 
 
-def print_table(found: Sequence[Simulated]) -> None:
+def print_table(results: Sequence[Simulated]) -> None:
     """A row for each; they depart from the first."""
     from rich import box
     from rich.console import Console
@@ -176,6 +176,6 @@ def print_table(found: Sequence[Simulated]) -> None:
     table.add_column("scheduler", overflow="fold")
     for name in COLUMNS:
         table.add_column(name, justify="right", overflow="fold")
-    for one in found:
-        table.add_row(*map(Text, one.cells(found[0])))
+    for result in results:
+        table.add_row(*map(Text, result.cells(results[0])))
     Console().print(table)

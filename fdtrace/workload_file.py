@@ -40,11 +40,11 @@ def _parse(path: Path, text: str) -> Any:
     repeated: list[_Repeated] = []
 
     def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(members)
-        if len(found) == len(members):
-            return found
+        by_name = dict(members)
+        if len(by_name) == len(members):
+            return by_name
         names = [name for name, _ in members]
-        twice = _Repeated(found)
+        twice = _Repeated(by_name)
         twice.key = next(name for name in names if names.count(name) > 1)
         repeated.append(twice)
         return twice
@@ -106,6 +106,6 @@ def _place(value: Any, wanted: Any, where: str) -> str:
     named = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in named:
         inside = f"{where}[{key}]" if isinstance(key, int) else f"{where}.{key}".lstrip(".")
-        if inner is wanted or (found := _place(inner, wanted, inside)):
-            return inside if inner is wanted else found
+        if inner is wanted or (place := _place(inner, wanted, inside)):
+            return inside if inner is wanted else place
     return ""

@@ -179,7 +179,7 @@ def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy 
 
 def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
     """The history of a replay that has been run."""
-    columns = run.log.columns()
+    columns = memory.with_reserved(run.log.columns())
     limit = run.workload.config.max_num_batched_tokens
     outcome = outcome_of(
         columns,

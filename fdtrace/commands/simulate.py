@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     given = given_schedulers(args.scheduler, args.scheduler_python)
     chosen: list[Formula | GivenScheduler] = [*_formulas(args, bool(given)), *given]
     workload = workload_from_case(read_case(args.workload), max_steps=args.max_steps)
-    outputs = _outputs(args, [one.name for one in chosen])
+    outputs = _outputs(args, [by.name for by in chosen])
     _say_notes(workload)
     if len(chosen) == 1 and not args.json:
         with _output(args.decisions or "-") as out:
@@ -91,24 +91,24 @@ def _compare(
     """Print what each did. Where one cannot be run, the others are printed all the same, and its error last."""
     from fdtrace.simulated import print_json, print_table
 
-    found: list[Simulated] = []
+    results: list[Simulated] = []
     errors: list[FdtraceError] = []
-    for one, path in zip(chosen, outputs, strict=True):
+    for by, path in zip(chosen, outputs, strict=True):
         try:
             with _output(path) as out:
-                found.append(_simulate(workload, one, args.policy, out))
+                results.append(_simulate(workload, by, args.policy, out))
         except FdtraceError as error:
             errors.append(error)
     if args.json:
-        print_json(workload, found, [str(error) for error in errors])
-    elif found:
-        print_table(found)
-    _say_outcomes(found)
+        print_json(workload, results, [str(error) for error in errors])
+    elif results:
+        print_table(results)
+    _say_outcomes(results)
     for refused in errors[:-1]:
         sys.stderr.write(f"fdtrace: {refused}\n")
     if errors:
         raise errors[-1]
-    return int(any(one.is_bad for one in found))
+    return int(any(result.is_bad for result in results))
 
 
 def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
@@ -146,7 +146,7 @@ def _scheduler(
     else:
         policy = policy_of(policy_name) or policy_with(by) or ORIGINAL
         refused = refusals(workload.config, by.name, policy, workload.requests)
-        yield Scheduler(workload.config, by, policy, explain=False), [one.text for one in refused]
+        yield Scheduler(workload.config, by, policy, explain=False), [refusal.text for refusal in refused]
 
 
 def _simulate(
@@ -178,30 +178,30 @@ def _say_notes(workload: Workload) -> None:
         sys.stderr.write(f"fdtrace: and {len(workload.notes) - MOST_NOTES} more notes of this kind\n")
 
 
-def _say_outcomes(found: Sequence[Simulated]) -> None:
+def _say_outcomes(results: Sequence[Simulated]) -> None:
     """What no cell of the table holds: on stderr, each thing once."""
     refused: dict[str, list[str]] = {}
-    for one in found:
-        for text in one.refused:
-            refused.setdefault(text, []).append(one.name)
+    for result in results:
+        for text in result.refused:
+            refused.setdefault(text, []).append(result.name)
     for text, names in refused.items():
         sys.stderr.write(f"fdtrace: FastDeploy refuses this under {', '.join(names)}: {text}\n")
-    for one in found:
-        if one.sentence:
-            sys.stderr.write(f"fdtrace: {one.name} {one.sentence}\n")
+    for result in results:
+        if result.sentence:
+            sys.stderr.write(f"fdtrace: {result.name} {result.sentence}\n")
 
 
 def _outputs(args: argparse.Namespace, names: Sequence[str]) -> list[Path | None]:
     """The file of each one's decisions. UsageError where one is the workload, or that of two."""
     if args.decisions is None:
         return [None for _ in names]
-    found = [args.decisions]
+    paths = [args.decisions]
     if len(names) > 1:
-        found = [args.decisions.with_stem(f"{args.decisions.stem}-{_plain(name)}") for name in names]
-    for i, path in enumerate(found):
-        if path in found[:i]:
+        paths = [args.decisions.with_stem(f"{args.decisions.stem}-{_plain(name)}") for name in names]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
             raise UsageError(
-                f"the decisions of {names[found.index(path)]} and {names[i]} would both go to {path}",
+                f"the decisions of {names[paths.index(path)]} and {names[i]} would both go to {path}",
                 hint="give the formulas names that differ in letters or digits",
             )
         if _is_same_file(path, args.workload):
@@ -210,12 +210,12 @@ def _outputs(args: argparse.Namespace, names: Sequence[str]) -> list[Path | None
                 why="--decisions would overwrite it",
                 hint="give another path",
             )
-    return found
+    return paths
 
 
-def _is_same_file(one: Path, other: Path) -> bool:
+def _is_same_file(path: Path, other: Path) -> bool:
     try:
-        return one.samefile(other)
+        return path.samefile(other)
     except OSError:
         return False
 

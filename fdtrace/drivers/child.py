@@ -38,7 +38,7 @@ class Child(AbstractContextManager["Child"]):
         logs = {"FD_LOG_DIR": str(self._directory / "log"), "PYTHONSAFEPATH": ""}
         where = [] if checkout is None else [str(checkout.resolve())]
         if os.path.dirname(python):
-            # It runs elsewhere. A link is kept: it tells which virtual environment is meant.
+            # It runs elsewhere. A link is kept: it says which virtual environment is meant.
             python = os.path.abspath(python)
         try:
             self._process = subprocess.Popen(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from fdtrace.replayer.model.events import Lack, Resumed
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.model.events import Arrived, Lack, Resumed
 from fdtrace.replayer.model.request import Plan
+
+FIRST_TOKEN = 1000
+"""Tokens below have meanings to some engines."""
 
 
 @dataclass(slots=True)
@@ -32,7 +37,7 @@ def head_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(resumed: Resumed) -> dict[str, int]:
-    """A request that ran before the first step, as a driver is told of it."""
+    """A request that ran before the first step, as a driver takes it."""
     return {
         "num_computed_tokens": int(resumed.num_computed_tokens),
         "num_blocks": int(resumed.num_blocks),
@@ -40,3 +45,21 @@ def state_of(resumed: Resumed) -> dict[str, int]:
         "decoding": int(resumed.decoding),
         "waiting": int(resumed.waiting),
     }
+
+
+def prompt_runs(
+    config: SchedulerConfig, event: Arrived, token_of: Callable[[Hashable], int]
+) -> tuple[list[list[int]], int]:
+    """The prompt as runs of [token, count], and the token that its output is made of.
+
+    Blocks of equal content are made of equal tokens, others of others.
+    """
+    size, left = config.block_size, event.num_prompt_tokens
+    key: Callable[[int], Hashable] = event.block_key or (lambda block: (event.request_id, block))
+    if not config.prefix_caching:
+        return [[FIRST_TOKEN, left]], FIRST_TOKEN
+    runs = []
+    for block in range(-(-left // size)):
+        runs.append([token_of(key(block)), min(size, left)])
+        left -= size
+    return runs, token_of(key(len(runs)))

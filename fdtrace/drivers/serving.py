@@ -15,7 +15,7 @@ Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run 
 
 
 class CannotGoOn(Exception):
-    """Told to whoever drives, with where it happened."""
+    """Reported to whoever drives, with where it happened."""
 
     def __init__(self, where: str, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")

@@ -39,7 +39,7 @@ class Playing:
 
     def __init__(self, spec: Message, block_size: int, most_drafts: int) -> None:
         self.prompt, self.output, self.max_tokens = spec["prompt"], spec["output"], spec["max_tokens"]
-        self.accepts, self.drafts, self.vain = spec["accepts"], spec["drafts"], spec["vain"]
+        self.accepts, self.drafts, self.restarts = spec["accepts"], spec["drafts"], spec["restarts"]
         self._contents, self._block_size, self._most = spec["contents"], block_size, most_drafts
         self.emitted = self.forwards = 0
         self.prefills = True
@@ -70,8 +70,8 @@ class Playing:
 
         Where it was preempted before that, how many these were is not recorded: as many as can be need as many blocks.
         """
-        if self.forwards in self.vain:
-            self.vain.remove(self.forwards)
+        if self.forwards in self.restarts:
+            self.restarts.remove(self.forwards)
             return self._most
         found = self._now(self.drafts, self._most)
         return self._most if found < 0 else found
@@ -241,7 +241,7 @@ class Engine:
     def _head(self) -> list[Any] | None:
         """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON.
 
-        What a layer that keeps a window only would need is less, and not told.
+        A layer that keeps only a window needs fewer; that is not given.
         """
         queue = next(
             (getattr(self.scheduler, name) for name in QUEUES if getattr(self.scheduler, name, ())), None

@@ -15,9 +15,9 @@ from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, St
 
 
 class DrivenVllm(DrivenScheduler):
-    """The scheduler of a vLLM package. Each step's rows are told: a decode runs the drafts that it has, or rests."""
+    """The scheduler of a vLLM package. A decode runs the drafts that it has, or rests: each step has rows."""
 
-    tells_rows = True
+    keeps_rows = True
     engine = "vllm"
     needs = "vLLM, or with --scheduler vllm=DIR its requirements"
 
@@ -57,7 +57,7 @@ class DrivenVllm(DrivenScheduler):
             "output": event.num_output_tokens,
             "accepts": accepts,
             "drafts": [] if drafts is None else [int(n) for n in drafts],
-            "vain": list(event.vain),
+            "restarts": list(event.restarts),
             "after_idle": event.after_idle,
             "resumed": resumed,
         }

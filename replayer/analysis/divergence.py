@@ -26,7 +26,7 @@ COMPARED = (
 """What must be equal for a step to count as reproduced, where the recording knows it."""
 
 STATE = ("num_running", "num_waiting", "num_free_blocks")
-"""What is told of the state before."""
+"""What is shown of the state before."""
 
 RULES = (
     ("token_budget", "the budget formula: the calls began with other budgets"),
@@ -92,8 +92,8 @@ def _unlike(
     """The requests of a step that only one of the two has, or has otherwise: kind, tokens and, if asked, drafts."""
     ours, others = {_key(row, drafts) for row in mine}, {_key(row, drafts) for row in theirs}
     return (
-        tuple(_told(row, drafts) for row in mine if _key(row, drafts) not in others)[:MOST_ROWS],
-        tuple(_told(row, drafts) for row in theirs if _key(row, drafts) not in ours)[:MOST_ROWS],
+        tuple(_as_text(row, drafts) for row in mine if _key(row, drafts) not in others)[:MOST_ROWS],
+        tuple(_as_text(row, drafts) for row in theirs if _key(row, drafts) not in ours)[:MOST_ROWS],
     )
 
 
@@ -101,7 +101,7 @@ def _key(row: StepRow, drafts: bool) -> tuple[str, str, int, int]:
     return row.request_id, row.kind, row.num_tokens, row.num_draft_tokens if drafts else 0
 
 
-def _told(row: StepRow, drafts: bool) -> str:
+def _as_text(row: StepRow, drafts: bool) -> str:
     said = f" with {row.num_draft_tokens} drafts" if drafts else ""
     return f"{row.request_id} {row.kind} {row.num_tokens}{said} after {row.num_computed_tokens}"
 

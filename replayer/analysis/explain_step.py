@@ -54,10 +54,10 @@ class Explainer:
         at = step - workload.first_step
         if self._run is None or self._run.log.num_steps > at:
             self._run = _Run(workload, self._formula, self._policy)
-        found = self._run.explain(at, progressed, cancelled)
-        found.step = step
-        self._last = found
-        return found
+        explained = self._run.explain(at, progressed, cancelled)
+        explained.step = step
+        self._last = explained
+        return explained
 
 
 def reasons_of_step(workload: Workload, formula: Formula, policy: Policy, at: int) -> list[str]:
@@ -75,11 +75,11 @@ class _Run(Replay):
         super().__init__(workload, formula, policy, min_steps=workload.max_steps)
         assert isinstance(self.scheduler, Scheduler)
         self.model: Scheduler = self.scheduler
-        self._found = Explained(0)
+        self._explained = Explained(0)
 
     def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
         log, scheduler, looked = self.log, self.model, -1
-        self._found = Explained(at)
+        self._explained = Explained(at)
         while log.num_steps <= at and not self.is_done():
             scheduler.explain = log.num_steps == at
             if not self._next_call():
@@ -90,18 +90,18 @@ class _Run(Replay):
                     raise ReplayCancelled
                 if progressed is not None:
                     progressed(looked, at)
-        return self._found
+        return self._explained
 
     def _next_call(self) -> bool:
-        scheduler, found = self.model, self._found
+        scheduler, explained = self.model, self._explained
         if scheduler.explain:
             self.arrive()
-            found.num_running, found.num_waiting = scheduler.num_running, scheduler.num_waiting
-            found.num_free_blocks = scheduler.num_free_blocks
+            explained.num_running, explained.num_waiting = scheduler.num_running, scheduler.num_waiting
+            explained.num_free_blocks = scheduler.num_free_blocks
         return self.advance()
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         if self.model.explain:
-            found = self._found
-            found.decisions.append(decision)
-            found.forward, found.head = forward, self.model.head_of_queue
+            explained = self._explained
+            explained.decisions.append(decision)
+            explained.forward, explained.head = forward, self.model.head_of_queue

@@ -19,8 +19,7 @@ from fdtrace.replayer.recorded.step_state import column, formula_columns
 
 
 def recorded_formula(recording: Recording) -> str | None:
-    """Name of the built-in formula that the recording was made under; None: no one of them, or it cannot be
-    told.
+    """Name of the built-in formula that the recording was made under; None: none of them, or it is not known.
 
     None where the engine's scheduler is not modelled. The engine's configuration may name it; else it is the
     first whose budget equals every recorded one.
@@ -59,8 +58,8 @@ def recorded_under(recording: Recording, formula: Formula) -> bool:
 def recorded_policy(recording: Recording) -> Policy:
     """The policy that the recording was made under.
 
-    Named in the configuration; else told by how the recorded calls reserved blocks, where the recording knows
-    it; else by engine and version.
+    Named in the configuration; else the one that reserves blocks as the recorded calls did, where the recording knows
+    that; else by engine and version.
     """
     engine = recording.engine
     if engine.config.get("policy") not in POLICIES and _knows(recording, "new_token_ratio"):
@@ -84,7 +83,7 @@ def fidelity_of(
 ) -> Fidelity:
     """The share of recorded steps that a replay reproduces, by position.
 
-    `explain(i)` tells of the replay's i-th step what it decided, and why. `digests` are those of the replay's
+    `explain(i)` gives the reasons of the replay's i-th step. `digests` are those of the replay's
     steps: then a step counts where also the same requests ran the same tokens and drafts.
     """
     recorded, replayed = recording.num_steps, len(columns["num_tokens"])

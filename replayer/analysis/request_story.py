@@ -76,7 +76,7 @@ class Story:
 
 
 def story_of(recording: Recording, history: History, request_id: str) -> Story | None:
-    """The story of a request, by its id; None where the history cannot tell of requests.
+    """The story of a request, by its id; None where the history does not know its requests.
 
     Reads all its steps: call it off the screen's thread.
     """

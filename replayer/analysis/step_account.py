@@ -43,7 +43,7 @@ class Account:
     charge: int | None = None
     charge_arithmetic: Arithmetic | None = None
     unknown: tuple[str, ...] = ()
-    """Variables of the formula whose value at this step is not told."""
+    """Variables of the formula whose value at this step is not known."""
 
     def __getitem__(self, name: str) -> int | None:
         return self.values.get(name)
@@ -83,7 +83,7 @@ class Accountant:
     ) -> Account | None:
         """The account of a step; None where the history has no such step.
 
-        `explained` tells variables of a rescheduled step that its columns do not hold.
+        `explained` holds variables of a rescheduled step that its columns do not have.
         """
         steps = history.columns["step"]
         at = int(np.searchsorted(steps, step))

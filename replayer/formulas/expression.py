@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, Columns
-from fdtrace.replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse
+from fdtrace.replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse_expression
 from fdtrace.replayer.formulas.variables import VARIABLES, Variables
 
 Scalar = Callable[[Variables], Any]
@@ -27,7 +27,7 @@ class Expression:
     def __init__(self, text: str, owner: str, names: Collection[str] | None = None) -> None:
         self.text, self.owner = text, owner
         self._names = VARIABLES if names is None else names
-        self._root = parse(text, owner, names)
+        self._root = parse_expression(text, owner, names)
         self._scalar = compiled(self._root)
 
     @property

@@ -52,7 +52,7 @@ _OFFERED = "offered are numbers, + - * / // %, comparisons, and or not, min(), m
 _NAMES = "the names that `fdtrace formulas` lists"
 
 
-def parse(text: str, owner: str, names: Collection[str] | None = None) -> ast.expr:
+def parse_expression(text: str, owner: str, names: Collection[str] | None = None) -> ast.expr:
     """The checked syntax tree of `owner`; UsageError where it holds anything that is not offered.
 
     `owner` is what errors call it, as in `formula 'mine'`. `names` are the variables, else a formula's.

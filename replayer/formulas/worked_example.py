@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdtrace.replayer.formulas.expression import Uncomputable, compiled
-from fdtrace.replayer.formulas.syntax import parse
+from fdtrace.replayer.formulas.syntax import parse_expression
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
@@ -27,7 +27,7 @@ _CONDITIONAL, _NOT, _NEGATIVE, _ATOM = 0, 3, 7, 9
 class Arithmetic:
     """`lines`: the expression with its numbers, then shorter and shorter, the last line its value.
 
-    `because` says which side of an outer `min`, `max` or `if` decided, where that can be told.
+    `because` says which side of an outer `min`, `max` or `if` decided, where that is clear.
     """
 
     text: str
@@ -38,10 +38,10 @@ class Arithmetic:
 
 def spelled_out(text: str, values: Mapping[str, int]) -> Arithmetic:
     """`text` with `values` in it; UsageError where it is no expression, or cannot be computed."""
-    root = parse(text, "this formula")
+    root = parse_expression(text, "this formula")
     lines: list[str] = []
     because = _because(root, values)
-    node = _Fill(values).visit(parse(text, "this formula"))
+    node = _Fill(values).visit(parse_expression(text, "this formula"))
     while not isinstance(node, ast.Constant):
         shown = _shown(node)
         if not lines or lines[-1] != shown:

@@ -33,7 +33,7 @@ _KEPT = (
 )
 
 
-_TOLD = (
+_WHERE_RECORDED = (
     "num_running_decodes",
     "num_draft_tokens",
     "num_accepted_tokens",
@@ -44,11 +44,11 @@ _TOLD = (
     "schedule_us",
     "forward_us",
 )
-"""What a recorded step tells beside these, where the recording has it."""
+"""Further columns of a recorded step, where the recording has them."""
 
 
-def _told(recording: Recording) -> dict[str, NDArray[Any]]:
-    return {name: recording.steps[name] for name in _TOLD if name in recording.steps}
+def _where_recorded(recording: Recording) -> dict[str, NDArray[Any]]:
+    return {name: recording.steps[name] for name in _WHERE_RECORDED if name in recording.steps}
 
 
 def rows_of(recording: Recording) -> Rows:
@@ -78,10 +78,11 @@ def recorded_history(
     rows = rows or rows_of(recording)
     names = (*_KEPT, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
-    columns.update(_told(recording))
+    columns.update(_where_recorded(recording))
     if memory.fit is not None:
         columns["reserved_bytes"] = column(recording, memory.fit.column)
     limit = recording.engine.max_num_batched_tokens
+    columns = memory.with_reserved(columns)
     outcome = outcome_of(
         columns,
         limit,
@@ -126,6 +127,7 @@ def as_recorded_history(
     limit = recording.engine.max_num_batched_tokens
     held_back = prefill - columns["num_prefill_tokens"]
     room = np.maximum(limit - columns["num_tokens"], 0)
+    columns = memory.with_reserved(columns)
     outcome = outcome_of(
         columns,
         limit,

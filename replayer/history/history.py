@@ -84,7 +84,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A history in figures; tokens unless named otherwise. None: it cannot be told from this recording."""
+    """A history in figures; tokens unless named otherwise. None: this recording does not show it."""
 
     num_steps: int
     num_exceeded: int
@@ -139,7 +139,7 @@ class History:
     request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = field(
         default=None, repr=False, compare=False
     )
-    """The steps in which a request ran, each with its row, by the request's id; None: it cannot be told."""
+    """The steps in which a request ran, each with its row, by the request's id; None: it is not known."""
 
     @property
     def exceeded(self) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,12 +21,16 @@ class MemoryQuestion:
     fit: MemoryFit | None
     device_bytes: int | None = None
 
-    def answer(self, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """The outcome's figures of memory. Adds `reserved_bytes` as the fit implies it, where it is not recorded."""
+    def with_reserved(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The columns with `reserved_bytes` as the fit implies it, where they have none and there is a fit."""
+        if self.fit is None or not len(columns["num_tokens"]) or "reserved_bytes" in columns:
+            return dict(columns)
+        return {**columns, "reserved_bytes": self.fit.reserved(columns["num_tokens"])}
+
+    def answer(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """The outcome's figures of memory, from columns with `reserved_bytes`; none without a fit."""
         if self.fit is None or not len(columns["num_tokens"]):
             return {}
-        if "reserved_bytes" not in columns:
-            columns["reserved_bytes"] = self.fit.reserved(columns["num_tokens"])
         return self.of(columns["step"], columns["reserved_bytes"])
 
     def of(self, steps: NDArray[np.int64], reserved: NDArray[np.int64]) -> dict[str, Any]:
@@ -43,7 +48,7 @@ NOT_ASKED = MemoryQuestion(None)
 
 
 def outcome_of(
-    columns: dict[str, NDArray[Any]],
+    columns: Mapping[str, NDArray[Any]],
     limit: int,
     *,
     num_refused_tokens: int | None,
@@ -53,7 +58,7 @@ def outcome_of(
     clock: Clock | None = None,
     memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
-    """The outcome of a history with these columns; `reserved_bytes` is added to them where it is implied."""
+    """The outcome of a history with these columns, as `MemoryQuestion.with_reserved` gives them."""
     tokens = columns["num_tokens"]
     over = tokens[tokens > limit]
     return Outcome(

@@ -1,8 +1,8 @@
 """What the worker decodes: when each request's blocks run out, and when its output ends.
 
-Requests that need nothing from a call are not looked at: decodes whose blocks run out are found in `due`, which they
-enter when their output reaches a level known ahead (a plan) or told (`emit`). So a call costs what changes in it, not
-what runs.
+A call does not look at requests that need nothing from it. A decode whose blocks run out enters `due`: with a plan, at
+a forward that is known ahead; without, when `emit` reports its tokens. So a call costs what changes in it, not what
+runs.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Decodes:
         return request.num_blocks * self.block_size - self.total(request)
 
     def needs_blocks(self, request: Request) -> bool:
-        """Whether a decode has so few free slots that a call extends it: `due` tells, where it goes by the
-        threshold, as outputs only grow.
+        """Whether a decode has so few free slots that a call extends it.
+
+        Outputs only grow, so that every decode in `due` has, where it wakes at the threshold.
         """
         if self.wake_slots == self.threshold:
             return request.id in self.due
@@ -64,8 +65,6 @@ class Decodes:
         if len(found) > 1:
             found.sort(key=lambda request: request.rank)
         return found
-
-    # Changes ------------------------------------------------------------------------------------------------
 
     def emit(self, request: Request, num_tokens: int) -> None:
         """A running request made tokens: it decodes from now on (not in the prefill role, which stops there)."""

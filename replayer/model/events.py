@@ -18,14 +18,16 @@ NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
 class Arrived(NamedTuple):
     """A request was handed to the scheduler.
 
-    `max_tokens` bounds its output (None: up to max_model_len). `accepts` are the drafts accepted in its 1st,
-    2nd, … decode forward and `num_output_tokens` where it stops, given where they are known beforehand (a
-    replay): then `Forwarded` advances it, and no `Emitted` is due for it. No decision reads them ahead of
-    their forward. `block_key(i)` stands, with prefix caching, for the content of the i-th block of its
-    tokens, equal for equal content; None: no block of it is like another's. `drafts` are those verified in its
-    decode forwards, where an engine's real scheduler, which is told of them, takes another number each time; `vain`
-    the decode forwards before which it had other drafts and was preempted; `after_idle`: the output of every forward
-    had been taken when it came.
+    `max_tokens` bounds its output (None: up to max_model_len). `block_key(i)` stands, with prefix caching, for the
+    content of the i-th block of its tokens, equal for equal content; None: no block of it is like another's.
+
+    A replay knows what is to come: `accepts` are the drafts accepted in its 1st, 2nd, ... decode forward, and
+    `num_output_tokens` is where it stops. Then `Forwarded` advances it, and no `Emitted` is due for it. No decision
+    reads them ahead of their forward.
+
+    Only an engine's real scheduler is given the rest. `drafts` are those verified in its decode forwards, where their
+    number differs. `restarts` are the indices of decode forwards that came after a preemption in which drafts were
+    thrown away. `after_idle`: the output of every forward had been taken when it came.
     """
 
     request_id: str
@@ -36,7 +38,7 @@ class Arrived(NamedTuple):
     num_output_tokens: int | None = None
     block_key: Callable[[int], Hashable] | None = None
     drafts: Accepts | None = None
-    vain: tuple[int, ...] = ()
+    restarts: tuple[int, ...] = ()
     after_idle: bool = False
 
 
@@ -52,7 +54,7 @@ class Resumed:
     """Decode forwards that it has run: where in `accepts` it stands."""
     decoding: bool = True
     waiting: bool = False
-    """Whether it has no blocks and waits to be run, or run anew: told to an engine's real scheduler alone."""
+    """Whether it has no blocks and waits to be run, or run anew; only an engine's real scheduler uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class Recycled:
     request_id: str
 
 
-Told = (
+Notification = (
     Arrived
     | Resumed
     | Cached
@@ -161,7 +163,7 @@ Told = (
     | Recycled
 )
 """Events that have no answer."""
-Event = Told | Preallocate | Schedule | Forwarded
+Event = Notification | Preallocate | Schedule | Forwarded
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,22 +148,7 @@ class View:
 
     def rows(self, decision: Decision) -> list[StepRow]:
         """The requests of the forward that follows this call, asked between the two."""
-        state, now = self._state, self._state.num_forwards
-        chunks = decision.chunks if self.config.role != "decode" else ()
-        rows = [
-            StepRow(name, "prefill", end - start, start, num_blocks=state.requests[name].num_blocks)
-            for name, start, end in chunks
-        ]
-        for name in self.decodes():
-            request = state.requests[name]
-            accepted = 0
-            if request.plan is not None:
-                done = request.forwards_at(now)
-                accepted = request.plan.after(done + 1) - request.plan.after(done) - 1
-            total = state.total(request)
-            drafts = self.config.num_draft_tokens_of(first=name in state.first_decodes)
-            rows.append(StepRow(name, "decode", 1 + drafts, total, drafts, accepted, request.num_blocks))
-        return rows
+        return _rows(self._state, decision)
 
     def can_decode(self, request_id: str) -> bool:
         """Whether its block table holds all that its next decode may write."""
@@ -171,8 +156,7 @@ class View:
 
     def decodes(self) -> list[str]:
         """The requests that the next forward decodes, in the worker's order: stalled ones left out."""
-        stalled = {request.id for request in self._state.stalled()}
-        return [request_id for request_id in self._state.decoding if request_id not in stalled]
+        return _decodes(self._state)
 
     def stalled(self) -> list[str]:
         """The decodes that the next forward cannot run, their block tables being too short, in the worker's
@@ -190,3 +174,27 @@ class View:
 def _place(request: Request) -> tuple[Hashable, ...]:
     """Where a request stands."""
     return request.id, request.status, request.computed, request.need_prefill, request.num_blocks
+
+
+def _decodes(state: State) -> list[str]:
+    stalled = {request.id for request in state.stalled()}
+    return [request_id for request_id in state.decoding if request_id not in stalled]
+
+
+def _rows(state: State, decision: Decision) -> list[StepRow]:
+    config, now = state.config, state.num_forwards
+    chunks = decision.chunks if config.role != "decode" else ()
+    rows = [
+        StepRow(name, "prefill", end - start, start, num_blocks=state.requests[name].num_blocks)
+        for name, start, end in chunks
+    ]
+    for name in _decodes(state):
+        request = state.requests[name]
+        accepted = 0
+        if request.plan is not None:
+            done = request.forwards_at(now)
+            accepted = request.plan.after(done + 1) - request.plan.after(done) - 1
+        total = state.total(request)
+        drafts = config.num_draft_tokens_of(first=name in state.first_decodes)
+        rows.append(StepRow(name, "decode", 1 + drafts, total, drafts, accepted, request.num_blocks))
+    return rows

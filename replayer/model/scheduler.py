@@ -21,13 +21,13 @@ from fdtrace.replayer.model.events import (
     Forward,
     Forwarded,
     Joined,
+    Notification,
     Preallocate,
     Ready,
     Recycled,
     Rescheduled,
     Resumed,
     Schedule,
-    Told,
 )
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.queries import View
@@ -67,7 +67,7 @@ class Scheduler(View):
     """
 
     explains = True
-    tells_rows = False
+    keeps_rows = False
     engine: str | None = None
 
     def __init__(
@@ -103,7 +103,7 @@ class Scheduler(View):
     @overload
     def apply(self, event: Preallocate) -> list[str]: ...
     @overload
-    def apply(self, event: Told) -> None: ...
+    def apply(self, event: Notification) -> None: ...
     def apply(self, event: Event) -> Decision | Forward | list[str] | None:
         """Take one event; `Schedule` gives the call's `Decision`, `Forwarded` what ran, `Preallocate` the
         requests that got their blocks, all others nothing.

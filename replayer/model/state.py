@@ -48,8 +48,6 @@ class State(Decodes):
         """Preempted requests that the call under way has skipped: they keep their slots too."""
         self._next_order = 0
 
-    # What is read -------------------------------------------------------------------------------------------
-
     def position(self, request: Request) -> int:
         """Index of a running request in `running`."""
         return bisect_left(self._orders, request.order)
@@ -61,8 +59,6 @@ class State(Decodes):
     def num_slots_taken(self) -> int:
         """Slots of the worker that are given away (the rest is `ResourceManager.available_batch`)."""
         return self.num_held_slots() + self.num_skipped + len(self.preallocated)
-
-    # Changes ------------------------------------------------------------------------------------------------
 
     def arrive(self, request: Request) -> None:
         """A request enters the waiting queue, at its end."""
@@ -167,7 +163,7 @@ class State(Decodes):
         self._watch(request)
 
     def preempt(self, request: Request) -> None:
-        """A running request loses its blocks and its place; the worker is told to let go of it.
+        """A running request loses its blocks and its place; the worker is asked to let go of it.
 
         In the decode role it loses its slot too and is forgotten, as FastDeploy's `_trigger_preempt` has it.
         """

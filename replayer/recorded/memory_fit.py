@@ -61,8 +61,8 @@ def first_over(reserved: NDArray[np.int64], available_bytes: int) -> int | None:
 def fitted_column(recording: Recording) -> MemoryColumn:
     """`reserved_bytes`, or `peak_reserved_bytes` where only that one grows.
 
-    On a CPU Paddle gives memory back after each forward: what is reserved between forwards stays flat, and
-    the peak of each forward tells.
+    On a CPU Paddle gives memory back after each forward: what is reserved between forwards stays flat, and only the
+    peak of each forward grows.
     """
     return (
         "peak_reserved_bytes"

@@ -40,7 +40,7 @@ class StepDurations:
     r_squared: float
     """Share of the durations' variance that the fit explains, 1 at best."""
     median_relative_error: float
-    """Half of the steps are told better than this, as a share of their duration."""
+    """Half of the steps have a smaller error than this, as a share of their duration."""
 
     def of(self, num_prefill_tokens: int, num_decode_tokens: int) -> float:
         """Microseconds of one step."""

@@ -42,7 +42,7 @@ def formula_columns(recording: Recording) -> Columns:
 def running_decodes(recording: Recording) -> Ints:
     """Running requests past their prefill when each call began.
 
-    Recorded where the engine tells it; else the decodes that ran (each a token and its drafts), those that
+    Recorded where the engine reports it; else the decodes that ran (each a token and its drafts), those that
     stalled and those that the call preempted.
     """
     recorded = column(recording, "num_running_decodes")

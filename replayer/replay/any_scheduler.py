@@ -7,7 +7,15 @@ from typing import Protocol, overload
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.model.events import Decision, Forward, Forwarded, Preallocate, Schedule, StepRow, Told
+from fdtrace.replayer.model.events import (
+    Decision,
+    Forward,
+    Forwarded,
+    Notification,
+    Preallocate,
+    Schedule,
+    StepRow,
+)
 from fdtrace.replayer.model.scheduler import Scheduler
 
 
@@ -16,11 +24,11 @@ class AnyScheduler(Protocol):
 
     config: SchedulerConfig
     explains: bool
-    """Whether its decisions tell the budget, and why the head of the waiting queue stayed."""
+    """Whether its decisions hold the budget, and why the head of the waiting queue stayed."""
 
-    tells_rows: bool
-    """Whether decodes may rest in a step or run another number of drafts: then each step's rows are kept as `rows`
-    tells them, which may be asked after the forward too.
+    keeps_rows: bool
+    """True if a decode may skip steps or vary its number of drafts. A replay then keeps every row that `rows` gives,
+    which may be asked after the forward too.
     """
     engine: str | None
     """The engine whose own code it is; None: a model of it."""
@@ -59,11 +67,11 @@ class AnyScheduler(Protocol):
 
     @property
     def num_reserved_blocks(self) -> int | None:
-        """Free blocks that are kept for the running requests, asked after a call; None: none, or it is not told."""
+        """Free blocks that are kept for the running requests, asked after a call; None: none, or not known."""
 
     @property
     def new_token_ratio(self) -> float | None:
-        """The ratio that blocks are reserved by, asked after a call; None: none is, or it is not told."""
+        """The ratio that blocks are reserved by, asked after a call; None: none is, or not known."""
 
     @property
     def snapshot_is_whole(self) -> bool:
@@ -81,7 +89,7 @@ class AnyScheduler(Protocol):
     @overload
     def apply(self, event: Preallocate) -> list[str]: ...
     @overload
-    def apply(self, event: Told) -> None: ...
+    def apply(self, event: Notification) -> None: ...
 
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request made."""

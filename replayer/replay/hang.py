@@ -52,7 +52,7 @@ MOST_NAMES, LONGEST_SHOWN = 3, 60
 
 
 class HangWatch:
-    """Looks at each call of one replay, and tells when no later one can bring progress."""
+    """Looks at each call of one replay, and finds out when no later one can bring progress."""
 
     def __init__(self, scheduler: AnyScheduler) -> None:
         self.scheduler = scheduler
@@ -74,7 +74,7 @@ class HangWatch:
         """Look at a call, its forward, and all that followed.
 
         Args:
-            step: number of the step, as a hang is to be told by.
+            step: number of the step, by which a hang is dated.
             decision, forward: what the call decided, and what ran.
             moved: whether a request got its slot and blocks, joined, or gave them back before this call.
             outside: whether anything came from outside before this call: an arrival, an abort.
@@ -132,7 +132,7 @@ class HangWatch:
             self._reached.clear()
 
     def hang(self, decision: Decision, forward: Forward) -> Hang:
-        """The hang that `after_call` told of, with its cause, from that call and its forward."""
+        """The hang that `after_call` has just found, with its cause, from that call and its forward."""
         if self._still_since is not None:
             return Hang(self._still_since, cause_of(self.scheduler, decision, forward.stalled))
         assert self._since is not None
@@ -248,7 +248,7 @@ def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]
         parts.append(_lacking(scheduler, decision, decision.lack))
     if stalled:
         parts.append(f"{_stall(stalled)}, and the call extends none of them")
-    why = "; ".join(parts) or "the scheduler hands nothing out and tells no reason"
+    why = "; ".join(parts) or "the scheduler hands nothing out and gives no reason"
     return f"{why} ({state})"
 
 

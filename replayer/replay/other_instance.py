@@ -32,7 +32,7 @@ NOTHING = Handed()
 
 
 class Handover:
-    """Asks for blocks before each call and tells the scheduler what the other instance did.
+    """Asks for blocks before each call, and reports to the scheduler what the other instance did.
 
     Times are on the clock of the caller. A request joins `join_after` its blocks were given, or is discarded
     then; in the prefill role it is done `send_after` the forward of its last chunk.

@@ -1,4 +1,4 @@
-"""A replay's steps with the rows of each as they were told: for schedulers whose decodes do not run on by rule."""
+"""A replay's steps with the rows of each: for schedulers whose decodes rest in some steps, or vary their drafts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fdtrace.recorder.digest import digests_of
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
-from fdtrace.replayer.replay.step_log import COLUMNS as TOLD
+from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
 
-COLUMNS = (*TOLD, "num_draft_tokens", "num_accepted_tokens")
+COLUMNS = (*STEP_COLUMNS, "num_draft_tokens", "num_accepted_tokens")
 """The columns of `StepLog`, and what it need not keep: drafts and acceptances differ from step to step."""
 
 _ROW = 7
@@ -37,7 +37,7 @@ class RowLog:
         self._num_preempted = self._num_stalled = 0
 
     def resumed(self, request_id: str) -> None:
-        """A request decodes from the next step on: told with the rows."""
+        """A request decodes from the next step on: its rows show it."""
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
         """A call and its forward, after both; whether it was a step."""

@@ -37,11 +37,11 @@ class ReplayCancelled(Exception):
 class Replay:
     """One run of a workload. Steps are the forwards that ran tokens, as in a recording.
 
-    Requests arrive before the step that they arrived before in the recording; where the workload's clock goes
-    by time, once the durations of the replayed steps have come up to when they arrived. Calls that run nothing take no
-    step; where such calls change nothing, the replay goes on to the next arrival or abort, and where none is
-    left, it hangs. Requests that the recording saw to no end (`targets`) go on with their last acceptance
-    until everything else is done and they have made what they had made in the recording.
+    A request arrives before the same step as in the recording. Where the workload's clock goes by time, it arrives when
+    the replayed steps have taken as long as the recorded ones had by then. A call whose forward runs nothing is no
+    step. Where no call brings progress, the replay goes on to the next arrival or abort; where none is left, it hangs.
+    Requests that did not end in the recording (`targets`) go on with their last acceptance, until all others are done
+    and they have as much output as they had in the recording.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Replay:
     ) -> None:
         self.workload = workload
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
-        self.log: StepLog | RowLog = (RowLog if self.scheduler.tells_rows else StepLog)(
+        self.log: StepLog | RowLog = (RowLog if self.scheduler.keeps_rows else StepLog)(
             self.scheduler, workload
         )
         self.min_steps = min_steps

@@ -156,7 +156,7 @@ def _line(step: Step) -> dict[str, Any]:
 
 
 def decision_line(step: Step) -> dict[str, Any]:
-    """The golden line of a step, and what decided: null is what the scheduler does not tell, or did not look at."""
+    """The golden line of a step, and what decided; null is what the scheduler does not report, or did not look at."""
     decision, lack = step.decision, step.decision.lack
     return {
         **golden_line(step),

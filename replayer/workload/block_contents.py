@@ -1,7 +1,7 @@
-"""What the blocks of a recording's requests held: hashes of prompts are recorded, the rest is told by what was found.
+"""What the blocks of a recording's requests held. Hashes of prompts are recorded; those of outputs are inferred.
 
-An engine that caches also the blocks of outputs (vLLM) finds them again in the prompt of the next turn of a
-conversation. Its hash is known there, and the block before it tells whose output it was.
+An engine that caches also the blocks of outputs (vLLM) meets them again in the prompt of the next turn of a
+conversation. The block's hash is known there, and the block before it shows whose output it was.
 """
 
 from __future__ import annotations

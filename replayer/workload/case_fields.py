@@ -87,11 +87,11 @@ class Fields:
                 f"`{self.place(name)}` must be a list of whole numbers, 0 or more, not {as_json(value)}",
                 hint="[1, 0, 2]",
             )
-        for i, one in enumerate(value):
-            if type(one) is not int or not 0 <= one <= MOST:
+        for i, number in enumerate(value):
+            if type(number) is not int or not 0 <= number <= MOST:
                 raise UsageError(
                     f"`{self.place(name)}` must be a list of whole numbers, 0 or more",
-                    why=f"`{self.place(name)}[{i}]` is {as_json(one)}",
+                    why=f"`{self.place(name)}[{i}]` is {as_json(number)}",
                 )
         return tuple(value)
 
@@ -165,23 +165,23 @@ def _whole(value: Any, place: str, least: int) -> int:
 
 def refuse_unknown_keys(case: Mapping[str, Any], sizes: Sequence[str], request_keys: Sequence[str]) -> None:
     """UsageError where a case has keys that nobody reads: all of them, each with the nearest one that is read."""
-    found = [(name, _nearest(name, sizes)) for name in case if name not in sizes]
+    unknown = [(name, _nearest(name, sizes)) for name in case if name not in sizes]
     env = case.get("env")
     if isinstance(env, Mapping):
-        found += [(f"env.{name}", _nearest(name, VARIABLES)) for name in env if name not in VARIABLES]
+        unknown += [(f"env.{name}", _nearest(name, VARIABLES)) for name in env if name not in VARIABLES]
     requests = case.get("requests")
     for i, request in enumerate(requests if isinstance(requests, list) else ()):
         if isinstance(request, Mapping):
-            found += [
+            unknown += [
                 (f"requests[{i}].{name}", _nearest(name, request_keys))
                 for name in request
                 if name not in request_keys
             ]
-    if not found:
+    if not unknown:
         return
-    shown = ", ".join(f"`{place:.80}`" for place, _ in found[:MOST_SAID])
-    more = f" and {len(found) - MOST_SAID} more" if len(found) > MOST_SAID else ""
-    meant = "; ".join(f"for `{place:.80}` write {near}" for place, near in found[:MOST_SAID] if near)
+    shown = ", ".join(f"`{place:.80}`" for place, _ in unknown[:MOST_SAID])
+    more = f" and {len(unknown) - MOST_SAID} more" if len(unknown) > MOST_SAID else ""
+    meant = "; ".join(f"for `{place:.80}` write {near}" for place, near in unknown[:MOST_SAID] if near)
     raise UsageError(
         f"this workload has keys that nobody reads: {shown}{more}",
         why="they would change nothing, and the result would be that of another workload",
@@ -192,5 +192,5 @@ def refuse_unknown_keys(case: Mapping[str, Any], sizes: Sequence[str], request_k
 def _nearest(name: str, known: Sequence[str]) -> str:
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    near = get_close_matches(name.lower(), {one.lower(): one for one in known}, 1, 0.6)
-    return next((f"`{one}`" for one in known if near and one.lower() == near[0]), "")
+    near = get_close_matches(name.lower(), {key.lower(): key for key in known}, 1, 0.6)
+    return next((f"`{key}`" for key in known if near and key.lower() == near[0]), "")

@@ -72,23 +72,23 @@ def variables_not_modelled(env: Mapping[str, Any]) -> list[str]:
 
 def read_variables(env: Mapping[str, Any]) -> dict[str, Any]:
     """The variables that the model reads, as numbers; a null is as good as none. UsageError with the place."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in env.items():
         if value is None:
             continue
         if not isinstance(value, (str, int, float)) or isinstance(value, bool):
             raise _wrong(name, value, "a text or a number")
         if name in WHOLE:
-            found[name] = _number(name, value, int, "a whole number, 0 or more")
+            values[name] = _number(name, value, int, "a whole number, 0 or more")
         elif name in SHARES:
-            found[name] = _number(name, value, float, "a number, 0 or more")
+            values[name] = _number(name, value, float, "a number, 0 or more")
         elif name in FLAGS:
-            found[name] = _number(name, value, int, "0 or 1")
-            if found[name] > 1:
+            values[name] = _number(name, value, int, "0 or 1")
+            if values[name] > 1:
                 raise _wrong(name, value, "0 or 1")
-    if found.get("FD_DETERMINISTIC_SPLIT_KV_SIZE") == 0:
+    if values.get("FD_DETERMINISTIC_SPLIT_KV_SIZE") == 0:
         raise _wrong("FD_DETERMINISTIC_SPLIT_KV_SIZE", 0, "a whole number, 1 or more")
-    return found
+    return values
 
 
 def _number(name: str, value: Any, convert: type[int] | type[float], what: str) -> int | float:
@@ -96,12 +96,12 @@ def _number(name: str, value: Any, convert: type[int] | type[float], what: str) 
     if convert is int and isinstance(value, float):
         raise _wrong(name, value, what)
     try:
-        found = convert(value)
+        number = convert(value)
     except ValueError:
         raise _wrong(name, value, what) from None
-    if not math.isfinite(found) or not 0 <= found <= LARGEST:
+    if not math.isfinite(number) or not 0 <= number <= LARGEST:
         raise _wrong(name, value, what)
-    return found
+    return number
 
 
 def _wrong(name: str, value: Any, what: str) -> UsageError:

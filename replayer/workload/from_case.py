@@ -70,7 +70,7 @@ def workload_from_case(case: Any, *, max_steps: int | None = None) -> Workload:
     shared = fields.whole("shared_tokens", 0)
     notes = variables_not_modelled(fields.mapping("env"))
     read = [
-        _request(i, Fields(one, f"requests[{i}]"), config, shared, notes) for i, one in enumerate(requests)
+        _request(i, Fields(spec, f"requests[{i}]"), config, shared, notes) for i, spec in enumerate(requests)
     ]
     _refuse_equal_ids(read)
     read.sort(key=lambda request: request.arrival)

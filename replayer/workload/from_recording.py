@@ -143,7 +143,7 @@ class _Reader:
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
-            vain=self.restarts.get(i, ()),
+            restarts=self.restarts.get(i, ()),
             after_idle=bool(self.after_idle[i]),
             **self._handed(i),
         )
@@ -162,7 +162,7 @@ class _Reader:
         return bool(reasons[i] == "error" and handover.discarded[i] == MISSING)
 
     def _handed(self, i: int) -> dict[str, Any]:
-        """What the other instance of a deployment in roles did, where this recording tells it.
+        """What the other instance of a deployment in roles did, where this recording has it.
 
         What had not come when it ended comes after its last step.
         """
@@ -240,7 +240,7 @@ def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool)
         first.num_computed_tokens,
         first.num_blocks,
         # Each time that it was preempted before it decoded, it had sampled one more.
-        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.vain.count(0))),
+        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.restarts.count(0))),
         decoding=first.decoding,
         waiting=waiting,
     )

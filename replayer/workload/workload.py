@@ -56,8 +56,9 @@ class WorkRequest:
     """Drafts verified in its 1st, 2nd, … decode forward, where they differ; the model verifies the same number in
     each.
     """
-    vain: tuple[int, ...] = ()
-    """Decode forwards, from 0, before which it was preempted: as often as it had been given drafts that none verified.
+    restarts: tuple[int, ...] = ()
+    """Indices of decode forwards that came after a preemption in which its draft tokens were thrown away; an index
+    repeats once for each such preemption.
     """
     after_idle: bool = False
     """Whether the engine had nothing left to do when it came."""
@@ -72,7 +73,7 @@ class WorkRequest:
             num_output_tokens=self.num_output_tokens,
             block_key=self.block_key,
             drafts=self.drafts,
-            vain=self.vain,
+            restarts=self.restarts,
             after_idle=self.after_idle,
         )
 
