@@ -98,9 +98,6 @@ class Forwards:
     def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
         self.shape, self.batch = shape, batch
         self.forwards: list[Forward] = []
-        self.prefill_rows: list[bytes] = []
-        self.tokens: list[bytes] = []
-        self.emitted: list[bytes] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
 
@@ -112,8 +109,9 @@ class Forwards:
         return np.frombuffer(b"".join(parts), kind).reshape(len(parts), -1)
 
     def _prefills(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        counts = [len(part) >> 1 for part in self.prefill_rows]
-        rows = np.frombuffer(b"".join(self.prefill_rows), "<u2")
+        prefill_rows = [forward.prefill_rows for forward in self.forwards]
+        counts = [len(rows) >> 1 for rows in prefill_rows]
+        rows = np.frombuffer(b"".join(prefill_rows), "<u2")
         steps = np.repeat(np.arange(len(self)), counts)
         prefill = np.zeros((len(self), self.shape[0]), bool)
         last = np.zeros_like(prefill)
@@ -134,8 +132,10 @@ class Forwards:
         prefill, last = np.zeros((count, size), bool), np.zeros((count, size), bool)
         if count:
             rows = self.shape[0]
-            tokens[:, :rows] = self._matrix(self.tokens, self.shape[1] & 3)
-            emitted[:, :rows] = self._matrix(self.emitted, self.shape[1] >> 4 & 3)
+            tokens[:, :rows] = self._matrix([forward.tokens for forward in self.forwards], self.shape[1] & 3)
+            emitted[:, :rows] = self._matrix(
+                [forward.emitted for forward in self.forwards], self.shape[1] >> 4 & 3
+            )
             prefill[:, :rows], last[:, :rows] = self._prefills()
         ran = tokens > 0
         accepted = np.where(ran & ~prefill, np.maximum(emitted - 1, 0), 0)

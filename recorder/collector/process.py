@@ -16,7 +16,7 @@ from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector import finish
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Columns
-from fdtrace.recorder.collector.decoder import Decoded, Decoder
+from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import FLUSH_STEPS, Rings, Tail
 from fdtrace.recorder.collector.store import Store
@@ -110,7 +110,7 @@ class Collector:
         for engine in self.rings.engines:
             self._write(engine, engine.take(0 if final else self.rings.read_at))
 
-    def _write(self, engine: Decoder, decoded: Decoded) -> None:
+    def _write(self, engine: Engine, decoded: Decoded) -> None:
         for columns in decoded.steps:
             columns["device_used_bytes"] = self.nvml.used(
                 self._device_pid(engine), columns["ts"] + 1000 * columns["forward_us"]
@@ -131,7 +131,7 @@ class Collector:
             if tuples:
                 self.store.add(table, columns_of(table, tuples))
 
-    def _device_pid(self, engine: Decoder) -> int:
+    def _device_pid(self, engine: Engine) -> int:
         """The process that runs an engine's forwards."""
         mine = [tail for tail in self.tails if tail.decoder is engine]
         parts = [(tail, tail.part) for tail in mine if tail.part is not None]
@@ -156,7 +156,7 @@ class Collector:
         return {
             "trace": columns_of(schema.TRACE, [trace]),
             "engine": columns_of(
-                schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.engine]
+                schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.row]
             ),
             "_live_request": columns_of(schema.REQUEST, live),
             "_live_call": self._live_calls(),
@@ -166,9 +166,9 @@ class Collector:
         parts = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _engine_row(self, engine: Decoder) -> tuple[Any, ...]:
+    def _engine_row(self, engine: Engine) -> tuple[Any, ...]:
         opened = min(tail.reader.opened_ns for tail in self.tails if tail.decoder is engine)
-        known = dict(engine.engine or {}, engine_id=engine.engine_id, started_at=opened)
+        known = dict(engine.row or {}, engine_id=engine.engine_id, started_at=opened)
         known["config"], known["env"] = json.dumps(known.get("config")), json.dumps(known.get("env"))
         return tuple(known.get(column.name) for column in schema.ENGINE.columns)
 
