@@ -68,10 +68,10 @@ class CallRows:
             self._finish(first)
 
     def lose(self, tasks_told: bool) -> None:
-        """Forwards were lost. `tasks_told`: `landed` will say which tasks come after that."""
+        """Forwards were lost. `tasks_told`: `tasks_came` will say which tasks come after that."""
         self.known_from = 1 << 62 if tasks_told else max(self.waiting, default=self.known_from - 1) + 1
 
-    def landed(self, number: int) -> None:
+    def tasks_came(self, number: int) -> None:
         """The tasks of a call have reached the worker, and no forward has begun since."""
         self.known_from = min(self.known_from, number)
 

@@ -98,31 +98,20 @@ class Forwards:
     def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
         self.shape, self.batch = shape, batch
         self.forwards: list[Forward] = []
-        self.prefill_rows: list[bytes] = []
-        self.tokens: list[bytes] = []
-        self.emitted: list[bytes] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.forwards)
 
-    def mend(self) -> None:
-        """Keep the whole forwards alone, where the last one was added in part."""
-        lists: tuple[list[Any], ...] = (
-            self.forwards, self.prefill_rows, self.tokens, self.emitted,
-        )  # fmt: skip
-        whole = min(map(len, lists))
-        for values in lists:
-            del values[whole:]
-
     def _matrix(self, parts: list[bytes], code: int) -> NDArray[Any]:
         kind = np.dtype(f"<i{wire.ITEM_SIZES[code]}")
         return np.frombuffer(b"".join(parts), kind).reshape(len(parts), -1)
 
     def _prefills(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        counts = [len(part) >> 1 for part in self.prefill_rows]
-        rows = np.frombuffer(b"".join(self.prefill_rows), "<u2")
+        prefill_rows = [forward.prefill_rows for forward in self.forwards]
+        counts = [len(rows) >> 1 for rows in prefill_rows]
+        rows = np.frombuffer(b"".join(prefill_rows), "<u2")
         steps = np.repeat(np.arange(len(self)), counts)
         prefill = np.zeros((len(self), self.shape[0]), bool)
         last = np.zeros_like(prefill)
@@ -143,8 +132,10 @@ class Forwards:
         prefill, last = np.zeros((count, size), bool), np.zeros((count, size), bool)
         if count:
             rows = self.shape[0]
-            tokens[:, :rows] = self._matrix(self.tokens, self.shape[1] & 3)
-            emitted[:, :rows] = self._matrix(self.emitted, self.shape[1] >> 4 & 3)
+            tokens[:, :rows] = self._matrix([forward.tokens for forward in self.forwards], self.shape[1] & 3)
+            emitted[:, :rows] = self._matrix(
+                [forward.emitted for forward in self.forwards], self.shape[1] >> 4 & 3
+            )
             prefill[:, :rows], last[:, :rows] = self._prefills()
         ran = tokens > 0
         accepted = np.where(ran & ~prefill, np.maximum(emitted - 1, 0), 0)

@@ -1,24 +1,87 @@
-"""Frames as they are read: what `recorder.agent.wire` lays out, put together."""
+"""Bytes to typed frames, without state: what `recorder.agent.wire` lays out, each frame a NamedTuple.
+
+Written by `recorder.agent.writer`; taken in by the engines, `one_process` and `many_processes`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.reader import Chunk
+
+
+class EngineFrame(NamedTuple):
+    """The engine's row: columns of `schema.ENGINE`, and what tells this process from others of it."""
+
+    row: dict[str, Any]
+
+
+class RequestFrame(NamedTuple):
+    """A request that came, or was there already."""
+
+    head: wire.RequestHead
+    request_id: str
+
+    @property
+    def request(self) -> Request:
+        """What it says of the request."""
+        head = self.head
+        return Request(
+            self.request_id,
+            arrived_at=head.arrived_at,
+            arrived_step=head.arrived_step,
+            num_prompt_tokens=head.num_prompt_tokens,
+            max_tokens=head.max_tokens,
+        )
+
+
+class JoinedRow(NamedTuple):
+    """A row of the batch that a request holds now."""
+
+    head: wire.JoinedHead
+    request_id: str
+
+    @property
+    def request(self) -> Request:
+        """What it says of the request."""
+        head = self.head
+        return Request(
+            self.request_id,
+            arrived_step=head.arrived_step,
+            num_prompt_tokens=head.num_prompt_tokens,
+            max_tokens=head.max_tokens,
+            num_cached_tokens=head.num_cached_tokens,
+            num_output_tokens=head.num_output_tokens,
+        )
+
+
+class BatchFrame(NamedTuple):
+    """Rows that became free, and rows that a request holds now; of a keyframe, all that are held before `step`."""
+
+    is_keyframe: bool
+    step: int
+    vacated: tuple[int, ...]
+    joined: tuple[JoinedRow, ...]
+
+
+class BlocksFrame(NamedTuple):
+    """Blocks that the requests of these rows hold; `extended`: decodes that were given new ones."""
+
+    extended: bool
+    rows: tuple[int, ...]
+    blocks: tuple[int, ...]
 
 
 class SchedulingCall(NamedTuple):
-    """A scheduling call as its frame says it."""
+    """A scheduling call, or a run of equal ones that handed out nothing."""
 
     head: wire.ScheduleHead
     figures: wire.CallFigures
-
-    @classmethod
-    def read(cls, data: bytes, at: int) -> SchedulingCall:
-        """The call of the SCHEDULE frame that begins at `at`."""
-        return cls(wire.SCHEDULE_HEAD.read(data, at), wire.FIGURES.read(data, at + wire.SCHEDULE_HEAD.size))
 
     @classmethod
     def restored(cls, head: Sequence[int], figures: Sequence[int]) -> SchedulingCall:
@@ -43,38 +106,182 @@ UNSEEN = SchedulingCall(
 
 
 class Forward(NamedTuple):
-    """A forward as its frame says it: the head, the allocator after it, and the call that it belongs to."""
+    """A forward: the allocator after it, its prefill rows (`uint16`), tokens and emitted tokens of each row (integers
+    as `head.codes` says), and the call that it belongs to, which the frame alone does not say.
+    """
 
     head: wire.ForwardHead
     memory: wire.AllocatorFigures
+    prefill_rows: bytes
+    stalled: tuple[int, ...]
+    tokens: bytes
+    emitted: bytes
     call: SchedulingCall = UNSEEN
-
-    @classmethod
-    def read(cls, data: bytes, at: int) -> Forward:
-        """The forward of the FORWARD frame that begins at `at`; its call is not known by that alone."""
-        return cls(wire.FORWARD_HEAD.read(data, at), wire.ALLOCATOR.read(data, at + wire.FORWARD_HEAD.size))
 
     def at_step(self, step: int) -> Forward:
         """The same as step `step` of the trace."""
         return self._replace(head=self.head._replace(step=step))
 
 
-def text_at(data: bytes, begin: int, length: int) -> str:
-    """A text of a frame: an id, a reason, JSON."""
+class EventFrame(NamedTuple):
+    """Something beside the tokens; `detail`: JSON."""
+
+    head: wire.EventHead
+    kind: str
+    reason: str
+    detail: str | None
+
+
+class FinishFrame(NamedTuple):
+    """A request ended."""
+
+    head: wire.FinishHead
+
+    @property
+    def reason(self) -> str:
+        """Why: one of `wire.FINISHED`."""
+        return wire.FINISHED[self.head.reason]
+
+
+class TasksFrame(NamedTuple):
+    """The tasks of a call have reached a worker."""
+
+    head: wire.TasksHead
+
+
+class MemoryFrame(NamedTuple):
+    """What a rank measured of one of its forwards."""
+
+    head: wire.MemoryHead
+    memory: wire.AllocatorFigures
+
+
+class HashesFrame(NamedTuple):
+    """What tells the full blocks of a request's prompt from others: `uint64`s, not salted yet."""
+
+    request: int
+    hashes: bytes
+
+
+Frame = (
+    EngineFrame
+    | RequestFrame
+    | BatchFrame
+    | BlocksFrame
+    | SchedulingCall
+    | Forward
+    | EventFrame
+    | FinishFrame
+    | TasksFrame
+    | MemoryFrame
+    | HashesFrame
+)
+
+
+def frames_of(chunk: Chunk) -> Iterator[Frame]:
+    """The frames of a chunk, in their order."""
+    data = chunk.data
+    for at in chunk.payloads:
+        yield DECODERS[data[at]](data, at)
+
+
+def _text(data: bytes, begin: int, length: int) -> str:
     return data[begin : begin + length].decode()
 
 
-def request_of(head: wire.RequestHead | wire.JoinedHead, request_id: str) -> Request:
-    """What a frame says of a request."""
-    names = Request.__dataclass_fields__
-    known = {name: value for name, value in head._asdict().items() if name in names}
-    return Request(request_id, **known)
+def _engine(data: bytes, at: int) -> EngineFrame:
+    begin = at + wire.ENGINE_HEAD.size
+    return EngineFrame(json.loads(data[begin : begin + wire.ENGINE_HEAD.read(data, at).length]))
 
 
-def read_event(data: bytes, at: int) -> tuple[wire.EventHead, str, str, str | None]:
-    """An event's head, its name, its reason and its detail (JSON)."""
+def _request(data: bytes, at: int) -> RequestFrame:
+    head = wire.REQUEST_HEAD.read(data, at)
+    return RequestFrame(head, _text(data, at + wire.REQUEST_HEAD.size, head.id_length))
+
+
+def _batch(data: bytes, at: int) -> BatchFrame:
+    head = wire.BATCH_HEAD.read(data, at)
+    begin = at + wire.BATCH_HEAD.size
+    vacated = struct.unpack_from(f"<{head.num_vacated}H", data, begin)
+    begin += 2 * head.num_vacated
+    joined = []
+    for _ in range(head.num_joined):
+        row = wire.JOINED_HEAD.read(data, begin)
+        begin += wire.JOINED_HEAD.size
+        joined.append(JoinedRow(row, _text(data, begin, row.id_length)))
+        begin += row.id_length
+    return BatchFrame(bool(head.flags & wire.KEYFRAME), head.step, vacated, tuple(joined))
+
+
+def _blocks(data: bytes, at: int) -> BlocksFrame:
+    head = wire.BLOCKS_HEAD.read(data, at)
+    pairs = struct.unpack_from(f"<{2 * head.num_pairs}I", data, at + wire.BLOCKS_HEAD.size)
+    return BlocksFrame(bool(head.extended), pairs[::2], pairs[1::2])
+
+
+def _scheduling_call(data: bytes, at: int) -> SchedulingCall:
+    return SchedulingCall(
+        wire.SCHEDULE_HEAD.read(data, at), wire.FIGURES.read(data, at + wire.SCHEDULE_HEAD.size)
+    )
+
+
+def _forward(data: bytes, at: int) -> Forward:
+    head = wire.FORWARD_HEAD.read(data, at)
+    memory = wire.ALLOCATOR.read(data, at + wire.FORWARD_HEAD.size)
+    begin = at + wire.FORWARD_FRAME.size
+    middle = begin + 2 * head.num_prefills
+    stalled = struct.unpack_from(f"<{head.num_stalled}H", data, middle) if head.num_stalled else ()
+    at_tokens = begin + wire.padded(2 * (head.num_prefills + head.num_stalled))
+    token_bytes = head.num_rows * wire.ITEM_SIZES[head.codes & 3]
+    at_emitted = at_tokens + wire.padded(token_bytes)
+    emitted_bytes = head.num_rows * wire.ITEM_SIZES[head.codes >> 4 & 3]
+    return Forward(
+        head,
+        memory,
+        data[begin:middle],
+        stalled,
+        tokens=data[at_tokens : at_tokens + token_bytes],
+        emitted=data[at_emitted : at_emitted + emitted_bytes],
+    )
+
+
+def _event(data: bytes, at: int) -> EventFrame:
     head = wire.EVENT_HEAD.read(data, at)
     begin = at + wire.EVENT_HEAD.size
-    reason = text_at(data, begin, head.reason_length)
-    detail = text_at(data, begin + head.reason_length, head.detail_length)
-    return head, wire.EVENTS[head.event], reason, detail or None
+    reason = _text(data, begin, head.reason_length)
+    detail = _text(data, begin + head.reason_length, head.detail_length)
+    return EventFrame(head, wire.EVENTS[head.event], reason, detail or None)
+
+
+def _finish(data: bytes, at: int) -> FinishFrame:
+    return FinishFrame(wire.FINISH_HEAD.read(data, at))
+
+
+def _tasks(data: bytes, at: int) -> TasksFrame:
+    return TasksFrame(wire.TASKS_HEAD.read(data, at))
+
+
+def _memory(data: bytes, at: int) -> MemoryFrame:
+    head = wire.MEMORY_HEAD.read(data, at)
+    return MemoryFrame(head, wire.ALLOCATOR.read(data, at + wire.MEMORY_HEAD.size))
+
+
+def _hashes(data: bytes, at: int) -> HashesFrame:
+    head = wire.HASHES_HEAD.read(data, at)
+    begin = at + wire.HASHES_HEAD.size
+    return HashesFrame(head.request, data[begin : begin + 8 * head.num_hashes])
+
+
+DECODERS: dict[int, Callable[[bytes, int], Frame]] = {
+    wire.ENGINE: _engine,
+    wire.REQUEST: _request,
+    wire.BATCH: _batch,
+    wire.BLOCKS: _blocks,
+    wire.SCHEDULE: _scheduling_call,
+    wire.FORWARD: _forward,
+    wire.EVENT: _event,
+    wire.FINISH: _finish,
+    wire.TASKS: _tasks,
+    wire.MEMORY: _memory,
+    wire.HASHES: _hashes,
+}

@@ -27,6 +27,16 @@ class Part:
         """Whether this ring holds forwards."""
         return self.kind == "worker" or self.base is not None
 
+    def take_loss(self, step: int) -> dict[str, Any] | None:
+        """What was lost lies between the step that was next then and `step`, which is next now; None: nothing was."""
+        if not self.lost_frames:
+            return None
+        loss = {
+            "frames": self.lost_frames, "part": self.kind, "first_step": self.lost_from, "last_step": step - 1,
+        }  # fmt: skip
+        self.lost_frames, self.lost_from = 0, MISSING
+        return loss
+
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Part:
         """The part that left `state` (`asdict`)."""

@@ -18,7 +18,7 @@ from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector import failures, finish
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Columns
-from fdtrace.recorder.collector.decoder import Decoded, Decoder
+from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import Rings
 from fdtrace.recorder.collector.saved import damaged, saved
@@ -53,7 +53,7 @@ class Collector:
         self.notes: list[str] = list(session.notes if left.notes is None else left.notes)
         self.ended_by: str | None = None
         self.published = time.monotonic()
-        self.unwritten: list[tuple[schema.Table, Columns, Decoder]] = []
+        self.unwritten: list[tuple[schema.Table, Columns, Engine]] = []
         """Decoded, and in no part yet: a disk that was full may have room the next time."""
         self.safe_steps = self._final_steps
         """Steps that are published: no failure from here on loses them."""
@@ -141,7 +141,7 @@ class Collector:
             except (OverflowError, ValueError, TypeError) as error:
                 self.rings.spoil(engine, error)
 
-    def _add(self, engine: Decoder, decoded: Decoded) -> None:
+    def _add(self, engine: Engine, decoded: Decoded) -> None:
         for columns in decoded.steps:
             columns["device_used_bytes"] = self.nvml.used(
                 self._device_pid(engine), columns["ts"] + 1000 * columns["forward_us"]
@@ -174,7 +174,7 @@ class Collector:
                 self.rings.spoil(engine, error)
             del self.unwritten[0]
 
-    def _device_pid(self, engine: Decoder) -> int:
+    def _device_pid(self, engine: Engine) -> int:
         """The process that runs an engine's forwards."""
         mine = [tail for tail in self.tails if tail.decoder is engine]
         parts = [(tail, tail.part) for tail in mine if tail.part is not None]
@@ -200,7 +200,7 @@ class Collector:
         return {
             "trace": columns_of(schema.TRACE, [trace]),
             "engine": columns_of(
-                schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.engine]
+                schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.row]
             ),
             "_live_request": columns_of(schema.REQUEST, live),
             "_live_call": self._live_calls(),
@@ -210,10 +210,10 @@ class Collector:
         parts = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _engine_row(self, engine: Decoder) -> tuple[Any, ...]:
+    def _engine_row(self, engine: Engine) -> tuple[Any, ...]:
         mine = [tail.reader.opened_ns for tail in self.tails if tail.decoder is engine]
         opened = min(mine, default=self.session.created_at)
-        known = dict(engine.engine or {}, engine_id=engine.engine_id, started_at=opened)
+        known = dict(engine.row or {}, engine_id=engine.engine_id, started_at=opened)
         known["config"], known["env"] = json.dumps(known.get("config")), json.dumps(known.get("env"))
         return tuple(fitting(known.get(column.name), column) for column in schema.ENGINE.columns)
 

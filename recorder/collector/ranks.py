@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward
+from fdtrace.recorder.collector.frames import Forward, MemoryFrame
 from fdtrace.recorder.recording import MISSING
 
 MOST = 8192
@@ -23,9 +23,9 @@ class Ranks:
         self.call, self.since = MISSING, MISSING
         self.steps: dict[tuple[int, int], int] = {}
         self.waiting: list[list[int]] = []
-        self.firsts: dict[int, tuple[wire.MemoryHead, wire.AllocatorFigures]] = {}
+        self.firsts: dict[int, MemoryFrame] = {}
 
-    def landed(self, call: int) -> None:
+    def tasks_came(self, call: int) -> None:
         """The tasks of a call have reached rank 0."""
         self.call, self.since = call, MISSING
 
@@ -42,14 +42,15 @@ class Ranks:
         if len(self.steps) > MOST:
             del self.steps[next(iter(self.steps))]
 
-    def add(self, head: wire.MemoryHead, memory: wire.AllocatorFigures) -> None:
+    def add(self, frame: MemoryFrame) -> None:
         """The allocator of a rank after one of its forwards."""
-        self.waiting.append([head.call, head.since, head.rank, *memory])
+        head = frame.head
+        self.waiting.append([head.call, head.since, head.rank, *frame.memory])
 
-    def ran_first(self, head: wire.MemoryHead, memory: wire.AllocatorFigures) -> None:
+    def ran_first(self, frame: MemoryFrame) -> None:
         """What rank 0 measured of the one forward of a call, where the scheduling process tells of the forwards."""
-        if head.since == 0:
-            self.firsts[head.call] = head, memory
+        if frame.head.since == 0:
+            self.firsts[frame.head.call] = frame
             if len(self.firsts) > MOST:
                 del self.firsts[next(iter(self.firsts))]
 
@@ -69,12 +70,12 @@ class Ranks:
         """Rows of `rank_memory` whose step is known; `final`: the others are given up."""
         rows, waiting = [], []
         for measured in self.waiting:
-            call, since, *told = measured
+            call, since, *rank_and_memory = measured
             step = self.steps.get((call, since))
             if step is None:
                 waiting.append(measured)
             elif step >= 0:
-                rows.append((engine_id, step, *told))
+                rows.append((engine_id, step, *rank_and_memory))
         self.waiting = [] if final else waiting[-MOST:]
         return rows
 
@@ -91,4 +92,4 @@ class Ranks:
         self.call, self.since, self.waiting = state["call"], state["since"], state["waiting"]
         self.steps = {(call, since): step for call, since, step in state["steps"]}
         for head, memory in state["firsts"]:
-            self.ran_first(wire.MemoryHead._make(head), wire.AllocatorFigures._make(memory))
+            self.ran_first(MemoryFrame(wire.MemoryHead._make(head), wire.AllocatorFigures._make(memory)))

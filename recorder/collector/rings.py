@@ -6,8 +6,9 @@ import os
 import time
 from typing import Any
 
-from fdtrace.recorder.collector.decoder import Decoded, Decoder
-from fdtrace.recorder.collector.join import Joined
+from fdtrace.recorder.collector.engine import Decoded, Engine
+from fdtrace.recorder.collector.many_processes import ManyProcessEngine
+from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import BadRing, Chunk, Position, RingReader
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, MOST_HELD, Tail
@@ -24,8 +25,8 @@ class Rings:
     def __init__(self, directory: RingDirectory | None, max_steps: int | None) -> None:
         self.directory, self.max_steps = directory, max_steps
         self.tails: dict[str, Tail] = {}
-        self.engines: list[Decoder] = []
-        self.tokens: dict[int, Joined] = {}
+        self.engines: list[Engine] = []
+        self.tokens: dict[int, ManyProcessEngine] = {}
         self.salt = os.urandom(16)
         """Makes the block hashes of this trace unlike those of any other."""
         self.read_at = 0
@@ -75,19 +76,19 @@ class Rings:
         ]
         return self.missing + found
 
-    def taken(self, engine: Decoder, read_at: int) -> Decoded:
+    def taken(self, engine: Engine, read_at: int) -> Decoded:
         """The rows of an engine since the last call, all rings having been read since `read_at` (0: to the end).
 
         An engine whose frames make no sense ends, with what was taken before.
         """
         try:
-            return engine.take(read_at) if isinstance(engine, Joined) else engine.take()
+            return engine.take(read_at)
         except Exception as error:
             self.spoil(engine, error)
-            engine.forwards, engine.out = None, Decoded()
+            engine.discard()
             return Decoded()
 
-    def spoil(self, engine: Decoder, error: Exception) -> None:
+    def spoil(self, engine: Engine, error: Exception) -> None:
         """Read no ring of an engine any further: what it told makes no sense."""
         for tail in self.tails.values():
             if tail.decoder is engine:
@@ -99,7 +100,7 @@ class Rings:
         self.read_at = time.time_ns()
         joined: dict[int, list[Tail]] = {}
         for tail in self.tails.values():
-            if isinstance(tail.decoder, Joined):
+            if isinstance(tail.decoder, ManyProcessEngine):
                 joined.setdefault(tail.decoder.engine_id, []).append(tail)
             elif tail.decoder is not None:
                 frames += _read_alone(tail)
@@ -127,7 +128,8 @@ class Rings:
         assert tail.about is not None
         kind = _kind(tail)
         if not kind:
-            tail.decoder = Decoder(len(self.engines), self.max_steps, self.salt)
+            tail.decoder = OneProcessEngine(len(self.engines), self.max_steps, self.salt)
+            tail.part = Part("")
             self.engines.append(tail.decoder)
         elif kind == "engine":
             self._join(tail, self._new_engine(tail.about.get("token")))
@@ -137,20 +139,20 @@ class Rings:
                 return
             self._join(tail, engine)
 
-    def _new_engine(self, token: int | None) -> Joined:
-        engine = Joined(len(self.engines), self.max_steps, self.salt)
+    def _new_engine(self, token: int | None) -> ManyProcessEngine:
+        engine = ManyProcessEngine(len(self.engines), self.max_steps, self.salt)
         self.engines.append(engine)
         if token is not None:
             self.tokens[token] = engine
         return engine
 
-    def _join(self, tail: Tail, engine: Joined) -> None:
+    def _join(self, tail: Tail, engine: ManyProcessEngine) -> None:
         assert tail.about is not None
         tail.decoder, tail.part = engine, Part(_kind(tail), tail.about.get("rank") or 0)
         if tail.part.kind == "engine":
             engine.begins = tail.about.get("ts") or 0
 
-    def _engine_of(self, tail: Tail, final: bool) -> Joined | None:
+    def _engine_of(self, tail: Tail, final: bool) -> ManyProcessEngine | None:
         """The engine whose calls reached a worker; where none has come in a while, the only one there is."""
         assert tail.about is not None
         if tail.token is not None and tail.token in self.tokens:
@@ -177,11 +179,11 @@ class Rings:
         """Go on from `state`."""
         self.salt = bytes.fromhex(state["salt"]) if "salt" in state else self.salt
         for saved in state.get("engines", ()):
-            kind = Joined if saved.get("kind") == "joined" else Decoder
+            kind = ManyProcessEngine if saved["kind"] == "many processes" else OneProcessEngine
             self.engines.append(kind.from_state(saved, self.salt))
         for token, number in state.get("tokens", {}).items():
             engine = self.engines[number]
-            assert isinstance(engine, Joined)
+            assert isinstance(engine, ManyProcessEngine)
             self.tokens[int(token)] = engine
         for name, saved in state.get("tails", {}).items():
             tail = self.open(name, Position(**saved["position"]))
@@ -194,10 +196,10 @@ def _kind(tail: Tail) -> str:
     return (tail.about or {}).get("part") or ""
 
 
-def _may_be(engine: Joined, about: dict[str, Any]) -> bool:
+def _may_be(engine: ManyProcessEngine, about: dict[str, Any]) -> bool:
     """Whether nothing that a worker says of itself speaks against an engine."""
-    told = engine.engine or {}
-    return all(told.get(key) is None or about.get(key) in (None, told[key]) for key in ("host", "dp_rank"))
+    known = engine.row or {}
+    return all(known.get(key) is None or about.get(key) in (None, known[key]) for key in ("host", "dp_rank"))
 
 
 def _read_alone(tail: Tail) -> int:

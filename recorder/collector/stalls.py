@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.collector.columns import Forwards
+from fdtrace.recorder.collector.ledger import Ledger
 
 
 def limits(engine: Mapping[str, Any]) -> tuple[int, int]:
@@ -25,13 +26,13 @@ def deduced(
     steps: Any,
     limits: tuple[int, int],
     spans: dict[int, tuple[int, int]],
-    done: Callable[[int, int], bool],
+    has_ended: Callable[[int, int], bool],
 ) -> dict[int, set[int]]:
     """Rows by forward that held a decode, ran nothing, and whose block table ends before the next forward's tokens.
 
     The rule is that of FastDeploy's `is_block_step`: a forward may write up to token index `num_total_tokens - 1 + K`.
     `limits` are K and the tokens a block; `spans` say of each request the tokens to prefill and those at which it ends;
-    `done(request, step)` whether it had run its last step.
+    `has_ended(request, step)` whether it had run its last step.
     """
     drafts, block_size = limits
     stalled: dict[int, set[int]] = {}
@@ -41,6 +42,54 @@ def deduced(
     short = (where[3] - 1 + drafts) // block_size >= where[4]
     for index, row, number, computed, blocks in np.stack(where, 1)[short].tolist():
         need, stop = spans.get(number, (0, 0))
-        if blocks and computed > need and not computed >= stop > 0 and not done(number, int(steps[index])):
+        if (
+            blocks
+            and computed > need
+            and not computed >= stop > 0
+            and not has_ended(number, int(steps[index]))
+        ):
             stalled.setdefault(index, set()).add(row)
     return stalled
+
+
+class Stalls:
+    """Counts the stalled rows of each forward: those that the runner reported, and those that are deduced."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.limits = (0, 0)
+        self.spans: dict[int, tuple[int, int]] = {}
+        """Of each request the tokens to prefill, and those at which it ends."""
+        self.reported: list[tuple[int, int]] = []
+        """Place among the forwards that wait, and row."""
+        self.stalled: set[int] = set()
+
+    def set_limits(self, engine: Mapping[str, Any]) -> None:
+        """What the engine says of itself is known."""
+        self.limits = limits(engine)
+
+    def count(self, forwards: Forwards, steps: Any, has_ended: Callable[[int, int], bool]) -> Any:
+        """Stalled rows of each forward; each that was not stalled in the forward before is an event."""
+        stalled = deduced(forwards, steps, self.limits, self.spans, has_ended)
+        for place, row in self.reported:
+            stalled.setdefault(place, set()).add(row)
+        self.reported = []
+        counts = np.zeros(len(steps), np.int64)
+        for place, step in enumerate(steps.tolist()):
+            rows = stalled.get(place, set())
+            counts[place] = len(rows)
+            for row in sorted(rows - self.stalled):
+                self.ledger.event("stalled", step, int(forwards.requests_held[place, row]))
+            self.stalled = rows
+        return counts
+
+    def state(self) -> dict[str, Any]:
+        """As JSON; call it when no forward waits."""
+        spans = {str(number): span for number, span in self.spans.items()}
+        return {"limits": self.limits, "spans": spans, "stalled": sorted(self.stalled)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        drafts, block_size = state["limits"]
+        self.limits, self.stalled = (drafts, block_size), set(state["stalled"])
+        self.spans = {int(number): (need, stop) for number, (need, stop) in state["spans"].items()}

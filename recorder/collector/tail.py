@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.decoder import Decoder
-from fdtrace.recorder.collector.join import Joined
+from fdtrace.recorder.collector.engine import Engine
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import BadRing, Chunk, Position, RingReader
 
@@ -28,7 +27,7 @@ class Tail:
     """
 
     reader: RingReader
-    decoder: Decoder | None = None
+    decoder: Engine | None = None
     part: Part | None = None
     about: dict[str, Any] | None = None
     token: int | None = None
@@ -56,9 +55,7 @@ class Tail:
     @property
     def past(self) -> bool:
         """Whether its frames are those of steps after the last one asked for."""
-        if self.part is not None:
-            return self.part.past
-        return self.decoder is not None and self.decoder.past
+        return self.part is not None and self.part.past
 
     def read(self) -> Chunk | None:
         """The next chunk, unless enough is decoded already."""
@@ -80,15 +77,10 @@ class Tail:
         if self.problem:
             return
         try:
-            if isinstance(self.decoder, Joined):
-                assert self.part is not None
-                self.decoder.feed_part(self.part, chunk)
-            elif self.decoder is not None:
-                self.decoder.feed(chunk)
+            if self.decoder is not None and self.part is not None:
+                self.decoder.feed(self.part, chunk)
         except Exception as error:  # whatever a lie may lead to in there
             self.spoil(error)
-            if self.decoder is not None and self.decoder.forwards is not None:
-                self.decoder.forwards.mend()
 
     def spoil(self, error: Exception) -> None:
         """Read no further."""

@@ -33,3 +33,11 @@ class Undated:
                 ledger.live[number].arrived_step = step
             ledger.event(kind, step, number, ts, reason, detail)
         self.waiting = later
+
+    def state(self) -> list[list[Any]]:
+        """As JSON."""
+        return self.waiting
+
+    def restore(self, state: list[list[Any]]) -> None:
+        """Go on from `state`."""
+        self.waiting = state

@@ -11,7 +11,9 @@ from typing import Any
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.sandbox import SandboxAdapter
 from fdtrace.recorder.agent.writer import Writer
-from fdtrace.recorder.collector.decoder import Decoded, Decoder
+from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.one_process import OneProcessEngine
+from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import RingReader
 from fdtrace.sandbox.framework import Memory
 
@@ -39,9 +41,9 @@ def recorded(
     adapter.after_execute(runner, (), {}, adapter.before_execute(runner, (), {}), True)
     chunk = RingReader(str(directory / "1-1.ring")).read()
     assert chunk is not None
-    decoder = Decoder(0)
-    decoder.feed(chunk)
-    return decoder.take(), {number: known.request_id for number, known in decoder.ledger.live.items()}
+    decoder = OneProcessEngine(0)
+    decoder.feed(Part(""), chunk)
+    return decoder.take(0), {number: known.request_id for number, known in decoder.ledger.live.items()}
 
 
 def test_each_figure_of_the_sandbox_stands_in_its_column(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import IDLE_RESOLUTION_NS, Row, Writer
-from fdtrace.recorder.collector.decoder import Decoder
-from fdtrace.recorder.collector.join import Joined
+from fdtrace.recorder.collector.many_processes import ManyProcessEngine
+from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import RingReader
 
@@ -55,9 +55,9 @@ def rows_of(decoded: list[Any], *names: str) -> list[tuple[int, ...]]:
     ]
 
 
-def decode(process: Process, decoder: Decoder, *, final: bool = True) -> list[Any]:
+def decode(process: Process, decoder: OneProcessEngine, *, final: bool = True) -> list[Any]:
     while (chunk := process.reader.read()) is not None:
-        decoder.feed(chunk)
+        decoder.feed(Part(""), chunk)
     return decoder.take(0 if final else 1).calls
 
 
@@ -67,7 +67,7 @@ def test_equal_idle_calls_are_one_row_with_their_number_and_times(tmp_path: Path
         engine.call(number, number * MILLISECOND)
     engine.call(1000, 1000 * MILLISECOND, WAITS._replace(num_waiting=3))
     engine.call(1001, 1001 * MILLISECOND)
-    found = decode(engine, Decoder(0))
+    found = decode(engine, OneProcessEngine(0))
     assert rows_of(found, "call", "num_calls", "ts", "last_ts", "num_waiting") == [
         (0, 1000, 0, 999 * MILLISECOND, 2),
         (1000, 1, 1000 * MILLISECOND, 1000 * MILLISECOND, 3),
@@ -81,7 +81,7 @@ def test_what_a_killed_engine_leaves_of_a_run_is_exact_as_of_its_last_frame(tmp_
     every = IDLE_RESOLUTION_NS // 4
     for number in range(11):  # the ring is read as it is then: nothing ends the run
         engine.call(number, number * every)
-    assert rows_of(decode(engine, Decoder(0)), "num_calls", "last_ts") == [(9, 8 * every)]
+    assert rows_of(decode(engine, OneProcessEngine(0)), "num_calls", "last_ts") == [(9, 8 * every)]
 
 
 def test_a_forward_and_a_call_that_hands_something_out_end_a_run(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_forward_and_a_call_that_hands_something_out_end_a_run(tmp_path: Path)
     engine.call(3, 6)
     engine.call(4, 7, did, flags=0)
     engine.call(5, 8)
-    found = decode(engine, Decoder(0))
+    found = decode(engine, OneProcessEngine(0))
     assert rows_of(found, "call", "num_calls", "idle", "first_step") == [
         (0, 1, 0, 0), (1, 2, 1, -1), (3, 1, 1, -1), (4, 1, 0, -1), (5, 1, 1, -1),
     ]  # fmt: skip
@@ -110,16 +110,16 @@ def test_whatever_happens_between_two_idle_calls_ends_their_run(tmp_path: Path) 
     for number in range(3, 5):
         engine.call(number, number + 1)
     engine.writer.close()
-    assert rows_of(decode(engine, Decoder(0)), "call", "num_calls") == [(0, 3), (3, 2)]
+    assert rows_of(decode(engine, OneProcessEngine(0)), "call", "num_calls") == [(0, 3), (3, 2)]
 
 
 def test_an_idle_run_that_goes_on_is_told_while_it_records_and_once_in_the_end(tmp_path: Path) -> None:
-    engine, decoder = Process(tmp_path, "engine"), Decoder(0)
+    engine, decoder = Process(tmp_path, "engine"), OneProcessEngine(0)
     for number in range(2):
         engine.call(number, number * IDLE_RESOLUTION_NS)
     assert decode(engine, decoder, final=False) == []
     assert rows_of([decoder.call_rows.live()], "call", "num_calls") == [(0, 2)]
-    decoder = Decoder.from_state(json.loads(json.dumps(decoder.state())))
+    decoder = OneProcessEngine.from_state(json.loads(json.dumps(decoder.state())))
     for number in range(2, 5):
         engine.call(number, number * IDLE_RESOLUTION_NS)
     assert rows_of(decode(engine, decoder), "call", "num_calls") == [(0, 5)]
@@ -133,12 +133,12 @@ class Deployment:
     def __init__(self, directory: Path, segments: int = 4) -> None:
         self.engine, self.worker = Process(directory, "engine"), Process(directory, "worker", segments)
         self.parts = {id(self.engine): Part("engine"), id(self.worker): Part("worker")}
-        self.joined = Joined(0)
+        self.joined = ManyProcessEngine(0)
 
     def read(self, *, final: bool = True) -> list[Any]:
         for process in (self.engine, self.worker):
             while (chunk := process.reader.read()) is not None:
-                self.joined.feed_part(self.parts[id(process)], chunk)
+                self.joined.feed(self.parts[id(process)], chunk)
         return self.joined.take(0 if final else 1).calls
 
     def hand_out(self, call: int) -> None:
@@ -192,21 +192,21 @@ def test_a_call_whose_first_forward_may_be_lost_has_none(tmp_path: Path, told: b
     assert found == [(0, 0), (1, step if told else -1)]
 
 
-@pytest.mark.parametrize("decoder", [Decoder, Joined])
+@pytest.mark.parametrize("decoder", [OneProcessEngine, ManyProcessEngine])
 def test_every_figure_of_a_call_reaches_the_column_of_its_name(
-    tmp_path: Path, decoder: type[Decoder]
+    tmp_path: Path, decoder: type[OneProcessEngine]
 ) -> None:
     engine = Process(tmp_path, "engine")
     figures = wire.CallFigures(*range(101, 101 + len(wire.CallFigures._fields)))._replace(head=0)
     engine.writer.schedule(7, 301, 302, "slots", figures, wire.RATIO)
-    if decoder is Joined:
-        joined = Joined(5)
+    if decoder is ManyProcessEngine:
+        joined = ManyProcessEngine(5)
         chunk = engine.reader.read()
         assert chunk is not None
-        joined.feed_part(Part("engine"), chunk)
+        joined.feed(Part("engine"), chunk)
         (columns,) = joined.take(0).calls
     else:
-        (columns,) = decode(engine, Decoder(5))
+        (columns,) = decode(engine, OneProcessEngine(5))
     row = {name: values[0] for name, values in columns.items() if name in schema.CALL.names}
     named = {name: value for name, value in figures._asdict().items() if name in schema.CALL.names}
     assert row == {

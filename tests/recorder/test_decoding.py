@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import Row, Writer
-from fdtrace.recorder.collector.decoder import Decoder
+from fdtrace.recorder.collector.one_process import OneProcessEngine
+from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import Position, RingReader
 
 SEQS = 6
@@ -109,14 +110,14 @@ class Collected:
         self.path, self.rows, self.steps = path, [], []
         self.requests: list[tuple[Any, ...]] = []
         self.events: list[tuple[Any, ...]] = []
-        self.reader, self.decoder = RingReader(str(path)), Decoder(0)
+        self.reader, self.decoder = RingReader(str(path)), OneProcessEngine(0)
 
     def read(self) -> None:
         while (chunk := self.reader.read()) is not None:
-            self.decoder.feed(chunk)
+            self.decoder.feed(Part(""), chunk)
 
     def flush(self) -> None:
-        out = self.decoder.take()
+        out = self.decoder.take(1)
         names: dict[int, str] = getattr(self, "names", {})
         names |= {row[1]: row[2] for row in out.requests}
         names |= {number: request.request_id for number, request in self.decoder.ledger.live.items()}
@@ -138,7 +139,7 @@ class Collected:
         )
         self.reader.close()
         self.reader = RingReader(str(self.path), Position(**saved["position"]))
-        self.decoder = Decoder.from_state(saved["decoder"])
+        self.decoder = OneProcessEngine.from_state(saved["decoder"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -186,7 +187,7 @@ def test_every_figure_reaches_the_column_of_its_name(tmp_path: Path) -> None:
     writer.forward(5, 7, 303, 304, 305, memory, b"", array("H", [0]).tobytes(), tokens, emitted)
     collected = Collected(tmp_path / "1-1.ring")
     collected.read()
-    out = collected.decoder.take()
+    out = collected.decoder.take(1)
     (columns,) = out.steps
     step = {name: values[0] for name, values in columns.items() if name in schema.STEP.names}
     told = {name: value for name, value in figures._asdict().items() if name in schema.STEP.names}

@@ -1,4 +1,4 @@
-"""Which scheduling call a forward belongs to, and what of its figures has been told already."""
+"""Which scheduling call a forward belongs to, and what of its figures stands in an earlier step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST = 200_000
 """Calls kept for forwards that may still come: an engine whose workers are not recorded has none."""
 
 
-class Calls:
+class ForwardCalls:
     """The scheduling calls of one engine that forwards may still belong to."""
 
     def __init__(self) -> None:
@@ -26,12 +26,13 @@ class Calls:
         if len(self.seen) > MOST:
             del self.seen[next(iter(self.seen))]
 
-    def of_forward(self, landed: int, ts: int, resolve: bool) -> SchedulingCall:
-        """The call that a forward begun at `ts` belongs to, with what has not been told of it.
+    def of_forward(self, last_landed: int, ts: int, resolve: bool) -> SchedulingCall:
+        """The call that a forward begun at `ts` belongs to, with what is not in an earlier step yet.
 
-        What a call did once (its time, the tokens it handed out, its preemptions) is told with its first forward.
+        What a call did once (its time, the tokens it handed out, its preemptions) stands with its first forward alone.
+        `last_landed`: the last call whose tasks had reached the worker; `resolve`: a later empty one may be it.
         """
-        number = max(landed, self.last) if resolve else landed
+        number = max(last_landed, self.last) if resolve else last_landed
         while resolve and self._is_empty_before(self._following(number), ts):
             number = self._following(number)
         call = self.seen.get(number)
@@ -43,7 +44,7 @@ class Calls:
             figures = figures._replace(num_scheduled_tokens=MISSING, num_preempted=0)
         else:
             between = (self.seen.get(n) for n in range(self.last + 1, number + 1))
-            preempted = sum(one.figures.num_preempted for one in between if one is not None)
+            preempted = sum(known.figures.num_preempted for known in between if known is not None)
             figures = figures._replace(num_preempted=preempted)
         for earlier in [earlier for earlier in self.seen if earlier < number]:
             del self.seen[earlier]

@@ -1,0 +1,357 @@
+"""An engine that lives in many processes: those that schedule and those that run the forwards, put together.
+
+The forwards are the steps. Each belongs to a scheduling call: the last one whose tasks had reached the worker (a TASKS
+frame names it: its number rode on the tasks), or a later one that handed out nothing and had ended when the forward
+began. The caller feeds what the scheduling process wrote before what the workers wrote and read earlier, so a call is
+always known before its forwards; no clock decides what belongs together but for those empty calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector import frames, stalls
+from fdtrace.recorder.collector.call_rows import CallRows
+from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.forward_calls import ForwardCalls
+from fdtrace.recorder.collector.frames import Forward, Frame, SchedulingCall, frames_of
+from fdtrace.recorder.collector.held_rows import HeldRows
+from fdtrace.recorder.collector.ledger import Ledger, Request
+from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.ranks import Ranks
+from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.request_numbers import RequestNumbers
+from fdtrace.recorder.collector.salt import salted
+from fdtrace.recorder.collector.steps import Steps
+from fdtrace.recorder.collector.undated import Undated
+from fdtrace.recorder.recording import MISSING
+
+QUIET_NS = 500_000_000
+"""A request that finished so long ago ran its last forward before the rings were read."""
+
+PLAIN = ("row", "step", "num_steps", "begins", "discarding", "finishes")
+PARTS = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks", "stalls", "events")
+"""Attributes that are the state: as they are, and with a state of their own."""
+
+
+class ManyProcessEngine:
+    """`collector.engine.Engine` of several rings; `part` is the one whose frames are taken in."""
+
+    def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
+        self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
+        self.row: dict[str, Any] | None = None
+        self.part = Part("engine")
+        self.ledger = Ledger(engine_id)
+        self.requests = RequestNumbers(self.ledger)
+        self.call_rows = CallRows(engine_id)
+        self.steps = Steps(engine_id, self.ledger, self._flushed)
+        self.rows = HeldRows(self.steps, self.ledger)
+        self.calls = ForwardCalls()
+        self.ranks = Ranks()
+        self.stalls = stalls.Stalls(self.ledger)
+        self.events = Undated()
+        self.step = MISSING
+        self.num_steps = 0
+        self.begins = 0
+        """Forwards that began before (UTC ns) are no part of the recording: they are `discarding`."""
+        self.discarding = False
+        self.finishes: list[list[int]] = []
+        """Time, request, reason and output tokens of those that ended, until no forward can hold their rows."""
+        self.ended: list[list[int]] = []
+        """The same with the step before which that was so, until `take`."""
+        self.last_ran: dict[int, int] = {}
+        self._decoded = Decoded()
+
+    @property
+    def full(self) -> bool:
+        """As `Engine.full`."""
+        return self.max_steps is not None and self.num_steps >= self.max_steps
+
+    @property
+    def unflushed(self) -> int:
+        """As `Engine.unflushed`."""
+        return self.steps.num_waiting
+
+    @property
+    def _next_step(self) -> int:
+        """The step that what comes now belongs to."""
+        return self.step + 1
+
+    def feed(self, part: Part, chunk: Chunk) -> None:
+        """As `Engine.feed`."""
+        self.part = part
+        if chunk.lost:
+            self._lose(chunk.lost, chunk.first_forward)
+        for frame in frames_of(chunk):
+            if self.full:
+                if isinstance(frame, Forward) and self.begins <= frame.head.ts:
+                    part.past = True
+                    break
+                if not isinstance(frame, (frames.FinishFrame, frames.MemoryFrame, frames.TasksFrame)):
+                    continue
+            if not part.waits_for_keyframe or self._may_start(frame):
+                self._take_in(frame)
+
+    def _lose(self, num_frames: int, first_forward: tuple[int, int] | None) -> None:
+        """Frames were overwritten; `first_forward` is the step and ts of the ring's first."""
+        part = self.part
+        if part.base is None and first_forward is not None and first_forward[1] >= self.begins:
+            part.base = self._next_step - first_forward[0]
+        part.waits_for_keyframe = True
+        part.lost_frames += num_frames
+        if part.lost_from < 0:
+            part.lost_from = self._next_step
+        if part.runs:
+            self.rows.free_all()
+            self.ranks.lose()
+            self.call_rows.lose(tasks_told=True)
+
+    def _may_start(self, frame: Frame) -> bool:
+        """Whether a frame can be understood before a keyframe; after one all can."""
+        match frame:
+            case frames.BatchFrame(is_keyframe=True):
+                return True
+            case frames.MemoryFrame() | frames.TasksFrame() if self.part.kind == "rank":
+                return True  # whole in itself
+            case (
+                frames.EngineFrame()
+                | frames.RequestFrame()
+                | frames.HashesFrame()
+                | frames.EventFrame()
+                | frames.FinishFrame()
+            ):
+                return True
+        self.part.lost_frames += self.part.lost_from >= 0
+        return False
+
+    def _take_in(self, frame: Frame) -> None:
+        match frame:
+            case Forward():
+                self._forward(frame)
+            case SchedulingCall():
+                self._call(frame)
+            case frames.TasksFrame(head):
+                self._tasks(head.call)
+            case frames.BlocksFrame():
+                self.steps.set_blocks(frame, self._next_step)
+            case frames.BatchFrame():
+                self._batch(frame)
+            case frames.MemoryFrame():
+                self._memory(frame)
+            case frames.RequestFrame():
+                self._request(frame)
+            case frames.FinishFrame(head):
+                self._finish(head)
+            case frames.EventFrame():
+                self._event(frame)
+            case frames.HashesFrame():
+                self._hashes(frame)
+            case frames.EngineFrame(row):
+                self._engine(row)
+
+    def _engine(self, row: dict[str, Any]) -> None:
+        if self.part.kind == "engine" or self.row is None:
+            self.row = row
+            self.stalls.set_limits(row)
+
+    def _hashes(self, frame: frames.HashesFrame) -> None:
+        request = self.ledger.live.get(self._trace_number(frame.request))
+        if request is not None:
+            request.block_hashes = salted(frame.hashes, self.salt)
+
+    def _trace_number(self, local: int) -> int:
+        """The trace's number of a request that this ring numbers `local`."""
+        return self.part.numbers.get(local, MISSING)
+
+    def _batch(self, frame: frames.BatchFrame) -> None:
+        part = self.part
+        if frame.is_keyframe and not part.waits_for_keyframe:
+            return  # it says what the frames before it said
+        for row in frame.vacated:
+            self.rows.free(row)
+        for joined in frame.joined:
+            self._join(joined)
+        part.waits_for_keyframe = False
+        if not part.runs:
+            self._note_losses(self._next_step)
+
+    def _request(self, frame: frames.RequestFrame) -> None:
+        said = frame.request
+        said.arrived_step = MISSING  # this ring's own number
+        came = said.arrived_at >= 0
+        number = self._number_of(frame.head.request, said, arrived=came)
+        request = self.ledger.live[number]
+        if came and request.arrived_at < 0:
+            request.arrived_at = said.arrived_at
+            request.num_prompt_tokens, request.max_tokens = said.num_prompt_tokens, said.max_tokens
+        if came:
+            self.events.add(self.calls.next_call, "arrived", number, said.arrived_at, "", None)
+
+    def _number_of(self, local: int, request: Request, *, arrived: bool = False) -> int:
+        number = self.requests.number_of(request, arrived=arrived)
+        if self.part.kind == "engine":
+            self.part.numbers[local] = number
+        return number
+
+    def _join(self, joined: frames.JoinedRow) -> None:
+        part, head, request = self.part, joined.head, joined.request
+        row, computed, blocks = head.row, head.num_computed_tokens, head.num_blocks
+        number = self._number_of(head.request, request)
+        need = request.num_prompt_tokens + request.num_output_tokens
+        if part.waits_for_keyframe:  # these are a keyframe's rows
+            if part.runs or row not in self.rows.from_keyframe:
+                self.rows.from_keyframe[row] = number, computed, blocks
+            need = min(need, computed - 1) if computed > request.num_prompt_tokens else need
+        else:
+            known = self.ledger.live[number]
+            output_tokens = max(known.num_output_tokens, request.num_output_tokens)
+            self.ledger.joined(number, request, self._next_step)
+            known.num_output_tokens = output_tokens
+            self.rows.hold(row, number, computed, blocks)
+        self.stalls.spans[number] = need, request.num_prompt_tokens + request.max_tokens
+
+    def _call(self, call: SchedulingCall) -> None:
+        head = self._trace_number(call.figures.head)
+        call = SchedulingCall(call.head, call.figures._replace(head=head))
+        self.calls.add(call)
+        self.call_rows.add(call)
+
+    def _tasks(self, call: int) -> None:
+        if self.part.kind == "rank":
+            return
+        self.ranks.tasks_came(call)
+        self.call_rows.tasks_came(call)
+        if self.step >= 0 or not self.begins:
+            self.events.date(call, self._next_step, self.ledger)
+
+    def _memory(self, frame: frames.MemoryFrame) -> None:
+        if self.full and frame.head.call > self.calls.last:
+            self.part.past = True
+        elif frame.head.rank:
+            self.ranks.add(frame)
+        else:
+            self.ranks.ran_first(frame)
+
+    def _forward(self, forward: Forward) -> None:
+        head, part = forward.head, self.part
+        if head.forward_us == wire.UNKNOWN_US:
+            forward = self.ranks.measured(forward)
+        if head.ts < self.begins:
+            self.discarding = True
+            self._add(forward.at_step(MISSING))
+            self.ranks.ran(MISSING)
+            self.steps.num_waiting -= 1
+            return
+        if self.discarding:
+            self.steps.flush()
+            self.discarding = False
+        if part.base is None:
+            part.base = self._next_step - head.step
+        step = part.base + head.step
+        call = self.calls.of_forward(head.call, head.ts, bool(head.codes & wire.LANDED))
+        self.events.date(call.head.call, step, self.ledger)
+        self.call_rows.entered(call.head.call, step)
+        self._vacate(head.ts)
+        self.rows.hold_from_keyframe()
+        self._note_losses(step)
+        self._add(forward.at_step(step)._replace(call=call))
+        self.ranks.ran(step)
+        self.step = step
+        self.num_steps += 1
+
+    def _add(self, forward: Forward) -> None:
+        place = self.steps.add(forward)
+        self.stalls.reported += [(place, row) for row in forward.stalled]
+
+    def _note_losses(self, step: int) -> None:
+        """What this ring lost ends before `step`, which is next now."""
+        loss = self.part.take_loss(step)
+        if loss is not None:
+            why = "overwritten before it was read"
+            self.ledger.event("lost", loss["first_step"], reason=why, detail=loss)
+
+    def _event(self, frame: frames.EventFrame) -> None:
+        head, number = frame.head, self._trace_number(frame.head.request)
+        if self.part.kind == "engine":
+            self.events.add(self.calls.next_call, frame.kind, number, head.ts, frame.reason, frame.detail)
+        else:
+            self.ledger.event(frame.kind, self._next_step, number, head.ts, frame.reason, frame.detail)
+
+    def _finish(self, head: wire.FinishHead) -> None:
+        number = self.part.numbers.pop(head.request, None)
+        if number is not None and number in self.ledger.live:
+            self.finishes.append([head.ts, number, head.reason, head.num_output_tokens])
+            self.requests.finishing.add(number)
+
+    def _vacate(self, ts: int) -> None:
+        """Free the rows of the requests that had finished at `ts`."""
+        while self.finishes and self.finishes[0][0] < ts:
+            finish = self.finishes.pop(0)
+            self.rows.release(finish[1])
+            self.ended.append([*finish, self.step])
+
+    def _flushed(self, forwards: Forwards, columns: Columns, rows: Columns) -> None:
+        if self.discarding:
+            self.stalls.reported = []
+            return
+        for number, step in zip(rows["request"].tolist(), rows["step"].tolist(), strict=True):
+            self.last_ran[number] = step
+        columns["num_stalled"] = self.stalls.count(forwards, columns["step"], self._has_ended)
+        self._decoded.steps.append(columns)
+        self._decoded.step_requests.append(rows)
+
+    def _has_ended(self, number: int, step: int) -> bool:
+        """Whether a request that did not run in `step` had run its last step before it."""
+        return number in self.requests.finishing and self.last_ran.get(number, MISSING) < step
+
+    def take(self, read_at: int) -> Decoded:
+        """As `Engine.take`."""
+        self._vacate(read_at - QUIET_NS if read_at else 1 << 62)
+        if not read_at:
+            self.events.date(1 << 62, self._next_step, self.ledger)
+        self.steps.flush()
+        self.steps.num_waiting = 0
+        self._end_requests()
+        decoded, self._decoded = self._decoded, Decoded()
+        decoded.requests, decoded.events = self.ledger.take()
+        decoded.calls = self.call_rows.take(final=not read_at)
+        decoded.rank_memory = self.ranks.take(self.engine_id, final=not read_at)
+        return decoded
+
+    def _end_requests(self) -> None:
+        sends = {"name": "fastdeploy", "role": "prefill"}.items() <= (self.row or {}).items()
+        for ts, number, code, output_tokens, begun in self.ended:
+            # That role ends a request when its cache has been sent.
+            step = max(self.last_ran.pop(number, max(self.step, 0)), begun if sends else 0)
+            self.stalls.spans.pop(number, None)
+            self.requests.end(number)
+            self.ledger.finish(number, step, ts, wire.FINISHED[code], output_tokens)
+        self.ended = []
+
+    def discard(self) -> None:
+        """As `Engine.discard`."""
+        self.steps.forwards, self._decoded = None, Decoded()
+
+    def state(self) -> dict[str, Any]:
+        """As `Engine.state`."""
+        return {
+            "kind": "many processes",
+            "engine_id": self.engine_id,
+            "max_steps": self.max_steps,
+            "last_ran": list(self.last_ran.items()),
+            **{name: getattr(self, name) for name in PLAIN},
+            **{name: getattr(self, name).state() for name in PARTS},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> ManyProcessEngine:
+        """The engine that left `state`."""
+        self = cls(state["engine_id"], state["max_steps"], salt)
+        self.last_ran = dict(state["last_ran"])
+        for name in PLAIN:
+            setattr(self, name, state[name])
+        for name in PARTS:
+            getattr(self, name).restore(state[name])
+        return self

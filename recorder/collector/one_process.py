@@ -1,0 +1,219 @@
+"""An engine that lives in one process: its ring tells of its calls and of its forwards in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fdtrace.recorder.collector.call_rows import CallRows
+from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.frames import (
+    UNSEEN,
+    BatchFrame,
+    BlocksFrame,
+    EngineFrame,
+    EventFrame,
+    FinishFrame,
+    Forward,
+    Frame,
+    HashesFrame,
+    RequestFrame,
+    SchedulingCall,
+    frames_of,
+)
+from fdtrace.recorder.collector.ledger import Ledger
+from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.salt import salted
+from fdtrace.recorder.collector.steps import Steps
+from fdtrace.recorder.recording import MISSING
+
+KEPT_CALLS = 64
+"""Scheduling calls remembered: a forward belongs to one of the latest."""
+
+
+class OneProcessEngine:
+    """`collector.engine.Engine` of one ring. The ring's numbers of requests and steps are those of the trace."""
+
+    def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
+        self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
+        self.row: dict[str, Any] | None = None
+        self.ledger = Ledger(engine_id)
+        self.call_rows = CallRows(engine_id)
+        self.steps = Steps(engine_id, self.ledger, self._flushed)
+        self.recent_calls: dict[int, SchedulingCall] = {}
+        self.stalled: set[int] = set()
+        self.step = MISSING
+        self.num_steps = 0
+        self.waits_for_keyframe = True
+        self.lost_from: int | None = None
+        self.lost_frames = 0
+        self._decoded = Decoded()
+
+    @property
+    def full(self) -> bool:
+        """As `Engine.full`."""
+        return self.max_steps is not None and self.num_steps >= self.max_steps
+
+    @property
+    def unflushed(self) -> int:
+        """As `Engine.unflushed`."""
+        return self.steps.num_waiting
+
+    @property
+    def _next_step(self) -> int:
+        """The step that what comes now belongs to; MISSING before the first is known."""
+        return self.step + 1 if self.step >= 0 else MISSING
+
+    def feed(self, part: Part, chunk: Chunk) -> None:
+        """As `Engine.feed`."""
+        if chunk.lost:
+            self._lose(chunk.lost, chunk.first_forward)
+        for frame in frames_of(chunk):
+            if self.full:
+                part.past = part.past or isinstance(frame, (SchedulingCall, Forward))
+                if part.past:
+                    break
+                if not isinstance(frame, FinishFrame):
+                    continue
+            if not self.waits_for_keyframe or self._may_start(frame):
+                self._take_in(frame)
+
+    def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
+        """Frames were overwritten; `first_forward` is the step and ts of the ring's first."""
+        self.steps.flush()
+        self.call_rows.lose(tasks_told=False)
+        self.waits_for_keyframe = True
+        self.lost_frames += frames
+        if self.lost_from is None:
+            first = first_forward[0] if first_forward else 0
+            self.lost_from = self.step if self.step >= 0 else first - 1
+
+    def _may_start(self, frame: Frame) -> bool:
+        """Whether a frame can be understood before a keyframe; after one all can."""
+        match frame:
+            case BatchFrame(is_keyframe=True):
+                self.waits_for_keyframe = False
+                return True
+            case EngineFrame() | RequestFrame() | HashesFrame() | FinishFrame():
+                return True
+        if self.lost_from is not None:
+            self.lost_frames += 1
+        return False
+
+    def _take_in(self, frame: Frame) -> None:
+        match frame:
+            case Forward():
+                self._forward(frame)
+            case SchedulingCall():
+                self._call(frame)
+            case BlocksFrame():
+                self.steps.set_blocks(frame, self._next_step)
+            case BatchFrame():
+                self._batch(frame)
+            case RequestFrame():
+                self.ledger.arrived(frame.head.request, frame.request)
+            case FinishFrame(head):
+                if not self.full or head.step <= self.step:
+                    self.ledger.finish(head.request, head.step, head.ts, frame.reason, head.num_output_tokens)
+            case EventFrame():
+                self._event(frame)
+            case HashesFrame():
+                request = self.ledger.live.get(frame.request)
+                if request is not None:
+                    request.block_hashes = salted(frame.hashes, self.salt)
+            case EngineFrame():
+                self.row = frame.row
+
+    def _batch(self, frame: BatchFrame) -> None:
+        if frame.is_keyframe:
+            self._keyframe(frame.step)
+        for row in frame.vacated:
+            self.steps.hold(row, MISSING, 0, 0)
+        for joined in frame.joined:
+            head = joined.head
+            self.ledger.joined(head.request, joined.request, self._next_step)
+            self.steps.hold(head.row, head.request, head.num_computed_tokens, head.num_blocks)
+
+    def _keyframe(self, step: int) -> None:
+        """All rows that are held follow, and `step` is the next one: what was lost ends here."""
+        if self.lost_from is not None:
+            last = step - 1 if step >= 0 else MISSING
+            detail = {"frames": self.lost_frames, "first_step": self.lost_from + 1, "last_step": last}
+            self.ledger.event(
+                "lost", self.lost_from + 1, reason="overwritten before it was read", detail=detail
+            )
+            self.lost_from, self.lost_frames, self.step = None, 0, last
+            self.recent_calls.clear()
+        for row in [row for row, number in self.steps.held.items() if number >= 0]:
+            self.steps.hold(row, MISSING, 0, 0)
+
+    def _call(self, call: SchedulingCall) -> None:
+        self.recent_calls[call.head.call] = call
+        self.call_rows.add(call)
+        if len(self.recent_calls) > KEPT_CALLS:
+            del self.recent_calls[next(iter(self.recent_calls))]
+
+    def _forward(self, forward: Forward) -> None:
+        head = forward.head
+        self.call_rows.entered(head.call, head.step, named=True)
+        call = self.recent_calls.get(head.call, UNSEEN)
+        self.steps.add(Forward(*forward[:-1], call))
+        if forward.stalled or self.stalled:
+            self._note_stalls(forward.stalled, head.step)
+        self.step = head.step
+        self.num_steps += 1
+
+    def _note_stalls(self, rows: tuple[int, ...], step: int) -> None:
+        """A row that was not stalled in the forward before is an event."""
+        for row in rows:
+            if row not in self.stalled:
+                self.ledger.event("stalled", step, self.steps.held.get(row, MISSING))
+        self.stalled = set(rows)
+
+    def _event(self, frame: EventFrame) -> None:
+        head = frame.head
+        if frame.kind == "preempted":
+            self.ledger.preempted(head.request)
+        self.ledger.event(frame.kind, head.step, head.request, head.ts, frame.reason, frame.detail)
+
+    def _flushed(self, _forwards: Forwards, columns: Columns, rows: Columns) -> None:
+        self._decoded.steps.append(columns)
+        self._decoded.step_requests.append(rows)
+
+    def take(self, read_at: int) -> Decoded:
+        """As `Engine.take`."""
+        self.steps.flush()
+        self.steps.num_waiting = 0
+        decoded, self._decoded = self._decoded, Decoded()
+        decoded.requests, decoded.events = self.ledger.take()
+        decoded.calls = self.call_rows.take(final=not read_at)
+        return decoded
+
+    def discard(self) -> None:
+        """As `Engine.discard`."""
+        self.steps.forwards, self._decoded = None, Decoded()
+
+    def state(self) -> dict[str, Any]:
+        """As `Engine.state`."""
+        return {
+            "kind": "one process", "engine_id": self.engine_id, "max_steps": self.max_steps, "row": self.row,
+            "step": self.step, "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe,
+            "lost_from": self.lost_from, "lost_frames": self.lost_frames, "stalled": sorted(self.stalled),
+            "ledger": self.ledger.state(), "call_rows": self.call_rows.state(), "steps": self.steps.state(),
+            "recent_calls": list(self.recent_calls.values()),
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> OneProcessEngine:
+        """The engine that left `state`."""
+        self = cls(state["engine_id"], state["max_steps"], salt)
+        for name in ("row", "step", "num_steps", "waits_for_keyframe", "lost_from", "lost_frames"):
+            setattr(self, name, state[name])
+        self.stalled = set(state["stalled"])
+        self.ledger.restore(state["ledger"])
+        self.call_rows.restore(state["call_rows"])
+        self.steps.restore(state["steps"])
+        calls = [SchedulingCall.restored(*saved) for saved in state["recent_calls"]]
+        self.recent_calls = {call.head.call: call for call in calls}
+        return self
