@@ -85,10 +85,9 @@ def test_with_prefix_caching_equal_prefixes_are_seen_and_no_token_is(stand: Stan
         assert stand.record("--prefix-caching").returncode == 0
         with open_trace(stand.trace) as trace:
             runs.append(trace.rows("SELECT num_prompt_tokens, block_hashes FROM request ORDER BY request"))
-            shared = [
-                () if one is None else one
-                for one in trace.recording().read_now(row_by_row=False).block_hashes
-            ]
+            found = trace.recording().read_now(row_by_row=False).block_hashes
+            assert found is not None
+            shared = [() if one is None else one for one in found]
         assert [len(hashes) for hashes in shared] == [row["num_prompt_tokens"] // 4 for row in runs[-1]]
     for requests in runs:
         lists = [row["block_hashes"] for row in requests if row["num_prompt_tokens"] >= 16]

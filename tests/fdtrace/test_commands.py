@@ -78,7 +78,7 @@ def test_sql_formats_hold_the_same_rows(
     assert [tuple(json.loads(line).values()) for line in lines] == rows
     out = tmp_path / "rows.parquet"
     assert main(["sql", str(trace), query, "--format", "parquet", "--out", str(out)]) == 0
-    assert duckdb.sql(f"FROM '{out}'").fetchall() == rows
+    assert duckdb.execute(f"FROM '{out}'").fetchall() == rows
     assert main(["sql", str(trace), query]) == 0
     assert len(capfdbinary.readouterr().out.decode().splitlines()) == len(rows) + 1
 

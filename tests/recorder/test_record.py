@@ -27,11 +27,11 @@ FDTRACE = [sys.executable, "-m", "fdtrace"]
 
 
 def record(
-    path: Path, *command: str, options: tuple[str, ...] = (), **run: object
+    path: Path, *command: str, options: tuple[str, ...] = (), env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*FDTRACE, "record", "-o", str(path), *options, "--", *command],
-        cwd=ROOT, text=True, capture_output=True, timeout=120, check=False, **run,  # type: ignore[call-overload]
+        cwd=ROOT, text=True, capture_output=True, timeout=120, check=False, env=env,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
-from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.compare import history_of, replay, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history import History
@@ -183,7 +183,9 @@ def begun_at(whole: Recording, case: dict[str, Any], cut: int) -> Recording:
             forwards[row.request_id] = forwards.get(row.request_id, 0) + (row.kind == "decode")
         if ran == cut:
             break
-    scheduler, first = simulation.scheduler, int(whole.steps["step"][cut])
+    scheduler = simulation.scheduler
+    assert isinstance(scheduler, Scheduler)
+    first = int(whole.steps["step"][cut])
     names = whole.requests["request_id"].tolist()
     prompts = whole.requests["num_prompt_tokens"]
     running = [request.id for request in scheduler._state.running]
