@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
+from fdtrace.recorder.collector import retire
 from fdtrace.recorder.session import parts_directory
 from tests.recorder.helpers import (
     armed_environment,
@@ -22,6 +24,8 @@ from tests.recorder.helpers import (
     start_engine,
     stop_engine,
 )
+
+HOLD = "import duckdb, sys; db = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); input()"
 
 READER = """
 import sys, duckdb
@@ -108,6 +112,34 @@ def test_a_client_that_holds_an_earlier_state_open_still_finds_its_parts(tmp_pat
         pump(supervisor, lambda: supervisor.finished is not None)
     assert not parts_directory(trace).exists()
     assert recorded(trace) == logged(log)
+
+
+@pytest.mark.parametrize("leases", [True, False], ids=["by leases", "by locks"])
+def test_a_replaced_file_stays_for_who_has_the_database_open(
+    leases: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not leases:
+        monkeypatch.setattr(retire, "is_open", lambda fd: None)
+        monkeypatch.setattr(retire, "GRACE", 0.3)
+    trace, part = tmp_path / "t.duckdb", tmp_path / "step-00000001.parquet"
+    duckdb.connect(str(trace)).close()
+    part.touch()
+    retired = retire.Retired(trace)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(trace)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    retired.add([str(part)])
+    retired.replacing()
+    trace.unlink()
+    time.sleep(2 * max(retire.SETTLE, 0.3))
+    assert not retired.sweep()
+    assert part.exists()
+    reader.communicate(b"\n")
+    while not retired.sweep():
+        time.sleep(0.02)
+    assert not part.exists()
 
 
 @pytest.mark.alone
