@@ -1,8 +1,8 @@
 """Removes files of a trace that were replaced, once no client can read them any more.
 
 A client that opened an earlier published database still finds its parts by name. So the earlier file is kept open
-here, and the kernel tells whether anybody else has it: it gives a lease for writing on a file that nobody else has open.
-Where it gives none (a network file system), the lock tells that DuckDB holds on a database for as long as it is open.
+here, and the kernel tells whether anybody else has it: it gives a lease for writing on a file that nobody else has
+open. Where it gives none (a network file system), the lock tells that DuckDB holds on an open database.
 """
 
 from __future__ import annotations

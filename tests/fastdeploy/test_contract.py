@@ -199,7 +199,7 @@ def test_a_killed_collector_neither_loses_nor_doubles_a_row(stand: Stand) -> Non
     while process.poll() is None and killed < 5:
         time.sleep(0.7)
         killed += _kill_collector(str(stand.trace))
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert killed
     with open_trace(stand.trace) as trace:

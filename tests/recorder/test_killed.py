@@ -118,7 +118,7 @@ def test_a_collector_killed_once_the_final_file_is_in_place_only_cleans_up_when_
 ) -> None:
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     session = Session.create(trace)
-    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=60)
+    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=900)
     collector = Collector(session)
     collector.clean_up = lambda: None  # type: ignore[method-assign]  # as if killed here
     collector.discover()

@@ -79,7 +79,7 @@ def test_readers_never_fail_while_it_records_and_when_it_ends(tmp_path: Path) ->
         finish(supervisor)
         time.sleep(0.5)
         stop.touch()
-        said = [reader.communicate(timeout=60)[0].split() for reader in readers]
+        said = [reader.communicate(timeout=900)[0].split() for reader in readers]
     assert all(reader.returncode == 0 for reader in readers)
     assert all(int(count) > 5 for count, _ in said)
     assert all(int(last) == len(logged(log)) for _, last in said)
@@ -108,7 +108,7 @@ def test_a_client_that_holds_an_earlier_state_open_still_finds_its_parts(tmp_pat
         holder.stdin.write("\n")
         holder.stdin.flush()
         assert holder.stdout.readline().strip() == "True"
-        holder.communicate(timeout=30)
+        holder.communicate(timeout=900)
         pump(supervisor, lambda: supervisor.finished is not None)
     assert not parts_directory(trace).exists()
     assert recorded(trace) == logged(log)

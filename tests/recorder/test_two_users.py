@@ -257,7 +257,7 @@ def test_root_records_a_lying_ring_of_another_user_and_says_so(tmp_path: Path) -
     with acting_as(User(ALICE, ALICE)):
         ring_file.chmod(0o600)
         os.truncate(ring_file, 5000)
-    _, said = attached.communicate(timeout=120)
+    _, said = attached.communicate(timeout=900)
     assert attached.returncode == 0, said
     assert "Traceback" not in said
     notes = json.loads(query(trace, "SELECT notes FROM trace")[0][0])
