@@ -6,8 +6,8 @@ VLLM ?=
 VLLM_VENV ?= .venv-vllm$(addprefix -,$(VLLM))
 VLLM_READY := $(VLLM_VENV)/.installed
 
-# The tests wait for processes more than they compute.
-WORKERS ?= 4
+# The tests wait for processes more than they compute: two a processor.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
 
 OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 

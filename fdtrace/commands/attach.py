@@ -108,12 +108,16 @@ def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> 
     if reason != "first steps":
         return reason
     left = threading.Event()
-    ended: list[str] = []
+    failed: list[BaseException] = []
 
     def record() -> None:
-        ended.append(watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended))
-        if ended[0]:
-            watch.stop(ended[0])
+        try:
+            reason = watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended)
+            if reason:
+                watch.stop(reason)
+        except BaseException as error:
+            failed.append(error)
+            watch.fail()  # at once: the screen may stay open for long
 
     watch.progress.silent = True
     thread = threading.Thread(target=record, name="fdtrace-recording")
@@ -126,4 +130,6 @@ def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> 
         left.set()
         thread.join()
         watch.progress.speak()
+    if failed:
+        raise failed[0]
     return ""
