@@ -11,8 +11,8 @@ DUCKDB ?=
 RECORDER_VENV ?= .venv-recorder-$(notdir $(PYTHON))$(addprefix -duckdb-,$(DUCKDB))
 RECORDER_READY := $(RECORDER_VENV)/.installed
 
-# The tests wait for processes more than they compute.
-WORKERS ?= 4
+# The tests wait for processes more than they compute: two a processor.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
 
 OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 

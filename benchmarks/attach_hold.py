@@ -44,7 +44,7 @@ def target(mode: str, *arguments: str) -> Iterator[int]:
 
 def measure(num: int) -> dict[str, list[InjectionResult]]:
     """Results of `num` injections into each target."""
-    results = {}
+    results: dict[str, list[InjectionResult]] = {}
     for name, (mode, *arguments) in TARGETS.items():
         with target(mode, *arguments) as pid:
             results[name] = []

@@ -83,7 +83,12 @@ class Engine:
         self.count, self.made, self.forward_ns = count, 0, 0
         run = self.worker.forward.run
         played = type(self.worker.forward.runner)
-        played._execute = lambda runner, inputs: spin(forward_ms / 1000 if inputs else 0) or inputs
+
+        def play(runner: Any, inputs: Any) -> Any:
+            spin(forward_ms / 1000 if inputs else 0)
+            return inputs
+
+        played._execute = play
 
         def timed(*arguments: Any) -> None:
             begun = time.perf_counter_ns()
@@ -93,7 +98,7 @@ class Engine:
         self.worker.forward.run = timed
         self.drafts = drafts
 
-    def step(self) -> tuple[int, int]:
+    def step(self) -> tuple[float, float]:
         """Microseconds of `schedule()` and of the forward, both as the engine sees them."""
         manager = self.worker.manager
         while len(manager.running) + len(manager.waiting) < self.count:

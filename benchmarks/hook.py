@@ -42,7 +42,7 @@ class Canned:
         self.scheduler.config = self.config
         self.scheduler.running, self.scheduler.waiting = [self.request(slot) for slot in range(count)], []  # type: ignore[assignment]
         self.runner = object.__new__(runner_module.ModelRunner)
-        self.runner.step, self.runner.stalled, self.runner.memory = -1, [], Memory(1, 2, 3, 4)  # type: ignore[assignment]
+        self.runner.step, self.runner.stalled, self.runner.memory = -1, [], Memory(1, 2, 3, 4)
         self.runner.seq_lens_this_time = np.full(count, 5, np.int32)
         self.runner.accept_num = np.full(count, 3, np.int32)
 

@@ -167,7 +167,7 @@ class Screen:
     def cpu(self) -> float:
         """Seconds of CPU that the screen's process has used."""
         times = psutil.Process(self.process.pid).cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     def resident(self) -> int:
         """The highest resident size so far, bytes."""

@@ -8,9 +8,10 @@ import json
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 
-def scheduler_of(work):
+def scheduler_of(work: dict[str, Any]) -> Any:
     """Its scheduler with these sizes; the execution-time predictor is not asked."""
     from vidur.config import CacheConfig, ReplicaConfig, SarathiSchedulerConfig
     from vidur.entities import Replica
@@ -25,7 +26,7 @@ def scheduler_of(work):
     )
 
 
-def run(work):
+def run(work: dict[str, Any]) -> tuple[int, float, float]:
     """Steps, and the CPU seconds that its code took for them."""
     from vidur.entities import Request
 
@@ -52,7 +53,7 @@ def run(work):
     return steps, running / max(steps, 1), time.process_time() - began
 
 
-def main():
+def main() -> None:
     work = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
         steps, running, seconds = run(work)

@@ -51,7 +51,7 @@ def sampled(output: Any, step: int) -> Any:
 
 def measure(adapter: Any, scheduler: Any) -> list[float]:
     """Medians of the three hooks, microseconds."""
-    schedule, update = Scheduler.schedule.__wrapped__, Scheduler.update_from_output.__wrapped__  # type: ignore[attr-defined]
+    schedule, update = Scheduler.schedule.__wrapped__, Scheduler.update_from_output.__wrapped__
     times: list[tuple[float, float, float]] = []
     for step in range(STEPS):
         begun = time.perf_counter()

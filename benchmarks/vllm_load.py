@@ -187,7 +187,8 @@ def counters(port: int) -> dict[str, int]:
 
 def settled(port: int) -> dict[str, int]:
     """The counters when they no longer change: the API server's lag behind an idle engine has passed."""
-    before, now = {}, counters(port)
+    before: dict[str, int] = {}
+    now = counters(port)
     while now != before:
         time.sleep(0.5)
         before, now = now, counters(port)

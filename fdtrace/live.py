@@ -47,6 +47,7 @@ def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: Sto
                 watch.stop(ended)
         except BaseException as error:
             failed.append(error)
+            watch.fail()  # at once: the screen may stay open for long
 
     watch.progress.silent = True
     thread = threading.Thread(target=record, name="fdtrace-recording")

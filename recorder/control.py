@@ -154,16 +154,17 @@ def _lock(box: mailbox.Mailbox, pid: int) -> None:
         time.sleep(0.005)
 
 
-def command(agent: Agent, order: dict[str, Any], wait: float = ANSWER_WAIT) -> dict[str, Any] | None:
+def command(agent: Agent, order: dict[str, Any], wait: float | None = None) -> dict[str, Any] | None:
     """Leave an order for an agent; its status once it obeyed, or None where it did not within `wait` seconds.
 
+    `wait` None: `ANSWER_WAIT`.
     An idle engine makes no calls, so the order waits in the mailbox for its next one.
     """
     return commands([agent], order, wait)[0]
 
 
 def commands(
-    agents: list[Agent], order: dict[str, Any], wait: float = ANSWER_WAIT
+    agents: list[Agent], order: dict[str, Any], wait: float | None = None
 ) -> list[dict[str, Any] | None]:
     """`command` for each of these agents, at once: `wait` is for all of them together."""
     found: list[dict[str, Any] | None] = [None] * len(agents)
@@ -174,8 +175,9 @@ def commands(
             with suppress(OSError, ValueError):  # it has left just now
                 if box is not None:
                     waiting[i] = box, box.send(order)
-        deadline = time.monotonic() + wait
-        while waiting and time.monotonic() < deadline:
+        deadline = time.monotonic() + (ANSWER_WAIT if wait is None else wait)
+        while waiting:
+            is_over = time.monotonic() > deadline
             for i, (box, number) in list(waiting.items()):
                 with suppress(OSError, ValueError):  # it was cut short: no answer will come
                     if box.answered(number):
@@ -185,5 +187,7 @@ def commands(
                         fresh = stack.enter_context(_alone(agents[i]))
                         if fresh is not None:
                             waiting[i] = fresh, fresh.send(order)
+            if is_over:
+                break
             time.sleep(0.002)
     return found

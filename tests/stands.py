@@ -49,7 +49,7 @@ class Stand:
         """The stand-in's command line."""
         return [sys.executable, str(self.script), "--log", str(self.log), *options]
 
-    def fdtrace(self, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def fdtrace(self, *arguments: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Run the command `fdtrace`."""
         command = [sys.executable, "-m", "fdtrace", *map(str, arguments)]
         return subprocess.run(

@@ -51,7 +51,7 @@ def run_as(user: int, code: str, *arguments: object) -> Any:
     What it needs of fdtrace is imported before: Python and fdtrace may lie where that user cannot read.
     """
     command = [sys.executable, "-c", _BECOME + code, str(user), *map(str, arguments)]
-    done = subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     return json.loads(lines[-1]) if lines else None

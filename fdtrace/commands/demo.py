@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.progress import Progress
 
     progress = Progress()
-    args.output.unlink(missing_ok=True)
+    if args.output == OUTPUT:
+        args.output.unlink(missing_ok=True)  # the last demo's; what was named is never overwritten
     engine = [sys.executable, "-m", "fdtrace", "sandbox", "--formula", "original", "--steps", str(args.steps)]
     progress.note("recording: fdtrace record -o " + f"{args.output} -- fdtrace sandbox --steps {args.steps}")
     code = main(["record", "-o", str(args.output), "--", *engine])

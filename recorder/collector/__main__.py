@@ -133,8 +133,10 @@ def finish(collector: Collector, reason: str) -> None:
 
 def main() -> int:
     """Run the collector of the session that the command line names."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
+    # A Ctrl-C is for whoever started this: it says when to end. SIGIO comes where somebody opens a file just while
+    # `retire` has a lease of it.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGIO):
+        signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     make_files_private()
     collector, orders = None, Orders()

@@ -1,12 +1,14 @@
 """Removes files of a trace that were replaced, once no client can read them any more.
 
-A client that opened an earlier published database still finds its parts by name. DuckDB holds a lock on a database
-for as long as it is open, so the earlier file, kept open here, tells whether anybody has it.
+A client that opened an earlier published database still finds its parts by name. So the earlier file is kept open
+here, and the kernel tells whether anybody else has it: it gives a lease for writing on a file that nobody else has
+open. Where it gives none (a network file system), the lock tells that DuckDB holds on an open database.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -14,8 +16,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+SETTLE = 0.2
+"""Seconds that a file stays at least: a client may be opening the database just now."""
+
 GRACE = 3.0
-"""Seconds that a file stays at least: a client may have read the database and not opened the part yet."""
+"""The same where only locks tell: a client may have opened the database and not locked it yet."""
 
 F_OFD_GETLK = 36
 FLOCK = struct.Struct("hhqqi4x")
@@ -28,6 +33,16 @@ def is_locked(fd: int) -> bool:
     return bool(found[0] != fcntl.F_UNLCK)
 
 
+def is_open(fd: int) -> bool | None:
+    """Whether anybody else has the file open; None where the file system cannot tell."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
 class Retired:
     """The files that wait, and the earlier databases that may still name them."""
 
@@ -36,6 +51,7 @@ class Retired:
         self.published = time.monotonic()
         self.waiting: list[tuple[float, str]] = []
         self.earlier: list[tuple[float, float, int]] = []
+        self.grace = SETTLE
 
     def add(self, paths: Iterable[str]) -> None:
         """These files are no part of the next published database."""
@@ -56,7 +72,7 @@ class Retired:
         now = time.monotonic()
         held = []
         for published, replaced, fd in self.earlier:
-            if now - replaced < GRACE or is_locked(fd):
+            if self._is_read(fd) or now - replaced < self.grace:
                 held.append((published, replaced, fd))
             else:
                 os.close(fd)
@@ -64,9 +80,16 @@ class Retired:
         oldest = min((published for published, _, _ in held), default=now)
         waiting, self.waiting = self.waiting, []
         for since, path in waiting:
-            if now - since < GRACE or oldest <= since:
+            if now - since < self.grace or oldest <= since:
                 self.waiting.append((since, path))
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
         return not self.waiting
+
+    def _is_read(self, fd: int) -> bool:
+        opened = is_open(fd)
+        if opened is None:
+            self.grace = GRACE
+            return is_locked(fd)
+        return opened

@@ -97,7 +97,7 @@ def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[
             ranks = count(trace, "SELECT count(*) FROM rank_memory")
             assert len(found) - 60 <= ranks <= len(found)
     running.terminate()
-    output, _ = running.communicate(timeout=120)
+    output, _ = running.communicate(timeout=900)
     assert running.returncode == 0
     own = finished(output)
     assert own["finished"] <= own["made"]

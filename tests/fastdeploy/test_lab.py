@@ -73,7 +73,7 @@ def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -
     case.update(worker=worker, spec_method="ngram")
     out = lab.directory / "out.jsonl"
     command = [PYTHON, str(LAB / "fastdeploy_lab.py"), "batch", case_file(lab.directory, case), str(out)]
-    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=800)
+    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=900)
     assert done.returncode == 0, done.stderr
     assert differences(lab.trace, out) == []
 
@@ -85,7 +85,7 @@ def test_a_recording_rescheduled_is_what_the_real_scheduler_decides(lab: Stand, 
     case.update(worker="inline", spec_method="ngram")
     out = lab.directory / "out.jsonl"
     command = [PYTHON, str(LAB / "fastdeploy_lab.py"), "batch", case_file(lab.directory, case), str(out)]
-    assert lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=800).returncode == 0
+    assert lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=900).returncode == 0
     with open_trace(lab.trace) as trace:
         recording = trace.recording()
         for version in sorted(path.name.partition(".")[0] for path in (GOLDEN / name).iterdir()):
@@ -107,7 +107,7 @@ def decided(history: History, at: int) -> list[Any]:
 
 def test_a_deployment_recorded_from_its_start_agrees_with_its_own_counts(lab: Stand) -> None:
     command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, DEPLOYMENT), "10"]
-    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=300)
+    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=900)
     assert done.returncode == 0, done.stderr
     counts = counts_of(done.stdout)
     own = counts["worker"]
@@ -157,7 +157,7 @@ def test_a_deployment_is_attached_to_in_the_middle_twice(lab: Stand) -> None:
             )
             assert trace.rows(apart) == []
             recorded.append(trace.rows("SELECT count(*) AS n, sum(num_tokens) AS tokens FROM step")[0])
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0
     counts = counts_of(output)
     assert sum(one["n"] for one in recorded) < counts["worker"]["forwards"]

@@ -14,6 +14,6 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of 300 steps, about a fifth of them over the limit."""
     path = tmp_path_factory.mktemp("trace") / "t.duckdb"
     with collected(path) as (session, supervisor):
-        start_engine("--steps", 300, env=armed_environment(session)).communicate(timeout=60)
+        start_engine("--steps", 300, env=armed_environment(session)).communicate(timeout=900)
         finish(supervisor)
     return path

@@ -79,7 +79,7 @@ def run_of(name: str) -> tuple[dict[str, Any], EngineInfo]:
         [PYTHON, str(program), str(drivers), json.dumps(message)],
         capture_output=True,
         check=False,
-        timeout=200,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     engine = EngineInfo(engine_id=0, name="vllm", version="0", config=recorded, **config)

@@ -159,17 +159,17 @@ def engine_of(scheduler: Any, config: Any, worker: Worker, in_flight: int) -> An
     """An `EngineCore` without processes and without a model."""
     from vllm.v1.engine.core import EngineCore
 
-    class Engine(EngineCore):
+    class Engine(EngineCore):  # type: ignore[misc]  # vLLM is not there where types are checked
         def __init__(self) -> None:
             self.vllm_config, self.scheduler, self.model_executor = config, scheduler, worker
             self.batch_queue_size = in_flight
-            self.batch_queue = deque(maxlen=in_flight) if in_flight > 1 else None
+            self.batch_queue: deque[Any] | None = deque(maxlen=in_flight) if in_flight > 1 else None
             self.step_fn = self.step if self.batch_queue is None else self.step_with_batch_queue
             self.use_spec_decode = self.check_for_draft_tokens = config.speculative_config is not None
             self.is_mm_encoder_only = self.is_pooling_model = self._scheduler_paused = False
             self.is_ec_producer = self.is_ec_consumer = False
             self.async_scheduling = config.scheduler_config.async_scheduling
-            self.aborts_queue = queue.Queue()
+            self.aborts_queue: queue.Queue[Any] = queue.Queue()
             self.log_stats, self._weight_version = False, "default"
             self._iteration_index = 0
 

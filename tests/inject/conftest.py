@@ -17,7 +17,7 @@ from fdtrace.recorder.inject import errors, run_in_process
 PROGRAM = Path(__file__).with_name("program.py")
 PYTHONS = [sys.executable, *filter(None, os.environ.get("FDTRACE_TEST_PYTHONS", "").split(":"))]
 """The interpreter that runs the tests, and others that FDTRACE_TEST_PYTHONS names, separated by colons."""
-HANG_S = 60
+HANG_S = 900
 
 
 class Running:

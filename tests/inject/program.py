@@ -5,6 +5,8 @@ is ready, number 15 counts what a program must never see (EINTR, an early return
 stderr.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import mmap
@@ -17,6 +19,8 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 READY, WRONG = 0, 15
 TIMEOUT_S = 0.15
@@ -27,11 +31,11 @@ with open(sys.argv[2], "r+b") as file:
     memory = mmap.mmap(file.fileno(), 128)
 
 
-def count(number, by=1):
+def count(number: int, by: int = 1) -> None:
     struct.pack_into("<Q", memory, 8 * number, struct.unpack_from("<Q", memory, 8 * number)[0] + by)
 
 
-def wrong(text):
+def wrong(text: str) -> None:
     count(WRONG)
     print(text, file=sys.stderr, flush=True)
 
@@ -40,22 +44,22 @@ class Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
 
-def timespec(seconds):
+def timespec(seconds: float) -> Any:
     return ctypes.byref(Timespec(int(seconds), int(seconds % 1 * 1e9)))
 
 
-def raw(call, *arguments):
+def raw(call: int, *arguments: Any) -> tuple[int, int]:
     """(result, errno) of a system call, with no retry of Python's."""
     ctypes.set_errno(0)
     result = libc.syscall(ctypes.c_long(call), *arguments)
     return result, ctypes.get_errno()
 
 
-def long(value):
+def long(value: int) -> ctypes.c_long:
     return ctypes.c_long(value)
 
 
-def make_waits():
+def make_waits() -> tuple[dict[str, Any], Callable[[], Any], Any]:
     """Name to (function that waits TIMEOUT_S, the (result, errno) of a wait that ran out)."""
     epoll = select.epoll()
     left, _right = socket.socketpair()
@@ -72,8 +76,13 @@ def make_waits():
     milliseconds = long(int(TIMEOUT_S * 1000))
     none = ctypes.c_void_p()
     usr2 = ctypes.byref(ctypes.c_uint64(1 << (signal.SIGUSR2 - 1)))
-    timeval = lambda: ctypes.byref(Timespec(0, int(TIMEOUT_S * 1e6)))  # noqa: E731
-    until = lambda: timespec(time.clock_gettime(time.CLOCK_MONOTONIC) + TIMEOUT_S)  # noqa: E731
+
+    def timeval() -> Any:
+        return ctypes.byref(Timespec(0, int(TIMEOUT_S * 1e6)))
+
+    def until() -> Any:
+        return timespec(time.clock_gettime(time.CLOCK_MONOTONIC) + TIMEOUT_S)
+
     fd, ten, eight = long(epoll.fileno()), long(10), long(8)
     lost = (-1, errno.EAGAIN)
     waits = {
@@ -107,14 +116,14 @@ def make_waits():
     return waits, lambda: libc.semctl(semaphore, 0, 0), (epoll, left, _right, listener)
 
 
-def wait(name):
+def wait(name: str) -> None:
     """A thread waits again and again, by the raw call `name`, until its time runs out. Counts in 1; its id in
     2.
     """
     waits, remove, _keep = make_waits()
     function, expected = waits[name]
 
-    def loop():
+    def loop() -> None:
         count(2, threading.get_native_id())
         while True:
             start = time.monotonic()
@@ -131,7 +140,7 @@ def wait(name):
     remove()
 
 
-def interruptible():
+def interruptible() -> None:
     """A thread in an endless raw epoll_wait, which a handler of ours for SIGUSR1 ends with EINTR, counted in
     1.
     """
@@ -139,7 +148,7 @@ def interruptible():
     epoll = select.epoll()
     room = ctypes.create_string_buffer(4096)
 
-    def loop():
+    def loop() -> None:
         count(2, threading.get_native_id())
         while True:
             outcome = raw(232, long(epoll.fileno()), room, long(10), long(-1))
@@ -150,7 +159,7 @@ def interruptible():
     sys.stdin.read()
 
 
-def blocked(how):
+def blocked(how: str) -> None:
     """The main thread, the only one, blocked or busy in `how`."""
     r, w = os.pipe()
     lock = threading.Lock()
@@ -159,7 +168,7 @@ def blocked(how):
     epoll = select.epoll()
     poller = select.poll()
     poller.register(r, select.POLLIN)
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "sleep": lambda: time.sleep(600),
         "lock": lock.acquire,
         "lock with timeout": lambda: lock.acquire(timeout=600),
@@ -175,7 +184,7 @@ def blocked(how):
     ways[how]()
 
 
-def spinning():
+def spinning() -> None:
     """Only bytecode, in the main thread alone. What it computes goes through the vector registers."""
     count(READY)
     while True:
@@ -187,7 +196,7 @@ def spinning():
         count(1)
 
 
-def holding_the_gil():
+def holding_the_gil() -> None:
     """A C call that keeps the GIL, until a byte arrives at a pipe whose number is in counter 1."""
     holds = ctypes.PyDLL(None)
     r, w = os.pipe()
@@ -200,10 +209,10 @@ def holding_the_gil():
         count(2)
 
 
-def tracing_memory():
+def tracing_memory() -> None:
     """tracemalloc is on, a C call holds the GIL as in `holding_the_gil`, a thread waits in nanosleep."""
 
-    def loop():
+    def loop() -> None:
         while True:
             outcome = raw(35, timespec(20 * TIMEOUT_S), ctypes.c_void_p())
             if outcome != (0, 0):
@@ -218,7 +227,7 @@ def tracing_memory():
 CALLS = {"mmap": 9, "socket": 41, "ptrace": 101}
 
 
-def confine(call, answer):
+def confine(call: str, answer: str) -> None:
     """Have a seccomp filter answer a call of this thread with a number; of mmap, where it maps executable memory."""
     allow, load, equal, bit, give = 0x7FFF0000, 0x20, 0x15, 0x45, 0x06
     steps = [(load, 0, 0, 0), (equal, 0, 1, CALLS[call]), (give, 0, 0, int(answer, 0))]
@@ -231,7 +240,7 @@ def confine(call, answer):
         sys.exit("prctl failed")
 
 
-def confined(call, answer):
+def confined(call: str, answer: str) -> None:
     """All of it under a filter. Counts in 1."""
     confine(call, answer)
     count(READY)
@@ -240,10 +249,10 @@ def confined(call, answer):
         count(1)
 
 
-def confined_thread(call, answer):
+def confined_thread(call: str, answer: str) -> None:
     """A thread that sleeps under a filter of its own, and the main one, which sleeps under none. Counts in 1."""
 
-    def sleep():
+    def sleep() -> None:
         confine(call, answer)
         count(READY)
         time.sleep(600)
@@ -254,15 +263,15 @@ def confined_thread(call, answer):
         count(1)
 
 
-def tortured():
+def tortured() -> None:
     """Threads in every state at once. Counters 1 to 9 count what they do."""
 
-    def fight(number):
+    def fight(number: int) -> None:
         while True:
             sum(range(200))
             count(number)
 
-    def sleep():
+    def sleep() -> None:
         while True:
             start = time.monotonic()
             time.sleep(0.02)
@@ -272,7 +281,7 @@ def tortured():
 
     condition, turns = threading.Condition(), [0]
 
-    def take_turns(me):
+    def take_turns(me: int) -> None:
         while True:
             with condition:
                 condition.wait_for(lambda: turns[0] % 2 == me)
@@ -281,7 +290,7 @@ def tortured():
             count(4 + me)
             time.sleep(0.001)
 
-    def wait_raw():
+    def wait_raw() -> None:
         epoll, room = select.epoll(), ctypes.create_string_buffer(256)
         while True:
             start = time.monotonic()
@@ -290,7 +299,7 @@ def tortured():
                 wrong(f"epoll_wait: {outcome} after {time.monotonic() - start:.4f} s")
             count(6)
 
-    def allocate():
+    def allocate() -> None:
         libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
         size = 1
         while True:
@@ -301,7 +310,7 @@ def tortured():
             size = (size + len(kept)) % 100_000
             count(7)
 
-    def fork():
+    def fork() -> None:
         """glibc holds the locks of all of malloc's arenas while it forks."""
         while True:
             child = os.fork()
@@ -325,11 +334,13 @@ def tortured():
         count(9)
 
 
-def booby_trapped():
+def booby_trapped() -> None:
     """A breakpoint instruction, as a killed debugger leaves, on the function that starts threads. Counts in
     1.
     """
     function = ctypes.cast(ctypes.pythonapi.PyThread_start_new_thread, ctypes.c_void_p).value
+    if function is None:
+        sys.exit("no such function")
     page = function & ~4095
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     if libc.mprotect(page, 8192, 7) != 0:
@@ -341,7 +352,7 @@ def booby_trapped():
         count(1)
 
 
-def stuck():
+def stuck() -> None:
     """Wait uninterruptibly, as a parent does for a vforked child that sleeps."""
     stack = ctypes.create_string_buffer(65536)
     top = ctypes.c_void_p(ctypes.addressof(stack) + 65520)
@@ -352,7 +363,7 @@ def stuck():
     )
 
 
-MODES = {
+MODES: dict[str, Callable[..., None]] = {
     "wait": wait,
     "interruptible": interruptible,
     "blocked": blocked,

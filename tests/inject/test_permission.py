@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.inject import errors, meeting, run_in_process, target
+from fdtrace.recorder.inject.proc import read_status
 from tests.inject.conftest import INSTALL, Start, refusal, untouched
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -88,7 +89,6 @@ def test_root_without_the_capability_to_trace(start: Start) -> None:
 def test_yama(start: Start, monkeypatch: pytest.MonkeyPatch, scope: int) -> None:
     """Not every kernel has Yama, and its setting is the whole machine's: the kernel's answers are doubled."""
     program = start("blocked", "sleep")
-    read_status = target.read_status
 
     def refuse(pid: int) -> None:
         raise PermissionError

@@ -14,7 +14,7 @@ from fdtrace.recorder.inject import first_in_line, quiet, rest
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long each sleep was to be; none is."""
     asked: list[float] = []
-    monkeypatch.setattr(quiet.time, "sleep", asked.append)
+    monkeypatch.setattr(time, "sleep", asked.append)
     return asked
 
 

@@ -51,7 +51,7 @@ def start_engine(
 def stop_engine(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Ask it to end; what it said of itself."""
     process.terminate()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=900)
     said: dict[str, Any] = json.loads(out)
     return said
 
@@ -90,7 +90,7 @@ def query(path: Path, text: str) -> list[tuple[Any, ...]]:
         return db.execute(text).fetchall()
 
 
-def pump(supervisor: Supervisor, until: Callable[[], bool], seconds: float = 120.0) -> None:
+def pump(supervisor: Supervisor, until: Callable[[], bool], seconds: float = 900.0) -> None:
     """Keep the supervisor going until something holds."""
     deadline = time.monotonic() + seconds
     while not until():

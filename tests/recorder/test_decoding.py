@@ -57,7 +57,7 @@ class Scripted:
                 writer.finish(gone["id"], "stop", gone["out"])
             elif row not in self.held and rng.random() < 0.4:
                 prompt = rng.randint(1, 40)
-                request = {
+                request: dict[str, Any] = {
                     "id": f"r{self.made}",
                     "prompt": prompt,
                     "computed": 0,
@@ -107,7 +107,9 @@ class Collected:
     """Reads a ring into plain rows; `restart` goes on from the state alone, as after a kill."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows, self.steps = path, [], []
+        self.path = path
+        self.rows: list[tuple[Any, ...]] = []
+        self.steps: list[tuple[int, int]] = []
         self.requests: list[tuple[Any, ...]] = []
         self.events: list[tuple[Any, ...]] = []
         self.reader, self.decoder = RingReader(str(path)), OneProcessEngine(0)

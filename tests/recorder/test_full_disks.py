@@ -77,7 +77,7 @@ def fill(disk: Path, but: int = 0) -> Path:
     return path
 
 
-def wait_for(holds: Callable[[], Any], seconds: float = 120.0) -> None:
+def wait_for(holds: Callable[[], Any], seconds: float = 900.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -92,7 +92,7 @@ def goes_on(engine: subprocess.Popen[str], log: Path, steps: int = 5) -> bool:
 
 def fdtrace(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [*FDTRACE, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900, check=False)
 
 
 @pytest.mark.parametrize("way", ["injected", "armed"])
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_for_a_moment_is_waited_for(recording: Any, tmp_path
         assert "is full: waiting" in _said(attached)
         full.unlink()
         attached.send_signal(signal.SIGINT)
-        _, rest = attached.communicate(timeout=120)
+        _, rest = attached.communicate(timeout=900)
         assert attached.returncode == 0, rest
         found, whole = recorded(trace), logged(tmp_path / "log")
         assert list(found) == list(range(min(found), max(found) + 1))
@@ -277,7 +277,7 @@ def test_a_disk_that_stays_full_ends_the_recording_detaches_and_says_how_to_go_o
         trace, log = disk / "t.duckdb", tmp_path / "log"
         engine, attached = recording(trace, "--ring-mib", "2")
         full = fill(disk)
-        _, said = attached.communicate(timeout=240)
+        _, said = attached.communicate(timeout=900)
         assert attached.returncode == 3
         assert "Traceback" not in said
         assert "is full" in said
@@ -301,7 +301,7 @@ def test_where_the_parts_are_removed_the_recording_ends_and_the_engine_is_let_go
     trace = tmp_path / "t.duckdb"
     engine, attached = recording(trace)
     parts_directory(trace).rename(tmp_path / "elsewhere")
-    _, said = attached.communicate(timeout=120)
+    _, said = attached.communicate(timeout=900)
     assert attached.returncode == 3
     assert "Traceback" not in said
     assert "its parts were removed" in said
@@ -314,7 +314,7 @@ def test_another_file_in_the_traces_place_is_never_replaced(recording: Any, tmp_
     engine, attached = recording(trace)
     (tmp_path / "thesis").write_text("thesis")
     (tmp_path / "thesis").rename(trace)
-    _, said = attached.communicate(timeout=120)
+    _, said = attached.communicate(timeout=900)
     assert attached.returncode == 3
     assert "Traceback" not in said
     assert "was replaced by another file" in said
@@ -334,7 +334,7 @@ def test_a_trace_that_was_deleted_while_it_records_is_published_again(recording:
     trace.unlink()
     wait_for(trace.exists)
     attached.send_signal(signal.SIGINT)
-    assert attached.wait(timeout=120) == 0
+    assert attached.wait(timeout=900) == 0
     found, whole = recorded(trace), logged(tmp_path / "log")
     assert {step: whole[step] for step in found} == found
 
@@ -355,7 +355,7 @@ def test_record_lets_its_command_run_on_when_the_recording_fails(tmp_path: Path)
     )  # fmt: skip
     wait_for(lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
     parts_directory(trace).rename(tmp_path / "elsewhere")
-    _, said = started.communicate(timeout=240)
+    _, said = started.communicate(timeout=900)
     assert started.returncode == 3
     assert "its parts were removed" in said
     assert "Traceback" not in said
@@ -368,7 +368,7 @@ def test_what_is_decoded_outlives_a_publication_that_failed(
     """Each step is written once, whatever failed on the way: the parts, the views, the final file."""
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     session = Session.create(trace)
-    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=60)
+    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=900)
     collector = Collector(session)
     collector.discover()
     collector.read()

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from fdtrace.recorder.collector.process import Collector, recover
@@ -32,6 +33,14 @@ from tests.recorder.helpers import (
 KILLS = int(os.environ.get("FDTRACE_TEST_KILLS", "20"))
 
 
+def passed(until: float) -> bool:
+    return time.monotonic() >= until
+
+
+def restarted(supervisor: Supervisor, times: int) -> bool:
+    return supervisor.restarts == times
+
+
 def test_engines_killed_at_random_moments_lose_no_committed_step(tmp_path: Path) -> None:
     trace, rng = tmp_path / "t.duckdb", random.Random(1)
     logs = {}
@@ -42,7 +51,7 @@ def test_engines_killed_at_random_moments_lose_no_committed_step(tmp_path: Path)
                 "--log", log, "--seqs", rng.choice([2, 16, 64]), env=armed_environment(session)
             )
             until = time.monotonic() + rng.uniform(0.001, 0.12)
-            pump(supervisor, lambda until=until: time.monotonic() >= until)
+            pump(supervisor, partial(passed, until))
             engine.kill()
             engine.wait()
             logs[engine.pid] = log
@@ -64,9 +73,9 @@ def test_a_collector_killed_at_random_moments_neither_loses_nor_doubles_a_step(t
     with collected(trace) as (session, supervisor):
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
         for kills in range(KILLS):
-            pump(supervisor, lambda kills=kills: supervisor.restarts == kills)
+            pump(supervisor, partial(restarted, supervisor, kills))
             until = time.monotonic() + rng.uniform(0.0, 1.6)
-            pump(supervisor, lambda until=until: time.monotonic() >= until)
+            pump(supervisor, partial(passed, until))
             supervisor.process.kill()
         killed = supervisor.restarts
         stop_engine(engine)
@@ -109,7 +118,7 @@ def test_a_collector_killed_once_the_final_file_is_in_place_only_cleans_up_when_
 ) -> None:
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     session = Session.create(trace)
-    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=60)
+    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=900)
     collector = Collector(session)
     collector.clean_up = lambda: None  # type: ignore[method-assign]  # as if killed here
     collector.discover()

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import Row, Writer
-from fdtrace.recorder.collector import retire
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.collector.reader import BadRing, Position, RingReader
 from fdtrace.recorder.errors import TraceError
@@ -44,14 +43,6 @@ WORDS = [
     (1 << 63) - 1,
     (1 << 64) - 1,
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nobody_reads_meanwhile() -> Iterator[None]:
-    """The collector waits at its end for clients that may be opening a part."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retire, "GRACE", 0.0)
-        yield
 
 
 def write(directory: str, name: str, steps: int = 40) -> Path:
@@ -95,9 +86,7 @@ def collect(made: Session) -> list[str]:
     """Record what the rings hold to the end; the notes of the trace."""
     collector = Collector(made)
     collector.discover()
-    for _ in range(3):
-        collector.read()
-        collector.publish()
+    collector.read()
     assert len(collector.tails) < 2 or collector.ended
     collector.finish("exit")
     ((text,),) = query(Path(made.output), "SELECT notes FROM trace")
@@ -114,21 +103,22 @@ def put(path: Path, offset: int, data: bytes) -> None:
 HEADER_FIELDS = {"segments": (12, "<I"), "segment_size": (16, "<Q"), "pid": (24, "<Q"), "opened": (40, "<Q")}
 
 
-@pytest.mark.parametrize("value", [0, 1, 3, 12345, 1 << 31, 0xFFFFFFFF, (1 << 64) - 1])
 @pytest.mark.parametrize("name", HEADER_FIELDS)
-def test_a_header_that_lies_ends_that_ring_alone(name: str, value: int) -> None:
+def test_a_header_that_lies_ends_that_ring_alone(name: str) -> None:
     offset, code = HEADER_FIELDS[name]
+    most = (1 << 8 * struct.calcsize(code)) - 1
+    values = [0, 1, 3, 12345, 1 << 31, 0xFFFFFFFF, (1 << 64) - 1]
     with session() as made:
         write(made.dir, "1-1.ring")
-        liar = write(made.dir, "2-2.ring")
-        put(liar, offset, struct.pack(code, value & (1 << 8 * struct.calcsize(code)) - 1))
+        for number, value in enumerate(values, 2):
+            put(write(made.dir, f"2-{number}.ring", steps=5), offset, struct.pack(code, value & most))
         notes = collect(made)
         assert len(query(Path(made.output), "SELECT step FROM step WHERE engine_id = 0")) == 40
         if name in ("segments", "segment_size"):
-            assert any("2-2.ring" in note for note in notes), notes
+            assert all(any(f"2-{number}.ring" in note for note in notes) for number in range(2, 9)), notes
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     changes=st.lists(

@@ -73,7 +73,7 @@ def test_without_a_driver_the_column_is_null_and_it_is_said_once(tmp_path: Path)
         pytest.skip("this machine has an NVIDIA driver")
     trace = tmp_path / "t.duckdb"
     with collected(trace) as (session, supervisor):
-        start_engine("--steps", 30, env=armed_environment(session)).communicate(timeout=60)
+        start_engine("--steps", 30, env=armed_environment(session)).communicate(timeout=900)
         finish(supervisor)
     assert query(trace, "SELECT count(*), count(device_used_bytes) FROM step") == [(30, 0)]
     ((notes,),) = query(trace, "SELECT notes FROM trace")

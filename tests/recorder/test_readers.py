@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
+import pytest
+
+from fdtrace.recorder.collector import retire
 from fdtrace.recorder.collector.process import PUBLISH
 from fdtrace.recorder.session import parts_directory
 from tests.recorder.helpers import (
@@ -21,6 +25,8 @@ from tests.recorder.helpers import (
     start_engine,
     stop_engine,
 )
+
+HOLD = "import duckdb, sys; db = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); input()"
 
 READER = """
 import sys, duckdb
@@ -74,7 +80,7 @@ def test_readers_never_fail_while_it_records_and_when_it_ends(tmp_path: Path) ->
         finish(supervisor)
         time.sleep(0.5)
         stop.touch()
-        said = [reader.communicate(timeout=60)[0].split() for reader in readers]
+        said = [reader.communicate(timeout=900)[0].split() for reader in readers]
     assert all(reader.returncode == 0 for reader in readers)
     assert all(int(count) > 5 for count, _ in said)
     assert all(int(last) == len(logged(log)) for _, last in said)
@@ -103,10 +109,38 @@ def test_a_client_that_holds_an_earlier_state_open_still_finds_its_parts(tmp_pat
         holder.stdin.write("\n")
         holder.stdin.flush()
         assert holder.stdout.readline().strip() == "True"
-        holder.communicate(timeout=30)
+        holder.communicate(timeout=900)
         pump(supervisor, lambda: supervisor.finished is not None)
     assert not parts_directory(trace).exists()
     assert recorded(trace) == logged(log)
+
+
+@pytest.mark.parametrize("leases", [True, False], ids=["by leases", "by locks"])
+def test_a_replaced_file_stays_for_who_has_the_database_open(
+    leases: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not leases:
+        monkeypatch.setattr(retire, "is_open", lambda fd: None)
+        monkeypatch.setattr(retire, "GRACE", 0.3)
+    trace, part = tmp_path / "t.duckdb", tmp_path / "step-00000001.parquet"
+    duckdb.connect(str(trace)).close()
+    part.touch()
+    retired = retire.Retired(trace)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(trace)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    retired.add([str(part)])
+    retired.replacing()
+    trace.unlink()
+    time.sleep(2 * max(retire.SETTLE, 0.3))
+    assert not retired.sweep()
+    assert part.exists()
+    reader.communicate(b"\n")
+    while not retired.sweep():
+        time.sleep(0.02)
+    assert not part.exists()
 
 
 def test_a_reader_sees_more_steps_time_and_again_while_it_records(tmp_path: Path) -> None:

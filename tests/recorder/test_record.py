@@ -27,11 +27,11 @@ FDTRACE = [sys.executable, "-m", "fdtrace"]
 
 
 def record(
-    path: Path, *command: str, options: tuple[str, ...] = (), **run: object
+    path: Path, *command: str, options: tuple[str, ...] = (), env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*FDTRACE, "record", "-o", str(path), *options, "--", *command],
-        cwd=ROOT, text=True, capture_output=True, timeout=120, check=False, **run,  # type: ignore[call-overload]
+        cwd=ROOT, text=True, capture_output=True, timeout=900, check=False, env=env,
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_forked_engine_writes_a_ring_of_its_own(tmp_path: Path) -> None:
     log, trace = tmp_path / "log", tmp_path / "t.duckdb"
     with collected(trace) as (session, supervisor):
         engine = start_engine("--steps", 200, "--fork", "--log", log, env=armed_environment(session))
-        engine.communicate(timeout=60)
+        engine.communicate(timeout=900)
         finish(supervisor, "exit 0")
     whole = [logged(log), logged(Path(f"{log}.child"))]
     both = [recorded(trace, 0), recorded(trace, 1)]

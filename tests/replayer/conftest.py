@@ -144,11 +144,14 @@ def _requests(
         for name in (*line["finished"], *failed):
             gone["finished"][name] = max(index[line["step"] + 1] - 1, 0) + 100
             reasons[name] = "error" if name in failed else "stop"
-    hashes = [None] * len(specs)
+    hashes: list[list[int] | None] = [None] * len(specs)
     if case.get("prefix_caching"):
         keys = {request.request_id: request.block_key for request in workload_from_case(case).requests}
         size = case.get("block_size", 64)
-        hashes = [[hash(keys[s["id"]](i)) % 2**63 for i in range(s["prompt"] // size)] for s in specs]
+        for i, s in enumerate(specs):
+            key = keys[s["id"]]
+            assert key is not None
+            hashes[i] = [hash(key(block)) % 2**63 for block in range(s["prompt"] // size)]
     block_hashes = np.empty(len(specs), dtype=object)
     block_hashes[:] = hashes
     # As often as it decoded, the last again and again where the case has no more.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.replay.simulation import Simulation, golden_line
 from fdtrace.replayer.workload.from_case import workload_from_case
@@ -34,6 +34,12 @@ DRAWN = (
 VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")
 
 
+def check(simulation: Simulation) -> None:
+    """The invariants of the model's state."""
+    assert isinstance(simulation.scheduler, Scheduler)
+    simulation.scheduler.check()
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CASES)
 def test_decisions_equal_the_real_schedulers(
@@ -50,9 +56,9 @@ def test_decisions_equal_the_real_schedulers(
     for step, expected in zip(simulation, golden, strict=True):
         assert golden_line(step) == expected
         if steps % 50 == 0:
-            simulation.scheduler.check()
+            check(simulation)
         steps += 1
-    simulation.scheduler.check()
+    check(simulation)
     assert steps == len(golden) > 100
 
 
@@ -70,7 +76,7 @@ def test_decisions_equal_on_drawn_cases(name: str, version: str) -> None:
     simulation = Simulation(workload_from_case(case), formula, policy)
     for step, expected in zip(simulation, golden, strict=True):
         assert golden_line(step) == expected
-        simulation.scheduler.check()
+        check(simulation)
 
 
 def test_reasons_change_no_decision(case_of: Callable[[str], dict[str, Any]]) -> None:

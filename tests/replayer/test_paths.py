@@ -79,7 +79,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     seqs = draw(st.integers(1, 6))
     requests = []
     for _ in range(draw(st.integers(1, 10))):
-        request = {
+        request: dict[str, Any] = {
             "arrival": draw(st.integers(0, 30)),
             "prompt": draw(st.integers(1, 120)),
             "output": draw(st.integers(2, 100)),

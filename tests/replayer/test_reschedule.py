@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.recording import MISSING, Acceptance, Endings, InitialRequest, LoadedDetails, Recording
-from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.experiment import history_of, replay_recording, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history.history import History
@@ -185,7 +185,9 @@ def begun_at(whole: Recording, case: dict[str, Any], cut: int) -> Recording:
             forwards[row.request_id] = forwards.get(row.request_id, 0) + (row.kind == "decode")
         if ran == cut:
             break
-    scheduler, first = simulation.scheduler, int(whole.steps["step"][cut])
+    scheduler = simulation.scheduler
+    assert isinstance(scheduler, Scheduler)
+    first = int(whole.steps["step"][cut])
     names = whole.requests["request_id"].tolist()
     prompts = whole.requests["num_prompt_tokens"]
     running = [request.id for request in scheduler._state.running]

@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=120, env=environment(), check=False
+        command(*arguments), capture_output=True, text=True, timeout=900, env=environment(), check=False
     )
 
 
@@ -92,7 +92,7 @@ def test_a_signal_ends_it_with_its_counts(tmp_path: Path, number: signal.Signals
         assert process.stdout is not None
         assert process.stdout.readline() == f"ready {process.pid}\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert json.loads(out)["steps"] == len(steps_of(log))
 
@@ -136,7 +136,7 @@ def test_without_paddle(tmp_path: Path) -> None:
     (tmp_path / "paddle.py").write_text("raise ImportError('no paddle here')\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     result = subprocess.run(
-        command("--steps", "1"), capture_output=True, text=True, timeout=60, env=env, check=False
+        command("--steps", "1"), capture_output=True, text=True, timeout=900, env=env, check=False
     )
     assert result.returncode == 3
     assert "pip install 'fdtrace[sandbox]'" in result.stderr

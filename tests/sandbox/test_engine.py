@@ -39,7 +39,12 @@ class KeepingEngine(Engine):
         super().__init__(*args)
         self.requests: list[Request] = []
         add_request = self.scheduler.add_request
-        self.scheduler.add_request = lambda request: (self.requests.append(request), add_request(request))
+
+        def add(request: Request) -> None:
+            self.requests.append(request)
+            add_request(request)
+
+        self.scheduler.add_request = add  # type: ignore[method-assign]  # as a hook does
 
 
 def engine_of(paddle: Any, shape: LoadShape = SHAPE, **changes: Any) -> KeepingEngine:

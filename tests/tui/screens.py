@@ -53,6 +53,8 @@ def formula_replay(recording: Recording, text: str, how: How = "rescheduled") ->
     """A replay as `fdtrace replay -f` makes it."""
     formula = parse_formula(text)
 
+    assert how != "recorded"
+
     def compute(progress: Progress, cancelled: Cancelled) -> History:
         def progressed(done: int, expected: int) -> None:
             progress(done / max(1, expected))

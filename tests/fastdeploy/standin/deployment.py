@@ -97,16 +97,20 @@ class Worker:
         if self.child is None:
             self.tasks = tasks
         else:
+            assert self.child.stdin is not None
             pickle.dump(tasks, self.child.stdin)
             self.child.stdin.flush()
 
     def receive(self) -> list[Any]:
         if self.child is not None:
-            return pickle.load(self.child.stdout)
+            assert self.child.stdout is not None
+            saved: list[Any] = pickle.load(self.child.stdout)
+            return saved
         return forward(self.runner, self.tasks, self.log)
 
     def close(self) -> None:
         if self.child is not None:
+            assert self.child.stdin is not None
             self.child.stdin.close()
             self.child.wait()
 
@@ -128,7 +132,8 @@ def forward(runner: GPUModelRunner, tasks: Any, log: int | None) -> list[Any]:
         raise
     if log is not None:
         log_forward(log, runner)
-    return runner.saved
+    saved: list[Any] = runner.saved
+    return saved
 
 
 def run_worker(options: argparse.Namespace) -> None:
@@ -318,7 +323,7 @@ def main() -> None:
     if options.worker is not None:
         run_worker(options)
         return
-    children = []
+    children: list[int] = []
     for rank in range(1, options.dp):
         child = os.fork()
         if child == 0:

@@ -147,7 +147,7 @@ class ResourceManagerV1:
             return (scheduled_reqs, error_reqs) if batch_request is None else scheduled_reqs
 
     def _prefill(self, request: Request, budget: int, tasks: Any) -> int:
-        n = min(budget, request.need_prefill_tokens - request.num_computed_tokens)
+        n: int = min(budget, request.need_prefill_tokens - request.num_computed_tokens)
         if n <= 0 or not self._blocks(request, request.num_computed_tokens + n):
             return 0
         request.prefill_start_index = request.num_computed_tokens

@@ -32,6 +32,7 @@ class GPUModelRunner:
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput:
         output, self.state = self.state, None
+        assert output is not None
         made = []
         for name in output.num_scheduled_tokens:
             drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))

@@ -26,7 +26,8 @@ class Scheduler:
         self.num_spec_tokens = getattr(vllm_config.speculative_config, "num_speculative_tokens", 0)
         self.asynchronous = asynchronous
         self.requests: dict[str, Request] = {}
-        self.waiting, self.running = Queue(), []
+        self.waiting = Queue()
+        self.running: list[Request] = []
         self.kv_cache_manager = KVCacheManager(self.cache_config.num_gpu_blocks, self.block_size)
 
     def add_request(self, request: Request) -> None:
