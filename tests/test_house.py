@@ -126,9 +126,8 @@ def module(path: Path) -> str:
 def test_no_two_modules_import_each_other(package: str) -> None:
     """At any distance, and for types alone too."""
     modules = {module(path): path for path in sources(package)}
-    imports = {}
+    imports: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
-        imports[name] = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 one = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()

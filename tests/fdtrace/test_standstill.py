@@ -228,7 +228,7 @@ def test_a_trace_of_schema_1_opens_and_its_calls_are_told_as_not_recorded(
 
 def test_the_head_of_a_live_screen_says_it_first() -> None:
     now = time.time_ns()
-    fields = dict.fromkeys(Standstill.__dataclass_fields__)
+    fields: dict[str, Any] = dict.fromkeys(Standstill.__dataclass_fields__)
     still = Standstill(**{
         **fields, "since": now, "until": now, "call": 0, "num_calls": 9, "num_running": 8, "token_budget": 0,
         "any_step": True,

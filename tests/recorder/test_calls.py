@@ -194,7 +194,7 @@ def test_a_call_whose_first_forward_may_be_lost_has_none(tmp_path: Path, told: b
 
 @pytest.mark.parametrize("decoder", [OneProcessEngine, ManyProcessEngine])
 def test_every_figure_of_a_call_reaches_the_column_of_its_name(
-    tmp_path: Path, decoder: type[OneProcessEngine]
+    tmp_path: Path, decoder: type[OneProcessEngine | ManyProcessEngine]
 ) -> None:
     engine = Process(tmp_path, "engine")
     figures = wire.CallFigures(*range(101, 101 + len(wire.CallFigures._fields)))._replace(head=0)

@@ -74,7 +74,9 @@ def test_what_was_lost_before_anything_was_read_is_named_exactly(
     step = first
     while writer.ring.lap < 9:
         writer.boundary()
-        writer.forward(step, step, time.time_ns(), 9, -1, (1, 2, 3, 4), b"", b"", tokens, tokens)
+        writer.forward(
+            step, step, time.time_ns(), 9, -1, wire.AllocatorFigures(1, 2, 3, 4), b"", b"", tokens, tokens
+        )
         step += 1
     collector = Collector(session)
     collector.discover()

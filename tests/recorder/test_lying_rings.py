@@ -65,8 +65,10 @@ def write(directory: str, name: str, steps: int = 40) -> Path:
             writer.blocks([(1, 4 + step)], True)
         if step % 5 == 0:
             writer.event("skipped", "r1", "blocks", {"num_blocks": 3})
-        writer.schedule(step, time.time_ns(), 5, "budget", (100, 8, 4, 4, 0, 0, 50, 60, -1))
-        writer.forward(step, step, time.time_ns(), 9, -1, (1, 2, 3, 4), b"", b"", tokens, emitted)
+        writer.schedule(step, time.time_ns(), 5, "budget", wire.CallFigures(token_budget=100))
+        writer.forward(
+            step, step, time.time_ns(), 9, -1, wire.AllocatorFigures(1, 2, 3, 4), b"", b"", tokens, emitted
+        )
     writer.close()
     path.chmod(0o600)
     return path
@@ -178,7 +180,7 @@ def test_a_row_of_a_batch_that_no_engine_has_takes_no_memory() -> None:
     with session() as made:
         path = write(made.dir, "1-1.ring", steps=3)
         page = path.read_bytes()
-        at = page.index(wire.BLOCKS_HEAD.pack(wire.BLOCKS, 1, 0, 1)) + wire.BLOCKS_HEAD.size
+        at = page.index(struct.pack("<BBHI", wire.BLOCKS, 1, 0, 1)) + wire.BLOCKS_HEAD.size
         put(path, at, struct.pack("<I", 0xFFFFFFF0))
         notes = collect(made)
         assert any("1-1.ring" in note for note in notes)
@@ -193,7 +195,9 @@ def test_an_engines_row_of_any_kind_is_a_row(value: Any) -> None:
         writer = Writer(page, SEGMENTS, SIZE, lambda: dict.fromkeys(columns, value), list)
         writer.boundary()
         tokens = memoryview(array("i", []))
-        writer.forward(0, 0, time.time_ns(), 9, -1, (1, 2, 3, 4), b"", b"", tokens, tokens)
+        writer.forward(
+            0, 0, time.time_ns(), 9, -1, wire.AllocatorFigures(1, 2, 3, 4), b"", b"", tokens, tokens
+        )
         writer.close()
         collect(made)
         assert query(Path(made.output), "SELECT count(*) FROM engine") == [(1,)]

@@ -153,7 +153,8 @@ def test_a_reader_sees_more_steps_time_and_again_while_it_records(tmp_path: Path
         engine = start_engine("--log", log, "--sleep", 0.005, env=armed_environment(session))
         seen = 0
         for _ in range(3):
-            pump(supervisor, lambda seen=seen: count() > seen)
+            before = seen
+            pump(supervisor, lambda: count() > before)  # noqa: B023
             seen = count()
         assert engine.poll() is None, "all this was read while the engine ran"
         stop_engine(engine)

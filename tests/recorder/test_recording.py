@@ -14,7 +14,7 @@ from fdtrace.recorder.details import TraceDetails
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.recording import LoadedDetails, Recording
 from fdtrace.recorder.trace import Trace, open_trace
-from fdtrace.replayer import BUILTIN, replay
+from fdtrace.replayer import BUILTIN, replay_recording
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine
 
 DETAILS = [name for name in dir(TraceDetails) if not name.startswith("_") and name != "step_rows"]
@@ -45,7 +45,7 @@ def test_a_loaded_recording_outlives_its_trace(path: Path) -> None:
     assert recording.details.acceptance.num_accepted.max() > 0
     assert (recording.details.endings.finished_step >= 0).sum() > 10
     assert pickle.loads(pickle.dumps(recording)) == recording == again
-    histories = replay(recording, [BUILTIN["pr7499"]])
+    histories = replay_recording(recording, [BUILTIN["pr7499"]])
     assert [history.name for history in histories] == ["recorded", "pr7499"]
 
 
@@ -120,10 +120,10 @@ def test_a_recording_loaded_without_a_look_at_every_row_says_so(trace: Trace) ->
 def test_requests_of_a_step_are_read_from_the_trace_or_an_error(path: Path) -> None:
     with open_trace(path) as trace:
         recording = trace.recording()
-        recorded, other = replay(recording, [BUILTIN["pr7499"]], "as recorded")
+        recorded, other = replay_recording(recording, [BUILTIN["pr7499"]], "as recorded")
         assert sum(row.num_tokens for row in recorded.rows(20)) == recording.steps["num_tokens"][20]
         assert len(other.rows(20)) > 0
-        in_memory = replay(recording.loaded(), [BUILTIN["pr7499"]], "as recorded")
+        in_memory = replay_recording(recording.loaded(), [BUILTIN["pr7499"]], "as recorded")
     for history in in_memory:
         with pytest.raises(TraceError, match="the requests of step 20 are not known"):
             history.rows(20)
@@ -133,7 +133,9 @@ def test_requests_of_a_step_are_read_from_the_trace_or_an_error(path: Path) -> N
 
 def test_a_replay_of_a_loaded_recording_is_that_of_its_trace(trace: Trace) -> None:
     recording = trace.recording()
-    read, loaded = (replay(one, [BUILTIN["original"]])[1] for one in (recording, recording.loaded()))
+    read, loaded = (
+        replay_recording(one, [BUILTIN["original"]])[1] for one in (recording, recording.loaded())
+    )
     assert all(np.array_equal(read.columns[name], loaded.columns[name]) for name in read.columns)
     assert read.outcome.num_exceeded == loaded.outcome.num_exceeded
 

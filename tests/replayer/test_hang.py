@@ -18,6 +18,7 @@ from fdtrace.replayer import (
 )
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Hang
+from fdtrace.replayer.model.scheduler import Scheduler
 from tests.replayer.conftest import read_case
 from tests.replayer.test_golden import CASES, VERSIONS
 
@@ -53,7 +54,9 @@ def hang_of(case: dict[str, Any], version: str = "original") -> Hang:
     simulation = simulated(case, version)
     assert simulation.hang is not None
     assert simulation.cut is None
-    run = Replay(simulation.workload, simulation.scheduler.formula, simulation.scheduler.policy)
+    scheduler = simulation.scheduler
+    assert isinstance(scheduler, Scheduler)
+    run = Replay(simulation.workload, scheduler.formula, scheduler.policy)
     run.run()
     assert run.hang is not None
     assert run.hang.cause.partition(" (")[0] == simulation.hang.cause.partition(" (")[0]

@@ -12,7 +12,7 @@ import pytest
 from fdtrace.recorder import schema
 from fdtrace.recorder.recording import LoadedDetails, Recording
 from fdtrace.recorder.trace import open_trace
-from fdtrace.replayer import BUILTIN, replay
+from fdtrace.replayer import BUILTIN, replay_recording
 from fdtrace.tui.panes.series import Series
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine
 from tests.tui.recordings import case_recording, lab_recording, plain_steps, recording_of
@@ -57,7 +57,7 @@ def test_it_is_a_value(recording: Recording) -> None:
 
 
 def test_it_can_be_replayed_and_shown(recording: Recording) -> None:
-    recorded, other = replay(recording, [BUILTIN["pr7499"]], "as recorded")
+    recorded, other = replay_recording(recording, [BUILTIN["pr7499"]], "as recorded")
     for history in (recorded, other):
         series = Series(history)
         assert len(series) == recording.num_steps

@@ -10,13 +10,15 @@ import pytest
 from textual.pilot import Pilot
 
 from fdtrace.recorder.errors import FdtraceError, TraceError
+from fdtrace.replayer.history import as_recorded
+from fdtrace.replayer.history.history import History
 from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
 from fdtrace.tui.panes.jobs import Progress, Replay
 from fdtrace.tui.sources import Sources, Tail
 from fdtrace.tui.status import one_line
-from tests.tui.recordings import History, case_recording, lab_recording
+from tests.tui.recordings import case_recording, lab_recording
 from tests.tui.screens import Clock, formula_replay, head_of, inspector_of, quiet, status_of, title_of, until
 
 SIZE = (140, 40)
@@ -137,7 +139,7 @@ async def test_a_look_at_a_recording_in_progress_that_fails(error: BaseException
 
 async def test_a_growth_that_cannot_be_shown_is_shown_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read already is neither lost nor there twice."""
-    recording, made = lab_recording(), live.recorded_history
+    recording, made = lab_recording(), as_recorded.recorded_history
     failing = [RuntimeError("no history"), RuntimeError("no history")]
 
     def recorded_history(*given: Any) -> History:

@@ -93,7 +93,7 @@ async def test_when_it_ends_all_of_it_is_replayed() -> None:
 async def test_a_replay_of_what_was_recorded_by_then_is_not_called_finished() -> None:
     growing = Growing(20)
     sources = Sources(tail=growing.tail, recording=growing.recording)
-    replays = [ready_replay(history_of(part(20).steps, 1024, name="early"))]
+    replays = [ready_replay(history_of(dict(part(20).steps), 1024, name="early"))]
     app = ReplayApp(part(20), replays, sources=sources, clock=Clock())
     async with app.run_test(size=(100, 30)) as pilot:
         await until(pilot, lambda: app.panes[1].seen == "done")
