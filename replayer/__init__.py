@@ -2,7 +2,15 @@
 
 from fdtrace.replayer.case import workload_from_case
 from fdtrace.replayer.compare import history_of, replay, reschedule
-from fdtrace.replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
+from fdtrace.replayer.config import (
+    ORIGINAL,
+    POLICIES,
+    RELEASE_2_6,
+    Policy,
+    SchedulerConfig,
+    is_modelled,
+    parse_policy,
+)
 from fdtrace.replayer.events import (
     Aborted,
     Arrived,
@@ -80,6 +88,7 @@ __all__ = [
     "formula_from_class",
     "golden_line",
     "history_of",
+    "is_modelled",
     "outcome_dict",
     "parse_formula",
     "parse_policy",
