@@ -64,14 +64,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, imported now (PEP 562)."""
-    if name not in _PLACES:
-        raise AttributeError(f"module 'fdtrace' has no attribute {name!r}")
-    module = importlib.import_module(_PLACES[name])
-    found = getattr(module, "open_library_trace" if name == "open" else name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module's
+
+    def __getattr__(name: str) -> Any:
+        """A public name, imported now (PEP 562)."""
+        if name not in _PLACES:
+            raise AttributeError(f"module 'fdtrace' has no attribute {name!r}")
+        module = importlib.import_module(_PLACES[name])
+        found = getattr(module, "open_library_trace" if name == "open" else name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:
