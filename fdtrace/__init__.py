@@ -1,5 +1,80 @@
-"""The `fdtrace` command, and the sandbox engine that it can start."""
+"""Record what an LLM server's scheduler really ran, and replay it under other token budgets.
+
+    import fdtrace
+
+    trace = fdtrace.open("t.duckdb")
+    trace.sql("FROM exceeded").df()
+    runs = fdtrace.replay(trace.recording(), ["original", "pr7499", "mine: max_num_batched_tokens - num_running"])
+    runs.table().df()
+    runs["pr7499"].exceeded
+
+docs/python.md shows the whole of it. What is here is imported when it is first asked for: `import fdtrace` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from fdtrace.library.engine_recording import EngineRecording
+    from fdtrace.library.replaying import ReplayRun, Runs, StepReasons, replay
+    from fdtrace.library.result_table import ResultTable
+    from fdtrace.library.simulating import SimulatedRun, SimulatedRuns, simulate
+    from fdtrace.library.trace_handle import TraceHandle
+    from fdtrace.library.trace_handle import open_library_trace as open
+    from fdtrace.recorder.errors import FdtraceError, TraceError, UsageError
+
+_PLACES = {
+    "EngineRecording": "fdtrace.library.engine_recording",
+    "FdtraceError": "fdtrace.recorder.errors",
+    "ReplayRun": "fdtrace.library.replaying",
+    "ResultTable": "fdtrace.library.result_table",
+    "Runs": "fdtrace.library.replaying",
+    "SimulatedRun": "fdtrace.library.simulating",
+    "SimulatedRuns": "fdtrace.library.simulating",
+    "StepReasons": "fdtrace.library.replaying",
+    "TraceError": "fdtrace.recorder.errors",
+    "TraceHandle": "fdtrace.library.trace_handle",
+    "UsageError": "fdtrace.recorder.errors",
+    "open": "fdtrace.library.trace_handle",
+    "replay": "fdtrace.library.replaying",
+    "simulate": "fdtrace.library.simulating",
+}
+"""Public name -> the module that it is in."""
+
+__all__ = [
+    "EngineRecording",
+    "FdtraceError",
+    "ReplayRun",
+    "ResultTable",
+    "Runs",
+    "SimulatedRun",
+    "SimulatedRuns",
+    "StepReasons",
+    "TraceError",
+    "TraceHandle",
+    "UsageError",
+    "__version__",
+    "open",
+    "replay",
+    "simulate",
+]
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module's
+
+    def __getattr__(name: str) -> Any:
+        """A public name, imported now (PEP 562)."""
+        if name not in _PLACES:
+            raise AttributeError(f"module 'fdtrace' has no attribute {name!r}")
+        module = importlib.import_module(_PLACES[name])
+        found = getattr(module, "open_library_trace" if name == "open" else name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

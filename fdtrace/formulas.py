@@ -6,7 +6,7 @@ import importlib.util
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,38 @@ def formula(text: str) -> Formula:
     return found
 
 
-def formulas(texts: list[str] | None) -> list[Formula]:
-    """The formulas of repeated `-f`, or the default ones; UsageError where two have one name."""
-    found = [formula(text) for text in texts or DEFAULT]
+def as_formulas(given: Any) -> list[Formula]:
+    """The formulas that a program gives: one, or a sequence, of texts as `-f` takes them, formulas, or classes.
+
+    Raises:
+        UsageError: one is none of these, or two have one name.
+    """
+    from fdtrace.replayer.formulas import Formula, formula_from_class
+
+    several = [given] if isinstance(given, (str, Formula, type)) else list(given)
+    found = []
+    for one in several:
+        if isinstance(one, Formula):
+            found.append(one)
+        elif isinstance(one, str):
+            found.append(formula(one))
+        else:
+            found.append(formula_from_class(one))
+    _refuse_twice(found)
+    return found
+
+
+def _refuse_twice(found: Sequence[Formula]) -> None:
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"formula {name!r} is given twice", hint="give each a name of its own")
+
+
+def formulas(texts: list[str] | None) -> list[Formula]:
+    """The formulas of repeated `-f`, or the default ones; UsageError where two have one name."""
+    found = [formula(text) for text in texts or DEFAULT]
+    _refuse_twice(found)
     return found
 
 

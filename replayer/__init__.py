@@ -1,6 +1,14 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
-from fdtrace.replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
+from fdtrace.replayer.config import (
+    ORIGINAL,
+    POLICIES,
+    RELEASE_2_6,
+    Policy,
+    SchedulerConfig,
+    is_modelled,
+    parse_policy,
+)
 from fdtrace.replayer.experiment import Experiment, history_of, replay_recording, reschedule
 from fdtrace.replayer.formulas import (
     BUILTIN,
@@ -83,6 +91,7 @@ __all__ = [
     "formula_from_class",
     "golden_line",
     "history_of",
+    "is_modelled",
     "outcome_dict",
     "parse_formula",
     "parse_policy",

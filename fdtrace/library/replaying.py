@@ -1,0 +1,296 @@
+"""`fdtrace.replay`: a recording under formulas, and what each did, as a program or a notebook takes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fdtrace.formulas import DEFAULT, as_formulas
+from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
+from fdtrace.library.result_table import ResultTable
+from fdtrace.library.trace_handle import open_library_trace
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer import Formula, History, Outcome, StepRow, outcome_dict
+from fdtrace.replayer.analysis.explain_step import Explainer
+from fdtrace.replayer.analysis.fidelity import recorded_policy
+from fdtrace.replayer.config import Policy, parse_policy
+from fdtrace.replayer.experiment import policy_with
+
+FIGURES = (
+    "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
+    "num_stalls", "num_unfinished", "reserved_high_water", "out_of_memory_step",
+)  # fmt: skip
+"""Of an outcome, what a table of runs shows, in this order."""
+MAY_BE_NEGATIVE = ("token_budget", "allowed")
+"""Columns of a step in which -1 is a number: what a formula computed."""
+
+FormulaLike = str | Formula | type
+"""A built-in name, `name: EXPRESSION`, `FILE.py:CLASS`; a formula; a class with `budget(self, v)`."""
+
+
+@dataclass(frozen=True)
+class StepReasons:
+    """Why a step of a replay was as it was: the state at its scheduling call, and each decision with its rule."""
+
+    step: int
+    num_tokens: int | None
+    """Tokens that ran; None: the call handed out nothing (a hang)."""
+    token_budget: int | None
+    num_running: int
+    """Requests when the call began, like the two below."""
+    num_waiting: int
+    num_free_blocks: int
+    not_admitted: str | None
+    """Why the head of the queue stayed."""
+    reasons: tuple[str, ...]
+    """A line for each decision."""
+
+    def __str__(self) -> str:
+        ran = "nothing ran" if self.num_tokens is None else f"{self.num_tokens} tokens ran"
+        head = f"step {self.step}: budget {self.token_budget}, {ran}"
+        state = f"before it {self.num_running} running, {self.num_waiting} waiting, {self.num_free_blocks} free blocks"
+        return "\n".join([head, state, *(f"  {reason}" for reason in self.reasons)])
+
+
+class ReplayRun:
+    """What one formula did with a recording, or the recording itself; `Runs` holds them by name."""
+
+    def __init__(
+        self, history: History, explain: Callable[[int], StepReasons] | None, rows: RowsInMemory | None
+    ) -> None:
+        self._history, self._explain, self._rows = history, explain, rows
+
+    @property
+    def name(self) -> str:
+        """The formula's name; `recorded` for the recording."""
+        return self._history.name
+
+    @property
+    def how(self) -> Literal["recorded", "as recorded", "rescheduled"]:
+        """How it was made."""
+        return self._history.how
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a step may run: `max_num_batched_tokens`."""
+        return self._history.limit
+
+    @property
+    def outcome(self) -> Outcome:
+        """Its figures: tokens, steps and bytes as named; None is not known."""
+        return self._history.outcome
+
+    @property
+    def steps(self) -> ResultTable:
+        """Its steps, one row each, ascending: `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`,
+        `num_decode_tokens`, `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (tokens,
+        requests, blocks), `reserved_bytes` where memory is known, and others.
+        """
+        return ResultTable(self._history.columns, title=self.name, may_be_negative=MAY_BE_NEGATIVE)
+
+    @property
+    def exceeded(self) -> ResultTable:
+        """The steps over the limit, with `excess_tokens`."""
+        at = self._history.exceeded
+        columns = {name: values[at] for name, values in self._history.columns.items()}
+        columns["excess_tokens"] = columns["num_tokens"] - self.limit
+        return ResultTable(columns, title=f"{self.name}, exceeded", may_be_negative=MAY_BE_NEGATIVE)
+
+    def requests(self, step: int) -> ResultTable:
+        """The requests that ran in a step: `request_id`, `kind`, tokens, drafts, blocks; one row each.
+
+        Raises:
+            TraceError: the recording's rows are not in memory (there were more than 10 million).
+        """
+        return ResultTable.of_rows([_row(row) for row in self._history.rows(step)], title=f"step {step}")
+
+    def request(self, request_id: str) -> ResultTable:
+        """The steps in which a request ran, one row each: `step`, `kind`, `num_tokens`, `num_computed_tokens`,
+        `num_draft_tokens`, `num_accepted_tokens`, `num_blocks`.
+
+        Raises:
+            UsageError: it ran in no step of this run.
+            TraceError: the recording's rows are not in memory.
+        """
+        found = self._steps_of(request_id)
+        if not found:
+            raise UsageError(
+                f"request {request_id!r} ran in no step of {self.name}",
+                hint="recording.requests has all that were recorded",
+            )
+        rows = [{"step": step, **_row(row)} for step, row in found]
+        return ResultTable.of_rows(rows, title=f"{request_id} under {self.name}")
+
+    def _steps_of(self, request_id: str) -> list[tuple[int, StepRow]]:
+        if self._history.request_steps is not None:
+            return self._history.request_steps(request_id)
+        if self._rows is None:
+            self._history.rows(int(self._history.columns["step"][0]))  # says why they are not there
+            return []
+        return [
+            (step, row)
+            for step in self._rows.steps_of(request_id)
+            for row in self._history.rows(step)
+            if row.request_id == request_id
+        ]
+
+    def explain(self, step: int) -> StepReasons:
+        """Why a step was as it was: its budget, and each decision with the rule that made it.
+
+        Args:
+            step: its number; that of a hang too.
+
+        Raises:
+            UsageError: only a replay that was rescheduled knows its reasons, or it has no such step.
+        """
+        if self._explain is None:
+            raise UsageError(
+                f"{self.name} has no reasons",
+                why="only a rescheduled replay decides by itself; here each step is as it was recorded",
+                hint="replay(recording, [formula])[name].explain(step)",
+            )
+        return self._explain(step)
+
+    def __repr__(self) -> str:
+        outcome = self.outcome
+        over = f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed {self.limit} tokens"
+        left = f", {outcome.why_not_done}" if outcome.why_not_done else ""
+        how = "" if self.how == self.name else f" ({self.how})"
+        return f"<ReplayRun {self.name}{how}: {over}, by {outcome.max_excess} at most{left}>"
+
+
+class Runs(Mapping[str, ReplayRun]):
+    """The recording, under the name `recorded`, and its replays by the formulas' names, in the order given."""
+
+    def __init__(self, runs: Sequence[ReplayRun]) -> None:
+        self._runs = {run.name: run for run in runs}
+
+    def __getitem__(self, name: str) -> ReplayRun:
+        """A run. UsageError where there is none of this name."""
+        try:
+            return self._runs[name]
+        except KeyError:
+            raise UsageError(f"there is no run {name!r}", hint=f"one of {', '.join(self._runs)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._runs
+
+    def table(self) -> ResultTable:
+        """One row a run: `name`, `how`, steps over the limit, excess, peak, tokens refused, budget use (0 to 1), steps,
+        preemptions, stalls, requests unfinished, bytes; `ends`: why it did not come to its end, None where it did.
+        """
+        rows = []
+        for run in self._runs.values():
+            known = outcome_dict(run._history)
+            rows.append(
+                {
+                    "name": run.name,
+                    "how": run.how,
+                    **{name: known[name] for name in FIGURES},
+                    "fidelity": None if run.outcome.fidelity is None else run.outcome.fidelity.share,
+                    "ends": run.outcome.why_not_done or None,
+                }
+            )
+        return ResultTable.of_rows(rows, title="runs")
+
+    def __repr__(self) -> str:
+        return "<Runs\n" + "\n".join(f"  {run!r}" for run in self._runs.values()) + "\n>"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def replay(
+    recording: EngineRecording | str | os.PathLike[str],
+    formulas: FormulaLike | Sequence[FormulaLike] = DEFAULT,
+    *,
+    as_recorded: bool = False,
+    policy: str | Policy | None = None,
+    clock: Literal["steps", "time"] = "steps",
+    device_bytes: int | None = None,
+) -> Runs:
+    """Replay a recording under token-budget formulas.
+
+    Args:
+        recording: from `trace.recording()`, or the path of a trace.
+        formulas: one or several: a built-in name (`fdtrace formulas` lists them), `name: EXPRESSION`,
+            `FILE.py:CLASS`, or a class with `budget(self, v)`.
+        as_recorded: keep the state that each recorded step had (exact, needs no model), instead of scheduling the
+            recorded requests afresh by the model of FastDeploy's scheduler.
+        policy: the scheduler's version, by its name; None: that which the formula brings, or that recorded.
+        clock: by what requests arrive when rescheduled: the recorded step, or the recorded time.
+        device_bytes: tell the step at which a device of so many bytes would have run out of memory.
+
+    Returns:
+        The recording as `runs["recorded"]`, and a run a formula.
+
+    Raises:
+        UsageError: a formula is none, cannot be computed, or cannot reschedule this engine's recording.
+        TraceError: nothing was recorded, or (given a path) the file is no trace.
+    """
+    if isinstance(recording, (str, os.PathLike)):
+        with open_library_trace(recording) as trace:
+            recording = trace.recording()
+    chosen = as_formulas(formulas)
+    asked = parse_policy(policy) if isinstance(policy, str) else policy
+    value = recording.value
+    desk = Desk(value, None, clock, device_bytes)
+    rows = value.details.step_rows
+    memory_rows = rows if isinstance(rows, RowsInMemory) else None
+    runs = [ReplayRun(desk.recorded(), None, memory_rows)]
+    for formula in chosen:
+        if as_recorded:
+            runs.append(ReplayRun(desk.as_recorded(formula), None, memory_rows))
+        else:
+            history = desk.reschedule(formula, asked)
+            by = asked or policy_with(formula) or recorded_policy(value)
+            runs.append(ReplayRun(history, _explaining(desk, formula, by, history), memory_rows))
+    return Runs(runs)
+
+
+def _explaining(
+    desk: Desk, formula: Formula, policy: Policy, history: History
+) -> Callable[[int], StepReasons]:
+    explainer = Explainer(lambda: desk.workload, formula, policy)
+
+    def explain(step: int) -> StepReasons:
+        numbers, hang = history.columns["step"], history.outcome.hang
+        known = bool(len(numbers)) and int(numbers[0]) <= step <= int(numbers[-1])
+        if not known and (hang is None or step != hang.step):
+            last = f"{numbers[0]} to {numbers[-1]}" if len(numbers) else "none"
+            raise UsageError(f"{history.name} has no step {step}", hint=f"its steps: {last}")
+        found = explainer.explain(step)
+        last_call = found.decisions[-1] if found.decisions else None
+        return StepReasons(
+            step,
+            found.forward.num_tokens if found.forward is not None and found.forward.num_tokens else None,
+            None if last_call is None else last_call.token_budget,
+            found.num_running,
+            found.num_waiting,
+            found.num_free_blocks,
+            None if last_call is None else last_call.not_admitted,
+            tuple(reason.text for decision in found.decisions for reason in decision.reasons),
+        )
+
+    return explain
+
+
+def _row(row: StepRow) -> dict[str, Any]:
+    blocks = row.num_blocks
+    return {
+        "request_id": row.request_id,
+        "kind": row.kind,
+        "num_tokens": row.num_tokens,
+        "num_computed_tokens": row.num_computed_tokens,
+        "num_draft_tokens": row.num_draft_tokens,
+        "num_accepted_tokens": row.num_accepted_tokens,
+        "num_blocks": None if blocks is None or blocks < 0 else blocks,
+    }

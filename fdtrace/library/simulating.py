@@ -1,0 +1,198 @@
+"""`fdtrace.simulate`: a workload without a trace, under formulas."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fdtrace.formulas import DEFAULT, as_formulas
+from fdtrace.library.replaying import FormulaLike
+from fdtrace.library.result_table import ResultTable
+from fdtrace.recorder.errors import FdtraceError, UsageError
+from fdtrace.replayer import (
+    ORIGINAL,
+    POLICIES,
+    Formula,
+    Policy,
+    SchedulerFailed,
+    Simulation,
+    Workload,
+    golden_line,
+    parse_policy,
+    workload_from_case,
+)
+from fdtrace.simulated import Simulated
+from fdtrace.workload_file import read_case
+
+COUNTED = ("preempted", "extended", "stalled", "aborted", "finished")
+"""Lists of a step's line, told in a table by their lengths."""
+
+
+class SimulatedRun:
+    """What one formula did with a workload; `SimulatedRuns` holds them by name."""
+
+    def __init__(self, simulated: Simulated, lines: Sequence[Mapping[str, Any]]) -> None:
+        self._simulated, self._lines = simulated, lines
+
+    @property
+    def name(self) -> str:
+        """The formula's name."""
+        return self._simulated.name
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a step may run: `max_num_batched_tokens`."""
+        return self._simulated.limit
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What each step decided, a dictionary a step, as `fdtrace simulate --decisions` writes it."""
+        return [dict(line) for line in self._lines]
+
+    @property
+    def steps(self) -> ResultTable:
+        """Its steps, one row each: `step`, `num_tokens`, `num_running`, `num_waiting`, `num_free_blocks` and the
+        numbers of requests `num_preempted`, `num_extended`, `num_stalled`, `num_aborted`, `num_finished`.
+        """
+        rows = [
+            {
+                "step": line["step"],
+                "num_tokens": line["tokens"],
+                "num_running": line["running"],
+                "num_waiting": line["waiting"],
+                "num_free_blocks": line["free_blocks"],
+                **{f"num_{name}": len(line[name]) for name in COUNTED},
+            }
+            for line in self._lines
+        ]
+        return ResultTable.of_rows(rows, title=self.name)
+
+    @property
+    def exceeded(self) -> ResultTable:
+        """The steps over the limit, with `excess_tokens`."""
+        rows = [
+            {**row, "excess_tokens": row["num_tokens"] - self.limit}
+            for row in self.steps
+            if row["num_tokens"] > self.limit
+        ]
+        return ResultTable.of_rows(rows, title=f"{self.name}, exceeded")
+
+    def request(self, request_id: str) -> ResultTable:
+        """The steps in which a request ran: `step`, `kind`, `num_tokens`, `num_computed_tokens`.
+
+        Raises:
+            UsageError: it ran in none.
+        """
+        rows = [
+            {"step": line["step"], "kind": kind, "num_tokens": tokens, "num_computed_tokens": computed}
+            for line in self._lines
+            for known, kind, tokens, computed in line["rows"]
+            if known == request_id
+        ]
+        if not rows:
+            raise UsageError(f"request {request_id!r} ran in no step of {self.name}")
+        return ResultTable.of_rows(rows, title=f"{request_id} under {self.name}")
+
+    @property
+    def sentence(self) -> str:
+        """Why it did not come to its end, and requests that did not finish; empty where all of them finished."""
+        return self._simulated.sentence
+
+    def __repr__(self) -> str:
+        figures = self._simulated.figures(self._simulated)
+        over = f"{figures['num_exceeded']} of {figures['num_steps']} steps exceed {self.limit} tokens"
+        left = f", {self.sentence}" if self.sentence else ""
+        return f"<SimulatedRun {self.name}: {over}, by {figures['max_excess']} at most{left}>"
+
+
+class SimulatedRuns(Mapping[str, SimulatedRun]):
+    """Simulations of one workload by the formulas' names, in the order given."""
+
+    def __init__(self, runs: Sequence[SimulatedRun], notes: Sequence[str]) -> None:
+        self._runs = {run.name: run for run in runs}
+        self.notes = tuple(notes)
+        """What of the workload is not taken as it stands."""
+
+    def __getitem__(self, name: str) -> SimulatedRun:
+        """A run. UsageError where there is none of this name."""
+        try:
+            return self._runs[name]
+        except KeyError:
+            raise UsageError(f"there is no run {name!r}", hint=f"one of {', '.join(self._runs)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._runs
+
+    def table(self) -> ResultTable:
+        """One row a run, as `fdtrace simulate --json` has it: steps over the limit, excess, peak, requests by how they
+        ended, the step at which it departs from the first, and `hang`, `cut`, `failure` (None: not).
+        """
+        first = next(iter(self._runs.values()))._simulated
+        rows = []
+        for run in self._runs.values():
+            figures = run._simulated.figures(first)
+            hang, cut = figures.pop("hang"), figures.pop("cut")
+            refused = figures.pop("refused_by_fastdeploy")
+            figures["hang"] = None if hang is None else f"at step {hang['step']}: {hang['cause']}"
+            figures["cut"] = None if cut is None else f"at step {cut['step']}"
+            figures["refused_by_fastdeploy"] = "; ".join(refused) or None
+            rows.append(figures)
+        return ResultTable.of_rows(rows, title="simulations")
+
+    def __repr__(self) -> str:
+        return "<SimulatedRuns\n" + "\n".join(f"  {run!r}" for run in self._runs.values()) + "\n>"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def simulate(
+    workload: Mapping[str, Any] | str | os.PathLike[str],
+    formulas: FormulaLike | Sequence[FormulaLike] = DEFAULT,
+    *,
+    policy: str | Policy | None = None,
+    max_steps: int | None = None,
+) -> SimulatedRuns:
+    """Schedule a workload with no trace by the model of FastDeploy's scheduler.
+
+    Args:
+        workload: a configuration and its requests as a dictionary, or the path of a JSON file: see docs/simulate.md.
+        formulas: as for `replay`.
+        policy: the scheduler's version, by its name; None: that of the formula's time.
+        max_steps: stop after so many steps; None: the workload's own limit, else as many as it can need.
+
+    Returns:
+        A run a formula.
+
+    Raises:
+        UsageError: the workload or a formula makes no sense; with the place, and what to write instead.
+        FdtraceError: FastDeploy's scheduler would raise.
+    """
+    case = read_case(Path(workload)) if isinstance(workload, (str, os.PathLike)) else dict(workload)
+    known = workload_from_case(case, max_steps=max_steps)
+    chosen = as_formulas(formulas)
+    asked = parse_policy(policy) if isinstance(policy, str) else policy
+    return SimulatedRuns([_run(known, formula, asked) for formula in chosen], known.notes)
+
+
+def _run(workload: Workload, formula: Formula, policy: Policy | None) -> SimulatedRun:
+    own = ORIGINAL if formula.policy is None else POLICIES[formula.policy]
+    simulation = Simulation(workload, formula, policy or own)
+    simulated, lines = Simulated(formula.name, simulation), []
+    try:
+        for step in simulation:
+            line = golden_line(step)
+            simulated.add(step, json.dumps(line))
+            lines.append(line)
+    except SchedulerFailed as failure:
+        raise FdtraceError(f"{formula.name} fails at step {simulation.step}", why=str(failure)) from None
+    return SimulatedRun(simulated, lines)

@@ -1,0 +1,96 @@
+"""`fdtrace.open`: a trace as a program holds it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from fdtrace.library.engine_recording import EngineRecording, recording_with_rows
+from fdtrace.recorder.trace import Trace
+from fdtrace.recorder.trace_file import connect
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+class TraceHandle(Trace):
+    """A trace, open for reading: `fdtrace.open` gives it. Also a context manager, which closes it.
+
+    A trace may come from a stranger: no view or macro of its file is run, and a query reads the trace alone (see
+    docs/security.md).
+    """
+
+    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+        """The rows of a query on the trace's tables and views, which docs/trace.md lists.
+
+        Args:
+            query: one SELECT or FROM; EXPLAIN, DESCRIBE, SHOW, SUMMARIZE and PIVOT too.
+
+        Returns:
+            DuckDB's relation, valid while the trace is open: `.df()` (pandas), `.arrow()` (pyarrow), `.pl()`
+            (polars), `.fetchall()`, `.fetchnumpy()`. NULL is what each of these makes of it: None, NaN, NaT, `<NA>`.
+
+        Raises:
+            UsageError: it is no question, or DuckDB cannot run it.
+        """
+        return self.query(query)
+
+    def recording(self, engine_id: int | None = None) -> EngineRecording:  # type: ignore[override]
+        """One engine's recording: a value that outlives the trace, can be pickled, and goes into `fdtrace.replay`.
+
+        Args:
+            engine_id: of a trace of several engines, which; None: the first.
+
+        Returns:
+            Its steps, its requests and what became of them, in memory. Of a recording in progress: so far.
+
+        Raises:
+            TraceError: the trace holds no engine, or values that no recording has; names table and column.
+            UsageError: there is no such engine.
+        """
+        from fdtrace.replayer import is_modelled
+
+        recording = super().recording(engine_id)
+        number = recording.engine.engine_id
+        self.check_step_requests(number)
+        loaded = recording.loaded(row_by_row=not is_modelled(recording.engine))
+        return EngineRecording(recording_with_rows(self.db, loaded))
+
+    def __enter__(self) -> TraceHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        try:
+            engines = self.rows("SELECT count(*) AS n FROM engine")[0]["n"]
+            steps = self.rows("SELECT count(*) AS n FROM step")[0]["n"]
+        except Exception:
+            return f"<Trace {str(self.path)!r}, closed>"
+        state = "recording" if self.live else "complete"
+        return f"<Trace {str(self.path)!r}: {steps} steps of {engines} engine{'s' * (engines != 1)}, {state}>"
+
+
+def open_library_trace(path: str | os.PathLike[str], *, memory: int | None = None) -> TraceHandle:
+    """Open a trace, complete or being recorded.
+
+    Args:
+        path: its file.
+        memory: bytes that its queries may use; None: half of the machine's memory.
+
+    Returns:
+        The trace; close it, or use it in a `with` statement.
+
+    Raises:
+        TraceError: it is no trace, is damaged, or its tables are not those of one; says which, and what to do.
+    """
+    where = Path(path)
+    return TraceHandle(where, connect(where, memory=memory))
