@@ -13,7 +13,7 @@ from fdtrace.replayer.model.roles import check_prefill_role
 from fdtrace.replayer.model.state import ORDER, State
 
 
-class Call:
+class SchedulingCall:
     """The running requests first, in order of admission, then the waiting ones, while budget is left.
 
     One object makes all calls of a scheduler, one after another.
