@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.replay.simulation import Simulation, Step
     from fdtrace.replayer.workload.workload import Workload
 
-COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls", "departs", "ends")
+TABLE_COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls", "departs", "ends")
 
 
 class Simulated:
@@ -174,7 +174,7 @@ def print_table(results: Sequence[Simulated]) -> None:
 
     table = Table(box=box.ASCII if not sys.stdout.isatty() else box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("scheduler", overflow="fold")
-    for name in COLUMNS:
+    for name in TABLE_COLUMNS:
         table.add_column(name, justify="right", overflow="fold")
     for result in results:
         table.add_row(*map(Text, result.cells(results[0])))

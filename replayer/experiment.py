@@ -42,13 +42,26 @@ def replay_recording(
     progressed: Progressed | None = None,
     cancelled: Cancelled | None = None,
 ) -> list[History]:
-    """The recording itself, then one history a formula, in the given order.
+    """Replay a recording under formulas.
 
-    `policy` is that of the rescheduled replays, else the one that the formula brings, or that recorded.
-    `rows(step)` reads the recorded requests of a step, by default from the recording's trace; `clock` says by what
-    requests arrive; `device_bytes` asks when a device of that size would have run out. `progressed(done, expected)`
-    hears of steps over all formulas. ReplayCancelled when `cancelled()`; UsageError where a formula cannot be
-    computed, or the clock cannot be had; TraceError where nothing was recorded.
+    Args:
+        recording: what was recorded.
+        formulas: the budget formulas, each replayed by itself.
+        how: "rescheduled" schedules the recorded requests afresh; "as recorded" keeps each step's state.
+        policy: scheduler version of the rescheduled replays; else the one that the formula brings, or that recorded.
+        rows: reads the requests of a recorded step, by its number; by default from the recording's trace.
+        clock: by what requests arrive in a rescheduled replay: recorded steps, or recorded times.
+        device_bytes: the size of a device; the outcome then says at which step it would have run out.
+        progressed: called now and then with steps done and steps expected, over all formulas.
+        cancelled: asked now and then whether to stop.
+
+    Returns:
+        The recording itself as a history, then one history a formula, in the given order.
+
+    Raises:
+        ReplayCancelled: `cancelled()` was true.
+        UsageError: a formula cannot be computed, or the recording has no times for the clock.
+        TraceError: the recording holds no step.
     """
     experiment = Experiment(recording, rows, clock, device_bytes)
     histories = [experiment.recorded()]
@@ -70,7 +83,10 @@ def _share(progressed: Progressed, i: int, count: int) -> Progressed:
 
 
 class Experiment:
-    """A recording laid out for replays: its workload and its memory fit are made once."""
+    """A recording, and what its replays share: its workload and the fit of its memory, each made once.
+
+    A replay is one of `as_recorded` (every step in the state that it had) and `reschedule` (the requests afresh).
+    """
 
     def __init__(
         self,
@@ -105,10 +121,19 @@ class Experiment:
         progressed: Progressed | None = None,
         cancelled: Cancelled | None = None,
     ) -> History:
-        """The recorded requests scheduled afresh: by the model under a formula, or by another scheduler.
+        """The recorded requests scheduled afresh.
 
-        With the formula and the policy that recorded, or by the scheduler of the engine that recorded and that
-        nothing here models, its outcome has the fidelity. UsageError where a formula cannot reschedule it.
+        Args:
+            by: a formula, under which the model schedules; or another scheduler.
+            policy: scheduler version of the model; else the one that the formula brings, or that recorded.
+            progressed, cancelled: as for `replay_recording`.
+
+        Returns:
+            The replay. Its outcome has the fidelity where it should reproduce the recording: under the formula and
+            the policy that recorded, or by the real scheduler of an engine that is not modelled.
+
+        Raises:
+            UsageError: a formula cannot reschedule this recording.
         """
         if isinstance(by, Formula):
             return self._by_formula(by, policy, progressed, cancelled)

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers.fastdeploy_config import build_config
-    from fdtrace.drivers.fastdeploy_roles import Role
+    from fdtrace.drivers.fastdeploy_roles import RoleRequests
     from fdtrace.drivers.serving import CannotGoOn, Message, run
 else:  # beside this script, without fdtrace
     from fastdeploy_config import build_config
-    from fastdeploy_roles import Role
+    from fastdeploy_roles import RoleRequests
     from serving import CannotGoOn, Message, run
 
 
-class Playing:
+class PlayedRequest:
     """What the played worker knows of a request: the acceptances to come, and how far it is."""
 
     def __init__(self, spec: Message) -> None:
@@ -45,7 +45,7 @@ class Playing:
         return int(self.accepts[min(self.forwards, len(self.accepts) - 1)])
 
 
-class Engine:
+class FastDeployEngine:
     """FastDeploy's scheduler with a played worker in lockstep with it."""
 
     def __init__(self, sizes: Message) -> None:
@@ -58,9 +58,9 @@ class Engine:
         self.block_size = sizes["block_size"]
         self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, sizes["role"])
         self.role = sizes["role"]
-        self.others = Role(self.role, self.manager, self.drafts)
+        self.others = RoleRequests(self.role, self.manager, self.drafts)
         """Requests that do not run yet, in the prefill and decode roles."""
-        self.playing: dict[str, Playing] = {}
+        self.playing: dict[str, PlayedRequest] = {}
         self.decoding: dict[str, Any] = {}
         """Requests past their first token that the worker holds, in the order in which it came to that."""
 
@@ -72,7 +72,7 @@ class Engine:
 
     def _request(self, spec: Message) -> Any:
         tokens = [token for token, count in spec["prompt"] for _ in range(count)]
-        self.playing[spec["id"]] = Playing(spec)
+        self.playing[spec["id"]] = PlayedRequest(spec)
         return self.new_request(
             {
                 "request_id": spec["id"],
@@ -274,13 +274,13 @@ class Engine:
         return took
 
 
-def _open(sizes: Message) -> Engine:
+def _open(sizes: Message) -> FastDeployEngine:
     try:
         import fastdeploy.engine.sched.resource_manager_v1  # noqa: F401
     except Exception as error:
         raise CannotGoOn("import", error) from error
     try:
-        return Engine(sizes)
+        return FastDeployEngine(sizes)
     except Exception as error:
         raise CannotGoOn("open", error) from error
 

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 
-class Role:
+class RoleRequests:
     """Requests of one instance that do not run yet."""
 
     def __init__(self, role: str, manager: Any, drafts: int) -> None:

@@ -22,7 +22,7 @@ class CannotGoOn(Exception):
         self.where = where
 
 
-class Engine(Protocol):
+class ServedEngine(Protocol):
     """An engine's scheduler with a played worker."""
 
     def answer(self, message: Message) -> Message:
@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Give back what it holds outside its process."""
 
 
-def run(open_engine: Callable[[Message], Engine], version: Callable[[], str]) -> None:
+def run(open_engine: Callable[[Message], ServedEngine], version: Callable[[], str]) -> None:
     """Serve to the end of stdin, with the checkout that argv names (if any) first in the path.
 
     Keeps stdin and stdout for the conversation, whatever the engine reads or prints.
@@ -50,7 +50,10 @@ def run(open_engine: Callable[[Message], Engine], version: Callable[[], str]) ->
 
 
 def _serve(
-    open_engine: Callable[[Message], Engine], version: Callable[[], str], commands: TextIO, answers: TextIO
+    open_engine: Callable[[Message], ServedEngine],
+    version: Callable[[], str],
+    commands: TextIO,
+    answers: TextIO,
 ) -> None:
     engine = None
     try:

@@ -34,7 +34,7 @@ QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting")
 """Queues of requests that wait; versions differ in which they have."""
 
 
-class Playing:
+class PlayedVllmRequest:
     """What the played worker knows of a request: its tokens, the drafts and acceptances to come, how far it is."""
 
     def __init__(self, spec: Message, block_size: int, most_drafts: int) -> None:
@@ -80,7 +80,7 @@ class Playing:
         return int(values[min(self.forwards, len(values) - 1)]) if values else otherwise
 
 
-class Engine:
+class VllmEngine:
     """vLLM's scheduler with a played worker."""
 
     def __init__(self, sizes: Message, recorded: Message) -> None:
@@ -100,7 +100,7 @@ class Engine:
         )
         self.most_in_flight = build.batches_in_flight(config)
         self.in_flight: deque[tuple[Any, dict[str, list[int]]]] = deque()
-        self.playing: dict[str, Playing] = {}
+        self.playing: dict[str, PlayedVllmRequest] = {}
         self.arrivals = 0
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Engine:
         if "cached" in spec:
             self._cache(spec["cached"])
             return
-        playing = self.playing[spec["id"]] = Playing(spec, self.block_size, self.drafts)
+        playing = self.playing[spec["id"]] = PlayedVllmRequest(spec, self.block_size, self.drafts)
         self.arrivals += 1
         request = self._request(spec["id"], playing.tokens(0, playing.prompt), playing.max_tokens)
         if spec.get("resumed"):
@@ -146,7 +146,7 @@ class Engine:
         ):
             manager.free(request)
 
-    def _resume(self, request: Any, playing: Playing, state: Message) -> None:
+    def _resume(self, request: Any, playing: PlayedVllmRequest, state: Message) -> None:
         """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
         manager = self.scheduler.kv_cache_manager
         request.append_output_token_ids(playing.emit(state["num_emitted_tokens"]))
@@ -307,13 +307,13 @@ class Engine:
             self.scheduler.update_draft_token_ids(self.draft_ids(there, drafts))
 
 
-def _open(message: Message) -> Engine:
+def _open(message: Message) -> VllmEngine:
     try:
         import vllm.v1.core.sched.scheduler  # noqa: F401
     except Exception as error:
         raise CannotGoOn("import", error) from error
     try:
-        return Engine(message["sizes"], message["recorded"])
+        return VllmEngine(message["sizes"], message["recorded"])
     except Exception as error:
         raise CannotGoOn("open", error) from error
 

@@ -242,7 +242,7 @@ def replay(
     chosen = as_formulas(formulas)
     asked = parse_policy(policy) if isinstance(policy, str) else policy
     value = recording.value
-    desk = Desk(value, None, clock, device_bytes)
+    desk = Experiment(value, None, clock, device_bytes)
     rows = value.details.step_rows
     memory_rows = rows if isinstance(rows, RowsInMemory) else None
     runs = [ReplayRun(desk.recorded(), None, memory_rows)]
@@ -257,7 +257,7 @@ def replay(
 
 
 def _explaining(
-    desk: Desk, formula: Formula, policy: Policy, history: History
+    desk: Experiment, formula: Formula, policy: Policy, history: History
 ) -> Callable[[int], StepReasons]:
     explainer = Explainer(lambda: desk.workload, formula, policy)
 

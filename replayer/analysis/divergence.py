@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.replayer.history.as_recorded import Rows
 from fdtrace.replayer.history.history import Divergence
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_state import column
@@ -48,8 +49,6 @@ ROWS_RULE = "which requests ran, their tokens or their drafts: the figures of th
 
 MOST_ROWS = 6
 """Requests shown of each side."""
-
-Rows = Callable[[int], list[StepRow]]
 
 
 def divergence_at(

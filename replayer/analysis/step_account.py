@@ -41,7 +41,6 @@ class Account:
     """Drafts that a decode's forward verifies."""
     arithmetic: Arithmetic | None = None
     charge: int | None = None
-    charge_arithmetic: Arithmetic | None = None
     unknown: tuple[str, ...] = ()
     """Variables of the formula whose value at this step is not known."""
 
@@ -149,7 +148,7 @@ class Accountant:
                 own = spelled_out(charge, known)
                 return _with(
                     bare,
-                    arithmetic=spelled_out(budget, known), charge=own.value, charge_arithmetic=own,
+                    arithmetic=spelled_out(budget, known), charge=own.value,
                 )  # fmt: skip
             return _with(bare, charge=formula.charge(Variables(**known)))
         except FdtraceError:

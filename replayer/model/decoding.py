@@ -11,7 +11,7 @@ from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.request import NEVER, Request, Status
 
 
-class Decodes:
+class DecodingState:
     """The part of a `State` that goes by forwards."""
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:

@@ -14,7 +14,7 @@ from fdtrace.replayer.model.roles import num_blocks_asked
 from fdtrace.replayer.model.state import State
 
 
-class View:
+class SchedulerQueries:
     """The questions that a scheduler answers; none changes it."""
 
     config: SchedulerConfig

@@ -30,10 +30,10 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.prefix_cache import PrefixCache
-from fdtrace.replayer.model.queries import View
+from fdtrace.replayer.model.queries import SchedulerQueries
 from fdtrace.replayer.model.request import Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
-from fdtrace.replayer.model.scheduling_call import Call
+from fdtrace.replayer.model.scheduling_call import SchedulingCall
 from fdtrace.replayer.model.state import State
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
@@ -46,7 +46,7 @@ def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
     return BlockPool(config.num_blocks)
 
 
-class Scheduler(View):
+class Scheduler(SchedulerQueries):
     """A model of FastDeploy's V1 scheduler under a budget formula and a policy.
 
     `apply` is the only way to change it. A live engine drives it as
@@ -77,7 +77,7 @@ class Scheduler(View):
         self.num_calls = 0
         self._state = State(config, policy, _pool(config, policy))
         self._reserve = reserve_of(config, policy)
-        self._call = Call(self._state, policy, self._reserve)
+        self._call = SchedulingCall(self._state, policy, self._reserve)
         self._variables = Variables.of(config)
         self._chunks: list[tuple[str, int, int]] = []
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {

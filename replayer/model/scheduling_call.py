@@ -13,7 +13,7 @@ from fdtrace.replayer.model.roles import check_prefill_role
 from fdtrace.replayer.model.state import ORDER, State
 
 
-class Call:
+class SchedulingCall:
     """The running requests first, in order of admission, then the waiting ones, while budget is left.
 
     One object makes all calls of a scheduler, one after another.
@@ -158,7 +158,7 @@ class Call:
             elif not self.state.pool.can_allocate(
                 threshold := self.reserve.threshold(num_blocks, self.state)
             ):
-                self._missing("prefill waits", request, threshold, is_running=True)
+                self._missing("prefill waits", request, num_blocks, threshold, is_running=True)
                 self.prefill_unmet = True
                 return False
         elif not self.state.pool.can_allocate(num_blocks) and not self._preempt_for(request, num_blocks):
@@ -264,18 +264,20 @@ class Call:
         num_blocks = self._num_new_blocks(request, num_tokens)
         threshold = self.reserve.threshold(num_blocks, state)
         if not state.pool.can_allocate(threshold):
-            self._missing("not admitted", request, threshold)
+            self._missing("not admitted", request, num_blocks, threshold)
             state.pool.release(request)
             return "blocks"
         state.admit_head()
         self._prefill(request, num_tokens, num_blocks, admitted=True)
         return None
 
-    def _missing(self, kind: str, request: Request, threshold: int, *, is_running: bool = False) -> None:
+    def _missing(
+        self, kind: str, request: Request, num_blocks: int, threshold: int, *, is_running: bool = False
+    ) -> None:
+        """A request needs `num_blocks`, and finds fewer free than the threshold asks for."""
         free = self.state.pool.num_free
         self.decision.num_missing_blocks = threshold - free
-        reserved = self.reserve.reserved(self.state) or 0
-        self.decision.lack = Lack(request.id, threshold, reserved, is_running)
+        self.decision.lack = Lack(request.id, threshold, max(0, threshold - num_blocks), is_running)
         self._because(kind, request, needed_blocks=threshold, free_blocks=free)
 
     # Chunks -------------------------------------------------------------------------------------------------

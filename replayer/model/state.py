@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.block_pool import BlockPool
-from fdtrace.replayer.model.decoding import Decodes
+from fdtrace.replayer.model.decoding import DecodingState
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 
 ORDER = attrgetter("order")
@@ -21,7 +21,7 @@ class SchedulerFailed(Exception):
     """FastDeploy's scheduler raises here: `ResourceManagerV1.get_available_position` finds no slot."""
 
 
-class State(Decodes):
+class State(DecodingState):
     """Everything that a call reads and changes."""
 
     def __init__(self, config: SchedulerConfig, policy: Policy, pool: BlockPool) -> None:

@@ -12,10 +12,10 @@ from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Columns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
-Ints = NDArray[np.int64]
+StepColumn = NDArray[np.int64]
 
 
-def column(recording: Recording, name: str) -> Ints:
+def column(recording: Recording, name: str) -> StepColumn:
     """A step column as int64; all MISSING where the recording has none."""
     values = recording.steps.get(name)
     if values is None:
@@ -23,7 +23,7 @@ def column(recording: Recording, name: str) -> Ints:
     return np.asarray(values, dtype=np.int64)
 
 
-def known(recording: Recording, name: str) -> Ints:
+def known(recording: Recording, name: str) -> StepColumn:
     """A step column with 0 for MISSING."""
     values = column(recording, name)
     return np.where(values == MISSING, 0, values)
@@ -39,7 +39,7 @@ def formula_columns(recording: Recording) -> Columns:
     return found
 
 
-def running_decodes(recording: Recording) -> Ints:
+def running_decodes(recording: Recording) -> StepColumn:
     """Running requests past their prefill when each call began.
 
     Recorded where the engine reports it; else the decodes that ran (each a token and its drafts), those that
@@ -53,18 +53,18 @@ def running_decodes(recording: Recording) -> Ints:
     return np.asarray(np.where(recorded == MISSING, np.maximum(derived, 0), recorded))
 
 
-def running_before(recording: Recording) -> Ints:
+def running_before(recording: Recording) -> StepColumn:
     """Running requests when each call began: those after the call before, less those that its forward
     finished.
     """
     after = known(recording, "num_running")
     left = _count_at(recording, recording.details.endings.finished_step)
     first = min(len(recording.details.initial), int(after[0])) if len(after) else 0
-    before: Ints = np.concatenate([[first], after[:-1] - left[:-1]])[: len(after)]
+    before: StepColumn = np.concatenate([[first], after[:-1] - left[:-1]])[: len(after)]
     return np.maximum(before, 0)
 
 
-def waiting_before(recording: Recording) -> Ints:
+def waiting_before(recording: Recording) -> StepColumn:
     """Waiting requests when each call began: those after the call before, new ones, and ones that it
     preempted.
     """
@@ -72,11 +72,11 @@ def waiting_before(recording: Recording) -> Ints:
     back = known(recording, "num_preempted")
     arrived = _count_at(recording, np.asarray(recording.requests["arrived_step"], dtype=np.int64))
     before = np.concatenate([[0], after[:-1] + back[:-1]])[: len(after)]
-    total: Ints = before + arrived
+    total: StepColumn = before + arrived
     return total
 
 
-def _count_at(recording: Recording, at: Ints) -> Ints:
+def _count_at(recording: Recording, at: StepColumn) -> StepColumn:
     """How many of the step numbers in `at` fall on each recorded step."""
     steps = np.asarray(recording.steps["step"], dtype=np.int64)
     at = at[at != MISSING]

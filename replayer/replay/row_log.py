@@ -17,7 +17,7 @@ from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
 
-COLUMNS = (*STEP_COLUMNS, "num_draft_tokens", "num_accepted_tokens")
+ROW_LOG_COLUMNS = (*STEP_COLUMNS, "num_draft_tokens", "num_accepted_tokens")
 """The columns of `StepLog`, and what it need not keep: drafts and acceptances differ from step to step."""
 
 _ROW = 7
@@ -71,8 +71,8 @@ class RowLog:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
-        table = np.array(self._table, dtype=np.int64).reshape(-1, len(COLUMNS))
-        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        table = np.array(self._table, dtype=np.int64).reshape(-1, len(ROW_LOG_COLUMNS))
+        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(ROW_LOG_COLUMNS)}
         found["not_admitted"] = np.full(len(table), "", dtype=object)
         return found
 

@@ -7,10 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.workload.case_variables import VARIABLES
+from fdtrace.replayer.workload.case_variables import LARGEST, VARIABLES
 
-MOST = 2**31 - 1
-"""The largest number of a case: engines count in 32 bits."""
 LONGEST_NAME = 1000
 """Characters of an id."""
 MOST_SAID = 8
@@ -88,7 +86,7 @@ class Fields:
                 hint="[1, 0, 2]",
             )
         for i, number in enumerate(value):
-            if type(number) is not int or not 0 <= number <= MOST:
+            if type(number) is not int or not 0 <= number <= LARGEST:
                 raise UsageError(
                     f"`{self.place(name)}` must be a list of whole numbers, 0 or more",
                     why=f"`{self.place(name)}[{i}]` is {as_json(number)}",
@@ -158,8 +156,8 @@ def _whole(value: Any, place: str, least: int) -> int:
         )
     if value < least:
         raise UsageError(f"`{place}` must be at least {least}, not {value}", hint=f"{least} or more")
-    if value > MOST:
-        raise UsageError(f"`{place}` must be at most {MOST}", why="engines count in 32 bits")
+    if value > LARGEST:
+        raise UsageError(f"`{place}` must be at most {LARGEST}", why="engines count in 32 bits")
     return value
 
 

@@ -53,12 +53,13 @@ FD_ZMQ_SEND_RESPONSE_SERVER_PORT FD_ZMQ_SEND_RESPONSE_SERVER_PORTS FD_ZMQ_SNDHWM
 FMQ_CONFIG_JSON PREFILL_CONTINUOUS_REQUEST_DECODE_RESOURCES TRACES_ENABLE TRACES_EXPORTER
 USE_DECODE_UNIFIED_ATTENTION ZMQ_SEND_BATCH_DATA
 """
-NOT_MODELLED = tuple(_OTHERS.split())
+VARIABLES_NOT_MODELLED = tuple(_OTHERS.split())
 """The rest of FastDeploy's variables: `fastdeploy/envs.py` of 72ce56b10 and of release 2.6."""
 
-VARIABLES = (*MODELLED, *NOT_MODELLED)
+VARIABLES = (*MODELLED, *VARIABLES_NOT_MODELLED)
 
 LARGEST = 2**31 - 1
+"""The largest number of a case: engines count in 32 bits."""
 
 
 def variables_not_modelled(env: Mapping[str, Any]) -> list[str]:
@@ -66,7 +67,7 @@ def variables_not_modelled(env: Mapping[str, Any]) -> list[str]:
     return [
         f"env.{name}: the model does not read it; a real scheduler (--scheduler fastdeploy=DIR) does"
         for name, value in env.items()
-        if name in NOT_MODELLED and value is not None
+        if name in VARIABLES_NOT_MODELLED and value is not None
     ]
 
 

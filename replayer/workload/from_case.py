@@ -13,23 +13,23 @@ from typing import Any
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig, parse_role
-from fdtrace.replayer.workload.case_fields import MOST, Fields, as_json, refuse_unknown_keys
-from fdtrace.replayer.workload.case_variables import read_variables, variables_not_modelled
+from fdtrace.replayer.workload.case_fields import Fields, as_json, refuse_unknown_keys
+from fdtrace.replayer.workload.case_variables import LARGEST, read_variables, variables_not_modelled
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest
 
-SIZES = (
+SIZE_KEYS = (
     *("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len"),
     *("num_speculative_tokens", "spec_method", "prefix_caching", "shared_tokens", "role", "env", "max_steps"),
     *("prealloc_dec_block_slot_num_threshold", "requests"),
 )
-LAB = (
+LAB_KEYS = (
     *("worker", "wait_for_preprocess", "step_s", "seed", "prompts", "outputs", "accept", "prefix_groups"),
     *("abort", "backlog", "gap", "max_gap", "rate", "num_requests"),
 )
 """Keys of the lab's cases that say where a played forward runs, or how requests are drawn: with requests given, and
 forwards in lockstep, nothing follows from them.
 """
-REQUEST = (
+REQUEST_KEYS = (
     *("id", "arrival", "prompt", "output", "accepts", "max_tokens", "abort_after", "group"),
     *("join_after", "discarded", "send_after"),
 )
@@ -59,7 +59,7 @@ def workload_from_case(case: Any, *, max_steps: int | None = None) -> Workload:
             why=f"this is {as_json(case)}",
             hint='{"max_num_batched_tokens": 1024, "max_num_seqs": 64, "num_blocks": 900, "requests": [...]}',
         )
-    refuse_unknown_keys(case, (*SIZES, *LAB), REQUEST)
+    refuse_unknown_keys(case, (*SIZE_KEYS, *LAB_KEYS), REQUEST_KEYS)
     fields = Fields(case)
     config = _config(fields)
     requests = case.get("requests")
@@ -222,7 +222,7 @@ def _case_key(request: WorkRequest, shared: int, size: int) -> BlockKey:
     """A case has one token over what a group shares, one of the request's own, and one for all output."""
     prompt = request.num_prompt_tokens
     own = 2000 + zlib.crc32(request.request_id.encode(errors="surrogatepass")) % 50000
-    runs = ((0, shared, 1000 + (request.group or 0)), (shared, prompt, own), (prompt, MOST * MOST, 9))
+    runs = ((0, shared, 1000 + (request.group or 0)), (shared, prompt, own), (prompt, LARGEST * LARGEST, 9))
 
     def key(i: int) -> Hashable:
         first, end = i * size, (i + 1) * size

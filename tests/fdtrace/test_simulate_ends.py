@@ -165,6 +165,12 @@ REFUSED = {
         "less than 16",
         "check",
     ),
+    "many drafts": (
+        config(num_speculative_tokens=8, spec_method="mtp"),
+        "is more than 5",
+        "check_legality_parameters",
+    ),
+    "an unknown method": (config(spec_method="eagle"), "spec_method eagle", "check_legality_parameters"),
     "chunks of no power of 2": (config(split_kv_size=48), "no power of 2", "envs.py"),
 }
 

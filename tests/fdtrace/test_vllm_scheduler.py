@@ -31,6 +31,7 @@ from tests.replayer.conftest import read_case
 Captured = pytest.CaptureFixture[str]
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
+pytestmark = pytest.mark.timeout(1200)  # vLLM's own loop takes minutes where others share the machine
 real = pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no Python that has vLLM")
 
 SIZES = {
@@ -79,7 +80,7 @@ def run_of(name: str) -> tuple[dict[str, Any], EngineInfo]:
         [PYTHON, str(program), str(drivers), json.dumps(message)],
         capture_output=True,
         check=False,
-        timeout=900,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     engine = EngineInfo(engine_id=0, name="vllm", version="0", config=recorded, **config)
