@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward
+from fdtrace.recorder.collector.frames import Forward, SchedulingCall
 from fdtrace.recorder.recording import MISSING
 
 Columns = dict[str, NDArray[Any]]
@@ -98,6 +98,9 @@ class Forwards:
     def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
         self.shape, self.batch = shape, batch
         self.forwards: list[Forward] = []
+        self.steps: list[int] = []
+        """The step of the trace that each is, and the scheduling call that each belongs to."""
+        self.calls: list[SchedulingCall] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
 
