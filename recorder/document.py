@@ -41,7 +41,7 @@ take in the tasks of several calls, and most calls hand out nothing:
   tasks had reached the workers. No clock decides that; the call's number rides on the tasks.
 - `step.token_budget` to `step.new_token_ratio` and `step.schedule_us` are of the last call whose tasks had reached
   the workers, or of a later one that handed out nothing and had ended when the forward began. What a call did once
-  (its time, its tokens, its preemptions) is told with its first forward alone.
+  (its time, its tokens, its preemptions) stands with its first forward alone.
 - Calls that follow each other, hand out nothing and find the same are one row, with their number (`num_calls`) and
   times (`ts`, `last_ts`). Whatever that process records in between ends the run: another call, an event, a forward of
   its own. While it records, the last row of an idle engine grows.

@@ -78,7 +78,7 @@ class Seen:
         return max(wanted - self.free, -1) if isinstance(wanted, int) and wanted > self.free else -1
 
 
-class Did:
+class TasksOfCall:
     """What the tasks of one call are: chunks and their tokens, how many of these end a prefill or begin one, decodes
     that got blocks, requests that left.
     """
@@ -199,10 +199,10 @@ class FastDeployAdapter:
         figures = self._figures(manager, seen, did, prefilling)
         self.writer.schedule(self.call, token[0], duration, seen.reason, figures, flags)
 
-    def _tasks(self, manager: Any, tasks: Any) -> Did:
-        """Stamp the tasks, tell the preemptions and aborts among them, and count them."""
+    def _tasks(self, manager: Any, tasks: Any) -> TasksOfCall:
+        """Stamp the tasks, write the preemptions and aborts among them as events, and count them."""
         stamp = (self.token, self.call)
-        did = Did()
+        did = TasksOfCall()
         for task in tasks:
             setattr(task, STAMP, stamp)
             kind, request_id = task.task_type.name, task.request_id
@@ -247,7 +247,7 @@ class FastDeployAdapter:
                 self.skipped.add(request_id)
                 self.writer.event("skipped", request_id, reason)
 
-    def _figures(self, manager: Any, seen: Seen, did: Did, prefilling: int) -> wire.CallFigures:
+    def _figures(self, manager: Any, seen: Seen, did: TasksOfCall, prefilling: int) -> wire.CallFigures:
         start, ahead, decodes = config.budget(manager.config, seen.names)
         counted = -1
         if seen.left is not None and start is not None:
@@ -282,14 +282,15 @@ class FastDeployAdapter:
 
     def before_finish(self, manager: Any, args: Any, kwargs: Any) -> list[tuple[str, str, int]]:
         ids = args[0] if args else kwargs["request_ids"]
-        found = []
+        ending = []
         for request_id in (ids,) if isinstance(ids, str) else list(ids):
             request = manager.requests.get(request_id)
             if request is not None and manager is self.manager:
-                made = len(request.output_token_ids)
+                output_tokens = len(request.output_token_ids)
                 limit = config.max_tokens(request)
-                found.append((request_id, "length" if 0 < limit <= made else "stop", made))
-        return found
+                reason = "length" if 0 < limit <= output_tokens else "stop"
+                ending.append((request_id, reason, output_tokens))
+        return ending
 
     def before_recycle(self, manager: Any, args: Any, kwargs: Any) -> list[tuple[str, str, int]]:
         request_id = args[0] if args else kwargs["request_id"]
@@ -298,9 +299,9 @@ class FastDeployAdapter:
         return [(request_id, "abort", len(request.output_token_ids))] if known else []
 
     def after_finish(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
-        for request_id, reason, made in token or ():
+        for request_id, reason, output_tokens in token or ():
             if request_id not in manager.requests and request_id in self.writer.numbers:
-                self.writer.finish(request_id, reason, made)
+                self.writer.finish(request_id, reason, output_tokens)
                 self.prefilling.discard(request_id)
                 self.preallocated.discard(request_id)
 

@@ -48,13 +48,13 @@ def chunking_disabled() -> bool:
 
 def environment() -> dict[str, str]:
     """The variables of `ENVIRONMENT` as FastDeploy reads them, and Paddle's flags as they are set."""
-    found = {}
+    variables = {}
     for name in ENVIRONMENT:
         value = getattr(envs(), name, os.environ.get(name))
         if value is not None:
-            found[name] = str(int(value)) if isinstance(value, bool) else str(value)
-    found.update((name, value) for name, value in os.environ.items() if name.startswith("FLAGS_"))
-    return found
+            variables[name] = str(int(value)) if isinstance(value, bool) else str(value)
+    variables.update((name, value) for name, value in os.environ.items() if name.startswith("FLAGS_"))
+    return variables
 
 
 def describe(config: Any, manager: Any = None) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def scheduling(config: Any) -> dict[str, Any]:
         "parallel_config.enable_expert_parallel",
         "model_config.enable_mm",
     )
-    found = {path.split(".")[1]: _get(config, path) for path in paths}
-    return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
+    values = {path.split(".")[1]: _get(config, path) for path in paths}
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
 
 
 def profiled_tokens(config: Any) -> int | None:
@@ -155,7 +155,7 @@ def max_tokens(request: Any) -> int:
 def prompt_hashes(config: Any, request: Any) -> list[bytes]:
     """8 bytes for each full block of a prompt, equal where it and all before it are; empty without prefix caching.
 
-    They tell apart what FastDeploy's own keys do (`PrefixCacheManager.request_match_blocks`): the tokens, and what
+    They distinguish what FastDeploy's own keys do (`PrefixCacheManager.request_match_blocks`): the tokens, and what
     multimodal items lie in the block.
     """
     if not _get(config, "cache_config.enable_prefix_caching"):
@@ -164,12 +164,12 @@ def prompt_hashes(config: Any, request: Any) -> list[bytes]:
     if not size or tokens is None:  # preprocessed later
         return []
     content = array("q", tokens)
-    found, before = [], b""
+    hashes, before = [], b""
     for start in range(0, len(content) - size + 1, size):
         block = content[start : start + size].tobytes() + _items(request, start, start + size)
         before = hashlib.blake2b(block, digest_size=8, key=before).digest()
-        found.append(before)
-    return found
+        hashes.append(before)
+    return hashes
 
 
 def _items(request: Any, start: int, end: int) -> bytes:

@@ -1,8 +1,8 @@
 """FastDeploy's prefill and decode roles: a request gets its blocks, joins or is discarded outside `schedule()`.
 
 The engine asks for the blocks (engine/common_engine.py and common_engine_prepare_mixin.py) until they are given, then
-for the other instance's answer. What happened is told after the method has returned: it waits for the manager's lock,
-which a scheduling call in progress holds.
+for the other instance's answer. What happened is written after the method has returned: it waits for the manager's
+lock, which a scheduling call in progress holds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Roles:
         if result:
             request_id = _first(args, kwargs, "request").request_id
             self.adapter.preallocated.add(request_id)
-            self._tell("preallocated", request_id)
+            self._write_event("preallocated", request_id)
 
     def before_join(self, manager: Any, args: Any, kwargs: Any) -> list[str]:
         requests = _first(args, kwargs, "requests")
@@ -63,7 +63,7 @@ class Roles:
             request = manager.requests.get(request_id)
             if request is not None and request.num_computed_tokens < request.need_prefill_tokens:
                 self.adapter.prefilling.add(request_id)
-            self._tell("joined", request_id)
+            self._write_event("joined", request_id)
 
     def before_discard(self, manager: Any, args: Any, kwargs: Any) -> tuple[str, int] | None:
         request = manager.requests.get(_first(args, kwargs, "request_id"))
@@ -72,10 +72,10 @@ class Roles:
     def after_discard(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is not None and token[0] in self.adapter.writer.numbers:
             self.adapter.preallocated.discard(token[0])
-            self._tell("discarded", token[0])
+            self._write_event("discarded", token[0])
             self.adapter.writer.finish(token[0], "error", token[1])
 
-    def _tell(self, kind: str, request_id: str) -> None:
+    def _write_event(self, kind: str, request_id: str) -> None:
         if request_id in self.adapter.writer.numbers:
             self.adapter.writer.event(kind, request_id)
 

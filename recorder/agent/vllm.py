@@ -2,11 +2,11 @@
 
 A step is one `schedule()` that handed out tokens, its forward, and the `update_from_output()` that gets the same
 `SchedulerOutput`. With asynchronous scheduling the next `schedule()` comes before that, so the two are paired by the
-object, which carries its call's number; what a call changed of the batch is kept until its own forward is told.
-What is to be told of a call waits until its forward is on its way, where vLLM has something to do just then
+object, which carries its call's number; what a call changed of the batch is kept until its own forward is written.
+A call's frame waits until its forward is on its way, where vLLM has something to do just then
 (`get_grammar_bitmask`, whether or not there is a grammar): that is time in which the engine only waits. Nothing that is
-read changes meanwhile, and whatever is told next tells it first.
-The workers run what the `SchedulerOutput` says, so the forward is told from here; they add time, padding and memory.
+read changes meanwhile, and whatever is written next writes it first.
+The workers run what the `SchedulerOutput` says, so the forward is written here; they add time, padding and memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
 from .hooks import Hook
-from .vllm_batch import Batch, Call, Made
+from .vllm_batch import BatchRows, CallInFlight, EndedCall
 from .writer import Row
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ class VllmAdapter:
         self.active = self.begun = False
         self.token = (os.getpid() << 40 ^ time.time_ns()) & (1 << 62) - 1
         self.call, self.number, self.began_at = -1, 0, 0
-        self.made: Made | None = None
-        self.calls: dict[int, Call] = {}
-        self.current: Call | None = None
-        self.batch = Batch()
+        self.ended_call: EndedCall | None = None
+        self.calls: dict[int, CallInFlight] = {}
+        self.current: CallInFlight | None = None
+        self.batch = BatchRows()
         self.ended: list[str] = []
         self.freed: dict[str, tuple[int, int]] = {}
         self.blocked = ""
@@ -122,7 +122,7 @@ class VllmAdapter:
 
     def before_add_request(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         request = args[0] if args else kwargs["request"]
-        self._tell_call()
+        self._write_call()
         if request.request_id not in self.writer.numbers:
             self._arrived(scheduler, request, time.time_ns())
 
@@ -139,7 +139,7 @@ class VllmAdapter:
         request_id = request.request_id
         if scheduler is not self.scheduler or request_id not in self.writer.numbers:
             return
-        self._tell_call()
+        self._write_call()
         reason = config.finish_reason(request)
         if reason == "abort":
             self.writer.event("aborted", request_id)
@@ -156,7 +156,7 @@ class VllmAdapter:
         """A preemption frees the blocks before it forgets what they held."""
         request = args[0] if args else kwargs["request"]
         request_id = request.request_id
-        self._tell_call()
+        self._write_call()
         self.freed[request_id] = self.batch.held.get(request_id, 0), request.num_computed_tokens
 
     # A call of schedule().
@@ -166,7 +166,7 @@ class VllmAdapter:
             self._begin_with(scheduler)
         elif scheduler is not self.scheduler:
             return None
-        self._tell_call()
+        self._write_call()
         for request_id in self.ended:
             self.batch.forget(request_id)
         self.ended.clear()
@@ -187,49 +187,49 @@ class VllmAdapter:
             return
         ts, began, decodes, prefilling = token
         duration = (time.perf_counter_ns() - began) // 1000
-        self.made = Made(output, ts, duration, decodes, prefilling, time.time_ns())
+        self.ended_call = EndedCall(output, ts, duration, decodes, prefilling, time.time_ns())
         if output.num_scheduled_tokens:  # its workers are sent it next
             setattr(output, STAMP, (self.token, self.call + 1))
 
     def before_bitmask(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         if scheduler is self.scheduler:
-            self._tell_call()
+            self._write_call()
 
-    def _tell_call(self) -> None:
+    def _write_call(self) -> None:
         """Write the call that was made last, unless that is done."""
-        made, self.made = self.made, None
-        if made is None:
+        ended, self.ended_call = self.ended_call, None
+        if ended is None:
             return
-        scheduler, output = self.scheduler, made.output
+        scheduler, output = self.scheduler, ended.output
         preempted = self._preempted(scheduler, output)
         waiting = figures.queues(scheduler)
         self._blocked(figures.head_of(waiting))
         if not output.num_scheduled_tokens:
             if preempted or waiting or scheduler.running:
-                self._tell_idle(made, waiting, preempted)
+                self._write_idle_call(ended, waiting, preempted)
             return
         self.call += 1
-        call = self.calls[self.call] = Call(output, made.ended)
+        call = self.calls[self.call] = CallInFlight(output, ended.ended_at)
         self.batch.apply(scheduler, output, call)
-        call.schedule = self._frame(made, call, waiting, preempted, 0)
+        call.schedule = self._frame(ended, call, waiting, preempted, 0)
         if self.begun:
             self.writer.schedule(*call.schedule)
 
     def _frame(
-        self, made: Made, call: Call | None, waiting: list[Any], preempted: int, flags: int
+        self, ended: EndedCall, call: CallInFlight | None, waiting: list[Any], preempted: int, flags: int
     ) -> tuple[int, int, int, str, wire.CallFigures, int]:
         numbers = self.writer.numbers
-        reason, found = figures.of_call(self.scheduler, made, call, waiting, preempted, numbers)
-        return self.call, made.ts, made.duration_us, reason, found, flags
+        reason, call_figures = figures.of_call(self.scheduler, ended, call, waiting, preempted, numbers)
+        return self.call, ended.ts, ended.duration_us, reason, call_figures, flags
 
-    def _tell_idle(self, made: Made, waiting: list[Any], preempted: int) -> None:
+    def _write_idle_call(self, ended: EndedCall, waiting: list[Any], preempted: int) -> None:
         """Write a call that found work and handed out nothing: where an engine hangs there is no other."""
         if not self.calls:  # what runs is known, so that a recording can begin here, and a segment
             self.writer.boundary()
             self.begun = True
         if self.begun:
             self.call += 1
-            self.writer.schedule(*self._frame(made, None, waiting, preempted, wire.EMPTY))
+            self.writer.schedule(*self._frame(ended, None, waiting, preempted, wire.EMPTY))
 
     def _preempted(self, scheduler: Any, output: Any) -> int:
         """Tell the preemptions since the last call, and free the rows; how many there were."""
@@ -261,21 +261,21 @@ class VllmAdapter:
     # Its forward has run.
 
     def before_update(self, scheduler: Any, args: Any, kwargs: Any) -> None:
-        self._tell_call()
+        self._write_call()
         output = args[0] if args else kwargs["scheduler_output"]
         stamp = getattr(output, STAMP, None)
         if stamp is None or stamp[0] != self.token or stamp[1] not in self.calls:
             return
         ran = args[1] if len(args) > 1 else kwargs["model_runner_output"]
         for number in [number for number in self.calls if number < stamp[1]]:
-            self._tell(number, {})
-        made = dict(zip(ran.req_ids, map(len, ran.sampled_token_ids or ())))
+            self._write_forward(number, {})
+        sampled = dict(zip(ran.req_ids, map(len, ran.sampled_token_ids or ())))
         for request_id in self.calls[stamp[1]].dropped:
-            made.pop(request_id, None)
-        self._tell(stamp[1], made)
+            sampled.pop(request_id, None)
+        self._write_forward(stamp[1], sampled)
 
-    def _tell(self, number: int, made: dict[str, int]) -> None:
-        """Write the forward of a call; `made`: tokens that each of its requests sampled."""
+    def _write_forward(self, number: int, sampled: dict[str, int]) -> None:
+        """Write the forward of a call; `sampled`: tokens of each of its requests."""
         call = self.current = self.calls.pop(number)
         writer = self.writer
         writer.boundary()
@@ -293,11 +293,11 @@ class VllmAdapter:
             self.number, number, ran.ts or call.ts, ran.forward_us, ran.launched, ran.memory,
             array("H", call.prefills).tobytes(), b"",
             memoryview(array("i" if self.size == 4 else "h", map(scheduled.get, call.rows, nothing))),
-            memoryview(array("h", map(made.get, call.rows, nothing))),
+            memoryview(array("h", map(sampled.get, call.rows, nothing))),
         )  # fmt: skip
         self.number += 1
 
-    def _begin_calls(self, first: Call) -> None:
+    def _begin_calls(self, first: CallInFlight) -> None:
         """Write the calls that waited for the first keyframe: those that came before it was known what ran then."""
         self.begun = True
         for call in (first, *self.calls.values()):
@@ -305,9 +305,9 @@ class VllmAdapter:
 
     def give_up(self) -> None:
         """Forwards whose output will never come failed, or were cut off: they are steps that emitted nothing."""
-        self._tell_call()
+        self._write_call()
         for number in list(self.calls):
-            self._tell(number, {})
+            self._write_forward(number, {})
 
     def before_shutdown(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         if scheduler is not self.scheduler:

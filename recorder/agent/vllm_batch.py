@@ -1,7 +1,7 @@
 """The rows of a batch of vLLM's: its scheduler knows requests by name alone, a frame by row.
 
-What a call of `schedule()` changes is kept with the call until its own forward is told: with asynchronous scheduling
-the next call is made before that.
+What a call of `schedule()` changes is kept with the call until its own forward is written: with asynchronous
+scheduling the next call comes before that.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .writer import Row
 FEWEST_ROWS = 16
 
 
-class Made(NamedTuple):
-    """One `schedule()` that is not told yet: what it gave, when it began and ended (UTC ns), how long it took, and how
-    many requests decoded and were in their prefill before it.
+class EndedCall(NamedTuple):
+    """One `schedule()` whose frame is not written yet: what it gave, when it began and ended (UTC ns), how long it
+    took, and how many requests decoded and were in their prefill before it.
     """
 
     output: Any
@@ -26,13 +26,13 @@ class Made(NamedTuple):
     duration_us: int
     decodes: int
     prefilling: int
-    ended: int
+    ended_at: int
 
 
-class Call:
-    """One `schedule()` whose forward is not told yet.
+class CallInFlight:
+    """One `schedule()` whose forward is not written yet.
 
-    `ts`: when it had ended, UTC ns; `schedule`: what its frame says. `rows`: the request of
+    `ts`: when it had ended, UTC ns; `schedule`: what its own frame says. `rows`: the request of
     each row; `starts`: tokens computed before its chunk, of each request that it prefills; `dropped`: requests whose
     sampled tokens are thrown away.
     """
@@ -53,7 +53,7 @@ class Call:
         self.dropped: set[str] = set()
 
 
-class Batch:
+class BatchRows:
     """Which running request holds which row, its KV blocks, and whether its prefill still goes on."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Batch:
             if config.is_prefilling(request):
                 self.prefilling.add(request.request_id)
 
-    def apply(self, scheduler: Any, output: Any, call: Call) -> None:
+    def apply(self, scheduler: Any, output: Any, call: CallInFlight) -> None:
         """Take in what a call handed out, and keep with it what it changed."""
         scheduled = output.num_scheduled_tokens
         fresh = scheduled.keys() - self.rows.keys()

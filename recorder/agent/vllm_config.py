@@ -114,19 +114,19 @@ def data_parallel_rank(config: Any) -> int | None:
 def scheduling(scheduler: Any) -> dict[str, Any]:
     """What the scheduler was built from, as JSON under vLLM's own names, and what of it it derived."""
     config = scheduler.vllm_config
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         name: _section(name, getattr(config, name))
         for name in SECTIONS
         if getattr(config, name, None) is not None
     }
-    found["kv_cache_config"] = _kv_cache(scheduler)
-    found["scheduler"] = {
+    values["kv_cache_config"] = _kv_cache(scheduler)
+    values["scheduler"] = {
         name: value
         for name, value in vars(scheduler).items()
         if isinstance(value, (bool, int)) and not name.startswith("_")
     }
-    found["scheduler_cls"] = type(scheduler).__name__
-    return found
+    values["scheduler_cls"] = type(scheduler).__name__
+    return values
 
 
 def _section(name: str, section: Any) -> dict[str, Any]:

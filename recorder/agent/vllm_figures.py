@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import wire
 
 if TYPE_CHECKING:
-    from .vllm_batch import Call, Made
+    from .vllm_batch import CallInFlight, EndedCall
 
 QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
 """Names that versions of `Scheduler` give to the queues of requests that wait, in the order of service."""
@@ -42,12 +42,17 @@ def budget_of(scheduler: Any) -> int:
 
 
 def of_call(
-    scheduler: Any, made: Made, call: Call | None, queued: list[Any], preempted: int, numbers: dict[str, int]
+    scheduler: Any,
+    ended: EndedCall,
+    call: CallInFlight | None,
+    queued: list[Any],
+    preempted: int,
+    numbers: dict[str, int],
 ) -> tuple[str, wire.CallFigures]:
     """Why the head of the `queues` (`queued`) was not admitted, and the call's figures. `call`: what it changed, None:
     it handed out nothing; `numbers`: requests by id.
     """
-    counted, budget = made.output.total_num_scheduled_tokens, budget_of(scheduler)
+    counted, budget = ended.output.total_num_scheduled_tokens, budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
     free = pool.get_num_free_blocks()
     reason, missing, head = "", -1, head_of(queued)
@@ -58,8 +63,8 @@ def of_call(
         token_budget=budget,
         num_scheduled_tokens=counted,
         num_running=len(scheduler.running),
-        num_running_decodes=max(made.decodes, 0),
-        num_prefilling=made.prefilling,
+        num_running_decodes=max(ended.decodes, 0),
+        num_prefilling=ended.prefilling,
         num_waiting=sum(map(len, queued)),
         num_deferred=num_deferred(scheduler),
         num_chunks=0 if call is None else len(call.prefills),

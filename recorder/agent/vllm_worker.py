@@ -113,8 +113,8 @@ class VllmWorkerAdapter:
         """What the batch was padded to, for a captured graph or for other data-parallel ranks."""
         if self.running is None:
             return
-        for found in result if isinstance(result, tuple) else (result,):
-            tokens = getattr(found, "num_tokens_after_padding", getattr(found, "num_tokens", found))
+        for padded in result if isinstance(result, tuple) else (result,):
+            tokens = getattr(padded, "num_tokens_after_padding", getattr(padded, "num_tokens", padded))
             if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0:
                 self.running.launched = tokens
                 return
@@ -160,9 +160,9 @@ class VllmWorkerAdapter:
             setattr(ran.output, RAN, Ran(ran.ts, ran.duration_us, ran.launched, memory))
             return
         token, call = getattr(ran.output, STAMP)
-        told = self.writer.has_keyframe
+        goes_on = self.writer.has_keyframe
         self.writer.boundary()
-        if not told:
+        if not goes_on:
             self.writer.tasks(call, token)
         self.writer.memory(self.rank, call, 0, ran.ts, memory, ran.duration_us, ran.launched)
 
@@ -180,8 +180,8 @@ def allocator(runner: Any) -> Callable[[], wire.AllocatorFigures] | None:
     statistics = cuda.memory_stats_as_nested_dict
 
     def read() -> wire.AllocatorFigures:
-        found = statistics(device)
-        allocated, reserved = found["allocated_bytes"]["all"], found["reserved_bytes"]["all"]
+        counts = statistics(device)
+        allocated, reserved = counts["allocated_bytes"]["all"], counts["reserved_bytes"]["all"]
         return wire.AllocatorFigures(
             allocated_bytes=allocated["current"],
             reserved_bytes=reserved["current"],

@@ -35,11 +35,11 @@ class Layout(Generic[Head]):
     def __init__(self, head: Type[Head], codes: str) -> None:
         self.codes, self.struct = codes, struct.Struct("<" + codes)
         self.size = self.struct.size
-        self._make = head._make
+        self._make, self._unpack = head._make, self.struct.unpack_from
 
     def read(self, data: bytes, at: int) -> Head:
         """The head that begins at `at`."""
-        head: Head = self._make(self.struct.unpack_from(data, at))
+        head: Head = self._make(self._unpack(data, at))
         return head
 
 

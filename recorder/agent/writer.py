@@ -53,7 +53,7 @@ class IdleCalls:
 class Writer:
     """One recording of one process. `describe` gives the engine's row, `snapshot` the running rows, for keyframes.
 
-    `way`: how the agent came here, told once, with the first keyframe: `armed` or `injected`.
+    `attached_by`: how the agent came here, `armed` or `injected`; an event with the first keyframe.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Writer:
         segment_size: int,
         describe: Callable[[], dict[str, Any]],
         snapshot: Callable[[], Iterable[tuple[int, Row]]],
-        way: str = "",
+        attached_by: str = "",
     ) -> None:
         self.page = page
         self.ring = rings.RingWriter(page, segments, segment_size)
@@ -73,7 +73,7 @@ class Writer:
         self.next_number = 0
         self.next_step = -1
         self.has_keyframe = False
-        self.way = way
+        self.attached_by = attached_by
         self.idle: IdleCalls | None = None
 
     def boundary(self) -> None:
@@ -85,9 +85,9 @@ class Writer:
             self.has_keyframe = True
             self.engine(self.describe())
             self.batch((), self.snapshot(), wire.KEYFRAME)
-            if self.way:
-                self.event("attached", reason=self.way)
-                self.way = ""
+            if self.attached_by:
+                self.event("attached", reason=self.attached_by)
+                self.attached_by = ""
 
     def number(self, request_id: str) -> int:
         """The number of a request in this process; a new one for an id not seen, or seen and finished."""

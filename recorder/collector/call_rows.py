@@ -57,7 +57,8 @@ class CallRows:
         """
         self.seen_forward = True
         while self.waiting:
-            first, call = next(iter(self.waiting.items()))
+            first = next(iter(self.waiting))
+            call = self.waiting[first]
             if first > number:
                 return
             own = not call.is_empty or (named and first == number)

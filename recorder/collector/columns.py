@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward
+from fdtrace.recorder.collector.frames import Forward, SchedulingCall
 from fdtrace.recorder.recording import MISSING
 
 Columns = dict[str, NDArray[Any]]
@@ -98,6 +98,9 @@ class Forwards:
     def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
         self.shape, self.batch = shape, batch
         self.forwards: list[Forward] = []
+        self.steps: list[int] = []
+        """The step of the trace that each is, and the scheduling call that each belongs to."""
+        self.calls: list[SchedulingCall] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
 
@@ -121,7 +124,7 @@ class Forwards:
         return prefill, last
 
     def decode(self) -> tuple[Columns, Columns, NDArray[np.int64], NDArray[np.int64]]:
-        """Columns of `step` (totals) and of `step_request`, and each request's number and output tokens made here.
+        """Columns of `step` (totals) and of `step_request`, and each request's number and its output tokens.
 
         Leaves `batch` as it is after the last forward.
         """
@@ -163,14 +166,14 @@ class Forwards:
             "num_accepted_tokens": accepted[at],
             "num_blocks": blocks[at],
         }
-        made = np.where(prefill, last, emitted)[at]
+        outputs = np.where(prefill, last, emitted)[at]
         self.batch.request, self.batch.blocks, self.batch.computed = (
             requests[count],
             blocks[count],
             computed[count],
         )
         numbers, inverse = np.unique(per_request["request"], return_inverse=True)
-        return totals, per_request, numbers, np.bincount(inverse, made, len(numbers)).astype(np.int64)
+        return totals, per_request, numbers, np.bincount(inverse, outputs, len(numbers)).astype(np.int64)
 
     @property
     def requests_held(self) -> NDArray[np.int64]:

@@ -107,7 +107,7 @@ UNSEEN = SchedulingCall(
 
 class Forward(NamedTuple):
     """A forward: the allocator after it, its prefill rows (`uint16`), tokens and emitted tokens of each row (integers
-    as `head.codes` says), and the call that it belongs to, which the frame alone does not say.
+    as `head.codes` says).
     """
 
     head: wire.ForwardHead
@@ -116,11 +116,6 @@ class Forward(NamedTuple):
     stalled: tuple[int, ...]
     tokens: bytes
     emitted: bytes
-    call: SchedulingCall = UNSEEN
-
-    def at_step(self, step: int) -> Forward:
-        """The same as step `step` of the trace."""
-        return self._replace(head=self.head._replace(step=step))
 
 
 class EventFrame(NamedTuple):

@@ -16,7 +16,7 @@ from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Columns, Forwards
 from fdtrace.recorder.collector.engine import Decoded
 from fdtrace.recorder.collector.forward_calls import ForwardCalls
-from fdtrace.recorder.collector.frames import Forward, Frame, SchedulingCall, frames_of
+from fdtrace.recorder.collector.frames import UNSEEN, Forward, Frame, SchedulingCall, frames_of
 from fdtrace.recorder.collector.held_rows import HeldRows
 from fdtrace.recorder.collector.ledger import Ledger, Request
 from fdtrace.recorder.collector.part import Part
@@ -240,7 +240,7 @@ class ManyProcessEngine:
             forward = self.ranks.measured(forward)
         if head.ts < self.begins:
             self.discarding = True
-            self._add(forward.at_step(MISSING))
+            self._add(forward, MISSING, UNSEEN)
             self.ranks.ran(MISSING)
             self.steps.num_waiting -= 1
             return
@@ -256,13 +256,13 @@ class ManyProcessEngine:
         self._vacate(head.ts)
         self.rows.hold_from_keyframe()
         self._note_losses(step)
-        self._add(forward.at_step(step)._replace(call=call))
+        self._add(forward, step, call)
         self.ranks.ran(step)
         self.step = step
         self.num_steps += 1
 
-    def _add(self, forward: Forward) -> None:
-        place = self.steps.add(forward)
+    def _add(self, forward: Forward, step: int, call: SchedulingCall) -> None:
+        place = self.steps.add(forward, step, call)
         self.stalls.reported += [(place, row) for row in forward.stalled]
 
     def _note_losses(self, step: int) -> None:

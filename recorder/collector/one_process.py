@@ -157,8 +157,7 @@ class OneProcessEngine:
     def _forward(self, forward: Forward) -> None:
         head = forward.head
         self.call_rows.entered(head.call, head.step, named=True)
-        call = self.recent_calls.get(head.call, UNSEEN)
-        self.steps.add(Forward(*forward[:-1], call))
+        self.steps.add(forward, head.step, self.recent_calls.get(head.call, UNSEEN))
         if forward.stalled or self.stalled:
             self._note_stalls(forward.stalled, head.step)
         self.step = head.step

@@ -9,7 +9,7 @@ import numpy as np
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.columns import Batch, Columns, Forwards, columns_by_name, reservations
-from fdtrace.recorder.collector.frames import BlocksFrame, Forward
+from fdtrace.recorder.collector.frames import BlocksFrame, Forward, SchedulingCall
 from fdtrace.recorder.collector.ledger import Ledger
 
 MOST_ROWS = 1 << 16
@@ -64,18 +64,23 @@ class Steps:
             numbers = [self.held.get(row, -1) for row in frame.rows]
             self.ledger.extended(next_step, numbers, frame.blocks)
 
-    def add(self, forward: Forward) -> int:
-        """A forward, at the step that its head names; its place among those that wait for `flush`."""
+    def add(self, forward: Forward, step: int, call: SchedulingCall) -> int:
+        """A forward, as a step of the trace, and the call that it belongs to; its place among those that wait for
+        `flush`.
+        """
         shape = forward.head.num_rows, forward.head.codes
         if self.forwards is None or self.forwards.shape != shape:
             self.flush()
             self.batch.grow(forward.head.num_rows)
             self.forwards = Forwards(shape, self.batch)
         if self.ledger.undated:
-            self.ledger.date(forward.head.step)
-        self.forwards.forwards.append(forward)
+            self.ledger.date(step)
+        forwards = self.forwards
+        forwards.forwards.append(forward)
+        forwards.steps.append(step)
+        forwards.calls.append(call)
         self.num_waiting += 1
-        return len(self.forwards) - 1
+        return len(forwards.steps) - 1
 
     def flush(self) -> None:
         """Make columns of the forwards that wait."""
@@ -85,23 +90,25 @@ class Steps:
         totals, rows, numbers, outputs = forwards.decode()
         for number, tokens in zip(numbers.tolist(), outputs.tolist(), strict=True):
             self.ledger.made(number, tokens)
-        columns = self._columns(forwards.forwards, totals)
+        columns = self._columns(forwards, totals)
         rows["engine_id"] = np.full(len(rows["forward"]), self.engine_id, np.int32)
         rows["step"] = columns["step"][rows.pop("forward")]
         self.flushed(forwards, columns, rows)
 
-    def _columns(self, forwards: list[Forward], totals: Columns) -> Columns:
+    def _columns(self, flushed: Forwards, totals: Columns) -> Columns:
+        forwards, of_call = flushed.forwards, flushed.calls
         heads = columns_by_name(wire.ForwardHead._fields, [forward.head for forward in forwards])
-        calls = columns_by_name(wire.ScheduleHead._fields, [forward.call.head for forward in forwards])
-        figures = columns_by_name(wire.CallFigures._fields, [forward.call.figures for forward in forwards])
+        calls = columns_by_name(wire.ScheduleHead._fields, [call.head for call in of_call])
+        figures = columns_by_name(wire.CallFigures._fields, [call.figures for call in of_call])
         memory = columns_by_name(wire.AllocatorFigures._fields, [forward.memory for forward in forwards])
-        own = ("step", "ts", "forward_us", "num_predicted_tokens", "num_stalled")
+        own = ("ts", "forward_us", "num_predicted_tokens", "num_stalled")
         return {
             **figures,
             **reservations(calls, figures),
             **memory,
             **totals,
             **{name: heads[name] for name in own},
+            "step": np.array(flushed.steps, np.int64),
             "schedule_us": calls["schedule_us"],
             "reason": calls["reason"],
             "engine_id": np.full(len(forwards), self.engine_id, np.int64),
