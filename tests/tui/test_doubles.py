@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from fdtrace.tui.panes.series import Series
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine
 from tests.tui.recordings import case_recording, lab_recording, plain_steps, recording_of
 
-DOUBLES = {
+DOUBLES: dict[str, Callable[[], Recording]] = {
     "lab": lab_recording,
     "case": lambda: case_recording("tight_blocks")[0],
     "plain": lambda: recording_of(plain_steps([10, 20, 30])),

@@ -38,4 +38,4 @@ async def test_the_head_says_that_nothing_moves_as_long_as_that_is_so() -> None:
         await until(pilot, lambda: STILL in head())
         assert head().index(STILL) < head().index("limit")
         hanging.standstill, hanging.count = "", 30
-        await until(pilot, lambda: len(app.recorded) == 30 and "NOTHING" not in head())
+        await until(pilot, lambda: len(app.session.recorded) == 30 and "NOTHING" not in head())
