@@ -66,7 +66,9 @@ class PromptLine:
 
     def show_trouble(self, text: str) -> None:
         """Say over the line what is wrong; an empty text: nothing is."""
-        if text or self._trouble.display:  # each key asks for this, and a change lays the whole screen out anew
+        if (
+            text or self._trouble.display
+        ):  # each key asks for this, and a change lays the whole screen out anew
             self._trouble.display = bool(text)
             self._trouble.update(text)
 
