@@ -40,8 +40,8 @@ from fdtrace.tui.prompt.prompt import Prompt
 from fdtrace.tui.session import ReplaySession, recorded_job
 from fdtrace.tui.sources import Sources
 from fdtrace.tui.status import StatusLines
-from fdtrace.tui.tables.below import Below
 from fdtrace.tui.tables.controller import Tables
+from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.queries import Queries
 from fdtrace.tui.tables.query_rows import AnswerTable
 from fdtrace.tui.tables.requests import RequestTable
@@ -113,14 +113,14 @@ class ReplayApp(App[None]):
         self.status = StatusLines(
             self.TITLE, self.session, glyphs, self.clock, count, player, says_why=not chosen
         )
-        self.below = Below(self.look().css_class)
+        self.lower = LowerArea(self.look().css_class)
         self.prompt = PromptLine(self, self.status, count)
         self.panes = Panes(self, self.status, self.prompt, count)
         self.debugger = Debugger(self, self.panes, self.prompt, count)
         self.navigation = Navigation(self, self.panes, self.debugger, count, player)
-        self.tables = Tables(self, self.panes, self.below, self.prompt, count)
-        self.queries = Queries(self, self.below, self.prompt)
-        self.inspector = InspectorController(self, self.panes, self.below, self.prompt)
+        self.tables = Tables(self, self.panes, self.lower, self.prompt, count)
+        self.queries = Queries(self, self.lower, self.prompt)
+        self.inspector = InspectorController(self, self.panes, self.lower, self.prompt)
         self.live = Live(self, self.panes, self.debugger, self.inspector, self.status)
         self.prompt.answers = {
             "filter": self.tables.filter, "sql": self.queries.query, "watch": self.debugger.toggle_watch,
@@ -135,12 +135,12 @@ class ReplayApp(App[None]):
         yield from self.panes.compose()
         yield from self.tables.compose()
         yield from self.debugger.compose()
-        yield self.below
+        yield self.lower
         yield from self.prompt.compose()
         yield self.status.line
 
     def on_mount(self) -> None:
-        self.theme_changed_signal.subscribe(self, lambda _theme: self.show_all())
+        self.theme_changed_signal.subscribe(self, lambda _theme: self.panes.show_again())
         if not self.is_headless:
             self.every(1.0, self._leave_lost_terminal)
         self.panes.begin()
@@ -155,7 +155,7 @@ class ReplayApp(App[None]):
             background.close()
 
     def on_resize(self, _event: events.Resize) -> None:
-        self.call_after_refresh(self.show_all)
+        self.call_after_refresh(self.panes.show_again)
 
     def _leave_lost_terminal(self) -> None:
         """A hang-up that is ignored (nohup) would go unnoticed."""

@@ -58,8 +58,8 @@ KEYS = (
     Key("S", "queries.ask", "S", "ask the trace in SQL", WHY, "sql"),
     Key("b", "debugger.break_here", "b", "breakpoint on this step, or none", DEBUG),
     Key("B", "debugger.break_list", "B", "the breakpoints: add, edit, disable, remove", DEBUG, "breaks"),
-    Key("c", "debugger.continue_(1)", "c", "on to the next breakpoint", DEBUG, "continue"),
-    Key("C", "debugger.continue_(-1)", "C", "back to the breakpoint before", DEBUG),
+    Key("c", "debugger.to_breakpoint(1)", "c", "on to the next breakpoint", DEBUG, "continue"),
+    Key("C", "debugger.to_breakpoint(-1)", "C", "back to the breakpoint before", DEBUG),
     Key("W", "debugger.ask_watch", "W", "watch an expression over a step's columns", DEBUG),
     Key("m", "navigation.mark", "m a", "mark this step with a letter", DEBUG),
     Key("apostrophe", "navigation.to_mark", "' a", "go to a mark", DEBUG),
@@ -119,7 +119,7 @@ ESCAPE = ("inspector", "queries", "tables")
 HINTS = (
     ("h/l", "navigation.step(1)"), ("n/N", "navigation.exceeded(1)"), ("Enter", "inspector.inspect"),
     ("w/s", "navigation.zoom(0.5)"), ("0", "navigation.fit"), (":", "prompt.goto"), ("Space", "navigation.play"),
-    ("r", "inspector.story"), ("c/C", "debugger.continue_(1)"), ("z", "panes.maximise"), ("A", "panes.ask_formula"),
+    ("r", "inspector.story"), ("c/C", "debugger.to_breakpoint(1)"), ("z", "panes.maximise"), ("A", "panes.ask_formula"),
     ("S", "queries.ask"), ("?", "app.help"), ("q", "app.quit"),
 )  # fmt: skip
 

@@ -47,27 +47,27 @@ async def test_escape_closes_what_is_uppermost() -> None:
     app_ = case_app("tight_blocks", step=0, sql=lambda _query: answer)
     async with app_.run_test(size=(100, 40)) as pilot:
         app = await quiet(pilot)
-        below = app.below
+        lower = app.lower
         await pilot.press("slash", *"prefill", "enter", "j")
-        count = len(below.requests.all)
+        count = len(lower.requests.all)
         await pilot.press("S", *"FROM step", "enter")
-        await until(pilot, lambda: below.shown is below.rows)
+        await until(pilot, lambda: lower.shown is lower.rows)
         await pilot.press("enter")
         await quiet(pilot)
-        assert below.shown is below.inspector
-        assert [below.requests.display, below.rows.display, below.inspector.display] == [False, False, True]
+        assert lower.shown is lower.inspector
+        assert [lower.requests.display, lower.rows.display, lower.inspector.display] == [False, False, True]
         await pilot.press("escape")
-        assert below.shown.id == below.rows.id
-        assert below.rows.display
+        assert lower.shown.id == lower.rows.id
+        assert lower.rows.display
         await pilot.press("escape")
-        assert below.shown.id == below.requests.id
-        assert below.requests.pattern == "prefill"
+        assert lower.shown.id == lower.requests.id
+        assert lower.requests.pattern == "prefill"
         await pilot.press("escape")
         await quiet(pilot)
-        assert (below.requests.pattern, below.requests.selected) == ("", None)
-        assert len(below.requests.rows) == len(below.requests.all) >= count
+        assert (lower.requests.pattern, lower.requests.selected) == ("", None)
+        assert len(lower.requests.rows) == len(lower.requests.all) >= count
         await pilot.press("escape")
-        assert below.shown.id == below.requests.id
+        assert lower.shown.id == lower.requests.id
 
 
 async def test_a_bad_condition_says_where_and_can_be_mended() -> None:

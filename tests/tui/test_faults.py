@@ -131,6 +131,10 @@ async def test_a_look_at_a_recording_in_progress_that_fails(error: BaseException
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: said in status_of(app))
         assert "RECORDING, cannot be read now" in head_of(app)
+        await pilot.resize_terminal(130, 38)
+        await until(pilot, lambda: app.size.width == 130)
+        await pilot.pause(0.2)
+        assert said in status_of(app), "the screen is shown anew, and the message stays"
         await pilot.press("h", "h")
         failing.clear()
         await until(pilot, lambda: len(app.session.recorded) == 60)

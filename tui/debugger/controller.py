@@ -97,7 +97,7 @@ class Debugger:
             [int(point.text) for point in self.breaks.all if point.kind == "step" and point.enabled]
         )
 
-    def continue_(self, direction: int) -> None:
+    def to_breakpoint(self, direction: int) -> None:
         """On to the next breakpoint, or back to the one before, in the active pane."""
         self.count.clear()
         series, session = self.panes.current.series, self.screen.session

@@ -14,7 +14,7 @@ from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.screen import Asks, ReplayScreen
-from fdtrace.tui.tables.below import Below
+from fdtrace.tui.tables.lower_area import LowerArea
 
 TITLE = Style(bold=True, underline=True)
 
@@ -22,8 +22,8 @@ TITLE = Style(bold=True, underline=True)
 class InspectorController:
     """Opens the inspector over what stands below the charts, and tells requests' stories."""
 
-    def __init__(self, screen: ReplayScreen, panes: Panes, below: Below, prompt: Asks) -> None:
-        self.screen, self.panes, self.below, self.prompt = screen, panes, below, prompt
+    def __init__(self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Asks) -> None:
+        self.screen, self.panes, self.lower, self.prompt = screen, panes, lower, prompt
         session = screen.session
         self.model = Inspector(session.recording, session.sources)
         self._inspected: dict[int, Inspection] = {}
@@ -41,27 +41,27 @@ class InspectorController:
 
     def open(self) -> None:
         """Open the inspector, where it is not open."""
-        if not self.below.inspecting:
-            self.below.inspect()
+        if not self.lower.inspecting:
+            self.lower.inspect()
             self.screen.show_step()
             self.screen.call_after_refresh(self.show_step)
 
     def close(self) -> bool:
         """Close the inspector; whether it was open."""
-        if not self.below.inspecting:
+        if not self.lower.inspecting:
             return False
-        self.below.leave_inspector()
+        self.lower.leave_inspector()
         self._inspections.drop()
         self.screen.show_step()
         return True
 
     def show_step(self) -> None:
         """Ask for what the inspector shows; what it has of the last step stays until that is there."""
-        if not self.below.inspecting or not self.below.inspector.size.width:
+        if not self.lower.inspecting or not self.lower.inspector.size.width:
             return  # it is not open, or has no place on the screen yet
         session = self.screen.session
         shown = [at for at, pane in enumerate(self.panes) if pane.display]
-        self._order, self._width = self.below.inspector.places(shown, session.active)
+        self._order, self._width = self.lower.inspector.places(shown, session.active)
         step = session.cursor
         subjects = [
             Subject(
@@ -76,7 +76,7 @@ class InspectorController:
         self._inspections.want(work)
 
     def _have_inspection(self, new: Inspection) -> None:
-        if not self.below.inspecting:
+        if not self.lower.inspecting:
             return
         self._inspected[new.at] = new
         look, step = self.screen.look(), self.screen.session.cursor
@@ -88,13 +88,13 @@ class InspectorController:
                 lines[at] = [title, *inspection_lines(inspection, self._width - 1, look)]
         active = self.panes.current.job.replay.name
         more = "" if len(self._order) > 1 else f" {look.glyphs.dot} {active}, Tab: the next pane"
-        self.below.inspector.show(self._order, lines, self._width, f"why: step {step}{more}")
+        self.lower.inspector.show(self._order, lines, self._width, f"why: step {step}{more}")
 
     # Stories
 
     def story(self) -> None:
         """The story of the selected request; without one, ask which."""
-        table = self.below.requests
+        table = self.lower.requests
         if table.selected is None and len(table.rows) == 1:
             table.selected = table.rows[0].request_id
         if table.selected is None:

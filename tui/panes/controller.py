@@ -102,8 +102,7 @@ class Panes:
                     pane.departs = job.series.departs_from(recorded) if at else None
                     self.screen.session.widen(job.series)
                 pane.seen = job.state
-                with self.status.unasked():
-                    self.screen.show_all()
+                self.show_again()
             elif job.state == "running" and pane.display:
                 pane.redraw()
 
@@ -146,6 +145,12 @@ class Panes:
             pane.active = at == session.active
             pane.set_class(pane.active, "-active")
             pane.redraw()
+
+    def show_again(self) -> None:
+        """Show everything anew though no key asked for it: what the bottom line says stays."""
+        if self.widgets:
+            with self.status.unasked():
+                self.screen.show_all()
 
     def show_window(self) -> None:
         """Show the session's window in each pane."""
@@ -226,7 +231,7 @@ class Panes:
         session.active = min(at, len(self.widgets) - 1)
         session.alone = False
         pane.remove()
-        self.screen.call_after_refresh(self.screen.show_all)
+        self.screen.call_after_refresh(self.show_again)
         self.screen.say(f"removed {pane.job.replay.name}")
 
     # Formulas
@@ -255,7 +260,7 @@ class Panes:
         session.active = len(self.widgets) - 1
         self._show_page_of(session.active)
         self.compute(job)
-        self.screen.call_after_refresh(self.screen.show_all)
+        self.screen.call_after_refresh(self.show_again)
         self.screen.say(f"replaying {replay.name}; x stops it")
 
     def change_formula(self, text: str) -> None:

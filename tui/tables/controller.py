@@ -9,7 +9,7 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.status import one_line
-from fdtrace.tui.tables.below import Below
+from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.requests import StepRows, describe
 from fdtrace.tui.tables.step_summary import Line, StepSummary
 
@@ -23,8 +23,10 @@ ROOM_FOR_BOTH = 40
 class Tables:
     """Shows the summary at once, the requests when they are fetched; scrolls whatever stands below the charts."""
 
-    def __init__(self, screen: ReplayScreen, panes: Panes, below: Below, prompt: Asks, count: Count) -> None:
-        self.screen, self.panes, self.below, self.prompt, self.count = screen, panes, below, prompt, count
+    def __init__(
+        self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Asks, count: Count
+    ) -> None:
+        self.screen, self.panes, self.lower, self.prompt, self.count = screen, panes, lower, prompt, count
         self.summary = StepSummary(id="summary", markup=False)
         self._rows = screen.background(
             "rows", self._have_rows, self._rows_failed, finish_begun=True, wait=ROWS_AT_ONCE
@@ -37,7 +39,7 @@ class Tables:
     def show_step(self) -> None:
         """Show the step at the cursor."""
         step = self.screen.session.cursor
-        self.summary.display = not self.below.inspecting or self.screen.size.height >= ROOM_FOR_BOTH
+        self.summary.display = not self.lower.inspecting or self.screen.size.height >= ROOM_FOR_BOTH
         if not self.summary.display:
             return
         lines = [
@@ -54,7 +56,7 @@ class Tables:
         pane, step, look = self.panes.current, self.screen.session.cursor, self.screen.look()
         if pane.series is None or pane.series.index(step) is None:
             title = f"step {step} {look.glyphs.dot} {pane.job.replay.name}: not in this history"
-            self.below.requests.show((), title, look.palette)
+            self.lower.requests.show((), title, look.palette)
             return
         series = pane.series
 
@@ -67,19 +69,19 @@ class Tables:
         series, look = found.series, self.screen.look()
         if series is self.panes.current.series:
             title = describe(found.step, series.name, found.rows, series.limit, look.glyphs)
-            self.below.requests.show(found.rows, title, look.palette)
+            self.lower.requests.show(found.rows, title, look.palette)
 
     def _rows_failed(self, error: str) -> None:
-        self.below.requests.show((), one_line(error), self.screen.look().palette)
+        self.lower.requests.show((), one_line(error), self.screen.look().palette)
 
     def filter(self, text: str) -> None:
         """Show the requests alone that hold a text."""
-        self.below.requests.filter(text)
+        self.lower.requests.filter(text)
         self.screen.say()
 
     def close(self) -> bool:
         """Select nothing, and show all requests; whether there was anything to undo."""
-        table = self.below.requests
+        table = self.lower.requests
         was = table.selected is not None or bool(table.pattern)
         table.selected = None
         table.filter("")
@@ -90,12 +92,12 @@ class Tables:
 
     def find(self) -> None:
         """Ask for a part of requests' ids, or their kind."""
-        self.prompt.ask("filter", self.below.requests.pattern)
+        self.prompt.ask("filter", self.lower.requests.pattern)
 
     def scroll(self, rows: int) -> None:
         """The next row, or the one before; the inspector scrolls."""
         count = self.take_count()
-        self.below.shown.move(rows * count)
+        self.lower.shown.move(rows * count)
 
     def take_count(self) -> int:
         """The count typed before this key, else 1."""
@@ -105,4 +107,4 @@ class Tables:
 
     def scroll_page(self, pages: int) -> None:
         """A page of rows."""
-        self.below.shown.scroll_pages(pages)
+        self.lower.shown.scroll_pages(pages)

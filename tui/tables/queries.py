@@ -6,14 +6,14 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.sources import Answer
-from fdtrace.tui.tables.below import Below
+from fdtrace.tui.tables.lower_area import LowerArea
 
 
 class Queries:
     """Asks the trace off the screen's thread, and leads through the rows."""
 
-    def __init__(self, screen: ReplayScreen, below: Below, prompt: Asks) -> None:
-        self.screen, self.below, self.prompt = screen, below, prompt
+    def __init__(self, screen: ReplayScreen, lower: LowerArea, prompt: Asks) -> None:
+        self.screen, self.lower, self.prompt = screen, lower, prompt
         self._answers = screen.background("sql", self._answered, self._refused)
         self._query = ""
 
@@ -35,8 +35,8 @@ class Queries:
         self._answers.want(work)
 
     def _answered(self, answer: Answer) -> None:
-        table = self.below.rows
-        self.below.show_rows()
+        table = self.lower.rows
+        self.lower.show_rows()
         table.show(answer, self.screen.look().palette)
         self.screen.call_after_refresh(table.entitle_query, self._query)
         self.screen.show_all()
@@ -55,8 +55,8 @@ class Queries:
 
     def close(self) -> bool:
         """Show the requests again; whether rows were shown."""
-        if self.below.shown is not self.below.rows:
+        if self.lower.shown is not self.lower.rows:
             return False
-        self.below.show_requests()
+        self.lower.show_requests()
         self.screen.show_all()
         return True

@@ -12,12 +12,12 @@ from fdtrace.tui.tables.row_view import RowView
 REQUESTS, ROWS, INSPECTOR = "requests", "answers", "inspector"
 
 
-class Below(ContentSwitcher):
+class LowerArea(ContentSwitcher):
     """One of three, all of rows; the inspector opens over the other two, and closing it leads back."""
 
     DEFAULT_CSS = """
-    Below { height: 1fr; min-height: 5; }
-    Below.-inspecting { height: 3fr; min-height: 6; }
+    LowerArea { height: 1fr; min-height: 5; }
+    LowerArea.-inspecting { height: 3fr; min-height: 6; }
     """
 
     def __init__(self, css_class: str = "") -> None:
@@ -27,7 +27,7 @@ class Below(ContentSwitcher):
         self.inspector = InspectorPanel(id=INSPECTOR)
         for widget in (self.requests, self.rows, self.inspector):
             widget.set_class(bool(css_class), css_class or "-ascii")
-        super().__init__(self.requests, self.rows, self.inspector, id="below", initial=REQUESTS)
+        super().__init__(self.requests, self.rows, self.inspector, id="lower", initial=REQUESTS)
         self._under = REQUESTS
 
     @property
