@@ -9,7 +9,9 @@ import pytest
 from fdtrace.cli import main
 
 
-def test_a_file_that_was_named_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_was_named_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "thesis.txt"
     path.write_text("thesis")
     assert main(["demo", "-o", str(path)]) == 3
