@@ -27,8 +27,8 @@ import numpy as np
 
 from fdtrace.replayer.config import SchedulerConfig, parse_policy
 from fdtrace.replayer.formulas import parse_formula
-from fdtrace.replayer.reschedule import Replay
-from fdtrace.replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.replay.run import Replay
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from fdtrace.schedulers import given_schedulers
 
 DRAFTS, ACCEPTED = 4, 0.6
@@ -72,15 +72,15 @@ def workload(num_steps: int, running: int, seed: int = 0) -> Workload:
 
 def told(what: str, run: Replay, seconds: float, **more: object) -> dict[str, object]:
     """A run's figures."""
-    columns = run.tape.columns()
+    columns = run.log.columns()
     return {
         "scheduler": what,
-        "steps": run.tape.num_steps,
+        "steps": run.log.num_steps,
         "mean_running": round(float(columns["num_running"].mean()), 1),
         "mean_waiting": round(float(columns["num_waiting"].mean()), 1),
         "cpu_seconds": round(seconds, 3),
-        "steps_per_s": round(run.tape.num_steps / seconds),
-        "us_per_step": round(seconds / run.tape.num_steps * 1e6, 1),
+        "steps_per_s": round(run.log.num_steps / seconds),
+        "us_per_step": round(seconds / run.log.num_steps * 1e6, 1),
         **more,
     }
 

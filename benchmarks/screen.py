@@ -36,15 +36,15 @@ import numpy as np
 import psutil
 
 from fdtrace.recorder.recording import EngineInfo, LoadedDetails, Recording
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import run_replay
-from fdtrace.tui.chart import tokens_chart
-from fdtrace.tui.jobs import Replay
-from fdtrace.tui.layout import Scale
-from fdtrace.tui.series import Series, Window
-from fdtrace.tui.style import BLOCKS, DARK, Look
-from fdtrace.tui.track import draw
+from fdtrace.tui.panes.jobs import Replay
+from fdtrace.tui.panes.layout import Scale
+from fdtrace.tui.panes.series import Series, Window
+from fdtrace.tui.panes.step_chart import draw
+from fdtrace.tui.report.chart import tokens_chart
+from fdtrace.tui.theme import BLOCKS, DARK, Look
 
 QUIET = 0.08
 FIRST = b"1 recorded"

@@ -99,8 +99,9 @@ def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -
                 raise failed[0]
             return reader.tail(step)
 
-        if screen.sources.tail is not None:
-            screen.sources = replace(screen.sources, tail=tail)
+        sources = screen.session.sources
+        if sources.tail is not None:
+            screen.session.sources = replace(sources, tail=tail)
         run_app(screen)
     finally:
         reader.close()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.standstill import Standstill
     from fdtrace.recorder.trace import Trace
-    from fdtrace.replayer.history import StepRow
+    from fdtrace.replayer.model.events import StepRow
     from fdtrace.tui.sources import Answer, StepEvent, Tail
 
 REQUEST_STEPS = f"""
@@ -130,13 +130,13 @@ class TraceReader:
 
     def rows(self, step: int) -> list[StepRow]:
         """The requests of a step, prefills first."""
-        from fdtrace.replayer.history import StepRow
+        from fdtrace.replayer.model.events import StepRow
 
         return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""
-        from fdtrace.replayer.history import StepRow
+        from fdtrace.replayer.model.events import StepRow
 
         return [(row[0], StepRow(*row[1:])) for row in self._rows(REQUEST_STEPS, request_id)]
 

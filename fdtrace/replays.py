@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from fdtrace.reading import TraceReader
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.trace import Trace
-    from fdtrace.replayer.as_recorded import Rows
-    from fdtrace.replayer.compare import Desk
     from fdtrace.replayer.config import Policy
+    from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.history import History, How, StepRow
+    from fdtrace.replayer.history.as_recorded import Rows
+    from fdtrace.replayer.history.history import History, How
+    from fdtrace.replayer.model.events import StepRow
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.tui.background import Cancelled
-    from fdtrace.tui.jobs import Progress, Replay
+    from fdtrace.tui.panes.jobs import Progress, Replay
     from fdtrace.tui.sources import Sources
 
 
@@ -78,7 +79,7 @@ class RecordedRows:
         """The rows of a step, prefills first."""
         from fdtrace.recorder.loading import STEP_ROWS
         from fdtrace.recorder.trace import reading
-        from fdtrace.replayer.history import StepRow
+        from fdtrace.replayer.model.events import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
@@ -112,8 +113,8 @@ class Replays:
         reader: TraceReader | None = None,
     ) -> None:
         from fdtrace.formulas import formulas
-        from fdtrace.replayer.compare import refuse_unmodelled
         from fdtrace.replayer.config import is_modelled
+        from fdtrace.replayer.experiment import refuse_unmodelled
         from fdtrace.schedulers import given_schedulers
 
         self.recording, self.rows, self.args = recording, rows, args
@@ -143,19 +144,19 @@ class Replays:
                 refuse_unmodelled(recording, f"--policy {self.policy.name}")
 
     @cached_property
-    def _desk(self) -> Desk:
-        return self._desk_of(self.recording)
+    def _experiment(self) -> Experiment:
+        return self._experiment_of(self.recording)
 
-    def _desk_of(self, recording: Recording) -> Desk:
-        from fdtrace.replayer.compare import Desk
+    def _experiment_of(self, recording: Recording) -> Experiment:
+        from fdtrace.replayer.experiment import Experiment
 
-        return Desk(recording, self.rows, self.args.clock, self.device_bytes)
+        return Experiment(recording, self.rows, self.args.clock, self.device_bytes)
 
     def now(self) -> list[History]:
         """The recording and its replays, computed here with the progress on stderr."""
         from fdtrace.progress import Progress as Said
 
-        said, histories = Said(), [self._desk.recorded()]
+        said, histories = Said(), [self._experiment.recorded()]
         for i, one in enumerate(self.subjects):
 
             def progressed(share: float, name: str = one.name, i: int = i) -> None:
@@ -173,7 +174,7 @@ class Replays:
     def of(self, text: str) -> Replay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
         from fdtrace.formulas import formula
-        from fdtrace.replayer.compare import refuse_unmodelled
+        from fdtrace.replayer.experiment import refuse_unmodelled
 
         found = formula(text)
         if self.how == "rescheduled":
@@ -181,9 +182,9 @@ class Replays:
         return self._later(found, text)
 
     def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
-        from fdtrace.replayer.compare import policy_with
+        from fdtrace.replayer.experiment import policy_with
         from fdtrace.schedulers import GivenScheduler
-        from fdtrace.tui.jobs import Replay
+        from fdtrace.tui.panes.jobs import Replay
 
         computed_from: list[Recording] = []
         compute = partial(self._compute, one, computed_from=computed_from)
@@ -208,20 +209,20 @@ class Replays:
         if self.how == "rescheduled" and self._check is not None:
             self._check()
             self._check = self._check if self.reader is not None else None  # what is complete is checked once
-        desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+        experiment = self._experiment if self.reader is None else self._experiment_of(self.reader.recording())
         if computed_from is not None:
-            computed_from[:] = [desk.recording]
+            computed_from[:] = [experiment.recording]
 
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))
 
         if isinstance(one, GivenScheduler):
             engine = self.recording.engine
-            with one.open(desk.workload.config, engine.env, engine.config) as driven:
-                return desk.reschedule(driven, None, progressed, cancelled)
+            with one.open(experiment.workload.config, engine.env, engine.config) as driven:
+                return experiment.reschedule(driven, None, progressed, cancelled)
         if self.how == "as recorded":
-            return desk.as_recorded(one)
-        return desk.reschedule(one, self.policy, progressed, cancelled)
+            return experiment.as_recorded(one)
+        return experiment.reschedule(one, self.policy, progressed, cancelled)
 
 
 def sources_of(reader: TraceReader, replays: Replays) -> Sources:

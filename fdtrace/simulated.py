@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.replayer.simulation import Simulation, Step
-    from fdtrace.replayer.workload import Workload
+    from fdtrace.replayer.replay.simulation import Simulation, Step
+    from fdtrace.replayer.workload.workload import Workload
 
 COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls", "departs", "ends")
 

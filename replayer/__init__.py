@@ -1,7 +1,5 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
-from fdtrace.replayer.case import workload_from_case
-from fdtrace.replayer.compare import history_of, replay, reschedule
 from fdtrace.replayer.config import (
     ORIGINAL,
     POLICIES,
@@ -11,7 +9,18 @@ from fdtrace.replayer.config import (
     is_modelled,
     parse_policy,
 )
-from fdtrace.replayer.events import (
+from fdtrace.replayer.experiment import Experiment, history_of, replay_recording, reschedule
+from fdtrace.replayer.formulas import (
+    BUILTIN,
+    VARIABLES,
+    Formula,
+    Variables,
+    formula_from_class,
+    parse_formula,
+)
+from fdtrace.replayer.history.history import Cut, Fidelity, Hang, History, Outcome
+from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
@@ -29,22 +38,14 @@ from fdtrace.replayer.events import (
     Rescheduled,
     Resumed,
     Schedule,
+    StepRow,
 )
-from fdtrace.replayer.formulas import (
-    BUILTIN,
-    VARIABLES,
-    Formula,
-    Variables,
-    formula_from_class,
-    parse_formula,
-)
-from fdtrace.replayer.history import Fidelity, Hang, History, Outcome, StepRow
-from fdtrace.replayer.outcome import outcome_dict
-from fdtrace.replayer.reschedule import Replay, ReplayCancelled
-from fdtrace.replayer.scheduler import Scheduler
-from fdtrace.replayer.simulation import Simulation, golden_line
-from fdtrace.replayer.state import SchedulerFailed
-from fdtrace.replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.model.scheduler import Scheduler
+from fdtrace.replayer.model.state import SchedulerFailed
+from fdtrace.replayer.replay.run import Replay, ReplayCancelled
+from fdtrace.replayer.replay.simulation import Simulation, golden_line
+from fdtrace.replayer.workload.from_case import workload_from_case
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 __all__ = [
     "BUILTIN",
@@ -54,10 +55,12 @@ __all__ = [
     "VARIABLES",
     "Aborted",
     "Arrived",
+    "Cut",
     "Decision",
     "Discarded",
     "Emitted",
     "Event",
+    "Experiment",
     "Fidelity",
     "Finished",
     "Formula",
@@ -92,7 +95,7 @@ __all__ = [
     "outcome_dict",
     "parse_formula",
     "parse_policy",
-    "replay",
+    "replay_recording",
     "reschedule",
     "workload_from_case",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,50 @@ def test_rooms_are_small(package: str) -> None:
     for path in sources(package):
         lines = path.read_text().count("\n")
         assert lines <= LONGEST, f"{path}: {lines} lines"
+
+
+def classes(package: str) -> dict[str, tuple[int, list[str]]]:
+    """Each class of a package: its lines, and the names of its bases."""
+    found = {}
+    for path in sources(package):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+                found[node.name] = (node.end_lineno or 0) - node.lineno + 1, bases
+    return found
+
+
+@pytest.mark.parametrize("package", ["tui", "fdtrace"])
+def test_a_class_is_small_with_its_bases(package: str) -> None:
+    known = {name: each for above in FLOORS for name, each in classes(above).items()} | classes(package)
+
+    def lines(name: str) -> int:
+        own, bases = known.get(name, (0, []))
+        return own + sum(lines(base) for base in bases if base != name)
+
+    for name in classes(package):
+        assert lines(name) <= LONGEST, f"{name}: {lines(name)} lines with its bases"
+
+
+def module(path: Path) -> str:
+    """The name that a file is imported by."""
+    *folders, name = path.relative_to(ROOT).with_suffix("").parts
+    names = [*folders, name] if name != "__init__" else folders
+    return ".".join(names if names[0] == "fdtrace" else ["fdtrace", *names])
+
+
+@pytest.mark.parametrize("package", ["replayer", "tui", "fdtrace"])
+def test_no_two_modules_import_each_other(package: str) -> None:
+    """At any distance, and for types alone too."""
+    modules = {module(path): path for path in sources(package)}
+    imports = {}
+    for name, path in modules.items():
+        imports[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                one = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+                imports[name] |= one or {node.module} & modules.keys()
+    assert tuple(TopologicalSorter(imports).static_order())
 
 
 def test_the_documented_schema_is_the_schema() -> None:

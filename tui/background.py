@@ -82,7 +82,8 @@ class Background(Generic[T]):
             wait: seconds that the screen waits for a result when nothing else is being done: what comes within them
                 is painted with what asked for it, not a frame later.
         """
-        self._name, self._deliver, self._failed = name, deliver, failed
+        self.name = name
+        self._deliver, self._failed = deliver, failed
         self._every, self._finish_begun, self._wait = every, finish_begun, wait
         self._queue: queue.SimpleQueue[_Piece[T] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -109,7 +110,7 @@ class Background(Generic[T]):
         self._pieces.add(piece)
         self._queue.put(piece)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"fdtrace-{self._name}", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=f"fdtrace-{self.name}", daemon=True)
             self._thread.start()
         if self._wait and alone and piece.ended.wait(self._wait):
             self._take(piece)

@@ -12,6 +12,7 @@ from rich.segment import Segment
 from textual.pilot import Pilot
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.tui import _textual
 from fdtrace.tui.app import ReplayApp
 
 SETTLE = 0.6
@@ -60,7 +61,7 @@ def _page(app: ReplayApp) -> str:
     console = Console(
         width=width, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    for strip in app.screen._compositor.render_strips():
+    for strip in _textual.strips_of(app):
         console.print(_Line([*strip]), end="")
     return console.export_html(inline_styles=True)
 

@@ -7,21 +7,17 @@ from dataclasses import dataclass
 
 from textual.binding import Binding
 
-MAX_PANES = 5
-"""Panes side by side at most; more are reached by paging."""
-
 FIRST = ("colon", "slash", "S", "W", "A", "e", "tab", "shift+tab")
 """Bindings that come before those of whatever has the focus."""
-
-COUNT_SECONDS = 1.0
-"""A count is forgotten when no key follows it for so long."""
-
-MAX_COUNT = 10_000_000
 
 
 @dataclass(frozen=True)
 class Key:
-    """Keys of one meaning: `keys` are Textual's names, `shown` what a person reads, `hint` a word for it."""
+    """Keys of one meaning: `keys` are Textual's names, `shown` what a person reads, `hint` a word for it.
+
+    `action` names the controller and the method that it calls: `navigation.step(1)` is `Navigation.step` in
+    `tui/navigation/controller.py`. Those of `app` are the app's own.
+    """
 
     keys: str
     action: str
@@ -35,54 +31,67 @@ MOVE, VIEW, PANES = "Move the cursor", "Zoom and pan", "Panes and formulas"
 WHY, DEBUG, OTHER = "Why", "Debug", "Other"
 
 KEYS = (
-    Key("l,right,f10", "step(1)", "l → F10", "one step on; 10l: ten", MOVE, "step"),
-    Key("h,left,f22,shift+f10", "step(-1)", "h ← Shift+F10", "one step back; 10h: ten", MOVE),
-    Key("n", "exceeded(1)", "n", "next step over the limit in the active pane; 12n: 12th", MOVE, "exceeded"),
-    Key("N", "exceeded(-1)", "N", "the one before", MOVE),
-    Key("g,home", "first", "g Home", "first step", MOVE),
-    Key("G,end", "last", "G End", "last step of any pane; 500G: step 500", MOVE),
-    Key("colon", "goto", ":", "go to a step (123, +50, -50, 25%, $), or a command", MOVE, "goto"),
-    Key("space", "play", "Space", "play, or stop", MOVE, "play"),
-    Key("plus,equals_sign", "speed(2)", "+", "play twice as fast", MOVE),
-    Key("minus", "speed(0.5)", "-", "play half as fast", MOVE),
-    Key("underscore", "reverse", "_", "play the other way", MOVE),
-    Key("u,ctrl+o", "undo", "u Ctrl+O", "back to where the last jump left", MOVE),
-    Key("U", "redo", "U", "forward again", MOVE),
-    Key("F", "live", "F", "follow a recording in progress", MOVE),
-    Key("enter", "inspect", "Enter", "inspect the step: budget, charges, reasons", WHY, "why"),
-    Key("r", "story", "r", "the story of the selected request, under each formula", WHY, "request"),
-    Key("slash", "filter", "/", "find requests by a part of their id, or their kind", WHY, "find"),
-    Key("S", "sql", "S", "ask the trace in SQL", WHY, "sql"),
-    Key("b", "break_here", "b", "breakpoint on this step, or none", DEBUG),
-    Key("B", "break_list", "B", "the breakpoints: add, edit, disable, remove", DEBUG, "breaks"),
-    Key("c", "continue(1)", "c", "on to the next breakpoint", DEBUG, "continue"),
-    Key("C", "continue(-1)", "C", "back to the breakpoint before", DEBUG),
-    Key("W", "watch", "W", "watch an expression over a step's columns", DEBUG),
-    Key("m", "mark", "m a", "mark this step with a letter", DEBUG),
-    Key("apostrophe", "to_mark", "' a", "go to a mark", DEBUG),
-    Key("w", "zoom(0.5)", "w", "zoom in at the cursor; 3w: three times", VIEW, "zoom"),
-    Key("s", "zoom(2)", "s", "zoom out", VIEW),
-    Key("a", "pan(-0.25)", "a", "pan left", VIEW),
-    Key("d", "pan(0.25)", "d", "pan right", VIEW),
-    Key("0", "fit", "0", "show everything", VIEW, "fit"),
-    Key("f", "follow", "f", "bring the cursor into the middle", VIEW),
+    Key("l,right,f10", "navigation.step(1)", "l → F10", "one step on; 10l: ten", MOVE, "step"),
+    Key("h,left,f22,shift+f10", "navigation.step(-1)", "h ← Shift+F10", "one step back; 10h: ten", MOVE),
+    Key(
+        "n",
+        "navigation.exceeded(1)",
+        "n",
+        "next step over the limit in the active pane; 12n: 12th",
+        MOVE,
+        "exceeded",
+    ),
+    Key("N", "navigation.exceeded(-1)", "N", "the one before", MOVE),
+    Key("g,home", "navigation.first", "g Home", "first step", MOVE),
+    Key("G,end", "navigation.last", "G End", "last step of any pane; 500G: step 500", MOVE),
+    Key("colon", "prompt.goto", ":", "go to a step (123, +50, -50, 25%, $), or a command", MOVE, "goto"),
+    Key("space", "navigation.play", "Space", "play, or stop", MOVE, "play"),
+    Key("plus,equals_sign", "navigation.speed(2)", "+", "play twice as fast", MOVE),
+    Key("minus", "navigation.speed(0.5)", "-", "play half as fast", MOVE),
+    Key("underscore", "navigation.reverse", "_", "play the other way", MOVE),
+    Key("u,ctrl+o", "navigation.undo", "u Ctrl+O", "back to where the last jump left", MOVE),
+    Key("U", "navigation.redo", "U", "forward again", MOVE),
+    Key("F", "live.follow", "F", "follow a recording in progress", MOVE),
+    Key("enter", "inspector.inspect", "Enter", "inspect the step: budget, charges, reasons", WHY, "why"),
+    Key("r", "inspector.story", "r", "the story of the selected request, under each formula", WHY, "request"),
+    Key("slash", "tables.find", "/", "find requests by a part of their id, or their kind", WHY, "find"),
+    Key("S", "queries.ask", "S", "ask the trace in SQL", WHY, "sql"),
+    Key("b", "debugger.break_here", "b", "breakpoint on this step, or none", DEBUG),
+    Key("B", "debugger.break_list", "B", "the breakpoints: add, edit, disable, remove", DEBUG, "breaks"),
+    Key("c", "debugger.continue_(1)", "c", "on to the next breakpoint", DEBUG, "continue"),
+    Key("C", "debugger.continue_(-1)", "C", "back to the breakpoint before", DEBUG),
+    Key("W", "debugger.ask_watch", "W", "watch an expression over a step's columns", DEBUG),
+    Key("m", "navigation.mark", "m a", "mark this step with a letter", DEBUG),
+    Key("apostrophe", "navigation.to_mark", "' a", "go to a mark", DEBUG),
+    Key("w", "navigation.zoom(0.5)", "w", "zoom in at the cursor; 3w: three times", VIEW, "zoom"),
+    Key("s", "navigation.zoom(2)", "s", "zoom out", VIEW),
+    Key("a", "navigation.pan(-0.25)", "a", "pan left", VIEW),
+    Key("d", "navigation.pan(0.25)", "d", "pan right", VIEW),
+    Key("0", "navigation.fit", "0", "show everything", VIEW, "fit"),
+    Key("f", "navigation.centre", "f", "bring the cursor into the middle", VIEW),
     Key("1,2,3,4,5", "", "1–5", "make a pane the active one", PANES, "pane"),
-    Key("tab", "pane(1)", "Tab", "the next pane", PANES),
-    Key("shift+tab", "pane(-1)", "Shift+Tab", "the pane before", PANES),
-    Key("right_square_bracket", "page(1)", "]", "the next formulas, where there are more than fit", PANES),
-    Key("left_square_bracket", "page(-1)", "[", "the formulas before", PANES),
-    Key("z", "maximise", "z", "the active pane alone, and back", PANES, "maximise"),
-    Key("A", "add_formula", "A", "add a formula: a name, or NAME: EXPRESSION", PANES, "add"),
-    Key("e", "edit_formula", "e", "edit the active pane's formula", PANES),
-    Key("D", "remove_formula", "D", "remove the active pane", PANES),
-    Key("x", "cancel", "x", "stop a replay that is being computed; again: start it anew", PANES),
-    Key("j,down", "scroll(1)", "j ↓", "the next request, or row; scrolls the inspector", OTHER),
-    Key("k,up", "scroll(-1)", "k ↑", "the one before", OTHER),
-    Key("pagedown", "scroll_page(1)", "PgDn", "a page down", OTHER),
-    Key("pageup", "scroll_page(-1)", "PgUp", "a page up", OTHER),
-    Key("escape", "escape", "Esc", "close what is open: inspector, rows, filter", OTHER),
-    Key("question_mark,f1", "help", "?", "this help", OTHER, "help"),
-    Key("q,ctrl+c", "quit", "q", "quit", OTHER, "quit"),
+    Key("tab", "panes.pane(1)", "Tab", "the next pane", PANES),
+    Key("shift+tab", "panes.pane(-1)", "Shift+Tab", "the pane before", PANES),
+    Key(
+        "right_square_bracket",
+        "panes.page(1)",
+        "]",
+        "the next formulas, where there are more than fit",
+        PANES,
+    ),
+    Key("left_square_bracket", "panes.page(-1)", "[", "the formulas before", PANES),
+    Key("z", "panes.maximise", "z", "the active pane alone, and back", PANES, "maximise"),
+    Key("A", "panes.ask_formula", "A", "add a formula: a name, or NAME: EXPRESSION", PANES, "add"),
+    Key("e", "panes.edit_formula", "e", "edit the active pane's formula", PANES),
+    Key("D", "panes.remove_formula", "D", "remove the active pane", PANES),
+    Key("x", "panes.cancel", "x", "stop a replay that is being computed; again: start it anew", PANES),
+    Key("j,down", "tables.scroll(1)", "j ↓", "the next request, or row; scrolls the inspector", OTHER),
+    Key("k,up", "tables.scroll(-1)", "k ↑", "the one before", OTHER),
+    Key("pagedown", "tables.scroll_page(1)", "PgDn", "a page down", OTHER),
+    Key("pageup", "tables.scroll_page(-1)", "PgUp", "a page up", OTHER),
+    Key("escape", "app.escape", "Esc", "close what is open: inspector, rows, filter", OTHER),
+    Key("question_mark,f1", "app.help", "?", "this help", OTHER, "help"),
+    Key("q,ctrl+c", "app.quit", "q", "quit", OTHER, "quit"),
 )
 
 COMMANDS = (
@@ -104,9 +113,24 @@ MOUSE = (
     ("click on a hint below", "the same as its key"),
 )
 
-HINTS = (("h/l", "step(1)"), ("n/N", "exceeded(1)"), ("Enter", "inspect"), ("w/s", "zoom(0.5)"), ("0", "fit"),
-         (":", "goto"), ("Space", "play"), ("r", "story"), ("c/C", "continue(1)"), ("z", "maximise"),
-         ("A", "add_formula"), ("S", "sql"), ("?", "help"), ("q", "quit"))  # fmt: skip
+ESCAPE = ("inspector", "queries", "tables")
+"""What Escape closes: the first of these controllers that has something open."""
+
+HINTS = (
+    ("h/l", "navigation.step(1)"), ("n/N", "navigation.exceeded(1)"), ("Enter", "inspector.inspect"),
+    ("w/s", "navigation.zoom(0.5)"), ("0", "navigation.fit"), (":", "prompt.goto"), ("Space", "navigation.play"),
+    ("r", "inspector.story"), ("c/C", "debugger.continue_(1)"), ("z", "panes.maximise"), ("A", "panes.ask_formula"),
+    ("S", "queries.ask"), ("?", "app.help"), ("q", "app.quit"),
+)  # fmt: skip
+
+
+def do(action: str) -> str:
+    """An action of the table as Textual runs it: `navigation.step(1)` is the app's `do('navigation.step', 1)`."""
+    target, _, arguments = action.partition("(")
+    if target.startswith("app."):
+        return action
+    given = arguments.rstrip(")")
+    return f"app.do({target!r}{', ' if given else ''}{given})"
 
 
 def bindings() -> Iterator[Binding]:
@@ -117,7 +141,7 @@ def bindings() -> Iterator[Binding]:
     """
     for key in KEYS:
         if key.action and not key.keys.isdigit():
-            yield Binding(key.keys, key.action, key.help, show=False, priority=key.keys in FIRST)
+            yield Binding(key.keys, do(key.action), key.help, show=False, priority=key.keys in FIRST)
 
 
 def hints(width: int) -> list[tuple[str, str]]:
@@ -130,49 +154,3 @@ def hints(width: int) -> list[tuple[str, str]]:
     while len(texts) > 2 and sum(len(text) for text, _ in texts) + 3 * (len(texts) - 1) > width:
         del texts[-3]
     return texts
-
-
-class Count:
-    """Digits typed before a key, as in `10l`.
-
-    A digit from 1 to 5 alone also makes that pane the active one. Where a moving key follows within a second,
-    it was a count: `take` gives it, and `undo` tells which pane was active before. Jumps to exceeded steps
-    depend on the active pane, so a lone digit that named a pane is none for them: `2n` is the next exceeded
-    step of pane 2, `12n` the twelfth.
-    """
-
-    def __init__(self) -> None:
-        self._digits = ""
-        self._at = 0.0
-        self.undo: int | None = None
-
-    def digit(self, digit: str, now: float, active: int | None) -> bool:
-        """Add a digit typed at `now` (seconds); `active`: the pane active before. False: `0` starts none."""
-        if now - self._at > COUNT_SECONDS:
-            self.clear()
-        if digit == "0" and not self._digits:
-            return False
-        if not self._digits:
-            self.undo = active
-        self._digits += digit
-        self._at = now
-        return True
-
-    def take(self, now: float, *, by_pane: bool = False) -> int | None:
-        """The count, and forget it; None: there is none. `by_pane`: the key depends on the active pane."""
-        digits, fresh = self._digits, now - self._at <= COUNT_SECONDS
-        named_pane = by_pane and len(digits) == 1 and int(digits) <= MAX_PANES
-        if not digits or not fresh or named_pane:
-            self.clear()
-            return None
-        self._digits = ""
-        return min(int(digits), MAX_COUNT)
-
-    def clear(self) -> None:
-        """Forget what was typed."""
-        self._digits, self.undo = "", None
-
-    @property
-    def pending(self) -> str:
-        """The digits so far."""
-        return self._digits

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.history import StepRow
-from fdtrace.tui.jobs import Replay, Rows
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.tui.panes.jobs import Replay, Rows
 
 
 @dataclass(frozen=True)

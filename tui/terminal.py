@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
-from fdtrace.tui.style import BLOCKS
+from fdtrace.tui.theme import BLOCKS
 
 WITHOUT_BLOCKS = ("dumb", "linux", "vt52", "vt100", "vt102", "vt220", "ansi")
 """Values of TERM whose fonts lack the eighths of a block."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fdtrace.recorder.recording import Recording
     from fdtrace.recorder.standstill import Standstill
-    from fdtrace.replayer.history import History
+    from fdtrace.replayer.history.history import History
     from fdtrace.tui.terminal import Terminal
 
 
@@ -98,7 +98,7 @@ def _show(args: argparse.Namespace) -> int:
         if drawing:
             from fdtrace.tui.export import write_screen
 
-            screen.sources = replace(screen.sources, tail=None)
+            screen.session.sources = replace(screen.session.sources, tail=None)
             keys = (args.keys or "").split()
             write_screen(screen, size=args.size, keys=keys, svg=args.svg, html=args.html)
         else:
@@ -126,7 +126,7 @@ def _size(text: str) -> tuple[int, int]:
 def _print_json(recording: Recording, histories: list[History], still: Standstill | None) -> None:
     import json
 
-    from fdtrace.tui.report import histories_json
+    from fdtrace.tui.report.report import histories_json
 
     print(json.dumps(histories_json(recording, histories, still)))
 
@@ -134,6 +134,6 @@ def _print_json(recording: Recording, histories: list[History], still: Standstil
 def _print_report(recording: Recording, histories: list[History], still: Standstill | None) -> None:
     from rich.console import Console
 
-    from fdtrace.tui.report import render_report
+    from fdtrace.tui.report.report import render_report
 
     render_report(recording, histories, Console(), still)

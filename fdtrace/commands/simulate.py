@@ -26,8 +26,8 @@ from fdtrace.recorder.errors import FdtraceError, UsageError
 
 if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.interface import AnyScheduler
-    from fdtrace.replayer.workload import Workload
+    from fdtrace.replayer.replay.any_scheduler import AnyScheduler
+    from fdtrace.replayer.workload.workload import Workload
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.simulated import Simulated
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate to the end of the workload, to a hang, or to the limit of steps; 1 for the last two."""
-    from fdtrace.replayer.case import workload_from_case
+    from fdtrace.replayer.workload.from_case import workload_from_case
     from fdtrace.schedulers import given_schedulers
     from fdtrace.workload_file import read_case
 
@@ -132,10 +132,10 @@ def _scheduler(
     workload: Workload, by: Formula | GivenScheduler, policy_name: str | None
 ) -> Iterator[tuple[AnyScheduler, list[str]]]:
     """The scheduler, and what FastDeploy would refuse of this workload: its version that the model follows."""
-    from fdtrace.replayer.compare import policy_with
     from fdtrace.replayer.config import ORIGINAL
-    from fdtrace.replayer.scheduler import Scheduler
-    from fdtrace.replayer.startup import refusals
+    from fdtrace.replayer.experiment import policy_with
+    from fdtrace.replayer.model.scheduler import Scheduler
+    from fdtrace.replayer.workload.startup_checks import refusals
     from fdtrace.replays import policy_of
     from fdtrace.schedulers import GivenScheduler
 
@@ -152,8 +152,8 @@ def _scheduler(
 def _simulate(
     workload: Workload, by: Formula | GivenScheduler, policy: str | None, out: TextIO | None
 ) -> Simulated:
-    from fdtrace.replayer.simulation import Simulation, decision_line, golden_line
-    from fdtrace.replayer.state import SchedulerFailed
+    from fdtrace.replayer.model.state import SchedulerFailed
+    from fdtrace.replayer.replay.simulation import Simulation, decision_line, golden_line
     from fdtrace.simulated import Simulated
 
     with _scheduler(workload, by, policy) as (scheduler, refused):

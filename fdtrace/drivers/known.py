@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fdtrace.replayer.events import Resumed
-from fdtrace.replayer.request import Plan
+from fdtrace.replayer.model.events import Lack, Resumed
+from fdtrace.replayer.model.request import Plan
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ def head_of(answer: dict[str, Any]) -> dict[str, Any]:
     missing = needed - answer["free_blocks"]
     if missing <= 0:
         return {}
-    return {"blocked": name, "num_needed_blocks": needed, "num_missing_blocks": missing}
+    return {"num_missing_blocks": missing, "lack": Lack(name, needed)}
 
 
 def state_of(resumed: Resumed) -> dict[str, int]:

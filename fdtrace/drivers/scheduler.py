@@ -12,7 +12,7 @@ from fdtrace.drivers.known import KnownRequest, head_of, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.events import (
+from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Cached,
@@ -28,11 +28,11 @@ from fdtrace.replayer.events import (
     Rescheduled,
     Resumed,
     Schedule,
+    StepRow,
     Told,
 )
-from fdtrace.replayer.history import StepRow
-from fdtrace.replayer.request import Plan
-from fdtrace.replayer.state import SchedulerFailed
+from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.state import SchedulerFailed
 
 FIRST_TOKEN = 1000
 """Tokens below have meanings to some engines."""
@@ -219,7 +219,6 @@ class DrivenScheduler:
             num_free_blocks=answer["free_blocks"],
             num_running=answer["running"],
             num_waiting=answer["waiting"],
-            new_token_ratio=answer.get("new_token_ratio"),
             **head_of(answer),
         )
 
@@ -290,6 +289,16 @@ class DrivenScheduler:
     def num_blocks(self) -> int:
         """KV blocks that requests can have, all together."""
         return self.config.num_blocks
+
+    @property
+    def num_reserved_blocks(self) -> int | None:
+        """Not told."""
+        return None
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        """The ratio after the last call, where the engine reserves blocks by one."""
+        return self._answer.get("new_token_ratio")
 
     @property
     def snapshot_is_whole(self) -> bool:

@@ -11,8 +11,7 @@ from fdtrace.drivers.known import head_of
 from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.events import Arrived, Cached, Decision, Forward
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, StepRow
 
 
 class DrivenVllm(DrivenScheduler):

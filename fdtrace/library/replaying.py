@@ -12,11 +12,11 @@ from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
 from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer import Formula, History, Outcome, StepRow, outcome_dict
-from fdtrace.replayer.compare import Desk, policy_with
+from fdtrace.replayer import Experiment, Formula, History, Outcome, StepRow, outcome_dict
+from fdtrace.replayer.analysis.explain_step import Explainer
+from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
-from fdtrace.replayer.explain import Explainer
-from fdtrace.replayer.fidelity import recorded_policy
+from fdtrace.replayer.experiment import policy_with
 
 FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
@@ -242,24 +242,24 @@ def replay(
     chosen = as_formulas(formulas)
     asked = parse_policy(policy) if isinstance(policy, str) else policy
     value = recording.value
-    desk = Desk(value, None, clock, device_bytes)
+    experiment = Experiment(value, None, clock, device_bytes)
     rows = value.details.step_rows
     memory_rows = rows if isinstance(rows, RowsInMemory) else None
-    runs = [ReplayRun(desk.recorded(), None, memory_rows)]
+    runs = [ReplayRun(experiment.recorded(), None, memory_rows)]
     for formula in chosen:
         if as_recorded:
-            runs.append(ReplayRun(desk.as_recorded(formula), None, memory_rows))
+            runs.append(ReplayRun(experiment.as_recorded(formula), None, memory_rows))
         else:
-            history = desk.reschedule(formula, asked)
+            history = experiment.reschedule(formula, asked)
             by = asked or policy_with(formula) or recorded_policy(value)
-            runs.append(ReplayRun(history, _explaining(desk, formula, by, history), memory_rows))
+            runs.append(ReplayRun(history, _explaining(experiment, formula, by, history), memory_rows))
     return Runs(runs)
 
 
 def _explaining(
-    desk: Desk, formula: Formula, policy: Policy, history: History
+    experiment: Experiment, formula: Formula, policy: Policy, history: History
 ) -> Callable[[int], StepReasons]:
-    explainer = Explainer(lambda: desk.workload, formula, policy)
+    explainer = Explainer(lambda: experiment.workload, formula, policy)
 
     def explain(step: int) -> StepReasons:
         numbers, hang = history.columns["step"], history.outcome.hang

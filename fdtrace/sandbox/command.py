@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.case_variables import MODELLED
+from fdtrace.replayer.workload.case_variables import MODELLED
 from fdtrace.sandbox import framework
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.counts import Counts

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from fdtrace.replayer.events import Forward
+from fdtrace.replayer.model.events import Forward
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.counts import Counts, Ledger
 from fdtrace.sandbox.load import Load

@@ -22,8 +22,8 @@ from fdtrace.replayer import (
     parse_policy,
 )
 from fdtrace.replayer.formulas import parse_formula
-from fdtrace.replayer.hang import HangWatch
-from fdtrace.replayer.history import Hang
+from fdtrace.replayer.history.history import Hang
+from fdtrace.replayer.replay.hang import HangWatch
 from fdtrace.sandbox.blocks import BlockList
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.request import NO_SLOT, Request, Scheduled

@@ -20,9 +20,9 @@ import pytest
 
 from fdtrace.recorder.trace import open_trace
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.compare import reschedule
+from fdtrace.replayer.experiment import reschedule
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.history import History
+from fdtrace.replayer.history.history import History
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.lab import differences
 from tests.fastdeploy.test_attach import wrapped_methods

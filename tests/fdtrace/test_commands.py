@@ -215,8 +215,8 @@ def test_a_hang_and_a_cut_fail_the_check(
 ) -> None:
     assert main(["check", str(trace), "-f", "nothing: 0"]) == 1
     assert "; hangs at step" in capsys.readouterr().out
-    monkeypatch.setattr("fdtrace.replayer.recorded_work.STEPS_FACTOR", 0)
-    monkeypatch.setattr("fdtrace.replayer.recorded_work.STEPS_MORE", 5)
+    monkeypatch.setattr("fdtrace.replayer.workload.from_recording.STEPS_FACTOR", 0)
+    monkeypatch.setattr("fdtrace.replayer.workload.from_recording.STEPS_MORE", 5)
     assert main(["check", str(trace), "-f", "pr7499"]) == 1
     assert "cut at step" in capsys.readouterr().out
     assert main(["replay", str(trace), "-f", "pr7499", "--json"]) == 0

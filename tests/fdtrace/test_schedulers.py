@@ -19,7 +19,7 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.compare import Desk
+from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.schedulers import given_schedulers
 from tests.fdtrace.test_simulate import CASES, NOT_DONE, VERSIONS, case, golden, lines_of
@@ -83,12 +83,12 @@ def test_drawn_cases_and_roles_are_decided_as_recorded(
 @pytest.mark.parametrize("name", ["speculative", "shared_prefix"])
 def test_a_recording_is_rescheduled_as_by_the_model_of_that_version(name: str, versions: list[str]) -> None:
     """Recorded under `original`; prefixes are known by the hashes of their blocks alone."""
-    desk = Desk(make_recording(read_case(name), golden(name, "original"), "original"))
-    with opened(desk.workload.config) as driven:
-        through = desk.reschedule(driven)
+    experiment = Experiment(make_recording(read_case(name), golden(name, "original"), "original"))
+    with opened(experiment.workload.config) as driven:
+        through = experiment.reschedule(driven)
     (version,) = versions[:1]
     policy = POLICIES.get(version, ORIGINAL)
-    model = desk.reschedule(BUILTIN[version], policy)
+    model = experiment.reschedule(BUILTIN[version], policy)
     for column in ("num_tokens", "num_prefill_tokens", "num_running", "num_waiting", "num_free_blocks"):
         assert through.columns[column].tolist() == model.columns[column].tolist()
     assert through.outcome.num_refused_tokens is None
@@ -100,10 +100,10 @@ def test_a_recording_is_rescheduled_as_by_the_model_of_that_version(name: str, v
 @pytest.mark.parametrize("name", ["speculative", "shared_prefix"])
 def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, versions: list[str]) -> None:
     whole = make_recording(read_case(name), golden(name, "original"), "original")
-    desk = Desk(begun_at(whole, read_case(name), 40))
-    with opened(desk.workload.config) as driven:
-        through = desk.reschedule(driven)
-    model = desk.reschedule(BUILTIN[versions[0]], POLICIES.get(versions[0], ORIGINAL))
+    experiment = Experiment(begun_at(whole, read_case(name), 40))
+    with opened(experiment.workload.config) as driven:
+        through = experiment.reschedule(driven)
+    model = experiment.reschedule(BUILTIN[versions[0]], POLICIES.get(versions[0], ORIGINAL))
     assert through.columns["num_tokens"].tolist() == model.columns["num_tokens"].tolist()
     assert through.columns["num_free_blocks"].tolist() == model.columns["num_free_blocks"].tolist()
 
@@ -112,11 +112,11 @@ def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, versions: l
 def test_a_hang_of_the_real_code_is_found(versions: list[str]) -> None:
     if versions[0] not in ("pr7499", "pr7623", "release_2_6"):
         pytest.skip("this version does not hang")
-    desk = Desk(
+    experiment = Experiment(
         make_recording(read_case("full_reservation"), golden("full_reservation", "original"), "original")
     )
-    with opened(desk.workload.config) as driven:
-        hang = desk.reschedule(driven).outcome.hang
+    with opened(experiment.workload.config) as driven:
+        hang = experiment.reschedule(driven).outcome.hang
     assert hang is not None
     assert "16 requests stall" in hang.cause
 

@@ -20,10 +20,10 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.loading import restarts
 from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording, RowScan, StepDigests
 from fdtrace.recorder.trace import open_trace
+from fdtrace.replayer.analysis.divergence import COMPARED
+from fdtrace.replayer.analysis.fidelity import fidelity_of
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.divergence import COMPARED
-from fdtrace.replayer.fidelity import fidelity_of
-from fdtrace.replayer.prefixes import Blocks, Prefixes
+from fdtrace.replayer.workload.block_contents import Blocks, Prefixes
 from fdtrace.schedulers import DRIVERS
 
 Captured = pytest.CaptureFixture[str]

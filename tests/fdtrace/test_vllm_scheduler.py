@@ -22,8 +22,8 @@ from fdtrace.cli import main
 from fdtrace.recorder import schema
 from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
 from fdtrace.recorder.trace import open_trace
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.history import Fidelity, History
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.replays import RecordedRows
 from fdtrace.schedulers import given_schedulers
 from tests.replayer.conftest import read_case
@@ -152,10 +152,10 @@ def replayed(path: Path) -> tuple[Recording, History]:
     """The trace, and its requests through the real scheduler."""
     with open_trace(path) as trace:
         recording = trace.recording().loaded()
-        desk = Desk(recording, RecordedRows(trace, 0))
+        experiment = Experiment(recording, RecordedRows(trace, 0))
         (given,) = given_schedulers(["vllm"], PYTHON)
-        with given.open(desk.workload.config, {}, recording.engine.config) as driven:
-            return recording, desk.reschedule(driven)
+        with given.open(experiment.workload.config, {}, recording.engine.config) as driven:
+            return recording, experiment.reschedule(driven)
 
 
 def fidelity(history: History) -> Fidelity:

@@ -21,7 +21,7 @@ from fdtrace.recorder.recording import (
     LoadedDetails,
     Recording,
 )
-from fdtrace.replayer.case import workload_from_case
+from fdtrace.replayer.workload.from_case import workload_from_case
 
 settings.register_profile("replayer", deadline=None)
 settings.load_profile("replayer")

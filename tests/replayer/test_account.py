@@ -7,12 +7,12 @@ import pytest
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import BUILTIN, ORIGINAL, History, Replay, history_of, parse_formula, workload_from_case
-from fdtrace.replayer.account import Accountant
-from fdtrace.replayer.condition import Condition
-from fdtrace.replayer.explain import Explainer
-from fdtrace.replayer.formulas.arithmetic import parts, spelled_out
-from fdtrace.replayer.story import story_of
-from fdtrace.replayer.workload import Workload
+from fdtrace.replayer.analysis.explain_step import Explainer
+from fdtrace.replayer.analysis.request_story import story_of
+from fdtrace.replayer.analysis.step_account import Accountant
+from fdtrace.replayer.formulas.worked_example import parts, spelled_out
+from fdtrace.replayer.history.condition import Condition
+from fdtrace.replayer.workload.workload import Workload
 from tests.tui.recordings import case, golden, lab_recording, plain_steps, recording_of
 
 VALUES = {

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
-from fdtrace.replayer.as_recorded import as_recorded, recorded_history
-from fdtrace.replayer.columns import formula_columns, running_decodes
-from fdtrace.replayer.compare import replay
-from fdtrace.replayer.fidelity import recorded_formula
+from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
-from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.history.as_recorded import as_recorded_history, recorded_history
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.recorded.step_state import formula_columns, running_decodes
 
 
 def recording(**columns: list[int]) -> Recording:
@@ -39,7 +39,7 @@ STEPS = {
 
 
 def test_prefill_is_held_back_and_decodes_are_not() -> None:
-    history = as_recorded(recording(**STEPS), BUILTIN["pr7499"])
+    history = as_recorded_history(recording(**STEPS), BUILTIN["pr7499"])
     assert history.columns["token_budget"].tolist() == [100, 60, 56]
     assert history.columns["allowed"].tolist() == [100, 100, 100]
     assert history.columns["num_tokens"].tolist() == [60, 100, 44]
@@ -48,7 +48,7 @@ def test_prefill_is_held_back_and_decodes_are_not() -> None:
 
 
 def test_a_formula_that_charges_too_little_exceeds() -> None:
-    history = as_recorded(recording(**STEPS), BUILTIN["original"])
+    history = as_recorded_history(recording(**STEPS), BUILTIN["original"])
     assert history.columns["allowed"].tolist() == [100, 130, 133]
     assert history.columns["num_tokens"].tolist() == [60, 115, 44]
     assert history.exceeded.tolist() == [1]
@@ -56,7 +56,7 @@ def test_a_formula_that_charges_too_little_exceeds() -> None:
 
 
 def test_tokens_refused_though_they_fitted() -> None:
-    history = as_recorded(recording(**STEPS), parse_formula("tiny: 5"))
+    history = as_recorded_history(recording(**STEPS), parse_formula("tiny: 5"))
     assert history.columns["num_tokens"].tolist() == [5, 45, 44]
     assert history.outcome.num_refused_tokens == 55 + 55
 
@@ -75,7 +75,9 @@ def test_the_formula_that_recorded_is_found_by_its_budgets() -> None:
 
 def test_rows_are_cut_where_the_allowance_ends() -> None:
     rows = [StepRow("a", "prefill", 50, 0), StepRow("b", "prefill", 25, 7), StepRow("c", "decode", 4, 90)]
-    history = as_recorded(recording(**STEPS), BUILTIN["pr7499"], rows=lambda step: rows if step == 11 else [])
+    history = as_recorded_history(
+        recording(**STEPS), BUILTIN["pr7499"], rows=lambda step: rows if step == 11 else []
+    )
     assert history.rows(11) == [StepRow("a", "prefill", 50, 0), StepRow("b", "prefill", 10, 7), rows[2]]
 
 
@@ -86,7 +88,7 @@ def test_a_recording_as_recorded_under_its_own_formula_is_itself(
 ) -> None:
     for version in ("original", "pr7499", "pr7623"):
         found = recording_of(case_of("speculative"), golden_of("speculative", version), version)
-        recorded, replayed = replay(found, [BUILTIN[version]], "as recorded")
+        recorded, replayed = replay_recording(found, [BUILTIN[version]], "as recorded")
         assert recorded.how == "recorded"
         assert replayed.how == "as recorded"
         assert replayed.columns["num_tokens"].tolist() == recorded.columns["num_tokens"].tolist()
@@ -109,7 +111,7 @@ def test_every_formula_does_a_million_steps(recwarn: pytest.WarningsRecorder) ->
         "mine: max_num_batched_tokens - num_running * 4 if num_waiting > 3 else num_blocks // 9"
     )
     for formula in (*BUILTIN.values(), mine):
-        history = as_recorded(found, formula)
+        history = as_recorded_history(found, formula)
         assert len(history.columns["num_tokens"]) == count
         at = 123_456
         assert isinstance(columns["num_running_decodes"], np.ndarray)

@@ -12,9 +12,9 @@ import pytest
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer import BUILTIN
-from fdtrace.replayer.clock import fit_durations
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.recorded_work import workload_from_recording
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.replayer.recorded.step_durations import fit_durations
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 RecordingOf = Callable[..., Recording]
 
@@ -72,7 +72,7 @@ def test_no_term_of_a_fit_is_negative(recording: Recording) -> None:
 
 def test_by_time_a_recording_of_exact_durations_reproduces_itself(recording: Recording) -> None:
     by_time, by_steps = (
-        Desk(recording, clock=kind).reschedule(BUILTIN["original"]) for kind in ("time", "steps")
+        Experiment(recording, clock=kind).reschedule(BUILTIN["original"]) for kind in ("time", "steps")
     )
     assert by_steps.outcome.fidelity is not None
     assert by_steps.outcome.fidelity.share == 1.0
@@ -90,7 +90,7 @@ def test_by_time_slower_steps_meet_more_requests(recording: Recording) -> None:
     workload = workload_from_recording(recording, "time")
     assert workload.requests[-1].arrival == pytest.approx(late / 1000, abs=2)
     assert all(a.arrival <= b.arrival for a, b in zip(workload.requests, workload.requests[1:], strict=False))
-    history = Desk(recording, clock="time").reschedule(BUILTIN["pr7438"])
+    history = Experiment(recording, clock="time").reschedule(BUILTIN["pr7438"])
     assert history.outcome.num_unfinished == 0
 
 

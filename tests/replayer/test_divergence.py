@@ -13,10 +13,11 @@ from rich.console import Console
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
-from fdtrace.replayer.compare import Desk
-from fdtrace.replayer.fidelity import recorded_policy
-from fdtrace.replayer.history import Divergence, Fidelity, History, StepRow
-from fdtrace.tui.report import histories_json, render_report
+from fdtrace.replayer.analysis.fidelity import recorded_policy
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.replayer.history.history import Divergence, Fidelity, History
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.tui.report.report import histories_json, render_report
 
 Make = Callable[[str], Recording]
 
@@ -46,7 +47,7 @@ def rows(golden_of: Callable[[str, str], list[dict[str, Any]]]) -> Callable[[int
 def replayed(
     recording: Recording, formula: str, rows: Callable[[int], list[StepRow]]
 ) -> tuple[History, Fidelity]:
-    history = Desk(recording, rows).reschedule(BUILTIN[formula])
+    history = Experiment(recording, rows).reschedule(BUILTIN[formula])
     assert history.outcome.fidelity is not None
     return history, history.outcome.fidelity
 
@@ -88,7 +89,7 @@ def test_a_recorded_budget_names_the_formula_as_the_rule(
     assert divergence(fidelity).rule.startswith("the budget formula")
     by_budget = replace(recording, engine=replace(recording.engine, config={}))
     assert replayed(by_budget, "original", rows)[1].share == 1.0
-    assert Desk(by_budget, rows).reschedule(BUILTIN["pr7499"]).outcome.fidelity is None
+    assert Experiment(by_budget, rows).reschedule(BUILTIN["pr7499"]).outcome.fidelity is None
 
 
 TAMPERED = {
@@ -148,8 +149,11 @@ def test_memory_and_clock_are_told_once_for_all(claims: Make) -> None:
     recording.steps["reserved_bytes"][:] = 2**30 + 2**20 * np.maximum.accumulate(
         recording.steps["num_tokens"]
     )
-    desk = Desk(recording, device_bytes=2 * 2**30)
-    histories = [desk.recorded(), *(desk.reschedule(BUILTIN[name]) for name in ("original", "pr7499"))]
+    experiment = Experiment(recording, device_bytes=2 * 2**30)
+    histories = [
+        experiment.recorded(),
+        *(experiment.reschedule(BUILTIN[name]) for name in ("original", "pr7499")),
+    ]
     out = io.StringIO()
     render_report(recording, histories, Console(file=out, width=160))
     text = out.getvalue()

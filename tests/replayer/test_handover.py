@@ -14,10 +14,10 @@ import pytest
 
 from fdtrace.recorder.recording import MISSING, Endings, HandoverSteps, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.compare import reschedule
+from fdtrace.replayer.experiment import reschedule
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.history import Fidelity, History
-from fdtrace.replayer.recorded_work import workload_from_recording
+from fdtrace.replayer.history.history import Fidelity, History
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 DATA = Path(__file__).parent.parent / "data" / "random"
 VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")

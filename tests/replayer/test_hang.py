@@ -17,7 +17,7 @@ from fdtrace.replayer import (
     workload_from_case,
 )
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.history import Hang
+from fdtrace.replayer.history.history import Hang
 from tests.replayer.conftest import read_case
 from tests.replayer.test_golden import CASES, VERSIONS
 

@@ -24,7 +24,7 @@ from fdtrace.replayer import (
     SchedulerConfig,
 )
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.state import SchedulerFailed
+from fdtrace.replayer.model.state import SchedulerFailed
 
 
 class Engine(RuleBasedStateMachine):

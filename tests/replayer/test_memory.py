@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
-from fdtrace.replayer.compare import replay
+from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.memory import fit_memory
+from fdtrace.replayer.recorded.memory_fit import fit_memory
 
 
 def recording(tokens: list[int], reserved: list[int]) -> Recording:
@@ -67,7 +67,9 @@ def test_an_inexact_fit_tells_its_error() -> None:
 
 def test_a_formula_implies_its_high_water() -> None:
     found = recording([50, 90, 110, 120], [1000, 1000, 1100, 1200])
-    recorded, original, tiny = replay(found, [BUILTIN["original"], BUILTIN["pr7438"]], "as recorded")
+    recorded, original, tiny = replay_recording(
+        found, [BUILTIN["original"], BUILTIN["pr7438"]], "as recorded"
+    )
     assert recorded.outcome.reserved_high_water == 1200
     assert original.outcome.peak_tokens == 100
     assert original.outcome.reserved_high_water == 1000
@@ -97,14 +99,14 @@ def test_peaks_are_fitted_where_what_is_reserved_stays_flat() -> None:
 
 def test_the_step_at_which_a_device_would_have_run_out() -> None:
     found = recording([50, 90, 110, 120], [1000, 1000, 1100, 1200])
-    recorded, original, tiny = replay(
+    recorded, original, tiny = replay_recording(
         found, [BUILTIN["original"], BUILTIN["pr7438"]], "as recorded", device_bytes=1099
     )
     assert (recorded.outcome.out_of_memory_step, recorded.outcome.device_bytes) == (2, 1099)
     assert original.outcome.out_of_memory_step is None
     assert tiny.outcome.out_of_memory_step is None
     assert original.outcome.memory is recorded.outcome.memory
-    unasked = replay(found, [], "as recorded")[0].outcome
+    unasked = replay_recording(found, [], "as recorded")[0].outcome
     assert (unasked.device_bytes, unasked.out_of_memory_step) == (None, None)
 
 
@@ -114,5 +116,5 @@ def test_what_the_device_holds_besides_counts() -> None:
     fit = fit_memory(found)
     assert fit is not None
     assert fit.other_bytes == 300
-    assert replay(found, [], "as recorded", device_bytes=1400)[0].outcome.out_of_memory_step == 3
+    assert replay_recording(found, [], "as recorded", device_bytes=1400)[0].outcome.out_of_memory_step == 3
     assert fit.first_over(np.array([50, 120]), 1400) == 1

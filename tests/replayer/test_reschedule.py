@@ -13,14 +13,14 @@ import pytest
 
 from fdtrace.recorder.recording import MISSING, Acceptance, Endings, InitialRequest, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
-from fdtrace.replayer.case import workload_from_case
-from fdtrace.replayer.compare import history_of, replay, reschedule
+from fdtrace.replayer.experiment import history_of, replay_recording, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
-from fdtrace.replayer.history import History
-from fdtrace.replayer.outcome import outcome_dict
-from fdtrace.replayer.recorded_work import workload_from_recording
-from fdtrace.replayer.reschedule import Replay, ReplayCancelled
-from fdtrace.replayer.simulation import Simulation
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.replay.run import Replay, ReplayCancelled
+from fdtrace.replayer.replay.simulation import Simulation
+from fdtrace.replayer.workload.from_case import workload_from_case
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 CaseOf = Callable[[str], dict[str, Any]]
 GoldenOf = Callable[[str, str], list[dict[str, Any]]]
@@ -80,7 +80,7 @@ def test_another_formula_gives_what_the_real_scheduler_decides(
 def test_a_hang_is_found_and_named(case_of: CaseOf, golden_of: GoldenOf, recording_of: RecordingOf) -> None:
     golden = golden_of("full_reservation", "original")
     recording = recording_of(case_of("full_reservation"), golden, "original")
-    recorded, original, fixed = replay(recording, [BUILTIN["original"], BUILTIN["pr7499"]])
+    recorded, original, fixed = replay_recording(recording, [BUILTIN["original"], BUILTIN["pr7499"]])
     assert original.outcome.hang is None
     assert original.outcome.fidelity is not None
     assert original.outcome.fidelity.share == 1.0
@@ -119,14 +119,14 @@ def test_all_kinds_of_formula_in_one_report(
 ) -> None:
     recording = recording_of(case_of("speculative"), golden_of("speculative", "original"), "original")
     mine = parse_formula("mine: max_num_batched_tokens - num_running_decodes * (num_speculative_tokens + 1)")
-    histories = replay(recording, [*BUILTIN.values(), mine])
+    histories = replay_recording(recording, [*BUILTIN.values(), mine])
     by_name = {history.name: history.outcome for history in histories}
     assert list(by_name) == ["recorded", *BUILTIN, "mine"]
     assert by_name["original"].num_exceeded == by_name["recorded"].num_exceeded == 126
     assert (
         by_name["pr7438"].num_exceeded == by_name["pr7499"].num_exceeded == by_name["exact"].num_exceeded == 0
     )
-    same = replay(recording, [BUILTIN["pr7499"], mine])[1:]
+    same = replay_recording(recording, [BUILTIN["pr7499"], mine])[1:]
     assert same[0].outcome == same[1].outcome
     assert by_name["pr7438"].num_refused_tokens > by_name["pr7499"].num_refused_tokens  # type: ignore[operator]
     assert outcome_dict(histories[1])["fidelity"]["share"] == 1.0
@@ -137,10 +137,12 @@ def test_progress_is_heard_and_a_replay_can_be_stopped(
 ) -> None:
     recording = recording_of(case_of("preemptions"), golden_of("preemptions", "original"), "original")
     heard: list[tuple[int, int]] = []
-    replay(recording, [BUILTIN["pr7499"]], progressed=lambda done, expected: heard.append((done, expected)))
+    replay_recording(
+        recording, [BUILTIN["pr7499"]], progressed=lambda done, expected: heard.append((done, expected))
+    )
     assert (2000, recording.num_steps) in heard
     with pytest.raises(ReplayCancelled):
-        replay(recording, [BUILTIN["pr7499"]], cancelled=lambda: True)
+        replay_recording(recording, [BUILTIN["pr7499"]], cancelled=lambda: True)
 
 
 def test_a_recording_cut_short_goes_on_to_where_it_ended(

@@ -183,7 +183,7 @@ def test_one_that_gets_no_blocks_is_named_as_the_hang() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["prefill0", "prefill1", "decode0", "decode1"])
 def test_a_replay_ends_as_the_simulation_does(name: str, policy: str) -> None:
-    """Its steps are the simulation's that ran tokens; its rows come from its tape."""
+    """Its steps are the simulation's that ran tokens; its rows come from its log."""
     case = json.loads((DATA / f"{name}.json").read_text())
     for spec in case["requests"]:  # waiting calls are no steps: there, clocks differ
         spec.pop("abort_after", None)
@@ -194,7 +194,7 @@ def test_a_replay_ends_as_the_simulation_does(name: str, policy: str) -> None:
     ran = [line for line in lines if line["tokens"]]
     replay = Replay(workload, formula, POLICIES[policy])
     replay.run()
-    columns, rows = replay.tape.columns(), replay.tape.reader()
+    columns, rows = replay.log.columns(), replay.log.reader()
     assert columns["num_tokens"].tolist()[: len(ran)] == [line["tokens"] for line in ran]
     assert columns["num_free_blocks"].tolist()[: len(ran)] == [line["free_blocks"] for line in ran]
     for step in range(0, len(ran), 7):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.simulation import Simulation
-from fdtrace.replayer.workload import Workload, WorkRequest
+from fdtrace.replayer.replay.simulation import Simulation
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.engine import Engine
 from fdtrace.sandbox.load import Load, LoadShape

@@ -15,7 +15,8 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.recording import MISSING, Acceptance, Endings, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer import BUILTIN, Replay, workload_from_case
 from fdtrace.replayer import history_of as run_history
-from fdtrace.replayer.history import Hang, History, How, Outcome, StepRow
+from fdtrace.replayer.history.history import Hang, History, How, Outcome
+from fdtrace.replayer.model.events import StepRow
 
 DATA = Path(__file__).parent.parent / "data"
 MIB = 2**20

@@ -9,15 +9,15 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer import parse_formula, replay
-from fdtrace.replayer.history import History, How
+from fdtrace.replayer import parse_formula, replay_recording
+from fdtrace.replayer.history.history import History, How
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
-from fdtrace.tui.jobs import Progress, Replay
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.inspector.panel import InspectorPanel
+from fdtrace.tui.panes.jobs import Progress, Replay
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.summary import StepSummary
+from fdtrace.tui.tables.requests import RequestTable
+from fdtrace.tui.tables.step_summary import StepSummary
 from tests.tui.recordings import case_recording, lab_history, lab_recording, step_rows
 
 CASE = "speculative"
@@ -57,7 +57,7 @@ def formula_replay(recording: Recording, text: str, how: How = "rescheduled") ->
         def progressed(done: int, expected: int) -> None:
             progress(done / max(1, expected))
 
-        done = replay(recording, [formula], how, progressed=progressed, cancelled=cancelled)
+        done = replay_recording(recording, [formula], how, progressed=progressed, cancelled=cancelled)
         return done[1]
 
     return Replay(formula.name, how, compute, formula, None, text)
@@ -114,13 +114,18 @@ async def settled(pilot: Pilot[None]) -> ReplayApp:
     """The app, once every replay is on the screen and the step's requests are."""
     app = of(pilot)
     await until(pilot, lambda: all(pane.job.ended and pane.seen == pane.job.state for pane in app.panes))
-    await until(pilot, lambda: str(app.board.cursor) in title_of(app))
+    await until(pilot, lambda: str(app.session.cursor) in title_of(app))
     return app
 
 
 def title_of(app: ReplayApp) -> str:
     """The words over the requests."""
     return app.query_one(RequestTable).border_title or ""
+
+
+def head_of(app: ReplayApp) -> str:
+    """The first line."""
+    return str(app.status.head.content)
 
 
 def status_of(app: ReplayApp) -> str:

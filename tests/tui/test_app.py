@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from textual import events
 
+from fdtrace.tui import _textual
 from fdtrace.tui.app import ReplayApp, run_replay
-from fdtrace.tui.dialogs import HelpScreen, parse_step
-from fdtrace.tui.keys import KEYS
-from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.keys import HINTS, KEYS
+from fdtrace.tui.prompt.help_screen import HelpScreen
+from fdtrace.tui.prompt.step_numbers import parse_step
+from fdtrace.tui.tables.requests import RequestTable
 from fdtrace.tui.terminal import Terminal
 from tests.tui.recordings import (
     columns,
@@ -43,7 +45,7 @@ SIZE = (100, 30)
 async def test_opens_on_the_first_exceeded_step_with_its_requests() -> None:
     async with lab_app().run_test(size=SIZE) as pilot:
         app = await settled(pilot)
-        assert app.board.cursor == EXCEEDED[0]
+        assert app.session.cursor == EXCEEDED[0]
         assert list(app.query_one(RequestTable).rows) == step_rows(CASE, "original")(EXCEEDED[0])
         line = next(line for line in golden(CASE, "original") if line["step"] == EXCEEDED[0])
         assert f"= {line['tokens']}, exceeds 1024 by {line['tokens'] - 1024}" in title_of(app)
@@ -64,55 +66,55 @@ async def test_steps_and_counts() -> None:
     async with lab_app(step=50).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
         await pilot.press("l")
-        assert app.board.cursor == 51
+        assert app.session.cursor == 51
         await pilot.press("left", "h")
-        assert app.board.cursor == 49
+        assert app.session.cursor == 49
         await pilot.press("1", "0", "l")
-        assert app.board.cursor == 59
+        assert app.session.cursor == 59
         await pilot.press("1", "2", "0", "h")
-        assert app.board.cursor == app.board.window.low
+        assert app.session.cursor == app.session.window.low
         await pilot.press("G")
-        assert app.board.cursor == LAST
+        assert app.session.cursor == LAST
         await pilot.press("7", "7", "G")
-        assert app.board.cursor == 77
+        assert app.session.cursor == 77
         await pilot.press("g")
-        assert app.board.cursor == app.board.window.low
+        assert app.session.cursor == app.session.window.low
 
 
 async def test_next_and_previous_exceeded_step_belong_to_the_active_pane() -> None:
     async with lab_app(step=EXCEEDED[0]).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
         await pilot.press("n")
-        assert app.board.cursor == EXCEEDED[1]
+        assert app.session.cursor == EXCEEDED[1]
         await pilot.press("1", "0", "n")
-        assert app.board.cursor == EXCEEDED[11]
+        assert app.session.cursor == EXCEEDED[11]
         await pilot.press("N")
-        assert app.board.cursor == EXCEEDED[10]
+        assert app.session.cursor == EXCEEDED[10]
         await pilot.press("G", "n")
-        assert app.board.cursor == LAST
+        assert app.session.cursor == LAST
         assert "no step over the limit after this one" in status_of(app)
         await pilot.press("g", "2", "n")
-        assert app.board.active == 1
-        assert app.board.cursor == app.board.window.low
+        assert app.session.active == 1
+        assert app.session.cursor == app.session.window.low
 
 
 async def test_goto() -> None:
     async with lab_app(step=10).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
         await pilot.press("colon", *"123", "enter")
-        assert app.board.cursor == 123
+        assert app.session.cursor == 123
         app.post_message(events.Key("colon", ":"))
         for key in "77":
             app.post_message(events.Key(key, key))
         app.post_message(events.Key("enter", None))
-        await until(pilot, lambda: app.board.cursor == 77)
+        await until(pilot, lambda: app.session.cursor == 77)
         await pilot.press("colon", *"+53", "enter")
-        assert app.board.cursor == 130
+        assert app.session.cursor == 130
         await pilot.press("colon", *"12x", "enter")
-        assert app.board.cursor == 130
+        assert app.session.cursor == 130
         assert "'12x' is no step" in status_of(app)
         await pilot.press("colon", *"99", "escape", "l")
-        assert app.board.cursor == 131
+        assert app.session.cursor == 131
         await until(pilot, lambda: "step 131" in title_of(app))
 
 
@@ -130,20 +132,20 @@ async def test_digits_make_a_pane_active_unless_they_were_a_count() -> None:
     async with lab_app(step=50, clock=clock).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
         await pilot.press("3")
-        assert app.board.active == 2
+        assert app.session.active == 2
         assert app.panes[2].has_class("-active")
         await pilot.press("l")
-        assert (app.board.cursor, app.board.active) == (53, 0)
+        assert (app.session.cursor, app.session.active) == (53, 0)
         await pilot.press("3")
         clock.now += 5
         await pilot.press("l")
-        assert (app.board.cursor, app.board.active) == (54, 2)
+        assert (app.session.cursor, app.session.active) == (54, 2)
         await pilot.press("4")
-        assert app.board.active == 2
+        assert app.session.active == 2
         await pilot.press("tab")
-        assert app.board.active == 0
+        assert app.session.active == 0
         await pilot.press("shift+tab")
-        assert app.board.active == 2
+        assert app.session.active == 2
         await until(pilot, lambda: "pr7499" in title_of(app))
         assert list(app.query_one(RequestTable).rows) == step_rows(CASE, "pr7499")(54)
 
@@ -151,23 +153,23 @@ async def test_digits_make_a_pane_active_unless_they_were_a_count() -> None:
 async def test_zoom_pan_and_fit_move_all_panes_together() -> None:
     async with lab_app(step=100).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
-        whole = app.board.window
+        whole = app.session.window
         await pilot.press("w", "w")
-        window = app.board.window
+        window = app.session.window
         assert window.span == pytest.approx(whole.span / 4, abs=1)
         assert window.start <= 100 < window.end
         assert {pane._window for pane in app.panes} == {window}
         await pilot.press("d")
-        assert app.board.window.start > window.start
-        assert app.board.cursor == 100
+        assert app.session.window.start > window.start
+        assert app.session.cursor == 100
         await pilot.press("G")
-        assert app.board.window.end == whole.end
+        assert app.session.window.end == whole.end
         await pilot.press("0")
-        assert app.board.window == whole
+        assert app.session.window == whole
         await pilot.press("3", "w")
-        assert app.board.window.span == pytest.approx(whole.span / 8, abs=2)
+        assert app.session.window.span == pytest.approx(whole.span / 8, abs=2)
         await pilot.press("s", "s", "s", "s")
-        assert app.board.window == whole
+        assert app.session.window == whole
 
 
 async def test_moving_the_cursor_draws_no_chart_anew() -> None:
@@ -175,7 +177,7 @@ async def test_moving_the_cursor_draws_no_chart_anew() -> None:
         app = await settled(pilot)
         charts = [pane._chart for pane in app.panes]
         await pilot.press("l", "n", "1", "0", "h")
-        assert app.board.cursor != 50
+        assert app.session.cursor != 50
         assert [pane._chart for pane in app.panes] == charts
         assert all(
             one is other for one, other in zip(charts, (pane._chart for pane in app.panes), strict=True)
@@ -189,10 +191,10 @@ async def test_a_click_moves_the_cursor_and_takes_the_pane() -> None:
         chart = pane._chart
         assert chart is not None
         await pilot.click(pane, offset=(1 + chart.left + 12, 5))
-        assert app.board.active == 1
-        assert app.board.cursor == app.board.window.step_at(12, chart.width)
-        assert app.board.window.column(app.board.cursor, chart.width) == 12
-        await until(pilot, lambda: f"step {app.board.cursor}" in title_of(app))
+        assert app.session.active == 1
+        assert app.session.cursor == app.session.window.step_at(12, chart.width)
+        assert app.session.window.column(app.session.cursor, chart.width) == 12
+        await until(pilot, lambda: f"step {app.session.cursor}" in title_of(app))
 
 
 async def test_a_drag_moves_the_cursor_along() -> None:
@@ -204,20 +206,20 @@ async def test_a_drag_moves_the_cursor_along() -> None:
         await pilot.mouse_down(pane, offset=(1 + chart.left + 2, 5))
         await pilot.hover(pane, offset=(1 + chart.left + 9, 5))
         await pilot.mouse_up(pane, offset=(1 + chart.left + 9, 5))
-        assert app.board.cursor == app.board.window.step_at(9, chart.width)
+        assert app.session.cursor == app.session.window.step_at(9, chart.width)
         await pilot.hover(pane, offset=(1 + chart.left + 3, 5))
-        assert app.board.cursor == app.board.window.step_at(9, chart.width)
+        assert app.session.cursor == app.session.window.step_at(9, chart.width)
 
 
 async def test_resizing_keeps_cursor_and_window_and_fills_the_screen() -> None:
     async with lab_app(step=50).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
         await pilot.press("w")
-        window = app.board.window
+        window = app.session.window
         for size in ((80, 24), (300, 80), (60, 16), SIZE):
             await pilot.resize_terminal(*size)
             await pilot.pause(0.1)
-            assert (app.board.cursor, app.board.window) == (50, window)
+            assert (app.session.cursor, app.session.window) == (50, window)
             shown = [pane for pane in app.panes if pane.display]
             assert sum(pane.outer_size.width for pane in shown) == size[0]
             for pane in shown:
@@ -244,10 +246,10 @@ async def test_more_formulas_than_fit_are_paged_beside_the_recording() -> None:
         await pilot.press("right_square_bracket")
         assert [at for at, pane in enumerate(app.panes) if pane.display] == [0, 3, 4, 5]
         await pilot.press("4")
-        assert app.board.active == 5
+        assert app.session.active == 5
         await pilot.press("left_square_bracket")
         assert [at for at, pane in enumerate(app.panes) if pane.display] == [0, 1, 2, 3]
-        assert app.board.active == 0
+        assert app.session.active == 0
 
 
 async def test_a_wide_terminal_has_the_recording_beside_four_formulas() -> None:
@@ -257,7 +259,7 @@ async def test_a_wide_terminal_has_the_recording_beside_four_formulas() -> None:
         app = await settled(pilot)
         assert [at for at, pane in enumerate(app.panes) if pane.display] == [0, 1, 2, 3, 4]
         await pilot.press("5")
-        assert app.board.active == 4
+        assert app.session.active == 4
 
 
 def test_a_fault_of_the_screen_is_raised_and_no_traceback_is_printed(
@@ -266,7 +268,7 @@ def test_a_fault_of_the_screen_is_raised_and_no_traceback_is_printed(
     def fault(_app: ReplayApp) -> None:
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr(ReplayApp, "begin", fault)
+    monkeypatch.setattr(ReplayApp, "on_mount", fault)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(ReplayApp, "run", partialmethod(ReplayApp.run, headless=True))
     with pytest.raises(ZeroDivisionError):
@@ -280,19 +282,19 @@ async def test_play_follows_the_clock_and_stops_at_the_end() -> None:
         app = await settled(pilot)
         await pilot.press("space")
         clock.now += 2
-        await until(pilot, lambda: app.board.cursor == 50 + int(2 * app.player.speed))
+        await until(pilot, lambda: app.session.cursor == 50 + int(2 * app.navigation.player.speed))
         await pilot.press("plus")
-        before, speed = app.board.cursor, app.player.speed
+        before, speed = app.session.cursor, app.navigation.player.speed
         clock.now += 1
-        await until(pilot, lambda: app.board.cursor == before + int(speed))
+        await until(pilot, lambda: app.session.cursor == before + int(speed))
         clock.now += 1000
-        await until(pilot, lambda: not app.player.playing)
-        assert app.board.cursor == LAST
+        await until(pilot, lambda: not app.navigation.player.playing)
+        assert app.session.cursor == LAST
         await pilot.press("underscore", "space")
         clock.now += 1
-        await until(pilot, lambda: app.board.cursor == LAST - int(app.player.speed))
+        await until(pilot, lambda: app.session.cursor == LAST - int(app.navigation.player.speed))
         await pilot.press("space")
-        assert not app.player.playing
+        assert not app.navigation.player.playing
 
 
 async def test_requests_scroll() -> None:
@@ -316,19 +318,25 @@ async def test_help_holds_every_key_and_closes() -> None:
         await pilot.press("question_mark")
         assert isinstance(app.screen, HelpScreen)
         await pilot.press("l", "3")
-        assert app.board.cursor == EXCEEDED[0]
+        assert app.session.cursor == EXCEEDED[0]
         await pilot.press("escape")
         assert not isinstance(app.screen, HelpScreen)
         await pilot.press("l")
-        assert app.board.cursor == EXCEEDED[0] + 1
+        assert app.session.cursor == EXCEEDED[0] + 1
 
 
-def test_every_key_has_an_action() -> None:
+def test_every_key_calls_a_method_of_the_controller_that_it_names() -> None:
+    app = lab_app()
     for key in KEYS:
-        name = key.action.partition("(")[0]
-        assert not name or hasattr(ReplayApp, f"action_{name}"), key
+        controller, _, method = key.action.partition("(")[0].partition(".")
+        if controller == "app":
+            assert hasattr(app, f"action_{method}"), key
+        elif controller:
+            assert callable(getattr(getattr(app, controller), method)), key
+            assert f".{controller}" in type(getattr(app, controller)).__module__, "the key names the module"
     keys = [name for key in KEYS for name in key.keys.split(",")]
     assert len(keys) == len(set(keys))
+    assert {action for _, action in HINTS} <= {key.action for key in KEYS}
 
 
 @pytest.mark.parametrize("ran", [[], [5], [2000]])
@@ -356,9 +364,9 @@ async def test_recordings_of_no_step_and_of_one(ran: list[int]) -> None:
             "space",
         ):
             await pilot.press(key)
-        assert app.board.cursor == 0
+        assert app.session.cursor == 0
         await pilot.click(app.panes[0], offset=(10, 4))
-        assert app.board.cursor == 0
+        assert app.session.cursor == 0
         assert len(summary_of(app)) == 3
 
 
@@ -378,7 +386,7 @@ async def test_steps_missing_from_a_pane_are_named() -> None:
 async def test_a_terminal_without_blocks_gets_plain_ascii() -> None:
     async with lab_app(terminal=Terminal(ascii=True)).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
-        text = "".join(segment.text for strip in app.screen._compositor.render_strips() for segment in strip)
+        text = "".join(segment.text for strip in _textual.strips_of(app) for segment in strip)
         assert text.isascii()
         assert "!" in text
 
@@ -396,10 +404,10 @@ async def test_departure_from_the_recording_is_marked() -> None:
 async def test_the_command_palette_runs_what_keys_do() -> None:
     async with lab_app(step=100).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
-        span = app.board.window.span
+        span = app.session.window.span
         await pilot.press("ctrl+p")
         await pilot.pause(0.3)
         await pilot.press(*"zoom in at")
         await pilot.pause(0.5)
         await pilot.press("enter")
-        await until(pilot, lambda: app.board.window.span < span)
+        await until(pilot, lambda: app.session.window.span < span)

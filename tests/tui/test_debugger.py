@@ -6,10 +6,10 @@ import numpy as np
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.tui.answers import AnswerTable
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.breaks import BreakList
+from fdtrace.tui.debugger.breakpoint_list import BreakList
 from fdtrace.tui.sources import Answer
+from fdtrace.tui.tables.query_rows import AnswerTable
 from tests.tui.recordings import case_recording
 from tests.tui.screens import case_app, quiet, status_of, until
 
@@ -30,15 +30,44 @@ async def test_a_condition_stops_forwards_and_backwards() -> None:
         await pilot.press("colon", *"b num_free_blocks < 8 and num_waiting > 0", "enter")
         assert f"{len(LOW)} stops" in status_of(app)
         await pilot.press("c")
-        assert app.board.cursor == LOW[0]
+        assert app.session.cursor == LOW[0]
         assert "num_free_blocks < 8" in status_of(app)
         await pilot.press("c")
-        assert app.board.cursor == LOW[1]
+        assert app.session.cursor == LOW[1]
         await pilot.press("C")
-        assert app.board.cursor == LOW[0]
+        assert app.session.cursor == LOW[0]
         await pilot.press("C")
-        assert app.board.cursor == LOW[0]
+        assert app.session.cursor == LOW[0]
         assert "no breakpoint before" in status_of(app)
+
+
+async def test_escape_closes_what_is_uppermost() -> None:
+    """The inspector over a query's rows, the rows over the requests, and the filter of these."""
+    answer = Answer(("step",), [(int(step),) for step in LOW])
+    app_ = case_app("tight_blocks", step=0, sql=lambda _query: answer)
+    async with app_.run_test(size=(100, 40)) as pilot:
+        app = await quiet(pilot)
+        below = app.below
+        await pilot.press("slash", *"prefill", "enter", "j")
+        count = len(below.requests.all)
+        await pilot.press("S", *"FROM step", "enter")
+        await until(pilot, lambda: below.shown is below.rows)
+        await pilot.press("enter")
+        await quiet(pilot)
+        assert below.shown is below.inspector
+        assert [below.requests.display, below.rows.display, below.inspector.display] == [False, False, True]
+        await pilot.press("escape")
+        assert below.shown is below.rows
+        assert below.rows.display
+        await pilot.press("escape")
+        assert below.shown is below.requests
+        assert below.requests.pattern == "prefill"
+        await pilot.press("escape")
+        await quiet(pilot)
+        assert (below.requests.pattern, below.requests.selected) == ("", None)
+        assert len(below.requests.rows) == len(below.requests.all) >= count
+        await pilot.press("escape")
+        assert below.shown is below.requests
 
 
 async def test_a_bad_condition_says_where_and_can_be_mended() -> None:
@@ -47,12 +76,12 @@ async def test_a_bad_condition_says_where_and_can_be_mended() -> None:
         await pilot.press("colon", *"b num_wating > 1", "enter")
         assert "did you mean 'num_waiting'" in trouble_of(app)
         assert "^" in trouble_of(app)
-        assert not app.breaks.all
+        assert not app.debugger.breaks.all
         assert app.prompt.opened
         await pilot.press("escape")
         assert not trouble_of(app)
         await pilot.press("l")
-        assert app.board.cursor == 1
+        assert app.session.cursor == 1
 
 
 async def test_events_and_steps_are_breakpoints_too() -> None:
@@ -62,16 +91,16 @@ async def test_events_and_steps_are_breakpoints_too() -> None:
         app = await quiet(pilot)
         preempted = COLUMNS["step"][COLUMNS["num_preempted"] > 0]
         await pilot.press("colon", *"b preempted", "enter", "c")
-        assert app.board.cursor == preempted[0]
+        assert app.session.cursor == preempted[0]
         await pilot.press("B", "d", "escape", "g")
         await pilot.press("colon", *"b extended", "enter")
         await until(pilot, lambda: "2 steps of the recording" in status_of(app))
         await pilot.press("c")
-        assert app.board.cursor == 7
+        assert app.session.cursor == 7
         await pilot.press("2", "0", "l", "b", "g", "c", "c")
-        assert app.board.cursor == 27
+        assert app.session.cursor == 27
         await pilot.press("b", "g", "c", "c")
-        assert app.board.cursor == 30
+        assert app.session.cursor == 30
 
 
 async def test_the_list_disables_edits_and_goes() -> None:
@@ -80,16 +109,16 @@ async def test_the_list_disables_edits_and_goes() -> None:
         await pilot.press("b", "colon", *"b num_tokens > limit", "enter", "B")
         assert isinstance(app.screen, BreakList)
         await pilot.press("j", "space", "escape")
-        assert [point.enabled for point in app.breaks.all] == [True, False]
+        assert [point.enabled for point in app.debugger.breaks.all] == [True, False]
         await pilot.press("g", "c")
-        assert app.board.cursor == 20
+        assert app.session.cursor == 20
         await pilot.press("B", "j", "e")
         await until(pilot, lambda: app.prompt.opened)
-        assert app.prompt.value == "num_tokens > limit"
+        assert app.prompt.line.value == "num_tokens > limit"
         await pilot.press(*" + 5", "enter")
-        assert [point.text for point in app.breaks.all] == ["20", "num_tokens > limit + 5"]
+        assert [point.text for point in app.debugger.breaks.all] == ["20", "num_tokens > limit + 5"]
         await pilot.press("g", "B", "enter")
-        assert app.board.cursor == 20
+        assert app.session.cursor == 20
 
 
 async def test_playing_stops_at_a_breakpoint() -> None:
@@ -98,8 +127,8 @@ async def test_playing_stops_at_a_breakpoint() -> None:
         app = await quiet(pilot)
         await pilot.press("colon", *"25", "enter", "b", "g", "space")
         app_.clock.now += 60  # type: ignore[attr-defined]
-        await until(pilot, lambda: not app.player.playing)
-        assert app.board.cursor == 25
+        await until(pilot, lambda: not app.navigation.player.playing)
+        assert app.session.cursor == 25
         assert "stopped at a breakpoint" in status_of(app)
 
 
@@ -121,19 +150,19 @@ async def test_marks_and_undo() -> None:
     async with case_app("tight_blocks", step=5).run_test(size=SIZE) as pilot:
         app = await quiet(pilot)
         await pilot.press("m", "q", "G")
-        last = app.board.cursor
+        last = app.session.cursor
         await pilot.press("apostrophe", "q")
-        assert app.board.cursor == 5
+        assert app.session.cursor == 5
         await pilot.press("apostrophe", "z")
         assert "no mark z" in status_of(app)
         await pilot.press("u")
-        assert app.board.cursor == last
+        assert app.session.cursor == last
         await pilot.press("ctrl+o")
-        assert app.board.cursor == 5
+        assert app.session.cursor == 5
         await pilot.press("u")
         assert "no jump to undo" in status_of(app)
         await pilot.press("U", "U")
-        assert app.board.cursor == 5
+        assert app.session.cursor == 5
 
 
 async def test_a_formula_is_added_edited_and_removed() -> None:
@@ -148,15 +177,15 @@ async def test_a_formula_is_added_edited_and_removed() -> None:
         await pilot.press(*"_tokens; charge 1", "enter")
         await quiet(pilot)
         assert not trouble_of(app)
-        assert app.board.active == 2
-        assert app.active_pane.series is not None
-        assert len(app.active_pane.series.over) == len(app.recorded.over)
+        assert app.session.active == 2
+        assert app.panes.current.series is not None
+        assert len(app.panes.current.series.over) == len(app.session.recorded.over)
         await pilot.press("e")
-        assert app.prompt.value == "mine: max_num_batched_tokens; charge 1"
+        assert app.prompt.line.value == "mine: max_num_batched_tokens; charge 1"
         await pilot.press("backspace", *"4", "enter")
         await quiet(pilot)
-        assert app.active_pane.series is not None
-        assert not len(app.active_pane.series.over)
+        assert app.panes.current.series is not None
+        assert not len(app.panes.current.series.over)
         await pilot.press("A", *"mine: 5", "enter")
         assert "already" in trouble_of(app)
         await pilot.press("escape", "D")
@@ -178,18 +207,18 @@ async def test_rows_of_a_query_are_stepped_through() -> None:
         app = await quiet(pilot)
         await pilot.press("S", *"FROM nothing", "enter")
         await until(pilot, lambda: "no such table" in trouble_of(app))
-        assert app.prompt.value == "FROM nothing"
+        assert app.prompt.line.value == "FROM nothing"
         await pilot.press("escape", "colon", *"sql SELECT step", "enter")
         await until(pilot, lambda: app.query_one(AnswerTable).display)
         await quiet(pilot)
-        assert app.board.cursor == 11
+        assert app.session.cursor == 11
         await pilot.press("j")
-        assert app.board.cursor == 4
+        assert app.session.cursor == 4
         await pilot.press("j", "j")
-        assert app.board.cursor == 60
+        assert app.session.cursor == 60
         await pilot.click(AnswerTable, offset=(3, 2))
         await pilot.pause()
-        assert app.board.cursor == 11
+        assert app.session.cursor == 11
         await pilot.press("escape")
         assert not app.query_one(AnswerTable).display
 
@@ -198,19 +227,19 @@ async def test_the_mouse_sets_breakpoints_and_clicks_hints() -> None:
     async with case_app("tight_blocks", [], step=0).run_test(size=SIZE) as pilot:
         app = await quiet(pilot)
         await pilot.click(app.panes[0], offset=(40, 5), button=3)
-        assert len(app.breaks.all) == 1
+        assert len(app.debugger.breaks.all) == 1
         status = status_of(app)
         await pilot.press("c", "l")
         status = status_of(app)
         at = status.index("n/N")
         await pilot.click("#status", offset=(at + 2, 0))
         await pilot.pause()
-        assert app.recorded.index(app.board.cursor) in app.recorded.over
+        assert app.session.recorded.index(app.session.cursor) in app.session.recorded.over
 
 
 async def test_actions_wait_while_the_line_asks() -> None:
     async with case_app("tight_blocks", [], step=3).run_test(size=SIZE) as pilot:
         app = await quiet(pilot)
         await pilot.press("slash", *"l:S/ABe", "tab")
-        assert app.prompt.value == "l:S/ABe"
-        assert app.board.cursor == 3
+        assert app.prompt.line.value == "l:S/ABe"
+        assert app.session.cursor == 3

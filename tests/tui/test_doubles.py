@@ -13,7 +13,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.recording import LoadedDetails, Recording
 from fdtrace.recorder.trace import open_trace
 from fdtrace.replayer import BUILTIN, replay
-from fdtrace.tui.series import Series
+from fdtrace.tui.panes.series import Series
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine
 from tests.tui.recordings import case_recording, lab_recording, plain_steps, recording_of
 

@@ -10,14 +10,14 @@ import pytest
 from textual.pilot import Pilot
 
 from fdtrace.recorder.errors import FdtraceError, TraceError
-from fdtrace.tui import tailing
+from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
-from fdtrace.tui.jobs import Progress, Replay
+from fdtrace.tui.panes.jobs import Progress, Replay
 from fdtrace.tui.sources import Sources, Tail
 from fdtrace.tui.status import one_line
 from tests.tui.recordings import History, case_recording, lab_recording
-from tests.tui.screens import Clock, formula_replay, inspector_of, quiet, status_of, title_of, until
+from tests.tui.screens import Clock, formula_replay, head_of, inspector_of, quiet, status_of, title_of, until
 
 SIZE = (140, 40)
 ERRORS = [
@@ -47,9 +47,9 @@ def app_with(**sources: Callable[..., Any]) -> ReplayApp:
 
 async def goes_on(pilot: Pilot[None], app: ReplayApp) -> None:
     """The screen still does what keys ask for."""
-    cursor = app.board.cursor
+    cursor = app.session.cursor
     await pilot.press("l", "l")
-    assert app.board.cursor == cursor + 2
+    assert app.session.cursor == cursor + 2
 
 
 @pytest.mark.parametrize(("error", "said"), ERRORS)
@@ -128,16 +128,16 @@ async def test_a_look_at_a_recording_in_progress_that_fails(error: BaseException
     app = ReplayApp(first, sources=Sources(tail=tail, recording=lambda: recording), clock=Clock())
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: said in status_of(app))
-        assert "RECORDING, cannot be read now" in app.head()
+        assert "RECORDING, cannot be read now" in head_of(app)
         await pilot.press("h", "h")
         failing.clear()
-        await until(pilot, lambda: len(app.recorded) == 60)
-        assert app.head().endswith("RECORDING")
+        await until(pilot, lambda: len(app.session.recorded) == 60)
+        assert head_of(app).endswith("RECORDING")
 
 
 async def test_a_growth_that_cannot_be_shown_is_shown_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read already is neither lost nor there twice."""
-    recording, made = lab_recording(), tailing.recorded_history
+    recording, made = lab_recording(), live.recorded_history
     failing = [RuntimeError("no history"), RuntimeError("no history")]
 
     def recorded_history(*given: Any) -> History:
@@ -149,13 +149,13 @@ async def test_a_growth_that_cannot_be_shown_is_shown_with_the_next(monkeypatch:
         at = int(np.searchsorted(recording.steps["step"], step, side="right"))
         return Tail({name: column[at : max(at, 60)] for name, column in recording.steps.items()}, live=True)
 
-    monkeypatch.setattr(tailing, "recorded_history", recorded_history)
+    monkeypatch.setattr(live, "recorded_history", recorded_history)
     first = recording.with_steps({name: column[:20] for name, column in recording.steps.items()})
     app = ReplayApp(first, sources=Sources(tail=tail), clock=Clock())
     async with app.run_test(size=SIZE) as pilot:
-        await until(pilot, lambda: len(app.recorded) == 60)
+        await until(pilot, lambda: len(app.session.recorded) == 60)
         assert not failing
-        assert np.array_equal(app.recorded.step, recording.steps["step"][:60])
+        assert np.array_equal(app.session.recorded.step, recording.steps["step"][:60])
 
 
 async def test_a_breakpoint_that_cannot_be_computed_is_said() -> None:
@@ -164,7 +164,7 @@ async def test_a_breakpoint_that_cannot_be_computed_is_said() -> None:
     app = ReplayApp(recording, rows=history.rows, clock=Clock())
     async with app.run_test(size=SIZE) as pilot:
         await quiet(pilot)
-        app.breaks.add("100 / num_stalled > 2")
+        app.debugger.breaks.add("100 / num_stalled > 2")
         await pilot.press("g", "c")
         assert "cannot be computed" in status_of(app)
         assert "num_stalled is 0" in status_of(app)
@@ -175,7 +175,7 @@ async def test_a_breakpoint_that_cannot_be_computed_is_said() -> None:
         clock = app.clock
         assert isinstance(clock, Clock)
         clock.now += 5
-        await until(pilot, lambda: not app.player.playing)
+        await until(pilot, lambda: not app.navigation.player.playing)
         assert "cannot be computed" in status_of(app)
 
 

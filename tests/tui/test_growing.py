@@ -17,19 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Static
 
 from fdtrace.live import screen_of
 from fdtrace.reading import TraceReader
 from fdtrace.replays import add_replay_arguments
-from fdtrace.tui import tailing
+from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.dialogs import HelpScreen
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.story import StoryScreen
+from fdtrace.tui.inspector.panel import InspectorPanel
+from fdtrace.tui.inspector.story_screen import StoryScreen
+from fdtrace.tui.prompt.help_screen import HelpScreen
 from tests.recorder.helpers import query
 from tests.tui.recorded import Recorded
-from tests.tui.screens import inspector_of, of, status_of, title_of, until
+from tests.tui.screens import head_of, inspector_of, of, status_of, title_of, until
 
 SECONDS = float(os.environ.get("FDTRACE_GROW_S", "0"))
 
@@ -61,30 +60,28 @@ async def ended(recorded: Recorded, pilot: Pilot[None]) -> str:
     return recorded.err
 
 
-def head_of(app: ReplayApp) -> str:
-    return str(app.screen_stack[0].query_one("#head", Static).content)
-
-
 async def grows(app: ReplayApp, pilot: Pilot[None]) -> None:
     """Wait until the recording has grown on the screen."""
-    before = len(app.recorded)
-    await until(pilot, lambda: len(app.recorded) > before)
+    before = len(app.session.recorded)
+    await until(pilot, lambda: len(app.session.recorded) > before)
 
 
 def whole(app: ReplayApp, path: Path) -> bool:
     """Whether the screen shows the steps of the trace, each once."""
     rows = query(path, "SELECT step, num_tokens FROM step ORDER BY step")
     steps, tokens = (np.array(column) for column in zip(*rows, strict=True))
-    return np.array_equal(app.recorded.step, steps) and np.array_equal(app.recorded.tokens, tokens)
+    return np.array_equal(app.session.recorded.step, steps) and np.array_equal(
+        app.session.recorded.tokens, tokens
+    )
 
 
 async def test_it_grows_while_everything_is_used(recorded: Recorded) -> None:
     until_then = time.monotonic() + SECONDS
     async with opened(recorded.path) as (app, pilot):
-        first = len(app.recorded)
+        first = len(app.session.recorded)
         await grows(app, pilot)
         assert "RECORDING" in head_of(app)
-        assert app.board.cursor == app.recorded.end - 1
+        assert app.session.cursor == app.session.recorded.end - 1
         await pilot.press("A", *"mine: max_num_batched_tokens - num_running_decodes * 4", "enter")
         await pilot.press(
             "colon",
@@ -116,12 +113,12 @@ async def test_it_grows_while_everything_is_used(recorded: Recorded) -> None:
             await grows(app, pilot)
         await pilot.press("F", "enter")
         await until(pilot, lambda: "token_budget" in inspector_of(app) or "= " in inspector_of(app))
-        before = len(app.recorded)
+        before = len(app.session.recorded)
         await until(
             pilot,
             lambda: (
-                len(app.recorded) > before
-                and f"step {app.board.cursor}" in str(app.query_one(InspectorPanel).border_title)
+                len(app.session.recorded) > before
+                and f"step {app.session.cursor}" in str(app.query_one(InspectorPanel).border_title)
             ),
         )
         assert "error" not in inspector_of(app).lower()
@@ -129,14 +126,14 @@ async def test_it_grows_while_everything_is_used(recorded: Recorded) -> None:
         assert isinstance(app.screen, HelpScreen)
         await grows(app, pilot)
         await pilot.press("escape", "F", "h")
-        await until(pilot, lambda: str(app.board.cursor) in title_of(app) and "ran" not in status_of(app))
-        assert len(app.recorded) > first
+        await until(pilot, lambda: str(app.session.cursor) in title_of(app) and "ran" not in status_of(app))
+        assert len(app.session.recorded) > first
         recorded.engine.terminate()
         assert "steps in" in await ended(recorded, pilot)
         await until(pilot, lambda: "RECORDING" not in head_of(app))
         await until(pilot, lambda: all(pane.seen == "done" for pane in app.panes))
         assert whole(app, recorded.path)
-        assert app.recording.num_steps == len(app.recorded)
+        assert app.session.recording.num_steps == len(app.session.recorded)
 
 
 async def test_the_engine_is_killed(recorded: Recorded) -> None:
@@ -163,7 +160,7 @@ async def test_its_collector_is_killed_and_started_again(recorded: Recorded) -> 
 
 async def test_nobody_records_any_more(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the trace says for ever that it goes on."""
-    monkeypatch.setattr(tailing, "SILENT", 3.0)
+    monkeypatch.setattr(live, "SILENT", 3.0)
     async with opened(recorded.path) as (app, pilot):
         await grows(app, pilot)
         recorded.process.kill()  # it would start the collector again
@@ -205,8 +202,8 @@ async def test_another_recording_takes_its_place(recorded: Recorded, tmp_path: P
             os.replace(other.path, recorded.path)
             await until(pilot, lambda: "cannot be read now" in head_of(app))
             assert "is another recording by now" in status_of(app)
-            steps = len(app.recorded)
+            steps = len(app.session.recorded)
             await pilot.press("h", "h")
-            assert len(app.recorded) == steps
+            assert len(app.session.recorded) == steps
     finally:
         other.close()

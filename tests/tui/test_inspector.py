@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fdtrace.replayer.history import StepRow
-from fdtrace.tui.panel import InspectorPanel
-from fdtrace.tui.requests import RequestTable
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.tui.inspector.panel import InspectorPanel
+from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.sources import StepEvent
-from fdtrace.tui.story import StoryScreen
+from fdtrace.tui.tables.requests import RequestTable
 from tests.tui.recordings import case_recording
 from tests.tui.screens import case_app, inspector_of, quiet, status_of, until
 
@@ -17,7 +17,7 @@ WIDE = (200, 50)
 async def test_tight_blocks_shows_why_pr7438_did_not_help() -> None:
     async with case_app("tight_blocks", FOUR[1:]).run_test(size=WIDE) as pilot:
         app = await quiet(pilot)
-        assert app.recorded.index(app.board.cursor) in app.recorded.over
+        assert app.session.recorded.index(app.session.cursor) in app.session.recorded.over
         assert "the first of" in status_of(app)
         assert "Enter tells why" in status_of(app)
         await pilot.press("enter")
@@ -40,10 +40,10 @@ async def test_the_inspector_follows_the_cursor_and_closes() -> None:
         app = await quiet(pilot)
         panel = app.query_one(InspectorPanel)
         before = inspector_of(app)
-        assert f"step {app.board.cursor}" in (panel.border_title or "")
+        assert f"step {app.session.cursor}" in (panel.border_title or "")
         await pilot.press("n")
         await quiet(pilot)
-        assert f"step {app.board.cursor}" in (panel.border_title or "")
+        assert f"step {app.session.cursor}" in (panel.border_title or "")
         assert inspector_of(app) != before
         await pilot.press("j", "j")
         assert panel.top == 2
@@ -129,11 +129,11 @@ async def test_the_story_of_a_request_leads_to_its_steps() -> None:
         assert [story.request_id for story in screen.stories] == [table.selected] * 2
         assert screen.stories[0].steps_to_first_token
         steps = [step for step in screen._steps if step is not None]
-        began = app.board.cursor
+        began = app.session.cursor
         await pilot.press("j", "end", "enter")
-        assert app.board.cursor == steps[-1]
+        assert app.session.cursor == steps[-1]
         await pilot.press("u")
-        assert app.board.cursor == began != steps[-1]
+        assert app.session.cursor == began != steps[-1]
 
 
 async def test_a_filter_finds_requests_and_a_click_tells_their_story() -> None:

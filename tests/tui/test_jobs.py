@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
-from fdtrace.tui.jobs import Progress, Replay
+from fdtrace.tui.panes.jobs import Progress, Replay
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows
 from tests.tui.screens import CASE, of, ready_replay, settled, summary_of, title_of, until
 
@@ -44,16 +45,16 @@ async def test_the_screen_is_in_use_before_a_replay_is_there() -> None:
         await until(pilot, lambda: "42%" in (app.panes[1].border_subtitle or ""))
         assert app.panes[2].border_subtitle == "waiting"
         await pilot.press("l")
-        assert app.board.cursor == 11
+        assert app.session.cursor == 11
         assert "running 42%" in summary_of(app)[2]
-        assert app.board.window.high == 233
+        assert app.session.window.high == 233
         await pilot.press("2", "n")
-        assert app.board.cursor == 11
+        assert app.session.cursor == 11
         slow.go.set()
         await until(pilot, lambda: app.panes[2].series is not None and app.panes[2].seen == "done")
         assert "never exceeds" in (app.panes[1].border_subtitle or "")
-        assert app.board.window.high == 291
-        assert app.board.cursor == 11
+        assert app.session.window.high == 291
+        assert app.session.cursor == 11
 
 
 async def test_a_replay_is_cancelled_and_started_anew() -> None:
@@ -142,6 +143,6 @@ async def test_a_longer_history_gets_room_on_the_axis() -> None:
     longer = history_of(plain_steps([10] * 45), 100, name="longer")
     async with ReplayApp(recording, [ready_replay(longer)]).run_test(size=SIZE) as pilot:
         app = await settled(pilot)
-        assert app.board.window.high == 45
+        assert app.session.window.high == 45
         await pilot.press("G")
-        assert app.board.cursor == 44
+        assert app.session.cursor == 44

@@ -50,24 +50,24 @@ async def test_it_follows_until_the_first_step_back() -> None:
     async with growing.app().run_test(size=(100, 30)) as pilot:
         app = pilot.app
         assert isinstance(app, ReplayApp)
-        await until(pilot, lambda: app.board.cursor == STEPS[19])
+        await until(pilot, lambda: app.session.cursor == STEPS[19])
         assert "RECORDING" in str(app.query_one("#head", Static).content)
         assert "following" in status_of(app)
         growing.count = 60
-        await until(pilot, lambda: len(app.recorded) == 60)
-        assert app.board.cursor == STEPS[59]
+        await until(pilot, lambda: len(app.session.recorded) == 60)
+        assert app.session.cursor == STEPS[59]
         over = int((WHOLE.steps["num_tokens"][:60] > 1024).sum())
         assert f"{over} of 60" in (app.panes[0].border_subtitle or "")
         await pilot.press("h")
         growing.count = 100
-        await until(pilot, lambda: len(app.recorded) == 100)
-        assert app.board.cursor == STEPS[59] - 1
+        await until(pilot, lambda: len(app.session.recorded) == 100)
+        assert app.session.cursor == STEPS[59] - 1
         assert "following" not in status_of(app)
         await pilot.press("F")
-        assert app.board.cursor == STEPS[99]
+        assert app.session.cursor == STEPS[99]
         growing.count = 130
-        await until(pilot, lambda: app.board.cursor == STEPS[129])
-        assert np.array_equal(app.recorded.tokens, WHOLE.steps["num_tokens"][:130])
+        await until(pilot, lambda: app.session.cursor == STEPS[129])
+        assert np.array_equal(app.session.recorded.tokens, WHOLE.steps["num_tokens"][:130])
 
 
 async def test_when_it_ends_all_of_it_is_replayed() -> None:
@@ -78,9 +78,9 @@ async def test_when_it_ends_all_of_it_is_replayed() -> None:
         await until(pilot, lambda: app.panes[1].seen == "done")
         before = app.panes[1].job
         growing.count, growing.live = 200, False
-        await until(pilot, lambda: not app.live)
+        await until(pilot, lambda: not app.status.live)
         await until(pilot, lambda: app.panes[1].job is not before and app.panes[1].seen == "done")
-        assert app.recording.num_steps == 200
+        assert app.session.recording.num_steps == 200
         assert "RECORDING" not in str(app.query_one("#head", Static).content)
         assert "the recording is complete" in status_of(app)
         asked = len(growing.asked)

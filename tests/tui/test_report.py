@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from fdtrace.replayer.as_recorded import recorded_history
-from fdtrace.replayer.history import Fidelity, Hang, History
-from fdtrace.tui.chart import tokens_chart
-from fdtrace.tui.report import histories_json, render_report
-from fdtrace.tui.series import Series
+from fdtrace.replayer.history.as_recorded import recorded_history
+from fdtrace.replayer.history.history import Fidelity, Hang, History
+from fdtrace.tui.panes.series import Series
+from fdtrace.tui.report.chart import tokens_chart
+from fdtrace.tui.report.report import histories_json, render_report
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of
 
 CASE = "speculative"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdtrace.recorder.recording import MISSING
-from fdtrace.tui.series import MIN_SPAN, Series, Window
+from fdtrace.tui.panes.series import MIN_SPAN, Series, Window
 from tests.tui.recordings import history_of, plain_steps
 
 LIMIT = 100

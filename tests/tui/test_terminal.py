@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.tui.style import ASCII, LIGHT
 from fdtrace.tui.terminal import Terminal
+from fdtrace.tui.theme import ASCII, LIGHT
 from tests.tui.screens import lab_app, settled
 
 
@@ -71,4 +71,4 @@ async def test_a_light_terminal_without_blocks_gets_ascii_and_dark_letters() -> 
         app = await settled(pilot)
         assert app.current_theme.ansi
         assert not app.current_theme.dark
-        assert app.glyphs is ASCII
+        assert app.look().glyphs is ASCII

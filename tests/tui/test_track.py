@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdtrace.recorder.recording import MISSING
-from fdtrace.replayer.history import Hang
-from fdtrace.tui.layout import Scale
-from fdtrace.tui.series import Series, Window
-from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
-from fdtrace.tui.track import Chart, draw
+from fdtrace.replayer.history.history import Hang
+from fdtrace.tui.panes.layout import Scale
+from fdtrace.tui.panes.series import Series, Window
+from fdtrace.tui.panes.step_chart import Chart, draw
+from fdtrace.tui.theme import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
 from tests.tui.recordings import history_of, lab_history, plain_steps
 
 LIMIT = 100

@@ -1,0 +1,147 @@
+"""What one replay (or the recording itself) says: a history of steps, and its outcome in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.recorded.memory_fit import MemoryFit
+from fdtrace.replayer.recorded.step_durations import Clock
+
+How = Literal["recorded", "as recorded", "rescheduled"]
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Work pending and nothing moving: since which step, and why."""
+
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A replay that its limit of steps ended, though requests were not done: no figure of it is that of the whole."""
+
+    step: int
+    """The first step that was not run."""
+    max_steps: int
+    num_unfinished: int
+    """Requests that were there and not done."""
+    num_to_come: int
+    """Requests that had not arrived."""
+
+    @property
+    def text(self) -> str:
+        """The cut as one line."""
+        left = [
+            f"{count} {what}"
+            for count, what in ((self.num_unfinished, "unfinished"), (self.num_to_come, "still to come"))
+            if count
+        ]
+        return f"cut at step {self.step} by the limit of {self.max_steps} steps, with {' and '.join(left)}"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One step, recorded and replayed, that is not the same in both."""
+
+    step: int
+    compared: tuple[tuple[str, int, int], ...]
+    """Column, recorded value, replayed value: all that the recording knows."""
+    before: tuple[tuple[str, int], ...]
+    """The state after the step before, equal in both."""
+    rule: str
+    """The rule of scheduling that the first telling difference speaks of."""
+    only_recorded: tuple[str, ...] = ()
+    """Requests that ran in this step otherwise, or not at all, in the replay; empty where it is not recorded."""
+    only_replayed: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """What the replay decided there, and why."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far a rescheduled replay reproduces the recording that was made under the same formula."""
+
+    num_steps: int
+    num_equal: int
+    first_divergence: int | None
+    explanation: str = ""
+    divergence: Divergence | None = None
+    """The first divergence side by side; None where there is none, or where one of the two is longer."""
+
+    @property
+    def share(self) -> float:
+        """Share of steps reproduced, 0 to 1."""
+        return self.num_equal / self.num_steps if self.num_steps else 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A history in figures; tokens unless named otherwise. None: it cannot be told from this recording."""
+
+    num_steps: int
+    num_exceeded: int
+    max_excess: int
+    peak_tokens: int
+    total_tokens: int
+    budget_use: float
+    """Mean of tokens run over the limit, 0 to 1 (above 1 where the limit is exceeded)."""
+    num_refused_tokens: int | None
+    """Prompt tokens held back in steps where they would have fitted under the limit."""
+    num_preemptions: int
+    num_stalls: int
+    num_unfinished: int
+    hang: Hang | None = None
+    cut: Cut | None = None
+    reserved_high_water: int | None = None
+    """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
+    fidelity: Fidelity | None = None
+    memory: MemoryFit | None = None
+    """What `reserved_high_water` comes from, and its error."""
+    device_bytes: int | None = None
+    """The size of the device that was asked about."""
+    out_of_memory_step: int | None = None
+    """The first step that a device of that size would not have held; None: it would have held all."""
+    clock: Clock | None = None
+    """By what requests arrived, where they were scheduled afresh."""
+
+    @property
+    def why_not_done(self) -> str:
+        """How it did not come to its end: a hang with its cause, or a cut; empty where it did."""
+        if self.hang is not None:
+            return f"hangs at step {self.hang.step}: {self.hang.cause}"
+        return "" if self.cut is None else self.cut.text
+
+
+@dataclass(frozen=True)
+class History:
+    """The steps of one formula, columns of equal length, ascending by step.
+
+    `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
+    `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where
+    unknown), and `reserved_bytes` where memory is known; `not_admitted` is text. `rows(step)` gives the requests of a
+    step.
+    """
+
+    name: str
+    how: How
+    limit: int
+    columns: Mapping[str, NDArray[Any]]
+    outcome: Outcome
+    rows: Callable[[int], list[StepRow]] = field(repr=False, compare=False)
+    request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """The steps in which a request ran, each with its row, by the request's id; None: it cannot be told."""
+
+    @property
+    def exceeded(self) -> NDArray[np.int64]:
+        """Indices into the columns of the steps over the limit."""
+        return np.flatnonzero(self.columns["num_tokens"] > self.limit)

@@ -1,0 +1,51 @@
+"""KV blocks by number: what is free, what a request holds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from fdtrace.replayer.model.request import Request
+
+
+class BlockPool:
+    """The free blocks where nothing is shared: FastDeploy's `PrefixCacheManager` without prefix caching."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.num_free = num_blocks
+
+    def can_allocate(self, num_blocks: int) -> bool:
+        """Whether so many blocks are free, or can be made free."""
+        return self.num_free >= num_blocks
+
+    def allocate(self, request: Request, num_blocks: int) -> None:
+        """Give a request blocks; they must be free."""
+        assert num_blocks <= self.num_free, (request.id, num_blocks, self.num_free)
+        self.num_free -= num_blocks
+        request.num_blocks += num_blocks
+
+    def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
+        """Give a request that ran before the model begins its blocks; so many of its tokens are in the cache."""
+        self.allocate(request, num_blocks)
+
+    def release(self, request: Request) -> None:
+        """Take all blocks of a request back."""
+        self.num_free += request.num_blocks
+        request.num_blocks = 0
+
+    def match(self, request: Request) -> None:
+        """Give a request the cached blocks of its prefix."""
+
+    def computed(self, request: Request, num_tokens: int) -> None:
+        """Note that so many tokens of a request's prefill are computed, or will be."""
+
+    def snapshot(self) -> Hashable:
+        """What its later answers follow from, beside the requests."""
+        return self.num_free
+
+    def check(self, holders: list[Request]) -> None:
+        """AssertionError unless every block is free or held, once."""
+        held = sum(request.num_blocks for request in holders)
+        assert all(request.num_blocks >= 0 for request in holders)
+        assert 0 <= self.num_free <= self.num_blocks
+        assert held + self.num_free == self.num_blocks, (held, self.num_free, self.num_blocks)

@@ -1,0 +1,192 @@
+"""KV blocks with prefix caching: equal prefixes share blocks, and blocks that nobody uses stay until needed.
+
+FastDeploy: `PrefixCacheManager` (cache_manager/prefix_cache_manager.py) on the GPU alone, no CPU cache and no
+storage. The order in which its heap of leaves evicts, ties included, follows from its operations, so they are
+the same here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+
+from fdtrace.replayer.model.block_pool import BlockPool
+from fdtrace.replayer.model.request import Request
+
+
+class Node:
+    """One cached block: FastDeploy's `BlockNode` (cache_manager/cache_data.py)."""
+
+    __slots__ = ("cached", "children", "depth", "key", "parent", "shared_count", "used_at")
+
+    def __init__(self, parent: Node | None, key: Hashable, used_at: int) -> None:
+        self.parent = parent
+        self.key = key
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.children: dict[Hashable, Node] = {}
+        self.shared_count = 1
+        self.used_at = used_at
+        self.cached = True
+
+    def __lt__(self, other: Node) -> bool:
+        """Least recently used first, then deepest first."""
+        if self.used_at != other.used_at:
+            return self.used_at < other.used_at
+        return self.depth > other.depth
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no block of the cache continues it."""
+        return self.cached and not any(child.cached for child in self.children.values())
+
+
+class PrefixCache(BlockPool):
+    """Blocks of requests and of the cache; a request's first `cached_blocks` are the cache's."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, cache_once: bool = False) -> None:
+        super().__init__(num_blocks)
+        self.block_size, self.cache_once = block_size, cache_once
+        self.root = Node(None, None, 0)
+        self.num_nodes = 0
+        self.num_owned_twice = 0
+        """Blocks that FastDeploy counts twice, see `computed`, less those that it then discards."""
+        self._leaves: list[Node] = []
+        self._leaf_set: set[Node] = set()
+        self._clock = 0
+
+    def can_allocate(self, num_blocks: int) -> bool:
+        """FastDeploy: `can_allocate_gpu_blocks`. Where too few are free, as many are evicted."""
+        if self.num_free < num_blocks:
+            self._evict(num_blocks)
+        return self.num_free >= num_blocks
+
+    def match(self, request: Request) -> None:
+        """Give a request the cached blocks of its prefix, and count their tokens as computed.
+
+        FastDeploy: `ResourceManagerV1.get_prefix_cached_blocks`, `request_match_blocks`, `mm_match_block`. A
+        request that is cached whole computes its last block again.
+        """
+        size, node, touched = self.block_size, self.root, False
+        num_matched = 0
+        for i in range(request.need_prefill // size):
+            child = node.children.get(self._key(request, i))
+            if child is None:
+                break
+            if child in self._leaf_set:
+                self._leaf_set.remove(child)
+                self._leaves.remove(child)
+                touched = True
+            node = child
+            num_matched += 1
+        if touched:
+            heapq.heapify(self._leaves)
+        self._use(node)
+        request.leaf = (node, num_matched * size)
+        request.num_blocks = request.cached_blocks = num_matched
+        request.computed = num_matched * size
+        if request.computed == request.need_prefill:
+            request.computed -= size
+
+    def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
+        """Its first full blocks, of `num_cached` tokens, are those of the cache that hold the same, else enter it."""
+        need_prefill, request.need_prefill = request.need_prefill, num_cached
+        self.match(request)
+        request.need_prefill = need_prefill
+        self.allocate(request, max(0, num_blocks - request.num_blocks))
+        self.computed(request, num_cached)
+
+    def _use(self, node: Node) -> None:
+        """FastDeploy: `_update_matched_node_info`."""
+        self._clock += 1
+        while node.parent is not None:
+            node.shared_count += 1
+            node.used_at = self._clock
+            node = node.parent
+
+    def computed(self, request: Request, num_tokens: int) -> None:
+        """Put the full blocks of a request's first `num_tokens` into the cache.
+
+        FastDeploy: `update_cache_blocks`, `mm_build_path`. Two requests that compute the same prefix at once
+        both enter it, and the later entry hides the earlier one. A request that computes its last cached
+        block again in two chunks enters it a second time below itself: from then on FastDeploy counts that
+        block twice; with `cache_once` (release 2.6) it does not.
+        """
+        leaf, num_cached = request.leaf
+        can_cache = num_tokens - num_tokens % self.block_size
+        if self.cache_once and can_cache <= num_cached:
+            return
+        self._clock += 1
+        for i in range(num_cached // self.block_size, can_cache // self.block_size):
+            key = self._key(request, i)
+            node = Node(leaf, key, self._clock)
+            leaf.children[key] = node
+            self.num_nodes += 1
+            leaf = node
+        cached_blocks = can_cache // self.block_size
+        self.num_owned_twice += max(0, request.cached_blocks - cached_blocks)
+        request.leaf = (leaf, can_cache)
+        request.cached_blocks = cached_blocks
+
+    def release(self, request: Request) -> None:
+        """Take a request's own blocks back, and let go of those of the cache.
+
+        FastDeploy: `ResourceManagerV1._free_blocks`, `release_block_ids`.
+        """
+        if request.leaf is not None:
+            self._let_go(request.leaf[0])
+        self._recycle(max(0, request.num_blocks - request.cached_blocks))
+        request.num_blocks = request.cached_blocks = 0
+        request.leaf = None
+
+    def _let_go(self, leaf: Node) -> None:
+        node = leaf
+        while node.parent is not None:
+            node.shared_count -= 1
+            node = node.parent
+        if leaf.parent is not None and leaf not in self._leaf_set and leaf.shared_count == 0 and leaf.is_leaf:
+            self._leaf_set.add(leaf)
+            heapq.heappush(self._leaves, leaf)
+
+    def _recycle(self, num_blocks: int) -> None:
+        """FastDeploy: `recycle_gpu_blocks`, which discards blocks where more would be free than there are."""
+        if self.num_free + num_blocks > self.num_blocks:
+            self.num_owned_twice -= num_blocks
+            return
+        self.num_free += num_blocks
+
+    def _evict(self, num_blocks: int) -> None:
+        """Free up to `num_blocks` cached blocks, leaf by leaf. FastDeploy: `free_block_ids_async`."""
+        num_freed = 0
+        while self._leaves and num_freed < num_blocks:
+            node = heapq.heappop(self._leaves)
+            self._leaf_set.remove(node)
+            if node.shared_count != 0 or not node.is_leaf:
+                continue
+            node.cached = False
+            self.num_nodes -= 1
+            self._recycle(1)
+            num_freed += 1
+            parent = node.parent
+            assert parent is not None
+            parent.children.pop(node.key, None)
+            if parent.children or parent in self._leaf_set or parent.parent is None:
+                continue
+            if parent.shared_count == 0 and parent.is_leaf:
+                heapq.heappush(self._leaves, parent)
+                self._leaf_set.add(parent)
+
+    def snapshot(self) -> Hashable:
+        """Its counts alone: which blocks are cached, and how long ago they were used, is not in it."""
+        return self.num_free, self.num_nodes, self.num_owned_twice, len(self._leaves)
+
+    @staticmethod
+    def _key(request: Request, i: int) -> Hashable:
+        """What stands for the content of a request's i-th block, below its parent's."""
+        return (request.id, i) if request.block_key is None else request.block_key(i)
+
+    def check(self, holders: list[Request]) -> None:
+        own = sum(max(0, request.num_blocks - request.cached_blocks) for request in holders)
+        assert 0 <= self.num_free <= self.num_blocks
+        found = own + self.num_nodes + self.num_free
+        assert found == self.num_blocks + self.num_owned_twice, (own, self.num_nodes, self.num_free)
+        assert self._leaf_set == set(self._leaves)

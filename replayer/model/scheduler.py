@@ -1,0 +1,235 @@
+"""The scheduler model: events in, decisions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.formulas.variables import Variables
+from fdtrace.replayer.model.block_pool import BlockPool
+from fdtrace.replayer.model.block_reserve import reserve_of
+from fdtrace.replayer.model.events import (
+    Aborted,
+    Arrived,
+    Decision,
+    Discarded,
+    Emitted,
+    Event,
+    Finished,
+    Forward,
+    Forwarded,
+    Joined,
+    Preallocate,
+    Ready,
+    Recycled,
+    Rescheduled,
+    Resumed,
+    Schedule,
+    Told,
+)
+from fdtrace.replayer.model.prefix_cache import PrefixCache
+from fdtrace.replayer.model.queries import View
+from fdtrace.replayer.model.request import Plan, Request, Status
+from fdtrace.replayer.model.roles import join, preallocate
+from fdtrace.replayer.model.scheduling_call import Call
+from fdtrace.replayer.model.state import State
+
+_CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
+
+
+def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
+    """FastDeploy frees blocks past the prefix cache in the decode role: `ResourceManagerV1._free_blocks`."""
+    if config.prefix_caching and config.role != "decode":
+        return PrefixCache(config.num_blocks, config.block_size, cache_once=policy.cache_once)
+    return BlockPool(config.num_blocks)
+
+
+class Scheduler(View):
+    """A model of FastDeploy's V1 scheduler under a budget formula and a policy.
+
+    `apply` is the only way to change it. A live engine drives it as
+
+        decision = scheduler.apply(Schedule())
+        ... run decision.chunks, and one decode step of each of scheduler.decodes() ...
+        scheduler.apply(Emitted({request_id: tokens emitted}))
+        scheduler.apply(Finished(id)) for each that is done, Rescheduled(id) for each of decision.preempted,
+        Recycled(id) for each of decision.aborted
+
+    and a replay, which knows the acceptances beforehand, with `Forwarded()` in place of `Emitted` and
+    `Finished`. With `explain`, each decision carries its reasons.
+
+    In the prefill and decode roles an arrived request runs once it has been given its slot and blocks
+    (`Preallocate`) and the other instance is ready (`Joined`), else is `Discarded`. A prefill instance makes
+    one token of each request and frees it when its cache is sent: `Finished` is due, also after `Forwarded`. A
+    decode instance has no `Rescheduled`: what it preempts is gone.
+    """
+
+    explains = True
+    tells_rows = False
+    engine: str | None = None
+
+    def __init__(
+        self, config: SchedulerConfig, formula: Formula, policy: Policy = ORIGINAL, *, explain: bool = True
+    ) -> None:
+        self.config, self.formula, self.policy, self.explain = config, formula, policy, explain
+        self.num_calls = 0
+        self._state = State(config, policy, _pool(config, policy))
+        self._reserve = reserve_of(config, policy)
+        self._call = Call(self._state, policy, self._reserve)
+        self._variables = Variables.of(config)
+        self._chunks: list[tuple[str, int, int]] = []
+        self._handlers: dict[type[Any], Callable[[Any], Any]] = {
+            Arrived: self._arrived,
+            Preallocate: self._preallocate,
+            Joined: self._joined,
+            Discarded: self._discarded,
+            Resumed: self._resumed,
+            Ready: self._ready,
+            Aborted: self._aborted,
+            Schedule: self._schedule,
+            Emitted: self._emitted,
+            Forwarded: self._forwarded,
+            Finished: self._finished,
+            Rescheduled: self._rescheduled,
+            Recycled: self._recycled,
+        }
+
+    @overload
+    def apply(self, event: Schedule) -> Decision: ...
+    @overload
+    def apply(self, event: Forwarded) -> Forward: ...
+    @overload
+    def apply(self, event: Preallocate) -> list[str]: ...
+    @overload
+    def apply(self, event: Told) -> None: ...
+    def apply(self, event: Event) -> Decision | Forward | list[str] | None:
+        """Take one event; `Schedule` gives the call's `Decision`, `Forwarded` what ran, `Preallocate` the
+        requests that got their blocks, all others nothing.
+
+        KeyError: the event names a request that is not known, or not in a state in which it can happen.
+        SchedulerFailed: FastDeploy's scheduler would raise.
+        """
+        return self._handlers[type(event)](event)  # type: ignore[no-any-return]
+
+    # Events -------------------------------------------------------------------------------------------------
+
+    def _arrived(self, event: Arrived) -> None:
+        if event.request_id in self._state.requests:
+            raise KeyError(f"request {event.request_id!r} is already there")
+        request = self._request(event)
+        if self.config.role == "mixed":
+            self._state.arrive(request)
+        else:
+            self._state.ask(request)
+
+    def _preallocate(self, event: Preallocate) -> list[str]:
+        return preallocate(self._state, self._reserve)
+
+    def _joined(self, event: Joined) -> None:
+        join(self._state, self._state.preallocated[event.request_id])
+
+    def _discarded(self, event: Discarded) -> None:
+        """FastDeploy: `ResourceManagerV1.pre_recycle_resource`."""
+        self._state.discard(self._state.preallocated[event.request_id])
+
+    def _request(self, event: Arrived) -> Request:
+        plan = None
+        if event.accepts is not None:
+            if event.num_output_tokens is None:
+                raise KeyError(
+                    f"request {event.request_id!r}: acceptances are given, and no end of the output"
+                )
+            plan = Plan(event.accepts, event.num_output_tokens)
+        most = event.max_tokens
+        if most is None:  # as `_get_running_request_reserve_blocks` of release 2.6 has it
+            most = self.config.max_model_len - event.num_prompt_tokens
+        request = Request(event.request_id, event.num_prompt_tokens, most, event.ready, plan)
+        request.block_key = event.block_key
+        return request
+
+    def _resumed(self, event: Resumed) -> None:
+        request = self._request(event.arrived)
+        request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
+        self._state.resume(request, event.num_computed_tokens, event.num_blocks)
+
+    def _ready(self, event: Ready) -> None:
+        self._state.requests[event.request_id].ready = True
+
+    def _aborted(self, event: Aborted) -> None:
+        self._state.want_abort(self._state.requests[event.request_id])
+
+    def _schedule(self, event: Schedule) -> Decision:
+        state, v = self._state, self._variables
+        v.num_running = len(state.running)
+        v.num_running_decodes = v.num_running - len(state.prefilling)
+        v.num_waiting = len(state.waiting)
+        decision = Decision(self.num_calls, self.formula.budget(v), v.num_running_decodes)
+        self.num_calls += 1
+        charge = self.formula.charge(v)
+        call = self._call
+        call.run(decision, charge=charge, explain=self.explain)
+        self._chunks = decision.chunks
+        counted = decision.token_budget - call.budget
+        if charge == 0:  # such a formula reserves the decodes' tokens beforehand
+            counted += self.config.max_num_batched_tokens - decision.token_budget
+        decision.num_scheduled_tokens = counted
+        decision.num_running = len(state.running)
+        decision.num_waiting = len(state.waiting)
+        decision.num_free_blocks = state.pool.num_free
+        return decision
+
+    def _emitted(self, event: Emitted) -> None:
+        for request_id, num_tokens in event.num_tokens.items():
+            self._state.emit(self._state.requests[request_id], num_tokens)
+
+    def _forwarded(self, event: Forwarded) -> Forward:
+        """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`), those of a
+        decode instance at first no more than one draft.
+        """
+        state, config = self._state, self.config
+        stalled = state.stalled()
+        num_decodes = len(state.decoding) - len(stalled)
+        num_tokens = num_decodes * (1 + config.num_draft_tokens)
+        if state.first_decodes:
+            fewer = config.num_draft_tokens - config.num_draft_tokens_of(first=True)
+            num_tokens -= len(state.first_decodes) * fewer
+        forward = Forward(0, num_tokens, num_decodes, [request.id for request in stalled], [], [])
+        done = state.forward(stalled)
+        if config.role != "decode":
+            done = [*self._prefilled(forward), *done]
+        self._chunks = []
+        for request in done:
+            forward.finished.append(request.id)
+            state.finish(request)
+        return forward
+
+    def _prefilled(self, forward: Forward) -> list[Request]:
+        """The chunks of a forward: prefills that end make a token; gives those that end with it."""
+        requests, done = self._state.requests, []
+        for request_id, start, end in self._chunks:
+            forward.num_prefill_tokens += end - start
+            request = requests[request_id]
+            if end < request.need_prefill:
+                continue
+            self._state.emit(request, 1)
+            plan = request.plan
+            assert plan is not None, f"the output of {request_id} is not known beforehand"
+            if request.emitted + plan.after(request.forwards) < plan.output or self.config.role == "prefill":
+                forward.started.append(request_id)
+            else:
+                done.append(request)
+        return done
+
+    def _finished(self, event: Finished) -> None:
+        """FastDeploy: `ResourceManagerV1.finish_requests`; a request that waits cannot finish there."""
+        request = self._state.requests[event.request_id]
+        if request.status not in _CANNOT_FINISH:
+            self._state.finish(request)
+
+    def _rescheduled(self, event: Rescheduled) -> None:
+        self._state.reschedule(self._state.preempted[event.request_id])
+
+    def _recycled(self, event: Recycled) -> None:
+        self._state.recycle(self._state.aborting[event.request_id])

@@ -1,0 +1,244 @@
+"""The scheduler model's state, and every change of it: queues, block counts, and what the worker decodes.
+
+A `State` changes through its methods alone.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from operator import attrgetter
+
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.model.block_pool import BlockPool
+from fdtrace.replayer.model.decoding import Decodes
+from fdtrace.replayer.model.request import RUNNING, Request, Status
+
+ORDER = attrgetter("order")
+
+
+class SchedulerFailed(Exception):
+    """FastDeploy's scheduler raises here: `ResourceManagerV1.get_available_position` finds no slot."""
+
+
+class State(Decodes):
+    """Everything that a call reads and changes."""
+
+    def __init__(self, config: SchedulerConfig, policy: Policy, pool: BlockPool) -> None:
+        super().__init__(config, policy)
+        self.pool = pool
+        self.requests: dict[str, Request] = {}
+        self.asking: deque[Request] = deque()
+        """Arrived in the prefill or decode role, without a slot."""
+        self.preallocated: dict[str, Request] = {}
+        """With their slots and blocks, not running yet."""
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        """In order of admission."""
+        self._orders: list[int] = []
+        """The `order` of each of them."""
+        self.prefilling: dict[str, Request] = {}
+        """Running, prefill not complete."""
+        self.preempted: dict[str, Request] = {}
+        self.aborting: dict[str, Request] = {}
+        self.abort_wanted: dict[str, Request] = {}
+        self.num_requeued = 0
+        """Preempted requests in the waiting queue: they keep their slots."""
+        self.num_skipped = 0
+        """Preempted requests that the call under way has skipped: they keep their slots too."""
+        self._next_order = 0
+
+    # What is read -------------------------------------------------------------------------------------------
+
+    def position(self, request: Request) -> int:
+        """Index of a running request in `running`."""
+        return bisect_left(self._orders, request.order)
+
+    def num_held_slots(self) -> int:
+        """Sequences that count against max_num_seqs, as `ResourceManagerV1.schedule` counts them."""
+        return len(self.running) + len(self.preempted) + len(self.aborting) + self.num_requeued
+
+    def num_slots_taken(self) -> int:
+        """Slots of the worker that are given away (the rest is `ResourceManager.available_batch`)."""
+        return self.num_held_slots() + self.num_skipped + len(self.preallocated)
+
+    # Changes ------------------------------------------------------------------------------------------------
+
+    def arrive(self, request: Request) -> None:
+        """A request enters the waiting queue, at its end."""
+        self.requests[request.id] = request
+        self.waiting.append(request)
+
+    def ask(self, request: Request) -> None:
+        """A request comes to those that ask for slots and blocks, as the last."""
+        request.status = Status.ASKING
+        self.requests[request.id] = request
+        self.asking.append(request)
+
+    def preallocate_head(self, num_blocks: int, num_computed: int) -> Request:
+        """The first that asks gets a slot and blocks; so many of its tokens count as computed."""
+        request = self.asking.popleft()
+        request.become(Status.PREALLOCATED)
+        self.allocate(request, num_blocks)
+        request.computed = num_computed
+        self.preallocated[request.id] = request
+        return request
+
+    def join(self, request: Request, num_emitted: int) -> None:
+        """A request that has its blocks joins the running queue; with a token of its output, to decode it."""
+        del self.preallocated[request.id]
+        request.become(Status.DECODE if num_emitted else Status.PREFILL)
+        request.emitted = num_emitted
+        request.need_prefill = request.prompt + num_emitted
+        self._enter_running(request)
+        self.prefilling[request.id] = request
+
+    def discard(self, request: Request) -> None:
+        """A request that has its blocks and does not run gives them back, and is forgotten."""
+        del self.preallocated[request.id]
+        request.become(Status.FINISHED)
+        self.pool.release(request)
+        self.abort_wanted.pop(request.id, None)
+        del self.requests[request.id]
+
+    def skip_head(self) -> Request:
+        """The head of the waiting queue steps out until `requeue_skipped`.
+
+        A preempted one does not count for its slot meanwhile, as FastDeploy looks for those in the queue.
+        """
+        request = self.waiting.popleft()
+        if request.status is Status.REQUEUED:
+            self.num_requeued -= 1
+            self.num_skipped += 1
+        return request
+
+    def requeue_skipped(self, skipped: list[Request]) -> None:
+        """Skipped requests go to the end of the waiting queue."""
+        self.waiting.extend(skipped)
+        self.num_requeued += self.num_skipped
+        self.num_skipped = 0
+
+    def admit_head(self) -> Request:
+        """The head of the waiting queue joins the running one. The call has seen that it may; only those that it
+        skipped can have the slots nevertheless: SchedulerFailed then.
+        """
+        request = self.waiting.popleft()
+        if request.status is Status.REQUEUED:
+            self.num_requeued -= 1
+        elif self.num_skipped and self.num_held_slots() + self.num_skipped >= self.config.max_num_seqs:
+            raise SchedulerFailed("No available position is available for new request")
+        request.become(Status.PREFILL)
+        self._enter_running(request)
+        self.prefilling[request.id] = request
+        return request
+
+    def _enter_running(self, request: Request) -> None:
+        request.order = self._next_order
+        self._next_order += 1
+        self.running.append(request)
+        self._orders.append(request.order)
+
+    def _leave_running(self, request: Request) -> None:
+        position = self.position(request)
+        del self.running[position], self._orders[position]
+
+    def prefill(self, request: Request, num_tokens: int, num_blocks: int) -> None:
+        """A running request gets blocks and its next chunk."""
+        self.allocate(request, num_blocks)
+        request.computed += num_tokens
+        if request.computed >= request.need_prefill:
+            del self.prefilling[request.id]
+            if self.config.role == "decode":  # its chunk is the token that it came with: the forward decodes
+                self._start_decoding(request)
+                self.first_decodes.add(request.id)
+                self._watch(request)
+            elif request.plan is None:
+                self._watch(request)
+
+    def allocate(self, request: Request, num_blocks: int) -> None:
+        """Blocks for a request; a negative number is none."""
+        if num_blocks > 0:
+            self.pool.allocate(request, num_blocks)
+
+    def extend(self, request: Request, num_blocks: int) -> None:
+        """A decode gets blocks."""
+        self.pool.allocate(request, num_blocks)
+        self.due.pop(request.id, None)
+        self._watch(request)
+
+    def preempt(self, request: Request) -> None:
+        """A running request loses its blocks and its place; the worker is told to let go of it.
+
+        In the decode role it loses its slot too and is forgotten, as FastDeploy's `_trigger_preempt` has it.
+        """
+        if self.config.role == "decode":
+            self.finish(request)
+            return
+        self._leave_running(request)
+        self._leave_worker(request, Status.PREEMPTED)
+        self.preempted[request.id] = request
+
+    def abort(self, request: Request) -> None:
+        """A running decode loses its blocks. It keeps its place until `drop_aborted`."""
+        self._leave_worker(request, Status.ABORTING)
+        self.aborting[request.id] = request
+        request.aborting = False
+        self.abort_wanted.pop(request.id, None)
+
+    def drop_aborted(self, request: Request) -> None:
+        """An aborted request leaves the running queue."""
+        self._leave_running(request)
+
+    def _leave_worker(self, request: Request, status: Status) -> None:
+        request.become(status)
+        self._stop_decoding(request)
+        self.pool.release(request)
+        request.computed = 0
+        self.prefilling.pop(request.id, None)
+
+    def reschedule(self, request: Request) -> None:
+        """A preempted request goes to the front of the waiting queue."""
+        del self.preempted[request.id]
+        request.become(Status.REQUEUED)
+        self.num_requeued += 1
+        self.waiting.appendleft(request)
+
+    def recycle(self, request: Request) -> None:
+        """An aborted request is forgotten."""
+        del self.aborting[request.id]
+        request.become(Status.FINISHED)
+        del self.requests[request.id]
+
+    def finish(self, request: Request) -> None:
+        """A request is done: its blocks are freed, and it is forgotten."""
+        if request.status in RUNNING:
+            self._leave_running(request)
+            self._leave_worker(request, Status.FINISHED)
+        else:
+            request.become(Status.FINISHED)
+            self.preempted.pop(request.id, None)
+            self.aborting.pop(request.id, None)
+        if request.aborting:
+            del self.abort_wanted[request.id]
+        del self.requests[request.id]
+
+    def want_abort(self, request: Request) -> None:
+        """A client aborted a request."""
+        request.aborting = True
+        self.abort_wanted[request.id] = request
+
+    def resume(self, request: Request, num_computed: int, num_blocks: int) -> None:
+        """A request that was running before the model begins takes its place."""
+        self.requests[request.id] = request
+        request.become(Status.PREFILL)
+        self._enter_running(request)
+        cached = request.need_prefill if self.config.role == "prefill" else num_computed
+        self.pool.resume(request, num_blocks, cached)
+        request.computed = num_computed
+        if num_computed < request.need_prefill:
+            self.prefilling[request.id] = request
+        elif self.config.role == "prefill":
+            request.become(Status.DECODE)
+        else:
+            self._start_decoding(request)
+            self._watch(request)

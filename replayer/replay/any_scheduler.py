@@ -1,0 +1,111 @@
+"""What a replay asks of a scheduler: the model has it, and whatever drives an engine's real scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Protocol, overload
+
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.model.events import Decision, Forward, Forwarded, Preallocate, Schedule, StepRow, Told
+from fdtrace.replayer.model.scheduler import Scheduler
+
+
+class AnyScheduler(Protocol):
+    """A scheduler in lockstep with its forwards, for requests whose acceptances are known beforehand."""
+
+    config: SchedulerConfig
+    explains: bool
+    """Whether its decisions tell the budget, and why the head of the waiting queue stayed."""
+
+    tells_rows: bool
+    """Whether decodes may rest in a step or run another number of drafts: then each step's rows are kept as `rows`
+    tells them, which may be asked after the forward too.
+    """
+    engine: str | None
+    """The engine whose own code it is; None: a model of it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, waits or is about to be rescheduled."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have arrived and not gone."""
+
+    @property
+    def num_asking(self) -> int:
+        """In the prefill and decode roles: of these, those that hold no slot."""
+
+    @property
+    def num_preallocated(self) -> int:
+        """In the same roles: those that have their slots and blocks and have not joined."""
+
+    @property
+    def num_preallocated_blocks(self) -> int:
+        """KV blocks that these hold."""
+
+    @property
+    def num_blocks_asked(self) -> int | None:
+        """Free blocks that the first request without a slot asks for; None: there is none."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that requests can have, all together."""
+
+    @property
+    def num_reserved_blocks(self) -> int | None:
+        """Free blocks that are kept for the running requests, asked after a call; None: none, or it is not told."""
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        """The ratio that blocks are reserved by, asked after a call; None: none is, or it is not told."""
+
+    @property
+    def snapshot_is_whole(self) -> bool:
+        """Whether all later decisions follow from `snapshot`; False: it shows a part of the state."""
+
+    def snapshot(self, decision: Decision) -> Hashable:
+        """The state after a call (that of `decision`) and its forward, to be compared with later ones."""
+
+    def __contains__(self, request_id: str) -> bool: ...
+
+    @overload
+    def apply(self, event: Schedule) -> Decision: ...
+    @overload
+    def apply(self, event: Forwarded) -> Forward: ...
+    @overload
+    def apply(self, event: Preallocate) -> list[str]: ...
+    @overload
+    def apply(self, event: Told) -> None: ...
+
+    def num_output_tokens_of(self, request_id: str) -> int:
+        """Output tokens that a request made."""
+
+    def num_total_tokens_of(self, request_id: str) -> int:
+        """Prompt and output tokens of a request."""
+
+    def progress_of(self, request_id: str) -> tuple[int, int]:
+        """Tokens that a request emitted in prefills, and its decode forwards."""
+
+    def rows(self, decision: Decision) -> list[StepRow]:
+        """The requests of the forward that follows a call, asked between the two.
+
+        Chunks in order of scheduling, then decodes in the worker's order.
+        """
+
+    def num_held_back(self, decision: Decision) -> int:
+        """Prompt tokens that the budget of a call held back, asked before its forward; 0 if it explains
+        nothing.
+        """
+
+
+def scheduler_by(
+    config: SchedulerConfig, by: Formula | AnyScheduler, policy: Policy, *, explain: bool
+) -> AnyScheduler:
+    """The model under a formula and a policy; a scheduler is taken as it is."""
+    return Scheduler(config, by, policy, explain=explain) if isinstance(by, Formula) else by

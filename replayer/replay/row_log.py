@@ -1,0 +1,130 @@
+"""A replay's steps with the rows of each as they were told: for schedulers whose decodes do not run on by rule."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.digest import digests_of
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.model.events import Decision, Forward, StepRow
+from fdtrace.replayer.replay.any_scheduler import AnyScheduler
+from fdtrace.replayer.replay.step_log import COLUMNS as TOLD
+from fdtrace.replayer.replay.step_log import figures_of
+from fdtrace.replayer.workload.workload import Workload
+
+COLUMNS = (*TOLD, "num_draft_tokens", "num_accepted_tokens")
+"""The columns of `StepLog`, and what it need not keep: drafts and acceptances differ from step to step."""
+
+_ROW = 7
+"""Numbers of a row: request, whether a decode, tokens, computed before, drafts, accepted, blocks."""
+
+
+class RowLog:
+    """As `StepLog`, in memory that grows with the rows: 56 bytes each."""
+
+    def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
+        self.scheduler, self.workload = scheduler, workload
+        self.num_steps = 0
+        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
+        self._table = array("q")
+        self._rows = array("q")
+        self._ends = array("q")
+        self._num_preempted = self._num_stalled = 0
+
+    def resumed(self, request_id: str) -> None:
+        """A request decodes from the next step on: told with the rows."""
+
+    def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
+        """A call and its forward, after both; whether it was a step."""
+        self._num_preempted += len(decision.preempted)
+        self._num_stalled += len(forward.stalled)
+        if forward.num_tokens == 0:
+            return False
+        rows = self.scheduler.rows(decision)
+        for row in rows:
+            self._rows.extend(
+                (
+                    self._numbers[row.request_id],
+                    row.kind == "decode",
+                    row.num_tokens,
+                    row.num_computed_tokens,
+                    row.num_draft_tokens,
+                    row.num_accepted_tokens,
+                    MISSING if row.num_blocks is None else row.num_blocks,
+                )
+            )
+        self._ends.append(len(self._rows) // _ROW)
+        step = self.workload.first_step + self.num_steps
+        self._table.extend(
+            figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
+        )
+        self._table.append(sum(row.num_draft_tokens for row in rows))
+        self._table.append(sum(row.num_accepted_tokens for row in rows))
+        self._num_preempted = self._num_stalled = 0
+        self.num_steps += 1
+        return True
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns so far."""
+        table = np.array(self._table, dtype=np.int64).reshape(-1, len(COLUMNS))
+        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        found["not_admitted"] = np.full(len(table), "", dtype=object)
+        return found
+
+    def reader(self) -> RowReader:
+        """What gives the rows of a step."""
+        return RowReader(self.workload, self._rows, self._ends)
+
+
+class RowReader:
+    """The rows of any step."""
+
+    def __init__(self, workload: Workload, rows: array[int], ends: array[int]) -> None:
+        self._workload = workload
+        self._rows = np.array(rows, dtype=np.int64).reshape(-1, _ROW)
+        self._ends = np.array(ends, dtype=np.int64)
+
+    def __call__(self, step: int) -> list[StepRow]:
+        """The requests of a step, by its number, in the order in which they were scheduled."""
+        at = step - self._workload.first_step
+        if not 0 <= at < len(self._ends):
+            return []
+        return [
+            self._row(row) for row in self._rows[self._ends[at - 1] if at else 0 : self._ends[at]].tolist()
+        ]
+
+    def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
+        """The steps in which a request ran, each with its row, in order; none where it is not known."""
+        number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
+        if number is None:
+            return []
+        mine = np.flatnonzero(self._rows[:, 0] == number)
+        steps = self._workload.first_step + np.searchsorted(self._ends, mine, side="right")
+        return [
+            (step, self._row(row))
+            for step, row in zip(steps.tolist(), self._rows[mine].tolist(), strict=True)
+        ]
+
+    def digests(self, number_of: Mapping[str, int]) -> NDArray[np.int64]:
+        """The `recorder.digest` of each step, with the recording's numbers of the requests."""
+        numbers = np.array([number_of[request.request_id] for request in self._workload.requests], np.int64)
+        steps = np.searchsorted(self._ends, np.arange(len(self._rows)), side="right")
+        rows = self._rows
+        return digests_of(steps, (numbers[rows[:, 0]], rows[:, 2], rows[:, 4]), len(self._ends))
+
+    def _row(self, row: list[int]) -> StepRow:
+        number, decodes, num_tokens, computed, drafts, accepted, blocks = row
+        return StepRow(
+            self._workload.requests[number].request_id,
+            "decode" if decodes else "prefill",
+            num_tokens,
+            computed,
+            drafts,
+            accepted,
+            None if blocks == MISSING else blocks,
+        )

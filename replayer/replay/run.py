@@ -1,0 +1,166 @@
+"""The recorded requests, arrivals and acceptance lengths, scheduled afresh by the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fdtrace.replayer.config import ORIGINAL, Policy
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history.history import Cut, Hang
+from fdtrace.replayer.model.events import (
+    Decision,
+    Forward,
+)
+from fdtrace.replayer.model.state import SchedulerFailed
+from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
+from fdtrace.replayer.replay.row_log import RowLog
+from fdtrace.replayer.replay.step_log import StepLog
+from fdtrace.replayer.replay.stepper import Stepper
+from fdtrace.replayer.workload.workload import Workload
+
+Progressed = Callable[[int, int], None]
+"""Called now and then with the steps done and those expected."""
+Cancelled = Callable[[], bool]
+
+PROGRESS_EVERY = 2000
+"""Steps between two looks at progress and cancellation."""
+
+
+MOST_IDLE_CALLS = 10_000
+"""Calls in a row that decide something and run nothing, before that counts as a hang."""
+
+
+class ReplayCancelled(Exception):
+    """The caller asked to stop."""
+
+
+class Replay:
+    """One run of a workload. Steps are the forwards that ran tokens, as in a recording.
+
+    Requests arrive before the step that they arrived before in the recording; where the workload's clock goes
+    by time, once the durations of the replayed steps have come up to when they arrived. Calls that run nothing take no
+    step; where such calls change nothing, the replay goes on to the next arrival or abort, and where none is
+    left, it hangs. Requests that the recording saw to no end (`targets`) go on with their last acceptance
+    until everything else is done and they have made what they had made in the recording.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        by: Formula | AnyScheduler,
+        policy: Policy = ORIGINAL,
+        *,
+        explain: bool = False,
+        min_steps: int = 0,
+    ) -> None:
+        self.workload = workload
+        self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
+        self.log: StepLog | RowLog = (RowLog if self.scheduler.tells_rows else StepLog)(
+            self.scheduler, workload
+        )
+        self.min_steps = min_steps
+        self.hang: Hang | None = None
+        self.cut: Cut | None = None
+        self._stepper = Stepper(workload, self.scheduler)
+        self._limit = workload.config.max_num_batched_tokens
+        self._clock = 0.0
+        """Steps so far, or microseconds where requests arrive by time."""
+        self._durations = workload.clock.durations
+        self._idle_calls = 0
+        self._to_finish = sum(1 for request in workload.requests if request.target is None)
+        self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
+
+    def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
+        """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""
+        looked = -1
+        while not self.is_done():
+            if not self.advance():
+                return
+            steps = self.log.num_steps
+            if steps % PROGRESS_EVERY == 0 and steps != looked:
+                looked = steps
+                if cancelled is not None and cancelled():
+                    raise ReplayCancelled
+                if progressed is not None:
+                    progressed(steps, self.workload.expected_steps)
+
+    def is_done(self) -> bool:
+        """Whether all that the recording saw end has ended, and the rest is as far as it came there."""
+        if self._to_finish > 0 or self._stepper.num_to_come:
+            return False
+        scheduler = self.scheduler
+        if scheduler.idle:
+            return True
+        if self.log.num_steps < self.min_steps:
+            return False
+        for request_id, target in list(self._targets.items()):
+            if request_id in scheduler and scheduler.num_output_tokens_of(request_id) < (target or 0):
+                return False
+            del self._targets[request_id]
+        return True
+
+    def advance(self) -> bool:
+        """One call and its forward; False where the replay ends in a hang or is cut."""
+        stepper, scheduler = self._stepper, self.scheduler
+        self.arrive()
+        if scheduler.idle and (arrival := stepper.next_arrival) is not None:
+            self._clock = max(self._clock, arrival)
+            self.arrive()
+        try:
+            decision = stepper.decide(self._clock)
+        except SchedulerFailed as failure:
+            self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
+            return False
+        held_back = scheduler.num_held_back(decision)
+        forward = stepper.run(self._clock, self._number(), decision)
+        if stepper.ended:
+            self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
+        refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
+        counted = self.log.record(decision, forward, refused)
+        self.after_call(decision, forward, counted)
+        if counted:
+            self._clock += 1 if self._durations is None else self._duration(forward)
+        return self._goes_on(decision, forward)
+
+    def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
+        """Called after each call and its forward, for those who watch."""
+
+    def _duration(self, forward: Forward) -> float:
+        assert self._durations is not None
+        return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
+
+    def arrive(self) -> None:
+        """Hand over what is due. A request that decoded before the first step goes on decoding."""
+        for request in self._stepper.arrive(self._clock):
+            resumed = request.resumed
+            if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
+                self.log.resumed(request.request_id)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are not done: still there, or not arrived yet."""
+        return self.scheduler.num_requests + self._stepper.num_to_come
+
+    def _number(self) -> int:
+        return self.workload.first_step + self.log.num_steps
+
+    def _goes_on(self, decision: Decision, forward: Forward) -> bool:
+        """Whether there is a next call."""
+        if self.log.num_steps >= self.workload.max_steps and not self.is_done():
+            to_come = self._stepper.num_to_come
+            self.cut = Cut(self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come)
+            return False
+        self._idle_calls = 0 if forward.num_tokens else self._idle_calls + 1
+        if self._idle_calls > MOST_IDLE_CALLS:
+            self.hang = Hang(
+                self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
+            )
+            return False
+        if not self._stepper.hopeless or self.scheduler.idle:
+            return True
+        if (coming := self._stepper.next_event) is not None:
+            if not forward.num_tokens:
+                self._clock = max(self._clock, coming)
+            return True
+        self.hang = self._stepper.watch.hang(decision, forward)
+        return False

@@ -1,0 +1,221 @@
+"""A replay's steps, kept small: columns, chunks by step, and each request's decodes as spans of steps."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.model.events import Decision, Forward, StepRow
+from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.replay.any_scheduler import AnyScheduler
+from fdtrace.replayer.workload.workload import Workload
+
+COLUMNS = (
+    "step",
+    "num_tokens",
+    "token_budget",
+    "num_scheduled_tokens",
+    "num_prefill_tokens",
+    "num_decode_tokens",
+    "num_running",
+    "num_running_decodes",
+    "num_waiting",
+    "num_preempted",
+    "num_stalled",
+    "num_free_blocks",
+    "num_refused_tokens",
+    "num_missing_blocks",
+)
+"""The columns of a replay; `num_refused_tokens`: prompt tokens held back though they fitted under the limit.
+Beside these `not_admitted`, text as in a recording.
+"""
+
+_PACK_ROW = Struct(f"{len(COLUMNS)}q").pack
+
+_NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption")
+
+
+def figures_of(
+    step: int, decision: Decision, forward: Forward, num_preempted: int, num_stalled: int, num_refused: int
+) -> tuple[int, ...]:
+    """The values of `COLUMNS` for a step; preempted and stalled requests are counted since the step before."""
+    return (
+        step,
+        forward.num_prefill_tokens + forward.num_decode_tokens,
+        decision.token_budget,
+        decision.num_scheduled_tokens,
+        forward.num_prefill_tokens,
+        forward.num_decode_tokens,
+        decision.num_running,
+        decision.num_running_decodes,
+        decision.num_waiting,
+        num_preempted,
+        num_stalled,
+        decision.num_free_blocks,
+        num_refused,
+        MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks,
+    )
+
+
+_SPAN = 5
+"""Numbers of a span: request, first step, end step (or `_OPEN`), tokens emitted by prefills, forwards run
+before.
+"""
+_OPEN = -1
+
+
+class StepLog:
+    """Records a replay step by step. A call whose forward runs 0 tokens is no step; what it did counts to the
+    next.
+
+    Everything is kept in flat arrays of integers: millions of steps make no objects.
+    """
+
+    def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
+        self.scheduler, self.workload = scheduler, workload
+        self.num_steps = 0
+        self._role = workload.config.role
+        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
+        self._table = bytearray()
+        self._not_admitted = array("b")
+        self._chunks = array("q")
+        self._chunk_ends = array("q")
+        self._spans = array("q")
+        self._open: dict[str, int] = {}
+        self._num_preempted = 0
+        self._num_stalled = 0
+
+    def resumed(self, request_id: str) -> None:
+        """A request decodes from the next step on."""
+        self._begin(request_id, self.num_steps)
+
+    def _begin(self, request_id: str, step: int) -> None:
+        emitted, forwards = self.scheduler.progress_of(request_id)
+        self._open[request_id] = len(self._spans)
+        self._spans.extend((self._numbers[request_id], step, _OPEN, emitted, forwards))
+
+    def _end(self, request_id: str, step: int) -> None:
+        at = self._open.pop(request_id, None)
+        if at is not None:
+            self._spans[at + 2] = step
+
+    def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
+        """A call and its forward, after both; whether it was a step."""
+        num_tokens = forward.num_prefill_tokens + forward.num_decode_tokens
+        self._decodes(decision, forward, self.num_steps, self.num_steps + (num_tokens > 0))
+        if num_tokens == 0:
+            return False
+        step = self.workload.first_step + self.num_steps
+        self._table += _PACK_ROW(
+            *figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
+        )
+        self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
+        if self._role != "decode":
+            for request_id, start, end in decision.chunks:
+                self._chunks.extend((self._numbers[request_id], start, end))
+        self._chunk_ends.append(len(self._chunks))
+        self._num_preempted = self._num_stalled = 0
+        self.num_steps += 1
+        return True
+
+    def _decodes(self, decision: Decision, forward: Forward, step: int, after: int) -> None:
+        """End and begin the spans of those that stop and start to decode with this call or its forward."""
+        stalled, started = forward.stalled, forward.started
+        if decision.preempted or decision.aborted or stalled:
+            self._num_preempted += len(decision.preempted)
+            self._num_stalled += len(stalled)
+            for request_id in (*decision.preempted, *decision.aborted, *stalled):
+                self._end(request_id, step)
+        if self._role == "decode":  # a chunk there is a request that came with its first token
+            for request_id, _, _ in decision.chunks:
+                self._open[request_id] = len(self._spans)
+                self._spans.extend((self._numbers[request_id], step, _OPEN, 1, 0))
+        for request_id in forward.finished:
+            self._end(request_id, after)
+        for request_id in stalled:
+            self._begin(request_id, after)
+        if self._role == "mixed":
+            for request_id in started:
+                self._begin(request_id, after)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns so far."""
+        table = np.frombuffer(bytes(self._table), dtype=np.int64).reshape(-1, len(COLUMNS))
+        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        found["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[np.array(self._not_admitted, dtype=int)]
+        return found
+
+    def reader(self) -> StepReader:
+        """What gives the rows of a step."""
+        return StepReader(self.workload, self._chunks, self._chunk_ends, self._spans)
+
+
+class StepReader:
+    """Rebuilds the rows of any step from chunks and spans."""
+
+    def __init__(
+        self, workload: Workload, chunks: array[int], chunk_ends: array[int], spans: array[int]
+    ) -> None:
+        self._workload, self._chunks, self._chunk_ends = workload, chunks, chunk_ends
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, _SPAN)
+        ends = self._spans[:, 2]
+        ends[ends == _OPEN] = len(chunk_ends) + 1
+
+    def __call__(self, step: int) -> list[StepRow]:
+        """The requests of a step, by its number: chunks in order of scheduling, then decodes by when they
+        began.
+        """
+        at = step - self._workload.first_step
+        if not 0 <= at < len(self._chunk_ends):
+            return []
+        return [*self._prefills(at), *self._decodes(at)]
+
+    def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
+        """The steps in which a request ran, each with its row, in order; none where it is not known."""
+        number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
+        if number is None:
+            return []
+        chunks = np.frombuffer(self._chunks, dtype=np.int64).reshape(-1, 3)
+        mine = np.flatnonzero(chunks[:, 0] == number)
+        at_step = np.searchsorted(np.array(self._chunk_ends, dtype=np.int64), mine * 3, side="right")
+        found = [
+            (int(at), self._prefill(*chunks[i].tolist()))
+            for at, i in zip(at_step, mine.tolist(), strict=True)
+        ]
+        for span in self._spans[self._spans[:, 0] == number].tolist():
+            plan = self._plan(number)
+            last = min(span[2], len(self._chunk_ends))
+            found += [(at, self._decode(span, plan, at)) for at in range(span[1], last)]
+        first = self._workload.first_step
+        return [(first + at, row) for at, row in sorted(found, key=lambda one: one[0])]
+
+    def _prefills(self, at: int) -> Iterator[StepRow]:
+        for i in range(self._chunk_ends[at - 1] if at else 0, self._chunk_ends[at], 3):
+            yield self._prefill(*self._chunks[i : i + 3])
+
+    def _prefill(self, number: int, start: int, end: int) -> StepRow:
+        return StepRow(self._workload.requests[number].request_id, "prefill", end - start, start)
+
+    def _plan(self, number: int) -> Plan:
+        request = self._workload.requests[number]
+        return Plan(request.accepts, request.num_output_tokens)
+
+    def _decodes(self, at: int) -> Iterator[StepRow]:
+        here = (self._spans[:, 1] <= at) & (at < self._spans[:, 2])
+        for span in self._spans[here].tolist():
+            yield self._decode(span, self._plan(span[0]), at)
+
+    def _decode(self, span: list[int], plan: Plan, at: int) -> StepRow:
+        number, first, _, emitted, forwards = span
+        request, config = self._workload.requests[number], self._workload.config
+        done = forwards + at - first
+        drafts = config.num_draft_tokens_of(first=config.role == "decode" and done == 0)
+        total = request.num_prompt_tokens + min(emitted + plan.after(done), plan.output)
+        accepted = plan.after(done + 1) - plan.after(done) - 1
+        return StepRow(request.request_id, "decode", 1 + drafts, total, drafts, accepted)

@@ -1,0 +1,1 @@
+"""What is to be scheduled: from a case, or from a recording."""

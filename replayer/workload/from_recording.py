@@ -1,0 +1,253 @@
+"""The workload that a recording holds: its requests as they arrived, what they accepted, where they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
+from fdtrace.replayer.config import SchedulerConfig, is_modelled
+from fdtrace.replayer.model.events import Resumed
+from fdtrace.replayer.recorded.step_durations import BY_STEPS, Clock, ClockKind, call_times, fit_durations
+from fdtrace.replayer.workload.block_contents import Blocks, Prefixes
+from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
+
+STEPS_FACTOR, STEPS_MORE = 10, 10_000
+"""A replay may take so many times the recorded steps, and so many more, before it counts as endless."""
+
+
+def workload_from_recording(recording: Recording, clock: ClockKind = "steps") -> Workload:
+    """Every recorded request, with arrivals by recorded step or time. TraceError where nothing was recorded,
+    UsageError where it has no times to go by.
+
+    A request that the recording saw to no end is given output up to its `max_tokens` (else up to the model's
+    length), with the number of tokens that it had made as `target`. One that was aborted is aborted at the
+    recorded step.
+    """
+    if recording.num_steps == 0:
+        raise TraceError("this recording holds no step, so there is nothing to replay")
+    config = SchedulerConfig.from_engine(recording.engine)
+    times = call_times(recording) if clock == "time" else None
+    reader = _Reader(recording, config, times)
+    entries = range(len(recording.details.endings.finished_step))
+    first = sorted(reader.rank, key=reader.rank.__getitem__)
+    order = [*first, *sorted((i for i in entries if i not in reader.rank), key=reader.arrival)]
+    reader.read_prefixes(order)
+    requests = [reader.request(i) for i in order]
+    requests.sort(key=lambda request: request.arrival if request.resumed is None else -1)
+    steps = recording.num_steps
+    return Workload(
+        config,
+        tuple(requests),
+        max_steps=steps * STEPS_FACTOR + STEPS_MORE,
+        first_step=int(recording.steps["step"][0]),
+        expected_steps=steps,
+        clock=BY_STEPS if times is None else Clock("time", fit_durations(recording)),
+        cached=tuple(map(tuple, reader.prefixes.cached)),
+    )
+
+
+class _Reader:
+    """Reads one recording's requests."""
+
+    def __init__(
+        self, recording: Recording, config: SchedulerConfig, times: NDArray[np.int64] | None
+    ) -> None:
+        self.recording, self.config, self.times = recording, config, times
+        self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
+        details, modelled = recording.details, is_modelled(recording.engine)
+        self.endings, self.acceptance = details.endings, details.acceptance
+        self.restarts = {} if modelled else details.row_scan.restarts
+        queued = () if modelled else details.row_scan.queued
+        self.queued = {first.request for first in queued}
+        there = [first for first in details.initial if first.request not in self.queued]
+        numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
+        self.accepts = compact(self.acceptance.num_accepted)
+        self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
+        self.rank = {entry: i for i, entry in enumerate(self.initial)}
+        self.after_idle = _after_idle(recording)
+        self.handover = details.handover if modelled else None
+        self.hashes: Any = details.block_hashes
+        self.prefixes = Prefixes()
+        self.knows_prefixes = not modelled and self.hashes is not None
+
+    def read_prefixes(self, order: Sequence[int]) -> None:
+        """Find out what blocks held, of the requests in order of arrival, where the engine caches outputs too."""
+        if self.knows_prefixes:
+            self.prefixes.feed([self._blocks(i) for i in order])
+
+    def _blocks(self, i: int) -> Blocks:
+        first, size = self.initial.get(i), self.config.block_size
+        found = max(0, self._value("num_cached_tokens", i))
+        if first is not None:
+            found = first.num_computed_tokens if first.request in self.queued else 0
+        made = max(0, self._value("num_output_tokens", i))
+        filled = max(0, self._value("num_prompt_tokens", i) + made - 1) // size if made else 0
+        ended = int(self.endings.finished_step[i])
+        return Blocks(
+            entry=i,
+            hashes=[] if self.hashes[i] is None else [int(value) for value in self.hashes[i]],
+            num_found=found // size,
+            num_filled=filled,
+            begins=max(0, self._value("arrived_step", i)),
+            ends=None if ended == MISSING else ended,
+        )
+
+    def _value(self, name: str, i: int) -> int:
+        values = self.recording.requests.get(name)
+        return MISSING if values is None else int(values[i])
+
+    def _index(self, step: int) -> int:
+        """A step's number as steps since the first; one between two steps counts to the later."""
+        return int(np.searchsorted(self.steps, step))
+
+    def _at(self, step: int) -> int:
+        """A step's number on the clock: steps since the first, or microseconds."""
+        index = self._index(step)
+        if self.times is None:
+            return index
+        return int(self.times[min(index, len(self.times) - 1)] - self.times[0]) // 1000
+
+    def arrival(self, i: int) -> int:
+        """When a request arrived, on the clock; 0 where it was there before."""
+        when = self._value("arrived_at", i) if self.times is not None else MISSING
+        if self.times is not None and when != MISSING:
+            return max(0, when - int(self.times[0])) // 1000
+        arrived = self._value("arrived_step", i)
+        return 0 if arrived == MISSING else self._at(arrived)
+
+    def request(self, i: int) -> WorkRequest:
+        recording = self.recording
+        first = self.initial.get(i)
+        prompt = self._value("num_prompt_tokens", i)
+        if prompt == MISSING:
+            prompt = max(1, first.num_computed_tokens) if first is not None else 1
+        finished, aborted = int(self.endings.finished_step[i]), int(self.endings.aborted_step[i])
+        ended = finished != MISSING and aborted == MISSING and not self._cut_short(i)
+        output, target = self._output(i, prompt, ended=ended)
+        arrival = self.arrival(i)
+        forwards, verified = self.acceptance.forwards(i), self.acceptance.num_verified
+        request = WorkRequest(
+            request_id=str(recording.requests["request_id"][i]),
+            arrival=arrival,
+            num_prompt_tokens=prompt,
+            num_output_tokens=output,
+            accepts=self.accepts[forwards],
+            drafts=None if verified is None else verified[forwards],
+            max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
+            abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
+            block_key=self._block_key(i),
+            target=None if aborted != MISSING else target,
+            vain=self.restarts.get(i, ()),
+            after_idle=bool(self.after_idle[i]),
+            **self._handed(i),
+        )
+        if first is None:
+            return request
+        if is_modelled(recording.engine):
+            return _with_resumed(request, _resumed(request, first))
+        waiting = first.request in self.queued
+        return _with_resumed(request, _resumed_anew(request, first, waiting=waiting))
+
+    def _cut_short(self, i: int) -> bool:
+        """Whether a decode instance preempted it: it ends there, with error 502, whatever it had left to make."""
+        reasons, handover = self.recording.requests.get("finish_reason"), self.handover
+        if reasons is None or handover is None or self.config.role != "decode":
+            return False
+        return bool(reasons[i] == "error" and handover.discarded[i] == MISSING)
+
+    def _handed(self, i: int) -> dict[str, Any]:
+        """What the other instance of a deployment in roles did, where this recording tells it.
+
+        What had not come when it ended comes after its last step.
+        """
+        handover, end = self.handover, int(self.steps[-1]) + 1
+        if handover is None:
+            return {}
+        given, joined, discarded, ran, finished = (
+            int(steps[i])
+            for steps in (
+                handover.preallocated,
+                handover.joined,
+                handover.discarded,
+                handover.last_ran,
+                self.endings.finished_step,
+            )
+        )
+        found: dict[str, Any] = {"discarded": joined == MISSING != discarded}
+        if given != MISSING:
+            until = next((step for step in (joined, discarded) if step != MISSING), end)
+            found["join_after"] = max(0, self._at(until) - self._at(given))
+        if self.config.role == "prefill" and ran != MISSING:
+            found["send_after"] = max(0, self._at(end if finished == MISSING else finished) - self._at(ran))
+        return found
+
+    def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
+        """Output tokens at which the request ends, and what it had made where the recording does not know
+        that.
+        """
+        made = max(0, self._value("num_output_tokens", i))
+        if ended:
+            return max(1, made), None
+        most = self._value("max_tokens", i)
+        return max(1, made, self.config.max_model_len - prompt if most == MISSING else most), made
+
+    def _block_key(self, i: int) -> BlockKey | None:
+        if self.knows_prefixes:
+            return partial(self.prefixes.key, i)
+        hashes = None if self.hashes is None else self.hashes[i]
+        if hashes is None or len(hashes) == 0:
+            return None
+        known = [int(value) for value in hashes]
+
+        def key(block: int) -> Hashable:
+            return known[block] if block < len(known) else (i, block)
+
+        return key
+
+
+def _after_idle(recording: Recording) -> NDArray[np.bool_]:
+    """Which requests came when all that had come before them had ended, by the recorded times."""
+    columns = recording.requests
+    if "arrived_at" not in columns or "finished_at" not in columns:
+        return np.zeros(len(recording.details.endings.finished_step), dtype=bool)
+    arrived, finished = np.asarray(columns["arrived_at"]), np.asarray(columns["finished_at"])
+    there = np.searchsorted(np.sort(arrived), arrived)
+    gone = np.searchsorted(np.sort(finished[finished != MISSING]), arrived)
+    return np.asarray((arrived != MISSING) & (there == gone), dtype=bool)
+
+
+def _resumed(request: WorkRequest, first: InitialRequest) -> Resumed:
+    """How its first recorded step found it; a decode's computed tokens include the one sampled last."""
+    made = max(0, first.num_computed_tokens - request.num_prompt_tokens) if first.decoding else 0
+    computed = min(first.num_computed_tokens, request.num_prompt_tokens)
+    return Resumed(request.arrived(), computed, first.num_blocks, made, decoding=first.decoding)
+
+
+def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool) -> Resumed:
+    """The same of a request that may have lost its blocks: then its prefill covers also what it had made."""
+    made = first.num_computed_tokens if first.decoding else first.num_total_tokens - 1
+    if not first.decoding and first.num_total_tokens == MISSING:  # it ended with the token of that prefill
+        known = request.target is None and request.abort_after is None
+        made = request.num_prompt_tokens + (request.num_output_tokens - 1 if known else 0)
+    return Resumed(
+        request.arrived(),
+        first.num_computed_tokens,
+        first.num_blocks,
+        # Each time that it was preempted before it decoded, it had sampled one more.
+        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.vain.count(0))),
+        decoding=first.decoding,
+        waiting=waiting,
+    )
+
+
+def _with_resumed(request: WorkRequest, resumed: Resumed) -> WorkRequest:
+    return WorkRequest(
+        **{name: getattr(request, name) for name in WorkRequest.__slots__ if name != "resumed"},
+        resumed=resumed,
+    )

@@ -1,0 +1,1 @@
+"""Why a step was as it was, and a request's story."""

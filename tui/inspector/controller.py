@@ -1,0 +1,148 @@
+"""Why: of a step under each formula shown, and of a request."""
+
+from __future__ import annotations
+
+from rich.style import Style
+from rich.text import Text
+
+from fdtrace.recorder.printable import printable
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.analysis.request_story import Story, story_of
+from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
+from fdtrace.tui.inspector.story_screen import StoryScreen
+from fdtrace.tui.inspector.text import inspection_lines
+from fdtrace.tui.panes.controller import Panes
+from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.tables.below import Below
+from fdtrace.tui.tables.step_summary import absence
+
+TITLE = Style(bold=True, underline=True)
+
+
+class InspectorController:
+    """Opens the inspector over what stands below the charts, and tells requests' stories."""
+
+    def __init__(self, screen: ReplayScreen, panes: Panes, below: Below, prompt: Asks) -> None:
+        self.screen, self.panes, self.below, self.prompt = screen, panes, below, prompt
+        session = screen.session
+        self.model = Inspector(session.recording, session.sources)
+        self._inspected: dict[int, Inspection] = {}
+        self._order: list[int] = []
+        self._width = 0
+        self._inspections = screen.background("inspector", self._have_inspection, screen.fail)
+        self._stories = screen.background("story", self._have_stories, screen.fail)
+
+    # The inspector
+
+    def inspect(self) -> None:
+        """Open the inspector, or close it."""
+        if not self.close():
+            self.open()
+
+    def open(self) -> None:
+        """Open the inspector, where it is not open."""
+        if not self.below.inspecting:
+            self.below.inspect()
+            self.screen.show_step()
+            self.screen.call_after_refresh(self.show_step)
+
+    def close(self) -> bool:
+        """Close the inspector; whether it was open."""
+        if not self.below.inspecting:
+            return False
+        self.below.leave_inspector()
+        self._inspections.drop()
+        self.screen.show_step()
+        return True
+
+    def show_step(self) -> None:
+        """Ask for what the inspector shows; what it has of the last step stays until that is there."""
+        if not self.below.inspecting or not self.below.inspector.size.width:
+            return  # it is not open, or has no place on the screen yet
+        session = self.screen.session
+        shown = [at for at, pane in enumerate(self.panes) if pane.display]
+        self._order, self._width = self.below.inspector.places(shown, session.active)
+        step = session.cursor
+        subjects = [
+            Subject(at, self.panes[at].job.replay, self.panes[at].series, self._absence(at, step))
+            for at in self._order
+        ]
+
+        def work(deliver: Deliver[Inspection], cancelled: Cancelled) -> None:
+            self.model.inspect(subjects, step, deliver, cancelled)
+
+        self._inspections.want(work)
+
+    def _absence(self, at: int, step: int) -> str:
+        pane = self.panes[at]
+        if pane.series is not None and pane.series.index(step) is not None:
+            return ""
+        return pane.note or absence(pane.series, step)
+
+    def _have_inspection(self, new: Inspection) -> None:
+        if not self.below.inspecting:
+            return
+        self._inspected[new.at] = new
+        look, step = self.screen.look(), self.screen.session.cursor
+        lines: dict[int, list[Text]] = {}
+        for at in self._order:
+            inspection = self._inspected.get(at)
+            title = Text(printable(f"{self.panes[at].number} {self.panes[at].job.replay.name}"), TITLE)
+            if inspection is not None and inspection.step == step:
+                lines[at] = [title, *inspection_lines(inspection, self._width - 1, look)]
+        active = self.panes.current.job.replay.name
+        more = "" if len(self._order) > 1 else f" {look.glyphs.dot} {active}, Tab: the next pane"
+        self.below.inspector.show(self._order, lines, self._width, f"why: step {step}{more}")
+
+    # Stories
+
+    def story(self) -> None:
+        """The story of the selected request; without one, ask which."""
+        table = self.below.requests
+        if table.selected is None and len(table.rows) == 1:
+            table.selected = table.rows[0].request_id
+        if table.selected is None:
+            self.prompt.ask("request")
+        else:
+            self.tell_story(table.selected)
+
+    def tell_story(self, text: str) -> None:
+        """Show the story of the request with an id, or with a part of one."""
+        histories = [pane.series.history for pane in self.panes if pane.series is not None]
+        self.screen.say(f"reading the steps of {text}")
+
+        def work(deliver: Deliver[list[Story | None]], cancelled: Cancelled) -> None:
+            recording = self.model.recording_now()
+            wanted = request_id_of(text, recording)
+            stories: list[Story | None] = []
+            for history in histories:
+                if cancelled():
+                    return
+                stories.append(story_of(recording, history, wanted))
+            deliver(stories)
+
+        self._stories.want(work)
+
+    def _have_stories(self, stories: list[Story | None]) -> None:
+        self.screen.say()
+        known = [story for story in stories if story is not None and (story.parts or story.arrived)]
+        if not known:
+            self.screen.say("no step of that request is known here")
+            return
+        look = self.screen.look()
+        dialog = StoryScreen(known, self.screen.session.cursor, look, look.css_class)
+        self.screen.open_dialog(dialog, self._leave_story)
+
+    def _leave_story(self, step: int | None) -> None:
+        if step is not None:
+            self.screen.go(step, jump=True)
+
+
+def request_id_of(text: str, recording: Recording) -> str:
+    """The id of a request that is, or else holds, a text; the text itself where none does."""
+    ids = recording.requests.get("request_id")
+    known = [] if ids is None else ids.tolist()
+    if text in known:
+        return text
+    return next((known_id for known_id in known if text.lower() in str(known_id).lower()), text)

@@ -1,0 +1,134 @@
+"""One request's life under each formula, as a dialog whose lines lead to their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from fdtrace.recorder.printable import printable
+from fdtrace.replayer.analysis.request_story import Chunk, Decodes, Story
+from fdtrace.tui.theme import Look
+
+MOST_PARTS = 200
+"""Lines of a story before it is cut."""
+
+
+class StoryScreen(ModalScreen["int | None"]):
+    """Left with the step to go to, or None."""
+
+    DEFAULT_CSS = """
+    StoryScreen { align: center middle; }
+    StoryScreen Vertical { width: 92; max-width: 100%; height: 90%; border: round $primary;
+                           background: $surface; padding: 0 1; }
+    StoryScreen OptionList { height: 1fr; border: none; background: $surface; padding: 0; }
+    StoryScreen OptionList > .option-list--option-disabled { color: $foreground; text-style: bold; }
+    StoryScreen.-ascii Vertical { border: ascii ansi_white; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,r", "close", "close", show=False),
+        Binding("j", "down", "down", show=False),
+        Binding("k", "up", "up", show=False),
+    ]
+
+    def __init__(self, stories: Sequence[Story], step: int, look: Look, classes: str = "") -> None:
+        super().__init__(classes=classes)
+        self.stories, self.step, self.look = stories, step, look
+        self._steps: list[int | None] = []
+
+    def compose(self) -> ComposeResult:
+        first = self.stories[0]
+        prompt = "" if first.num_prompt_tokens is None else f", {first.num_prompt_tokens} prompt tokens"
+        dot = self.look.glyphs.dot
+        with Vertical():
+            yield Static(printable(f"request {first.request_id}{prompt}"), markup=False)
+            yield OptionList(compact=True)
+            yield Static(f"Enter goes to a step {dot} j/k {dot} Esc closes", markup=False)
+
+    def on_mount(self) -> None:
+        options = self.query_one(OptionList)
+        lines = [line for story in self.stories for line in story_lines(story, self.look)]
+        self._steps = [step for step, _ in lines]
+        options.add_options([Option(Content(printable(text)), disabled=step is None) for step, text in lines])
+        options.highlighted = next((at for at, step in enumerate(self._steps) if step is not None), None)
+        options.focus()
+
+    def action_close(self) -> None:
+        """Leave."""
+        self.dismiss(None)
+
+    def action_down(self) -> None:
+        """The next line."""
+        self.query_one(OptionList).action_cursor_down()
+
+    def action_up(self) -> None:
+        """The line before."""
+        self.query_one(OptionList).action_cursor_up()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Go to a line's step."""
+        self.dismiss(self._steps[event.option_index])
+
+
+def story_lines(story: Story, look: Look) -> list[tuple[int | None, str]]:
+    """A story's lines, each with the step that it leads to; None: it leads to none."""
+    lines: list[tuple[int | None, str]] = [(None, f"{story.name}: {_sum(story)}")]
+    if story.arrived is not None:
+        lines.append((story.arrived, _line(story.arrived, "arrived")))
+    for part in story.parts[:MOST_PARTS]:
+        lines += _part(story, part)
+    if len(story.parts) > MOST_PARTS:
+        lines.append((None, f"    and {len(story.parts) - MOST_PARTS} more"))
+    if story.finished is not None:
+        why = f" ({story.finish_reason})" if story.finish_reason else ""
+        lines.append((story.finished, _line(story.finished, f"finished{why}")))
+    elif story.parts:
+        lines.append((None, "         not finished in this history"))
+    return [*lines, (None, "")]
+
+
+def _sum(story: Story) -> str:
+    drafts = sum(part.num_draft_tokens for part in story.decodes)
+    accepted = sum(part.num_accepted_tokens for part in story.decodes)
+    forwards = sum(part.num_steps for part in story.decodes)
+    wait = story.steps_to_first_token
+    parts = [
+        "time to first token unknown"
+        if wait is None
+        else f"first token after {wait} step{'s' * (wait != 1)}",
+        f"{len(story.chunks)} chunk{'s' * (len(story.chunks) != 1)}",
+        f"{forwards} decodes",
+    ]
+    if drafts:
+        parts.append(f"{accepted} of {drafts} drafts accepted ({accepted / drafts:.0%})")
+    if story.restarts:
+        parts.append(
+            f"preempted {len(story.restarts)} times" if len(story.restarts) > 1 else "preempted once"
+        )
+    return ", ".join(parts)
+
+
+def _part(story: Story, part: Chunk | Decodes) -> list[tuple[int | None, str]]:
+    if isinstance(part, Chunk):
+        lines: list[tuple[int | None, str]] = []
+        if part.step in story.restarts:
+            lines.append((part.step, _line(part.step, "begins anew: it had been preempted")))
+        done = f"prefill {part.num_tokens} tokens, {part.num_computed_tokens} computed before"
+        first = ": its first token" if part.step == story.first_token else ""
+        return [*lines, (part.step, _line(part.step, done + first))]
+    to = f" to {part.last}" if part.last != part.first else ""
+    drafts = ""
+    if part.num_draft_tokens:
+        drafts = f", {part.num_accepted_tokens} of {part.num_draft_tokens} drafts accepted"
+    return [(part.first, _line(part.first, f"{part.num_steps} decodes{to}{drafts}"))]
+
+
+def _line(step: int, text: str) -> str:
+    return f"{step:>8} {text}"

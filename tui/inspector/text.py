@@ -1,0 +1,265 @@
+"""An inspection in words: the budget as arithmetic, what was charged, what ran, why the queue waited."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.style import Style
+from rich.text import Text
+
+from fdtrace.recorder.printable import printable
+from fdtrace.replayer.analysis.step_account import Account
+from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, parts
+from fdtrace.replayer.model.events import Decision, Reason, StepRow
+from fdtrace.tui.inspector.inspector import Inspection
+from fdtrace.tui.theme import Look, memory_size
+
+_ASCII = str.maketrans({MINUS: "-", TIMES: "*"})
+
+
+class Page:
+    """Lines of text of one width, each wrapped where it is too long."""
+
+    def __init__(self, width: int, look: Look) -> None:
+        self.width, self.look, self.lines = max(16, width), look, list[Text]()
+
+    def say(self, text: str, style: Style | None = None, indent: int = 2, more: int = 2) -> None:
+        """A paragraph; `more`: cells that its other lines are set in by, beyond the first."""
+        text = printable(text)
+        if self.look.glyphs.border == "ascii":
+            text = text.translate(_ASCII)
+        wrapped = textwrap.wrap(
+            text, self.width, initial_indent=" " * indent, subsequent_indent=" " * (indent + more)
+        )
+        self.lines += [Text(line, style or Style.null(), no_wrap=True) for line in wrapped]
+
+    def head(self, text: str) -> None:
+        """A heading."""
+        self.lines.append(Text(printable(text)[: self.width], self.look.palette.head, no_wrap=True))
+
+    def row(self, cells: Sequence[str], widths: Sequence[int], style: Style | None = None) -> None:
+        """A line of a table, the first column left, the others right."""
+        name = printable(cells[0])[: widths[0]].ljust(widths[0])
+        cells = [cells[0], *map(printable, cells[1:])]
+        rest = "".join(cell.rjust(cells_) for cell, cells_ in zip(cells[1:], widths[1:], strict=True))
+        self.lines.append(Text((f"  {name}{rest}")[: self.width], style or Style.null(), no_wrap=True))
+
+
+def inspection_lines(found: Inspection, width: int, look: Look) -> list[Text]:
+    """What one column of the inspector shows."""
+    page = Page(width, look)
+    if found.error:
+        page.say(found.error.replace("\n", " "), look.palette.exceeded, 0)
+    account = found.account
+    if account is None:
+        if found.absent or not found.error:
+            page.say(found.absent or "this history has no such step", look.palette.dim, 0)
+        _waiting(page, found)
+        return page.lines
+    if found.absent:
+        page.say(found.absent, look.palette.exceeded, 0)
+        page.say(f"its last call, at step {account.step}:", indent=0)
+    else:
+        _verdict(page, account)
+    _budget(page, account)
+    _charged(page, found, account)
+    _state(page, found, account)
+    _decided(page, found)
+    _requests(page, found, account)
+    return page.lines
+
+
+def _verdict(page: Page, account: Account) -> None:
+    ran, limit, palette = account["num_tokens"], account.limit, page.look.palette
+    if account.excess <= 0:
+        page.say(f"fits: ran {ran} of {limit} tokens", palette.good, 0)
+        return
+    mark = page.look.glyphs.exceeded
+    page.say(f"{mark} exceeds {limit} by {account.excess}: ran {ran}", palette.exceeded, 0)
+    decodes, uncounted = account["num_decode_tokens"], account.uncounted
+    if uncounted is not None and uncounted > 0 and decodes:
+        counted = account.charged_decodes
+        page.say(f"{uncounted} tokens ran that nobody counted: decodes were charged {counted}, ran {decodes}")
+    elif decodes is not None and account["num_prefill_tokens"] is not None:
+        page.say(f"decodes ran {decodes}, prefills {account['num_prefill_tokens']}")
+
+
+def _budget(page: Page, account: Account) -> None:
+    palette, formula = page.look.palette, account.formula
+    page.head("budget")
+    if formula is None:
+        page.say(f"{_number(account['token_budget'])} (its formula is not known)")
+        return
+    if account.arithmetic is None:
+        page.say(formula.text or formula.description or formula.name, palette.dim)
+        if account.unknown:
+            page.say(
+                f"its {', '.join(account.unknown)} is not known until this step is replayed", palette.dim
+            )
+        page.say(f"= {_number(account['token_budget'])}", palette.strong)
+        return
+    arithmetic = account.arithmetic
+    page.say(parts(formula.text)[0].replace("*", TIMES).replace(" - ", f" {MINUS} "), palette.dim)
+    for at, line in enumerate(arithmetic.lines):
+        last = at == len(arithmetic.lines) - 1
+        page.say(f"= {line}", palette.strong if last else None)
+    for why in arithmetic.because:
+        page.say(why, palette.event)
+    budget = account["token_budget"]
+    if budget is not None and budget != arithmetic.value:
+        page.say(f"the history has {budget}: it was made under another formula", palette.exceeded)
+
+
+def _charged(page: Page, found: Inspection, account: Account) -> None:
+    """The sums: requests, what the call counted for them, what their forward ran."""
+    page.head("charged and run")
+    palette, drafts = page.look.palette, account.draft_tokens
+    prefills = sum(row.kind == "prefill" for row in found.rows)
+    per = 1 + drafts
+    decodes = (account["num_decode_tokens"] or 0) // max(per, 1)
+    if any(row.kind == "decode" for row in found.rows):
+        decodes = sum(row.kind == "decode" for row in found.rows)
+    widths = (12, 7, 9, 9)
+    page.row(("", "count", "charged", "ran"), widths, palette.dim)
+    ran_decode, ran_prefill = account["num_decode_tokens"], account["num_prefill_tokens"]
+    page.row(("decodes", str(decodes), _number(account.charged_decodes), _number(ran_decode)), widths)
+    count = str(prefills) if prefills or not ran_prefill else "-"
+    page.row(("prefills", count, _number(ran_prefill), _number(ran_prefill)), widths)
+    total = ("together", "", _number(account["num_scheduled_tokens"]), _number(account["num_tokens"]))
+    page.row(total, widths, palette.exceeded if account.excess > 0 else palette.strong)
+    how = f"a decode ran 1+{drafts}" if drafts else "a decode ran 1"
+    if account.charge:
+        page.say(f"each decode was charged {account.charge} in the loop; {how}", palette.dim)
+    elif account.charge == 0:
+        page.say(f"decodes are reserved by the budget, not charged in the loop; {how}", palette.dim)
+    if ran_decode is not None and account.excess > 0:
+        room = account.limit - ran_decode
+        page.say(
+            f"room for prefills was {account.limit} {MINUS} {ran_decode} = {room}; they ran {ran_prefill}",
+            palette.event,
+        )
+
+
+def _state(page: Page, found: Inspection, account: Account) -> None:
+    page.head("before and after")
+    arrow = "->" if page.look.glyphs.border == "ascii" else "→"
+    before = account.before
+    if account["num_free_blocks"] is not None:
+        of = account["num_blocks"]
+        was = found.explained.num_free_blocks if found.explained else before.get("num_free_blocks")
+        change = f"{_number(was)} {arrow} {account['num_free_blocks']}"
+        page.say(f"free blocks {change}" + (f" of {of}" if of else ""))
+    if account["reserved_bytes"] is not None:
+        was, now = before.get("reserved_bytes"), account["reserved_bytes"] or 0
+        grew = f" (+{memory_size(now - was)})" if was is not None and now > was else ""
+        then = "-" if was is None else memory_size(was)
+        page.say(f"memory reserved {then} {arrow} {memory_size(now)}{grew}")
+    running, waiting = account["num_running"], account["num_waiting"]
+    page.say(f"running {_number(running)}, waiting {_number(waiting)}")
+    for name in ("preempted", "stalled"):
+        number = account[f"num_{name}"]
+        if number:
+            page.say(f"{number} {name}", page.look.palette.event)
+    page.say(_queue(found, account), None if account.not_admitted else page.look.palette.dim)
+
+
+def _queue(found: Inspection, account: Account) -> str:
+    """Why the head of the queue was not admitted."""
+    reason = account.not_admitted
+    if not reason:
+        if account["num_waiting"]:
+            return "the queue: its head was skipped, or the engine does not tell why it stayed"
+        return "the queue: nothing was left waiting"
+    head = found.explained.head if found.explained else None
+    who = f"{head[0]} ({head[1]} tokens)" if head else "its head"
+    missing = account["num_missing_blocks"]
+    budget = account["token_budget"]
+    why = {
+        "budget": f"no budget was left: all of {_number(budget)} was handed out or charged"
+        if (budget or 0) > 0
+        else f"the budget was {_number(budget)}",
+        "blocks": "too few free blocks" + (f": {missing} more were needed" if missing else ""),
+        "slots": "all sequence slots were taken",
+        "preemption": "this call preempted a request, and then admits none",
+    }
+    return f"the queue: {who} was not admitted: {why.get(reason, reason)}"
+
+
+def _waiting(page: Page, found: Inspection) -> None:
+    if found.share is not None:
+        page.say(
+            f"replaying up to this step for its reasons: {found.share:.0%}", page.look.palette.dim, indent=0
+        )
+
+
+def _decided(page: Page, found: Inspection) -> None:
+    """The reasons of a replay's decisions, or a recording's events."""
+    if found.explained is not None:
+        page.head("what the call decided")
+        reasons = [reason for decision in found.explained.decisions for reason in decision.reasons]
+        for reason in reasons:
+            page.say(_reason(reason))
+        if not reasons:
+            page.say(_undecided(found.explained.decisions), page.look.palette.dim)
+    elif found.events:
+        page.head("events")
+        for event in found.events:
+            text = " ".join(part for part in (event.kind, event.request_id, event.reason) if part)
+            page.say(text + (f" {event.detail}" if event.detail not in ("", "{}", "null") else ""))
+    else:
+        _waiting(page, found)
+
+
+def _undecided(decisions: Sequence[Decision]) -> str:
+    if decisions and decisions[-1].token_budget <= 0:
+        return "nothing: with no budget the loop visits no request, and extends no block table"
+    return "nothing but that the decodes go on"
+
+
+def _reason(reason: Reason) -> str:
+    figures = dict(reason.figures)
+    who = reason.request_id or ""
+    if reason.kind == "prefill":
+        tokens, of, budget = figures["num_tokens"], figures["of"], figures["budget"]
+        return f"prefill {who}: {tokens} of {of} tokens left, budget {budget}, {figures['num_blocks']} blocks"
+    if reason.kind == "extended":
+        slots, threshold = figures["free_slots"], figures["threshold"]
+        return f"extend {who} by {figures['num_blocks']} blocks: {slots} free slots, at most {threshold}"
+    if reason.kind == "preempted":
+        needed = f"{figures['needed_by']} needs {figures['needed_blocks']}"
+        return f"preempt {who}: frees {figures['freed_blocks']}; {needed}, {figures['free_blocks']} free"
+    return reason.text
+
+
+def _requests(page: Page, found: Inspection, account: Account) -> None:
+    """Request by request: what the call counted for it, and what its forward ran."""
+    if not found.rows:
+        return
+    page.head("request by request")
+    palette = page.look.palette
+    name = max(8, min(max(len(row.request_id) for row in found.rows) + 1, page.width - 38))
+    widths = (name, 8, 9, 7, 12)
+    page.row(("request", "kind", "charged", "ran", "computed"), widths, palette.dim)
+    for row in found.rows:
+        charged = str(row.num_tokens) if row.kind == "prefill" else _charge(account)
+        cells = (row.request_id, row.kind, charged, str(row.num_tokens), _progress(row))
+        page.row(cells, widths, palette.strong if row.kind == "prefill" else None)
+
+
+def _charge(account: Account) -> str:
+    """What was counted for one decode."""
+    if account.charge:
+        return str(account.charge)
+    counted, decodes = account.charged_decodes, account["num_running_decodes"]
+    if counted is None or not decodes:
+        return "-"
+    return str(counted // decodes) if counted % decodes == 0 else f"{counted / decodes:.1f}"
+
+
+def _progress(row: StepRow) -> str:
+    return f"{row.num_computed_tokens}+{row.num_tokens}"
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value).replace("-", MINUS)

@@ -1,0 +1,244 @@
+"""Where one is: steps, jumps and the trail of them, marks, playing, zoom."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from textual.timer import Timer
+
+from fdtrace.recorder.errors import FdtraceError
+from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.jumps import Place, Trail
+from fdtrace.tui.navigation.playback import Player
+from fdtrace.tui.panes.controller import Panes
+from fdtrace.tui.panes.series import Window
+from fdtrace.tui.screen import ReplayScreen
+
+TICK = 1 / 30
+"""Seconds between two looks at the step that is due while it plays."""
+
+
+class Stops(Protocol):
+    """Where playing stops: the debugger's breakpoints."""
+
+    def stop_between(self, step: int, due: int) -> int | None:
+        """The first breakpoint between two steps, the second one included."""
+
+    def stopped_by(self, step: int) -> str:
+        """The breakpoints that a step is a stop of."""
+
+
+class Navigation:
+    """Moves the cursor and the window. A jump, unlike a step, can be undone."""
+
+    def __init__(
+        self, screen: ReplayScreen, panes: Panes, stops: Stops, count: Count, player: Player
+    ) -> None:
+        self.screen, self.panes, self.stops, self.count, self.player = screen, panes, stops, count, player
+        self.trail = Trail()
+        self.marks: dict[str, Place] = {}
+        self._letter_for: Literal["", "mark", "go"] = ""
+        self._ticker: Timer | None = None
+
+    def begin(self) -> None:
+        """Have the clock tick; it stands until it plays."""
+        self._ticker = self.screen.every(TICK, self.tick, pause=True)
+
+    # Counts, and digits that name a pane
+
+    def digit(self, typed: str) -> None:
+        """A digit: a part of a count, or the pane with that number."""
+        fresh = not self.count.pending
+        if not self.count.digit(typed, self.screen.clock(), self.screen.session.active):
+            self.fit()
+            return
+        if fresh or len(self.count.pending) == 1:
+            self.panes.activate_number(int(typed))
+        self.screen.say()
+
+    def take_count(self, *, by_pane: bool = False) -> int | None:
+        """The count typed before this key; a digit that was one gives the active pane back."""
+        undo = self.count.undo
+        count = self.count.take(self.screen.clock(), by_pane=by_pane)
+        if count is not None and undo is not None:
+            self.panes.activate(undo)
+        self.count.clear()
+        return count
+
+    # Moving
+
+    def go(self, step: int, message: str = "", *, jump: bool = False) -> None:
+        """Move the cursor to a step; what plays goes on from there. `jump`: it can be undone."""
+        if jump:
+            self.trail.leave(self.place)
+        session = self.screen.session
+        session.following = False
+        window = session.window
+        session.move(step)
+        if self.player.playing:
+            self.player.start(session.cursor, self.screen.clock())
+        self.screen.moved(window)
+        if message:
+            self.screen.say(message)
+
+    @property
+    def place(self) -> Place:
+        """Where one is."""
+        return Place(self.screen.session.cursor, self.screen.session.window)
+
+    def step(self, direction: int) -> None:
+        """A step on or back, or as many as the count says."""
+        count = self.take_count() or 1
+        self.go(self.screen.session.cursor + direction * count, jump=count > 1)
+
+    def exceeded(self, direction: int) -> None:
+        """The next step over the limit in the active pane, or the one before."""
+        count = self.take_count(by_pane=True) or 1
+        series, cursor = self.panes.current.series, self.screen.session.cursor
+        if series is None:
+            self.screen.say("this pane has no history yet")
+            return
+        step = (
+            series.exceeded_after(cursor, count) if direction > 0 else series.exceeded_before(cursor, count)
+        )
+        if step is None:
+            where = "after" if direction > 0 else "before"
+            self.screen.say(f"no step over the limit {where} this one in this pane")
+            return
+        self.go(step, jump=True)
+
+    def first(self) -> None:
+        """The first step."""
+        self.take_count()
+        self.go(self.screen.session.window.low, jump=True)
+
+    def last(self) -> None:
+        """The last step, or the one that the count names."""
+        count = self.take_count()
+        self.go(self.screen.session.window.high - 1 if count is None else count, jump=True)
+
+    # Back and forward, marks
+
+    def undo(self) -> None:
+        """Back to where the last jump left."""
+        self._turn(self.trail.back(self.place), "no jump to undo")
+
+    def redo(self) -> None:
+        """Forward again."""
+        self._turn(self.trail.forward(self.place), "no jump was undone")
+
+    def _turn(self, place: Place | None, otherwise: str) -> None:
+        self.take_count()
+        if place is None:
+            self.screen.say(otherwise)
+            return
+        session = self.screen.session
+        before, session.following = session.window, False
+        session.window = session.window.at(place.window.start, place.window.span)
+        session.move(place.step)
+        self.screen.moved(before)
+
+    def mark(self) -> None:
+        """Mark this step with the letter that comes next."""
+        self._ask_letter("mark", "mark with which letter?")
+
+    def to_mark(self) -> None:
+        """Go to the mark whose letter comes next."""
+        self._ask_letter("go", "to which mark?")
+
+    def _ask_letter(self, what: Literal["mark", "go"], question: str) -> None:
+        self.count.clear()
+        self._letter_for = what
+        known = " ".join(f"{letter}={place.step}" for letter, place in sorted(self.marks.items()))
+        self.screen.say(f"{question} {known}")
+
+    def took_letter(self, typed: str | None) -> bool:
+        """Whether a key was the letter of a mark."""
+        what, self._letter_for = self._letter_for, ""
+        if not what:
+            return False
+        if not typed or not typed.isprintable() or typed.isspace():
+            self.screen.say("no mark")
+        elif what == "mark":
+            self.marks[typed] = self.place
+            self.screen.say(f"marked step {self.place.step} as {typed}")
+        elif typed not in self.marks:
+            self.screen.say(f"there is no mark {typed}")
+        else:
+            self.go(self.marks[typed].step, jump=True)
+        return True
+
+    # Playing
+
+    def play(self) -> None:
+        """Play, or stop."""
+        if self.player.playing:
+            self.stop()
+        else:
+            self.player.start(self.screen.session.cursor, self.screen.clock())
+            if self._ticker is not None:
+                self._ticker.resume()
+        self.screen.say()
+
+    def stop(self) -> None:
+        """Play no more."""
+        self.player.stop()
+        if self._ticker is not None:
+            self._ticker.pause()
+
+    def tick(self) -> None:
+        """Move to the step that is due, or to the breakpoint before it."""
+        session, due = self.screen.session, self.player.due(self.screen.clock())
+        if due is None or due == session.cursor:
+            return
+        window = session.window
+        try:
+            stop = self.stops.stop_between(session.cursor, due)
+        except FdtraceError:
+            self.stop()
+            raise
+        session.following = False
+        session.move(due if stop is None else stop)
+        if stop is not None or not window.low <= due < window.high:
+            self.stop()
+        self.screen.moved(window)
+        if stop is not None:
+            self.screen.say(f"stopped at a breakpoint: {self.stops.stopped_by(stop)}")
+
+    def speed(self, factor: float) -> None:
+        """Play faster or slower."""
+        self.player.change(factor, self.screen.session.cursor, self.screen.clock())
+        self.screen.say(f"plays {self.player.speed:g} steps a second")
+
+    def reverse(self) -> None:
+        """Play the other way."""
+        self.player.reverse(self.screen.session.cursor, self.screen.clock())
+        self.screen.say("plays backwards" if self.player.backwards else "plays forwards")
+
+    # Zoom and pan
+
+    def look_at(self, window: Window) -> None:
+        """Show another window."""
+        if window != self.screen.session.window:
+            self.screen.session.window = window
+            self.screen.show_window()
+            self.screen.say()
+
+    def zoom(self, factor: float) -> None:
+        """Zoom at the cursor, or in the middle where the cursor is not in sight."""
+        window, cursor = self.screen.session.window, self.screen.session.cursor
+        at = cursor if window.start <= cursor < window.end else (window.start + window.end) // 2
+        self.look_at(window.zoom(factor ** min(self.take_count() or 1, 40), at))
+
+    def pan(self, share: float) -> None:
+        """Move the window, the cursor staying on its step."""
+        self.look_at(self.screen.session.window.pan(share * (self.take_count() or 1)))
+
+    def fit(self) -> None:
+        """Show everything."""
+        self.look_at(self.screen.session.window.fit())
+
+    def centre(self) -> None:
+        """Bring the cursor into the middle."""
+        session = self.screen.session
+        self.look_at(session.window.around(session.cursor))

@@ -1,0 +1,279 @@
+"""The panes: which are on the screen, what is computed for them, formulas added, edited and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.history.history import History
+from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.panes.chart_pane import ChartPane
+from fdtrace.tui.panes.jobs import Job, Replay
+from fdtrace.tui.panes.series import Series
+from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.status import StatusLines
+
+POLL = 0.1
+"""Seconds between two looks at how far the replays are."""
+
+
+class Panes:
+    """The panes in their order, the recording's first. Their replays are computed one after the other."""
+
+    def __init__(self, screen: ReplayScreen, status: StatusLines, prompt: Asks, count: Count) -> None:
+        self.screen, self.status, self.prompt, self.count = screen, status, prompt, count
+        self.widgets: list[ChartPane] = []
+        self._box = Horizontal(id="panes")
+        self._replays = screen.background("replays", self._ended, screen.fail, every=True)
+
+    def compose(self) -> ComposeResult:
+        """A chart for each job."""
+        jobs = self.screen.session.jobs
+        self.widgets = [ChartPane(job, self.screen.look, id=f"pane-{at}") for at, job in enumerate(jobs)]
+        with self._box:
+            yield from self.widgets
+
+    def begin(self) -> None:
+        """Compute the replays, and show how far they are."""
+        for job in self.screen.session.jobs[1:]:
+            self.compute(job)
+        self.screen.every(POLL, self.poll)
+
+    def close(self) -> None:
+        """Stop what is computed."""
+        for job in self.screen.session.jobs:
+            job.cancel()
+
+    def __iter__(self) -> Iterator[ChartPane]:
+        return iter(self.widgets)
+
+    def __len__(self) -> int:
+        return len(self.widgets)
+
+    def __getitem__(self, at: int) -> ChartPane:
+        return self.widgets[at]
+
+    def index(self, pane: ChartPane) -> int:
+        """The place of a pane."""
+        return self.widgets.index(pane)
+
+    @property
+    def current(self) -> ChartPane:
+        """The active pane: `n`, `N` and the requests belong to it."""
+        return self.widgets[self.screen.session.active]
+
+    @property
+    def visible(self) -> list[int]:
+        """The places of the panes on the screen."""
+        return self.screen.session.visible(self.screen.size.width)
+
+    # Replays
+
+    def compute(self, job: Job) -> None:
+        """Have a job computed, after those that were asked for before it."""
+
+        def work(deliver: Deliver[Job], _cancelled: Cancelled) -> None:
+            job.run()
+            deliver(job)
+
+        self._replays.want(work)
+
+    def _ended(self, _job: Job) -> None:
+        self.poll()
+
+    def poll(self) -> None:
+        """Show how far the replays are; take in those that ended."""
+        for at, pane in enumerate(self.widgets):
+            job = pane.job
+            if pane.seen != job.state:
+                if job.state == "done" and job.series is not None:
+                    recorded = self.screen.session.recorded
+                    pane.departs = job.series.departs_from(recorded) if at else None
+                    self.screen.session.widen(job.series)
+                pane.seen = job.state
+                with self.status.unasked():
+                    self.screen.show_all()
+            elif job.state == "running" and pane.display:
+                pane.redraw()
+
+    def set_job(self, pane: ChartPane, job: Job) -> None:
+        """Fill a pane with another job."""
+        self.screen.session.jobs[self.index(pane)] = job
+        pane.job, pane.departs, pane.seen = job, None, ""
+        self.compute(job)
+        self.screen.show_all()
+
+    def restart(self, pane: ChartPane) -> None:
+        """Begin a replay anew."""
+        self.set_job(pane, pane.job.again())
+
+    def restart_all(self) -> None:
+        """Begin every replay anew: the recording has become another one."""
+        for pane in self.widgets[1:]:
+            pane.job.cancel()
+            self.restart(pane)
+
+    def set_recorded(self, history: History, series: Series) -> None:
+        """Show the recording as far as it has come."""
+        pane = self.widgets[0]
+        pane.job = self.screen.session.jobs[0] = pane.job.filled(history, series)
+        pane.seen = "done"
+        for shown in self.widgets:
+            shown.retitle()
+        pane.redraw()
+
+    # Showing
+
+    def show(self) -> None:
+        """Show which panes there are, and draw them anew."""
+        session, visible = self.screen.session, self.visible
+        if session.active not in visible:
+            session.active = visible[0]
+        for at, pane in enumerate(self.widgets):
+            pane.display = at in visible
+            pane.number = visible.index(at) + 1 if at in visible and not session.alone else at + 1
+            pane.active = at == session.active
+            pane.set_class(pane.active, "-active")
+            pane.redraw()
+
+    def show_window(self) -> None:
+        """Show the session's window in each pane."""
+        session, scale = self.screen.session, self.screen.session.scale
+        for pane in self.widgets:
+            if pane.display:
+                pane.show(session.window, session.cursor, scale)
+
+    def move_cursor(self) -> None:
+        """Show the cursor in each pane; the window has stayed."""
+        for pane in self.widgets:
+            if pane.display:
+                pane.move_cursor(self.screen.session.cursor)
+
+    def mark(self, steps: Sequence[int]) -> None:
+        """Mark steps on the axes, those with a breakpoint of their own."""
+        for pane in self.widgets:
+            pane.breaks = tuple(steps)
+            pane.redraw()
+
+    def activate(self, at: int) -> None:
+        """Make a pane the active one."""
+        if at != self.screen.session.active:
+            self.screen.session.active = at
+            self.screen.show_all()
+
+    def activate_number(self, number: int) -> None:
+        """Make the pane with a number on the screen the active one."""
+        places = list(range(len(self.widgets))) if self.screen.session.alone else self.visible
+        if 0 < number <= len(places):
+            self.activate(places[number - 1])
+
+    # Keys
+
+    def pane(self, direction: int) -> None:
+        """Make the next pane the active one."""
+        self.count.clear()
+        session = self.screen.session
+        places = list(range(len(self.widgets))) if session.alone else self.visible
+        self.activate(places[(places.index(session.active) + direction) % len(places)])
+
+    def page(self, direction: int) -> None:
+        """Show other formulas beside the recording."""
+        self.screen.session.page += direction
+        self.screen.show_all()
+
+    def maximise(self) -> None:
+        """The active pane alone, or all of them."""
+        self.count.clear()
+        self.screen.session.alone = not self.screen.session.alone
+        self.screen.show_all()
+
+    def cancel(self) -> None:
+        """Stop a replay, or begin one anew that was stopped or failed."""
+        pane = self.current
+        if pane.job.state in ("failed", "cancelled"):
+            self.restart(pane)
+        elif self.status.live and pane is not self.widgets[0] and pane.job.ended:
+            self.restart(pane)
+            self.screen.say("replaying what is recorded by now")
+        elif pane.job.ended:
+            self.screen.say("this pane is complete: there is nothing to stop")
+            return
+        else:
+            pane.job.cancel()
+        pane.redraw()
+
+    def remove_formula(self) -> None:
+        """Remove the active pane; the recording stays."""
+        session = self.screen.session
+        at = session.active
+        if at == 0:
+            self.screen.say("the recording stays: Tab goes to a formula's pane")
+            return
+        pane = self.widgets.pop(at)
+        pane.job.cancel()
+        del session.jobs[at]
+        session.active = min(at, len(self.widgets) - 1)
+        session.alone = False
+        pane.remove()
+        self.screen.call_after_refresh(self.screen.show_all)
+        self.screen.say(f"removed {pane.job.replay.name}")
+
+    # Formulas
+
+    def ask_formula(self) -> None:
+        """Ask for a formula to add."""
+        self.prompt.ask("add")
+
+    def edit_formula(self) -> None:
+        """Ask for the active pane's formula anew."""
+        replay = self.current.job.replay
+        if replay.how == "recorded":
+            self.screen.say("the recording has no formula to edit: A adds one beside it")
+            return
+        self.prompt.ask("edit", replay.text or replay.name)
+
+    def add_formula(self, text: str) -> None:
+        """Replay another formula in a pane of its own. UsageError says what is wrong with it."""
+        session, replay = self.screen.session, self._replay_of(text)
+        self._no_other(replay, None)
+        job = Job(replay)
+        pane = ChartPane(job, self.screen.look)
+        session.jobs.append(job)
+        self.widgets.append(pane)
+        self._box.mount(pane)
+        session.active = len(self.widgets) - 1
+        self._show_page_of(session.active)
+        self.compute(job)
+        self.screen.call_after_refresh(self.screen.show_all)
+        self.screen.say(f"replaying {replay.name}; x stops it")
+
+    def change_formula(self, text: str) -> None:
+        """Replay another formula in the active pane. UsageError says what is wrong with it."""
+        pane = self.current
+        replay = self._replay_of(text)
+        self._no_other(replay, pane)
+        pane.job.cancel()
+        self.set_job(pane, Job(replay))
+        self.screen.say(f"replaying {replay.name}; x stops it")
+
+    def _replay_of(self, text: str) -> Replay:
+        replay_of = self.screen.session.sources.replay_of
+        if replay_of is None:
+            raise UsageError("no formula can be added here", hint="open a trace with `fdtrace replay`")
+        return replay_of(text)
+
+    def _no_other(self, replay: Replay, but: ChartPane | None) -> None:
+        for pane in self.widgets:
+            if pane is not but and pane.job.replay.name == replay.name:
+                raise UsageError(f"there is a pane {replay.name!r} already", hint="give it another name")
+
+    def _show_page_of(self, at: int) -> None:
+        """Turn to the page that a pane is on."""
+        for page in range(len(self.widgets)):
+            self.screen.session.page = page
+            if at in self.visible:
+                return

@@ -1,0 +1,93 @@
+"""What fills a pane: a replay that is computed while the screen is in use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.config import Policy
+from fdtrace.replayer.formulas import Formula
+from fdtrace.replayer.history.history import History, How
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.tui.background import Cancelled, sentence
+from fdtrace.tui.panes.series import Series
+
+Progress = Callable[[float], None]
+"""Called with the share done, 0 to 1, as often as the computation likes: it only notes it."""
+
+Rows = Callable[[int], list[StepRow]]
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A pane to be filled: the formula's name, how it is replayed, and what computes its history.
+
+    With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
+    what a rescheduled step decided. `text` is what gave it, as `-f` of the command takes it. `recording` gives the
+    recording that it was computed from, where that is another than the screen's: one in progress has grown since.
+    """
+
+    name: str
+    how: How
+    compute: Callable[[Progress, Cancelled], History]
+    formula: Formula | None = None
+    policy: Policy | None = None
+    text: str = ""
+    recording: Callable[[], Recording | None] = lambda: None
+
+
+@dataclass
+class Job:
+    """One replay's computation: written by the thread that computes, read by the screen.
+
+    `error` is a sentence for the pane. The state is set last, so that whoever sees `done` sees the series.
+    """
+
+    replay: Replay
+    state: State = "waiting"
+    share: float = 0.0
+    series: Series | None = None
+    error: str = ""
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """Ask it to stop; a computation that is waiting never starts."""
+        self._stop.set()
+        if self.state == "waiting":
+            self.state = "cancelled"
+
+    def filled(self, history: History, series: Series) -> Job:
+        """The same pane with a history that is there already."""
+        replay = replace(self.replay, compute=lambda _progress, _cancelled: history)
+        return Job(replay, "done", 1.0, series)
+
+    def again(self) -> Job:
+        """The same replay, not begun."""
+        return Job(self.replay)
+
+    def run(self) -> None:
+        """Compute, in the calling thread. A failure ends in `error`: its pane shows it, others go on."""
+        if self._stop.is_set():
+            self.state = "cancelled"
+            return
+        self.state = "running"
+        try:
+            series = Series(self.replay.compute(self._progress, self._stop.is_set))
+        except BaseException as error:  # a formula of the user's may raise anything, SystemExit too
+            self.error = sentence(error)
+        else:
+            self.series = series
+        self.state = "cancelled" if self._stop.is_set() else "failed" if self.series is None else "done"
+
+    def _progress(self, share: float) -> None:
+        self.share = min(max(share, 0.0), 1.0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("done", "failed", "cancelled")

@@ -1,0 +1,101 @@
+"""What a report says in words: why a replay hangs, how far it can be trusted, when a device would have run out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fdtrace.recorder.printable import printable
+from fdtrace.replayer.history.history import Divergence, Fidelity, History
+from fdtrace.replayer.recorded.memory_fit import MemoryFit
+from fdtrace.replayer.recorded.step_durations import Clock
+from fdtrace.tui.theme import memory_size
+
+
+def sentences(history: History) -> list[str]:
+    """What does not go into a cell of the table, of one history."""
+    outcome = history.outcome
+    out = []
+    if outcome.why_not_done:
+        out.append(outcome.why_not_done)
+    if outcome.fidelity is not None:
+        out.append(_fidelity(outcome.fidelity))
+    if outcome.device_bytes is not None:
+        out.append(_device(history))
+    return out
+
+
+def shared_sentences(histories: Sequence[History]) -> list[str]:
+    """What holds for all of them: by what requests arrived, and what memory was fitted from."""
+    clocks = [history.outcome.clock for history in histories if history.outcome.clock is not None]
+    fits = [history.outcome.memory for history in histories if history.outcome.memory is not None]
+    return [*map(_clock, clocks[:1]), *map(_memory, fits[:1])]
+
+
+def _fidelity(fidelity: Fidelity) -> str:
+    equal, steps = fidelity.num_equal, fidelity.num_steps
+    text = f"fidelity {fidelity.share:.1%}: {equal} of {steps} recorded steps reproduced"
+    if fidelity.first_divergence is not None:
+        text += f"; first departs at step {fidelity.first_divergence}"
+    if fidelity.divergence is not None:
+        return text
+    return text + (f" ({fidelity.explanation})" if fidelity.explanation else "")
+
+
+def _device(history: History) -> str:
+    outcome = history.outcome
+    size = memory_size(outcome.device_bytes or 0)
+    if outcome.out_of_memory_step is None:
+        return f"a device of {size} would have held every step"
+    return f"a device of {size} would have run out at step {outcome.out_of_memory_step}"
+
+
+def _clock(clock: Clock) -> str:
+    if clock.durations is None:
+        return "clock: requests arrive by recorded step"
+    fit = clock.durations
+    return (
+        f"clock: requests arrive by recorded time; a step takes {fit.base_us:.0f} us, {fit.us_per_prefill_token:.2f} "
+        f"us a prefill token, {fit.us_per_decode_token:.2f} us a decode token (fitted from {fit.num_steps} "
+        f"steps that vary by {fit.variation:.0%}; R2 {fit.r_squared:.2f}, median error {fit.median_relative_error:.0%})"
+    )
+
+
+def _memory(fit: MemoryFit) -> str:
+    if not fit.bytes_per_token:
+        return f"memory: {fit.column} stays at {memory_size(fit.floor_bytes)}, whatever a step runs"
+    other = f"; {memory_size(fit.other_bytes)} more of the device are held beside" if fit.other_bytes else ""
+    return (
+        f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from "
+        f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens (error "
+        f"{memory_size(fit.rms_error_bytes)} rms, "
+        f"{memory_size(fit.max_error_bytes)} at most){other}"
+    )
+
+
+def divergence_table(found: Divergence, *, ascii: bool) -> RenderableType:
+    """A step recorded and replayed, side by side; the state before, and the rule that differed."""
+    table = Table(box=box.ASCII if ascii else box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column(f"step {found.step}")
+    table.add_column("recorded", justify="right")
+    table.add_column("replayed", justify="right")
+    for name, recorded, replayed in found.compared:
+        mark = "bold" if recorded != replayed else "dim"
+        table.add_row(
+            Text(printable(name), mark),
+            Text(printable(recorded), mark),
+            Text(f"{printable(replayed)}{' <' if mark == 'bold' else '  '}", mark),
+        )
+    lines = []
+    if found.before:
+        lines.append("before it: " + ", ".join(f"{name} {value}" for name, value in found.before))
+    lines.append(f"the rule that differed: {found.rule}")
+    lines += [f"recorded alone: {row}" for row in found.only_recorded]
+    lines += [f"replayed alone: {row}" for row in found.only_replayed]
+    lines += [f"the replay decided: {reason}" for reason in found.reasons]
+    return Padding(Group(table, *(Text(printable(line)) for line in lines)), (0, 0, 0, 2))
