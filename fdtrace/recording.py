@@ -13,7 +13,6 @@ from typing import Any
 
 from fdtrace.progress import Progress
 from fdtrace.recorder import attach
-from fdtrace.recorder.collector.saved import remove_published
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
@@ -143,6 +142,8 @@ def conclude(watch: Watch, done: dict[str, Any]) -> None:
 
 def discard(session: Session, supervisor: Supervisor | None) -> None:
     """Nothing was recorded: leave nothing behind."""
+    from fdtrace.recorder.collector.saved import remove_published  # brings DuckDB: not for `--help`
+
     if supervisor is not None:
         supervisor.cancel()
     remove_published(Path(session.output), session.parts, session.id)

@@ -226,64 +226,60 @@ def trace_problems(db: duckdb.DuckDBPyConnection, engines: Sequence[Mapping[str,
     return list(dict.fromkeys(problems))
 
 
+KEYS = """
+SELECT
+    (SELECT count(*) - count(DISTINCT step) FROM step WHERE engine_id = $1) AS steps_twice,
+    (SELECT count(*) - count(DISTINCT request) FROM request WHERE engine_id = $1) AS requests_twice,
+    (SELECT count(*) FROM step WHERE engine_id IS NULL OR engine_id NOT IN (SELECT engine_id FROM engine)),
+    (SELECT count(*) FROM request WHERE engine_id IS NULL OR engine_id NOT IN (SELECT engine_id FROM engine)),
+    (SELECT count(*) FROM step_request WHERE engine_id IS NULL OR engine_id NOT IN (SELECT engine_id FROM engine)),
+    (SELECT count(*) FROM step WHERE engine_id = $1 AND num_free_blocks > num_blocks),
+    (SELECT count(*) FROM (
+        SELECT arrived_at, lag(finished_at) OVER ids AS before, row_number() OVER ids AS nth FROM request
+        WHERE engine_id = $1 WINDOW ids AS (PARTITION BY request_id ORDER BY request)
+    ) WHERE nth > 1 AND (before IS NULL OR arrived_at < before)),
+    (SELECT count(*) FROM event WHERE engine_id = $1 AND request IS NOT NULL AND request NOT IN
+        (SELECT request FROM request WHERE engine_id = $1 AND request IS NOT NULL))
+"""
+"""Counts that are 0 in a recording, in the order of `KEY_SENTENCES`."""
+KEY_SENTENCES = (
+    "table `step` has {} rows of a step that is there already",
+    "table `request` has {} rows of a request that is there already",
+    "table `step` has {} rows of an engine that is not in `engine`",
+    "table `request` has {} rows of an engine that is not in `engine`",
+    "table `step_request` has {} rows of an engine that is not in `engine`",
+    "table `step` has {} rows with more free blocks than blocks",
+    "table `request` has {} rows of a request_id that is another's at that time",
+    "table `event` has {} rows of a request that is not in `request`",
+)
+
+
 def key_problems(db: duckdb.DuckDBPyConnection, engine_id: int) -> list[str]:
     """What is wrong with the keys of `step` and `request`, and with what refers to them."""
-    problems = []
-    for table, key in (("step", "step"), ("request", "request")):
-        count, distinct = db.execute(
-            f"SELECT count(*), count(DISTINCT {key}) FROM {table} WHERE engine_id = $1", [engine_id]
-        ).fetchall()[0]
-        if distinct < count:
-            problems.append(f"table `{table}` has {count - distinct} rows of a {key} that is there already")
-    strangers = " UNION ALL ".join(
-        f"SELECT '{table.name}', count(*) FROM {table.name} WHERE engine_id IS NULL "
-        "OR engine_id NOT IN (SELECT engine_id FROM engine)"
-        for table in (schema.STEP, schema.REQUEST, schema.STEP_REQUEST)
-    )
-    problems += [
-        f"table `{table}` has {count} rows of an engine that is not in `engine`"
-        for table, count in db.execute(strangers).fetchall()
-        if count
+    counts = db.execute(KEYS, [engine_id]).fetchall()[0]
+    problems = [
+        sentence.format(count) for sentence, count in zip(KEY_SENTENCES, counts, strict=True) if count
     ]
-    first, last, count, free = db.execute(
-        "SELECT min(step), max(step), count(*), count(*) FILTER (WHERE num_free_blocks > num_blocks) "
+    first, last, count, arrived = db.execute(
+        "SELECT min(step), max(step), count(*), (SELECT max(arrived_step) FROM request WHERE engine_id = $1) "
         "FROM step WHERE engine_id = $1", [engine_id]).fetchall()[0]  # fmt: skip
-    if free:
-        problems.append(f"table `step` has {free} rows with more free blocks than blocks")
     if last is not None and last - first > 64 * count + STEPS_APART:
         problems.append(f"table `step` has {count} rows, but steps from {first} to {last}")
-    arrived = db.execute(
-        "SELECT max(arrived_step) FROM request WHERE engine_id = $1", [engine_id]
-    ).fetchall()[0][0]
     if arrived is not None and arrived > (last or 0) + STEPS_APART:
         problems.append(f"column `arrived_step` of table `request` holds {arrived}, the last step is {last}")
-    at_once = db.execute(
-        "SELECT count(*) FROM (SELECT arrived_at, lag(finished_at) OVER w AS before, row_number() OVER w AS nth FROM "
-        "request WHERE engine_id = $1 WINDOW w AS (PARTITION BY request_id ORDER BY request)) "
-        "WHERE nth > 1 AND (before IS NULL OR arrived_at < before)", [engine_id]).fetchall()[0][0]  # fmt: skip
-    if at_once:
-        problems.append(f"table `request` has {at_once} rows of a request_id that is another's at that time")
     missing = rows_missing(db, engine_id)
     if missing < 0:
         problems.append(f"the rows of table `step_request` ran {-missing} tokens more than those of `step`")
-    unknown = db.execute(
-        "SELECT count(*) FROM event WHERE engine_id = $1 AND request IS NOT NULL "
-        "AND request NOT IN (SELECT request FROM request WHERE engine_id = $1 AND request IS NOT NULL)",
-        [engine_id],
-    ).fetchall()[0][0]
-    if unknown:
-        problems.append(f"table `event` has {unknown} rows of a request that is not in `request`")
     return problems
 
 
 def rows_missing(db: duckdb.DuckDBPyConnection, engine_id: int) -> int:
     """Tokens that steps ran and no row of `step_request` tells of: their requests are not recorded."""
-    told, ran = (
-        db.execute(
-            f"SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM {table} WHERE engine_id = $1", [engine_id]
-        ).fetchall()[0][0]
-        for table in ("step", "step_request")
-    )
+    told, ran = db.execute(
+        "SELECT (SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM step WHERE engine_id = $1), "
+        "(SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM step_request WHERE engine_id = $1)",
+        [engine_id],
+    ).fetchall()[0]
     return int(told - ran)
 
 

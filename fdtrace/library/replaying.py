@@ -12,11 +12,11 @@ from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
 from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer import Formula, History, Outcome, StepRow, outcome_dict
+from fdtrace.replayer import Experiment, Formula, History, Outcome, StepRow, outcome_dict
 from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
-from fdtrace.replayer.experiment import Experiment, policy_with
+from fdtrace.replayer.experiment import policy_with
 
 FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
