@@ -173,6 +173,10 @@ Frame = (
 )
 
 
+NEED_NO_KEYFRAME = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame)
+"""Frames of a ring of several that are understood before a keyframe."""
+
+
 def frames_of(chunk: Chunk) -> Iterator[Frame]:
     """The frames of a chunk, in their order."""
     data = chunk.data

@@ -95,7 +95,6 @@ class ManyProcessEngine:
                 self._take_in(frame)
 
     def _lose(self, num_frames: int, first_forward: tuple[int, int] | None) -> None:
-        """Frames were overwritten; `first_forward` is the step and ts of the ring's first."""
         part = self.part
         if part.base is None and first_forward is not None and first_forward[1] >= self.begins:
             part.base = self._next_step - first_forward[0]
@@ -115,14 +114,8 @@ class ManyProcessEngine:
                 return True
             case frames.MemoryFrame() | frames.TasksFrame() if self.part.kind == "rank":
                 return True  # whole in itself
-            case (
-                frames.EngineFrame()
-                | frames.RequestFrame()
-                | frames.HashesFrame()
-                | frames.EventFrame()
-                | frames.FinishFrame()
-            ):
-                return True
+        if isinstance(frame, frames.NEED_NO_KEYFRAME):
+            return True
         self.part.lost_frames += self.part.lost_from >= 0
         return False
 
