@@ -25,7 +25,11 @@ _FAULTS = (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.
 _LIBRARY_SIGNALS = (32, 33, 34)
 """The C library's own. The new thread inherits the mask: with SIGSETXID (33) blocked, a setuid in the program
 would wait for it for ever."""
-_BLOCKED = (1 << 64) - 1 & ~sum(1 << (number - 1) for number in (*_FAULTS, *_LIBRARY_SIGNALS))
+_NEVER_BLOCKED = (signal.SIGKILL, signal.SIGSTOP)
+"""The kernel leaves them out of every mask: with them ours would never equal what it reads back."""
+_BLOCKED = ((1 << 64) - 1) & ~sum(
+    1 << (number - 1) for number in (*_FAULTS, *_LIBRARY_SIGNALS, *_NEVER_BLOCKED)
+)
 
 
 @dataclass(frozen=True)
