@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fdtrace.cli import main
 from tests.fdtrace import hostile
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine
 
@@ -170,7 +171,6 @@ SAID = {
     "step_num_tokens_null": "column `num_tokens` of table `step` is NULL",
     "step_step_null": "column `step` of table `step` is NULL",
     "engine_block_size_zero": "column `block_size` of table `engine` holds 0",
-    "step_request_kind_text": "neither prefill nor decode",
     "recording_for_ever": "says that it is still recording",
     "parts_no_json": "what its table `_collector` says of its parts makes no sense",
     "parts_elsewhere": "what its table `_collector` says of its parts makes no sense",
@@ -221,6 +221,23 @@ def test_a_damaged_trace_is_told_as_that(good: Path, inbox: Path) -> None:
     assert not runs.problems, "\n".join(runs.problems)
     assert codes[3] > runs.count // 2, f"most of them cannot be read: {codes}"
     assert not list(inbox.iterdir())
+
+
+SAID_BY_A_REPLAY = {
+    "step_request_kind_text": "rows that are neither prefill nor decode",
+    "step_request_request_huge": "rows of a request that is not in `request`",
+    "step_request_num_accepted_tokens_null": "decodes without num_accepted_tokens",
+    "decodes_alone": "the prefills of `step_request` ran 0 tokens",
+}
+
+
+@pytest.mark.parametrize("name", SAID_BY_A_REPLAY)
+def test_rows_that_contradict_the_rest_are_not_rescheduled(
+    good: Path, inbox: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = hostile.make_by_hand(good, inbox, [name])
+    assert main(["check", str(path), "-f", "original"]) == 3
+    assert SAID_BY_A_REPLAY[name] in capsys.readouterr().err
 
 
 def test_what_is_no_trace_at_all(good: Path, inbox: Path) -> None:
