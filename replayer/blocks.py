@@ -37,6 +37,9 @@ class BlockPool:
     def computed(self, request: Request, num_tokens: int) -> None:
         """Note that so many tokens of a request's prefill are computed, or will be."""
 
+    def output_cached(self, request: Request, num_tokens: int) -> None:
+        """Note that a request ended and so many of its tokens, output included, may be found again."""
+
     def check(self, holders: list[Request]) -> None:
         """AssertionError unless every block is free or held, once."""
         held = sum(request.num_blocks for request in holders)

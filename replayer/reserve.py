@@ -13,6 +13,10 @@ class Reserve(ABC):
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
+        self.given: list[int] = []
+        """Thresholds that a recorded call used, the last one first."""
+        self.num_faults = 0
+        """Of those used, how many no output made meanwhile explains."""
 
     def threshold(self, num_new_blocks: int, state: State) -> int:
         """Free blocks needed to schedule a prefill that takes `num_new_blocks`.
@@ -20,6 +24,16 @@ class Reserve(ABC):
         FastDeploy: `ResourceManagerV1._get_can_schedule_prefill_threshold_block`. Before release 2.6
         speculation's extra block is added only where blocks are reserved at all.
         """
+        needed = self._own_threshold(num_new_blocks, state)
+        if not self.given:
+            return needed
+        given = self.given.pop()
+        # Each running request may have made tokens meanwhile, and so needs a block less.
+        if not needed - len(state.running) <= given <= needed:
+            self.num_faults += 1
+        return given if given >= min(num_new_blocks, needed) else needed
+
+    def _own_threshold(self, num_new_blocks: int, state: State) -> int:
         reserved = self.reserved(state)
         needed = num_new_blocks if reserved is None else num_new_blocks + reserved
         if self.config.speculation and (reserved is not None or self.policy.spec_block_always):

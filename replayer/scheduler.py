@@ -8,6 +8,7 @@ from typing import Any, overload
 from fdtrace.replayer.blocks import BlockPool
 from fdtrace.replayer.call import Call
 from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
+from fdtrace.replayer.decodes import LET_GO
 from fdtrace.replayer.events import (
     Aborted,
     Arrived,
@@ -16,9 +17,14 @@ from fdtrace.replayer.events import (
     Emitted,
     Event,
     Finished,
+    FirstToken,
     Forward,
     Forwarded,
+    Freed,
     Joined,
+    Known,
+    Left,
+    OutputCached,
     Preallocate,
     Ready,
     Recycled,
@@ -30,7 +36,7 @@ from fdtrace.replayer.events import (
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.prefix_cache import PrefixCache
-from fdtrace.replayer.request import Plan, Request, Status
+from fdtrace.replayer.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.reserve import reserve_of
 from fdtrace.replayer.roles import join, preallocate
 from fdtrace.replayer.state import State
@@ -91,7 +97,12 @@ class Scheduler(View):
             Schedule: self._schedule,
             Emitted: self._emitted,
             Forwarded: self._forwarded,
+            Known: self._known,
+            FirstToken: self._first_token,
+            OutputCached: self._output_cached,
             Finished: self._finished,
+            Left: self._left,
+            Freed: self._freed,
             Rescheduled: self._rescheduled,
             Recycled: self._recycled,
         }
@@ -169,12 +180,15 @@ class Scheduler(View):
         self.num_calls += 1
         charge = self.formula.charge(v)
         call = self._call
+        call.not_ready, call.failed = event.not_ready, event.failed
+        self._reserve.given = list(event.needed_blocks[::-1])
         call.run(decision, charge=charge, explain=self.explain)
         self._chunks = decision.chunks
         counted = decision.token_budget - call.budget
         if charge == 0:  # such a formula reserves the decodes' tokens beforehand
             counted += self.config.max_num_batched_tokens - decision.token_budget
         decision.num_scheduled_tokens = counted
+        decision.num_reserve_faults, self._reserve.num_faults = self._reserve.num_faults, 0
         decision.num_running = len(state.running)
         decision.num_waiting = len(state.waiting)
         decision.num_free_blocks = state.pool.num_free
@@ -182,7 +196,32 @@ class Scheduler(View):
 
     def _emitted(self, event: Emitted) -> None:
         for request_id, num_tokens in event.num_tokens.items():
-            self._state.emit(self._state.requests[request_id], num_tokens)
+            request = self._state.requests.get(request_id)
+            if request is not None:
+                self._state.emit(request, num_tokens)
+
+    def _known(self, event: Known) -> None:
+        state = self._state
+        for request_id, num_total in event.num_total_tokens.items():
+            request = state.requests.get(request_id)
+            if request is None:
+                continue
+            decodes = request.status in RUNNING and request.computed >= request.need_prefill
+            num_new = num_total - state.total(request)
+            if num_new > 0 and (decodes or request.status in LET_GO):
+                state.emit(request, num_new)
+
+    def _first_token(self, event: FirstToken) -> None:
+        request = self._state.requests.get(event.request_id)
+        if request is not None and request.status is Status.PREFILL:
+            request.become(Status.DECODE)
+
+    def _output_cached(self, event: OutputCached) -> None:
+        self._known(Known({event.request_id: event.num_total_tokens}))
+        request = self._state.requests.get(event.request_id)
+        if not self.config.output_caching or request is None or request.computed < request.need_prefill:
+            return
+        self._state.pool.output_cached(request, event.num_total_tokens)
 
     def _forwarded(self, event: Forwarded) -> Forward:
         """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`), those of a
@@ -227,6 +266,20 @@ class Scheduler(View):
         request = self._state.requests[event.request_id]
         if request.status not in _CANNOT_FINISH:
             self._state.finish(request)
+
+    def _left(self, event: Left) -> None:
+        """FastDeploy: the first section of the lock in `ResourceManagerV1.finish_requests`."""
+        request = self._state.requests[event.request_id]
+        if request.status in RUNNING:
+            self._state.leave(request)
+        elif request.status not in _CANNOT_FINISH:
+            self._state.finish(request)
+
+    def _freed(self, event: Freed) -> None:
+        """FastDeploy: its second section."""
+        request = self._state.leaving.get(event.request_id)
+        if request is not None:
+            self._state.free(request)
 
     def _rescheduled(self, event: Rescheduled) -> None:
         self._state.reschedule(self._state.preempted[event.request_id])

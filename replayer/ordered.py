@@ -1,0 +1,155 @@
+"""A recording replayed in the order in which its engine met its events.
+
+A deployment schedules ahead of its forwards: what a call decides depends on what the engine had learned by then. Under
+the formula and policy that recorded, a replay takes queue events and calls as they were recorded, one after another,
+and the model decides each call anew. A call that it decides otherwise is a fault of the model or of the recording.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fdtrace.replayer.events import Decision, FirstToken, Known, Rescheduled, Schedule, Told
+from fdtrace.replayer.scheduler import Scheduler
+from fdtrace.replayer.state import SchedulerFailed
+
+KEPT_CALLS = 2
+"""A departure is shown with the events since that many calls before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """One call of `schedule()`: what it decided, and what it used of what changes without its lock.
+
+    `chunks` are (request, first token, end token). `known`: prompt and output tokens of the decodes that it counted
+    otherwise than the call before. `first_tokens`: requests that had made a token since their admission by then, and
+    none by the call before. Counts are those after the call.
+    """
+
+    call: int
+    chunks: tuple[tuple[str, int, int], ...] = ()
+    extended: tuple[str, ...] = ()
+    preempted: tuple[str, ...] = ()
+    aborted: tuple[str, ...] = ()
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    known: Mapping[str, int] = field(default_factory=dict)
+    first_tokens: tuple[str, ...] = ()
+    not_ready: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    needed_blocks: tuple[int, ...] = ()
+
+    def schedule(self) -> Schedule:
+        """The event of this call."""
+        return Schedule(self.not_ready, self.failed, self.needed_blocks)
+
+    def differences(self, decision: Decision) -> tuple[tuple[str, object, object], ...]:
+        """What a replay decided otherwise: name, recorded, replayed."""
+        pairs = (
+            ("chunks", list(self.chunks), decision.chunks),
+            ("extended", list(self.extended), decision.extended),
+            ("preempted", list(self.preempted), decision.preempted),
+            ("aborted", list(self.aborted), decision.aborted),
+            ("running", self.num_running, decision.num_running),
+            ("waiting", self.num_waiting, decision.num_waiting),
+            ("free blocks", self.num_free_blocks, decision.num_free_blocks),
+            ("reserves unlike those recorded", 0, decision.num_reserve_faults),
+        )
+        return tuple(pair for pair in pairs if pair[1] != pair[2])
+
+
+RecordedEvent = Told | RecordedCall
+
+
+@dataclass(frozen=True, slots=True)
+class CallDeparture:
+    """The first call that a replay decides otherwise than it was recorded."""
+
+    call: int
+    differences: tuple[tuple[str, object, object], ...]
+    """Name, recorded, replayed."""
+    before: tuple[RecordedEvent, ...]
+    """The events since the second call before it, that call first."""
+    reasons: tuple[str, ...] = ()
+    """What the replay decided, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One call of a replay beside the recorded one; `decision` is None where the model could not go on."""
+
+    recorded: RecordedCall
+    decision: Decision | None
+    differences: tuple[tuple[str, object, object], ...]
+
+
+class OrderedReplay:
+    """Takes a recording's events in their order. `calls` decides one call after another.
+
+    After a departure the replay goes on by its own state: nothing is set right by the recording, so that a state that
+    differs stays different until it heals by itself. Events that its state does not allow then are left out.
+    """
+
+    def __init__(self, scheduler: Scheduler, events: Iterable[RecordedEvent]) -> None:
+        self.scheduler = scheduler
+        self._events = iter(events)
+        self.num_calls = self.num_equal = self.num_left_out = 0
+        self.departure: CallDeparture | None = None
+        self._recent: deque[RecordedEvent] = deque()
+        self._recent_calls = 0
+
+    def run(self) -> None:
+        """Decide all calls."""
+        for _ in self.calls():
+            pass
+
+    def calls(self) -> Iterator[Decided]:
+        """Each call, once it is decided."""
+        for event in self._events:
+            if not isinstance(event, RecordedCall):
+                self._take(event)
+            else:
+                yield self._decide(event)
+            self._remember(event)
+
+    def _take(self, event: Told) -> None:
+        try:
+            self.scheduler.apply(event)
+        except KeyError:
+            self.num_left_out += 1
+
+    def _decide(self, call: RecordedCall) -> Decided:
+        scheduler = self.scheduler
+        for request_id in call.first_tokens:
+            scheduler.apply(FirstToken(request_id))
+        if call.known:
+            scheduler.apply(Known(call.known))
+        self.num_calls += 1
+        try:
+            decision = scheduler.apply(call.schedule())
+        except SchedulerFailed as failure:
+            found: Decided = Decided(call, None, (("the scheduler", "went on", str(failure)),))
+        else:
+            found = Decided(call, decision, call.differences(decision))
+        self.num_equal += not found.differences
+        if found.differences and self.departure is None:
+            reasons = () if found.decision is None else tuple(r.text for r in found.decision.reasons)
+            self.departure = CallDeparture(call.call, found.differences, tuple(self._recent), reasons)
+        return found
+
+    def _remember(self, event: RecordedEvent) -> None:
+        self._recent.append(event)
+        if isinstance(event, RecordedCall):
+            self._recent_calls += 1
+            while self._recent_calls > KEPT_CALLS:
+                self._recent_calls -= isinstance(self._recent.popleft(), RecordedCall)
+            while not isinstance(self._recent[0], RecordedCall):
+                self._recent.popleft()
+
+
+def rescheduled(request_id: str, num_total_tokens: int) -> tuple[Told, ...]:
+    """The events of a preempted request that comes back: with all tokens of the forwards that were under way."""
+    return Known({request_id: num_total_tokens}), Rescheduled(request_id)
