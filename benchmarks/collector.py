@@ -28,6 +28,16 @@ from fdtrace.recorder.session import Session
 
 SEGMENT = 1 << 20
 
+MEMORY = wire.AllocatorFigures(1 << 34, 1 << 35, 1 << 34, 1 << 35)
+
+
+def call_figures(count: int) -> wire.CallFigures:
+    """Those of a call with `count` running decodes."""
+    return wire.CallFigures(
+        token_budget=2048, num_scheduled_tokens=900, num_running=count, num_running_decodes=count, num_waiting=3,
+        num_preempted=0, num_free_blocks=100, num_blocks=1000,
+    )  # fmt: skip
+
 
 class Engine:
     """Writes the frames of an engine with `count` running requests."""
@@ -67,9 +77,9 @@ class Engine:
         for slot in grown:
             self.blocks[slot] += 1
         writer.blocks([(slot, self.blocks[slot]) for slot in grown], True)
-        writer.schedule(number, time.time_ns(), 300, "budget", (2048, 900, count, count, 3, 0, 100, 1000, -1))
+        writer.schedule(number, time.time_ns(), 300, "budget", call_figures(count))
         writer.forward(
-            number, number, time.time_ns(), 20_000, -1, (1 << 34, 1 << 35, 1 << 34, 1 << 35), prefills, b"",
+            number, number, time.time_ns(), 20_000, -1, MEMORY, prefills, b"",
             memoryview(tokens), memoryview(emitted),
         )  # fmt: skip
         for slot, made in enumerate(emitted):

@@ -25,6 +25,7 @@ from fdtrace.recorder.agent import load, ring, wire
 from fdtrace.sandbox import runner as runner_module
 from fdtrace.sandbox import scheduler as scheduler_module
 from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.framework import Memory
 from fdtrace.sandbox.request import Request, Scheduled
 
 COUNTS = (1, 32, 128, 256)
@@ -41,7 +42,7 @@ class Canned:
         self.scheduler.config = self.config
         self.scheduler.running, self.scheduler.waiting = [self.request(slot) for slot in range(count)], []  # type: ignore[assignment]
         self.runner = object.__new__(runner_module.ModelRunner)
-        self.runner.step, self.runner.stalled, self.runner.memory = -1, [], (1, 2, 3, 4)  # type: ignore[assignment]
+        self.runner.step, self.runner.stalled, self.runner.memory = -1, [], Memory(1, 2, 3, 4)  # type: ignore[assignment]
         self.runner.seq_lens_this_time = np.full(count, 5, np.int32)
         self.runner.accept_num = np.full(count, 3, np.int32)
 

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fdtrace.recorder.recording import EngineInfo, Recording
+from fdtrace.recorder.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.as_recorded import recorded_history
 from fdtrace.replayer.history import StepRow
 from fdtrace.tui.app import run_replay
@@ -83,12 +83,11 @@ def child(num_steps: int, ready: int, go: int) -> None:
     """The process on the pseudo-terminal: imports, data, then the screen when it is told to."""
 
     os.write(ready, b"i")
-    none = np.zeros(0, np.int64)
     engine = EngineInfo(0, "fastdeploy", "2.5.0", LIMIT, 256, 4, 64, 20_000, 32_768, spec_method="mtp")
 
     def recording(seed: int, *, exceeds: bool) -> Recording:
         steps = synthetic(num_steps, seed, exceeds=exceeds)
-        return Recording(engine, steps, {}, np.zeros(0, np.int16), np.zeros(1, np.int64), none, none)
+        return Recording(engine, steps, {}, (), LoadedDetails.unknown(0))
 
     def rows(step: int) -> list[StepRow]:
         return [StepRow(f"request-{step}-{at}", "decode", 5, 100 + at, 4, 2, 7) for at in range(REQUESTS)]
@@ -215,10 +214,9 @@ def answers(screen: Screen, count: int) -> Iterator[tuple[str, list[float], floa
 def charts(num_steps: int, size: tuple[int, int]) -> dict[str, list[float]]:
     """Seconds to draw one pane's chart: the screen's, and plotext's of the highest alone."""
 
-    none = np.zeros(0, np.int64)
     engine = EngineInfo(0, "fastdeploy", "", LIMIT, 256, 4, 64, 20_000, 32_768)
     steps = synthetic(num_steps, 1, exceeds=True)
-    recording = Recording(engine, steps, {}, np.zeros(0, np.int16), np.zeros(1, np.int64), none, none)
+    recording = Recording(engine, steps, {}, (), LoadedDetails.unknown(0))
     series = Series(recorded_history(recording))
     window, scale, look = (
         Window.over(0, num_steps),

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from fdtrace import __version__
-from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.errors import FdtraceError, StuckQueryError
+from fdtrace.recorder.printable import printable
 
 COMMANDS = {
     "demo": "the sandbox engine, recorded live, then replayed: the whole tool in a minute",
@@ -62,10 +65,15 @@ def _module(name: str) -> ModuleType:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code. Nothing that goes wrong reaches the user as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a character
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         args = build_parser(given[0] if given and given[0] in COMMANDS else None).parse_args(given)
         code: int = args.run(args)
+    except StuckQueryError as error:
+        _end_now(_complain(str(error), error.exit_code))
     except FdtraceError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -74,8 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
         return 0
     except Exception as error:
-        return _unexpected(error)
+        return _of_duckdb(error) or _unexpected(error)
     return code
+
+
+def _end_now(code: int) -> NoReturn:
+    """End without waiting for threads: one computes what cannot be interrupted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _of_duckdb(error: Exception) -> int:
+    """Complain of what DuckDB could not read: a damaged file, not a fault of ours; 0 where it is something else."""
+    if type(error).__module__ not in ("duckdb", "_duckdb"):
+        return 0
+    why = printable(str(error).split("\n", maxsplit=1)[0])
+    return _complain(
+        f"the trace cannot be read\n  why: {why}\n  next: copy it again, or `fdtrace recover` it where it was recorded",
+        3,
+    )
 
 
 def _complain(text: str, code: int) -> int:
@@ -89,7 +115,7 @@ def _unexpected(error: Exception) -> int:
 
     with tempfile.NamedTemporaryFile("w", prefix="fdtrace-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    what = f"{type(error).__name__}: {error}"
+    what = printable(f"{type(error).__name__}: {error}")
     return _complain(
         f"unexpected error: {what}\n  why: a fault in fdtrace\n  next: report it with {file.name}", 3
     )

@@ -1,14 +1,70 @@
-"""The replay screen on a recording in progress, as `fdtrace attach --tui` opens it."""
+"""The replay screen on a trace, complete or in progress, as `fdtrace replay` and `fdtrace attach --tui` open it."""
 
 from __future__ import annotations
 
 import argparse
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.errors import FdtraceError, TraceError
+
+if TYPE_CHECKING:
+    from fdtrace.reading import TraceReader
+    from fdtrace.recording import StopSignals, Watch
+    from fdtrace.tui.app import ReplayApp
+    from fdtrace.tui.sources import Tail
 
 
-def first_steps(path: Path) -> str | None:
+def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> ReplayApp:
+    """The screen on a trace with the replays that `args` ask for (`fdtrace.replays.add_replay_arguments`).
+
+    `options` are those of `ReplayApp`: `terminal`, `step`.
+    """
+    from fdtrace.replays import Replays, sources_of
+    from fdtrace.tui.app import ReplayApp
+
+    replays = Replays(reader.first, args, reader.rows, reader)
+    return ReplayApp(reader.first, replays.later(), sources=sources_of(reader, replays), **options)
+
+
+def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: StopSignals) -> str:
+    """Watch the collector in a thread, and show what it records until the screen is left; the reason to end.
+
+    Empty: the recording was told to end already. FdtraceError where the collector failed meanwhile: the screen said so.
+    """
+    reason = watch.until(lambda: signals.reason or watch.supervisor.ended or _first_steps(path))
+    if reason != "first steps":
+        return reason
+    left = threading.Event()
+    failed: list[BaseException] = []
+
+    def record() -> None:
+        try:
+            ended = watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended)
+            if ended:
+                watch.stop(ended)
+        except BaseException as error:
+            failed.append(error)
+
+    watch.progress.silent = True
+    thread = threading.Thread(target=record, name="fdtrace-recording")
+    thread.start()
+    try:
+        _show(path, formulas, failed)
+    except FdtraceError as error:
+        watch.progress.note(str(error))
+    finally:
+        left.set()
+        thread.join()
+        watch.progress.speak()
+    if failed:
+        raise failed[0]
+    return ""
+
+
+def _first_steps(path: Path) -> str | None:
     """A reason to go on to the screen once the trace holds a step; None until then."""
     from fdtrace.recorder.trace import open_trace
 
@@ -22,21 +78,29 @@ def first_steps(path: Path) -> str | None:
     return "first steps" if found[0]["steps"] else None
 
 
-def show(path: Path, formulas_given: list[str] | None) -> None:
-    """Show the recording until the screen is left."""
+def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -> None:
+    """Show the recording until the screen is left; `failed` gets what its collector failed with."""
     from fdtrace.reading import TraceReader
     from fdtrace.replayer.config import is_modelled
-    from fdtrace.replays import Replays, add_replay_arguments, sources_of
-    from fdtrace.tui.app import run_replay
+    from fdtrace.replays import add_replay_arguments
+    from fdtrace.tui.app import run_app
 
     parser = argparse.ArgumentParser()
     add_replay_arguments(parser)
-    asked = [part for text in formulas_given or () for part in ("-f", text)]
+    asked = [part for text in formulas or () for part in ("-f", text)]
     reader = TraceReader(path)
     if not is_modelled(reader.first.engine):
         asked.append("--as-recorded")
     try:
-        replays = Replays(reader.first, parser.parse_args([*asked, "--", str(path)]), reader.rows, reader)
-        run_replay(reader.first, replays.later(), sources=sources_of(reader, replays))
+        screen = screen_of(reader, parser.parse_args([*asked, "--", str(path)]))
+
+        def tail(step: int) -> Tail:
+            if failed:
+                raise failed[0]
+            return reader.tail(step)
+
+        if screen.sources.tail is not None:
+            screen.sources = replace(screen.sources, tail=tail)
+        run_app(screen)
     finally:
         reader.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from fdtrace.recorder.printable import printable, printable_lines
+
 EVERY = 10.0
 """Seconds between two lines where stderr is no terminal."""
 
@@ -26,10 +28,10 @@ class Progress:
             return
         now = time.monotonic()
         if self.terminal:
-            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.write(f"\r\x1b[2K{printable(text)}")
             self.dirty = True
         elif now - self.last >= EVERY:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(printable(text) + "\n")
             self.last = now
         sys.stderr.flush()
 
@@ -52,8 +54,14 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self.done()
-        sys.stderr.write(f"fdtrace: {text}\n")
+        sys.stderr.write(f"fdtrace: {printable_lines(text, '  ')}\n")
         sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line that renews itself off the terminal."""
+        if self.dirty:
+            sys.stderr.write("\r\x1b[2K")
+            self.dirty = False
 
     def done(self) -> None:
         """End the line that renews itself."""

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdtrace.recorder.errors import TraceError, UsageError
+from fdtrace.recorder.errors import StuckQueryError, TraceError
+from fdtrace.recorder.loading import ROW, STEP_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fdtrace.recorder.loading import TraceRecording
     from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.standstill import Standstill
     from fdtrace.recorder.trace import Trace
     from fdtrace.replayer.history import StepRow
     from fdtrace.tui.sources import Answer, StepEvent, Tail
 
-ROW = """
-q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
-coalesce(q.num_accepted_tokens, 0), q.num_blocks
-"""
-
-ROWS = f"""
-SELECT r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
-WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
-"""
-
 REQUEST_STEPS = f"""
-SELECT q.step, r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
+SELECT q.step, coalesce(r.request_id, ''), {ROW} FROM step_request q JOIN request r USING (engine_id, request)
 WHERE q.engine_id = $1 AND r.request_id = $2 ORDER BY q.step
 """
 
 EVENTS = """
-SELECT v.kind, coalesce(r.request_id, ''), coalesce(v.reason, ''), coalesce(v.detail, '')
+SELECT coalesce(v.kind, ''), coalesce(r.request_id, ''), coalesce(v.reason, ''), coalesce(v.detail, '')
 FROM event v LEFT JOIN request r USING (engine_id, request)
 WHERE v.engine_id = $1 AND v.step = $2 ORDER BY v.ts
 """
 
 MOST_ROWS = 10_000
 """Rows of a query on the screen at most."""
+SECONDS = 30.0
+"""That such a query may take."""
 
 
 class TraceReader:
@@ -57,9 +52,11 @@ class TraceReader:
         self._stack = ExitStack()
         self._trace: Trace | None = None
         self._seen: tuple[int, int] | None = None
+        self._seen_at = 0.0
+        self._created: Any = None
         with self._lock:
             trace = self._open()
-            self.live = trace.live
+            self.live = self._grows = trace.in_parts
             recording = trace.recording(engine_id)
             self.first: Recording = _read(recording) if self.live else recording
         self.engine_id = recording.engine.engine_id
@@ -70,9 +67,18 @@ class TraceReader:
         if self._trace is not None and not self._changed():
             return self._trace
         self._close()
-        self._seen = self._identity()
-        self._trace = self._stack.enter_context(open_trace(self.path))
-        return self._trace
+        self._seen, self._seen_at = self._identity(), time.monotonic()
+        trace = self._stack.enter_context(open_trace(self.path))
+        created = trace.head["created_at"]
+        if self._created not in (None, created):
+            self._stack.close()
+            raise TraceError(
+                f"{self.path} is another recording by now",
+                why=f"it began at {created}, the one on the screen at {self._created}",
+                hint="open it anew",
+            )
+        self._created, self._trace = created, trace
+        return trace
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -82,33 +88,51 @@ class TraceReader:
         return found.st_ino, found.st_mtime_ns
 
     def _changed(self) -> bool:
-        return self.live and self._identity() not in (None, self._seen)
+        return self._grows and self._identity() not in (None, self._seen)
 
     def _close(self) -> None:
         self._trace = None
         self._stack.close()
 
     def close(self) -> None:
-        """Close the trace."""
+        """Close the trace; a query that still runs is interrupted."""
+        import duckdb
+
+        trace = self._trace
+        if trace is not None:
+            with suppress(duckdb.ConnectionException):  # it has just been closed, to open the next state
+                trace.db.interrupt()
         with self._lock:
             self._close()
 
-    def _rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        import duckdb
+    @contextmanager
+    def _reading(self) -> Iterator[Trace]:
+        """The trace, to this thread alone; closed where it cannot be read, so that the next look opens it anew."""
+        from fdtrace.recorder.trace import reading
 
         with self._lock:
             trace = self._open()
             try:
-                return trace.db.execute(query, [self.engine_id, *parameters]).fetchall()
-            except duckdb.Error as error:
+                with reading(self.path):
+                    yield trace
+            except TraceError:
                 self._close()
-                raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
+                raise
+
+    def _rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with self._reading() as trace:
+            return trace.db.execute(query, [self.engine_id, *parameters]).fetchall()
+
+    def check_step_requests(self) -> None:
+        """TraceError where what a replay reschedules from contradicts itself."""
+        with self._reading() as trace:
+            trace.check_step_requests(self.engine_id)
 
     def rows(self, step: int) -> list[StepRow]:
         """The requests of a step, prefills first."""
         from fdtrace.replayer.history import StepRow
 
-        return [StepRow(*row) for row in self._rows(ROWS, step)]
+        return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""
@@ -130,49 +154,61 @@ class TraceReader:
         return np.array([row[0] for row in self._rows(query, kind)], np.int64)
 
     def sql(self, text: str) -> Answer:
-        """A query's rows. UsageError where DuckDB cannot run it."""
-        from fdtrace.recorder.trace import running
+        """A query's rows. UsageError where DuckDB cannot run it, or where it takes too long."""
+        from fdtrace.recorder.trace_query import Limits, bounded, running
         from fdtrace.tui.sources import Answer
-
-        if not text.strip():
-            raise UsageError("there is no query", hint="such as FROM exceeded")
-        with self._lock, running():
-            relation = self._open().query(text)
-            rows = relation.limit(MOST_ROWS + 1).fetchall()
-            columns = tuple(relation.columns)
-        return Answer(columns, rows[:MOST_ROWS], len(rows) > MOST_ROWS)
-
-    def tail(self, step: int) -> Tail:
-        """The steps recorded after a step, and whether the recording goes on."""
-        import duckdb
-
-        from fdtrace.tui.sources import Tail
 
         with self._lock:
             trace = self._open()
+
+            def ask() -> Answer:
+                relation = trace.query(text)
+                with running():
+                    rows = relation.limit(MOST_ROWS + 1).fetchall()
+                    return Answer(tuple(relation.columns), rows[:MOST_ROWS], len(rows) > MOST_ROWS)
+
             try:
-                live = trace.live
-                found = Tail(trace.steps_after(self.engine_id, step), live)
-            except duckdb.Error as error:
-                self._close()
-                raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
+                return bounded(trace.db, ask, Limits(SECONDS))
+            except StuckQueryError:
+                self._trace, self._stack = None, ExitStack()  # to close it would wait for the query
+                raise
+
+    def tail(self, step: int) -> Tail:
+        """The steps recorded after a step, and whether the recording goes on."""
+        from fdtrace.recorder.standstill import standstill_of
+        from fdtrace.tui.sources import Tail
+
+        if self._identity() is None:
+            raise TraceError(
+                f"{self.path} is gone",
+                why="it was removed, or renamed, while it was being recorded",
+                hint=f"what was read stays here; `fdtrace recover {self.path}` where its parts are still there",
+            )
+        with self._reading() as trace:
+            live = trace.in_parts
+            silent = time.monotonic() - self._seen_at
+            still = standstill_of(trace, self.engine_id)
+            text = still.short if still is not None else ""
+            found = Tail(trace.steps_after(self.engine_id, step), live, silent, text)
             self.live = live
         return found
 
+    def standstill(self) -> Standstill | None:
+        """How the engine stands still at the end of what is recorded."""
+        from fdtrace.recorder.standstill import standstill_of
+
+        with self._reading() as trace:
+            return standstill_of(trace, self.engine_id)
+
     def recording(self) -> Recording:
         """The recording as it stands."""
-        import duckdb
-
         with self._lock:
             self._close()
-            try:
-                return _read(self._open().recording(self.engine_id))
-            except duckdb.Error as error:
-                self._close()
-                raise TraceError(f"{self.path} cannot be read", why=str(error).splitlines()[0]) from None
+        with self._reading() as trace:
+            return _read(trace.recording(self.engine_id))
 
 
-def _read(recording: TraceRecording) -> Recording:
+def _read(recording: Recording) -> Recording:
     from fdtrace.replayer.config import is_modelled
 
-    return recording.read_now(row_by_row=not is_modelled(recording.engine))
+    return recording.loaded(row_by_row=not is_modelled(recording.engine))

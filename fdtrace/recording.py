@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from fdtrace.progress import Progress
 from fdtrace.recorder import attach
+from fdtrace.recorder.collector.saved import remove_published
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
@@ -71,16 +71,20 @@ class Watch:
         self.progress = Progress()
         self.begun = time.monotonic()
         self.duration = duration
-        self.num_steps = 0
+        self.num_steps = self.num_calls = 0
 
     def messages(self, timeout: float) -> None:
         """Take in what the collector says within `timeout` seconds."""
         for message in self.supervisor.poll(timeout):
             self.num_steps = message.get("steps", self.num_steps)
+            self.num_calls = message.get("calls", self.num_calls)
+            if "waiting" in message:
+                self.progress.note(message["waiting"])
             for note in message.get("notes", ()):
                 self.progress.note(note)
         elapsed = time.monotonic() - self.begun
-        self.progress.update(f"recording to {self.session.output}: {self.num_steps} steps, {elapsed:.0f} s")
+        counts = f"{self.num_steps} steps, {self.num_calls} calls"
+        self.progress.update(f"recording to {self.session.output}: {counts}, {elapsed:.0f} s")
 
     def until(self, should_end: Callable[[], str | None]) -> str:
         """Record until `should_end` gives a reason, or a bound of this recording is reached; the reason."""
@@ -101,6 +105,13 @@ class Watch:
             self.progress.note(note)
         self.supervisor.end(reason)
 
+    def fail(self) -> None:
+        """The collector cannot go on: take the agents out; the server goes on as if nobody had been there."""
+        self.progress.done()
+        for note in attach.detach(self.session.id, "error"):
+            self.progress.note(note)
+        self.progress.note("no longer attached: the server goes on as before")
+
     def finish(self) -> dict[str, Any]:
         """Wait for the final file; what the collector said last."""
         while self.supervisor.finished is None:
@@ -109,10 +120,30 @@ class Watch:
         return self.supervisor.finished
 
 
+def conclude(watch: Watch, done: dict[str, Any]) -> None:
+    """Say what the finished trace holds: its steps, and whether an engine stood still at the end."""
+    from fdtrace.recorder.standstill import standstill
+    from fdtrace.recorder.trace import open_trace
+
+    output, steps, calls = watch.session.output, done["steps"], done["calls"]
+    why = (
+        ""
+        if steps
+        else f": no forward ran; {calls} scheduling calls found work"
+        if calls
+        else ": the engine had no work"
+    )
+    watch.progress.note(f"{steps} steps in {output}{why}")
+    with open_trace(Path(output)) as trace:
+        for engine in trace.engines():
+            still = standstill(trace, engine)
+            if still is not None:
+                watch.progress.note(f"engine {engine['engine_id']}: {still.sentence}")
+
+
 def discard(session: Session, supervisor: Supervisor | None) -> None:
     """Nothing was recorded: leave nothing behind."""
     if supervisor is not None:
         supervisor.cancel()
-    shutil.rmtree(session.parts, ignore_errors=True)
-    Path(session.output).unlink(missing_ok=True)
-    session.remove_rings()
+    remove_published(Path(session.output), session.parts, session.id)
+    session.discard()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 import threading
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from fdtrace.formulas import DEFAULT
 from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments
+from fdtrace.sizes import size_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -26,15 +26,9 @@ if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.history import History, How, StepRow
     from fdtrace.schedulers import GivenScheduler
-    from fdtrace.tui.jobs import Cancelled, Progress, Replay
+    from fdtrace.tui.background import Cancelled
+    from fdtrace.tui.jobs import Progress, Replay
     from fdtrace.tui.sources import Sources
-
-SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?i?b)\Z", re.IGNORECASE)
-UNITS = {
-    "b": 1,
-    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
-    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
-}
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,13 +76,19 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.reading import ROWS
+        from fdtrace.recorder.loading import STEP_ROWS
+        from fdtrace.recorder.trace import reading
         from fdtrace.replayer.history import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
             cursor = self._local.cursor = self.trace.db.cursor()
-        return [StepRow(*row) for row in cursor.execute(ROWS, [self.engine_id, step]).fetchall()]
+        with reading(self.trace.path):
+            return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
+
+    def check(self) -> None:
+        """TraceError where what a replay reschedules from contradicts itself."""
+        self.trace.check_step_requests(self.engine_id)
 
 
 def policy_of(text: str | None) -> Policy | None:
@@ -98,19 +98,6 @@ def policy_of(text: str | None) -> Policy | None:
     return parse_policy(text) if text else None
 
 
-def device_bytes_of(text: str | None) -> int | None:
-    """The bytes that `--device-memory` names; UsageError where it is no size."""
-    if text is None:
-        return None
-    match = SIZE.match(text.strip())
-    if match is None:
-        raise UsageError(f"{text!r} is no size of memory", hint="--device-memory 80GiB")
-    found: int = round(float(match["number"]) * UNITS[match["unit"].lower()])
-    if found < 1:
-        raise UsageError(f"a device has more memory than {text}", hint="--device-memory 80GiB")
-    return found
-
-
 class Replays:
     """What the command line asks for: a recording, and what is to be replayed beside it.
 
@@ -118,7 +105,11 @@ class Replays:
     """
 
     def __init__(
-        self, recording: Recording, args: argparse.Namespace, rows: Rows, reader: TraceReader | None = None
+        self,
+        recording: Recording,
+        args: argparse.Namespace,
+        rows: RecordedRows | Rows,
+        reader: TraceReader | None = None,
     ) -> None:
         from fdtrace.formulas import formulas
         from fdtrace.replayer.compare import refuse_unmodelled
@@ -127,6 +118,9 @@ class Replays:
 
         self.recording, self.rows, self.args = recording, rows, args
         self.reader = reader if reader is not None and reader.live else None
+        self._check: Callable[[], None] | None = None if reader is None else reader.check_step_requests
+        if isinstance(rows, RecordedRows):
+            self._check = rows.check
         self.policy = policy_of(args.policy)
         given = given_schedulers(args.scheduler, args.scheduler_python)
         modelled = is_modelled(recording.engine)
@@ -139,7 +133,7 @@ class Replays:
             raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
         if args.as_recorded and args.clock != "steps":
             raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
-        self.device_bytes = device_bytes_of(args.device_memory)
+        self.device_bytes = size_of(args.device_memory, "--device-memory") if args.device_memory else None
         for one in given:
             one.refuse_others(recording)
         if self.how == "rescheduled":
@@ -169,8 +163,7 @@ class Replays:
                     said.update(f"replaying {name}, {i + 1} of {len(self.subjects)}: {share:.0%}")
 
             histories.append(self._compute(one, progressed, None))
-        if said.dirty:
-            sys.stderr.write("\r\x1b[2K")
+        said.clear()
         return histories
 
     def later(self) -> list[Replay]:
@@ -192,17 +185,32 @@ class Replays:
         from fdtrace.schedulers import GivenScheduler
         from fdtrace.tui.jobs import Replay
 
-        compute = partial(self._compute, one)
+        computed_from: list[Recording] = []
+        compute = partial(self._compute, one, computed_from=computed_from)
+
+        def recording() -> Recording | None:
+            return computed_from[0] if computed_from else None
+
         if isinstance(one, GivenScheduler):
-            return Replay(one.name, self.how, compute, text=text)
-        return Replay(one.name, self.how, compute, one, self.policy or policy_with(one), text)
+            return Replay(one.name, self.how, compute, text=text, recording=recording)
+        policy = self.policy or policy_with(one)
+        return Replay(one.name, self.how, compute, one, policy, text, recording)
 
     def _compute(
-        self, one: Formula | GivenScheduler, progress: Progress, cancelled: Cancelled | None
+        self,
+        one: Formula | GivenScheduler,
+        progress: Progress,
+        cancelled: Cancelled | None,
+        computed_from: list[Recording] | None = None,
     ) -> History:
         from fdtrace.schedulers import GivenScheduler
 
+        if self.how == "rescheduled" and self._check is not None:
+            self._check()
+            self._check = self._check if self.reader is not None else None  # what is complete is checked once
         desk = self._desk if self.reader is None else self._desk_of(self.reader.recording())
+        if computed_from is not None:
+            computed_from[:] = [desk.recording]
 
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))

@@ -38,26 +38,27 @@ class Reached:
     held_us: int = 0
 
 
-def attach(pid: int, session: Session) -> list[Reached]:
+def attach(pid: int, session: Session, *, force: bool = False) -> list[Reached]:
     """Reach every process under `pid` that has an engine's scheduler or worker loaded, the deepest first: what an
     engine says of its running requests when its recording begins is then newer than what its workers began with.
 
-    TargetError where none has, or none can be reached; then nothing was changed.
+    TargetError where none has, or none can be reached; then nothing was changed. `force`: also enter processes whose
+    system calls a seccomp filter looks at, which may kill them.
     """
     check_process(pid)
     delivery.prepare()
     with first_in_line():
-        return _attach(pid, session)
+        return _attach(pid, session, force)
 
 
-def _attach(pid: int, session: Session) -> list[Reached]:
+def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
     reached: list[Reached] = []
     problems: list[tuple[int, FdtraceError]] = []
     modules: set[str] = set()
     for process in reversed(process_tree(pid)):
         rest()
         try:
-            found = _reach(process.pid, session)
+            found = _reach(process.pid, session, force)
         except (Ended, NotCPython) as error:
             if process.depth == 0:
                 problems.append((process.pid, error))
@@ -87,17 +88,26 @@ def _nothing_reached(pid: int, problems: list[tuple[int, FdtraceError]], modules
     )
 
 
-def _reach(pid: int, session: Session) -> Reached:
+def _reach(pid: int, session: Session, force: bool) -> Reached:
     agent = control.find_agent(pid)
     if agent is None:
-        return _inject(pid, session)
+        return _inject(pid, session, force)
     if agent.recording:
         raise _already(pid, agent.status)
     order = {"op": "start", "session": session.for_agent()}
     status = control.command(agent, order)
     if status is not None and status.get("problem"):
-        raise TargetError(f"the agent in process {pid} could not begin", why=status["problem"])
+        raise _could_not_begin(pid, status["problem"], session)
     return Reached(pid, "armed", status is None, status or agent.status)
+
+
+def _could_not_begin(pid: int, problem: str, session: Session) -> TargetError:
+    return TargetError(
+        f"the agent in process {pid} could not begin to record",
+        why=problem,
+        hint=f"it made its files in {session.dir} and {session.mailboxes}: is there room, and are both its user's own? "
+        "The process goes on as before",
+    )
 
 
 def _already(pid: int, status: dict[str, Any]) -> TargetError:
@@ -108,15 +118,15 @@ def _already(pid: int, status: dict[str, Any]) -> TargetError:
     )
 
 
-def _inject(pid: int, session: Session) -> Reached:
+def _inject(pid: int, session: Session, force: bool) -> Reached:
     with contextlib.suppress(OSError):  # what stands in the way, `run_in_process` tells
         _check_namespace(pid)
-    with enter(pid) as (entry, there):
+    with enter(pid, force=force) as (entry, there):
         status = delivery.deliver(there, session)
     if status.get("already"):
         raise _already(pid, status)
     if status.get("problem"):
-        raise TargetError(f"the agent in process {pid} could not begin", why=status["problem"])
+        raise _could_not_begin(pid, status["problem"], session)
     return Reached(pid, entry.way, False, status, entry.held_us)
 
 
@@ -155,7 +165,8 @@ def _obey_now(pid: int) -> tuple[dict[str, Any] | None, str]:
     """The agent's status, or None and why its process could not be entered."""
     source = f"import sys\nresult = sys.modules[{load.NAME!r}].arm.attend()\n"
     try:
-        status: dict[str, Any] = run_in_process(pid, source).value
+        # It was entered before: whatever filter it is under has let that pass.
+        status: dict[str, Any] = run_in_process(pid, source, force=True).value
     except FdtraceError as error:
         return None, f" ({error.what})"
     return status, ""

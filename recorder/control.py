@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
@@ -9,14 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.errors import TargetError
+from fdtrace.recorder.inject.users import user_of
 
 ANSWER_WAIT = 1.0
 """Seconds to wait for an agent's answer: it comes with the engine's next call, at once under load."""
+
+LOCK_WAIT = 10.0
+"""Seconds to wait for another fdtrace that speaks to the same agent: it needs `ANSWER_WAIT` at most."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Agent:
     """An agent in a living process, and what it says of itself."""
 
     pid: int
-    path: Path
+    uid: int
+    directory: str
     status: dict[str, Any]
 
     @property
@@ -34,20 +39,26 @@ class Agent:
 
 
 def find_agent(pid: int) -> Agent | None:
-    """The agent of a process, if it has one. A mailbox left by a process that is gone is removed."""
+    """The agent of a process, if it has one. A mailbox left by a process that is gone is removed.
+
+    TargetError where its mailbox could be another user's, or is another version's.
+    """
     try:
-        path = Path(mailbox.directory(os.stat(f"/proc/{pid}").st_uid)) / f"{pid}.ctl"
-    except FileNotFoundError:
-        path = Path(mailbox.directory()) / f"{pid}.ctl"
+        uid = user_of(pid).uid
+    except (FileNotFoundError, ProcessLookupError):
+        uid = os.geteuid()
+    where = mailbox.directory(uid)
     try:
-        box = mailbox.Mailbox.open(str(path))
+        box = mailbox.Mailbox.open(where, pid, uid)
+    except PermissionError as error:
+        raise _not_believed(where, uid, error) from None
     except (OSError, ValueError):
         return None
     try:
         owner, start = box.process
-        if ring.process_start(owner) != start:
-            with suppress(OSError):
-                path.unlink()
+        if owner != pid or ring.process_start(pid) != start:
+            if uid == os.geteuid():
+                box.remove()
             return None
         if box.protocol != wire.PROTOCOL:
             raise TargetError(
@@ -55,9 +66,26 @@ def find_agent(pid: int) -> Agent | None:
                 why=f"it speaks protocol {box.protocol}, this one {wire.PROTOCOL}",
                 hint="use the fdtrace that it was armed with, or restart the engine",
             )
-        return Agent(pid, path, _status(box))
+        return Agent(pid, uid, where, _status(box))
+    except (OSError, ValueError):
+        return None
     finally:
         box.close()
+
+
+def _not_believed(where: str, uid: int, error: PermissionError) -> TargetError:
+    if error.errno == errno.EACCES and os.geteuid() not in (0, uid):
+        return TargetError(
+            f"only user {uid} and root may see the agents of user {uid}",
+            why=f"{where} is closed to others",
+            hint=f"run the same command with `sudo`, or as that user: `sudo -u '#{uid}' fdtrace …`",
+        )
+    return TargetError(
+        f"the agents of user {uid} cannot be spoken to",
+        why=f"{error}: fdtrace believes nothing that another user could have written",
+        hint=f"have it removed, and find out who made it; or set FDTRACE_DIR, for the server and for fdtrace, to a "
+        f"directory of user {uid} alone (mode 0700)",
+    )
 
 
 def _status(box: mailbox.Mailbox) -> dict[str, Any]:
@@ -69,8 +97,8 @@ def _status(box: mailbox.Mailbox) -> dict[str, Any]:
     return {}
 
 
-def agents() -> list[Agent]:
-    """Every agent of this user; root sees those of all."""
+def agents(problems: list[TargetError] | None = None) -> list[Agent]:
+    """Every agent of this user; root sees those of all. `problems`: takes what cannot be spoken to, and why."""
     directories = {mailbox.directory()}
     if os.geteuid() == 0:
         directories.update(glob.glob("/tmp/fdtrace-[0-9]*"))
@@ -78,8 +106,11 @@ def agents() -> list[Agent]:
     pids = sorted({int(name[:-4]) for name in names if name.endswith(".ctl") and name[:-4].isdigit()})
     found = []
     for pid in pids:
-        with suppress(TargetError):  # of another version of fdtrace: not ours to speak to
+        try:
             found.append(find_agent(pid))
+        except TargetError as error:
+            if problems is not None:
+                problems.append(error)
     return [agent for agent in found if agent is not None]
 
 
@@ -91,18 +122,36 @@ def _names(directory: str) -> list[str]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[mailbox.Mailbox]:
-    """The mailbox, no other controller using it meanwhile."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _alone(agent: Agent) -> Iterator[mailbox.Mailbox | None]:
+    """The mailbox, no other controller using it meanwhile; None where it is gone."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        box = mailbox.Mailbox.open(str(path))
-        try:
-            yield box
-        finally:
-            box.close()
+        box = mailbox.Mailbox.open(agent.directory, agent.pid, agent.uid)
+    except (FileNotFoundError, ValueError):
+        yield None
+        return
+    except PermissionError as error:
+        raise _not_believed(agent.directory, agent.uid, error) from None
+    try:
+        _lock(box, agent.pid)
+        yield box
     finally:
-        os.close(fd)
+        box.close()
+
+
+def _lock(box: mailbox.Mailbox, pid: int) -> None:
+    deadline = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(box.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TargetError(
+                    f"the agent in process {pid} is being spoken to by another program",
+                    why=f"something has held the lock of {box.path} for {LOCK_WAIT:g} s",
+                    hint=f"`fuser {box.path}` names it",
+                ) from None
+        time.sleep(0.005)
 
 
 def command(agent: Agent, order: dict[str, Any], wait: float = ANSWER_WAIT) -> dict[str, Any] | None:
@@ -119,13 +168,22 @@ def commands(
     """`command` for each of these agents, at once: `wait` is for all of them together."""
     found: list[dict[str, Any] | None] = [None] * len(agents)
     with ExitStack() as stack:
-        boxes = [stack.enter_context(_alone(agent.path)) for agent in agents]
-        numbers = [box.send(order) for box in boxes]
+        waiting: dict[int, tuple[mailbox.Mailbox, int]] = {}
+        for i, agent in enumerate(agents):
+            box = stack.enter_context(_alone(agent))
+            with suppress(OSError, ValueError):  # it has left just now
+                if box is not None:
+                    waiting[i] = box, box.send(order)
         deadline = time.monotonic() + wait
-        while True:
-            for i, box in enumerate(boxes):
-                if found[i] is None and box.answered(numbers[i]):
-                    found[i] = _status(box)
-            if None not in found or time.monotonic() > deadline:
-                return found
+        while waiting and time.monotonic() < deadline:
+            for i, (box, number) in list(waiting.items()):
+                with suppress(OSError, ValueError):  # it was cut short: no answer will come
+                    if box.answered(number):
+                        found[i] = _status(box)
+                        del waiting[i]
+                    elif not box.is_there:  # the agent has made itself a new one
+                        fresh = stack.enter_context(_alone(agents[i]))
+                        if fresh is not None:
+                            waiting[i] = fresh, fresh.send(order)
             time.sleep(0.002)
+    return found

@@ -17,10 +17,47 @@ tell is NULL, never 0. Token contents are never recorded. While it records, the 
 read by any DuckDB client, at most about two seconds old.
 """
 
+MEETING = """\
+## How a call and a forward meet
+
+A **call** is one `schedule()` of the engine: table `call`. A **step** is one forward that ran tokens: table `step`.
+In vLLM and in the sandbox each call that hands out tokens has its own forward. FastDeploy schedules in one process and
+runs in others, and its decodes go on without a task. So a call may be late for the forward under way, a forward may
+take in the tasks of several calls, and most calls hand out nothing:
+
+    schedule()   0        1  2  3     4        5  6  7  8  9  10 …
+                 │tasks   │  ·  ·     │tasks   ·  ·  ·  ·  ·  ·       · handed out nothing
+                 ╰───╮    ╰────────╮  ╰────╮
+    forwards         [ 0 ][ 1 ]    [ 2 ]   [ 3 ][ 4 ]                  nothing runs any more: it hangs
+
+    call  num_calls  idle   first_step          step  its columns are those of call
+       0          1  false           0             0  0
+       1          1  false           2             1  0  (1 had not reached the workers)
+       2          2  true         NULL             2  3  (the last one that had ended)
+       4          1  false           3             3  4
+       5       9312  true         NULL             4  9  (its row is that of 5)
+
+- `call.first_step` is the first forward that could run what the call handed out: the one that began next after its
+  tasks had reached the workers. No clock decides that; the call's number rides on the tasks.
+- `step.token_budget` to `step.new_token_ratio` and `step.schedule_us` are of the last call whose tasks had reached
+  the workers, or of a later one that handed out nothing and had ended when the forward began. What a call did once
+  (its time, its tokens, its preemptions) is told with its first forward alone.
+- Calls that follow each other, hand out nothing and find the same are one row, with their number (`num_calls`) and
+  times (`ts`, `last_ts`). A forward in the same process, or any other call, ends the run. While it records, the last
+  row of an idle engine grows.
+- An engine **stands still** where nothing is after its last forward and its last call that handed something out but
+  idle calls: `fdtrace info` says since when, and what the head of the queue waits for.
+
+```sql
+-- since when does nothing move, and why?
+FROM call WHERE idle AND ts > (SELECT max(ts) FROM step) ORDER BY call;
+```
+"""
+
 
 def document() -> str:
     """The page, as Markdown."""
-    parts = [HEAD]
+    parts = [HEAD, MEETING]
     for table in schema.TABLES:
         order = ", ".join(f"`{name}`" for name in table.order_by)
         parts.append(

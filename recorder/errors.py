@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from fdtrace.recorder.printable import printable_lines
+
 
 class FdtraceError(Exception):
     """What happened, why, and what to do next.
 
     `exit_code` is the command's: 1 a check found something, 2 wrong use, 3 the target or the trace cannot be used.
+    Its texts may quote a trace, an engine or another process: they are made safe to print here, once.
     """
 
     exit_code = 3
 
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
-        super().__init__(what)
-        self.what, self.why, self.hint = what, why, hint
+        self.what = printable_lines(what, "  ")
+        self.why = printable_lines(why, "       ")
+        self.hint = printable_lines(hint, "        ")
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         parts = [self.what]
@@ -36,3 +41,10 @@ class TraceError(FdtraceError):
 
 class TargetError(FdtraceError):
     """The process to be recorded cannot be reached or understood."""
+
+
+class StuckQueryError(UsageError):
+    """A query ran into its limit and does not heed the interruption: a thread of this process still computes it.
+
+    Only the end of the process ends that thread; the command ends at once, without waiting for it.
+    """

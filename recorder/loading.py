@@ -1,10 +1,9 @@
-"""Loads one engine's recording from a trace into numpy columns."""
+"""Reads one engine's tables of a trace into numpy columns."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -14,9 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder import digest, schema
-from fdtrace.recorder.recording import MISSING, EngineInfo, HandoverSteps, InitialRequest, Recording
+from fdtrace.recorder.recording import (
+    MISSING,
+    Acceptance,
+    EngineInfo,
+    HandoverSteps,
+    InitialRequest,
+    RecordedRow,
+    StepDigests,
+)
 
 Columns = dict[str, NDArray[Any]]
+
+ROW = """
+q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
+coalesce(q.num_accepted_tokens, 0), q.num_blocks
+"""
+"""The columns of `RecordedRow` after its request, of `step_request q`."""
+
+STEP_ROWS = f"""
+SELECT r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
+WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
+"""
+"""The requests of one step of one engine."""
 
 
 def engine_info(row: dict[str, Any]) -> EngineInfo:
@@ -66,14 +85,12 @@ class Reader:
                 parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
         return ", ".join(parts)
 
-    def read(self, engine: EngineInfo, notes: tuple[str, ...]) -> TraceRecording:
-        """The recording; `notes` are the trace's."""
-        steps = self.steps()
-        requests = self._numpy(
+    def requests(self) -> Columns:
+        """The columns of `request`, by number."""
+        return self._numpy(
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
-        return TraceRecording(self, engine, steps, requests, notes)
 
     def steps(self, after: int = MISSING) -> Columns:
         """The columns of `step`, of the steps after one, in step order."""
@@ -88,12 +105,8 @@ class Reader:
         order = np.argsort(steps)
         return {name: values[order] for name, values in found.items()}
 
-    def accepts(
-        self, numbers: NDArray[Any]
-    ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int16]]:
-        """Drafts accepted in each decode, by request and step, where in them each request's begin, and the drafts
-        verified in each.
-        """
+    def acceptance(self, numbers: NDArray[Any]) -> Acceptance:
+        """The drafts accepted and verified in each decode, by request and step; `numbers` are the requests'."""
         found = self._numpy(
             "SELECT request, num_accepted_tokens::SMALLINT AS accepted, "
             f"coalesce(num_draft_tokens, {MISSING})::SMALLINT AS drafts FROM step_request "
@@ -102,20 +115,20 @@ class Reader:
         counts = np.zeros(len(numbers) + 1, np.int64)
         order, number_of = np.unique(found["request"], return_counts=True)
         counts[np.searchsorted(numbers, order) + 1] = number_of
-        return found["accepted"].astype(np.int16), np.cumsum(counts), found["drafts"].astype(np.int16)
+        accepted, verified = found["accepted"].astype(np.int16), found["drafts"].astype(np.int16)
+        return Acceptance(accepted, np.cumsum(counts), verified)
 
-    def digests(self, steps: Columns) -> NDArray[np.int64]:
-        """What each of these steps ran, as one number each; MISSING where its requests are not all recorded."""
+    def digests(self) -> StepDigests:
+        """What the recorded requests of each step ran."""
         found = self._numpy(
             f"SELECT step, {digest.SQL} AS digest, sum(num_tokens)::BIGINT AS num_tokens FROM step_request "
             "WHERE engine_id = $1 GROUP BY step ORDER BY step"
         )
-        digests = np.full(len(steps["step"]), MISSING, np.int64)
-        there = np.isin(found["step"], steps["step"])
-        at = np.searchsorted(steps["step"], found["step"][there])
-        whole = found["num_tokens"][there] == steps["num_tokens"][at]
-        digests[at[whole]] = found["digest"][there][whole]
-        return digests
+        return StepDigests(found["step"], found["digest"], found["num_tokens"])
+
+    def step_rows(self, step: int) -> list[RecordedRow]:
+        """The requests of a step, prefills first."""
+        return [RecordedRow(*row) for row in self.db.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
         """The step of the first event of a kind of each request; MISSING where there is none."""
@@ -139,8 +152,8 @@ class Reader:
         preallocated, joined, discarded = (self.event_step(numbers, kind) for kind in kinds)
         return HandoverSteps(preallocated, joined, discarded, last_ran)
 
-    def vain(self, numbers: NDArray[Any]) -> dict[int, tuple[int, ...]]:
-        """The decode forwards before which each request sampled and was preempted."""
+    def restarts(self, numbers: NDArray[Any]) -> dict[int, tuple[int, ...]]:
+        """The decode forwards before which each request sampled and was preempted, as in `RowScan.restarts`."""
         rows = self.db.execute(
             "WITH ran AS (SELECT request, step, kind = 'decode' AS decodes, num_computed_tokens AS first, "
             "num_computed_tokens + num_tokens AS past, num_accepted_tokens AS accepted, "
@@ -204,86 +217,3 @@ def restarts(prompt: int, rows: Iterable[tuple[bool, int, int, int]]) -> Iterato
         sampled = decodes or past >= total
         total = first + 1 + accepted if decodes else total + sampled
         end = total if decodes else past
-
-
-class TraceRecording(Recording):
-    """A recording that reads what only a rescheduled replay needs when it is asked for: a screen opens without it.
-
-    Safe from one thread at a time, which may be another than the one that opened the trace.
-    """
-
-    def __init__(
-        self, reader: Reader, engine: EngineInfo, steps: Columns, requests: Columns, notes: tuple[str, ...]
-    ) -> None:
-        known = {"engine": engine, "steps": steps, "requests": requests, "notes": notes, "_reader": reader}
-        for name, value in known.items():
-            object.__setattr__(self, name, value)
-
-    def read_now(self, *, row_by_row: bool) -> TraceRecording:
-        """Read the rest at once, for a trace that is about to be closed. `row_by_row`: also what only replays through
-        an engine's own scheduler ask for, which is told from all rows of all steps.
-        """
-        _ = (
-            self.accepts,
-            self.aborted_step,
-            self.finished_step,
-            self.initial,
-            self.block_hashes,
-            self.handover,
-        )
-        if row_by_row:
-            _ = self.queued, self.digests, self.vain
-        return self
-
-    @cached_property
-    def _accepts(self) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int16]]:
-        return self._there().accepts(self.requests["request"])
-
-    def _there(self) -> Reader:
-        reader: Reader = self.__dict__["_reader"]
-        return Reader(reader.db.cursor(), reader.engine_id)
-
-    @property
-    def accepts(self) -> NDArray[np.int16]:
-        return self._accepts[0]
-
-    @property
-    def accept_offsets(self) -> NDArray[np.int64]:
-        return self._accepts[1]
-
-    @property
-    def drafts(self) -> NDArray[np.int16]:
-        return self._accepts[2]
-
-    @cached_property
-    def digests(self) -> NDArray[np.int64]:
-        return self._there().digests(dict(self.steps))
-
-    @cached_property
-    def aborted_step(self) -> NDArray[np.int64]:
-        return self._there().event_step(self.requests["request"], "aborted")
-
-    @cached_property
-    def finished_step(self) -> NDArray[np.int64]:
-        return self._there().event_step(self.requests["request"], "finished")
-
-    @cached_property
-    def initial(self) -> tuple[InitialRequest, ...]:
-        return self._there().initial()
-
-    @cached_property
-    def queued(self) -> tuple[InitialRequest, ...]:
-        return self._there().queued()
-
-    @cached_property
-    def block_hashes(self) -> NDArray[Any] | None:
-        return self._there().block_hashes() if self.engine.prefix_caching else None
-
-    @cached_property
-    def handover(self) -> HandoverSteps | None:
-        there = self.engine.role in ("prefill", "decode")
-        return self._there().handover(self.requests["request"]) if there else None
-
-    @cached_property
-    def vain(self) -> dict[int, tuple[int, ...]]:
-        return self._there().vain(self.requests["request"])

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
-"""Raised with every change that an older reader would misread."""
+from fdtrace.recorder import schema_views
+
+SCHEMA_VERSION = 2
+"""Raised with every change that an older reader would misread. 2: the table `call`."""
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's storage version: 1.5 and 2.x both read it (2.0 would write 69, which 1.x cannot)."""
@@ -29,12 +31,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table, kept in the order of `order_by`."""
+    """One table, kept in the order of `order_by`; traces of schema versions before `since` do not have it."""
 
     name: str
     comment: str
     columns: tuple[Column, ...]
     order_by: tuple[str, ...]
+    since: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,8 +45,8 @@ class Table:
         return tuple(column.name for column in self.columns)
 
 
-def _table(name: str, comment: str, order_by: str, *columns: tuple[str, str, str]) -> Table:
-    return Table(name, comment, tuple(Column(*column) for column in columns), tuple(order_by.split()))
+def _table(name: str, comment: str, order_by: str, *columns: tuple[str, str, str], since: int = 1) -> Table:
+    return Table(name, comment, tuple(Column(*column) for column in columns), tuple(order_by.split()), since)
 
 
 TRACE = _table(
@@ -193,6 +196,62 @@ STEP_REQUEST = _table(
     ("num_blocks", "INTEGER", "KV blocks that it holds"),
 )
 
+CALL = _table(
+    "call",
+    "One row a scheduling call that handed something out or found work. Calls that follow each other, handed out nothing "
+    "and are equal in all that the row says are one row. An engine without any request adds none.",
+    "engine_id call",
+    ("engine_id", "INTEGER", "the engine"),
+    ("call", "BIGINT", "number of the scheduling call in this engine; of several, the first"),
+    ("num_calls", "BIGINT", "calls that this row stands for: 1, or a run of equal idle ones"),
+    ("idle", "BOOLEAN", "whether it handed out nothing: no chunk, no block, no preemption, no abort"),
+    ("ts", "TIMESTAMP_NS", "when the call began, UTC; of several, the first"),
+    (
+        "last_ts",
+        "TIMESTAMP_NS",
+        "when the last of them began; up to 0.2 s early, as num_calls is, where the engine ended or was killed within them",
+    ),
+    ("schedule_us", "INTEGER", "the call, microseconds; of several, the first"),
+    ("token_budget", "INTEGER", "tokens that it could hand out at its start"),
+    ("num_scheduled_tokens", "INTEGER", "tokens that it counted"),
+    ("num_running", "INTEGER", "requests in the running queue after it"),
+    ("num_running_decodes", "INTEGER", "running requests past their prefill when it began"),
+    ("num_prefilling", "INTEGER", "running requests in their prefill when it began"),
+    ("num_waiting", "INTEGER", "requests in the waiting queue after it"),
+    (
+        "num_deferred",
+        "INTEGER",
+        "of these, passed over as they were not ready (FastDeploy: preprocessing, or no token of theirs fits; vLLM: its "
+        "skipped_waiting)",
+    ),
+    (
+        "num_preallocated",
+        "INTEGER",
+        "requests that hold their blocks and have not joined the running queue; NULL but in the prefill and decode roles",
+    ),
+    ("num_chunks", "INTEGER", "prefill chunks that it handed out"),
+    ("num_admitted", "INTEGER", "of these, of requests that came from the waiting queue"),
+    ("num_extended", "INTEGER", "decodes that it gave new KV blocks"),
+    ("num_preempted", "INTEGER", "requests that it preempted"),
+    ("num_aborted", "INTEGER", "requests that it took out as aborted"),
+    ("num_free_blocks", "INTEGER", "KV blocks free after it"),
+    ("reserved_output_blocks", "INTEGER", "as in `step`"),
+    ("new_token_ratio", "DOUBLE", "as in `step`"),
+    (
+        "head",
+        "INTEGER",
+        "number of the request at the head of the waiting queue after it; NULL: nothing waited",
+    ),
+    ("not_admitted", "VARCHAR", "why that one stayed, as in `step`"),
+    ("num_missing_blocks", "INTEGER", "KV blocks that it lacked, as in `step`"),
+    (
+        "first_step",
+        "BIGINT",
+        "the forward that its tasks entered; NULL: it has none (idle), or that forward is not recorded",
+    ),
+    since=2,
+)
+
 RANK_MEMORY = _table(
     "rank_memory",
     "One row a step and further rank of the same forwards; rank 0's memory is in `step`. View `memory` has both.",
@@ -247,91 +306,6 @@ EVENT = _table(
     ("detail", "VARCHAR", "JSON: the event's own figures"),
 )
 
-TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, RANK_MEMORY, REQUEST, EVENT)
+TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, CALL, RANK_MEMORY, REQUEST, EVENT)
 
-
-@dataclass(frozen=True)
-class View:
-    """A view that answers one usual question."""
-
-    name: str
-    comment: str
-    query: str
-
-
-EXCEEDED = View(
-    "exceeded",
-    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
-    "Where memory was profiled for more than the scheduler hands out (a chunk is rounded up to an image's end), "
-    "that is the limit.",
-    """
-    SELECT s.engine_id, s.step, s.ts,
-           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
-                WHEN s.num_tokens > e.max_profiled_tokens THEN 'max_profiled_tokens'
-                ELSE 'num_max_dispatch_tokens_per_rank' END AS limit_name,
-           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled
-                WHEN s.num_tokens > e.max_profiled_tokens THEN e.max_profiled_tokens
-                ELSE e.num_max_dispatch_tokens_per_rank END AS limit_tokens,
-           s.num_tokens, s.num_tokens - limit_tokens AS excess_tokens,
-           CASE WHEN s.num_tokens > e.max_profiled_tokens
-                THEN s.num_tokens - e.max_profiled_tokens END AS over_profiled_tokens,
-           s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
-           s.reserved_bytes, s.reserved_bytes - p.reserved_bytes AS reserved_growth_bytes
-    FROM step s
-    JOIN (SELECT *, greatest(max_num_batched_tokens, max_profiled_tokens) AS scheduled,
-                 CASE WHEN max_profiled_tokens > max_num_batched_tokens THEN 'max_profiled_tokens'
-                      ELSE 'max_num_batched_tokens' END AS scheduled_name FROM engine) e USING (engine_id)
-    LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
-    WHERE s.num_tokens > e.scheduled
-       OR s.num_tokens > e.max_profiled_tokens
-       OR (s.num_prefill_tokens = 0 AND s.num_tokens > e.num_max_dispatch_tokens_per_rank)
-    """,
-)
-
-BUDGET = View(
-    "budget",
-    "What each step was allowed, what the scheduler counted and what ran; the gap is what nobody counted.",
-    """
-    SELECT s.engine_id, s.step, e.max_num_batched_tokens, s.token_budget, s.num_scheduled_tokens, s.num_tokens,
-           s.num_tokens - s.num_scheduled_tokens AS uncounted_tokens,
-           e.max_num_batched_tokens - s.num_tokens AS unused_tokens,
-           s.num_running_decodes, s.num_waiting, s.not_admitted
-    FROM step s JOIN engine e USING (engine_id)
-    """,
-)
-
-REQUEST_TIMELINE = View(
-    "request_timeline",
-    "Every step of every request, with its id: filter by request_id.",
-    """
-    SELECT r.engine_id, r.request_id, r.request, q.step, q.kind, q.num_tokens, q.num_computed_tokens,
-           q.num_draft_tokens, q.num_accepted_tokens, q.num_blocks
-    FROM step_request q JOIN request r USING (engine_id, request)
-    """,
-)
-
-PREEMPTION = View(
-    "preemption",
-    "Each preemption: whom, why, what it freed, what must be computed again.",
-    """
-    SELECT v.engine_id, v.step, v.ts, r.request_id, v.request, v.reason,
-           TRY_CAST(v.detail->>'$.num_blocks' AS INTEGER) AS freed_blocks,
-           TRY_CAST(v.detail->>'$.num_computed_tokens' AS INTEGER) AS discarded_tokens
-    FROM event v LEFT JOIN request r USING (engine_id, request)
-    WHERE v.kind = 'preempted'
-    """,
-)
-
-MEMORY = View(
-    "memory",
-    "The framework's allocator after each step, on every rank.",
-    """
-    SELECT engine_id, step, 0 AS rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
-    FROM step
-    UNION ALL
-    SELECT engine_id, step, rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
-    FROM rank_memory
-    """,
-)
-
-VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY)
+View, VIEWS = schema_views.View, schema_views.VIEWS

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import stat
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fdtrace.recorder.agent import mailbox, ring, wire
-from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.errors import FdtraceError, TargetError, TraceError
+from fdtrace.recorder.inject.users import User, acting_as, user_of
+from fdtrace.recorder.leftovers import sweep
+from fdtrace.recorder.ring_directory import Owner, RingDirectory
 
-SHARED_MEMORY = Path("/dev/shm")
+MOST_BYTES = 1 << 20
+"""Longer is no `session.json` of ours."""
 
 
 def parts_directory(path: Path) -> Path:
@@ -46,30 +52,28 @@ class Session:
         `ring_mib` MiB a process: how far the collector may fall behind before the oldest steps are overwritten.
         `target`: the process to be recorded; the rings are for its user, where root records another's.
         """
-        if output.exists() or parts_directory(output).exists():
-            raise TraceError(
-                f"{output} exists already",
-                why="a recording never overwrites another"
-                if output.exists()
-                else "parts of a recording lie beside it",
-                hint="choose another -o, or remove it"
-                + ("" if output.exists() else f"; `fdtrace recover {output}` makes a trace of the parts"),
-            )
-        identity = uuid.uuid4().hex[:12]
-        base = SHARED_MEMORY if _room(SHARED_MEMORY) > 4 * ring_mib << 20 else Path("/tmp")
-        owner = os.geteuid() if target is None else os.stat(f"/proc/{target}").st_uid
-        private = _private_directory(base / f"fdtrace-rings-{owner}", owner)
-        rings = str(_private_directory(private / identity, owner))
-        more |= {"target": target, "mailboxes": mailbox.directory(owner)}
+        sweep()
+        _check_free(output)
+        me = User(os.geteuid(), os.getegid())
+        user = me if target is None else _user_of(target)
+        with acting_as(user):
+            pass  # where we may not, nothing is made
         size = max(1 << 18, (ring_mib << 20) // ring.DEFAULT_SEGMENTS)
-        session = cls(identity, str(output.resolve()), rings, time.time_ns(), segment_size=size, **more)
+        more |= {"target": target, "mailboxes": mailbox.directory(user.uid), "segment_size": size}
+        identity = uuid.uuid4().hex[:12]
+        output = output.parent.resolve() / output.name
+        parts = _make_parts(output)
         try:
+            room = ring.PAGE + ring.DEFAULT_SEGMENTS * size
+            rings = RingDirectory.make(identity, user, room, Owner.of(parts))
+            rings.close()
+            session = cls(identity, str(output), str(rings.path), time.time_ns(), **more)
             session.save()
-        except OSError as error:
-            os.rmdir(rings)
-            raise TraceError(
-                f"cannot write to {output.parent}", why=str(error), hint="choose another -o"
-            ) from None
+        except BaseException as error:
+            _remove_parts(parts)
+            if isinstance(error, OSError):
+                raise _cannot_write(output, error) from None
+            raise
         return session
 
     @property
@@ -84,18 +88,48 @@ class Session:
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
-        self.parts.mkdir(exist_ok=True)
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text(json.dumps(asdict(self)))
-        os.replace(fresh, self.path)
+        directory = os.open(self.parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("session.tmp", dir_fd=directory)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open("session.tmp", flags, 0o600, dir_fd=directory), "w", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self)))
+            os.rename("session.tmp", "session.json", src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.close(directory)
 
     @classmethod
     def load(cls, path: Path) -> Session:
-        """The session of which `path` is the file."""
+        """The session of which `path` is the file.
+
+        Wherever it says that its trace is: that is beside the directory in which it lies. TraceError where it is none.
+        """
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, "rb") as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise ValueError("it is no plain file")
+                text = file.read(MOST_BYTES)
+            session = cls(**json.loads(text))
+            session._check()
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise TraceError(f"{path} does not describe a recording", why=str(error)) from None
+        parts = path.parent.absolute()
+        session.output = str(parts.with_name(parts.name.removesuffix(".parts")))
+        return session
+
+    def _check(self) -> None:
+        """ValueError where a field is not what it is declared to be."""
+        for known in fields(self):
+            if not _fits(getattr(self, known.name), str(known.type)):
+                raise ValueError(f"its {known.name} is no {known.type}")
+        if not re.fullmatch(r"[0-9a-f]{12}", self.id):
+            raise ValueError("its id is none of ours")
+
+    def rings(self) -> RingDirectory | None:
+        """The directory of its rings, to be closed; None where what is named there is not this very recording's."""
+        return RingDirectory.find(self.dir, self.id, self.parts)
 
     def for_agent(self) -> dict[str, Any]:
         """What an agent needs to know."""
@@ -104,28 +138,70 @@ class Session:
 
     def remove_rings(self) -> None:
         """Remove the rings: all that they held is in the trace."""
-        directory = Path(self.dir)
-        if directory.is_dir():
-            for ring_file in directory.iterdir():
-                ring_file.unlink(missing_ok=True)
-            directory.rmdir()
+        rings = self.rings()
+        if rings is not None:
+            rings.remove()
+            rings.close()
+
+    def discard(self) -> None:
+        """Nothing was recorded: remove all that this recording has made, and nothing else."""
+        self.remove_rings()
+        _remove_parts(self.parts)
 
 
-def _private_directory(path: Path, owner: int) -> Path:
-    """Make `path` for `owner` alone unless it is there; PermissionError where it is somebody else's."""
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "list[str]": (list,),
+}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == "list[str]" and isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+
+
+def _user_of(pid: int) -> User:
     try:
-        path.mkdir(mode=0o700)
-        os.chown(path, owner, -1)
-    except FileExistsError:
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
-            raise PermissionError(f"{path} is not a directory of user {owner} alone (mode 0700)") from None
-    return path
+        return user_of(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise TargetError(f"process {pid} has just ended") from None
 
 
-def _room(directory: Path) -> int:
+def _check_free(output: Path) -> None:
+    for path, why, more in (
+        (output, "a recording never overwrites another", ""),
+        (
+            parts_directory(output),
+            "parts of a recording lie beside it",
+            f"; `fdtrace recover {output}` makes a trace of the parts",
+        ),
+    ):
+        if os.path.lexists(path):
+            raise TraceError(
+                f"{output} exists already", why=why, hint=f"choose another -o, or remove it{more}"
+            )
+
+
+def _make_parts(output: Path) -> Path:
+    parts = parts_directory(output)
     try:
-        found = os.statvfs(directory)
-    except OSError:
-        return 0
-    return found.f_bavail * found.f_frsize
+        os.mkdir(parts, 0o700)
+    except OSError as error:
+        raise _cannot_write(output, error) from None
+    return parts
+
+
+def _cannot_write(output: Path, error: OSError) -> FdtraceError:
+    return TraceError(f"cannot write to {output.parent}", why=str(error), hint="choose another -o")
+
+
+def _remove_parts(parts: Path) -> None:
+    """Remove plain files and the directory; it is ours alone (mode 0700)."""
+    with contextlib.suppress(OSError):
+        for entry in parts.iterdir():
+            with contextlib.suppress(OSError):
+                entry.unlink()
+        parts.rmdir()

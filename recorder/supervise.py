@@ -24,8 +24,8 @@ COLLECT = (
 """Runs the module that is named second, with the directory named first in its path. `python -m` would look in the
 working directory first, where somebody's own `json.py` or folder `numpy` may lie."""
 
-MOST_RESTARTS = 1000
-"""A collector that keeps dying at once is given up; what it read is in the parts."""
+MOST_DEATHS = 30
+"""A collector that dies so often in a row before it has begun is given up; what it read is in the parts."""
 
 
 class Supervisor:
@@ -34,6 +34,7 @@ class Supervisor:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.restarts = 0
+        self.deaths = 0
         self.ending: str | None = None
         self.ended: str | None = None
         """Why nothing more can come from the processes seen so far, where that is so."""
@@ -45,12 +46,26 @@ class Supervisor:
         module = "fdtrace.recorder.collector"
         command = [sys.executable, "-c", COLLECT, str(ROOT), module, str(self.session.path)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FDTRACE")}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment
-        )
+        log = _open_log(self.log)
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
+            )
+        finally:
+            os.close(log)
         assert self.process.stdout is not None
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.process.stdout, selectors.EVENT_READ)
+
+    @property
+    def log(self) -> Path:
+        """What collectors complain of, which no user needs to see."""
+        return self.session.parts / "collector.log"
 
     def poll(self, timeout: float) -> list[dict[str, Any]]:
         """What the collector said within `timeout` seconds. FdtraceError where it failed."""
@@ -68,6 +83,8 @@ class Supervisor:
                 self.finished = message
                 what, why, hint = message["error"]
                 raise TraceError(what, why=why, hint=hint)
+            if message.get("ready"):
+                self.deaths = 0
             self.ended = message.get("ended", self.ended)
             if message.get("done"):
                 self.finished = message
@@ -79,13 +96,14 @@ class Supervisor:
         self._close()
         if self.finished is not None:
             return
-        if self.restarts >= MOST_RESTARTS or code >= 0:
+        if self.deaths >= MOST_DEATHS or code >= 0:
             raise FdtraceError(
-                f"the collector ended with {code}",
-                why="see its message above",
+                f"the collector of {self.session.output} ended with {code}",
+                why=_last_line(self.log) or "it left no message",
                 hint=f"what was recorded is kept: fdtrace recover {self.session.output}",
             )
         self.restarts += 1
+        self.deaths += 1
         time.sleep(0.05)
         self._start()
         if self.ending is not None:
@@ -112,3 +130,18 @@ class Supervisor:
         self.process.kill()
         self.process.wait()
         self._close()
+
+
+def _open_log(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line.strip()), "")

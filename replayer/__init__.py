@@ -1,5 +1,6 @@
 """The scheduler model, the budget formulas and their comparison: no clock, no files, no terminal."""
 
+from fdtrace.replayer.case import workload_from_case
 from fdtrace.replayer.compare import history_of, replay, reschedule
 from fdtrace.replayer.config import ORIGINAL, POLICIES, RELEASE_2_6, Policy, SchedulerConfig, parse_policy
 from fdtrace.replayer.events import (
@@ -35,7 +36,7 @@ from fdtrace.replayer.reschedule import Replay, ReplayCancelled
 from fdtrace.replayer.scheduler import Scheduler
 from fdtrace.replayer.simulation import Simulation, golden_line
 from fdtrace.replayer.state import SchedulerFailed
-from fdtrace.replayer.workload import Workload, WorkRequest, workload_from_case
+from fdtrace.replayer.workload import Workload, WorkRequest
 
 __all__ = [
     "BUILTIN",

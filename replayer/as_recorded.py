@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer.columns import column, formula_columns, known
 from fdtrace.replayer.formulas.base import Formula
@@ -49,16 +50,31 @@ def _told(recording: Recording) -> dict[str, NDArray[Any]]:
     return {name: recording.steps[name] for name in _TOLD if name in recording.steps}
 
 
-def no_rows(step: int) -> list[StepRow]:
-    """The rows of a recording that is in memory without them."""
-    return []
+def rows_of(recording: Recording) -> Rows:
+    """Reads the requests of a recorded step from the recording's own trace.
+
+    They raise a TraceError where the recording is in memory without them: that nothing ran would be a wrong answer.
+    """
+    read = recording.details.step_rows
+
+    def rows(step: int) -> list[StepRow]:
+        if read is None:
+            raise TraceError(
+                f"the requests of step {step} are not known",
+                why="this recording is in memory, without the requests of each step",
+                hint="ask while its trace is open, or give `rows` that read them",
+            )
+        return [StepRow(**row._asdict()) for row in read(step)]
+
+    return rows
 
 
 def recorded_history(
-    recording: Recording, rows: Rows = no_rows, memory: MemoryQuestion | None = None
+    recording: Recording, rows: Rows | None = None, memory: MemoryQuestion | None = None
 ) -> History:
-    """The recording itself, as the history that the replays stand beside."""
+    """The recording itself, as the history that the replays stand beside; `rows` None: as `rows_of` has them."""
     memory = memory or MemoryQuestion(fit_memory(recording))
+    rows = rows or rows_of(recording)
     names = (*_KEPT, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
     columns.update(_told(recording))
@@ -77,11 +93,15 @@ def recorded_history(
 
 def num_unfinished(recording: Recording) -> int:
     """Requests that neither finished nor were aborted in the recording."""
-    return int(((recording.finished_step == MISSING) & (recording.aborted_step == MISSING)).sum())
+    endings = recording.details.endings
+    return int(((endings.finished_step == MISSING) & (endings.aborted_step == MISSING)).sum())
 
 
 def as_recorded(
-    recording: Recording, formula: Formula, memory: MemoryQuestion | None = None, rows: Rows = no_rows
+    recording: Recording,
+    formula: Formula,
+    memory: MemoryQuestion | None = None,
+    rows: Rows | None = None,
 ) -> History:
     """The recorded steps under another budget formula, exactly, state for state.
 
@@ -91,7 +111,7 @@ def as_recorded(
     (`allowed` is the sum of the first and the last). UsageError where the formula cannot be computed for a
     step.
     """
-    memory = memory or MemoryQuestion(fit_memory(recording))
+    memory, read = memory or MemoryQuestion(fit_memory(recording)), rows or rows_of(recording)
     variables, length = formula_columns(recording), recording.num_steps
     budget = formula.budgets(variables, length)
     charged = formula.charges(variables, length) * np.asarray(variables["num_running_decodes"])
@@ -116,7 +136,7 @@ def as_recorded(
 
     def allowed_rows(step: int) -> list[StepRow]:
         at = int(np.searchsorted(numbers, step))
-        return _cut(rows(step), int(allowance[at]))
+        return _cut(read(step), int(allowance[at]))
 
     return History(formula.name, "as recorded", limit, columns, outcome, allowed_rows)
 

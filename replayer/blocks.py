@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from fdtrace.replayer.request import Request
 
 
@@ -39,6 +41,10 @@ class BlockPool:
 
     def output_cached(self, request: Request, num_tokens: int) -> None:
         """Note that a request ended and so many of its tokens, output included, may be found again."""
+
+    def snapshot(self) -> Hashable:
+        """What its later answers follow from, beside the requests."""
+        return self.num_free
 
     def check(self, holders: list[Request]) -> None:
         """AssertionError unless every block is free or held, once."""

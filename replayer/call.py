@@ -48,6 +48,7 @@ class Call:
             explain,
         )
         self.index, self.track, self.prefill_unmet = 0, charge != 0, False
+        decision.new_token_ratio = self.reserve.new_token_ratio
         self._schedule_running()
         if self.aborted:
             for request in self.aborted:
@@ -162,7 +163,7 @@ class Call:
                 threshold := self.reserve.threshold(num_blocks, self.state)
             ):
                 self._missing("prefill waits", request, threshold)
-                self.prefill_unmet = True
+                self.decision.blocked_runs = self.prefill_unmet = True
                 return False
         elif not self.state.pool.can_allocate(num_blocks) and not self._preempt_for(request, num_blocks):
             return False
@@ -278,13 +279,16 @@ class Call:
             self._missing("not admitted", request, threshold)
             state.pool.release(request)
             return "blocks"
+        self.decision.num_reserved_blocks = self.reserve.last_reserved
         state.admit_head()
         self._prefill(request, num_tokens, num_blocks, admitted=True)
         return None
 
     def _missing(self, kind: str, request: Request, threshold: int) -> None:
         free = self.state.pool.num_free
-        self.decision.num_missing_blocks = threshold - free
+        decision = self.decision
+        decision.num_missing_blocks, decision.num_needed_blocks = threshold - free, threshold
+        decision.blocked, decision.num_reserved_blocks = request.id, self.reserve.last_reserved
         self._because(kind, request, needed_blocks=threshold, free_blocks=free)
 
     # Chunks -------------------------------------------------------------------------------------------------

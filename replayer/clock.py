@@ -110,7 +110,8 @@ def _left(recording: Recording) -> NDArray[np.int64]:
     """Requests that ran or waited after each step, those that it finished taken off."""
     running, waiting = known(recording, "num_running"), known(recording, "num_waiting")
     steps = np.asarray(recording.steps["step"], dtype=np.int64)
-    finished = recording.finished_step[recording.finished_step != MISSING]
+    finished = recording.details.endings.finished_step
+    finished = finished[finished != MISSING]
     index = np.searchsorted(steps, finished)
     gone = np.bincount(index[index < len(steps)], minlength=len(steps))
     left: NDArray[np.int64] = running + waiting - gone

@@ -58,8 +58,8 @@ def running_before(recording: Recording) -> Ints:
     finished.
     """
     after = known(recording, "num_running")
-    left = _count_at(recording, recording.finished_step)
-    first = min(len(recording.initial), int(after[0])) if len(after) else 0
+    left = _count_at(recording, recording.details.endings.finished_step)
+    first = min(len(recording.details.initial), int(after[0])) if len(after) else 0
     before: Ints = np.concatenate([[first], after[:-1] - left[:-1]])[: len(after)]
     return np.maximum(before, 0)
 

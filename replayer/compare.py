@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import Rows, as_recorded, no_rows, recorded_history
+from fdtrace.replayer.as_recorded import Rows, as_recorded, recorded_history, rows_of
 from fdtrace.replayer.clock import ClockKind
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
@@ -35,7 +35,7 @@ def replay(
     how: HowToReplay = "rescheduled",
     *,
     policy: Policy | None = None,
-    rows: Rows = no_rows,
+    rows: Rows | None = None,
     clock: ClockKind = "steps",
     device_bytes: int | None = None,
     progressed: Progressed | None = None,
@@ -44,9 +44,9 @@ def replay(
     """The recording itself, then one history a formula, in the given order.
 
     `policy` is that of the rescheduled replays, else the one that the formula brings, or that recorded.
-    `rows(step)` reads the recorded requests of a step; `clock` says by what requests arrive;
-    `device_bytes` asks when a device of that size would have run out. `progressed(done, expected)` hears of
-    steps over all formulas. ReplayCancelled when `cancelled()`; UsageError where a formula cannot be
+    `rows(step)` reads the recorded requests of a step, by default from the recording's trace; `clock` says by what
+    requests arrive; `device_bytes` asks when a device of that size would have run out. `progressed(done, expected)`
+    hears of steps over all formulas. ReplayCancelled when `cancelled()`; UsageError where a formula cannot be
     computed, or the clock cannot be had; TraceError where nothing was recorded.
     """
     desk = Desk(recording, rows, clock, device_bytes)
@@ -74,11 +74,14 @@ class Desk:
     def __init__(
         self,
         recording: Recording,
-        rows: Rows = no_rows,
+        rows: Rows | None = None,
         clock: ClockKind = "steps",
         device_bytes: int | None = None,
     ) -> None:
-        self.recording, self.rows, self.clock = recording, rows, clock
+        self.recording, self.clock = recording, clock
+        known = rows is not None or recording.details.step_rows is not None
+        self.rows = rows or rows_of(recording)
+        self._rows_to_compare = self.rows if known else None
         self.memory = MemoryQuestion(fit_memory(recording), device_bytes)
 
     @cached_property
@@ -148,7 +151,7 @@ class Desk:
             self.recording,
             history.columns,
             explain,
-            recorded_rows=self.rows,
+            recorded_rows=self._rows_to_compare,
             replayed_rows=history.rows,
             digests=digests,
         )
@@ -183,6 +186,7 @@ def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
         num_refused_tokens=int(columns["num_refused_tokens"].sum()) if run.scheduler.explains else None,
         num_unfinished=run.num_unfinished,
         hang=run.hang,
+        cut=run.cut,
         clock=run.workload.clock,
         memory=memory,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -93,6 +94,11 @@ class SchedulerConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.num_speculative_tokens < 0:
             raise UsageError(f"num_speculative_tokens must not be negative: {self.num_speculative_tokens}")
+        named = {attribute: name for name, (attribute, _) in _ENV_FIELDS.items()}
+        for name in (*named, "prealloc_threshold", "split_kv_size"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{named.get(name, name)} must be 0 or more, not {value}")
 
     @cached_property
     def speculation(self) -> bool:

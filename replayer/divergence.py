@@ -56,17 +56,19 @@ def divergence_at(
     columns: Mapping[str, NDArray[Any]],
     at: int,
     *,
-    recorded_rows: Rows,
-    replayed_rows: Rows,
+    recorded_rows: Rows | None,
+    replayed_rows: Rows | None,
     reasons: Sequence[str],
 ) -> Divergence:
-    """The `at`-th step of both: it must be in both."""
+    """The `at`-th step of both: it must be in both. Rows None: of one of them it is not known what ran."""
     pairs = [(name, int(column(recording, name)[at]), int(columns[name][at])) for name in COMPARED]
     known = tuple(pair for pair in pairs if MISSING not in pair)
     different = {name for name, recorded, replayed in known if recorded != replayed}
     number = int(recording.steps["step"][at])
-    mine, theirs = recorded_rows(number), replayed_rows(int(columns["step"][at]))
-    only_recorded, only_replayed = _unlike(mine, theirs, not different) if mine else ((), ())
+    only_recorded: tuple[str, ...] = ()
+    only_replayed: tuple[str, ...] = ()
+    if recorded_rows is not None and replayed_rows is not None and (mine := recorded_rows(number)):
+        only_recorded, only_replayed = _unlike(mine, replayed_rows(int(columns["step"][at])), not different)
     return Divergence(
         step=number,
         compared=known,

@@ -53,6 +53,22 @@ class Resumed:
     decoding: bool = True
     waiting: bool = False
     """Whether it has no blocks and waits to be run, or run anew: told to an engine's real scheduler alone."""
+    num_prefill_tokens: int | None = None
+    """Tokens that its prefill covers; None: its prompt."""
+    place: Literal["running", "requeued", "preempted", "aborting"] = "running"
+    """Where it stands: in the running queue, back in the waiting queue, or let go of by a call and not yet by the
+    worker. Only a running one holds blocks.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveFound:
+    """What is kept free for running requests when the model begins: a ratio of the tokens still to come, or blocks
+    each, which are not asked for where it is `relaxed`.
+    """
+
+    value: float
+    relaxed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +149,12 @@ class Emitted:
 class Known:
     """Prompt and output tokens that the next call counts for decodes, in place of `Emitted`.
 
-    FastDeploy: `schedule()` reads `num_total_tokens`, which grows without its lock. Told of a prefill or of a
-    request that is gone, it is ignored.
+    FastDeploy: `schedule()` reads `num_total_tokens`, which grows without its lock. With its first token since its
+    admission a request may be preempted as a decode (release 2.6: `TokenProcessor` sets RUNNING_DECODE). Told of a
+    prefill or of a request that is gone, it is ignored.
     """
 
     num_total_tokens: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    """The engine took in the first token that a request made since its admission: it may be preempted as a
-    decode from now on (FastDeploy 2.6: `TokenProcessor` sets RUNNING_DECODE before it appends the token).
-    """
-
-    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +220,7 @@ class Recycled:
 Told = (
     Arrived
     | Resumed
+    | ReserveFound
     | Cached
     | Ready
     | Aborted
@@ -219,7 +228,6 @@ Told = (
     | Discarded
     | Emitted
     | Known
-    | FirstToken
     | OutputCached
     | Finished
     | Left
@@ -275,6 +283,16 @@ class Decision:
     not_admitted: NotAdmitted | None = None
     num_missing_blocks: int | None = None
     num_reserve_faults: int = 0
+    blocked: str | None = None
+    """The request that lacked them: the head of the queue, or a running prefill."""
+    blocked_runs: bool = False
+    """Whether it is a running prefill."""
+    num_needed_blocks: int | None = None
+    """Free blocks that it needed, those that are kept for the running requests included."""
+    num_reserved_blocks: int | None = None
+    """Blocks that the last prefill which this call looked at had to leave free; None: it looked at none."""
+    new_token_ratio: float | None = None
+    """Where the policy reserves by it: the new-token ratio when the call began."""
     reasons: list[Reason] = field(default_factory=list)
 
     @property

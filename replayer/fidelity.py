@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import MISSING, Recording
-from fdtrace.replayer.as_recorded import Rows, no_rows
+from fdtrace.replayer.as_recorded import Rows
 from fdtrace.replayer.columns import column, formula_columns
 from fdtrace.replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
 from fdtrace.replayer.divergence import divergence_at, equal_steps
@@ -81,8 +81,8 @@ def fidelity_of(
     columns: Mapping[str, NDArray[Any]],
     explain: Callable[[int], list[str]] | None = None,
     *,
-    recorded_rows: Rows = no_rows,
-    replayed_rows: Rows = no_rows,
+    recorded_rows: Rows | None = None,
+    replayed_rows: Rows | None = None,
     digests: NDArray[np.int64] | None = None,
 ) -> Fidelity:
     """The share of recorded steps that a replay reproduces, by position.
@@ -93,8 +93,9 @@ def fidelity_of(
     recorded, replayed = recording.num_steps, len(columns["num_tokens"])
     common = min(recorded, replayed)
     equal = equal_steps(recording, columns, common)
-    if digests is not None and recording.digests is not None:
-        theirs = recording.digests[:common]
+    recorded_digests = None if digests is None else recording.step_digests()
+    if digests is not None and recorded_digests is not None:
+        theirs = recorded_digests[:common]
         equal &= (theirs == MISSING) | (theirs == digests[:common])
     num_equal = int(equal.sum())
     if num_equal == recorded == replayed:

@@ -14,6 +14,11 @@ from fdtrace.replayer.memory import MemoryFit
 
 How = Literal["recorded", "as recorded", "rescheduled"]
 
+Order = Literal["lockstep", "recorded"]
+"""`lockstep`: a forward after each call, whose output the next call knows; `recorded`: calls, forwards and what came
+between them in the recorded order.
+"""
+
 
 @dataclass(frozen=True)
 class StepRow:
@@ -37,6 +42,29 @@ class Hang:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A replay that its limit of steps ended, though requests were not done: no figure of it is that of the whole."""
+
+    step: int
+    """The first step that was not run."""
+    max_steps: int
+    num_unfinished: int
+    """Requests that were there and not done."""
+    num_to_come: int
+    """Requests that had not arrived."""
+
+    @property
+    def text(self) -> str:
+        """The cut as one line."""
+        left = [
+            f"{count} {what}"
+            for count, what in ((self.num_unfinished, "unfinished"), (self.num_to_come, "still to come"))
+            if count
+        ]
+        return f"cut at step {self.step} by the limit of {self.max_steps} steps, with {' and '.join(left)}"
+
+
+@dataclass(frozen=True)
 class Divergence:
     """One step, recorded and replayed, that is not the same in both."""
 
@@ -55,6 +83,35 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class CallDeparture:
+    """The first scheduling call that a replay decides otherwise than it was recorded."""
+
+    call: int
+    differences: tuple[tuple[str, str, str], ...]
+    """What differs: its name, as recorded, as replayed."""
+    before: tuple[str, ...]
+    """The events since the second call before it, that call first."""
+    reasons: tuple[str, ...] = ()
+    """What the replay decided, and why."""
+
+
+@dataclass(frozen=True)
+class CallFidelity:
+    """How many scheduling calls of a deployment a replay in the order of its engine reproduces."""
+
+    num_calls: int
+    num_equal: int
+    departure: CallDeparture | None = None
+    num_left_out: int = 0
+    """Recorded events that the replay's state did not allow, after a departure."""
+
+    @property
+    def share(self) -> float:
+        """Share of calls reproduced, 0 to 1."""
+        return self.num_equal / self.num_calls if self.num_calls else 1.0
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """How far a rescheduled replay reproduces the recording that was made under the same formula."""
 
@@ -64,6 +121,8 @@ class Fidelity:
     explanation: str = ""
     divergence: Divergence | None = None
     """The first divergence side by side; None where there is none, or where one of the two is longer."""
+    calls: CallFidelity | None = None
+    """The same of scheduling calls; None where the replay was in lockstep: there each step has its call."""
 
     @property
     def share(self) -> float:
@@ -88,6 +147,7 @@ class Outcome:
     num_stalls: int
     num_unfinished: int
     hang: Hang | None = None
+    cut: Cut | None = None
     reserved_high_water: int | None = None
     """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
     fidelity: Fidelity | None = None
@@ -99,6 +159,15 @@ class Outcome:
     """The first step that a device of that size would not have held; None: it would have held all."""
     clock: Clock | None = None
     """By what requests arrived, where they were scheduled afresh."""
+    order: Order | None = None
+    """How calls and forwards followed each other, where requests were scheduled afresh."""
+
+    @property
+    def why_not_done(self) -> str:
+        """How it did not come to its end: a hang with its cause, or a cut; empty where it did."""
+        if self.hang is not None:
+            return f"hangs at step {self.hang.step}: {self.hang.cause}"
+        return "" if self.cut is None else self.cut.text
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol, overload
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
@@ -41,6 +42,29 @@ class AnyScheduler(Protocol):
     def num_asking(self) -> int:
         """In the prefill and decode roles: of these, those that hold no slot."""
 
+    @property
+    def num_preallocated(self) -> int:
+        """In the same roles: those that have their slots and blocks and have not joined."""
+
+    @property
+    def num_preallocated_blocks(self) -> int:
+        """KV blocks that these hold."""
+
+    @property
+    def num_blocks_asked(self) -> int | None:
+        """Free blocks that the first request without a slot asks for; None: there is none."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that requests can have, all together."""
+
+    @property
+    def snapshot_is_whole(self) -> bool:
+        """Whether all later decisions follow from `snapshot`; False: it shows a part of the state."""
+
+    def snapshot(self, decision: Decision) -> Hashable:
+        """The state after a call (that of `decision`) and its forward, to be compared with later ones."""
+
     def __contains__(self, request_id: str) -> bool: ...
 
     @overload
@@ -54,6 +78,9 @@ class AnyScheduler(Protocol):
 
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request made."""
+
+    def num_total_tokens_of(self, request_id: str) -> int:
+        """Prompt and output tokens of a request."""
 
     def progress_of(self, request_id: str) -> tuple[int, int]:
         """Tokens that a request emitted in prefills, and its decode forwards."""

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fdtrace.replayer.events import Decision, FirstToken, Known, Rescheduled, Schedule, Told
+from fdtrace.replayer.events import Decision, Known, Rescheduled, Resumed, Schedule, Told
+from fdtrace.replayer.history import CallDeparture
 from fdtrace.replayer.scheduler import Scheduler
 from fdtrace.replayer.state import SchedulerFailed
 
@@ -24,8 +25,7 @@ class RecordedCall:
     """One call of `schedule()`: what it decided, and what it used of what changes without its lock.
 
     `chunks` are (request, first token, end token). `known`: prompt and output tokens of the decodes that it counted
-    otherwise than the call before. `first_tokens`: requests that had made a token since their admission by then, and
-    none by the call before. Counts are those after the call.
+    otherwise than the call before. Counts are those after the call.
     """
 
     call: int
@@ -37,7 +37,6 @@ class RecordedCall:
     num_waiting: int = 0
     num_free_blocks: int = 0
     known: Mapping[str, int] = field(default_factory=dict)
-    first_tokens: tuple[str, ...] = ()
     not_ready: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
     needed_blocks: tuple[int, ...] = ()
@@ -45,6 +44,16 @@ class RecordedCall:
     def schedule(self) -> Schedule:
         """The event of this call."""
         return Schedule(self.not_ready, self.failed, self.needed_blocks)
+
+    @property
+    def text(self) -> str:
+        """The call in words: what it did, and what it found."""
+        did = [f"chunk {name} {start} to {end}" for name, start, end in self.chunks]
+        lists = {"extended": self.extended, "preempted": self.preempted, "aborted": self.aborted}
+        lists |= {"skipped": tuple(sorted(self.not_ready)), "failed": tuple(sorted(self.failed))}
+        did += [f"{what} {' '.join(names)}" for what, names in lists.items() if names]
+        after = f"{self.num_running} run, {self.num_waiting} wait, {self.num_free_blocks} blocks free"
+        return f"call {self.call}: {', '.join(did) or 'nothing'}; {after}"
 
     def differences(self, decision: Decision) -> tuple[tuple[str, object, object], ...]:
         """What a replay decided otherwise: name, recorded, replayed."""
@@ -62,19 +71,6 @@ class RecordedCall:
 
 
 RecordedEvent = Told | RecordedCall
-
-
-@dataclass(frozen=True, slots=True)
-class CallDeparture:
-    """The first call that a replay decides otherwise than it was recorded."""
-
-    call: int
-    differences: tuple[tuple[str, object, object], ...]
-    """Name, recorded, replayed."""
-    before: tuple[RecordedEvent, ...]
-    """The events since the second call before it, that call first."""
-    reasons: tuple[str, ...] = ()
-    """What the replay decided, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +119,6 @@ class OrderedReplay:
 
     def _decide(self, call: RecordedCall) -> Decided:
         scheduler = self.scheduler
-        for request_id in call.first_tokens:
-            scheduler.apply(FirstToken(request_id))
         if call.known:
             scheduler.apply(Known(call.known))
         self.num_calls += 1
@@ -136,8 +130,12 @@ class OrderedReplay:
             found = Decided(call, decision, call.differences(decision))
         self.num_equal += not found.differences
         if found.differences and self.departure is None:
-            reasons = () if found.decision is None else tuple(r.text for r in found.decision.reasons)
-            self.departure = CallDeparture(call.call, found.differences, tuple(self._recent), reasons)
+            self.departure = CallDeparture(
+                call.call,
+                tuple((name, str(recorded), str(replayed)) for name, recorded, replayed in found.differences),
+                tuple(map(event_text, self._recent)),
+                () if found.decision is None else tuple(reason.text for reason in found.decision.reasons),
+            )
         return found
 
     def _remember(self, event: RecordedEvent) -> None:
@@ -148,6 +146,17 @@ class OrderedReplay:
                 self._recent_calls -= isinstance(self._recent.popleft(), RecordedCall)
             while not isinstance(self._recent[0], RecordedCall):
                 self._recent.popleft()
+
+
+def event_text(event: RecordedEvent) -> str:
+    """An event in words."""
+    if isinstance(event, RecordedCall):
+        return event.text
+    if isinstance(event, Known):
+        return ", ".join(f"{name} has {tokens} tokens" for name, tokens in event.num_total_tokens.items())
+    request = event.arrived if isinstance(event, Resumed) else event
+    name = getattr(request, "request_id", "")
+    return f"{type(event).__name__} {name}".strip()
 
 
 def rescheduled(request_id: str, num_total_tokens: int) -> tuple[Told, ...]:

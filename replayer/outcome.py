@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.clock import Clock
-from fdtrace.replayer.history import Hang, History, Outcome
+from fdtrace.replayer.history import Cut, Hang, History, Order, Outcome
 from fdtrace.replayer.memory import MemoryFit, first_over
 
 
@@ -49,7 +49,9 @@ def outcome_of(
     num_refused_tokens: int | None,
     num_unfinished: int,
     hang: Hang | None = None,
+    cut: Cut | None = None,
     clock: Clock | None = None,
+    order: Order | None = None,
     memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
     """The outcome of a history with these columns; `reserved_bytes` is added to them where it is implied."""
@@ -67,7 +69,9 @@ def outcome_of(
         num_stalls=_total(columns["num_stalled"]),
         num_unfinished=num_unfinished,
         hang=hang,
+        cut=cut,
         clock=clock,
+        order=order,
         **memory.answer(columns),
     )
 
@@ -81,4 +85,6 @@ def outcome_dict(history: History) -> dict[str, Any]:
     found = asdict(history.outcome)
     if history.outcome.fidelity is not None:
         found["fidelity"]["share"] = history.outcome.fidelity.share
+        if history.outcome.fidelity.calls is not None:
+            found["fidelity"]["calls"]["share"] = history.outcome.fidelity.calls.share
     return {"name": history.name, "how": history.how, "limit": history.limit, **found}

@@ -208,6 +208,10 @@ class PrefixCache(BlockPool):
                 heapq.heappush(self._leaves, parent)
                 self._leaf_set.add(parent)
 
+    def snapshot(self) -> Hashable:
+        """Its counts alone: which blocks are cached, and how long ago they were used, is not in it."""
+        return self.num_free, self.num_nodes, self.num_owned_twice, len(self._leaves)
+
     @staticmethod
     def _key(request: Request, i: int) -> Hashable:
         """What stands for the content of a request's i-th block, below its parent's."""

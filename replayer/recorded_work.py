@@ -34,7 +34,7 @@ def workload_from_recording(recording: Recording, clock: ClockKind = "steps") ->
     config = SchedulerConfig.from_engine(recording.engine)
     times = call_times(recording) if clock == "time" else None
     reader = _Reader(recording, config, times)
-    entries = range(len(recording.finished_step))
+    entries = range(len(recording.details.endings.finished_step))
     first = sorted(reader.rank, key=reader.rank.__getitem__)
     order = [*first, *sorted((i for i in entries if i not in reader.rank), key=reader.arrival)]
     reader.read_prefixes(order)
@@ -60,18 +60,21 @@ class _Reader:
     ) -> None:
         self.recording, self.config, self.times = recording, config, times
         self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
-        queued = () if is_modelled(recording.engine) else recording.queued
+        details, modelled = recording.details, is_modelled(recording.engine)
+        self.endings, self.acceptance = details.endings, details.acceptance
+        self.restarts = {} if modelled else details.row_scan.restarts
+        queued = () if modelled else details.row_scan.queued
         self.queued = {first.request for first in queued}
-        there = [first for first in recording.initial if first.request not in self.queued]
+        there = [first for first in details.initial if first.request not in self.queued]
         numbers = np.asarray(recording.requests["request"], dtype=np.int64).tolist()
-        self.accepts = compact(recording.accepts)
+        self.accepts = compact(self.acceptance.num_accepted)
         self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
         self.rank = {entry: i for i, entry in enumerate(self.initial)}
         self.after_idle = _after_idle(recording)
-        self.handover = recording.handover if is_modelled(recording.engine) else None
-        self.hashes: Any = recording.block_hashes
+        self.handover = details.handover if modelled else None
+        self.hashes: Any = details.block_hashes
         self.prefixes = Prefixes()
-        self.knows_prefixes = not is_modelled(recording.engine) and self.hashes is not None
+        self.knows_prefixes = not modelled and self.hashes is not None
 
     def read_prefixes(self, order: Sequence[int]) -> None:
         """Find out what blocks held, of the requests in order of arrival, where the engine caches outputs too."""
@@ -85,7 +88,7 @@ class _Reader:
             found = first.num_computed_tokens if first.request in self.queued else 0
         made = max(0, self._value("num_output_tokens", i))
         filled = max(0, self._value("num_prompt_tokens", i) + made - 1) // size if made else 0
-        ended = int(self.recording.finished_step[i])
+        ended = int(self.endings.finished_step[i])
         return Blocks(
             entry=i,
             hashes=[] if self.hashes[i] is None else [int(value) for value in self.hashes[i]],
@@ -124,23 +127,23 @@ class _Reader:
         prompt = self._value("num_prompt_tokens", i)
         if prompt == MISSING:
             prompt = max(1, first.num_computed_tokens) if first is not None else 1
-        finished, aborted = int(recording.finished_step[i]), int(recording.aborted_step[i])
+        finished, aborted = int(self.endings.finished_step[i]), int(self.endings.aborted_step[i])
         ended = finished != MISSING and aborted == MISSING and not self._cut_short(i)
         output, target = self._output(i, prompt, ended=ended)
         arrival = self.arrival(i)
-        forwards = slice(recording.accept_offsets[i], recording.accept_offsets[i + 1])
+        forwards, verified = self.acceptance.forwards(i), self.acceptance.num_verified
         request = WorkRequest(
             request_id=str(recording.requests["request_id"][i]),
             arrival=arrival,
             num_prompt_tokens=prompt,
             num_output_tokens=output,
             accepts=self.accepts[forwards],
-            drafts=None if recording.drafts is None else recording.drafts[forwards],
+            drafts=None if verified is None else verified[forwards],
             max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
-            vain=() if is_modelled(recording.engine) else recording.vain.get(i, ()),
+            vain=self.restarts.get(i, ()),
             after_idle=bool(self.after_idle[i]),
             **self._handed(i),
         )
@@ -173,7 +176,7 @@ class _Reader:
                 handover.joined,
                 handover.discarded,
                 handover.last_ran,
-                self.recording.finished_step,
+                self.endings.finished_step,
             )
         )
         found: dict[str, Any] = {"discarded": joined == MISSING != discarded}
@@ -212,7 +215,7 @@ def _after_idle(recording: Recording) -> NDArray[np.bool_]:
     """Which requests came when all that had come before them had ended, by the recorded times."""
     columns = recording.requests
     if "arrived_at" not in columns or "finished_at" not in columns:
-        return np.zeros(len(recording.finished_step), dtype=bool)
+        return np.zeros(len(recording.details.endings.finished_step), dtype=bool)
     arrived, finished = np.asarray(columns["arrived_at"]), np.asarray(columns["finished_at"])
     there = np.searchsorted(np.sort(arrived), arrived)
     gone = np.searchsorted(np.sort(finished[finished != MISSING]), arrived)

@@ -17,8 +17,8 @@ from fdtrace.replayer.events import (
 )
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.handover import Handover
-from fdtrace.replayer.hang import cause_of, is_stuck
-from fdtrace.replayer.history import Hang
+from fdtrace.replayer.hang import HangWatch
+from fdtrace.replayer.history import Cut, Hang
 from fdtrace.replayer.interface import AnyScheduler, scheduler_by
 from fdtrace.replayer.row_tape import RowTape
 from fdtrace.replayer.state import SchedulerFailed
@@ -65,8 +65,10 @@ class Replay:
         self.tape: Tape | RowTape = (RowTape if self.scheduler.tells_rows else Tape)(self.scheduler, workload)
         self.min_steps = min_steps
         self._handover = Handover(self.scheduler, workload)
+        self._watch = HangWatch(self.scheduler)
         self._limit = workload.config.max_num_batched_tokens
         self.hang: Hang | None = None
+        self.cut: Cut | None = None
         self._clock = 0.0
         """Steps so far, or microseconds where requests arrive by time."""
         self._durations = workload.clock.durations
@@ -114,11 +116,11 @@ class Replay:
         """One call and its forward; False where the replay ends in a hang."""
         if not self._begun:
             self._begin()
-        self._arrive()
+        outside = self._arrive()
         scheduler = self.scheduler
         if scheduler.idle and self._next < len(self.workload.requests):
             self._clock = max(self._clock, self.workload.requests[self._next].arrival)
-            self._arrive()
+            outside = self._arrive()
         try:
             handed = self._handover.before_call(self._clock)
             decision = scheduler.apply(SCHEDULE)
@@ -129,12 +131,14 @@ class Replay:
         forward = scheduler.apply(FORWARDED)
         self._settle(decision, forward)
         self._to_finish -= len(handed.discarded)
+        number = self._number()
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
         counted = self.tape.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
         if counted:
             self._clock += 1 if self._durations is None else self._duration(forward)
-        return self._goes_on(decision, forward, handed.moved)
+        hopeless = self._watch.after_call(number, decision, forward, moved=handed.moved, outside=outside)
+        return self._goes_on(decision, forward, hopeless)
 
     def _settle(self, decision: Decision, forward: Forward) -> None:
         """What follows a forward: preempted requests wait again, aborted ones are forgotten."""
@@ -158,8 +162,9 @@ class Replay:
         assert self._durations is not None
         return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
 
-    def _arrive(self) -> None:
-        requests = self.workload.requests
+    def _arrive(self) -> bool:
+        """Hand over what is due by now; whether there was anything."""
+        requests, before = self.workload.requests, self._next + self._next_abort
         while self._next < len(requests) and requests[self._next].arrival <= self._clock:
             self._enter(requests[self._next])
             self._next += 1
@@ -170,6 +175,7 @@ class Replay:
             self._next_abort += 1
             if request_id in self.scheduler:
                 self.scheduler.apply(Aborted(request_id))
+        return self._next + self._next_abort > before
 
     def _begin(self) -> None:
         """What was there before the first request."""
@@ -194,10 +200,11 @@ class Replay:
     def _number(self) -> int:
         return self.workload.first_step + self.tape.num_steps
 
-    def _goes_on(self, decision: Decision, forward: Forward, moved: bool) -> bool:
-        if self.tape.num_steps >= self.workload.max_steps:
-            cause = f"the work is not done within {self.workload.max_steps} steps"
-            self.hang = Hang(self._number(), cause)
+    def _goes_on(self, decision: Decision, forward: Forward, hopeless: bool) -> bool:
+        """Whether there is a next call; `hopeless`: only something from outside can bring progress."""
+        if self.tape.num_steps >= self.workload.max_steps and not self._done():
+            to_come = len(self.workload.requests) - self._next
+            self.cut = Cut(self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come)
             return False
         self._idle_calls = 0 if forward.num_tokens else self._idle_calls + 1
         if self._idle_calls > MOST_IDLE_CALLS:
@@ -205,7 +212,7 @@ class Replay:
                 self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
             )
             return False
-        if moved or not is_stuck(decision, forward) or self.scheduler.idle:
+        if not hopeless or self.scheduler.idle:
             return True
         coming: list[float] = [
             request.arrival for request in self.workload.requests[self._next : self._next + 1]
@@ -214,7 +221,8 @@ class Replay:
         if (due := self._handover.next_due) is not None:
             coming.append(due)
         if coming:
-            self._clock = max(self._clock, min(coming))
+            if not forward.num_tokens:
+                self._clock = max(self._clock, min(coming))
             return True
-        self.hang = Hang(self._number(), cause_of(self.scheduler, decision, forward.stalled))
+        self.hang = self._watch.hang(decision, forward)
         return False

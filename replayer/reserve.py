@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.state import State
@@ -17,6 +18,17 @@ class Reserve(ABC):
         """Thresholds that a recorded call used, the last one first."""
         self.num_faults = 0
         """Of those used, how many no output made meanwhile explains."""
+        self.last_reserved = 0
+        """Blocks that the last `threshold` kept for the running requests."""
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        """The share of the tokens still to come that blocks are kept for; None: it does not reserve by one."""
+        return None
+
+    @abstractmethod
+    def snapshot(self) -> Hashable:
+        """All that its later answers follow from, beside the requests."""
 
     def threshold(self, num_new_blocks: int, state: State) -> int:
         """Free blocks needed to schedule a prefill that takes `num_new_blocks`.
@@ -35,6 +47,7 @@ class Reserve(ABC):
 
     def _own_threshold(self, num_new_blocks: int, state: State) -> int:
         reserved = self.reserved(state)
+        self.last_reserved = reserved or 0
         needed = num_new_blocks if reserved is None else num_new_blocks + reserved
         if self.config.speculation and (reserved is not None or self.policy.spec_block_always):
             needed = min(needed + 1, self.config.max_blocks_per_seq)
@@ -43,6 +56,10 @@ class Reserve(ABC):
     @abstractmethod
     def reserved(self, state: State) -> int | None:
         """Blocks kept for the running requests; None: the reserve is relaxed."""
+
+    @abstractmethod
+    def begin(self, value: float, *, relaxed: bool) -> None:
+        """Go on from a reserve that was found: a ratio, or a number of blocks that are asked for unless `relaxed`."""
 
     @abstractmethod
     def preempted(self, state: State) -> None:
@@ -65,6 +82,13 @@ class DecayingReserve(Reserve):
         self.blocks = config.reserve_blocks
         self.exact = float(config.reserve_blocks)
         self.relaxed = True
+
+    def begin(self, value: float, *, relaxed: bool) -> None:
+        self.exact, self.relaxed = value, relaxed
+        self.blocks = max(int(value), self.config.reserve_min_blocks, 0)
+
+    def snapshot(self) -> Hashable:
+        return None if self.relaxed else (self.blocks, self.exact)
 
     def reserved(self, state: State) -> int | None:
         return None if self.relaxed else len(state.running) * self.blocks
@@ -94,6 +118,16 @@ class NewTokenRatio(Reserve):
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         super().__init__(config, policy)
         self.ratio = config.init_new_token_ratio
+
+    def begin(self, value: float, *, relaxed: bool) -> None:
+        self.ratio = value
+
+    @property
+    def new_token_ratio(self) -> float | None:
+        return self.ratio
+
+    def snapshot(self) -> Hashable:
+        return self.ratio
 
     def reserved(self, state: State) -> int | None:
         clip, ratio, size, now = (

@@ -36,6 +36,11 @@ def num_blocks_for(state: State, request: Request) -> int:
     return (request.prompt + size - 1) // size + state.config.enc_dec_block_num
 
 
+def num_blocks_asked(state: State) -> int | None:
+    """Blocks that the first request without a slot asks for, reserve and cached blocks aside; None: there is none."""
+    return num_blocks_for(state, state.asking[0]) if state.asking else None
+
+
 def _for_prefill(state: State) -> bool:
     """FastDeploy: `ResourceManagerV1.preallocate_resource_in_p`.
 

@@ -17,7 +17,6 @@ from fdtrace.replayer.events import (
     Emitted,
     Event,
     Finished,
-    FirstToken,
     Forward,
     Forwarded,
     Freed,
@@ -29,6 +28,7 @@ from fdtrace.replayer.events import (
     Ready,
     Recycled,
     Rescheduled,
+    ReserveFound,
     Resumed,
     Schedule,
     Told,
@@ -92,13 +92,13 @@ class Scheduler(View):
             Joined: self._joined,
             Discarded: self._discarded,
             Resumed: self._resumed,
+            ReserveFound: self._reserve_found,
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
             Emitted: self._emitted,
             Forwarded: self._forwarded,
             Known: self._known,
-            FirstToken: self._first_token,
             OutputCached: self._output_cached,
             Finished: self._finished,
             Left: self._left,
@@ -163,7 +163,14 @@ class Scheduler(View):
     def _resumed(self, event: Resumed) -> None:
         request = self._request(event.arrived)
         request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
-        self._state.resume(request, event.num_computed_tokens, event.num_blocks)
+        request.need_prefill = event.num_prefill_tokens or request.need_prefill
+        if event.place == "running":
+            self._state.resume(request, event.num_computed_tokens, event.num_blocks)
+        else:
+            self._state.resume_let_go(request, Status(event.place))
+
+    def _reserve_found(self, event: ReserveFound) -> None:
+        self._reserve.begin(event.value, relaxed=event.relaxed)
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -210,11 +217,6 @@ class Scheduler(View):
             num_new = num_total - state.total(request)
             if num_new > 0 and (decodes or request.status in LET_GO):
                 state.emit(request, num_new)
-
-    def _first_token(self, event: FirstToken) -> None:
-        request = self._state.requests.get(event.request_id)
-        if request is not None and request.status is Status.PREFILL:
-            request.become(Status.DECODE)
 
     def _output_cached(self, event: OutputCached) -> None:
         self._known(Known({event.request_id: event.num_total_tokens}))

@@ -272,3 +272,15 @@ class State(Decodes):
         else:
             self._start_decoding(request)
             self._watch(request)
+
+    def resume_let_go(self, request: Request, status: Status) -> None:
+        """A request that a call had preempted or aborted before the model begins."""
+        self.requests[request.id] = request
+        request.status = status
+        if status is Status.REQUEUED:
+            self.num_requeued += 1
+            self.waiting.append(request)
+        elif status is Status.PREEMPTED:
+            self.preempted[request.id] = request
+        else:
+            self.aborting[request.id] = request

@@ -132,7 +132,8 @@ def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
 
 def _end(story: Story, recording: Recording, history: History, number: int) -> None:
     """Where it ended: as recorded, else the last step in which it ran, where that is before the history's."""
-    finished, aborted = int(recording.finished_step[number]), int(recording.aborted_step[number])
+    endings = recording.details.endings
+    finished, aborted = int(endings.finished_step[number]), int(endings.aborted_step[number])
     reasons = recording.requests.get("finish_reason")
     reason = "" if reasons is None else str(reasons[number] or "")
     if history.how != "rescheduled":

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
+from fdtrace.replayer.blocks import BlockPool
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.events import Decision
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history import StepRow
+from fdtrace.replayer.request import Request
+from fdtrace.replayer.reserve import Reserve
+from fdtrace.replayer.roles import num_blocks_asked
 from fdtrace.replayer.state import State
 
 
@@ -15,6 +21,7 @@ class View:
     config: SchedulerConfig
     formula: Formula
     _state: State
+    _reserve: Reserve
 
     @property
     def num_running(self) -> int:
@@ -55,6 +62,34 @@ class View:
     def num_preallocated(self) -> int:
         """Requests that have their slots and blocks and do not run yet."""
         return len(self._state.preallocated)
+
+    @property
+    def num_preallocated_blocks(self) -> int:
+        """KV blocks that these hold."""
+        return sum(request.num_blocks for request in self._state.preallocated.values())
+
+    @property
+    def num_blocks_asked(self) -> int | None:
+        """Free blocks that the first request without a slot asks for; None: there is none."""
+        return num_blocks_asked(self._state)
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
+        return self.config.num_blocks
+
+    @property
+    def snapshot_is_whole(self) -> bool:
+        """Whether all later decisions follow from `snapshot`."""
+        return type(self._state.pool) is BlockPool
+
+    def snapshot(self, decision: Decision) -> Hashable:
+        """The state after a call and its forward, equal for equal states as long as nothing comes from outside."""
+        state = self._state
+        queues = (state.running, state.waiting, state.preempted.values())
+        places = tuple(tuple(_place(request) for request in queue) for queue in queues)
+        given = tuple(state.preallocated), tuple(request.id for request in state.asking)
+        return self._reserve.snapshot(), state.pool.snapshot(), places, given
 
     def num_held_back(self, decision: Decision) -> int:
         """Prompt tokens that the budget of this call held back: of prefills cut short, and of the head of the
@@ -145,3 +180,8 @@ class View:
         from fdtrace.replayer.invariants import check  # noqa: PLC0415 - only tests pay for it
 
         check(self._state)
+
+
+def _place(request: Request) -> tuple[Hashable, ...]:
+    """Where a request stands."""
+    return request.id, request.status, request.computed, request.need_prefill, request.num_blocks

@@ -78,3 +78,31 @@ def rows_of(trace: Trace, engine_id: int = 0) -> list[list[Any]]:
         columns = ("request_id", "kind", "num_tokens", "num_computed_tokens", "num_accepted_tokens")
         steps[row["step"]].append([row[name] for name in columns])
     return [sorted(rows) for rows in steps.values()]
+
+
+def calls_of(trace: Trace, engine_id: int = 0) -> list[dict[str, Any]]:
+    """Every scheduling call of an engine, those of a run of equal ones one by one, with the id of the queue's head."""
+    rows = trace.rows(
+        "SELECT c.* REPLACE (r.request_id AS head) FROM call c "
+        "LEFT JOIN request r ON r.engine_id = c.engine_id AND r.request = c.head "
+        f"WHERE c.engine_id = {engine_id} ORDER BY c.call"
+    )
+    return [row for row in rows for _ in range(row["num_calls"])]
+
+
+def differing_calls(found: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[str]:
+    """What a trace and a stand-in's own lines say differently of each call.
+
+    The last of a run of equal idle calls may be missing where the engine ended within it.
+    """
+    known = list(lines)
+    while len(known) > len(found) and known[-1]["idle"] and known[-1] == known[-2]:
+        known = known[:-1]
+    told = [] if len(found) == len(known) else [f"{len(lines)} calls, {len(found)} in the trace"]
+    for number, (row, line) in enumerate(zip(found, lines, strict=False)):
+        told += [
+            f"call {number}: {name} {value!r}, in the trace {row[name]!r}"
+            for name, value in line.items()
+            if row[name] != value
+        ]
+    return told[:20]

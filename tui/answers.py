@@ -10,6 +10,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.sources import Answer
 from fdtrace.tui.style import Palette
 
@@ -48,7 +49,7 @@ class AnswerTable(Widget):
 
     def entitle(self, title: str) -> None:
         """Name the query, once the table has its place on the screen."""
-        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.border_title = Content(printable(title)[: max(0, self.size.width - 4)])
         self.move(0)
 
     def show(self, answer: Answer, palette: Palette) -> None:
@@ -56,7 +57,7 @@ class AnswerTable(Widget):
         self.answer, self.at, self.top, self._palette = answer, 0, 0, palette
         sample = [[_cell(value) for value in row] for row in answer.rows[:SAMPLE]]
         self._widths = [
-            min(MOST_WIDTH, max([len(name), *(len(row[at]) for row in sample)])) + 2
+            min(MOST_WIDTH, max([len(_cell(name)), *(len(row[at]) for row in sample)])) + 2
             for at, name in enumerate(answer.columns)
         ]
         self.move(0)
@@ -109,7 +110,7 @@ class AnswerTable(Widget):
         if palette is None or at >= len(self.answer.rows):
             return Strip.blank(width, self._base)
         if y == 0:
-            return self._strip(list(self.answer.columns), self._base + palette.dim, width)
+            return self._strip([_cell(name) for name in self.answer.columns], self._base + palette.dim, width)
         style = self._base + palette.cursor + palette.strong if at == self.at else self._base
         return self._strip([_cell(value) for value in self.answer.rows[at]], style, width)
 
@@ -119,4 +120,4 @@ class AnswerTable(Widget):
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else str(value).replace("\n", " ")
+    return "" if value is None else printable(value, 4 * MOST_WIDTH)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from textual.actions import ActionParseResult
 from textual.app import SystemCommand
 from textual.binding import BindingType
+from textual.dom import DOMNode
 from textual.screen import Screen
 
+from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.history import History
 from fdtrace.tui.dialogs import HelpScreen
@@ -30,21 +33,29 @@ class ReplayApp(Tailing):
     def on_mount(self) -> None:
         """Look now and then whether there is still a terminal: a hang-up that is ignored (nohup) would go unnoticed."""
         if not self.is_headless:
-            self.set_interval(1.0, self._leave_lost_terminal)
+            self.every(1.0, self._leave_lost_terminal)
 
     def _leave_lost_terminal(self) -> None:
         if sys.__stdin__ is not None and is_lost(sys.__stdin__):
             self.exit()
 
+    async def run_action(
+        self,
+        action: str | ActionParseResult,
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """Run what a key, a click or the palette asks for. Where it cannot be done, the bottom line says why."""
+        try:
+            return await super().run_action(action, default_namespace, namespaces)
+        except FdtraceError as error:
+            self.stop_playing()
+            self.show_failure(str(error))
+            return True
+
     def action_help(self) -> None:
         """Show the help."""
         self.push_screen(HelpScreen(classes="-ascii" if self.ascii else ""))
-
-    @property
-    def busy(self) -> bool:
-        """Whether a worker still fetches something for the screen."""
-        latest = self._inspections, self._stories, self._answers
-        return self._fetcher.busy or any(one.running for one in latest)
 
     # The mouse
 
@@ -99,9 +110,15 @@ def run_replay(
     events, new formulas.
     """
     terminal = terminal or Terminal.here()
-    app = ReplayApp(
-        recording, replays, rows=rows, recorded=recorded, terminal=terminal, step=step, sources=sources
+    run_app(
+        ReplayApp(
+            recording, replays, rows=rows, recorded=recorded, terminal=terminal, step=step, sources=sources
+        )
     )
+
+
+def run_app(app: ReplayApp) -> None:
+    """Show a screen until it is left; raises what ended it otherwise."""
     app.run()
     if app._exception is not None:
         raise app._exception

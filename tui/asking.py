@@ -8,10 +8,12 @@ from textual import events
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.printable import printable_lines
 from fdtrace.tui.debugging import Debugging
 from fdtrace.tui.dialogs import ASKS, Ask, Prompt, parse_step
 from fdtrace.tui.keys import KEYS
 from fdtrace.tui.requests import RequestTable
+from fdtrace.tui.status import one_line
 
 COMMANDS: dict[str, Ask] = {
     "f": "add", "formula": "add", "b": "break", "break": "break", "w": "watch", "watch": "watch",
@@ -34,7 +36,9 @@ class Asking(Debugging):
         return not (self.screen.is_modal or self.prompt.opened)
 
     async def on_event(self, event: events.Event) -> None:
-        """The letter of a mark comes before all bindings."""
+        """The letter of a mark comes before all bindings; a key takes away what the last one failed with."""
+        if isinstance(event, events.Key) and not self.prompt.opened:
+            self._trouble("")
         if (
             isinstance(event, events.Key)
             and self._letter_for
@@ -64,7 +68,13 @@ class Asking(Debugging):
     def _trouble(self, text: str) -> None:
         widget = self.query_one("#trouble", Static)
         widget.display = bool(text)
-        widget.update(text)
+        widget.update(printable_lines(text))
+
+    def show_failure(self, error: str) -> None:
+        """Say what went wrong, and why: on the bottom line, and over it where that is too short."""
+        super().show_failure(error)
+        if len(one_line(error)) > self.size.width - 2 and not self.prompt.opened:
+            self._trouble(error)
 
     def on_prompt_closed(self) -> None:
         """Escape: nothing was answered."""

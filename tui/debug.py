@@ -82,10 +82,14 @@ def _event_steps(kind: str, series: Series, recording: Recording) -> Ints:
     if column is not None:
         there = column != "" if column.dtype == object else np.asarray(column) > 0
         return np.asarray(series.step[there])
-    at = {"finished": recording.finished_step, "aborted": recording.aborted_step}.get(kind)
     if kind == "arrived":
         at = recording.requests.get("arrived_step")
-    if at is None or (series.how == "rescheduled" and kind != "arrived"):
+    elif kind in ("finished", "aborted") and series.how != "rescheduled":
+        endings = recording.details.endings
+        at = endings.finished_step if kind == "finished" else endings.aborted_step
+    else:
+        at = None
+    if at is None:
         return np.zeros(0, np.int64)
     return np.asarray(at[at != MISSING], dtype=np.int64)
 

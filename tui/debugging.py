@@ -6,7 +6,8 @@ from functools import partial
 
 from textual.widgets import Static
 
-from fdtrace.recorder.errors import FdtraceError, UsageError
+from fdtrace.recorder.errors import UsageError
+from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.breaks import BreakList
 from fdtrace.tui.debug import Breakpoint, Breakpoints, Ints, Watches
 from fdtrace.tui.dialogs import Ask
@@ -19,6 +20,7 @@ class Debugging(Moving):
     def prepare(self) -> None:
         super().prepare()
         self.breaks = Breakpoints()
+        self._event_steps = self.background("events", self._have_events, self.show_failure, every=True)
         self.watches = Watches()
 
     # Breakpoints
@@ -61,21 +63,24 @@ class Debugging(Moving):
         if point.text in ("exceeded", "hang", "not_admitted", "arrived"):
             return
 
-        def read() -> None:
-            try:
-                found = source(point.text)
-            except FdtraceError as error:
-                self.call_from_thread(self.show_status, str(error).splitlines()[0])
-                return
-            self.call_from_thread(self._have_events, point, found)
+        def work(deliver: Deliver[tuple[Breakpoint, Ints]], _cancelled: Cancelled) -> None:
+            deliver((point, source(point.text)))
 
-        self.run_worker(read, thread=True, group="events")
+        self._event_steps.want(work)
 
-    def _have_events(self, point: Breakpoint, found: Ints) -> None:
-        point.recorded = found
+    def _have_events(self, read: tuple[Breakpoint, Ints]) -> None:
+        point, found = read
+        first, point.recorded = point.recorded is None, found
         point.forget()
-        self.show_status(f"breakpoint {point.text}: {len(found)} steps of the recording")
-        self.show_breaks()
+        if first:
+            self.show_status(f"breakpoint {point.text}: {len(found)} steps of the recording")
+            self.show_breaks()
+
+    def read_events_anew(self) -> None:
+        """The recording has grown: read again where its events are."""
+        if not self._event_steps.busy:
+            for point in self.breaks.all:
+                self._read_events(point)
 
     def show_breaks(self) -> None:
         """Show the steps of breakpoints on the charts' axes."""

@@ -111,7 +111,7 @@ class Prompt(Input):
     @property
     def opened(self) -> bool:
         """Whether it takes the keys."""
-        return self.has_focus
+        return self.screen.focused is self  # `has_focus` follows only at a later turn of the event loop
 
     def open(self, kind: Ask, text: str = "") -> None:
         """Take the keys until Enter or Escape."""

@@ -12,24 +12,16 @@ from rich.segment import Segment
 from textual.pilot import Pilot
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import Recording
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.jobs import Replay
-from fdtrace.tui.sources import Sources
-from fdtrace.tui.terminal import MODERN, Terminal
 
 SETTLE = 0.6
 """Seconds without anything left to do before the picture is taken."""
 
 
 def write_screen(
-    recording: Recording,
-    replays: Sequence[Replay],
-    sources: Sources,
+    app: ReplayApp,
     *,
     size: tuple[int, int] = (120, 36),
-    terminal: Terminal = MODERN,
-    step: int | None = None,
     keys: Sequence[str] = (),
     svg: Path | None = None,
     html: Path | None = None,
@@ -38,7 +30,6 @@ def write_screen(
 
     UsageError where a file cannot be written.
     """
-    app = ReplayApp(recording, replays, sources=sources, terminal=terminal, step=step)
 
     async def run() -> None:
         async with app.run_test(size=size) as pilot:

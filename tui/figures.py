@@ -16,6 +16,8 @@ def figures(job: Job, series: Series | None, glyphs: Glyphs) -> list[str]:
     over, dot, mark = f"{glyphs.at_most} +{tokens(most)}", glyphs.dot, glyphs.exceeded
     hang = f" {dot} HANGS at {outcome.hang.step}" if outcome.hang else ""
     brief = f" {dot} HANGS" if outcome.hang else ""
+    if outcome.cut is not None:
+        hang, brief = f" {dot} CUT at {outcome.cut.step}", f" {dot} CUT"
     if not count:
         return [
             f"never exceeds the limit {dot} {steps} steps{hang}",

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.clock import Clock
 from fdtrace.replayer.history import Divergence, Fidelity, History
 from fdtrace.replayer.memory import MemoryFit
@@ -20,8 +21,8 @@ def sentences(history: History) -> list[str]:
     """What does not go into a cell of the table, of one history."""
     outcome = history.outcome
     out = []
-    if outcome.hang is not None:
-        out.append(f"hangs at step {outcome.hang.step}: {outcome.hang.cause}")
+    if outcome.why_not_done:
+        out.append(outcome.why_not_done)
     if outcome.fidelity is not None:
         out.append(_fidelity(outcome.fidelity))
     if outcome.device_bytes is not None:
@@ -86,9 +87,9 @@ def divergence_table(found: Divergence, *, ascii: bool) -> RenderableType:
     for name, recorded, replayed in found.compared:
         mark = "bold" if recorded != replayed else "dim"
         table.add_row(
-            Text(name, mark),
-            Text(str(recorded), mark),
-            Text(f"{replayed}{' <' if mark == 'bold' else '  '}", mark),
+            Text(printable(name), mark),
+            Text(printable(recorded), mark),
+            Text(f"{printable(replayed)}{' <' if mark == 'bold' else '  '}", mark),
         )
     lines = []
     if found.before:
@@ -97,4 +98,4 @@ def divergence_table(found: Divergence, *, ascii: bool) -> RenderableType:
     lines += [f"recorded alone: {row}" for row in found.only_recorded]
     lines += [f"replayed alone: {row}" for row in found.only_replayed]
     lines += [f"the replay decided: {reason}" for reason in found.reasons]
-    return Padding(Group(table, *map(Text, lines)), (0, 0, 0, 2))
+    return Padding(Group(table, *(Text(printable(line)) for line in lines)), (0, 0, 0, 2))

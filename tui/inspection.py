@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 
-from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.account import Account, Accountant
+from fdtrace.replayer.clock import ClockKind
 from fdtrace.replayer.explain import Explained, Explainer
 from fdtrace.replayer.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.formulas import BUILTIN, Formula
 from fdtrace.replayer.history import History, StepRow
 from fdtrace.replayer.recorded_work import workload_from_recording
 from fdtrace.replayer.reschedule import ReplayCancelled
-from fdtrace.tui.jobs import Cancelled, Replay
+from fdtrace.replayer.workload import Workload
+from fdtrace.tui.background import Cancelled, sentence
+from fdtrace.tui.jobs import Replay
 from fdtrace.tui.series import Series
 from fdtrace.tui.sources import Sources, StepEvent
 
@@ -55,14 +57,18 @@ class Inspector:
     def __init__(self, recording: Recording, sources: Sources) -> None:
         self.recording, self.sources = recording, sources
         self._accountant: Accountant | None = None
-        self._explainers: dict[int, tuple[Replay, Explainer]] = {}
-        self._workload = lru_cache(maxsize=2)(lambda clock: workload_from_recording(self.recording, clock))
+        self._explainers: dict[int, tuple[Replay, Recording, Explainer]] = {}
+        self._workloads: dict[ClockKind, tuple[Recording, Workload]] = {}
 
     def renew(self, recording: Recording) -> None:
         """Work on what the recording has become."""
         self.recording, self._accountant = recording, None
-        self._explainers.clear()
-        self._workload.cache_clear()
+
+    def recording_now(self) -> Recording:
+        """The recording as far as it has come: one in progress is read anew."""
+        if self.sources.recording is not None:
+            self.renew(self.sources.recording())
+        return self.recording
 
     def inspect(
         self,
@@ -76,12 +82,22 @@ class Inspector:
         for subject in subjects:
             if cancelled():
                 return
-            found = self._first(subject, step)
+            try:
+                found = self._first(subject, step)
+            except (
+                BaseException
+            ) as error:  # shown in its column: the panes beside it are inspected all the same
+                found = Inspection(subject.at, step, absent=subject.absent, error=sentence(error))
             deliver(found)
             if found.share is not None:
                 later.append((subject, found))
         for subject, found in later:
-            self._explain(subject, found, deliver, cancelled)
+            try:
+                self._explain(subject, found, deliver, cancelled)
+            except ReplayCancelled:
+                return
+            except BaseException as error:
+                deliver(replace(found, error=sentence(error), share=None))
 
     def formula(self, replay: Replay) -> Formula | None:
         """A pane's formula; of the recording, the built-in one that it was made under."""
@@ -99,8 +115,9 @@ class Inspector:
         explains = replay.how == "rescheduled" and replay.formula is not None
         if series.index(step) is None:
             return replace(found, share=0.0) if hangs_here and explains else found
-        accountant = self._accountant = self._accountant or Accountant(self.recording)
-        account = accountant.account(series.history, self.formula(replay), step)
+        if replay.how != "rescheduled" and step > int(self.recording.steps["step"][-1]):
+            self.recording_now()
+        account = self._accountant_now.account(series.history, self.formula(replay), step)
         events: Sequence[StepEvent] = ()
         if replay.how == "recorded" and self.sources.events is not None:
             events = self.sources.events(step)
@@ -123,16 +140,8 @@ class Inspector:
         def progressed(done: int, expected: int) -> None:
             deliver(replace(found, share=done / max(expected, 1)))
 
-        try:
-            explained = self._explainer(subject.at, subject.replay, history).explain(
-                step, progressed, cancelled
-            )
-        except ReplayCancelled:
-            return
-        except FdtraceError as error:
-            deliver(replace(found, error=str(error), share=None))
-            return
-        accountant = self._accountant = self._accountant or Accountant(self.recording)
+        explained = self._explainer(subject.at, subject.replay, history).explain(step, progressed, cancelled)
+        accountant = self._accountant_now
         if found.account is None:
             account: Account | None = accountant.hung(history, formula, explained)
         else:
@@ -140,11 +149,22 @@ class Inspector:
         deliver(replace(found, account=account, explained=explained, share=None))
 
     def _explainer(self, at: int, replay: Replay, history: History) -> Explainer:
-        known = self._explainers.get(at)
-        if known is None or known[0] is not replay:
+        known, recording = self._explainers.get(at), replay.recording() or self.recording
+        if known is None or known[0] is not replay or known[1] is not recording:
             assert replay.formula is not None
-            policy = replay.policy or recorded_policy(self.recording)
+            policy = replay.policy or recorded_policy(recording)
             clock = history.outcome.clock
-            workload = partial(self._workload, "steps" if clock is None else clock.kind)
-            known = self._explainers[at] = (replay, Explainer(workload, replay.formula, policy))
+            workload = partial(self._workload, recording, "steps" if clock is None else clock.kind)
+            known = self._explainers[at] = (replay, recording, Explainer(workload, replay.formula, policy))
+        return known[2]
+
+    def _workload(self, recording: Recording, clock: ClockKind) -> Workload:
+        known = self._workloads.get(clock)
+        if known is None or known[0] is not recording:
+            known = self._workloads[clock] = recording, workload_from_recording(recording, clock)
         return known[1]
+
+    @property
+    def _accountant_now(self) -> Accountant:
+        self._accountant = self._accountant or Accountant(self.recording)
+        return self._accountant

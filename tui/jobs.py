@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fdtrace.recorder.errors import FdtraceError
+from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history import History, How, StepRow
+from fdtrace.tui.background import Cancelled, sentence
 from fdtrace.tui.series import Series
 
 Progress = Callable[[float], None]
 """Called with the share done, 0 to 1, as often as the computation likes: it only notes it."""
-
-Cancelled = Callable[[], bool]
-"""Whether the computation is to stop; it may then return or raise what it likes."""
 
 Rows = Callable[[int], list[StepRow]]
 
@@ -29,7 +27,8 @@ class Replay:
     """A pane to be filled: the formula's name, how it is replayed, and what computes its history.
 
     With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
-    what a rescheduled step decided. `text` is what gave it, as `-f` of the command takes it.
+    what a rescheduled step decided. `text` is what gave it, as `-f` of the command takes it. `recording` gives the
+    recording that it was computed from, where that is another than the screen's: one in progress has grown since.
     """
 
     name: str
@@ -38,6 +37,7 @@ class Replay:
     formula: Formula | None = None
     policy: Policy | None = None
     text: str = ""
+    recording: Callable[[], Recording | None] = lambda: None
 
 
 @dataclass
@@ -72,10 +72,8 @@ class Job:
         self.state = "running"
         try:
             series = Series(self.replay.compute(self._progress, self._stop.is_set))
-        except FdtraceError as error:
-            self.error = str(error)
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # a formula of the user's may raise anything, SystemExit too
+            self.error = sentence(error)
         else:
             self.series = series
         self.state = "cancelled" if self._stop.is_set() else "failed" if self.series is None else "done"

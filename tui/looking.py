@@ -6,10 +6,11 @@ from rich.style import Style
 from rich.text import Text
 from textual.css.query import NoMatches
 
+from fdtrace.recorder.printable import printable
+from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.story import Story, story_of
+from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.inspection import Inspection, Inspector, Subject
-from fdtrace.tui.jobs import Cancelled
-from fdtrace.tui.latest import Deliver, Latest
 from fdtrace.tui.panel import InspectorPanel
 from fdtrace.tui.paneling import Paneling
 from fdtrace.tui.requests import RequestTable
@@ -28,12 +29,8 @@ class Looking(Paneling):
         self.inspecting = False
         self._inspector = Inspector(self.recording, self.sources)
         self._found: dict[int, Inspection] = {}
-        self._inspections: Latest[Inspection] = Latest("inspector", self._inspected, self.show_status)
-        self._stories: Latest[list[Story | None]] = Latest("story", self._told, self.show_status)
-
-    def on_unmount(self) -> None:
-        self._inspections.close()
-        self._stories.close()
+        self._inspections = self.background("inspector", self._inspected, self.show_failure)
+        self._stories = self.background("story", self._told, self.show_failure)
 
     # The inspector
 
@@ -91,7 +88,7 @@ class Looking(Paneling):
         lines: dict[int, list[Text]] = {}
         for at in self._order:
             have = self._found.get(at)
-            title = Text(f"{self.panes[at].number} {self.panes[at].job.replay.name}", TITLE)
+            title = Text(printable(f"{self.panes[at].number} {self.panes[at].job.replay.name}"), TITLE)
             if have is not None and have.step == step:
                 lines[at] = [title, *inspection_lines(have, self._width - 1, look)]
         active = self.active_pane.job.replay.name
@@ -119,11 +116,11 @@ class Looking(Paneling):
         """Show the story of the request with an id, or with a part of one."""
         panes = [pane for pane in self.panes if pane.series is not None]
         histories = [pane.series.history for pane in panes if pane.series is not None]
-        recording = self.recording
         self.show_status(f"reading the steps of {text}")
 
         def work(deliver: Deliver[list[Story | None]], cancelled: Cancelled) -> None:
-            wanted = self._named(text)
+            recording = self._inspector.recording_now()
+            wanted = named(text, recording)
             stories: list[Story | None] = []
             for history in histories:
                 if cancelled():
@@ -132,14 +129,6 @@ class Looking(Paneling):
             deliver(stories)
 
         self._stories.want(work)
-
-    def _named(self, text: str) -> str:
-        """The id that is, or else holds, a text."""
-        ids = self.recording.requests.get("request_id")
-        known = [] if ids is None else ids.tolist()
-        if text in known:
-            return text
-        return next((one for one in known if text.lower() in str(one).lower()), text)
 
     def _told(self, stories: list[Story | None]) -> None:
         self.show_status()
@@ -181,3 +170,12 @@ class Looking(Paneling):
         table.selected = None
         table.filter("")
         self.show_status()
+
+
+def named(text: str, recording: Recording) -> str:
+    """The id of a request that is, or else holds, a text; the text itself where none does."""
+    ids = recording.requests.get("request_id")
+    known = [] if ids is None else ids.tolist()
+    if text in known:
+        return text
+    return next((one for one in known if text.lower() in str(one).lower()), text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual import events
 
+from fdtrace.recorder.errors import FdtraceError
 from fdtrace.tui.debug import Place, Trail
 from fdtrace.tui.keys import MAX_PANES
 from fdtrace.tui.series import Window
@@ -185,7 +186,11 @@ class Moving(ReplayView):
         if due is None or due == self.board.cursor:
             return
         window = self.board.window
-        stop = self.stop_between(self.board.cursor, due)
+        try:
+            stop = self.stop_between(self.board.cursor, due)
+        except FdtraceError:
+            self.stop_playing()
+            raise
         self.following = False
         self.board.move(due if stop is None else stop)
         if stop is not None or not window.low <= due < window.high:

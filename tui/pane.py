@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.figures import figures
 from fdtrace.tui.jobs import Job
 from fdtrace.tui.layout import Scale
@@ -136,7 +137,7 @@ class ChartPane(Widget):
         """Set the border's words: the longest that fit."""
         glyphs = self._look().glyphs
         room = max(0, self.size.width - 4)
-        name = self.job.replay.name
+        name = printable(self.job.replay.name, 200)
         mark = "*" if self.active and glyphs.border == "ascii" else ""
         how = self.job.replay.how
         long, short = f"{self.number}{mark} {name} {glyphs.dot} {how}", f"{self.number}{mark} {name}"
@@ -172,9 +173,15 @@ class ChartPane(Widget):
         job = self.job
         return {
             "waiting": ["waits for the replay before it"],
-            "running": [f"replaying {job.replay.name}", self._bar(), "x cancels"],
+            "running": [printable(f"replaying {job.replay.name}"), self._bar(), "x cancels"],
             "cancelled": ["cancelled", "x starts it anew"],
-            "failed": ["this replay failed", "", *job.error.splitlines(), "", "x starts it anew"],
+            "failed": [
+                "this replay failed",
+                "",
+                *map(printable, job.error.splitlines()),
+                "",
+                "x starts it anew",
+            ],
         }.get(job.state, [])
 
     def _plain(self, lines: list[str], width: int, height: int) -> Chart:

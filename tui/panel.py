@@ -13,6 +13,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from fdtrace.recorder.printable import printable
+
 LEAST = 44
 """Fewest cells of a column: where there is less room, only the active pane's is shown."""
 
@@ -47,7 +49,7 @@ class InspectorPanel(Widget):
         """Show a column of `width` for each of `order`; one that is missing is empty."""
         self._base, self._width = self.rich_style, width
         self._columns = [[self._strip(line) for line in lines.get(at, [])] for at in order]
-        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.border_title = Content(printable(title)[: max(0, self.size.width - 4)])
         self.scroll_rows(0)
 
     def _strip(self, text: Text) -> Strip:

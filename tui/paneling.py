@@ -36,7 +36,7 @@ class Paneling(Asking):
         pane = self.active_pane
         if pane.job.state in ("failed", "cancelled"):
             self.restart(pane)
-        elif self.tailing is not None and pane is not self.panes[0] and pane.job.ended:
+        elif self.live and pane is not self.panes[0] and pane.job.ended:
             self.restart(pane)
             self.show_status("replaying what is recorded by now")
         elif pane.job.ended:

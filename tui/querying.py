@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.tui.answers import AnswerTable
-from fdtrace.tui.jobs import Cancelled
-from fdtrace.tui.latest import Deliver, Latest
+from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.looking import Looking
 from fdtrace.tui.sources import Answer
 
@@ -15,11 +14,8 @@ class Querying(Looking):
 
     def prepare(self) -> None:
         super().prepare()
-        self._answers: Latest[Answer] = Latest("sql", self._answered, self._refused)
+        self._answers = self.background("sql", self._answered, self._refused)
         self._query = ""
-
-    def on_unmount(self) -> None:
-        self._answers.close()
 
     def query_trace(self, text: str) -> None:
         """Run a query. UsageError where there is nothing to ask."""

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.standstill import Standstill
 from fdtrace.replayer.history import History
 from fdtrace.replayer.outcome import outcome_dict
 from fdtrace.tui.chart import tokens_chart
@@ -22,8 +24,14 @@ BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
 """What the charts are drawn with where the console's encoding has it."""
 
 
-def render_report(recording: Recording, histories: Sequence[History], console: Console) -> None:
-    """Print the recording in a line or two, the formulas as a table, and a chart for each history.
+def render_report(
+    recording: Recording,
+    histories: Sequence[History],
+    console: Console,
+    standstill: Standstill | None = None,
+) -> None:
+    """Print the recording in a line or two, the formulas as a table, and a chart for each history. `standstill`: how
+    the engine stood still at the end of it.
 
     Sized to the console. Colours only where the console has them, and plain ASCII where its encoding has no
     block characters; so a file or a pipe gets text that reads the same.
@@ -31,23 +39,30 @@ def render_report(recording: Recording, histories: Sequence[History], console: C
     ascii = not _has_blocks(console)
     dot = "-" if ascii else "·"
     for line in _head(recording, dot):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
+    if standstill is not None:
+        console.print(Text(printable(f"HANGS: {standstill.sentence}"), "bold red"), soft_wrap=True)
+    if not recording.num_steps:
+        console.print(Text("no forward ran while it was recorded: there is nothing to replay"))
+        return
     console.print()
     console.print(_table(histories, ascii=ascii))
     for history in histories:
         for sentence in sentences(history):
-            console.print(Text(f"{history.name}: {sentence}"))
+            console.print(Text(printable(f"{history.name}: {sentence}")))
         fidelity = history.outcome.fidelity
         if fidelity is not None and fidelity.divergence is not None:
             console.print(divergence_table(fidelity.divergence, ascii=ascii))
     for sentence in shared_sentences(histories):
-        console.print(Text(sentence))
+        console.print(Text(printable(sentence)))
     peak = max((history.outcome.peak_tokens for history in histories), default=0)
     for history in histories:
         _chart(history, console, dot, peak=peak, ascii=ascii)
 
 
-def histories_json(recording: Recording, histories: Sequence[History]) -> dict[str, Any]:
+def histories_json(
+    recording: Recording, histories: Sequence[History], standstill: Standstill | None = None
+) -> dict[str, Any]:
     """The same for machines: the engine's limits, each history's outcome, the numbers of its exceeded steps.
 
     Tokens, steps, bytes and shares as in `replayer.history.Outcome`; what cannot be told is None.
@@ -65,6 +80,7 @@ def histories_json(recording: Recording, histories: Sequence[History]) -> dict[s
             "num_blocks": engine.num_blocks,
         },
         "num_steps": recording.num_steps,
+        "standstill": None if standstill is None else standstill.as_dict(),
         "notes": list(recording.notes),
         "formulas": [
             {
@@ -95,8 +111,9 @@ def _head(recording: Recording, dot: str) -> list[str]:
     limit = engine.max_num_batched_tokens
     over = int((recording.steps["num_tokens"] > limit).sum())
     exceeded = f"{over} of them over max_num_batched_tokens" if over else "none over max_num_batched_tokens"
+    counted = (f"{recording.num_steps} steps", exceeded) if recording.num_steps else ("0 steps",)
     return [
-        sep.join((f"{engine.name} {engine.version}".strip(), f"{recording.num_steps} steps", exceeded)),
+        sep.join((f"{engine.name} {engine.version}".strip(), *counted)),
         sep.join(
             (
                 f"max_num_batched_tokens {limit}",
@@ -138,12 +155,14 @@ def _cells(history: History) -> list[Text]:
     outcome = history.outcome
     bad = "bold red" if outcome.num_exceeded else ""
     memory, refused = outcome.reserved_high_water, outcome.num_refused_tokens
-    name = Text(history.name, "bold")
+    name = Text(printable(history.name), "bold")
     if history.how != history.name:
         name.append(f"\n{history.how}", "not bold dim")
     steps = Text(str(outcome.num_steps))
     if outcome.hang is not None:
         steps.append("\nHANGS", "bold red")
+    elif outcome.cut is not None:
+        steps.append("\nCUT", "bold red")
     elif outcome.num_unfinished:
         steps.append(f"\n{outcome.num_unfinished} left")
     return [
@@ -168,9 +187,11 @@ def _chart(history: History, console: Console, dot: str, *, peak: int, ascii: bo
         f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed"
         if outcome.num_exceeded
         else "never exceeds"
+        if outcome.num_steps
+        else "no step under"
     )
     how = "" if history.how == history.name else f" {dot} {history.how}"
-    title = Text(f"{history.name}{how} {dot} ", "bold")
+    title = Text(printable(f"{history.name}{how} {dot} "), "bold")
     title.append(
         f"{over} the limit of {history.limit} tokens a step", "bold red" if outcome.num_exceeded else "bold"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.segment import Segment
 from rich.style import Style
@@ -12,7 +13,9 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.history import StepRow
+from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs, Palette
 
 COLUMNS = (
@@ -24,6 +27,18 @@ COLUMNS = (
     ("blocks", 8),
 )
 MIN_ID, MAX_ID = 10, 40
+
+
+ROWS_AT_ONCE = 0.006
+"""Seconds that the screen waits for the requests of a step: a third of a frame."""
+
+
+class StepRows(NamedTuple):
+    """The requests of a step of a history."""
+
+    series: Series
+    step: int
+    rows: Sequence[StepRow]
 
 
 class RequestTable(Widget):
@@ -60,9 +75,9 @@ class RequestTable(Widget):
     def show(self, rows: Sequence[StepRow], title: str, palette: Palette) -> None:
         """Show the rows of a step, from where the last one was scrolled to."""
         self.all, self._palette = rows, palette
-        widest = max((len(row.request_id) for row in rows), default=0) + 1
+        widest = max((len(printable(row.request_id, MAX_ID)) for row in rows), default=0) + 1
         self._id_width = max(MIN_ID, min(MAX_ID, widest))
-        self.border_title = Content(title[: max(0, self.size.width - 4)])
+        self.border_title = Content(printable(title)[: max(0, self.size.width - 4)])
         self.filter(self.pattern)
 
     def filter(self, pattern: str) -> None:
@@ -91,7 +106,7 @@ class RequestTable(Widget):
         last = min(self.top + height, len(self.rows))
         shown = f"{self.top + 1}-{last} of {len(self.rows)}" if hidden else ""
         found = f"/{self.pattern}: {len(self.rows)} of {len(self.all)} " if self.pattern else ""
-        self.border_subtitle = Content(found + shown)
+        self.border_subtitle = Content(printable(found) + shown)
         self.refresh()
 
     def scroll_pages(self, pages: int) -> None:
@@ -131,7 +146,7 @@ class RequestTable(Widget):
             return Strip.blank(width, self._base)
         row = self.rows[at]
         values = [
-            row.kind, str(row.num_tokens), str(row.num_computed_tokens),
+            printable(row.kind, 8), str(row.num_tokens), str(row.num_computed_tokens),
             _some(row.num_draft_tokens, row), _some(row.num_accepted_tokens, row),
             "-" if row.num_blocks is None else str(row.num_blocks),
         ]  # fmt: skip
@@ -142,7 +157,7 @@ class RequestTable(Widget):
 
     def _text(self, request: str, values: Sequence[str]) -> str:
         cells = (value.rjust(cells) for value, (_, cells) in zip(values, COLUMNS, strict=True))
-        return request[: self._id_width - 1].ljust(self._id_width) + "".join(cells)
+        return printable(request, MAX_ID)[: self._id_width - 1].ljust(self._id_width) + "".join(cells)
 
     def _strip(self, text: str, style: Style, width: int) -> Strip:
         return Strip([Segment(text[:width].ljust(width), self._base + style)], width)

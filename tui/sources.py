@@ -35,10 +35,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Tail:
-    """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on."""
+    """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on.
+
+    `silent_s`: seconds since its collector published it last. `standstill`: how the engine stands still; empty: it does
+    not.
+    """
 
     steps: Mapping[str, NDArray[Any]]
     live: bool
+    silent_s: float = 0.0
+    standstill: str = ""
 
     def __len__(self) -> int:
         return len(self.steps["step"])
@@ -51,7 +57,7 @@ class Sources:
     Each may raise an FdtraceError, which the screen shows. `request_steps` and `events` tell of the recording;
     `event_steps` gives the steps of an event's kind. `replay_of` makes a replay of what `-f` of the command
     takes. Of a recording in progress `tail(step)` gives the steps recorded after a step, and `recording` all of
-    it once it has ended.
+    it, as far as it has come.
     """
 
     rows: Rows | None = None

@@ -5,22 +5,37 @@ from __future__ import annotations
 from textual.content import Content
 from textual.style import Style
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.tui.keys import hints
 from fdtrace.tui.series import Series
 from fdtrace.tui.style import Glyphs
 
+HEAD = 500
+"""Characters of the first line at most."""
+MESSAGE_STAYS = 4.0
+"""Seconds that a message stays on the bottom line, where no key was pressed since."""
 
-def head_line(title: str, recording: Recording, recorded: Series, glyphs: Glyphs, *, live: bool) -> str:
-    """The engine, what limits it, and how much is recorded."""
+
+def one_line(error: str) -> str:
+    """An error's text (what, why, next) in one line."""
+    return " ".join(error.replace("\n  why: ", ": ").replace("\n  next: ", "; next: ").split())
+
+
+def head_line(
+    title: str, recording: Recording, recorded: Series, glyphs: Glyphs, live: str, standstill: str = ""
+) -> str:
+    """The engine, what limits it, how much is recorded; `live`: how a recording in progress stands; `standstill`: how
+    the engine stands still, said first.
+    """
     engine = recording.engine
     speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
     parts = [
-        title, f"{engine.name} {engine.version}".strip(), f"limit {recorded.limit}", speculation,
-        f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks", f"{len(recorded)} steps",
-        *(["RECORDING"] if live else []),
+        title, *([standstill] if standstill else []), f"{engine.name} {engine.version}".strip(),
+        f"limit {recorded.limit}", speculation, f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks",
+        f"{len(recorded)} steps", *([live] if live else []),
     ]  # fmt: skip
-    return f" {glyphs.dot} ".join(parts)
+    return printable(f" {glyphs.dot} ".join(parts), HEAD)
 
 
 def opening_line(series: Series, step: int) -> str:

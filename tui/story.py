@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.story import Chunk, Decodes, Story
 from fdtrace.tui.style import Look
 
@@ -47,7 +48,7 @@ class StoryScreen(ModalScreen["int | None"]):
         prompt = "" if first.num_prompt_tokens is None else f", {first.num_prompt_tokens} prompt tokens"
         dot = self.look.glyphs.dot
         with Vertical():
-            yield Static(f"request {first.request_id}{prompt}", markup=False)
+            yield Static(printable(f"request {first.request_id}{prompt}"), markup=False)
             yield OptionList(compact=True)
             yield Static(f"Enter goes to a step {dot} j/k {dot} Esc closes", markup=False)
 
@@ -55,7 +56,7 @@ class StoryScreen(ModalScreen["int | None"]):
         options = self.query_one(OptionList)
         lines = [line for story in self.stories for line in story_lines(story, self.look)]
         self._steps = [step for step, _ in lines]
-        options.add_options([Option(Content(text), disabled=step is None) for step, text in lines])
+        options.add_options([Option(Content(printable(text)), disabled=step is None) for step, text in lines])
         options.highlighted = next((at for at, step in enumerate(self._steps) if step is not None), None)
         options.focus()
 

@@ -9,6 +9,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.widgets import Static
 
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.series import Series
 from fdtrace.tui.style import Look, Palette
 
@@ -81,7 +82,7 @@ def _heading(step: int, width: int, palette: Palette) -> Text:
 
 def _line(step: int, line: Line, width: int, look: Look) -> Text:
     glyphs, palette = look.glyphs, look.palette
-    name = f"{'>' if line.active else ' '}{line.number} {line.name}"
+    name = printable(f"{'>' if line.active else ' '}{line.number} {line.name}")
     if len(name) > NAME_WIDTH - 1:
         name = name[: NAME_WIDTH - 2] + glyphs.ellipsis
     text = Text(name.ljust(NAME_WIDTH), style=palette.strong if line.active else Style.null())
@@ -99,7 +100,7 @@ def absence(series: Series | None, step: int) -> str:
         return "no steps"
     hang = series.history.outcome.hang
     if hang is not None and step >= hang.step:
-        return f"hangs since step {hang.step}: {hang.cause}"
+        return printable(f"hangs since step {hang.step}: {hang.cause}")
     if step >= series.end:
         return f"finished at step {series.end - 1}"
     return "not started yet" if step < series.first else "lost: this step is not in the recording"
@@ -115,7 +116,9 @@ def _cell(series: Series, of: tuple[str, str], step: int, look: Look) -> tuple[s
         return (f"{look.glyphs.exceeded} +{excess}", palette.exceeded) if excess > 0 else ("0", palette.dim)
     if heading == "not admitted":
         at, values = series.index(step), series.history.columns.get(column)
-        return (str(values[at] or "-") if at is not None and values is not None else "-"), palette.dim
+        return (
+            printable(values[at] or "-", 40) if at is not None and values is not None else "-"
+        ), palette.dim
     value = series.value(column, step)
     if value is None:
         return "-", palette.dim

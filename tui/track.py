@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from textual.strip import Strip
 
+from fdtrace.recorder.printable import printable
 from fdtrace.tui.layout import Layout, Scale
 from fdtrace.tui.pen import (
     AXIS,
@@ -134,7 +135,9 @@ def _say_hang(pen: Pen, series: Series, seen: _Seen, below: tuple[Codes, Classes
         return
     codes, classes = below
     hatched = np.flatnonzero(seen.window.edges(pen.columns)[0] >= hang.step)
-    lines = wrap(f"HANGS at {hang.step}: {hang.cause.partition(' (')[0]}", max(1, len(hatched) - 4))
+    lines = wrap(
+        printable(f"HANGS at {hang.step}: {hang.cause.partition(' (')[0]}"), max(1, len(hatched) - 4)
+    )
     if len(hatched) < HANG_COLUMNS or len(lines) + 2 > len(codes):
         return
     top, left, width = (len(codes) - len(lines)) // 2, int(hatched[0]) + 1, len(hatched) - 2

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal
+from textual.timer import Timer
 from textual.widgets import Static
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
-from fdtrace.replayer.as_recorded import no_rows, recorded_history
-from fdtrace.replayer.history import History, StepRow
+from fdtrace.replayer.as_recorded import recorded_history
+from fdtrace.replayer.history import History
 from fdtrace.tui.answers import AnswerTable
+from fdtrace.tui.background import Background, Cancelled, Deliver, Failed, guarded
 from fdtrace.tui.board import Board
 from fdtrace.tui.dialogs import Prompt
-from fdtrace.tui.fetch import RowFetcher
 from fdtrace.tui.jobs import Job, Replay, Rows
 from fdtrace.tui.keys import Count
 from fdtrace.tui.pane import ChartPane
 from fdtrace.tui.panel import InspectorPanel
 from fdtrace.tui.player import Player
-from fdtrace.tui.requests import RequestTable, describe
+from fdtrace.tui.requests import ROWS_AT_ONCE, RequestTable, StepRows, describe
 from fdtrace.tui.series import Series
-from fdtrace.tui.sources import Sources, Tail
-from fdtrace.tui.status import head_line, opening_line, with_hints
+from fdtrace.tui.sources import Sources
+from fdtrace.tui.status import MESSAGE_STAYS, head_line, one_line, opening_line, with_hints
 from fdtrace.tui.style import ANSI, ASCII, BLOCKS, DARK, LIGHT, Glyphs, Look
 from fdtrace.tui.summary import Line, StepSummary
 from fdtrace.tui.terminal import MODERN, Terminal
+
+T = TypeVar("T")
 
 
 class ReplayView(App[None]):
@@ -69,10 +73,8 @@ class ReplayView(App[None]):
         super().__init__()
         self.recording = recording
         self.sources = sources or Sources()
-        if rows is None:
-            rows = self.sources.rows or no_rows
-        else:
-            self.sources = replace(self.sources, rows=rows)
+        rows = rows or self.sources.rows
+        self.sources = replace(self.sources, rows=rows)
         self.ascii = terminal.ascii
         self.glyphs: Glyphs = ASCII if self.ascii else BLOCKS
         self.clock = clock
@@ -87,12 +89,19 @@ class ReplayView(App[None]):
         self.panes: list[ChartPane] = []
         self.count = Count()
         self.player = Player()
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._backgrounds: list[Background[Any]] = []
+        self._replays = self.background("replays", self._ended_job, self.show_failure, every=True)
+        self._rows = self.background(
+            "rows", self._deliver, self._rows_failed, finish_begun=True, wait=ROWS_AT_ONCE
+        )
         self.prompt = Prompt()
         self.inspecting = self.answering = self.following = False
-        self.tailing: Tail | None = None
+        self._message, self._said_at, self._unasked = "", float("-inf"), False
+        self.live = ""
+        """How a recording in progress stands, for the first line; empty: it is complete."""
+        self.standstill = ""
+        """How the engine of a recording in progress stands still, for the first line; empty: it does not."""
         self._opened_on = self.board.cursor if step is None and len(self.recorded.over) else None
-        self._fetcher = RowFetcher(lambda work: self.run_worker(work, group="rows"), self._deliver)
         if self.ascii:
             self.theme = "ansi-light" if terminal.light else "ansi-dark"
         elif terminal.light:
@@ -121,19 +130,17 @@ class ReplayView(App[None]):
 
     def head(self) -> str:
         """The first line: the engine, and what limits it."""
-        live = self.tailing is not None and self.tailing.live
-        return head_line(self.TITLE, self.recording, self.recorded, self.glyphs, live=live)
+        return head_line(self.TITLE, self.recording, self.recorded, self.glyphs, self.live, self.standstill)
 
     def on_mount(self) -> None:
         if self.ascii:
             for kind in (RequestTable, AnswerTable, InspectorPanel):
                 self.query_one(kind).add_class("-ascii")
         self.theme_changed_signal.subscribe(self, lambda _theme: self.refresh_all())
-        threading.Thread(target=self._compute, name="fdtrace-replays", daemon=True).start()
         for job in self.board.jobs[1:]:
-            self._queue.put(job)
-        self.set_interval(0.1, self._poll)
-        self._ticker = self.set_interval(1 / 30, self._tick, pause=True)
+            self.compute(job)
+        self.every(0.1, self._poll)
+        self._ticker = self.every(1 / 30, self._tick, pause=True)
         self.refresh_all()
 
         self.begin()
@@ -144,9 +151,9 @@ class ReplayView(App[None]):
     def on_unmount(self) -> None:
         for job in self.board.jobs:
             job.cancel()
-        self._queue.put(None)
         self._ticker.stop()
-        self._fetcher.close()
+        for background in self._backgrounds:
+            background.close()
 
     def on_resize(self, _event: events.Resize) -> None:
         self.call_after_refresh(self.refresh_all)
@@ -156,11 +163,27 @@ class ReplayView(App[None]):
         theme = self.current_theme
         return Look(self.glyphs, ANSI if theme.ansi else DARK if theme.dark else LIGHT)
 
+    # Off the screen's thread, and by timers
+
+    def background(self, name: str, deliver: Deliver[T], failed: Failed, **options: Any) -> Background[T]:
+        """A thread for one kind of work, closed with the screen."""
+        made = Background(name, deliver, failed, **options)
+        self._backgrounds.append(made)
+        return made
+
+    def every(self, seconds: float, call: Callable[[], None], *, pause: bool = False) -> Timer:
+        """Call something again and again; what fails there is shown on the bottom line."""
+        return self.set_interval(seconds, lambda: guarded(call, self.show_failure), pause=pause)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still fetched for the screen."""
+        return any(background.busy for background in self._backgrounds if background is not self._replays)
+
     # Replays, computed one after the other
 
-    def _compute(self) -> None:
-        while (job := self._queue.get()) is not None:
-            job.run()
+    def _ended_job(self, _job: Job) -> None:
+        self._poll()
 
     def _poll(self) -> None:
         """Show how far the replays are; take in those that ended."""
@@ -171,13 +194,19 @@ class ReplayView(App[None]):
                     pane.departs = job.series.departs_from(self.recorded) if at else None
                     self.board.widen(job.series)
                 pane.seen = job.state
-                self.refresh_all()
+                with self.unasked():
+                    self.refresh_all()
             elif job.state == "running" and pane.display:
                 pane.redraw()
 
     def compute(self, job: Job) -> None:
         """Have a job computed, after those that were asked for before it."""
-        self._queue.put(job)
+
+        def work(deliver: Deliver[Job], _cancelled: Cancelled) -> None:
+            job.run()
+            deliver(job)
+
+        self._replays.want(work)
 
     def set_job(self, pane: ChartPane, job: Job) -> None:
         """Fill a pane with another job."""
@@ -261,29 +290,55 @@ class ReplayView(App[None]):
             title = f"step {step} {self.glyphs.dot} {pane.job.replay.name}: not in this history"
             self.query_one(RequestTable).show((), title, self.look().palette)
             return
-        self._fetcher.want(pane.series, step)
+        series = pane.series
 
-    def _deliver(self, series: Series, step: int, rows: Sequence[StepRow], error: str) -> None:
-        if series is not self.active_pane.series:
-            return
-        table = self.query_one(RequestTable)
-        title = error.replace("\n", " ") or describe(step, series.name, rows, series.limit, self.glyphs)
-        table.show(rows, title, self.look().palette)
+        def work(deliver: Deliver[StepRows], _cancelled: Cancelled) -> None:
+            deliver(StepRows(series, step, series.history.rows(step)))
+
+        self._rows.want(work)
+
+    def _deliver(self, found: StepRows) -> None:
+        series, rows = found.series, found.rows
+        if series is self.active_pane.series:
+            title = describe(found.step, series.name, rows, series.limit, self.glyphs)
+            self.query_one(RequestTable).show(rows, title, self.look().palette)
+
+    def _rows_failed(self, error: str) -> None:
+        self.query_one(RequestTable).show((), one_line(error), self.look().palette)
+
+    def show_failure(self, error: str) -> None:
+        """Say on the bottom line what went wrong, and why."""
+        self.show_status(one_line(error))
+
+    @contextmanager
+    def unasked(self) -> Iterator[None]:
+        """While something is shown that no key asked for: a message on the bottom line stays for a while."""
+        self._unasked = True
+        try:
+            yield
+        finally:
+            self._unasked = False
 
     def show_status(self, message: str = "") -> None:
         """The bottom line: where one is, what was typed, and what may be typed."""
         board, window, glyphs = self.board, self.board.window, self.glyphs
+        if message:
+            self._message, self._said_at = message, self.clock()
+        elif self._unasked and self.clock() - self._said_at < MESSAGE_STAYS:
+            message = self._message
+        else:
+            self._message = ""
         if not message and self._opened_on is not None:
             if board.cursor == self._opened_on:
                 message = opening_line(self.recorded, board.cursor)
             else:
                 self._opened_on = None
-        left = message or f"step {board.cursor} of {window.low}-{window.high - 1}"
+        left = printable(message) or f"step {board.cursor} of {window.low}-{window.high - 1}"
         if not message and (window.start, window.end) != (window.low, window.high):
             left += f" {glyphs.dot} shows {window.start}-{window.end - 1}"
         if self.player.playing:
             left += f" {glyphs.dot} {'<<' if self.player.backwards else '>>'} {self.player.speed:g}/s"
-        if self.following and self.tailing is not None and not message:
+        if self.following and self.live and not message:
             left += f" {glyphs.dot} following"
         if board.has_pages(self.size.width) and not board.alone:
             left += f" {glyphs.dot} ] more formulas"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.account import Account
 from fdtrace.replayer.events import Decision, Reason
 from fdtrace.replayer.formulas.arithmetic import MINUS, TIMES, parts
@@ -26,6 +27,7 @@ class Page:
 
     def say(self, text: str, style: Style | None = None, indent: int = 2, more: int = 2) -> None:
         """A paragraph; `more`: cells that its other lines are set in by, beyond the first."""
+        text = printable(text)
         if self.look.glyphs.border == "ascii":
             text = text.translate(_ASCII)
         wrapped = textwrap.wrap(
@@ -35,11 +37,12 @@ class Page:
 
     def head(self, text: str) -> None:
         """A heading."""
-        self.lines.append(Text(text[: self.width], self.look.palette.head, no_wrap=True))
+        self.lines.append(Text(printable(text)[: self.width], self.look.palette.head, no_wrap=True))
 
     def row(self, cells: Sequence[str], widths: Sequence[int], style: Style | None = None) -> None:
         """A line of a table, the first column left, the others right."""
-        name = cells[0][: widths[0]].ljust(widths[0])
+        name = printable(cells[0])[: widths[0]].ljust(widths[0])
+        cells = [cells[0], *map(printable, cells[1:])]
         rest = "".join(cell.rjust(cells_) for cell, cells_ in zip(cells[1:], widths[1:], strict=True))
         self.lines.append(Text((f"  {name}{rest}")[: self.width], style or Style.null(), no_wrap=True))
 
@@ -51,7 +54,8 @@ def inspection_lines(found: Inspection, width: int, look: Look) -> list[Text]:
         page.say(found.error.replace("\n", " "), look.palette.exceeded, 0)
     account = found.account
     if account is None:
-        page.say(found.absent or "this history has no such step", look.palette.dim, 0)
+        if found.absent or not found.error:
+            page.say(found.absent or "this history has no such step", look.palette.dim, 0)
         _waiting(page, found)
         return page.lines
     if found.absent:

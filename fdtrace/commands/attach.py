@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
+from typing import TYPE_CHECKING, Any
 
-from fdtrace.recorder.errors import FdtraceError, UsageError
-from fdtrace.recording import StopSignals, Watch, add_recording_arguments, check_arguments, discard
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recording import (
+    StopSignals,
+    Watch,
+    add_recording_arguments,
+    check_arguments,
+    conclude,
+    discard,
+)
+
+if TYPE_CHECKING:
+    from fdtrace.recorder.attach import Reached
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recording_arguments(parser)
     parser.add_argument(
         "--tui", action="store_true", help="watch it in the replay screen; leaving that ends the recording"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="also enter a process whose system calls a seccomp filter looks at: one that kills for a call kills it",
     )
     parser.add_argument(
         "-f", "--formula", action="append", metavar="FORMULA", help="with --tui, as for `fdtrace replay`"
@@ -44,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             delivery.prepare()
             begun = time.perf_counter()
-            reached = attach.attach(args.pid, session)
+            reached = attach.attach(args.pid, session, force=args.force)
             took = time.perf_counter() - begun
             session.save()
             supervisor = Supervisor(session)
@@ -53,50 +68,34 @@ def run(args: argparse.Namespace) -> int:
             discard(session, supervisor)
             raise
         watch = Watch(session, supervisor, args.duration)
-        for process in reached:
-            held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
-            state = (
-                "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
-            )
-            watch.progress.note(f"process {process.pid}: {state}")
+        _tell(watch, reached)
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
         )
-        if args.tui:
-            reason = _on_screen(args, watch, signals)
-        else:
-            reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
-        if reason:
-            watch.stop(reason)
-        done = watch.finish()
-    watch.progress.note(f"{done['steps']} steps in {args.output}")
+        try:
+            done = _record(args, watch, signals)
+        except BaseException:
+            watch.fail()
+            raise
+    conclude(watch, done)
     return 0
 
 
-def _on_screen(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> str:
-    """Watch the collector in a thread and show what it records until the screen is left; the reason to end."""
-    from fdtrace.live import first_steps, show
+def _tell(watch: Watch, reached: list[Reached]) -> None:
+    for process in reached:
+        held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
+        state = "armed, waiting for its first step" if process.waiting else f"attached ({process.way}{held})"
+        watch.progress.note(f"process {process.pid}: {state}")
 
-    reason = watch.until(lambda: signals.reason or watch.supervisor.ended or first_steps(args.output))
-    if reason != "first steps":
-        return reason
-    left = threading.Event()
-    ended: list[str] = []
 
-    def record() -> None:
-        ended.append(watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended))
-        if ended[0]:
-            watch.stop(ended[0])
+def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
+    """Record until something ends it; what the collector said last."""
+    if args.tui:
+        from fdtrace.live import on_screen
 
-    watch.progress.silent = True
-    thread = threading.Thread(target=record, name="fdtrace-recording")
-    thread.start()
-    try:
-        show(args.output, args.formula)
-    except FdtraceError as error:
-        watch.progress.note(str(error))
-    finally:
-        left.set()
-        thread.join()
-        watch.progress.speak()
-    return ""
+        reason = on_screen(args.output, args.formula, watch, signals)
+    else:
+        reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
+    if reason:
+        watch.stop(reason)
+    return watch.finish()

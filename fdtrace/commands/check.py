@@ -17,24 +17,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
-    from fdtrace.recorder.errors import UsageError
+    from fdtrace.recorder.errors import TraceError
+    from fdtrace.recorder.printable import printable
+    from fdtrace.recorder.standstill import standstill_of
     from fdtrace.recorder.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
 
-    if not (args.formula or args.scheduler):
-        raise UsageError("no formula to check", hint="-f pr7499")
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
+        if not recording.num_steps:
+            still = standstill_of(trace, recording.engine.engine_id)
+            raise TraceError(
+                f"{args.trace} holds no step to check",
+                why=still.sentence if still is not None else "no forward ran while it was recorded",
+                hint=f"`fdtrace info {args.trace}` says what it holds",
+            )
         rows = RecordedRows(trace, recording.engine.engine_id)
         histories = Replays(recording, args, rows).now()[1:]
     failed = 0
     for history in histories:
         outcome = history.outcome
-        bad = outcome.num_exceeded > args.max_exceeded or outcome.hang is not None
+        ended = outcome.hang or outcome.cut
+        bad = outcome.num_exceeded > args.max_exceeded or ended is not None
         failed += bad
-        hang = f"; hangs at step {outcome.hang.step}: {outcome.hang.cause}" if outcome.hang else ""
-        print(
+        hang = f"; {outcome.why_not_done}" if ended else ""
+        line = (
             f"{'FAIL' if bad else 'ok  '} {history.name}: {outcome.num_exceeded} of {outcome.num_steps} steps over "
             f"{history.limit}, by {outcome.max_excess} tokens at most{hang}"
         )
+        print(printable(line))
     return 1 if failed else 0

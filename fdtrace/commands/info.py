@@ -9,11 +9,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fdtrace.recorder.trace import Trace
 
+LONGEST = 10_000
+"""Characters of a line."""
+MOST_LOSSES = 100
+"""Losses of an engine that are printed."""
+
 SUMMARY = """
-SELECT count(*) AS steps, min(step) AS first, max(step) AS last, epoch_ns(max(ts)) - epoch_ns(min(ts)) AS ns,
+SELECT engine_id, count(*) AS steps, min(step) AS first, max(step) AS last,
+       epoch_ns(max(ts)) - epoch_ns(min(ts)) AS ns,
        sum(num_tokens)::BIGINT AS tokens, max(num_tokens) AS most, sum(num_draft_tokens)::BIGINT AS drafts,
        sum(num_accepted_tokens)::BIGINT AS accepted, sum(num_preempted)::BIGINT AS preempted
-FROM step WHERE engine_id = $1
+FROM step GROUP BY engine_id
+"""
+NO_CALLS = {"calls": 0, "idle": 0}
+NO_STEPS = dict.fromkeys(("first", "last", "ns", "tokens", "most", "drafts", "accepted", "preempted"))
+
+EXCEEDED = """
+SELECT engine_id, limit_name, count(*) AS steps, max(excess_tokens) AS most FROM exceeded
+GROUP BY engine_id, limit_name ORDER BY steps DESC
+"""
+EVENTS = "SELECT engine_id, kind, count(*) AS n FROM event GROUP BY engine_id, kind ORDER BY kind"
+LOST = "SELECT engine_id, detail FROM event WHERE kind = 'lost' ORDER BY step"
+REQUESTS = "SELECT engine_id, count(*) AS n FROM request GROUP BY engine_id"
+
+CALLS = """
+SELECT engine_id, sum(num_calls)::BIGINT AS calls, coalesce(sum(num_calls) FILTER (idle), 0)::BIGINT AS idle
+FROM call GROUP BY engine_id
 """
 
 
@@ -40,66 +61,75 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(trace: Trace) -> dict[str, Any]:
     """What `info` tells, as JSON."""
-    import json
+    from fdtrace.recorder.standstill import has_calls, standstill
 
-    head = trace.head
+    summaries, requests = _by_engine(trace, SUMMARY), _by_engine(trace, REQUESTS)
+    exceeded, events, lost = (_by_engine(trace, query) for query in (EXCEEDED, EVENTS, LOST))
+    calls = _by_engine(trace, CALLS) if has_calls(trace) else None
+    unknown = _unknown(trace)
     engines = []
     for engine in trace.engines():
-        key = [engine["engine_id"]]
-        exceeded = trace.rows(
-            "SELECT limit_name, count(*) AS steps, max(excess_tokens) AS most FROM exceeded WHERE engine_id = $1 "
-            "GROUP BY ALL ORDER BY steps DESC",
-            key,
-        )
-        events = trace.rows(
-            "SELECT kind, count(*) AS n FROM event WHERE engine_id = $1 GROUP BY ALL ORDER BY kind", key
-        )
+        key = engine["engine_id"]
+        steps = summaries.get(key, [{"steps": 0, **NO_STEPS}])[0]
+        called = (calls or {}).get(key, [NO_CALLS])[0]
+        still = standstill(trace, engine) if called["idle"] else None
         engines.append(
             {
                 "engine": engine,
-                "steps": trace.rows(SUMMARY, key)[0],
-                "requests": trace.rows("SELECT count(*) AS n FROM request WHERE engine_id = $1", key)[0]["n"],
-                "exceeded": exceeded,
-                "events": {row["kind"]: row["n"] for row in events},
-                "lost": trace.rows("SELECT detail FROM event WHERE engine_id = $1 AND kind = 'lost'", key),
-                "unknown": _unknown(trace, key),
+                "steps": steps,
+                "requests": requests.get(key, [{"n": 0}])[0]["n"],
+                "exceeded": exceeded.get(key, []),
+                "events": {row["kind"]: row["n"] for row in events.get(key, [])},
+                "lost": lost.get(key, []),
+                "unknown": unknown.get(key, []) if steps["steps"] else [],
+                "calls": None if calls is None else called,
+                "standstill": still.as_dict() if still else None,
             }
         )
     return {
         "path": str(trace.path),
         "bytes": trace.path.stat().st_size,
-        "trace": dict(head, notes=json.loads(head["notes"] or "[]")),
+        "trace": dict(trace.head, notes=list(trace.notes())),
         "engines": engines,
+        "problems": trace.problems(),
     }
 
 
-def _unknown(trace: Trace, key: list[Any]) -> list[str]:
-    """The columns of `step` of which this engine told nothing."""
+def _by_engine(trace: Trace, query: str) -> dict[Any, list[dict[str, Any]]]:
+    """A query's rows by their `engine_id`, without it."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for row in trace.rows(query):
+        found.setdefault(row.pop("engine_id"), []).append(row)
+    return found
+
+
+def _unknown(trace: Trace) -> dict[Any, list[str]]:
+    """The columns of `step` of which each engine told nothing."""
     from fdtrace.recorder import schema
 
-    counts = ", ".join(f"count({name}) AS {name}" for name in schema.STEP.names)
-    row = trace.rows(f"SELECT {counts} FROM step WHERE engine_id = $1", key)[0]
-    return [name for name, n in row.items() if n == 0] if row["step"] else []
+    names = [name for name in schema.STEP.names if name != "engine_id"]
+    counts = ", ".join(f"count({name}) AS {name}" for name in names)
+    rows = _by_engine(trace, f"SELECT engine_id, {counts} FROM step GROUP BY engine_id")
+    return {key: [name for name, n in row[0].items() if n == 0] for key, row in rows.items()}
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
+    from fdtrace.recorder.printable import printable
 
-    console = Console(highlight=False, soft_wrap=True)
     trace = found["trace"]
-    console.print(
-        f"[b]{found['path']}[/b]  {found['bytes']:,} bytes, schema {trace['schema_version']}", markup=True
-    )
     ended = (
         f"ended {trace['ended_at']} UTC by {trace['ended_by']}" if trace["ended_at"] else "still recording"
     )
-    console.print(f"{trace['state']}: recorded by fdtrace {trace['fdtrace_version']}, "
-                  f"begun {trace['created_at']} UTC, {ended}")  # fmt: skip
-    for note in trace["notes"]:
-        console.print(f"note: {note}", markup=False)
+    lines = [
+        f"{found['path']}  {found['bytes']:,} bytes, schema {trace['schema_version']}",
+        f"{trace['state']}: recorded by fdtrace {trace['fdtrace_version']}, begun {trace['created_at']} UTC, {ended}",
+        *(f"note: {note}" for note in trace["notes"]),
+        *(f"PROBLEM: {problem}" for problem in found["problems"]),
+    ]
     for one in found["engines"]:
-        for line in _engine_lines(one):
-            console.print(line, markup=False)
+        lines += ["", *_engine_lines(one)]
+    for line in lines:
+        print(printable(line, LONGEST))
 
 
 def _engine_lines(one: dict[str, Any]) -> list[str]:
@@ -108,27 +138,50 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
         f"{engine['spec_method']} K={engine['num_speculative_tokens']}" if engine["spec_method"] else "none"
     )
     lines = [
-        "",
         f"engine {engine['engine_id']}: {engine['name']} {engine['version'] or ''}, pid {engine['pid']} on "
         f"{engine['host']}, role {engine['role']}, rank {engine['dp_rank']}",
         f"  max_num_batched_tokens {engine['max_num_batched_tokens']}, max_num_seqs {engine['max_num_seqs']}, "
         f"{engine['num_blocks']} blocks of {engine['block_size']}, speculation {speculation}",
-        f"  steps      {steps['steps']:,} ({steps['first']} to {steps['last']}) in {(steps['ns'] or 0) / 1e9:.1f} s, "
-        f"{one['requests']:,} requests",
+        f"  steps      {_steps(steps)}, {one['requests']:,} requests",
+        "  calls      " + _calls(one["calls"]),
     ]
+    if one["standstill"]:
+        lines.append(f"  HANGS      {one['standstill']['text']}")
     if steps["steps"]:
         lines.append(
-            f"  tokens     {steps['tokens']:,}, at most {steps['most']} a step; drafts {steps['drafts'] or 0:,}, "
-            f"accepted {steps['accepted'] or 0:,}; preemptions {steps['preempted'] or 0}"
+            f"  tokens     {_number(steps['tokens'])}, at most {_number(steps['most'])} a step; "
+            f"drafts {steps['drafts'] or 0:,}, accepted {steps['accepted'] or 0:,}; "
+            f"preemptions {steps['preempted'] or 0}"
         )
     for row in one["exceeded"]:
         lines.append(
             f"  exceeded   {row['limit_name']} in {row['steps']} steps, by {row['most']} tokens at most"
         )
-    if not one["exceeded"]:
+    if engine["max_num_batched_tokens"] is None:
+        lines.append("  exceeded   cannot be said: max_num_batched_tokens is NULL")
+    elif steps["steps"] and not one["exceeded"]:
         lines.append("  exceeded   no limit")
     lines.append("  events     " + ", ".join(f"{kind} {n}" for kind, n in one["events"].items()))
-    lines += [f"  lost       {row['detail']}" for row in one["lost"]]
+    lines += [f"  lost       {row['detail']}" for row in one["lost"][:MOST_LOSSES]]
+    if len(one["lost"]) > MOST_LOSSES:
+        lines.append(f"  lost       {len(one['lost']) - MOST_LOSSES} times more")
     if one["unknown"]:
         lines.append("  not told   " + ", ".join(one["unknown"]))
     return lines
+
+
+def _steps(steps: dict[str, Any]) -> str:
+    if not steps["steps"]:
+        return "0: no forward ran"
+    duration = "an unknown time" if steps["ns"] is None else f"{steps['ns'] / 1e9:.1f} s"
+    return f"{steps['steps']:,} ({steps['first']} to {steps['last']}) in {duration}"
+
+
+def _calls(calls: dict[str, int] | None) -> str:
+    if calls is None:
+        return "not recorded: schema 1"
+    return f"{calls['calls']:,} of schedule(), {calls['idle']:,} of them handed out nothing"
+
+
+def _number(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

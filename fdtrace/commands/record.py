@@ -13,8 +13,8 @@ import subprocess
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fdtrace.recorder.errors import TargetError, UsageError
-from fdtrace.recording import Watch, add_recording_arguments, check_arguments, discard
+from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
+from fdtrace.recording import Watch, add_recording_arguments, check_arguments, conclude, discard
 
 if TYPE_CHECKING:
     from fdtrace.recorder.session import Session
@@ -43,10 +43,15 @@ def run(args: argparse.Namespace) -> int:
     except BaseException:
         discard(session, supervisor)
         raise
-    code = _watch(process, Watch(session, supervisor, args.duration))
-    assert supervisor.finished is not None
-    if not supervisor.finished["steps"]:
+    watch = Watch(session, supervisor, args.duration)
+    code = _watch(process, watch)
+    done = supervisor.finished
+    assert done is not None
+    if done["steps"] or done["calls"]:
+        conclude(watch, done)
+    else:
         discard(session, None)
+        watch.progress.note("nothing was recorded: there is no trace")
         if code == 0:
             raise TargetError(
                 "no step of an engine was seen",
@@ -86,17 +91,30 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
 
     old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        reason = watch.until(lambda: _ending(process.poll()))
-        if reason:
-            watch.stop(reason)
-        watch.finish()
+        failure = _record(process, watch)
         code = process.wait()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    assert watch.supervisor.finished is not None
-    watch.progress.note(f"{watch.supervisor.finished['steps']} steps in {watch.session.output}")
+    if failure is not None:
+        raise failure
     return code if code >= 0 else 128 - code
+
+
+def _record(process: subprocess.Popen[bytes], watch: Watch) -> FdtraceError | None:
+    """Record until the command or a bound ends it; why no more could be recorded, where that is so: the command goes
+    on then.
+    """
+    try:
+        reason = watch.until(lambda: _ending(process.poll()))
+        if reason:
+            watch.stop(reason)
+        watch.finish()
+    except FdtraceError as error:
+        watch.fail()
+        watch.progress.note(f"{error.what}: {error.why}")
+        return error
+    return None
 
 
 def _ending(code: int | None) -> str | None:

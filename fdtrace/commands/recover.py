@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from fdtrace.recorder.errors import TraceError
@@ -18,19 +19,24 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.progress import Progress
     from fdtrace.recorder import attach
     from fdtrace.recorder.collector.process import recover
+    from fdtrace.recorder.collector.saved import check_parts
     from fdtrace.recorder.session import Session, parts_directory
 
     path: Path = args.trace
     parts = parts_directory(path)
-    if not parts.is_dir():
+    if not os.path.lexists(parts):
         raise TraceError(
             f"there is nothing to recover at {path}",
             why=f"{path} is a finished trace" if path.exists() else f"there is no {parts}",
         )
+    check_parts(parts)
     session = Session.load(parts / "session.json")
     progress = Progress()
-    for note in attach.detach(session.id, "recover"):
-        progress.note(note)
-    steps = recover(session)
+
+    def stop_agents() -> None:
+        for note in attach.detach(session.id, "recover"):
+            progress.note(note)
+
+    steps = recover(session, stop_agents)
     progress.note(f"{steps} steps in {path}")
     return 0

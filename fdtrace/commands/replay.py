@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.standstill import Standstill
+    from fdtrace.replayer.history import History
     from fdtrace.tui.terminal import Terminal
 
 
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
+    from fdtrace.recorder.standstill import standstill_of
     from fdtrace.recorder.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
 
@@ -59,11 +63,13 @@ def run(args: argparse.Namespace) -> int:
         return _show(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
-        histories = Replays(recording, args, RecordedRows(trace, recording.engine.engine_id)).now()
+        replays = Replays(recording, args, RecordedRows(trace, recording.engine.engine_id))
+        histories = replays.now() if recording.num_steps else []
+        still = standstill_of(trace, recording.engine.engine_id)
     if args.json:
-        _print_json(recording, histories)
+        _print_json(recording, histories, still)
     else:
-        _print_report(recording, histories)
+        _print_report(recording, histories, still)
     return 0
 
 
@@ -71,29 +77,32 @@ def _show(args: argparse.Namespace) -> int:
     """The screen itself, or a picture of it."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from fdtrace.live import screen_of
     from fdtrace.reading import TraceReader
-    from fdtrace.replays import Replays, sources_of
+    from fdtrace.recorder.errors import TraceError
 
     drawing = args.svg is not None or args.html is not None
     terminal = _terminal(args, drawing)
     with ThreadPoolExecutor(1) as pool:  # DuckDB reads a large trace while Python imports Textual
         reading = pool.submit(TraceReader, args.trace, args.engine)
-        from fdtrace.tui.app import run_replay
+        from fdtrace.tui.app import run_app
 
         reader = reading.result()
     try:
-        replays = Replays(reader.first, args, reader.rows, reader)
-        later, sources = replays.later(), sources_of(reader, replays)
+        if not (reader.live or reader.first.num_steps):
+            if drawing:
+                raise TraceError(f"{args.trace} holds no step to draw", hint=f"fdtrace info {args.trace}")
+            _print_report(reader.first, [], reader.standstill())
+            return 0
+        screen = screen_of(reader, args, terminal=terminal, step=args.step)
         if drawing:
             from fdtrace.tui.export import write_screen
 
+            screen.sources = replace(screen.sources, tail=None)
             keys = (args.keys or "").split()
-            write_screen(
-                reader.first, later, replace(sources, tail=None), terminal=terminal, step=args.step,
-                size=args.size, keys=keys, svg=args.svg, html=args.html,
-            )  # fmt: skip
+            write_screen(screen, size=args.size, keys=keys, svg=args.svg, html=args.html)
         else:
-            run_replay(reader.first, later, sources=sources, terminal=terminal, step=args.step)
+            run_app(screen)
     finally:
         reader.close()
     return 0
@@ -114,17 +123,17 @@ def _size(text: str) -> tuple[int, int]:
     return int(columns), int(rows)
 
 
-def _print_json(recording: object, histories: object) -> None:
+def _print_json(recording: Recording, histories: list[History], still: Standstill | None) -> None:
     import json
 
     from fdtrace.tui.report import histories_json
 
-    print(json.dumps(histories_json(recording, histories)))  # type: ignore[arg-type]
+    print(json.dumps(histories_json(recording, histories, still)))
 
 
-def _print_report(recording: object, histories: object) -> None:
+def _print_report(recording: Recording, histories: list[History], still: Standstill | None) -> None:
     from rich.console import Console
 
     from fdtrace.tui.report import render_report
 
-    render_report(recording, histories, Console())  # type: ignore[arg-type]
+    render_report(recording, histories, Console(), still)

@@ -8,6 +8,8 @@ one file each, with its name before the suffix.
 With `"role": "prefill"` or `"decode"` the workload meets one instance of a deployment in roles: each request gets its
 slot and blocks before it runs, joins `join_after` calls later (or, with `"discarded": true`, gives them back), and in
 the prefill role is done `send_after` calls after its last chunk. Lines then hold these too.
+
+Exit code 1: under one of them the workload hangs, or the limit of steps cut it.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from fdtrace.recorder.errors import FdtraceError, UsageError
 
 if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.interface import AnyScheduler
-    from fdtrace.replayer.simulation import Simulation
     from fdtrace.replayer.workload import Workload
     from fdtrace.schedulers import GivenScheduler
+    from fdtrace.simulated import Simulated
+
+MOST_NOTES = 8
+"""Notes printed of one workload, before their number alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,29 +49,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decisions", type=Path, metavar="OUT.jsonl", help="write the decisions there, not to stdout"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="the figures of each as one JSON object, for machines"
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="stop after N steps (default: the workload's `max_steps`, else as many as its requests can need)",
+    )
     add_scheduler_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate to the end of the workload, or to its `max_steps`."""
-    from fdtrace.replayer.workload import workload_from_case
+    """Simulate to the end of the workload, to a hang, or to the limit of steps; 1 for the last two."""
+    from fdtrace.replayer.case import workload_from_case
     from fdtrace.schedulers import given_schedulers
+    from fdtrace.workload_file import read_case
 
+    if args.max_steps is not None and args.max_steps < 1:
+        raise UsageError(f"--max-steps is {args.max_steps}", hint="1 or more")
     given = given_schedulers(args.scheduler, args.scheduler_python)
     chosen: list[Formula | GivenScheduler] = [*_formulas(args, bool(given)), *given]
-    workload = workload_from_case(_read(args.workload))
-    if len(chosen) == 1:
-        with _output(args.decisions) as out:
-            _simulate(workload, chosen[0], args.policy, out)
-        return 0
-    summaries = []
-    for one in chosen:
-        with ExitStack() as stack:
-            path = args.decisions and args.decisions.with_stem(f"{args.decisions.stem}-{_plain(one.name)}")
-            file = stack.enter_context(_output(path)) if path else None
-            summaries.append(_simulate(workload, one, args.policy, file))
-    _print_table(summaries)
-    return 0
+    workload = workload_from_case(read_case(args.workload), max_steps=args.max_steps)
+    outputs = _outputs(args, [one.name for one in chosen])
+    _say_notes(workload)
+    if len(chosen) == 1 and not args.json:
+        with _output(args.decisions or "-") as out:
+            simulated = _simulate(workload, chosen[0], args.policy, out)
+        _say_outcomes([simulated])
+        return int(simulated.is_bad)
+    return _compare(args, workload, chosen, outputs)
+
+
+def _compare(
+    args: argparse.Namespace,
+    workload: Workload,
+    chosen: Sequence[Formula | GivenScheduler],
+    outputs: Sequence[Path | None],
+) -> int:
+    """Print what each did. Where one cannot be run, the others are printed all the same, and its error last."""
+    from fdtrace.simulated import print_json, print_table
+
+    found: list[Simulated] = []
+    errors: list[FdtraceError] = []
+    for one, path in zip(chosen, outputs, strict=True):
+        try:
+            with _output(path) as out:
+                found.append(_simulate(workload, one, args.policy, out))
+        except FdtraceError as error:
+            errors.append(error)
+    if args.json:
+        print_json(workload, found, [str(error) for error in errors])
+    elif found:
+        print_table(found)
+    _say_outcomes(found)
+    for refused in errors[:-1]:
+        sys.stderr.write(f"fdtrace: {refused}\n")
+    if errors:
+        raise errors[-1]
+    return int(any(one.is_bad for one in found))
 
 
 def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
@@ -88,125 +130,109 @@ def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
 @contextmanager
 def _scheduler(
     workload: Workload, by: Formula | GivenScheduler, policy_name: str | None
-) -> Iterator[AnyScheduler]:
+) -> Iterator[tuple[AnyScheduler, list[str]]]:
+    """The scheduler, and what FastDeploy would refuse of this workload: its version that the model follows."""
     from fdtrace.replayer.compare import policy_with
     from fdtrace.replayer.config import ORIGINAL
     from fdtrace.replayer.scheduler import Scheduler
+    from fdtrace.replayer.startup import refusals
     from fdtrace.replays import policy_of
     from fdtrace.schedulers import GivenScheduler
 
     if isinstance(by, GivenScheduler):
-        env = (workload.case or {}).get("env", {})
+        env = (workload.case or {}).get("env") or {}
         with by.open(workload.config, env) as driven:
-            yield driven
+            yield driven, []
     else:
         policy = policy_of(policy_name) or policy_with(by) or ORIGINAL
-        yield Scheduler(workload.config, by, policy, explain=False)
-
-
-class _Summary:
-    """What one simulation did, and its lines, to tell where two depart from each other."""
-
-    def __init__(self, name: str, limit: int) -> None:
-        self.name, self.limit = name, limit
-        self.lines: list[int] = []
-        self.tokens: list[int] = []
-        self.num_preempted = self.num_stalled = 0
-        self.hang = ""
-
-    def add(self, decided: dict[str, Any], line: str) -> None:
-        """One step."""
-        self.lines.append(hash(line))
-        self.tokens.append(decided["tokens"])
-        self.num_preempted += len(decided["preempted"])
-        self.num_stalled += len(decided["stalled"])
-
-    def departs_from(self, other: _Summary) -> int | None:
-        """The first step that differs."""
-        for step, (mine, theirs) in enumerate(zip(self.lines, other.lines, strict=False)):
-            if mine != theirs:
-                return step
-        return None if len(self.lines) == len(other.lines) else min(len(self.lines), len(other.lines))
-
-    def cells(self, first: _Summary) -> list[str]:
-        """Its row of the table."""
-        over = [n - self.limit for n in self.tokens if n > self.limit]
-        step = None if first is self else self.departs_from(first)
-        return [
-            self.name,
-            str(len(over)),
-            f"+{max(over)}" if over else "-",
-            str(max(self.tokens, default=0)),
-            str(len(self.tokens)),
-            str(self.num_preempted),
-            str(self.num_stalled),
-            "-" if first is self else "equal" if step is None else f"from step {step}",
-        ]
+        refused = refusals(workload.config, by.name, policy, workload.requests)
+        yield Scheduler(workload.config, by, policy, explain=False), [one.text for one in refused]
 
 
 def _simulate(
     workload: Workload, by: Formula | GivenScheduler, policy: str | None, out: TextIO | None
-) -> _Summary:
-    from fdtrace.replayer.simulation import Simulation, golden_line
+) -> Simulated:
+    from fdtrace.replayer.simulation import Simulation, decision_line, golden_line
     from fdtrace.replayer.state import SchedulerFailed
+    from fdtrace.simulated import Simulated
 
-    summary = _Summary(by.name, workload.config.max_num_batched_tokens)
-    with _scheduler(workload, by, policy) as scheduler:
+    with _scheduler(workload, by, policy) as (scheduler, refused):
         simulation = Simulation(workload, scheduler)
+        simulated = Simulated(by.name, simulation, refused)
         try:
             for step in simulation:
-                decided = golden_line(step)
-                line = json.dumps(decided)
-                summary.add(decided, line)
+                simulated.add(step, json.dumps(golden_line(step)))
                 if out is not None:
-                    out.write(line + "\n")
+                    out.write(json.dumps(decision_line(step)) + "\n")
         except SchedulerFailed as failure:
-            raise FdtraceError(f"{by.name} fails at step {simulation.step}", why=str(failure)) from None
-    _note_hang(simulation, summary)
-    return summary
+            simulated.failure = f"fails at step {simulation.step}: {failure}"
+    return simulated
 
 
-def _note_hang(simulation: Simulation, summary: _Summary) -> None:
-    if simulation.hang is not None:
-        hang = simulation.hang
-        sys.stderr.write(f"fdtrace: {summary.name} hangs at step {hang.step}: {hang.cause}\n")
+def _say_notes(workload: Workload) -> None:
+    if not workload.requests:
+        sys.stderr.write("fdtrace: this workload has no requests: nothing is scheduled\n")
+    for note in workload.notes[:MOST_NOTES]:
+        sys.stderr.write(f"fdtrace: {note}\n")
+    if len(workload.notes) > MOST_NOTES:
+        sys.stderr.write(f"fdtrace: and {len(workload.notes) - MOST_NOTES} more notes of this kind\n")
 
 
-def _print_table(summaries: list[_Summary]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _say_outcomes(found: Sequence[Simulated]) -> None:
+    """What no cell of the table holds: on stderr, each thing once."""
+    refused: dict[str, list[str]] = {}
+    for one in found:
+        for text in one.refused:
+            refused.setdefault(text, []).append(one.name)
+    for text, names in refused.items():
+        sys.stderr.write(f"fdtrace: FastDeploy refuses this under {', '.join(names)}: {text}\n")
+    for one in found:
+        if one.sentence:
+            sys.stderr.write(f"fdtrace: {one.name} {one.sentence}\n")
 
-    table = Table(box=box.ASCII if not sys.stdout.isatty() else box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("scheduler", overflow="fold")
-    for name in ("over", "by", "peak", "steps", "preempted", "stalls", "departs"):
-        table.add_column(name, justify="right")
-    for summary in summaries:
-        table.add_row(*summary.cells(summaries[0]))
-    Console().print(table)
+
+def _outputs(args: argparse.Namespace, names: Sequence[str]) -> list[Path | None]:
+    """The file of each one's decisions. UsageError where one is the workload, or that of two."""
+    if args.decisions is None:
+        return [None for _ in names]
+    found = [args.decisions]
+    if len(names) > 1:
+        found = [args.decisions.with_stem(f"{args.decisions.stem}-{_plain(name)}") for name in names]
+    for i, path in enumerate(found):
+        if path in found[:i]:
+            raise UsageError(
+                f"the decisions of {names[found.index(path)]} and {names[i]} would both go to {path}",
+                hint="give the formulas names that differ in letters or digits",
+            )
+        if _is_same_file(path, args.workload):
+            raise UsageError(
+                f"{path} is the workload itself",
+                why="--decisions would overwrite it",
+                hint="give another path",
+            )
+    return found
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON", why=str(error)) from None
-
-
 @contextmanager
-def _output(path: Path | None) -> Iterator[TextIO]:
-    if path is None:
-        yield sys.stdout
+def _output(path: Path | str | None) -> Iterator[TextIO | None]:
+    """The file to write to: none, stdout for `-`."""
+    if path is None or path == "-":
+        yield sys.stdout if path else None
         return
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written", why=error.strerror or str(error)) from None
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written", why=error.strerror or str(error)) from None
         yield file

@@ -1,20 +1,34 @@
-"""Query a trace, also one that is being recorded. `docs/trace.md` documents its tables and views."""
+"""Query a trace, also one that is being recorded. `docs/trace.md` documents its tables and views.
+
+A query reads the trace alone: no other file, no network, no setting. It may take two minutes and half of the machine's
+memory unless --timeout and --memory say otherwise; Ctrl-C ends it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import shutil
+import stat
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    import duckdb
+    from fdtrace.recorder.trace import Trace
+    from fdtrace.recorder.trace_query import Limits
 
 FORMATS = ("table", "csv", "json", "parquet")
 TABLE_ROWS = 10_000
 """Rows of a table on a terminal at most; the other formats have no bound."""
+TIMEOUT = 120.0
+"""Seconds that a query may take unless told otherwise."""
+PRIVATE = 0o600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,45 +37,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help='such as "SELECT * FROM exceeded"')
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="write there; parquet on a terminal needs it"
+        "-o", "--out", type=Path, metavar="PATH", help="write there; parquet on a terminal needs it"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="S",
+        help=f"seconds that the query may take (default {TIMEOUT:g}; 0: as long as it wants)",
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="memory that it may use, as 4GiB (default: half of the machine's)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the query and print or write its rows."""
     from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace_query import Limits
+    from fdtrace.sizes import size_of
 
     if args.format == "parquet" and args.out is None and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal", hint="--out rows.parquet, or redirect stdout")
-    with open_trace(args.trace) as trace:
-        relation = trace.query(args.query)
-        if args.format == "table" and args.out is None:
-            _print_table(relation)
-        else:
-            _write(relation, args.format, args.out)
+    if not args.timeout >= 0:
+        raise UsageError(f"--timeout is {args.timeout:g}", hint="give seconds, or 0 for no limit")
+    memory = size_of(args.memory, "--memory") if args.memory else None
+    limits = Limits(args.timeout or None, memory)
+    if args.format == "table" and args.out is None:
+        with open_trace(args.trace, memory=memory) as trace:
+            _print_table(trace, args.query, limits)
+        return 0
+    kind = "csv" if args.format == "table" else args.format
+    with _rows_file(args.out) as file:
+        with open_trace(args.trace, memory=memory, writable=file.parent) as trace:
+            _write(trace, args.query, kind, limits, file)
+        _deliver(file, args.out)
     return 0
 
 
-def _print_table(relation: duckdb.DuckDBPyRelation) -> None:
+def _print_table(trace: Trace, query: str, limits: Limits) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from fdtrace.recorder.trace import running
+    from fdtrace.recorder.printable import printable
+    from fdtrace.recorder.trace_query import bounded, running, text_rows
 
-    table = Table(*relation.columns, box=None)
-    with running():
-        rows = relation.limit(TABLE_ROWS + 1).fetchall()
+    def ask() -> tuple[list[str], list[tuple[str | None, ...]]]:
+        relation = trace.query(query)
+        with running():
+            return relation.columns, text_rows(relation, TABLE_ROWS + 1)
+
+    names, rows = bounded(trace.db, ask, limits)
+    table = Table(box=None)
+    for name in names:
+        table.add_column(Text(printable(name)))
     for row in rows[:TABLE_ROWS]:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*(Text("" if value is None else printable(value)) for value in row))
     width = None if sys.stdout.isatty() else 10_000
     Console(width=width, highlight=False).print(table, soft_wrap=True)
     if len(rows) > TABLE_ROWS:
         sys.stderr.write(f"fdtrace: the first {TABLE_ROWS} rows; --format csv gives all\n")
 
 
-def _write(relation: duckdb.DuckDBPyRelation, kind: str, out: Path | None) -> None:
-    from fdtrace.recorder.trace import write_relation
+def _write(trace: Trace, query: str, kind: str, limits: Limits, file: Path) -> None:
+    from fdtrace.recorder.trace_query import bounded, copy_rows, running
 
-    if kind == "table":
-        kind = "csv"
-    write_relation(relation, kind, out)
+    def ask() -> None:
+        relation = trace.query(query)
+        with running():
+            copy_rows(relation, kind, file)
+
+    bounded(trace.db, ask, limits)
+
+
+@contextlib.contextmanager
+def _rows_file(out: Path | None) -> Iterator[Path]:
+    """Where the query's rows go first: a file in a private directory, the one place that the query may write to.
+
+    It is made beside `out`, so that the file can be moved there whole.
+    """
+    beside = None
+    if out is not None:
+        if out.is_dir():
+            raise UsageError(f"{out} is a directory", hint="--out rows.csv")
+        beside = out.resolve().parent if not out.exists() or stat.S_ISREG(out.stat().st_mode) else None
+    try:
+        directory = tempfile.TemporaryDirectory(prefix=".fdtrace-", dir=beside)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written", why=error.strerror or str(error)) from None
+    with directory as path:
+        yield Path(path).resolve() / "rows"
+
+
+def _deliver(file: Path, out: Path | None) -> None:
+    """The rows to `out`, as a private file, or to stdout, where a terminal gets them made safe to print."""
+    from fdtrace.recorder.printable import printable
+
+    if out is None:
+        if sys.stdout.isatty():
+            with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+                for line in lines:
+                    print(printable(line.rstrip("\r\n"), sys.maxsize))
+        else:
+            with file.open("rb") as rows:
+                shutil.copyfileobj(rows, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        return
+    try:
+        if out.exists() and not stat.S_ISREG(out.stat().st_mode):
+            with file.open("rb") as rows, out.open("wb") as pipe:
+                shutil.copyfileobj(rows, pipe)
+            return
+        umask = os.umask(0)
+        os.umask(umask)
+        file.chmod(PRIVATE & ~umask)
+        file.replace(out.resolve())
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written", why=error.strerror or str(error)) from None

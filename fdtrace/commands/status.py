@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -16,8 +17,14 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from fdtrace.recorder import control
+    from fdtrace.recorder.errors import TargetError
+    from fdtrace.recorder.leftovers import sweep
 
-    agents = control.agents()
+    sweep()
+    problems: list[TargetError] = []
+    agents = control.agents(problems)
+    for problem in problems:
+        sys.stderr.write(f"fdtrace: {problem}\n")
     if args.json:
         print(json.dumps([agent.status for agent in agents]))
         return 0

@@ -183,6 +183,8 @@ class Engine:
             "waiting": len(manager.waiting),
             "free_blocks": len(manager.cache_manager.gpu_free_block_list),
             "running_decodes": decodes,
+            "head": self._head(),
+            "new_token_ratio": getattr(manager, "new_token_ratio", None),
             "errors": [[str(part) for part in error] for error in errors],
         }
         answer.update(self._sort(tasks))
@@ -190,6 +192,13 @@ class Engine:
         answer["scheduler_ns"] = took + self._settle(answer)
         answer["idle"] = not (manager.running or manager.waiting or manager.to_be_rescheduled_request_id_set)
         return answer
+
+    def _head(self) -> list[Any] | None:
+        """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON."""
+        for request in self.manager.waiting:
+            spare = 1 if self.drafts else 0
+            return [request.request_id, -(-request.num_total_tokens // self.block_size) + spare]
+        return None
 
     def _sort(self, tasks: list[Any]) -> Message:
         """The tasks of a call by kind; those preempted or aborted leave the worker."""

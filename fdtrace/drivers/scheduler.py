@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, overload
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.known import KnownRequest, head_of, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import SchedulerConfig
@@ -36,16 +38,6 @@ FIRST_TOKEN = 1000
 """Tokens below have meanings to some engines."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """What a request has made: as the model's `Request` counts it."""
-
-    prompt: int
-    plan: Plan
-    emitted: int = 0
-    forwards: int = 0
-
-
 class DrivenScheduler:
     """The scheduler that a `Child` runs. It tells what it decides, but neither its budget nor its reasons."""
 
@@ -59,13 +51,15 @@ class DrivenScheduler:
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
         """Nanoseconds of CPU that the engine's own code took so far."""
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, KnownRequest] = {}
         self._contents: dict[Hashable, int] = {}
         """Content of a block -> the token that it is made of."""
         self._arrived: list[dict[str, Any]] = []
         self._aborted: list[str] = []
         self._told: dict[str, list[str]] = {"joined": [], "discarded": [], "sent": []}
         self._asking: list[str] = []
+        self._preallocated: dict[str, int] = {}
+        """Requests that have their slots and blocks and have not joined -> these blocks."""
         self._answer: dict[str, Any] = {"decodes": [], "chunks": [], "chunk_blocks": [], "idle": True}
         self._calls = 0
         self._open()
@@ -114,6 +108,7 @@ class DrivenScheduler:
             self._aborted.append(event.request_id)
         elif isinstance(event, Joined):
             self._told["joined"].append(event.request_id)
+            self._preallocated.pop(event.request_id)
         elif isinstance(event, Discarded):
             self._gone("discarded", event.request_id)
         elif isinstance(event, Finished) and self.config.role == "prefill":
@@ -126,7 +121,7 @@ class DrivenScheduler:
         assert event.accepts is not None
         assert event.num_output_tokens is not None
         accepts = [int(n) for n in event.accepts]
-        known = _Known(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
+        known = KnownRequest(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
         if self.config.role == "decode":
             known.emitted = 1  # its first token is the prefill instance's
         if resumed is not None:
@@ -134,7 +129,7 @@ class DrivenScheduler:
         self._known[event.request_id] = known
         if self.config.role != "mixed" and resumed is None:
             self._asking.append(event.request_id)
-        self._arrived.append(self._spec(event, accepts, None if resumed is None else _state(resumed)))
+        self._arrived.append(self._spec(event, accepts, None if resumed is None else state_of(resumed)))
 
     def _cache(self, event: Cached) -> None:
         raise TypeError("this scheduler takes no cached blocks")
@@ -173,6 +168,7 @@ class DrivenScheduler:
 
     def _gone(self, how: str, request_id: str) -> None:
         self._told[how].append(request_id)
+        self._preallocated.pop(request_id, None)
         del self._known[request_id]
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +186,12 @@ class DrivenScheduler:
         granted: list[str] = self._ask(message)["preallocated"]
         for request_id in granted:
             self._asking.remove(request_id)
+            self._preallocated[request_id] = self._blocks_at_first(request_id)
         return granted
+
+    def _blocks_at_first(self, request_id: str) -> int:
+        """Blocks of the whole prompt and of the first extension, as FastDeploy's preallocate_resource_in_d has it."""
+        return -(-self._known[request_id].prompt // self.config.block_size) + self.config.enc_dec_block_num
 
     def _step(self) -> dict[str, Any]:
         """What the driver answers to the events so far: what its step decided and ran."""
@@ -218,6 +219,8 @@ class DrivenScheduler:
             num_free_blocks=answer["free_blocks"],
             num_running=answer["running"],
             num_waiting=answer["waiting"],
+            new_token_ratio=answer.get("new_token_ratio"),
+            **head_of(answer),
         )
 
     def _forwarded(self) -> Forward:
@@ -268,6 +271,36 @@ class DrivenScheduler:
         """In the prefill and decode roles: of these, those that hold no slot."""
         return len(self._asking)
 
+    @property
+    def num_preallocated(self) -> int:
+        """Of the requests: those that have their slots and blocks and have not joined."""
+        return len(self._preallocated)
+
+    @property
+    def num_preallocated_blocks(self) -> int:
+        """KV blocks that these hold, cached ones among them."""
+        return sum(self._preallocated.values())
+
+    @property
+    def num_blocks_asked(self) -> int | None:
+        """Blocks that the first request without a slot asks for; None: there is none."""
+        return self._blocks_at_first(self._asking[0]) if self._asking else None
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that requests can have, all together."""
+        return self.config.num_blocks
+
+    @property
+    def snapshot_is_whole(self) -> bool:
+        """Never: what the engine keeps for itself is not seen."""
+        return False
+
+    def snapshot(self, decision: Decision) -> Hashable:
+        """What the last call decided and ran, and what it left."""
+        seen = ("chunks", "rows", "extended", "preempted", "stalled", "running", "waiting", "free_blocks")
+        return json.dumps([self._answer.get(name) for name in seen])
+
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._known
 
@@ -275,6 +308,10 @@ class DrivenScheduler:
         """Output tokens that a request made."""
         known = self._known[request_id]
         return min(known.emitted + known.plan.after(known.forwards), known.plan.output)
+
+    def num_total_tokens_of(self, request_id: str) -> int:
+        """Prompt and output tokens of a request."""
+        return self._known[request_id].prompt + self.num_output_tokens_of(request_id)
 
     def progress_of(self, request_id: str) -> tuple[int, int]:
         """Tokens that a request emitted in prefills, and its decode forwards."""
@@ -298,13 +335,3 @@ class DrivenScheduler:
     def num_held_back(self, decision: Decision) -> int:
         """Not told."""
         return 0
-
-
-def _state(resumed: Resumed) -> dict[str, int]:
-    return {
-        "num_computed_tokens": int(resumed.num_computed_tokens),
-        "num_blocks": int(resumed.num_blocks),
-        "num_emitted_tokens": int(resumed.num_emitted_tokens),
-        "decoding": int(resumed.decoding),
-        "waiting": int(resumed.waiting),
-    }

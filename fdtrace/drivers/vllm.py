@@ -223,6 +223,7 @@ class Engine:
             scheduled=output.total_num_scheduled_tokens,
             running=len(scheduler.running),
             waiting=self._waiting(),
+            head=self._head(),
             running_decodes=sum(before.values()),
             free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         )
@@ -236,6 +237,19 @@ class Engine:
     def _waiting(self) -> int:
         """Requests in this version's queues."""
         return sum(len(getattr(self.scheduler, name, ())) for name in QUEUES)
+
+    def _head(self) -> list[Any] | None:
+        """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON.
+
+        What a layer that keeps a window only would need is less, and not told.
+        """
+        queue = next(
+            (getattr(self.scheduler, name) for name in QUEUES if getattr(self.scheduler, name, ())), None
+        )
+        if queue is None or len(self.scheduler.kv_cache_config.kv_cache_groups) != 1:
+            return None
+        request = next(iter(queue))
+        return [request.request_id, -(-request.num_tokens // self.block_size)]
 
     def _forward(self, output: Any) -> tuple[list[list[Any]], dict[str, list[int]]]:
         """Plays a forward: a row a request (id, decode, tokens, before, drafts, accepted, blocks, emitted), and

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.known import head_of
 from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig
@@ -26,6 +27,13 @@ class DrivenVllm(DrivenScheduler):
 
         UsageError where what it was recorded with cannot be had here.
         """
+        if config.role != "mixed":
+            raise UsageError(
+                f"vLLM's scheduler has no role {config.role!r} here",
+                why="the prefill and decode roles of a workload are FastDeploy's: what another instance does comes "
+                "between the calls of its scheduler",
+                hint="a workload without `role`, or --scheduler fastdeploy=DIR",
+            )
         if recorded.get("kv_transfer_config"):
             raise UsageError(
                 "the scheduler of an engine that gets KV blocks from elsewhere cannot be driven",
@@ -81,7 +89,13 @@ class DrivenVllm(DrivenScheduler):
             num_free_blocks=answer["free_blocks"],
             num_running=answer["running"],
             num_waiting=answer["waiting"],
+            **head_of(answer),
         )
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that requests can have, all together: vLLM keeps one for itself (`BlockPool.null_block`)."""
+        return self.config.num_blocks - 1
 
     def _forwarded(self) -> Forward:
         answer = self._answer

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 from contextlib import ExitStack
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.case_variables import MODELLED
 from fdtrace.sandbox import framework
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.counts import Counts
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=int, metavar="N", help="stop after N steps")
     group.add_argument(
-        "--step-s", type=float, default=0.0, metavar="S", help="least duration of a step (default 0)"
+        "--step-s", type=_seconds, default=0.0, metavar="S", help="least duration of a step (default 0)"
     )
     group.add_argument(
         "--device", choices=("cpu", "gpu", "auto"), default="auto", help="default: a GPU if there is one"
@@ -90,7 +93,7 @@ def _add_load_arguments(group: Any) -> None:
         )
     group.add_argument(
         "--arrival-gap",
-        type=float,
+        type=_steps,
         default=shape.arrival_gap,
         metavar="STEPS",
         help=f"mean steps between arrivals; 0: only as --backlog asks (default {shape.arrival_gap})",
@@ -106,7 +109,7 @@ def _add_load_arguments(group: Any) -> None:
         help=f"requests that wait at most; further arrivals come later (default {shape.max_waiting})",
     )
     group.add_argument(
-        "--abort-share", type=float, default=0.0, metavar="P", help="share of requests given up"
+        "--abort-share", type=_share, default=0.0, metavar="P", help="share of requests given up"
     )
 
 
@@ -182,14 +185,45 @@ def _option(name: str) -> str:
 
 def _range(text: str) -> tuple[int, int]:
     """`LOW:HIGH` or one number for both."""
-    low, _, high = text.partition(":")
-    return int(low), int(high or low)
+    low, colon, high = text.partition(":")
+    try:
+        return int(low), int(high if colon else low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.40} is no range: write LOW:HIGH, as 24:320, or one number"
+        ) from None
+
+
+def _seconds(text: str) -> float:
+    return _least(text, "seconds")
+
+
+def _steps(text: str) -> float:
+    return _least(text, "steps")
+
+
+def _share(text: str) -> float:
+    return _least(text, "a share")
+
+
+def _least(text: str, what: str) -> float:
+    """A number, 0 or more."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of {what}: write 0 or more")
+    return found
 
 
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.startswith("FD_"):
         raise UsageError(f"--env {text}", hint="--env FD_NAME=VALUE")
+    if name not in MODELLED:
+        near = get_close_matches(name, MODELLED, 1)
+        raise UsageError(f"--env {text}: the sandbox reads no {name}", hint=", ".join(near or MODELLED))
     return name, value
 
 

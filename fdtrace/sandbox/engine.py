@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from fdtrace.replayer.events import Forward
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.counts import Counts, Ledger
 from fdtrace.sandbox.load import Load
@@ -32,18 +33,18 @@ class Engine:
         self._step_s = step_s
         self._tick = 0
         self._idle = False
-        """Whether the last call and its forward changed nothing: then only what comes from outside can."""
+        """Whether no call to come brings any request further: then only what comes from outside can."""
 
     def run(self, *, max_steps: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
         """Run whole steps until the end; the counts hold the hang that ended it, if one did."""
         while not stop() and (max_steps is None or self.counts.steps < max_steps):
             begun = time.monotonic()
             scheduled, ran = self.run_once()
-            if ran:
-                _sleep_until(begun + self._step_s, stop)
-            elif self._idle and self._next_change() is None:
+            if self._idle and self._next_change() is None:
                 self.counts.hang = self._hang(scheduled) if self.scheduler.has_work else None
                 break
+            if ran:
+                _sleep_until(begun + self._step_s, stop)
         return self.counts
 
     def run_once(self) -> tuple[Scheduled, bool]:
@@ -53,27 +54,44 @@ class Engine:
         """
         if self._idle:
             self._tick = max(self._tick, self._next_change() or 0)
-        self._arrive()
+        number, outside = self.counts.steps, self._arrive()
         scheduled = self.scheduler.schedule()
         self._ledger.scheduled(scheduled)
         ran = self.runner.execute_model(scheduled)
         if ran:
             self._ledger.stepped(scheduled, self.runner)
             self._tick += 1
-        self._idle = not ran and not (scheduled.extended or scheduled.preempted or scheduled.aborted)
         self._update(scheduled)
+        hopeless = self.scheduler.is_hopeless(number, self._forward(), outside=outside)
+        self._idle = hopeless or not (ran or self.scheduler.has_work)
         return scheduled, ran
 
     def _next_change(self) -> int | None:
         return self.load.next_change(len(self.scheduler.waiting))
 
-    def _arrive(self) -> None:
+    def _forward(self) -> Forward:
+        """What the forward ran, as the model's own tells it; which decodes stalled, the scheduler knows."""
+        rows = self.runner.ran
+        prefills, decodes = ([row for row in rows if row.kind == kind] for kind in ("prefill", "decode"))
+        return Forward(
+            num_prefill_tokens=sum(row.num_tokens for row in prefills),
+            num_decode_tokens=sum(row.num_tokens for row in decodes),
+            num_decodes=len(decodes),
+            stalled=[],
+            started=[row.request.request_id for row in prefills if row.emitted],
+            finished=[row.request.request_id for row in rows if not row.request.num_remaining_tokens],
+        )
+
+    def _arrive(self) -> bool:
+        """Hand over what is due; whether there was anything."""
+        before = self.counts.arrived
         for request in self.load.arrivals(self._tick, len(self.scheduler.waiting)):
             self.counts.arrived += 1
             self.scheduler.add_request(request)
-        for request in self.load.aborts(self._tick):
-            if request.num_remaining_tokens:
-                self.scheduler.abort_request(request)
+        aborts = [request for request in self.load.aborts(self._tick) if request.num_remaining_tokens]
+        for request in aborts:
+            self.scheduler.abort_request(request)
+        return bool(aborts) or self.counts.arrived > before
 
     def _update(self, scheduled: Scheduled) -> None:
         """Tokens and finishes of the forward; the worker has let go of who was preempted or aborted."""
@@ -93,9 +111,10 @@ class Engine:
             self.counts.aborted += 1
 
     def _hang(self, scheduled: Scheduled) -> dict[str, Any]:
+        hang = self.scheduler.hang(self._forward())
         return {
-            "step": self.counts.steps,
-            "cause": self.scheduler.why_stuck(),
+            "step": hang.step,
+            "cause": hang.cause,
             "token_budget": scheduled.token_budget,
             "num_running": scheduled.num_running,
             "num_stalled": len(self.runner.stalled),

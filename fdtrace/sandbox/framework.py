@@ -7,11 +7,20 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fdtrace.recorder.errors import FdtraceError, UsageError
 
-Memory = tuple[int, int, int, int]
+
+class Memory(NamedTuple):
+    """The allocator's figures, bytes."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+
+
 """Allocated, reserved, peak allocated, peak reserved; bytes."""
 
 
@@ -86,11 +95,11 @@ def _on_gpu(paddle: Any) -> tuple[Callable[[], Memory], Callable[[], None]]:
     cuda = paddle.device.cuda
 
     def read() -> Memory:
-        return (
-            int(cuda.memory_allocated()),
-            int(cuda.memory_reserved()),
-            int(cuda.max_memory_allocated()),
-            int(cuda.max_memory_reserved()),
+        return Memory(
+            allocated_bytes=int(cuda.memory_allocated()),
+            reserved_bytes=int(cuda.memory_reserved()),
+            peak_allocated_bytes=int(cuda.max_memory_allocated()),
+            peak_reserved_bytes=int(cuda.max_memory_reserved()),
         )
 
     def reset() -> None:
@@ -109,11 +118,11 @@ def _on_cpu(paddle: Any) -> tuple[Callable[[], Memory], Callable[[], None]]:
     def read() -> Memory:
         if current is None or peak is None:
             raise AttributeError("this Paddle does not count host memory")
-        return (
-            int(current("Allocated", 0)),
-            int(current("Reserved", 0)),
-            int(peak("Allocated", 0)),
-            int(peak("Reserved", 0)),
+        return Memory(
+            allocated_bytes=int(current("Allocated", 0)),
+            reserved_bytes=int(current("Reserved", 0)),
+            peak_allocated_bytes=int(peak("Allocated", 0)),
+            peak_reserved_bytes=int(peak("Reserved", 0)),
         )
 
     def reset() -> None:

@@ -39,6 +39,13 @@ class LoadShape:
         for name, (low, high) in (("prompt", self.prompt), ("output", self.output)):
             if not 1 <= low <= high:
                 raise UsageError(f"{name} lengths {low} to {high} make no range", hint="LOW:HIGH, 1 or more")
+        if not 0 <= self.abort_after[0] <= self.abort_after[1]:
+            raise UsageError(
+                f"abort_after {self.abort_after[0]} to {self.abort_after[1]} is no range",
+                hint="LOW:HIGH, 0 or more",
+            )
+        if self.num_requests is not None and self.num_requests < 1:
+            raise UsageError(f"--requests is {self.num_requests}", hint="1 or more")
         longest = self.prompt[1] + self.output[1]
         if longest > config.max_model_len:
             raise UsageError(

@@ -13,6 +13,7 @@ from fdtrace.replayer import (
     Decision,
     Emitted,
     Finished,
+    Forward,
     Recycled,
     Rescheduled,
     Schedule,
@@ -21,7 +22,8 @@ from fdtrace.replayer import (
     parse_policy,
 )
 from fdtrace.replayer.formulas import parse_formula
-from fdtrace.replayer.hang import cause_of
+from fdtrace.replayer.hang import HangWatch
+from fdtrace.replayer.history import Hang
 from fdtrace.sandbox.blocks import BlockList
 from fdtrace.sandbox.config import EngineConfig
 from fdtrace.sandbox.request import NO_SLOT, Request, Scheduled
@@ -36,6 +38,7 @@ class SandboxScheduler:
         """In order of admission."""
         self.waiting: deque[Request] = deque()
         self._model = model_of(config)
+        self._watch = HangWatch(self._model)
         self._blocks = BlockList(config.num_blocks)
         self._free_slots = list(range(config.max_num_seqs))
         self._requests: dict[str, Request] = {}
@@ -96,11 +99,15 @@ class SandboxScheduler:
         self._leaving += len(preempted) + len(aborted)
         return self._scheduled(decision, preempted, aborted)
 
-    def why_stuck(self) -> str:
-        """Why nothing moves, after a call and a forward that changed nothing."""
-        if self._last is None:
-            return ""
-        return cause_of(self._model, self._last, self._model.stalled())
+    def is_hopeless(self, step: int, forward: Forward, *, outside: bool) -> bool:
+        """Whether no call after the last one and its forward brings any request further: `HangWatch`."""
+        assert self._last is not None
+        return self._watch.after_call(step, self._last, forward, moved=False, outside=outside)
+
+    def hang(self, forward: Forward) -> Hang:
+        """The hang that `is_hopeless` has found."""
+        assert self._last is not None
+        return self._watch.hang(self._last, replace(forward, stalled=self._model.stalled()))
 
     def take_tokens(self, emitted: Mapping[str, int]) -> None:
         """A forward emitted so many tokens for each of these requests."""

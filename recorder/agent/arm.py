@@ -78,20 +78,23 @@ def arm() -> Agent:
 def inject(session: dict[str, Any]) -> dict[str, Any]:
     """Hook a running process and begin to record; what it answers is `Agent.status`.
 
-    An armed process whose engine has made no call yet has its hooks, and no mailbox: it begins the same way.
+    An armed process has its hooks; one without a mailbox (no call yet, or it was lost) begins the same way.
     """
     global current  # noqa: PLW0603
     agent = current
     if agent is None or agent.gone:
         agent = current = Agent(keep_hooks=False)
-    elif agent.box is not None:
+    elif agent.session is not None:
         return dict(agent.status(), already=True)
     agent.wanted = session  # before the hooks: the engine's own thread may be the first to attend
     agent.install()
     if agent.installed:
         agent.attend(wait=True)
+    agent.wanted = None  # where it has not begun it must not later: whoever attaches gives up
     status = agent.status()
-    if not agent.keep_hooks and (not agent.installed or agent.problem):
+    if status["problem"] and agent.session is not None:
+        agent.stop("no way to end it later: " + status["problem"])
+    if not agent.keep_hooks and (not agent.installed or status["problem"]):
         agent.leave()
     return status
 

@@ -8,10 +8,20 @@ import os
 import socket
 import sys
 import time
-from typing import Any
+from time import monotonic
+from typing import Any, Callable
 
 from . import adapters, hooks, mailbox, ring, wire
 from .writer import Writer
+
+LOOK_EVERY = 0.001
+"""Seconds between two looks into the mailbox, which are made in hooked calls."""
+
+CHECK_EVERY = 10.0
+"""Seconds between two looks whether the mailbox is still there: what cleans up /tmp may have removed it."""
+
+RETRY_FIRST, RETRY_MOST = 1.0, 60.0
+"""Seconds until a mailbox that could not be made is tried again: the first time, doubled each time, and at most."""
 
 
 class Agent:
@@ -31,14 +41,26 @@ class Agent:
         self.notes: list[str] = []
         self.pid = os.getpid()
         self.box: mailbox.Mailbox | None = None
-        self.seen = 0
+        self.box_problem = ""
+        self.seen = mailbox.NO_COMMAND
+        self.look_at = self.check_at = 0.0
+        self.retry_after = RETRY_FIRST
 
     def needs_attention(self) -> bool:
         """Whether a command waits, or this process (a fork, perhaps) has no mailbox of its own yet."""
-        box = self.box
-        if box is None or os.getpid() != self.pid:
+        if os.getpid() != self.pid:
             return not self.gone
-        return box.words[8] != self.seen
+        now = monotonic()
+        if now < self.look_at:
+            return False
+        self.look_at = now + LOOK_EVERY
+        box = self.box
+        if box is None:
+            return not self.gone
+        try:
+            return now >= self.check_at or box.command_word() != self.seen
+        except OSError:
+            return True
 
     def attend(self, wait: bool = False) -> None:
         """Open this process's mailbox where it has none, and carry out the command that waits.
@@ -50,36 +72,60 @@ class Agent:
         if not self.lock.acquire(wait):
             return
         try:
-            if self.gone:  # another thread carried out the order to leave meanwhile
-                return
-            if self.box is None:
-                self._open_box()
-            box = self.box
-            if box is not None and box.words[8] != self.seen:
-                number, command = box.command()
-                self.seen = number
-                self._try(command or {})
-                box.answer(number, self.status())
-                if self.gone:
-                    self.leave()
+            if not self.gone:  # another thread may have carried out the order to leave meanwhile
+                self._attend()
         except Exception as error:
-            self.switch_off(error)
-            self.gone = True  # without a mailbox there is no way in: stay out of the engine's way for good
+            self._without_box(error)
         finally:
             self.lock.release()
 
-    def _become_child(self) -> None:
-        # The lock may have been held by a thread that this process does not have; ring and mailbox are the parent's.
-        self.pid, self.lock, self.box, self.on = os.getpid(), _thread.allocate_lock(), None, False
-        self.wanted, self.session, self.writer = self.session or self.wanted, None, None
-
-    def _open_box(self) -> None:
-        where = (self.wanted or {}).get("mailboxes") or mailbox.directory()
-        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
-        self.seen = 0
+    def _attend(self) -> None:
+        if self.box is not None and monotonic() >= self.check_at:
+            self.check_at = monotonic() + CHECK_EVERY
+            if not self.box.is_there:
+                self._close_box()
+        if self.box is None:
+            self._open_box()
+        box = self.box
+        if box is None:
+            return
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
             self._try({"op": "start", "session": wanted})
+            box.say(self.status())
+        word = box.command_word()
+        if word == self.seen:
+            return
+        command = box.command()
+        self.seen = word
+        self._try(command or {})
+        box.answer(word, self.status())
+        if self.gone:
+            self.leave()
+
+    def _without_box(self, error: Exception) -> None:
+        """The mailbox failed. What is recorded goes on; a new one is tried after a while, seldom if that fails too."""
+        self._close_box()
+        self.box_problem = "no mailbox: %s" % (error,)
+        self.look_at = monotonic() + self.retry_after
+        self.retry_after = min(2 * self.retry_after, RETRY_MOST)
+
+    def _close_box(self) -> None:
+        box, self.box = self.box, None
+        if box is not None:
+            box.close()
+
+    def _become_child(self) -> None:
+        # The lock may have been held by a thread that this process does not have; ring and mailbox are the parent's.
+        self.pid, self.lock, self.on = os.getpid(), _thread.allocate_lock(), False
+        self._close_box()
+        self.wanted, self.session, self.writer = self.session or self.wanted, None, None
+
+    def _open_box(self) -> None:
+        where = (self.session or self.wanted or {}).get("mailboxes") or mailbox.directory()
+        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
+        self.seen, self.box_problem, self.retry_after = mailbox.NO_COMMAND, "", RETRY_FIRST
+        self.look_at, self.check_at = 0.0, monotonic() + CHECK_EVERY
         self.box.say(self.status())
 
     def _try(self, command: dict[str, Any]) -> None:
@@ -153,13 +199,18 @@ class Agent:
         self.on = False
         self.problem = "%s: %s" % (type(error).__name__, error)
         writer, self.writer, self.session = self.writer, None, None
+        if writer is not None:
+            self._quietly(lambda: writer.event("switched_off", reason=self.problem[:500]))
+            self._quietly(writer.close)
+        box = self.box
+        if box is not None:
+            self._quietly(lambda: box.say(self.status()))
+
+    def _quietly(self, call: Callable[[], None]) -> None:
+        """What may fail because ring or mailbox did: `problem` is all that can be said then."""
         try:
-            if writer is not None:
-                writer.event("switched_off", reason=self.problem[:500])
-                writer.close()
-            if self.box is not None:
-                self.box.say(self.status())
-        except Exception:  # the ring itself failed: `problem` above is all that can be said
+            call()
+        except Exception:
             pass
 
     def status(self) -> dict[str, Any]:
@@ -173,7 +224,7 @@ class Agent:
             "recording": session.get("id"),
             "output": session.get("output"),
             "hooks": sorted("%s.%s" % (i.owner.__name__, i.hook.method) for i in self.installed),
-            "problem": self.problem,
+            "problem": self.problem or self.box_problem,
             "notes": self.notes,
         }
 

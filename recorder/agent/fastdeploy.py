@@ -41,8 +41,9 @@ class Seen:
         self.skipped = [
             (request.request_id, _why_skipped(request)) for request in names.get("skip_requests", ())
         ]
-        self.reason, self.missing = "", -1
+        self.reason, self.missing, self.head = "", -1, ""
         if self.waiting:
+            self.head = manager.waiting[0].request_id
             self.reason, self.missing = self._not_admitted(manager)
         ratio = getattr(manager, "new_token_ratio", None)
         if ratio is not None:
@@ -77,6 +78,18 @@ class Seen:
         return max(wanted - self.free, -1) if isinstance(wanted, int) and wanted > self.free else -1
 
 
+class Did:
+    """What the tasks of one call are: chunks and their tokens, how many of these end a prefill or begin one, decodes
+    that got blocks, requests that left.
+    """
+
+    __slots__ = ("aborted", "admitted", "chunk_tokens", "chunks", "completed", "extended", "preempted")
+
+    def __init__(self) -> None:
+        self.chunks = self.chunk_tokens = self.completed = self.admitted = 0
+        self.extended = self.preempted = self.aborted = 0
+
+
 class FastDeployAdapter:
     """Hooks `ResourceManagerV1`; one a process: each data-parallel rank has its own."""
 
@@ -103,6 +116,10 @@ class FastDeployAdapter:
         self.seen: Seen | None = None
         self.freed: dict[str, tuple[Any, int]] = {}
         self.skipped: set[str] = set()
+        self.prefilling: set[str] = set()
+        """Running requests whose prefill goes on."""
+        self.preallocated: set[str] = set()
+        """Requests that hold their blocks and have not joined, in the prefill and decode roles."""
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.manager.config, self.manager)
@@ -131,12 +148,22 @@ class FastDeployAdapter:
             for request in list(manager.requests.values()):
                 if request.request_id not in self.writer.numbers:
                     self._arrived(request, -1)
+            self._take_in(manager)
         elif manager is not self.manager:
             return None
         self.writer.boundary()
         self.seen, self.scheduling = None, True
         self.freed.clear()
         return time.time_ns(), time.perf_counter_ns()
+
+    def _take_in(self, manager: Any) -> None:
+        """What runs already: a recording may begin at any moment."""
+        running = list(manager.running)
+        self.prefilling.update(r.request_id for r in running if r.num_computed_tokens < r.need_prefill_tokens)
+        if manager.config.scheduler_config.splitwise_role != "mixed":
+            queued = {request.request_id for request in (*running, *list(manager.waiting))}
+            held = [r.request_id for r in list(manager.requests.values()) if r.block_tables]
+            self.preallocated.update(request_id for request_id in held if request_id not in queued)
 
     def before_return(self, manager: Any, args: Any, kwargs: Any) -> None:
         """The last calls that `schedule()` makes: all that it decided is in its frame, and its lock is held."""
@@ -159,39 +186,47 @@ class FastDeployAdapter:
         if seen is None:
             raise RuntimeError("schedule() returned without update_metrics(): not a FastDeploy that is known")
         tasks, errors = result if isinstance(result, tuple) else (result, ())
-        if not (len(tasks) or len(errors) or seen.running or seen.waiting or seen.skipped):
+        if not (len(tasks) or len(errors) or seen.running or seen.waiting or self.preallocated):
             return
         self.call += 1
-        counted = self._tasks(manager, tasks)
+        prefilling = len(self.prefilling)
+        did = self._tasks(manager, tasks)
         for request_id, message in errors:
             self.writer.event("error", request_id, str(message)[:200])
             self.writer.finish(request_id, "error", 0)
         self._skips(seen.skipped)
         flags = seen.flags if len(tasks) else seen.flags | wire.EMPTY
-        figures = self._figures(manager, seen, *counted)
-        self.writer.schedule(self.call, token[0], duration, seen.reason, figures, seen.reservation, flags)
+        figures = self._figures(manager, seen, did, prefilling)
+        self.writer.schedule(self.call, token[0], duration, seen.reason, figures, flags)
 
-    def _tasks(self, manager: Any, tasks: Any) -> tuple[int, int, int, int]:
-        """Stamp the tasks and tell the preemptions and aborts among them.
-
-        Tokens of the prefill chunks, how many of these end a prefill, decodes that left, and how many were preempted.
-        """
+    def _tasks(self, manager: Any, tasks: Any) -> Did:
+        """Stamp the tasks, tell the preemptions and aborts among them, and count them."""
         stamp = (self.token, self.call)
-        prefill = complete = aborted = preempted = 0
+        did = Did()
         for task in tasks:
             setattr(task, STAMP, stamp)
-            kind = task.task_type.name
+            kind, request_id = task.task_type.name, task.request_id
             if kind == "PREFILL":
-                prefill += task.prefill_end_index - task.prefill_start_index
-                complete += task.prefill_end_index >= task.need_prefill_tokens
-                self.skipped.discard(task.request_id)
+                did.chunk_tokens += task.prefill_end_index - task.prefill_start_index
+                did.chunks += 1
+                did.admitted += request_id not in self.prefilling
+                if task.prefill_end_index >= task.need_prefill_tokens:
+                    did.completed += 1
+                    self.prefilling.discard(request_id)
+                else:
+                    self.prefilling.add(request_id)
+                self.skipped.discard(request_id)
+            elif kind == "DECODE":
+                did.extended += 1
             elif kind == "PREEMPTED":
-                preempted += 1
-                self._preempted(manager, task.request_id)
+                did.preempted += 1
+                self.prefilling.discard(request_id)
+                self._preempted(manager, request_id)
             elif kind == "ABORT":
-                aborted += 1
-                self.writer.event("aborted", task.request_id)
-        return prefill, complete, aborted, preempted
+                did.aborted += 1
+                self.prefilling.discard(request_id)
+                self.writer.event("aborted", request_id)
+        return did
 
     def _preempted(self, manager: Any, request_id: str) -> None:
         request, blocks = self.freed.get(request_id, (manager.requests.get(request_id), None))
@@ -212,29 +247,37 @@ class FastDeployAdapter:
                 self.skipped.add(request_id)
                 self.writer.event("skipped", request_id, reason)
 
-    def _figures(
-        self, manager: Any, seen: Seen, prefill: int, complete: int, aborted: int, preempted: int
-    ) -> tuple[int, int, int, int, int, int, int, int, int]:
+    def _figures(self, manager: Any, seen: Seen, did: Did, prefilling: int) -> wire.CallFigures:
         start, ahead, decodes = config.budget(manager.config, seen.names)
         counted = -1
         if seen.left is not None and start is not None:
-            charged = start - seen.left - prefill
+            charged = start - seen.left - did.chunk_tokens
             counted = ahead + start - seen.left
             if decodes < 0 and seen.left > 0:
-                decodes = charged + aborted
+                decodes = charged + did.aborted
         if decodes < 0:  # the loop ended early: count those past their prefill as it found them
             now = sum(1 for r in list(manager.running) if r.num_computed_tokens >= r.need_prefill_tokens)
-            decodes = now - complete + aborted + preempted
-        return (
-            -1 if start is None else max(start, 0),
-            counted,
-            seen.running,
-            decodes,
-            seen.waiting,
-            preempted,
-            seen.free,
-            manager.cache_manager.num_gpu_blocks,
-            seen.missing,
+            decodes = now - did.completed + did.aborted + did.preempted
+        mixed = manager.config.scheduler_config.splitwise_role == "mixed"
+        return wire.CallFigures(
+            token_budget=-1 if start is None else max(start, 0),
+            num_scheduled_tokens=counted,
+            num_running=seen.running,
+            num_running_decodes=decodes,
+            num_prefilling=prefilling,
+            num_waiting=seen.waiting,
+            num_deferred=len(seen.skipped),
+            num_preallocated=-1 if mixed else len(self.preallocated),
+            num_chunks=did.chunks,
+            num_admitted=did.admitted,
+            num_extended=did.extended,
+            num_preempted=did.preempted,
+            num_aborted=did.aborted,
+            num_free_blocks=seen.free,
+            num_blocks=manager.cache_manager.num_gpu_blocks,
+            num_missing_blocks=seen.missing,
+            head=self.writer.numbers.get(seen.head, -1),
+            reservation=seen.reservation,
         )
 
     def before_finish(self, manager: Any, args: Any, kwargs: Any) -> list[tuple[str, str, int]]:
@@ -258,6 +301,8 @@ class FastDeployAdapter:
         for request_id, reason, made in token or ():
             if request_id not in manager.requests and request_id in self.writer.numbers:
                 self.writer.finish(request_id, reason, made)
+                self.prefilling.discard(request_id)
+                self.preallocated.discard(request_id)
 
 
 def _why_skipped(request: Any) -> str:

@@ -31,7 +31,9 @@ class Roles:
 
     def after_preallocate(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if result:
-            self._tell("preallocated", _first(args, kwargs, "request").request_id)
+            request_id = _first(args, kwargs, "request").request_id
+            self.adapter.preallocated.add(request_id)
+            self._tell("preallocated", request_id)
 
     def before_join(self, manager: Any, args: Any, kwargs: Any) -> list[str]:
         requests = _first(args, kwargs, "requests")
@@ -45,6 +47,10 @@ class Roles:
 
     def after_join(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         for request_id in token or ():
+            self.adapter.preallocated.discard(request_id)
+            request = manager.requests.get(request_id)
+            if request is not None and request.num_computed_tokens < request.need_prefill_tokens:
+                self.adapter.prefilling.add(request_id)
             self._tell("joined", request_id)
 
     def before_discard(self, manager: Any, args: Any, kwargs: Any) -> tuple[str, int] | None:
@@ -53,6 +59,7 @@ class Roles:
 
     def after_discard(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is not None and token[0] in self.adapter.writer.numbers:
+            self.adapter.preallocated.discard(token[0])
             self._tell("discarded", token[0])
             self.adapter.writer.finish(token[0], "error", token[1])
 

@@ -30,7 +30,7 @@ MODULES = tuple(
 )
 """FastDeploy's model runners, a module for each platform."""
 
-UNKNOWN_MEMORY = (-1, -1, -1, -1)
+UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
 class Forward(NamedTuple):
@@ -40,7 +40,7 @@ class Forward(NamedTuple):
     ts: int
     duration_us: int
     predicted: int
-    memory: tuple[int, int, int, int]
+    memory: wire.AllocatorFigures
     prefills: dict[int, tuple[int, bool]]
     stalled: bytes
     tokens: Any
@@ -75,7 +75,7 @@ class FastDeployWorkerAdapter:
         self.prefills: dict[int, tuple[int, bool]] = {}
         self.computed: Any = None
         self.pending: Forward | None = None
-        self.memory: Callable[[], tuple[int, int, int, int]] | None = None
+        self.memory: Callable[[], wire.AllocatorFigures] | None = None
 
     def describe(self) -> dict[str, Any]:
         about = config.describe(getattr(self.runner, "fd_config", None))
@@ -120,7 +120,7 @@ class FastDeployWorkerAdapter:
                 # Without the engine's agent, which is ended first, a task has the stamp of an earlier call.
                 self.token, self.call = stamp
                 self.since = 0
-                self.writer.call(self.call, self.token)
+                self.writer.tasks(self.call, self.token)
         if self.rank == 0:
             self._place(tasks)
 
@@ -282,7 +282,7 @@ def _was_running(error: BaseException) -> bool:
     return False
 
 
-def allocator() -> Callable[[], tuple[int, int, int, int]] | None:
+def allocator() -> Callable[[], wire.AllocatorFigures] | None:
     """What reads Paddle's allocator of the device that this process uses; None where it has none (a CPU)."""
     device = getattr(sys.modules.get("paddle"), "device", None)
     names = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
@@ -299,10 +299,10 @@ def allocator() -> Callable[[], tuple[int, int, int, int]] | None:
     return None
 
 
-def _reader(calls: list[Any]) -> Callable[[], tuple[int, int, int, int]]:
+def _reader(calls: list[Any]) -> Callable[[], wire.AllocatorFigures]:
     allocated, reserved, peak_allocated, peak_reserved = calls
 
-    def read() -> tuple[int, int, int, int]:
-        return allocated(), reserved(), peak_allocated(), peak_reserved()
+    def read() -> wire.AllocatorFigures:
+        return wire.AllocatorFigures(allocated(), reserved(), peak_allocated(), peak_reserved())
 
     return read

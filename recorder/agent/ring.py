@@ -6,8 +6,12 @@
 
 A frame's payload is written first and its commit word last, and the word behind it is cleared before, so a reader
 that stops at 0 never sees half a frame, and a writer killed at any moment loses none that was complete. When all
-segments are full the oldest is overwritten: its lap changes first, which is how a reader notices. The order of the
+segments are full the oldest is overwritten: its lap becomes 0 first, which is how a reader notices. The order of the
 stores relies on x86, where stores become visible in program order.
+
+The file must keep its length: a store behind its end is a SIGBUS, which nothing in Python survives. A file with a name,
+which outlives all who use it, cannot be sealed. So its room is written before it is mapped, its mode lets nobody but
+root write to it again, and the writer looks at its length before it stores, at most once in a millisecond.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from time import monotonic
 
 MAGIC = b"FDTRING1"
 PAGE = 4096
@@ -30,6 +35,13 @@ HEADER = struct.Struct("<8sIIQQQQ")
 CLOSED = 64
 """Offset of the word that becomes 1 when the writer ended its recording by itself."""
 
+FIRST_FORWARD = 72
+"""Offset of two words about the first forward written: its step plus 1 (0 before there is one), and its ts. They are
+never overwritten, so that what was lost is known although the first frames are."""
+
+LOOK_EVERY = 0.001
+"""Seconds between two looks of the writer at the file's length."""
+
 
 def process_start(pid: int) -> int:
     """The start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if there is none."""
@@ -41,27 +53,42 @@ def process_start(pid: int) -> int:
 
 
 def create(path: str, protocol: int, now_ns: int, segments: int, segment_size: int) -> mmap.mmap:
-    """Make the ring's file, room for every page reserved, and map it. OSError where there is no room for it."""
+    """Make the ring's file, all of its room taken, and map it. OSError where there is no room; then none is left."""
     size = PAGE + segments * segment_size
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(fd, 0, size)  # a sparse file on a full tmpfs would be a SIGBUS at some later step
+        _fill(fd, size)
+        os.fchmod(fd, 0o400)
         # Not MAP_POPULATE: that holds the GIL for milliseconds; page by page it is a microsecond in some steps.
         ring = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
-    except OSError:
+    except BaseException:
         os.unlink(path)
         raise
     finally:
         os.close(fd)
     pid = os.getpid()
-    HEADER.pack_into(ring, 0, MAGIC, protocol, segments, segment_size, pid, process_start(pid), now_ns)
+    head = HEADER.pack(MAGIC, protocol, segments, segment_size, pid, process_start(pid), now_ns)
+    ring[8 : len(head)] = head[8:]
+    ring[:8] = MAGIC  # last: a reader that finds it finds the rest
     return ring
+
+
+def _fill(fd: int, size: int) -> None:
+    """Write zeros, by which the file system gives the room. Not fallocate: some have none, and some seccomp filters
+    kill whoever calls it.
+    """
+    zeros = bytes(1 << 18)
+    done = 0
+    while done < size:
+        done += os.write(fd, zeros[: size - done])
 
 
 class RingWriter:
     """The writing side. Not thread-safe: its user serialises."""
 
     def __init__(self, ring: mmap.mmap, segments: int, segment_size: int) -> None:
+        self.ring, self.length = ring, len(ring)
+        self.look_at = 0.0
         self.view = memoryview(ring)
         self.words = self.view.cast("Q")
         self.segments, self.segment_size = segments, segment_size
@@ -75,19 +102,42 @@ class RingWriter:
         """Bytes that the current segment still takes."""
         return self.end - self.offset - 16
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file has its length still. Where the program has closed our descriptor nothing can be said."""
+        try:
+            return self.ring.size() >= self.length
+        except OSError:
+            return True
+
+    def _look(self) -> None:
+        """OSError where somebody has cut the file."""
+        now = monotonic()
+        if now >= self.look_at:
+            self.look_at = now + LOOK_EVERY
+            if not self.is_whole:
+                self.look_at = 0.0
+                raise OSError("the ring's file was cut short by another program")
+
     def next_segment(self) -> None:
         """Close the current segment and begin the next one, overwriting the oldest."""
+        self._look()
         if self.end:
             self.words[self.offset >> 3] = self.number << 32 | END_OF_SEGMENT
         self.lap += 1
         start = PAGE + (self.lap % self.segments) * self.segment_size
+        self.words[start >> 3] = 0
         self.words[(start + SEGMENT_HEAD) >> 3] = 0
-        self.words[start >> 3] = self.lap
         self.words[(start + 8) >> 3] = self.number
+        self.words[start >> 3] = self.lap
         self.offset, self.end = start + SEGMENT_HEAD, start + self.segment_size
 
     def begin(self, length: int) -> int:
-        """The offset at which a payload of `length` bytes (a multiple of 8) may be written."""
+        """The offset at which a payload of `length` bytes (a multiple of 8) may be written.
+
+        OSError where the file has lost its length.
+        """
+        self._look()
         if length > self.room:
             if length > self.segment_size - SEGMENT_HEAD - 16:
                 raise ValueError("a frame of %d bytes does not fit a segment" % length)
@@ -101,9 +151,15 @@ class RingWriter:
         self.number += 1
         self.offset += 8 + length
 
+    def first_forward(self, step: int, ts: int) -> None:
+        """The first forward of this ring is that of `step`, begun at `ts`."""
+        self.words[(FIRST_FORWARD >> 3) + 1] = ts
+        self.words[FIRST_FORWARD >> 3] = step + 1
+
     def close(self) -> None:
         """Say that no frame follows."""
-        self.words[CLOSED >> 3] = 1
+        if self.is_whole:
+            self.words[CLOSED >> 3] = 1
 
     def release(self) -> None:
         """Drop the views so that the mapping can be closed."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .writer import Writer
 
 
+UNKNOWN_MEMORY = wire.AllocatorFigures()
+
+
 def running_row(request: Any, num_computed_tokens: int) -> Row:
     """The row of a request, with the tokens computed before its next step."""
     return Row(
@@ -49,7 +52,7 @@ class SandboxAdapter:
         self.writer = writer
         self.scheduler: Any = None
         self.rows: dict[str, int] = {}
-        self.prefills = array("H")
+        self.prefills = b""
         self.call = -1
         self.active = False
 
@@ -85,7 +88,7 @@ class SandboxAdapter:
         request = args[0] if args else kwargs["request"]
         self.writer.request(request.request_id, time.time_ns(), request.num_prompt_tokens, request.max_tokens)
 
-    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> int:
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, int]:
         self.scheduler = scheduler
         if not self.active:
             self.active = True
@@ -94,35 +97,44 @@ class SandboxAdapter:
                 if request.request_id not in known:
                     self.writer.request(request.request_id, -1, request.num_prompt_tokens, request.max_tokens)
         self.writer.boundary()
-        return time.time_ns()
+        return time.time_ns(), len(scheduler.running)
 
-    def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: int, result: Any) -> None:
-        duration = (time.time_ns() - token) // 1000
+    def after_schedule(
+        self, scheduler: Any, args: Any, kwargs: Any, token: tuple[int, int], result: Any
+    ) -> None:
+        ts, running = token
+        duration = (time.time_ns() - ts) // 1000
         self.call = result.call
-        if result.preempted or result.aborted or result.prefills:
-            self._membership(result)
+        changed = result.preempted or result.aborted or result.prefills
+        admitted = self._membership(result) if changed else 0
         if result.extended:
             self.writer.blocks([(r.slot, len(r.block_table)) for r in result.extended], True)
-        missing = result.num_missing_blocks
-        self.writer.schedule(
-            result.call,
-            token,
-            duration,
-            result.not_admitted or "",
-            (
-                result.token_budget,
-                result.num_scheduled_tokens,
-                result.num_running,
-                result.num_running_decodes,
-                result.num_waiting,
-                len(result.preempted),
-                result.num_free_blocks,
-                result.num_blocks,
-                -1 if missing is None else missing,
-            ),
+        if not (changed or result.extended or running or result.num_waiting):
+            return
+        missing, waiting = result.num_missing_blocks, scheduler.waiting
+        figures = wire.CallFigures(
+            token_budget=result.token_budget,
+            num_scheduled_tokens=result.num_scheduled_tokens,
+            num_running=result.num_running,
+            num_running_decodes=result.num_running_decodes,
+            num_prefilling=running - result.num_running_decodes,
+            num_waiting=result.num_waiting,
+            num_deferred=0,
+            num_chunks=len(result.prefills),
+            num_admitted=admitted,
+            num_extended=len(result.extended),
+            num_preempted=len(result.preempted),
+            num_aborted=len(result.aborted),
+            num_free_blocks=result.num_free_blocks,
+            num_blocks=result.num_blocks,
+            num_missing_blocks=-1 if missing is None else missing,
+            head=self.writer.numbers.get(waiting[0].request_id, -1) if waiting else -1,
         )
+        flags = 0 if changed or result.extended else wire.EMPTY
+        self.writer.schedule(result.call, ts, duration, result.not_admitted or "", figures, flags)
 
-    def _membership(self, result: Any) -> None:
+    def _membership(self, result: Any) -> int:
+        """Tell who left the batch and who entered it; how many entered."""
         vacated = []
         for request, reason, num_blocks, num_computed in result.preempted:
             vacated.append(self.rows.pop(request.request_id))
@@ -143,11 +155,12 @@ class SandboxAdapter:
                 joined.append((row, running_row(request, start)))
             complete = end >= request.num_prompt_tokens + request.num_output_tokens
             last.append(row | wire.LAST_CHUNK if complete else row)
-        self.prefills = array("H", last)
+        self.prefills = array("H", last).tobytes()
         if vacated or joined:
             self.writer.batch(vacated, joined)
         if held:
             self.writer.blocks(held, False)
+        return len(joined)
 
     def before_finish(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         request = args[0] if args else kwargs["request"]
@@ -168,19 +181,18 @@ class SandboxAdapter:
         return time.time_ns()
 
     def after_execute(self, runner: Any, args: Any, kwargs: Any, token: int, ran: Any) -> None:
-        prefills, self.prefills = self.prefills, array("H")
+        prefills, self.prefills = self.prefills, b""
         if not ran or self.call < 0:
             return
-        memory = runner.memory
         self.writer.forward(
             runner.step,
             self.call,
             token,
             (time.time_ns() - token) // 1000,
             -1,
-            memory if memory is not None else (-1, -1, -1, -1),
-            prefills.tobytes(),
-            array("H", runner.stalled).tobytes(),
+            runner.memory or UNKNOWN_MEMORY,  # its fields are those of `wire.AllocatorFigures`
+            prefills,
+            array("H", runner.stalled).tobytes() if runner.stalled else b"",
             memoryview(runner.seq_lens_this_time),
             memoryview(runner.accept_num),
         )

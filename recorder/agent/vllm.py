@@ -16,7 +16,7 @@ import sys
 import time
 from array import array
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any, Iterable, NamedTuple
 
 from . import vllm_config as config
 from . import vllm_figures as figures
@@ -36,9 +36,21 @@ STAMP = "_fdtrace"
 """Attribute of a `SchedulerOutput`, (the engine's token, the call's number); it survives pickling to the workers."""
 
 RAN = "_fdtrace_ran"
-"""Attribute that a worker in the same process leaves on it: ts, duration in us, tokens launched, memory."""
+"""Attribute that a worker in the same process leaves on it, a `Ran`."""
 
-UNKNOWN = (0, wire.UNKNOWN_US, -1, (-1, -1, -1, -1))
+
+class Ran(NamedTuple):
+    """What a worker in this process measured of a forward: when it began (UTC ns; 0: not known), how long it took, the
+    tokens that it was launched for, the allocator after it.
+    """
+
+    ts: int = 0
+    forward_us: int = wire.UNKNOWN_US
+    launched: int = -1
+    memory: wire.AllocatorFigures = wire.AllocatorFigures()
+
+
+UNKNOWN = Ran()
 
 
 class VllmAdapter:
@@ -93,9 +105,9 @@ class VllmAdapter:
         return dict(row, part="engine", stalls=False, token=self.token, ts=self.began_at)
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:
-        """The rows of the call that is about to be told, as they were before it."""
+        """The rows of the call that is about to be told, as they were before it; of an idle one those that run."""
         call = self.current
-        for row, request_id in enumerate(call.rows if call is not None else ()):
+        for row, request_id in enumerate(call.rows if call is not None else self.batch.ids):
             request = self.scheduler.requests.get(request_id)
             if request is None or request_id not in self.writer.numbers:
                 continue
@@ -149,7 +161,7 @@ class VllmAdapter:
 
     # A call of schedule().
 
-    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, int, int] | None:
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, ...] | None:
         if not self.active:
             self._begin_with(scheduler)
         elif scheduler is not self.scheduler:
@@ -158,8 +170,8 @@ class VllmAdapter:
         for request_id in self.ended:
             self.batch.forget(request_id)
         self.ended.clear()
-        decodes = len(scheduler.running) - len(self.batch.prefilling)
-        return time.time_ns(), time.perf_counter_ns(), decodes
+        prefilling = len(self.batch.prefilling)
+        return time.time_ns(), time.perf_counter_ns(), len(scheduler.running) - prefilling, prefilling
 
     def _begin_with(self, scheduler: Any) -> None:
         """Take in what is there already: a recording may begin at any moment."""
@@ -173,9 +185,9 @@ class VllmAdapter:
     def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: Any, output: Any) -> None:
         if token is None:
             return
-        ts, began, decodes = token
+        ts, began, decodes, prefilling = token
         duration = (time.perf_counter_ns() - began) // 1000
-        self.made = Made(output, ts, duration, decodes, time.time_ns())
+        self.made = Made(output, ts, duration, decodes, prefilling, time.time_ns())
         if output.num_scheduled_tokens:  # its workers are sent it next
             setattr(output, STAMP, (self.token, self.call + 1))
 
@@ -189,22 +201,35 @@ class VllmAdapter:
         if made is None:
             return
         scheduler, output = self.scheduler, made.output
-        scheduled = output.num_scheduled_tokens
         preempted = self._preempted(scheduler, output)
         waiting = figures.queues(scheduler)
         self._blocked(figures.head_of(waiting))
-        if not scheduled and not preempted:
+        if not output.num_scheduled_tokens:
+            if preempted or waiting or scheduler.running:
+                self._tell_idle(made, waiting, preempted)
             return
         self.call += 1
-        reason, found = figures.of_call(scheduler, output, waiting, made.decodes, preempted)
-        flags = 0 if scheduled else wire.EMPTY
-        frame = (self.call, made.ts, made.duration_us, reason, found, -1, flags)
-        if self.begun:
-            self.writer.schedule(*frame)
-        if not scheduled:
-            return
-        call = self.calls[self.call] = Call(output, made.ended, () if self.begun else frame)
+        call = self.calls[self.call] = Call(output, made.ended)
         self.batch.apply(scheduler, output, call)
+        call.schedule = self._frame(made, call, waiting, preempted, 0)
+        if self.begun:
+            self.writer.schedule(*call.schedule)
+
+    def _frame(
+        self, made: Made, call: Call | None, waiting: list[Any], preempted: int, flags: int
+    ) -> tuple[int, int, int, str, wire.CallFigures, int]:
+        numbers = self.writer.numbers
+        reason, found = figures.of_call(self.scheduler, made, call, waiting, preempted, numbers)
+        return self.call, made.ts, made.duration_us, reason, found, flags
+
+    def _tell_idle(self, made: Made, waiting: list[Any], preempted: int) -> None:
+        """Write a call that found work and handed out nothing: where an engine hangs there is no other."""
+        if not self.calls:  # what runs is known, so that a recording can begin here, and a segment
+            self.writer.boundary()
+            self.begun = True
+        if self.begun:
+            self.call += 1
+            self.writer.schedule(*self._frame(made, None, waiting, preempted, wire.EMPTY))
 
     def _preempted(self, scheduler: Any, output: Any) -> int:
         """Tell the preemptions since the last call, and free the rows; how many there were."""
@@ -257,15 +282,16 @@ class VllmAdapter:
         self.current = None
         if not self.begun:
             self._begin_calls(call)
-        writer.call(number, self.token)
+        writer.tasks(number, self.token)
         if call.vacated or call.joined:  # a request that was aborted meanwhile is gone
             writer.batch(call.vacated, [held for held in call.joined if held[1].request_id in writer.numbers])
         if call.blocks:
             writer.blocks(call.blocks, True)
-        ts, duration, launched, memory = getattr(call.output, RAN, UNKNOWN)
+        ran: Ran = getattr(call.output, RAN, UNKNOWN)
         scheduled, nothing = call.output.num_scheduled_tokens, repeat(0)
         writer.forward(
-            self.number, number, ts or call.ts, duration, launched, memory, array("H", call.prefills).tobytes(), b"",
+            self.number, number, ran.ts or call.ts, ran.forward_us, ran.launched, ran.memory,
+            array("H", call.prefills).tobytes(), b"",
             memoryview(array("i" if self.size == 4 else "h", map(scheduled.get, call.rows, nothing))),
             memoryview(array("h", map(made.get, call.rows, nothing))),
         )  # fmt: skip

@@ -18,20 +18,21 @@ FEWEST_ROWS = 16
 
 class Made(NamedTuple):
     """One `schedule()` that is not told yet: what it gave, when it began and ended (UTC ns), how long it took, and how
-    many requests decoded before it.
+    many requests decoded and were in their prefill before it.
     """
 
     output: Any
     ts: int
     duration_us: int
     decodes: int
+    prefilling: int
     ended: int
 
 
 class Call:
     """One `schedule()` whose forward is not told yet.
 
-    `ts`: when it had ended, UTC ns; `schedule`: the frame that still has to be written, or (). `rows`: the request of
+    `ts`: when it had ended, UTC ns; `schedule`: what its frame says. `rows`: the request of
     each row; `starts`: tokens computed before its chunk, of each request that it prefills; `dropped`: requests whose
     sampled tokens are thrown away.
     """
@@ -40,8 +41,9 @@ class Call:
         "blocks", "dropped", "joined", "output", "prefills", "rows", "schedule", "starts", "ts", "vacated",
     )  # fmt: skip
 
-    def __init__(self, output: Any, ts: int, schedule: tuple[Any, ...]) -> None:
-        self.output, self.ts, self.schedule = output, ts, schedule
+    def __init__(self, output: Any, ts: int) -> None:
+        self.output, self.ts = output, ts
+        self.schedule: tuple[Any, ...] = ()
         self.rows: tuple[str, ...] = ()
         self.vacated: list[int] = []
         self.joined: list[tuple[int, Row]] = []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from . import wire
+
+if TYPE_CHECKING:
+    from .vllm_batch import Call, Made
 
 QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
 """Names that versions of `Scheduler` give to the queues of requests that wait, in the order of service."""
@@ -20,6 +25,15 @@ def head_of(waiting: list[Any]) -> Any:
     return waiting[0].peek_request() if hasattr(waiting[0], "peek_request") else waiting[0][0]
 
 
+def num_deferred(scheduler: Any) -> int:
+    """Requests that wait and that the call passed over, as they are not ready; -1: this version does not keep them."""
+    for name in ("skipped_waiting", "deferred_waiting"):
+        queue = getattr(scheduler, name, None)
+        if queue is not None:
+            return len(queue)
+    return -1
+
+
 def budget_of(scheduler: Any) -> int:
     """Tokens that a call may hand out: nothing while the scheduler is paused."""
     if getattr(getattr(scheduler, "_pause_state", None), "name", "") == "PAUSED_ALL":
@@ -27,28 +41,36 @@ def budget_of(scheduler: Any) -> int:
     return int(scheduler.max_num_scheduled_tokens)
 
 
-def of_call(scheduler: Any, output: Any, queued: list[Any], decodes: int, preempted: int) -> tuple[str, Any]:
-    """Why the head of the `queues` (`queued`) was not admitted, and the figures as `wire.SCHEDULE_BODY` lists them."""
-    counted = output.total_num_scheduled_tokens
-    budget = budget_of(scheduler)
+def of_call(
+    scheduler: Any, made: Made, call: Call | None, queued: list[Any], preempted: int, numbers: dict[str, int]
+) -> tuple[str, wire.CallFigures]:
+    """Why the head of the `queues` (`queued`) was not admitted, and the call's figures. `call`: what it changed, None:
+    it handed out nothing; `numbers`: requests by id.
+    """
+    counted, budget = made.output.total_num_scheduled_tokens, budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
     free = pool.get_num_free_blocks()
-    reason, missing, waiting = "", -1, 0
-    if queued:
-        head, waiting = head_of(queued), sum(map(len, queued))
+    reason, missing, head = "", -1, head_of(queued)
+    if head is not None:
         reason = why_waiting(scheduler, head, budget - counted, preempted)
         missing = missing_blocks(scheduler, head, budget - counted, free) if reason == "blocks" else -1
-    running = len(scheduler.running)
-    return reason, (
-        budget,
-        counted,
-        running,
-        max(decodes, 0),
-        waiting,
-        preempted,
-        free,
-        pool.num_gpu_blocks,
-        missing,
+    return reason, wire.CallFigures(
+        token_budget=budget,
+        num_scheduled_tokens=counted,
+        num_running=len(scheduler.running),
+        num_running_decodes=max(made.decodes, 0),
+        num_prefilling=made.prefilling,
+        num_waiting=sum(map(len, queued)),
+        num_deferred=num_deferred(scheduler),
+        num_chunks=0 if call is None else len(call.prefills),
+        num_admitted=0 if call is None else len(call.joined),
+        num_extended=0 if call is None else len(call.blocks),
+        num_preempted=preempted,
+        num_aborted=0,
+        num_free_blocks=free,
+        num_blocks=pool.num_gpu_blocks,
+        num_missing_blocks=missing,
+        head=-1 if head is None else numbers.get(head.request_id, -1),
     )
 
 

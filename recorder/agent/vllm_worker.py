@@ -14,8 +14,9 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from . import vllm_config as config
+from . import wire
 from .hooks import Hook
-from .vllm import RAN, STAMP, UNKNOWN, VllmAdapter
+from .vllm import RAN, STAMP, Ran, VllmAdapter
 from .writer import Row
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ MODULES = tuple(
 )
 """vLLM's model runners: a module for each platform, and the second version of the GPU's."""
 
-UNKNOWN_MEMORY: tuple[int, int, int, int] = UNKNOWN[3]
+UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
 class Running:
@@ -74,7 +75,7 @@ class VllmWorkerAdapter:
         self.runner: Any = None
         self.rank = 0
         self.running: Running | None = None
-        self.memory: Callable[[], tuple[int, int, int, int]] | None = None
+        self.memory: Callable[[], wire.AllocatorFigures] | None = None
 
     def describe(self) -> dict[str, Any]:
         rank = config.data_parallel_rank(getattr(self.runner, "vllm_config", None))
@@ -156,13 +157,13 @@ class VllmWorkerAdapter:
         assert ran is not None
         memory = self.memory() if self.memory is not None else UNKNOWN_MEMORY
         if self._engine() is not None:
-            setattr(ran.output, RAN, (ran.ts, ran.duration_us, ran.launched, memory))
+            setattr(ran.output, RAN, Ran(ran.ts, ran.duration_us, ran.launched, memory))
             return
         token, call = getattr(ran.output, STAMP)
         told = self.writer.has_keyframe
         self.writer.boundary()
         if not told:
-            self.writer.call(call, token)
+            self.writer.tasks(call, token)
         self.writer.memory(self.rank, call, 0, ran.ts, memory, ran.duration_us, ran.launched)
 
 
@@ -170,7 +171,7 @@ def _nothing(runner: Any, args: Any, kwargs: Any) -> None:
     """A hook that only asks for the result."""
 
 
-def allocator(runner: Any) -> Callable[[], tuple[int, int, int, int]] | None:
+def allocator(runner: Any) -> Callable[[], wire.AllocatorFigures] | None:
     """What reads PyTorch's CUDA caching allocator of the runner's device; None where it has none (a CPU)."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     device = getattr(runner, "device", None)
@@ -178,10 +179,15 @@ def allocator(runner: Any) -> Callable[[], tuple[int, int, int, int]] | None:
         return None
     statistics = cuda.memory_stats_as_nested_dict
 
-    def read() -> tuple[int, int, int, int]:
+    def read() -> wire.AllocatorFigures:
         found = statistics(device)
         allocated, reserved = found["allocated_bytes"]["all"], found["reserved_bytes"]["all"]
-        return allocated["current"], reserved["current"], allocated["peak"], reserved["peak"]
+        return wire.AllocatorFigures(
+            allocated_bytes=allocated["current"],
+            reserved_bytes=reserved["current"],
+            peak_allocated_bytes=allocated["peak"],
+            peak_reserved_bytes=reserved["peak"],
+        )
 
     try:
         read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import time
+from array import array
 from typing import Any, Callable, Iterable, NamedTuple
 
 from . import ring as rings
@@ -12,6 +13,16 @@ from . import wire
 
 ROOM_FOR_A_STEP = 128 * 1024
 """A segment with less room than this is left at a step's boundary, where a keyframe can be written."""
+
+IDLE_RESOLUTION_NS = 200_000_000
+"""A run of idle calls is brought up to date in the ring when its last frame is so old: a kill may lose so much."""
+
+REASONS = {reason: code for code, reason in enumerate(wire.NOT_ADMITTED)}
+OTHER_REASON = len(wire.NOT_ADMITTED) - 1
+
+FORWARD_SIZE = wire.FORWARD_FRAME.size
+
+ITEM_CODES = {size: code for code, size in enumerate(wire.ITEM_SIZES)}
 
 
 class Row(NamedTuple):
@@ -24,6 +35,19 @@ class Row(NamedTuple):
     num_blocks: int
     num_cached_tokens: int
     num_output_tokens: int
+
+
+class IdleCalls:
+    """A run of equal scheduling calls that handed out nothing. `key`: reason, flags and figures, in which they are
+    equal; `written_ts`: `last_ts` as of its last frame.
+    """
+
+    __slots__ = ("call", "key", "last_ts", "num_calls", "schedule_us", "ts", "written_ts")
+
+    def __init__(self, key: tuple[int, int, wire.CallFigures], schedule_us: int, call: int, ts: int) -> None:
+        self.key, self.schedule_us, self.call = key, schedule_us, call
+        self.ts = self.last_ts = self.written_ts = ts
+        self.num_calls = 1
 
 
 class Writer:
@@ -50,6 +74,7 @@ class Writer:
         self.next_step = -1
         self.has_keyframe = False
         self.way = way
+        self.idle: IdleCalls | None = None
 
     def boundary(self) -> None:
         """Between two steps: leave a nearly full segment, and begin each segment with the whole state."""
@@ -75,7 +100,8 @@ class Writer:
     def engine(self, row: dict[str, Any]) -> None:
         """The engine's row (columns of `recorder.schema.ENGINE`)."""
         text = json.dumps(row).encode()
-        self._put(wire.HEAD.pack(wire.ENGINE, 0, 0, len(text)) + text)
+        head = wire.EngineHead(wire.ENGINE, flags=0, unused=0, length=len(text))
+        self._put(wire.ENGINE_HEAD.struct.pack(*head) + text)
 
     def request(self, request_id: str, ts: int, prompt: int, max_tokens: int) -> None:
         """A request that came; `ts` -1: it was there before."""
@@ -83,10 +109,17 @@ class Writer:
         step = self.next_step if ts >= 0 else -1
         if ts >= 0:
             self.arrived_steps[request_id] = step
-        head = wire.REQUEST_HEAD.pack(
-            wire.REQUEST, 0, len(text), self.number(request_id), ts, step, prompt, max_tokens
+        head = wire.RequestHead(
+            wire.REQUEST,
+            flags=0,
+            id_length=len(text),
+            request=self.number(request_id),
+            arrived_at=ts,
+            arrived_step=step,
+            num_prompt_tokens=prompt,
+            max_tokens=max_tokens,
         )
-        self._put(head + text)
+        self._put(wire.REQUEST_HEAD.struct.pack(*head) + text)
 
     def batch(self, vacated: Iterable[int], joined: Iterable[tuple[int, Row]], flags: int = 0) -> None:
         """Rows that became free, and rows that a request now holds."""
@@ -96,46 +129,85 @@ class Writer:
         for row, request in joined:
             count += 1
             text = request.request_id.encode()
-            parts.append(
-                wire.JOINED.pack(
-                    row,
-                    len(text),
-                    self.number(request.request_id),
-                    request.num_prompt_tokens,
-                    request.max_tokens,
-                    request.num_computed_tokens,
-                    request.num_blocks,
-                    request.num_cached_tokens,
-                    request.num_output_tokens,
-                    self.arrived_steps.get(request.request_id, -1),
-                )
+            head = wire.JoinedHead(
+                row,
+                id_length=len(text),
+                request=self.number(request.request_id),
+                num_prompt_tokens=request.num_prompt_tokens,
+                max_tokens=request.max_tokens,
+                num_computed_tokens=request.num_computed_tokens,
+                num_blocks=request.num_blocks,
+                num_cached_tokens=request.num_cached_tokens,
+                num_output_tokens=request.num_output_tokens,
+                arrived_step=self.arrived_steps.get(request.request_id, -1),
             )
-            parts.append(text)
-        head = wire.BATCH_HEAD.pack(wire.BATCH, flags, len(gone), count, self.next_step)
-        self._put(head + b"".join(parts))
+            parts += (wire.JOINED_HEAD.struct.pack(*head), text)
+        batch = wire.BatchHead(
+            wire.BATCH, flags, num_vacated=len(gone), num_joined=count, step=self.next_step
+        )
+        self._put(wire.BATCH_HEAD.struct.pack(*batch) + b"".join(parts))
 
     def blocks(self, pairs: list[tuple[int, int]], extended: bool) -> None:
         """Blocks that the requests of some rows hold; `extended`: decodes that the scheduler gave new ones."""
-        flat = [number for pair in pairs for number in pair]
-        head = wire.BLOCKS_HEAD.pack(wire.BLOCKS, int(extended), 0, len(pairs))
-        self._put(head + b"".join(number.to_bytes(4, "little") for number in flat))
+        flat = array("I", [number for pair in pairs for number in pair])
+        head = wire.BLOCKS_HEAD.struct.pack(wire.BLOCKS, int(extended), 0, len(pairs))
+        self._put(head + flat.tobytes())
 
     def schedule(
         self,
         call: int,
         ts: int,
-        duration_us: int,
+        schedule_us: int,
         reason: str,
-        figures: tuple[int, int, int, int, int, int, int, int, int],
-        reservation: int = -1,
+        figures: wire.CallFigures,
         flags: int = 0,
     ) -> None:
-        """A scheduling call; `figures` as `wire.SCHEDULE_BODY` lists them, from the budget to the missing blocks."""
-        code = wire.NOT_ADMITTED.index(reason) if reason in wire.NOT_ADMITTED else len(wire.NOT_ADMITTED) - 1
-        length = wire.SCHEDULE_BODY.size
+        """A scheduling call; `reason`: one of `wire.NOT_ADMITTED`, any other is told as the last of them.
+
+        One that handed out nothing and equals the one before it costs a count. What is in the ring of such a run is
+        exact as of its last frame, which is `IDLE_RESOLUTION_NS` old at most; the run's last frame is written before
+        whatever follows it.
+        """
+        code = REASONS.get(reason, OTHER_REASON)
+        if not flags & wire.EMPTY:
+            self.end_idle()
+            self._schedule(code, flags, schedule_us, call, ts, ts, 1, figures)
+            return
+        key, idle = (code, flags, figures), self.idle
+        if idle is None or idle.key != key:
+            self.end_idle()
+            idle = self.idle = IdleCalls(key, schedule_us, call, ts)
+            self._write_idle(idle)
+            return
+        idle.num_calls += 1
+        idle.last_ts = ts
+        if ts - idle.written_ts >= IDLE_RESOLUTION_NS:
+            self._write_idle(idle)
+
+    def end_idle(self) -> None:
+        """Something else follows a run of idle calls: its count and its end are told."""
+        idle = self.idle
+        if idle is not None:
+            if idle.written_ts != idle.last_ts:
+                self._write_idle(idle)
+            self.idle = None
+
+    def _write_idle(self, idle: IdleCalls) -> None:
+        idle.written_ts = idle.last_ts
+        code, flags, figures = idle.key
+        self._schedule(
+            code, flags, idle.schedule_us, idle.call, idle.ts, idle.last_ts, idle.num_calls, figures
+        )
+
+    def _schedule(
+        self, code: int, flags: int, schedule_us: int, call: int, ts: int, last_ts: int, num_calls: int,
+        figures: wire.CallFigures,
+    ) -> None:  # fmt: skip
+        length = wire.SCHEDULE_FRAME.size
         at = self.ring.begin(length)
-        wire.SCHEDULE_BODY.pack_into(
-            self.page, at, wire.SCHEDULE, code, flags, duration_us, call, ts, *figures, reservation
+        # In the order of `wire.ScheduleHead`: to build one here is a tenth of what a step costs.
+        wire.SCHEDULE_FRAME.pack_into(
+            self.page, at, wire.SCHEDULE, code, flags, schedule_us, call, ts, last_ts, num_calls, *figures
         )
         self.ring.commit(length)
 
@@ -144,9 +216,9 @@ class Writer:
         step: int,
         call: int,
         ts: int,
-        duration_us: int,
+        forward_us: int,
         predicted: int,
-        memory: tuple[int, int, int, int],
+        memory: wire.AllocatorFigures,
         prefills: bytes,
         stalled: bytes,
         tokens: memoryview,
@@ -154,28 +226,33 @@ class Writer:
         flags: int = 0,
     ) -> None:
         """One forward. `tokens` and `emitted`: contiguous signed integers, one a row; the row lists as `uint16`."""
+        self.end_idle()
         page, ring = self.page, self.ring
-        lists = len(prefills) + len(stalled)
-        at_tokens = wire.FORWARD_HEAD.size + wire.padded(lists)
-        at_emitted = at_tokens + wire.padded(tokens.nbytes)
-        length = at_emitted + wire.padded(emitted.nbytes)
+        lists, token_bytes, emitted_bytes = len(prefills) + len(stalled), tokens.nbytes, emitted.nbytes
+        # Each part is padded to 8 bytes.
+        at_tokens = FORWARD_SIZE + (lists + 7 & ~7)
+        at_emitted = at_tokens + (token_bytes + 7 & ~7)
+        length = at_emitted + (emitted_bytes + 7 & ~7)
         at = ring.begin(length)
-        codes = (tokens.itemsize.bit_length() - 1) | (emitted.itemsize.bit_length() - 1) << 4 | flags
-        wire.FORWARD_HEAD.pack_into(
+        if self.next_step < 0:
+            ring.first_forward(step, ts)
+        codes = ITEM_CODES[tokens.itemsize] | ITEM_CODES[emitted.itemsize] << 4 | flags
+        wire.FORWARD_FRAME.pack_into(  # in the order of `wire.ForwardHead`
             page, at, wire.FORWARD, codes, len(tokens), len(prefills) >> 1, len(stalled) >> 1,
-            step, call, ts, duration_us, predicted, *memory,
+            step, call, ts, forward_us, predicted, *memory,
         )  # fmt: skip
         if lists:
-            begin = at + wire.FORWARD_HEAD.size
+            begin = at + FORWARD_SIZE
             page[begin : begin + lists] = prefills + stalled
-        page[at + at_tokens : at + at_tokens + tokens.nbytes] = tokens
-        page[at + at_emitted : at + at_emitted + emitted.nbytes] = emitted
+        page[at + at_tokens : at + at_tokens + token_bytes] = tokens
+        page[at + at_emitted : at + at_emitted + emitted_bytes] = emitted
         ring.commit(length)
         self.next_step = step + 1
 
-    def call(self, call: int, token: int) -> None:
+    def tasks(self, call: int, token: int) -> None:
         """The tasks of a scheduling call have reached this worker."""
-        self._put(wire.CALL_BODY.pack(wire.CALL, 0, 0, 0, call, token))
+        head = wire.TasksHead(wire.TASKS, 0, 0, 0, call=call, token=token)
+        self._put(wire.TASKS_HEAD.struct.pack(*head))
 
     def memory(
         self,
@@ -183,19 +260,24 @@ class Writer:
         call: int,
         since: int,
         ts: int,
-        memory: tuple[int, int, int, int],
-        duration_us: int = -1,
+        memory: wire.AllocatorFigures,
+        forward_us: int = -1,
         launched: int = -1,
     ) -> None:
         """The allocator of a rank after its forward number `since` of those that follow `call`."""
-        self._put(
-            wire.MEMORY_BODY.pack(wire.MEMORY, 0, rank, since, call, ts, *memory, duration_us, launched)
-        )
+        head = wire.MemoryHead(
+            wire.MEMORY, 0, rank, since=since, call=call, ts=ts, forward_us=forward_us,
+            num_predicted_tokens=launched,
+        )  # fmt: skip
+        self._put(wire.MEMORY_FRAME.pack(*head, *memory))
 
     def hashes(self, request_id: str, block_size: int, hashes: list[bytes]) -> None:
         """What tells each full block of a request's prompt from others, 8 bytes each."""
-        head = wire.HASHES_HEAD.pack(wire.HASHES, 0, 0, self.number(request_id), len(hashes), block_size)
-        self._put(head + b"".join(hashes))
+        number = self.number(request_id)
+        head = wire.HashesHead(
+            wire.HASHES, 0, 0, request=number, num_hashes=len(hashes), block_size=block_size
+        )
+        self._put(wire.HASHES_HEAD.struct.pack(*head) + b"".join(hashes))
 
     def event(
         self, kind: str, request_id: str | None = None, reason: str = "", detail: dict[str, Any] | None = None
@@ -203,26 +285,28 @@ class Writer:
         """Something that happened beside the tokens, at the next step."""
         why, more = reason.encode(), json.dumps(detail).encode() if detail else b""
         number = -1 if request_id is None else self.number(request_id)
-        head = wire.EVENT_HEAD.pack(
+        head = wire.EventHead(
             wire.EVENT,
             wire.EVENTS.index(kind),
-            len(why),
-            len(more),
-            number,
-            0,
-            self.next_step,
-            time.time_ns(),
+            reason_length=len(why),
+            detail_length=len(more),
+            request=number,
+            unused=0,
+            step=self.next_step,
+            ts=time.time_ns(),
         )
-        self._put(head + why + more)
+        self._put(wire.EVENT_HEAD.struct.pack(*head) + why + more)
 
     def finish(self, request_id: str, reason: str, num_output_tokens: int) -> None:
         """A request ended, in the last step that was forwarded."""
         number = self.number(request_id)
         code = wire.FINISHED.index(reason) if reason in wire.FINISHED else len(wire.FINISHED) - 1
         step = self.next_step - 1 if self.next_step >= 0 else -1
-        self._put(
-            wire.FINISH_BODY.pack(wire.FINISH, code, 0, number, step, time.time_ns(), num_output_tokens, 0)
-        )
+        head = wire.FinishHead(
+            wire.FINISH, code, 0, request=number, step=step, ts=time.time_ns(), num_output_tokens=num_output_tokens,
+            unused_2=0,
+        )  # fmt: skip
+        self._put(wire.FINISH_HEAD.struct.pack(*head))
         del self.numbers[request_id]
         self.arrived_steps.pop(request_id, None)
 
@@ -232,6 +316,7 @@ class Writer:
 
     def close(self) -> None:
         """No frame follows."""
+        self.end_idle()
         self.ring.close()
         self.ring.release()
         self.page.close()  # it holds a descriptor of its own

@@ -6,22 +6,32 @@ it obeys `{"end": REASON}` on stdin. It outlives whoever started it: once stdin 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-from fdtrace.recorder.collector.process import PUBLISH, Collector
+import duckdb
+
+from fdtrace.recorder import attach
+from fdtrace.recorder.collector import failures
+from fdtrace.recorder.collector.finish import remove_half, write_final
+from fdtrace.recorder.collector.process import PUBLISH, Collector, make_files_private
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.session import Session
 
 POLL = 0.05
 """Seconds between two looks at the rings: well within the time in which an engine fills one, and seldom enough for a
 server that has no idle processor."""
+
+AGAIN = 0.2
+"""Seconds between two tries on a full disk."""
 
 NICE = 10
 """The server comes first: what it writes meanwhile waits in the rings. Beside one that takes all it can get, a tenth of
@@ -60,20 +70,20 @@ class Orders:
         return order
 
 
-def run(collector: Collector) -> str:
+def run(collector: Collector, orders: Orders) -> str:
     """Record until the end; the reason of it."""
-    orders = Orders()
-    reported, told = -1, ""
+    reported, told = (-1, -1), ""
     while True:
         collector.discover()
         collector.nvml.sample()
         ended = collector.ended
-        frames = collector.read()
-        if collector.behind or time.monotonic() - collector.published >= PUBLISH:
-            collector.publish()
-            if collector.num_steps != reported:
-                reported = collector.num_steps
-                say(steps=reported, notes=collector.notes)
+        frames = 0 if collector.unwritten else collector.read()
+        if collector.unwritten or collector.behind or time.monotonic() - collector.published >= PUBLISH:
+            if not published(collector):
+                frames = 1  # more may wait
+            elif (collector.num_steps, collector.num_calls) != reported:
+                reported = collector.num_steps, collector.num_calls
+                say(steps=reported[0], calls=reported[1], notes=collector.notes)
         if ended and not frames:
             reason = collector.why_ended
             if not orders.open:
@@ -81,9 +91,44 @@ def run(collector: Collector) -> str:
             if reason != told:
                 told = reason
                 say(ended=reason)
+        if not orders.open and not collector.tails:
+            return "exit"  # whoever asked for this is gone, and nothing has begun to record
         order = orders.next(POLL)
         if order is not None and "end" in order:
             return str(order["end"])
+
+
+def published(collector: Collector, until: float | None = None) -> bool:
+    """Publish; False where the disk is full and it may be tried again: until the rings are, or until a time."""
+    try:
+        collector.publish()
+        return True
+    except (OSError, duckdb.Error) as error:
+        collector.store.reset()
+        waits = not collector.rings_are_full if until is None else time.monotonic() < until
+        if not (failures.is_full(error) and waits):
+            raise
+        say(waiting=f"the disk of {collector.session.output} is full: waiting for room")
+        return False
+
+
+def finish(collector: Collector, reason: str) -> None:
+    """`Collector.finish`, waiting a while where the disk is full."""
+    until = time.monotonic() + failures.FINISH_WAIT
+    collector.prepare_end(reason)
+    while not published(collector, until):
+        time.sleep(AGAIN)
+    while True:
+        try:
+            write_final(collector.store, collector.small_tables())
+            break
+        except (OSError, duckdb.Error) as error:
+            collector.store.reset()
+            remove_half(collector.store)
+            if not failures.is_full(error) or time.monotonic() > until:
+                raise
+        time.sleep(AGAIN)
+    collector.clean_up()
 
 
 def main() -> int:
@@ -91,22 +136,37 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for whoever started this: it says when to end
     os.nice(NICE)
+    make_files_private()
+    collector, orders = None, Orders()
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))
         if collector.is_final:
             collector.clean_up()
-            say(done=True, steps=collector.num_steps, notes=[])
+            say(done=True, steps=collector.num_steps, calls=collector.num_calls, notes=[])
             return 0
         collector.publish()
         say(ready=True, notes=collector.notes)
-        reason = run(collector)
+        reason = run(collector, orders)
         say(finishing=reason)
-        collector.finish(reason)
-        say(done=True, steps=collector.num_steps, notes=collector.notes)
-    except FdtraceError as error:
-        say(error=[error.what, error.why, error.hint])
-        return error.exit_code
+        finish(collector, reason)
+        say(done=True, steps=collector.num_steps, calls=collector.num_calls, notes=collector.notes)
+    except Exception as error:
+        return _failed(collector, orders, error)
     return 0
+
+
+def _failed(collector: Collector | None, orders: Orders, error: Exception) -> int:
+    """Say why no more is recorded; take the agents out where whoever started this cannot."""
+    if not isinstance(error, FdtraceError):
+        with contextlib.suppress(OSError):
+            traceback.print_exc()  # into collector.log, among the parts
+    told = error if isinstance(error, FdtraceError) else FdtraceError("the collector failed", why=repr(error))
+    if collector is not None:
+        told = failures.cannot_go_on(collector, error)
+        if not orders.open:
+            attach.detach(collector.session.id, "error")
+    say(error=[told.what, told.why, told.hint])
+    return told.exit_code
 
 
 if __name__ == "__main__":

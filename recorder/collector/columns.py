@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector.frames import Forward
+from fdtrace.recorder.recording import MISSING
 
 Columns = dict[str, NDArray[Any]]
+
+
+def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) -> Columns:
+    """int64 columns of rows that are alike, by the names of their fields."""
+    # Not `np.array`: that asks each row that is no plain tuple whether it is an array.
+    values = np.fromiter(chain.from_iterable(rows), np.int64).reshape(len(rows), len(fields))
+    return {name: values[:, i] for i, name in enumerate(fields)}
+
+
+def reservations(calls: Columns, figures: Columns) -> Columns:
+    """The two columns that a call's reservation is told in, by its flags."""
+    reserved, flags = figures["reservation"], calls["flags"]
+    ratio = (flags & wire.RATIO) != 0
+    known = reserved >= 0
+    return {
+        "reserved_output_blocks": np.where(known & ~ratio, reserved, MISSING),
+        "new_token_ratio": np.where(known & ratio, reserved / 1e6, MISSING),
+    }
 
 
 @dataclass
@@ -76,8 +97,7 @@ class Forwards:
 
     def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
         self.shape, self.batch = shape, batch
-        self.heads: list[tuple[int, ...]] = []
-        self.schedules: list[tuple[int, ...]] = []
+        self.forwards: list[Forward] = []
         self.prefill_rows: list[bytes] = []
         self.tokens: list[bytes] = []
         self.emitted: list[bytes] = []
@@ -85,7 +105,16 @@ class Forwards:
         self._decoded: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.heads)
+        return len(self.forwards)
+
+    def mend(self) -> None:
+        """Keep the whole forwards alone, where the last one was added in part."""
+        lists: tuple[list[Any], ...] = (
+            self.forwards, self.prefill_rows, self.tokens, self.emitted,
+        )  # fmt: skip
+        whole = min(map(len, lists))
+        for values in lists:
+            del values[whole:]
 
     def _matrix(self, parts: list[bytes], code: int) -> NDArray[Any]:
         kind = np.dtype(f"<i{wire.ITEM_SIZES[code]}")

@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import Batch, Columns, Forwards
+from fdtrace.recorder.collector.call_rows import CallRows
+from fdtrace.recorder.collector.columns import Batch, Columns, Forwards, columns_by_name, reservations
+from fdtrace.recorder.collector.frames import UNSEEN, Forward, SchedulingCall, read_event, request_of, text_at
 from fdtrace.recorder.collector.ledger import Ledger, Request
 from fdtrace.recorder.collector.reader import Chunk
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.recording import MISSING
 
-NO_SCHEDULE = (MISSING,) * 14
-"""What is known of a scheduling call that was not seen: nothing."""
-
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
+
+MOST_ROWS = 1 << 16
+"""Rows of a batch that frames can name."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Decoded:
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
+    calls: list[Columns] = field(default_factory=list)
 
 
 class Decoder:
@@ -44,7 +47,8 @@ class Decoder:
         self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
         self.engine: dict[str, Any] | None = None
         self.ledger = Ledger(engine_id)
-        self.schedules: dict[int, tuple[int, ...]] = {}
+        self.call_rows = CallRows(engine_id)
+        self.calls_seen: dict[int, SchedulingCall] = {}
         self.batch = Batch.empty()
         self.held: dict[int, int] = {}
         """The request of each row as of the last frame; `batch` is as of the last flush."""
@@ -77,7 +81,7 @@ class Decoder:
     def feed(self, chunk: Chunk) -> None:
         """Decode consecutive frames. `past` becomes true where one belongs to a step after `max_steps`."""
         if chunk.lost:
-            self._lose(chunk.lost)
+            self._lose(chunk.lost, chunk.first_forward)
         data = chunk.data
         handlers = HANDLERS
         for at in chunk.payloads:
@@ -92,12 +96,15 @@ class Decoder:
                 continue
             handlers[kind](self, data, at)
 
-    def _lose(self, frames: int) -> None:
+    def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
+        """Frames were overwritten; `first_forward` is the step and ts of the ring's first."""
         self._flush_forwards()
+        self.call_rows.lose(tasks_told=False)
         self.waits_for_keyframe = True
         self.lost_frames += frames
         if self.lost_from is None:
-            self.lost_from = self.step
+            first = first_forward[0] if first_forward else 0
+            self.lost_from = self.step if self.step >= 0 else first - 1
 
     def _may_start(self, data: bytes, at: int, kind: int) -> bool:
         if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
@@ -109,49 +116,43 @@ class Decoder:
         return True
 
     def _engine(self, data: bytes, at: int) -> None:
-        length = wire.HEAD.unpack_from(data, at)[3]
-        begin = at + wire.HEAD.size
-        self.engine = json.loads(data[begin : begin + length])
+        begin = at + wire.ENGINE_HEAD.size
+        self.engine = json.loads(data[begin : begin + wire.ENGINE_HEAD.read(data, at).length])
 
     def _request(self, data: bytes, at: int) -> None:
-        _, _, length, number, ts, step, prompt, max_tokens = wire.REQUEST_HEAD.unpack_from(data, at)
-        begin = at + wire.REQUEST_HEAD.size
-        text = data[begin : begin + length].decode()
-        self.ledger.arrived(number, Request(text, ts, step, prompt, max_tokens))
+        head = wire.REQUEST_HEAD.read(data, at)
+        request = request_of(head, text_at(data, at + wire.REQUEST_HEAD.size, head.id_length))
+        self.ledger.arrived(head.request, request)
 
     def _hashes(self, data: bytes, at: int) -> None:
-        _, _, _, local, count, _ = wire.HASHES_HEAD.unpack_from(data, at)
-        request = self.ledger.live.get(self._trace_number(local))
+        head = wire.HASHES_HEAD.read(data, at)
+        request = self.ledger.live.get(self._trace_number(head.request))
         if request is not None:
             begin = at + wire.HASHES_HEAD.size
-            request.block_hashes = salted(data[begin : begin + 8 * count], self.salt)
+            request.block_hashes = salted(data[begin : begin + 8 * head.num_hashes], self.salt)
 
     def _trace_number(self, local: int) -> int:
         """The trace's number of a request that this ring numbers `local`."""
         return local
 
     def _batch(self, data: bytes, at: int) -> None:
-        _, flags, gone, joined, step = wire.BATCH_HEAD.unpack_from(data, at)
-        if flags & wire.KEYFRAME:
-            self._keyframe(step)
+        batch = wire.BATCH_HEAD.read(data, at)
+        if batch.flags & wire.KEYFRAME:
+            self._keyframe(batch.step)
         begin = at + wire.BATCH_HEAD.size
-        for row in struct.unpack_from(f"<{gone}H", data, begin):
+        for row in struct.unpack_from(f"<{batch.num_vacated}H", data, begin):
             self._hold(row, -1, 0, 0)
-        begin += 2 * gone
-        for _ in range(joined):
-            row, length, number, prompt, max_tokens, computed, blocks, cached, made, arrived = (
-                wire.JOINED.unpack_from(data, begin)
-            )
-            begin += wire.JOINED.size
-            text = data[begin : begin + length].decode()
-            request = Request(text, MISSING, arrived, prompt, max_tokens, cached, made)
-            begin += length
-            self._join(row, number, request, computed, blocks)
+        begin += 2 * batch.num_vacated
+        for _ in range(batch.num_joined):
+            joined = wire.JOINED_HEAD.read(data, begin)
+            begin += wire.JOINED_HEAD.size
+            self._join(joined, request_of(joined, text_at(data, begin, joined.id_length)))
+            begin += joined.id_length
 
-    def _join(self, row: int, number: int, request: Request, computed: int, blocks: int) -> None:
-        """A request holds a row; `number` is the one in the ring."""
-        self.ledger.joined(number, request, self.next_step)
-        self._hold(row, number, computed, blocks)
+    def _join(self, joined: wire.JoinedHead, request: Request) -> None:
+        """A request holds a row."""
+        self.ledger.joined(joined.request, request, self.next_step)
+        self._hold(joined.row, joined.request, joined.num_computed_tokens, joined.num_blocks)
 
     def _keyframe(self, step: int) -> None:
         if self.lost_from is not None:
@@ -161,7 +162,7 @@ class Decoder:
                 "lost", self.lost_from + 1, reason="overwritten before it was read", detail=detail
             )
             self.lost_from, self.lost_frames, self.step = None, 0, last
-            self.schedules.clear()
+            self.calls_seen.clear()
         for row in [row for row, number in self.held.items() if number >= 0]:
             self._hold(row, -1, 0, 0)
 
@@ -182,52 +183,57 @@ class Decoder:
             forwards.blocks.add(step, row, blocks)
 
     def _blocks(self, data: bytes, at: int) -> None:
-        _, extended, _, count = wire.BLOCKS_HEAD.unpack_from(data, at)
-        pairs = struct.unpack_from(f"<{2 * count}I", data, at + wire.BLOCKS_HEAD.size)
+        head = wire.BLOCKS_HEAD.read(data, at)
+        pairs = struct.unpack_from(f"<{2 * head.num_pairs}I", data, at + wire.BLOCKS_HEAD.size)
         rows, blocks = pairs[::2], pairs[1::2]
         if not rows:
             return
+        if max(rows) >= MOST_ROWS:
+            raise ValueError(f"row {max(rows)} of a batch")
         self.batch.grow(max(rows) + 1)
         forwards = self.forwards
         if forwards is None or not len(forwards):
             self.batch.blocks[list(rows)] = blocks
         else:
             forwards.blocks.extend(len(forwards), rows, blocks)
-        if extended:
+        if head.extended:
             self.ledger.extended(self.next_step, [self.held.get(row, -1) for row in rows], blocks)
 
     def _schedule(self, data: bytes, at: int) -> None:
-        _, reason, flags, duration, call, ts, *figures = wire.SCHEDULE_BODY.unpack_from(data, at)
-        self.schedules[call] = (ts, duration, reason, *figures, flags)
-        if len(self.schedules) > KEPT_CALLS:
-            del self.schedules[next(iter(self.schedules))]
+        call = SchedulingCall.read(data, at)
+        self.calls_seen[call.head.call] = call
+        self.call_rows.add(call)
+        if len(self.calls_seen) > KEPT_CALLS:
+            del self.calls_seen[next(iter(self.calls_seen))]
 
     def _forward(self, data: bytes, at: int) -> None:
-        head = wire.FORWARD_HEAD.unpack_from(data, at)
-        self._take_forward(head, data, at, self.schedules.get(head[6], NO_SCHEDULE))
+        head, memory, _ = Forward.read(data, at)
+        self.call_rows.entered(head.call, head.step, named=True)
+        self._take_forward(Forward(head, memory, self.calls_seen.get(head.call, UNSEEN)), data, at)
 
-    def _take_forward(self, head: tuple[int, ...], data: bytes, at: int, figures: tuple[int, ...]) -> None:
-        _, codes, rows, prefills, stalled, step, *_ = head
-        shape = (rows, codes)
+    def _take_forward(self, forward: Forward, data: bytes, at: int) -> None:
+        head = forward.head
+        step, stalled = head.step, head.num_stalled
+        shape = (head.num_rows, head.codes)
         if self.forwards is None or self.forwards.shape != shape:
             self._flush_forwards()
-            self.batch.grow(rows)
+            self.batch.grow(head.num_rows)
             self.forwards = Forwards(shape, self.batch)
         if self.ledger.undated:
             self.ledger.date(step)
         forwards = self.forwards
-        begin = at + wire.FORWARD_HEAD.size
-        middle, end = begin + 2 * prefills, begin + 2 * (prefills + stalled)
+        begin = at + wire.FORWARD_FRAME.size
+        middle = begin + 2 * head.num_prefills
+        end = middle + 2 * stalled
         forwards.prefill_rows.append(data[begin:middle])
         if stalled or self.stalled:
             self._stall(struct.unpack_from(f"<{stalled}H", data, middle), step)
         begin += wire.padded(end - begin)
-        size = rows * wire.ITEM_SIZES[codes & 3]
+        size = head.num_rows * wire.ITEM_SIZES[head.codes & 3]
         forwards.tokens.append(data[begin : begin + size])
         begin += wire.padded(size)
-        forwards.emitted.append(data[begin : begin + rows * wire.ITEM_SIZES[codes >> 4 & 3]])
-        forwards.heads.append(head)
-        forwards.schedules.append(figures)
+        forwards.emitted.append(data[begin : begin + head.num_rows * wire.ITEM_SIZES[head.codes >> 4 & 3]])
+        forwards.forwards.append(forward)
         self.step = step
         self.num_steps += 1
         self._taken_in += 1
@@ -239,19 +245,16 @@ class Decoder:
         self.stalled = set(rows)
 
     def _plain_event(self, data: bytes, at: int) -> None:
-        _, kind, why, more, number, _, step, ts = wire.EVENT_HEAD.unpack_from(data, at)
-        begin = at + wire.EVENT_HEAD.size
-        reason = data[begin : begin + why].decode()
-        detail = data[begin + why : begin + why + more].decode() or None
-        name = wire.EVENTS[kind]
+        head, name, reason, detail = read_event(data, at)
         if name == "preempted":
-            self.ledger.preempted(number)
-        self.ledger.event(name, step, number, ts, reason, detail)
+            self.ledger.preempted(head.request)
+        self.ledger.event(name, head.step, head.request, head.ts, reason, detail)
 
     def _finish(self, data: bytes, at: int) -> None:
-        _, code, _, number, step, ts, made, _ = wire.FINISH_BODY.unpack_from(data, at)
-        if not self.full or step <= self.step:
-            self.ledger.finish(number, step, ts, wire.FINISHED[code], made)
+        head = wire.FINISH_HEAD.read(data, at)
+        if not self.full or head.step <= self.step:
+            reason = wire.FINISHED[head.reason]
+            self.ledger.finish(head.request, head.step, head.ts, reason, head.num_output_tokens)
 
     def _flush_forwards(self) -> None:
         forwards, self.forwards = self.forwards, None
@@ -260,10 +263,9 @@ class Decoder:
         totals, rows, numbers, made = forwards.decode()
         for number, tokens in zip(numbers.tolist(), made.tolist(), strict=True):
             self.ledger.made(number, tokens)
-        heads = np.array(forwards.heads, np.int64)
-        columns = self._step_columns(heads, np.array(forwards.schedules, np.int64), totals)
+        columns = self._step_columns(forwards.forwards, totals)
         rows["engine_id"] = np.full(len(rows["forward"]), self.engine_id, np.int32)
-        rows["step"] = heads[:, 5][rows.pop("forward")]
+        rows["step"] = columns["step"][rows.pop("forward")]
         self._flushed(forwards, columns, rows)
 
     def _flushed(self, forwards: Forwards, columns: Columns, rows: Columns) -> None:
@@ -271,38 +273,31 @@ class Decoder:
         self.out.steps.append(columns)
         self.out.step_requests.append(rows)
 
-    def _step_columns(self, heads: Any, schedules: Any, totals: Columns) -> Columns:
-        names = (
-            "schedule_us", "reason", "token_budget", "num_scheduled_tokens", "num_running", "num_running_decodes",
-            "num_waiting", "num_preempted", "num_free_blocks", "num_blocks", "num_missing_blocks",
-        )  # fmt: skip
-        columns = {name: schedules[:, i + 1] for i, name in enumerate(names)}
-        reserved, ratio = schedules[:, 12], (schedules[:, 13] & wire.RATIO) != 0
-        known = (reserved >= 0) & (schedules[:, 13] >= 0)
-        columns["reserved_output_blocks"] = np.where(known & ~ratio, reserved, MISSING)
-        columns["new_token_ratio"] = np.where(known & ratio, reserved / 1e6, MISSING)
-        memory = ("allocated_bytes", "reserved_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
-        columns |= {name: heads[:, 10 + i] for i, name in enumerate(memory)}
-        return (
-            columns
-            | totals
-            | {
-                "engine_id": np.full(len(heads), self.engine_id, np.int64),
-                "step": heads[:, 5],
-                "ts": heads[:, 7],
-                "forward_us": heads[:, 8],
-                "num_predicted_tokens": heads[:, 9],
-                "num_stalled": heads[:, 4],
-                "num_decode_tokens": totals["num_tokens"] - totals["num_prefill_tokens"],
-            }
-        )
+    def _step_columns(self, forwards: list[Forward], totals: Columns) -> Columns:
+        heads = columns_by_name(wire.ForwardHead._fields, [forward.head for forward in forwards])
+        calls = columns_by_name(wire.ScheduleHead._fields, [forward.call.head for forward in forwards])
+        figures = columns_by_name(wire.CallFigures._fields, [forward.call.figures for forward in forwards])
+        memory = columns_by_name(wire.AllocatorFigures._fields, [forward.memory for forward in forwards])
+        own = ("step", "ts", "forward_us", "num_predicted_tokens", "num_stalled")
+        return {
+            **figures,
+            **reservations(calls, figures),
+            **memory,
+            **totals,
+            **{name: heads[name] for name in own},
+            "schedule_us": calls["schedule_us"],
+            "reason": calls["reason"],
+            "engine_id": np.full(len(forwards), self.engine_id, np.int64),
+            "num_decode_tokens": totals["num_tokens"] - totals["num_prefill_tokens"],
+        }
 
-    def take(self) -> Decoded:
-        """The rows decoded since the last call."""
+    def take(self, read_at: int = 0) -> Decoded:
+        """The rows decoded since the last call, all rings having been read since `read_at` (UTC ns; 0: to the end)."""
         self._flush_forwards()
         self._taken_in = 0
         out, self.out = self.out, Decoded()
         out.requests, out.events = self.ledger.take()
+        out.calls = self.call_rows.take(final=not read_at)
         return out
 
     def state(self) -> dict[str, Any]:
@@ -311,7 +306,8 @@ class Decoder:
             "engine_id": self.engine_id, "max_steps": self.max_steps, "engine": self.engine, "step": self.step,
             "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe, "lost_from": self.lost_from,
             "lost_frames": self.lost_frames, "stalled": sorted(self.stalled), "ledger": self.ledger.state(),
-            "schedules": {str(call): list(figures) for call, figures in self.schedules.items()},
+            "calls_seen": [[call.head, call.figures] for call in self.calls_seen.values()],
+            "call_rows": self.call_rows.state(),
             "batch": [self.batch.request.tolist(), self.batch.computed.tolist(), self.batch.blocks.tolist()],
         }  # fmt: skip
 
@@ -323,7 +319,9 @@ class Decoder:
             setattr(self, name, state[name])
         self.stalled = set(state["stalled"])
         self.ledger.restore(state["ledger"])
-        self.schedules = {int(call): tuple(figures) for call, figures in state["schedules"].items()}
+        self.call_rows.restore(state["call_rows"])
+        calls = [SchedulingCall.restored(*saved) for saved in state["calls_seen"]]
+        self.calls_seen = {call.head.call: call for call in calls}
         self.batch = Batch(*(np.array(column, np.int64) for column in state["batch"]))
         self.held = dict(enumerate(self.batch.request.tolist()))
         return self

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -25,9 +26,7 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
     The live request rows of the last `publish` become rows like any other. Until the rename the views stay readable;
     killed at any moment before, the recording is whole as parts and can be finished by `recover`.
     """
-    final = store.directory / "final.duckdb"
-    final.unlink(missing_ok=True)
-    final.with_name("final.duckdb.wal").unlink(missing_ok=True)
+    final = remove_half(store)
     db = store.db
     db.execute(
         f"ATTACH '{quoted(final)}' AS final "
@@ -41,9 +40,16 @@ def write_final(store: Store, small: dict[str, Columns]) -> None:
         insert(db, f"final.{table.name}", table, small[name])
     define_views(db, "final", SCHEMA_VIEWS)
     db.execute("DETACH final")
-    store.retired.replacing()
+    store.put(final)
     store.retired.add(str(path) for path in store.directory.glob("*.parquet"))
-    os.replace(final, store.path)
+
+
+def remove_half(store: Store) -> Path:
+    """Remove what an attempt left that failed; the path of the file to be made."""
+    final = store.directory / "final.duckdb"
+    for path in (final, final.with_name("final.duckdb.wal")):
+        path.unlink(missing_ok=True)
+    return final
 
 
 def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
@@ -76,5 +82,9 @@ def remove_parts(store: Store) -> None:
     while not store.retired.sweep() and time.monotonic() < deadline:
         time.sleep(0.1)
     for path in store.directory.iterdir():
-        path.unlink()
-    store.directory.rmdir()
+        with contextlib.suppress(
+            OSError
+        ):  # a directory that somebody has put there, and what is in it, stays
+            path.unlink()
+    with contextlib.suppress(OSError):
+        store.directory.rmdir()

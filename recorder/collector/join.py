@@ -16,7 +16,8 @@ from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector import stalls
 from fdtrace.recorder.collector.calls import Calls
 from fdtrace.recorder.collector.columns import Columns, Forwards
-from fdtrace.recorder.collector.decoder import HANDLERS, NO_SCHEDULE, Decoded, Decoder
+from fdtrace.recorder.collector.decoder import HANDLERS, Decoded, Decoder
+from fdtrace.recorder.collector.frames import Forward, SchedulingCall, read_event, request_of, text_at
 from fdtrace.recorder.collector.ledger import Request
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.ranks import Ranks
@@ -52,29 +53,30 @@ class Joined(Decoder):
 
     @property
     def next_step(self) -> int:
-        """The step that what comes now belongs to."""
         return self.step + 1
 
     def feed_part(self, part: Part, chunk: Chunk) -> None:
         """Decode consecutive frames of one ring. `part.past` becomes true where one is beyond `max_steps`."""
         self.part = part
         if chunk.lost:
-            self._lose(chunk.lost)
+            self._lose(chunk.lost, chunk.first_forward)
         data, handlers = chunk.data, _HANDLERS
         for at in chunk.payloads:
             kind = data[at]
             if self.full:
-                if kind == wire.FORWARD and self.begins <= wire.FORWARD_HEAD.unpack_from(data, at)[7]:
+                if kind == wire.FORWARD and self.begins <= wire.FORWARD_HEAD.read(data, at).ts:
                     part.past = True
                     break
-                if kind not in (wire.FINISH, wire.MEMORY, wire.CALL):
+                if kind not in (wire.FINISH, wire.MEMORY, wire.TASKS):
                     continue
             if part.waits_for_keyframe and not self._may_start(data, at, kind):
                 continue
             handlers[kind](self, data, at)
 
-    def _lose(self, frames: int) -> None:
+    def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
         part = self.part
+        if part.base is None and first_forward is not None and first_forward[1] >= self.begins:
+            part.base = self.next_step - first_forward[0]
         part.waits_for_keyframe = True
         part.lost_frames += frames
         if part.lost_from < 0:
@@ -83,11 +85,12 @@ class Joined(Decoder):
             for row in list(self.row_of.values()):
                 self._hold(row, MISSING, 0, 0)
             self.ranks.lose()
+            self.call_rows.lose(tasks_told=True)
 
     def _may_start(self, data: bytes, at: int, kind: int) -> bool:
         if kind == wire.BATCH and data[at + 1] & wire.KEYFRAME:
             return True
-        if self.part.kind == "rank" and kind in (wire.MEMORY, wire.CALL):
+        if self.part.kind == "rank" and kind in (wire.MEMORY, wire.TASKS):
             return True  # whole in itself
         if kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.EVENT, wire.FINISH):
             self.part.lost_frames += self.part.lost_from >= 0
@@ -112,15 +115,17 @@ class Joined(Decoder):
             self._tell_losses(self.next_step)
 
     def _request(self, data: bytes, at: int) -> None:
-        _, _, length, local, ts, _, prompt, max_tokens = wire.REQUEST_HEAD.unpack_from(data, at)
-        begin = at + wire.REQUEST_HEAD.size
-        text = data[begin : begin + length].decode()
-        number = self._number_of(local, Request(text, ts, MISSING, prompt, max_tokens), ts >= 0)
+        head = wire.REQUEST_HEAD.read(data, at)
+        told = request_of(head, text_at(data, at + wire.REQUEST_HEAD.size, head.id_length))
+        told.arrived_step = MISSING  # this ring's own number
+        came = told.arrived_at >= 0
+        number = self._number_of(head.request, told, came)
         request = self.ledger.live[number]
-        if ts >= 0 and request.arrived_at < 0:
-            request.arrived_at, request.num_prompt_tokens, request.max_tokens = ts, prompt, max_tokens
-        if ts >= 0:
-            self.events.add(self.calls.next_call, "arrived", number, ts, "", None)
+        if came and request.arrived_at < 0:
+            request.arrived_at = told.arrived_at
+            request.num_prompt_tokens, request.max_tokens = told.num_prompt_tokens, told.max_tokens
+        if came:
+            self.events.add(self.calls.next_call, "arrived", number, told.arrived_at, "", None)
 
     def _number_of(self, local: int, request: Request, fresh: bool = False) -> int:
         """The request's number in the trace; a new one for an id that is not live, `fresh`: or has just ended."""
@@ -133,9 +138,9 @@ class Joined(Decoder):
             self.part.numbers[local] = number
         return number
 
-    def _join(self, row: int, number: int, request: Request, computed: int, blocks: int) -> None:
-        part = self.part
-        number = self._number_of(number, request)
+    def _join(self, joined: wire.JoinedHead, request: Request) -> None:
+        part, row, blocks, computed = self.part, joined.row, joined.num_blocks, joined.num_computed_tokens
+        number = self._number_of(joined.request, request)
         need = request.num_prompt_tokens + request.num_output_tokens
         if part.waits_for_keyframe:  # these are a keyframe's rows
             if part.runs or row not in self.advice:
@@ -169,51 +174,56 @@ class Joined(Decoder):
         return self.part.numbers.get(local, MISSING)
 
     def _schedule(self, data: bytes, at: int) -> None:
-        self.calls.add(wire.SCHEDULE_BODY.unpack_from(data, at))
+        head, figures = SchedulingCall.read(data, at)
+        call = SchedulingCall(head, figures._replace(head=self._trace_number(figures.head)))
+        self.calls.add(call)
+        self.call_rows.add(call)
 
-    def _call(self, data: bytes, at: int) -> None:
-        call = wire.CALL_BODY.unpack_from(data, at)[4]
+    def _tasks(self, data: bytes, at: int) -> None:
+        call = wire.TASKS_HEAD.read(data, at).call
         if self.part.kind == "rank":
             return
         self.ranks.landed(call)
+        self.call_rows.landed(call)
         if self.step >= 0 or not self.begins:
             self._date(call)
 
     def _memory(self, data: bytes, at: int) -> None:
-        _, _, rank, since, call, ts, *memory, duration, launched = wire.MEMORY_BODY.unpack_from(data, at)
-        if self.full and call > self.calls.last:
+        head = wire.MEMORY_HEAD.read(data, at)
+        memory = wire.ALLOCATOR.read(data, at + wire.MEMORY_HEAD.size)
+        if self.full and head.call > self.calls.last:
             self.part.past = True
-        elif rank:
-            self.ranks.add(call, since, rank, memory)
+        elif head.rank:
+            self.ranks.add(head, memory)
         else:
-            self.ranks.ran_first(call, since, (ts, duration, launched, *memory))
+            self.ranks.ran_first(head, memory)
 
     def _forward(self, data: bytes, at: int) -> None:
-        head = wire.FORWARD_HEAD.unpack_from(data, at)
-        landed, ts = head[6], head[7]
-        part = self.part
-        if head[8] == wire.UNKNOWN_US:
-            head = self.ranks.measured(head)
+        forward = Forward.read(data, at)
+        head, part, ts = forward.head, self.part, forward.head.ts
+        if head.forward_us == wire.UNKNOWN_US:
+            forward = self.ranks.measured(forward)
         if ts < self.begins:
             kept = self.step, self.num_steps, self._taken_in
             self.discarding = True
-            self._take_forward((*head[:5], MISSING, *head[6:]), data, at, NO_SCHEDULE)
+            self._take_forward(forward.at_step(MISSING), data, at)
             self.ranks.ran(MISSING)
             self.step, self.num_steps, self._taken_in = kept
             return
         if self.discarding:
             self._flush_forwards()
             self.discarding = False
-        if part.base < 0:
-            part.base = self.next_step - head[5]
-        step = part.base + head[5]
-        figures, call = self.calls.of_forward(landed, ts, bool(head[1] & wire.LANDED))
-        self._date(call, step)
+        if part.base is None:
+            part.base = self.next_step - head.step
+        step = part.base + head.step
+        call = self.calls.of_forward(head.call, ts, bool(head.codes & wire.LANDED))
+        self._date(call.head.call, step)
+        self.call_rows.entered(call.head.call, step)
         self._vacate(ts)
         if self.advice:
             self._take_advice()
         self._tell_losses(step)
-        self._take_forward((*head[:5], step, *head[6:]), data, at, figures)
+        self._take_forward(forward.at_step(step)._replace(call=call), data, at)
         self.ranks.ran(step)
 
     def _tell_losses(self, step: int) -> None:
@@ -227,26 +237,22 @@ class Joined(Decoder):
             part.lost_frames, part.lost_from = 0, MISSING
 
     def _plain_event(self, data: bytes, at: int) -> None:
-        _, kind, why, more, local, _, _, ts = wire.EVENT_HEAD.unpack_from(data, at)
-        begin = at + wire.EVENT_HEAD.size
-        reason = data[begin : begin + why].decode()
-        detail = data[begin + why : begin + why + more].decode() or None
-        number = self.part.numbers.get(local, MISSING)
-        name = wire.EVENTS[kind]
+        head, name, reason, detail = read_event(data, at)
+        number = self.part.numbers.get(head.request, MISSING)
         if self.part.kind == "engine":
-            self.events.add(self.calls.next_call, name, number, ts, reason, detail)
+            self.events.add(self.calls.next_call, name, number, head.ts, reason, detail)
         else:
-            self.ledger.event(name, self.next_step, number, ts, reason, detail)
+            self.ledger.event(name, self.next_step, number, head.ts, reason, detail)
 
     def _date(self, call: int, step: int | None = None) -> None:
         """The step of what happened up to a scheduling call is known: that of the call's first forward."""
         self.events.date(call, self.next_step if step is None else step, self.ledger)
 
     def _finish(self, data: bytes, at: int) -> None:
-        _, code, _, local, _, ts, made, _ = wire.FINISH_BODY.unpack_from(data, at)
-        number = self.part.numbers.pop(local, None)
+        head = wire.FINISH_HEAD.read(data, at)
+        number = self.part.numbers.pop(head.request, None)
         if number is not None and number in self.ledger.live:
-            self.finishes.append([ts, number, code, made])
+            self.finishes.append([head.ts, number, head.reason, head.num_output_tokens])
             self.finishing.add(number)
 
     def _vacate(self, ts: int) -> None:
@@ -306,14 +312,15 @@ class Joined(Decoder):
             self.finishing.discard(number)
             self.ledger.finish(number, step, ts, wire.FINISHED[code], made)
         self.ended = []
-        out = super().take()
+        out = super().take(read_at)
         out.rank_memory = self.ranks.take(self.engine_id, final=not read_at)
         return out
 
     def state(self) -> dict[str, Any]:
         """All that decoding on needs, as JSON; call it after `take`."""
-        names = ("next_number", "ids", "begins", "discarding", "finishes")
-        own = {name: getattr(self, name) for name in names}
+        own = {
+            name: getattr(self, name) for name in ("next_number", "ids", "begins", "discarding", "finishes")
+        }
         for name in ("advice", "row_of", "spans", "last_ran"):
             own[name] = {str(key): value for key, value in getattr(self, name).items()}
         return dict(
@@ -340,6 +347,6 @@ class Joined(Decoder):
 
 _HANDLERS: dict[int, Any] = {
     **{kind: getattr(Joined, handler.__name__) for kind, handler in HANDLERS.items()},
-    wire.CALL: Joined._call,
+    wire.TASKS: Joined._tasks,
     wire.MEMORY: Joined._memory,
 }

@@ -16,7 +16,8 @@ class Part:
     rank: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
     waits_for_keyframe: bool = True
-    base: int = MISSING
+    base: int | None = None
+    """Added to the ring's own number of a step it gives the trace's; None until both are known."""
     past: bool = False
     lost_frames: int = 0
     lost_from: int = MISSING
@@ -24,7 +25,7 @@ class Part:
     @property
     def runs(self) -> bool:
         """Whether this ring holds forwards."""
-        return self.kind == "worker" or self.base >= 0
+        return self.kind == "worker" or self.base is not None
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Part:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdtrace.recorder.agent import wire
+from fdtrace.recorder.collector.frames import Forward
 from fdtrace.recorder.recording import MISSING
 
 MOST = 8192
@@ -21,7 +23,7 @@ class Ranks:
         self.call, self.since = MISSING, MISSING
         self.steps: dict[tuple[int, int], int] = {}
         self.waiting: list[list[int]] = []
-        self.firsts: dict[int, tuple[int, ...]] = {}
+        self.firsts: dict[int, tuple[wire.MemoryHead, wire.AllocatorFigures]] = {}
 
     def landed(self, call: int) -> None:
         """The tasks of a call have reached rank 0."""
@@ -40,23 +42,28 @@ class Ranks:
         if len(self.steps) > MOST:
             del self.steps[next(iter(self.steps))]
 
-    def add(self, call: int, since: int, rank: int, memory: list[int]) -> None:
-        """The allocator of `rank` after its forward `since` of those that follow `call`."""
-        self.waiting.append([call, since, rank, *memory])
+    def add(self, head: wire.MemoryHead, memory: wire.AllocatorFigures) -> None:
+        """The allocator of a rank after one of its forwards."""
+        self.waiting.append([head.call, head.since, head.rank, *memory])
 
-    def ran_first(self, call: int, since: int, measured: tuple[int, ...]) -> None:
-        """What rank 0 measured of the one forward of a call, where the scheduling process tells of the forwards: ts,
-        duration in us, tokens that it was launched for, then the allocator.
-        """
-        if since == 0:
-            self.firsts[call] = measured
+    def ran_first(self, head: wire.MemoryHead, memory: wire.AllocatorFigures) -> None:
+        """What rank 0 measured of the one forward of a call, where the scheduling process tells of the forwards."""
+        if head.since == 0:
+            self.firsts[head.call] = head, memory
             if len(self.firsts) > MOST:
                 del self.firsts[next(iter(self.firsts))]
 
-    def measured(self, head: tuple[int, ...]) -> tuple[int, ...]:
-        """The head of a forward that its own ring could not time, with what rank 0 measured of it."""
-        ts, duration, launched, *memory = self.firsts.pop(head[6], (head[7], MISSING, *head[9:]))
-        return (*head[:7], ts, duration, launched, *memory)
+    def measured(self, forward: Forward) -> Forward:
+        """A forward that its own ring could not time, with what rank 0 measured of it."""
+        if forward.head.call not in self.firsts:
+            return forward._replace(head=forward.head._replace(forward_us=MISSING))
+        measured, memory = self.firsts.pop(forward.head.call)
+        head = forward.head._replace(
+            ts=measured.ts,
+            forward_us=measured.forward_us,
+            num_predicted_tokens=measured.num_predicted_tokens,
+        )
+        return forward._replace(head=head, memory=memory)
 
     def take(self, engine_id: int, final: bool) -> list[tuple[int, ...]]:
         """Rows of `rank_memory` whose step is known; `final`: the others are given up."""
@@ -76,11 +83,12 @@ class Ranks:
         return {
             "call": self.call, "since": self.since, "waiting": self.waiting,
             "steps": [[*forward, step] for forward, step in self.steps.items()],
-            "firsts": [[call, *measured] for call, measured in self.firsts.items()],
+            "firsts": list(self.firsts.values()),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.call, self.since, self.waiting = state["call"], state["since"], state["waiting"]
         self.steps = {(call, since): step for call, since, step in state["steps"]}
-        self.firsts = {call: tuple(measured) for call, *measured in state.get("firsts", ())}
+        for head, memory in state["firsts"]:
+            self.ran_first(wire.MemoryHead._make(head), wire.AllocatorFigures._make(memory))

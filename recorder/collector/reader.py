@@ -1,15 +1,32 @@
-"""Reads the committed frames of one ring, and tells exactly what was overwritten before it was read."""
+"""Reads the committed frames of one ring, and tells exactly what was overwritten before it was read.
+
+The ring belongs to the engine's user, who may not be ours: nothing in it is believed before it was checked, and it is
+read, not mapped, for a mapping whose file is cut short is a SIGBUS.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
+import struct
 from dataclasses import dataclass
 
 from fdtrace.recorder.agent import ring as rings
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.errors import TraceError
+
+PIECE = 1 << 16
+"""Bytes that are looked through at a time."""
+
+LARGEST = 1 << 34
+"""Bytes: no ring of ours is longer."""
+
+WORD = struct.Struct("<Q")
+MOST_TRIES = 1000
+"""A writer that is so much quicker than we are, or lies: the next call tries again."""
+
+
+class BadRing(TraceError):
+    """What a ring holds is nothing that an agent of ours can have written: it is read no further."""
 
 
 @dataclass
@@ -23,37 +40,74 @@ class Position:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive frames: their bytes, and where in them each payload begins. `lost` frames came before the first."""
+    """Consecutive frames: their bytes, and where in them each payload begins.
+
+    `lost` frames came before the first; then `first_forward` is the step and ts of the first forward of the ring.
+    """
 
     data: bytes
     payloads: list[int]
     lost: int
+    first_forward: tuple[int, int] | None = None
 
 
 class RingReader:
-    """The reading side of a ring; it writes nothing there, so any number of readers do no harm."""
+    """The reading side of a ring; it writes nothing there, so any number of readers do no harm.
 
-    def __init__(self, path: str, position: Position | None = None) -> None:
+    `fd`, if given, is the open file, and this closes it. TraceError where it is no ring, BadRing where it lies.
+    """
+
+    def __init__(self, path: str, position: Position | None = None, fd: int = -1) -> None:
         self.path = path
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.fd = fd if fd >= 0 else os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
-            if size < rings.PAGE:
-                raise TraceError(f"{path} is no ring: {size} bytes")
-            self.page = mmap.mmap(fd, size, prot=mmap.PROT_READ)
-        finally:
-            os.close(fd)
+            self._read_header()
+            self.position = position or Position()
+            if self.position.offset < 0:
+                self.position.offset = self._segment(self.position.lap) + rings.SEGMENT_HEAD
+            self._check_position()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_header(self) -> None:
+        size = os.fstat(self.fd).st_size
+        if size < rings.PAGE:
+            raise TraceError(f"{self.path} is no ring: {size} bytes")
         magic, protocol, self.segments, self.segment_size, self.pid, self.start, self.opened_ns = (
-            rings.HEADER.unpack_from(self.page)
+            rings.HEADER.unpack(self._bytes(0, rings.HEADER.size))
         )
         if magic != rings.MAGIC or protocol != wire.PROTOCOL:
-            self.page.close()
-            raise TraceError(f"{path} is no ring of this version of fdtrace (protocol {protocol})")
-        self.view = memoryview(self.page)
-        self.words = self.view.cast("Q")
-        self.position = position or Position()
-        if self.position.offset < 0:
-            self.position.offset = self._segment(self.position.lap) + rings.SEGMENT_HEAD
+            raise TraceError(f"{self.path} is no ring of this version of fdtrace (protocol {protocol})")
+        whole = rings.PAGE + self.segments * self.segment_size
+        if self.segments < 2 or self.segment_size < rings.PAGE or self.segment_size % 8 or whole > LARGEST:
+            raise self._bad(f"{self.segments} segments of {self.segment_size} bytes")
+        if size < whole:
+            raise self._bad(f"{size} bytes, {whole} by its own account")
+        if not 0 < self.pid < 1 << 31 or self.opened_ns >= 1 << 63:
+            raise self._bad(f"written by process {self.pid} at {self.opened_ns} ns")
+
+    def _check_position(self) -> None:
+        here = self.position
+        start = self._segment(here.lap) + rings.SEGMENT_HEAD
+        end = start - rings.SEGMENT_HEAD + self.segment_size
+        numbers = (here.lap, here.offset, here.number)
+        if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
+            raise self._bad(f"to be read on at {here}")
+        if here.lap < rings.FIRST_LAP or here.offset % 8 or not start <= here.offset <= end - 8:
+            raise self._bad(f"to be read on at {here}")
+
+    def _bad(self, why: str) -> BadRing:
+        return BadRing(f"{os.path.basename(self.path)} is no ring that an agent wrote", why=why)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        data = os.pread(self.fd, size, offset)
+        if len(data) < size:
+            raise self._bad(f"it was cut short: nothing at byte {offset + len(data)}")
+        return data
+
+    def _word(self, offset: int) -> int:
+        return int(WORD.unpack(self._bytes(offset, 8))[0])
 
     def _segment(self, lap: int) -> int:
         return int(rings.PAGE + (lap % self.segments) * self.segment_size)
@@ -61,70 +115,104 @@ class RingReader:
     @property
     def closed(self) -> bool:
         """Whether the writer ended its recording by itself."""
-        return bool(self.words[rings.CLOSED >> 3] == 1)
+        return os.pread(self.fd, 8, rings.CLOSED) == b"\1\0\0\0\0\0\0\0"
+
+    @property
+    def first_forward(self) -> tuple[int, int] | None:
+        """Step and ts of the first forward that was written here; None where there is none yet."""
+        step, ts = self._word(rings.FIRST_FORWARD), self._word(rings.FIRST_FORWARD + 8)
+        return (step - 1, ts) if 0 < step < 1 << 62 and ts < 1 << 63 else None
 
     @property
     def writer_lives(self) -> bool:
         """Whether the process that writes still runs (not merely another one of the same pid)."""
         return bool(rings.process_start(self.pid) == self.start)
 
+    @property
+    def laps_left(self) -> int:
+        """How many more segments the writer may fill before it overwrites what was not read."""
+        newest = max(self._laps())
+        return int(max(0, self.position.lap + self.segments - 1 - newest))
+
+    def _laps(self) -> list[int]:
+        return [self._word(self._segment(k)) for k in range(self.segments)]
+
     def read(self) -> Chunk | None:
-        """The frames committed since the last call, of one segment at most; None where there are none."""
+        """The frames committed since the last call, of one segment at most; None where there are none.
+
+        BadRing where what is there cannot have been written by an agent.
+        """
         lost = 0
-        while True:
+        for _ in range(MOST_TRIES):
             here, start = self.position, self._segment(self.position.lap)
-            lap = self.words[start >> 3]
-            if lap < here.lap:
-                return None  # the writer has closed the last segment and not begun this one
+            lap = self._word(start)
             if lap == here.lap:
                 chunk, following = self._scan(lost)
-                if self.words[start >> 3] == lap:
+                if self._word(start) == lap:
                     self.position = following
-                    return chunk if chunk.payloads else self._next_or_none(here, following, lost)
+                    if chunk.payloads:
+                        return chunk
+                    if following.lap == here.lap:
+                        return self._only(lost)
+                    continue  # an empty rest of a segment: on to the next
+            elif lap < here.lap:
+                return self._only(lost)  # the next segment was not begun yet
             lost += self._skip()
+        return self._only(lost)
 
-    def _next_or_none(self, here: Position, following: Position, lost: int) -> Chunk | None:
-        if following.lap != here.lap:
-            chunk = self.read()
-            return (
-                chunk if chunk is None or not lost else Chunk(chunk.data, chunk.payloads, chunk.lost + lost)
-            )
-        return Chunk(b"", [], lost) if lost else None
+    def _only(self, lost: int) -> Chunk | None:
+        return Chunk(b"", [], lost, self.first_forward) if lost else None
 
     def _scan(self, lost: int) -> tuple[Chunk, Position]:
-        words, here = self.words, self.position
-        first = at = here.offset
+        here = self.position
+        at = begin = here.offset
         number, lap = here.number, here.lap
-        payloads: list[int] = []
-        while (word := words[at >> 3]) and (word >> 32) == (number & 0xFFFFFFFF):
+        end = self._segment(lap) + self.segment_size
+        piece, payloads = b"", []
+        while True:
+            if at + 8 > begin + len(piece):
+                if at + 8 > end:
+                    raise self._bad(f"no end of the segment before byte {end}")
+                begin, piece = at, self._bytes(at, min(PIECE if piece else rings.PAGE, end - at))
+            (word,) = WORD.unpack_from(piece, at - begin)
+            if not word or word >> 32 != number & 0xFFFFFFFF:
+                break
             length = word & 0xFFFFFFFF
             if length == rings.END_OF_SEGMENT:
                 lap += 1
                 break
-            payloads.append(at + 8 - first)
+            if length < 16 or length % 8 or at + length + 8 > end:
+                raise self._bad(f"a frame of {length} bytes at byte {at}")
+            payloads.append(at + 8 - here.offset)
             at += length
             number += 1
-        following = Position(lap, at, number)
-        if lap != here.lap:
-            following.offset = self._segment(lap) + rings.SEGMENT_HEAD
-        return Chunk(bytes(self.view[first:at]), payloads, lost), following
+        data = self._bytes(here.offset, at - here.offset)  # after the commit words, so all of it was written
+        offset = at if lap == here.lap else self._segment(lap) + rings.SEGMENT_HEAD
+        return Chunk(data, payloads, lost, self.first_forward if lost else None), Position(
+            lap, offset, number
+        )
 
     def _skip(self) -> int:
         """Go to the oldest segment that will not be overwritten next; the number of frames that were lost."""
-        while True:
-            laps = sorted(self.words[self._segment(k) >> 3] for k in range(self.segments))
-            lap = laps[min(1, len(laps) - 1)]
+        for _ in range(MOST_TRIES):
+            laps = sorted(self._laps())
+            lap = laps[1]
             start = self._segment(lap)
-            first = self.words[(start + 8) >> 3]
-            if self.words[start >> 3] == lap:
+            first = self._word(start + 8)
+            if self._word(start) == lap:
                 break
+        else:
+            return 0
         lost = first - self.position.number
+        if lap < self.position.lap or lost < 0 or first >= 1 << 62:
+            raise self._bad(
+                f"lap {lap} begins with frame {first}, lap {self.position.lap} had {self.position.number}"
+            )
         self.position = Position(lap, start + rings.SEGMENT_HEAD, first)
-        return int(lost)
+        return lost
 
     def close(self) -> None:
-        """Unmap the ring; the file stays."""
-        with contextlib.suppress(BufferError):
-            self.words.release()
-            self.view.release()
-            self.page.close()
+        """Close the ring; the file stays."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -46,7 +46,9 @@ class Retired:
         """The published database is about to be replaced: keep an eye on whoever reads it."""
         now = time.monotonic()
         if self.path.exists():
-            self.earlier.append((self.published, now, os.open(self.path, os.O_RDWR | os.O_CLOEXEC)))
+            self.earlier.append(
+                (self.published, now, os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+            )
         self.published = now
 
     def sweep(self) -> bool:

@@ -2,113 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
-from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.decoder import Decoder
+from fdtrace.recorder.collector.decoder import Decoded, Decoder
 from fdtrace.recorder.collector.join import Joined
 from fdtrace.recorder.collector.part import Part
-from fdtrace.recorder.collector.reader import Chunk, Position, RingReader
+from fdtrace.recorder.collector.reader import BadRing, Chunk, Position, RingReader
+from fdtrace.recorder.collector.tail import FLUSH_STEPS, MOST_HELD, Tail
 from fdtrace.recorder.errors import TraceError
-
-FLUSH_STEPS = 2000
-"""Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""
+from fdtrace.recorder.ring_directory import RingDirectory
 
 PATIENCE = 1.0
 """Seconds that a worker's frames wait for the call that names its engine, before the only engine is taken for it."""
-
-MOST_HELD = 64 << 20
-"""Bytes of a ring whose engine is not known yet that are held at most."""
-
-
-@dataclass
-class Tail:
-    """One ring: what it says of itself, the engine that it is a part of, and chunks that wait until that is known.
-
-    `held` has them with the position where each begins.
-    """
-
-    reader: RingReader
-    decoder: Decoder | None = None
-    part: Part | None = None
-    about: dict[str, Any] | None = None
-    token: int | None = None
-    held: list[tuple[Position, Chunk]] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more can come: ask before the last read, not after."""
-        full = self.decoder is not None and self.decoder.full
-        return full or self.reader.closed or not self.reader.writer_lives
-
-    @property
-    def past(self) -> bool:
-        """Whether its frames are those of steps after the last one asked for."""
-        if self.part is not None:
-            return self.part.past
-        return self.decoder is not None and self.decoder.past
-
-    def read(self) -> Chunk | None:
-        """The next chunk, unless enough is decoded already."""
-        if self.past or (self.decoder is not None and self.decoder.unflushed >= FLUSH_STEPS):
-            return None
-        return self.held.pop(0)[1] if self.held else self.reader.read()
-
-    def feed(self, chunk: Chunk) -> None:
-        """Decode a chunk."""
-        if isinstance(self.decoder, Joined):
-            assert self.part is not None
-            self.decoder.feed_part(self.part, chunk)
-        elif self.decoder is not None:
-            self.decoder.feed(chunk)
-
-    def hold(self) -> int:
-        """Read on without decoding, as long as no engine is known; the number of frames read."""
-        frames, size = 0, self.size_held
-        while size < MOST_HELD:
-            begun = Position(**vars(self.reader.position))
-            chunk = self.reader.read()
-            if chunk is None:
-                break
-            self.held.append((begun, chunk))
-            self._look(chunk)
-            frames += len(chunk.payloads)
-            size += len(chunk.data)
-        return frames
-
-    @property
-    def size_held(self) -> int:
-        """Bytes that wait."""
-        return sum(len(chunk.data) for _, chunk in self.held)
-
-    def _look(self, chunk: Chunk) -> None:
-        for at in chunk.payloads:
-            kind = chunk.data[at]
-            if kind == wire.ENGINE and self.about is None:
-                length = wire.HEAD.unpack_from(chunk.data, at)[3]
-                begin = at + wire.HEAD.size
-                self.about = json.loads(chunk.data[begin : begin + length])
-            elif kind == wire.CALL and self.token is None:
-                self.token = wire.CALL_BODY.unpack_from(chunk.data, at)[5]
-
-    def state(self) -> dict[str, Any]:
-        """Where to read on, as JSON; held chunks are read again."""
-        return {
-            "position": vars(self.held[0][0] if self.held else self.reader.position),
-            "engine": None if self.decoder is None else self.decoder.engine_id,
-            "part": None if self.part is None else self.part.state(),
-        }
 
 
 class Rings:
     """Every ring of a recording, by name, and the decoders of its engines."""
 
-    def __init__(self, directory: str, max_steps: int | None) -> None:
+    def __init__(self, directory: RingDirectory | None, max_steps: int | None) -> None:
         self.directory, self.max_steps = directory, max_steps
         self.tails: dict[str, Tail] = {}
         self.engines: list[Decoder] = []
@@ -117,28 +30,68 @@ class Rings:
         """Makes the block hashes of this trace unlike those of any other."""
         self.read_at = 0
         self.missing: list[str] = []
+        """What of the rings could not be read, and why; a sentence each."""
+        self._refused: set[str] = set()
 
     def discover(self) -> None:
         """Open the rings that have come since."""
-        try:
-            names = sorted(entry for entry in os.listdir(self.directory) if entry.endswith(".ring"))
-        except FileNotFoundError:
+        if self.directory is None:
             return
-        for name in names:
-            if name not in self.tails:
+        for name in self.directory.rings():
+            if name not in self.tails and name not in self._refused:
                 self.open(name)
 
     def open(self, name: str, position: Position | None = None) -> Tail | None:
         """Open a ring; None where its writer has not finished making it, or it is gone (then it is in `missing`)."""
+        gone = f"ring {name} is gone: what it held after the last published step is lost"
         try:
-            tail = Tail(RingReader(os.path.join(self.directory, name), position))
+            if self.directory is None:
+                raise FileNotFoundError(name)
+            tail = Tail(RingReader(name, position, self.directory.open(name)))
         except FileNotFoundError:
-            self.missing.append(f"ring {name} is gone: what it held after the last published step is lost")
+            self._refuse(name, gone)
+            return None
+        except OSError as error:
+            self._refuse(name, f"ring {name} cannot be read ({error}): its steps are not in this trace")
+            return None
+        except BadRing as error:
+            self._refuse(name, f"{error.what} ({error.why}): it is not read")
             return None
         except TraceError:
             return None
         self.tails[name] = tail
         return tail
+
+    def _refuse(self, name: str, why: str) -> None:
+        self._refused.add(name)
+        self.missing.append(why)
+
+    def problems(self) -> list[str]:
+        """What of the rings could not be read so far, and why; a sentence each."""
+        found = [
+            f"ring {name} is read no further: {tail.problem}"
+            for name, tail in self.tails.items()
+            if tail.problem
+        ]
+        return self.missing + found
+
+    def taken(self, engine: Decoder, read_at: int) -> Decoded:
+        """The rows of an engine since the last call, all rings having been read since `read_at` (0: to the end).
+
+        An engine whose frames make no sense ends, with what was taken before.
+        """
+        try:
+            return engine.take(read_at) if isinstance(engine, Joined) else engine.take()
+        except Exception as error:
+            self.spoil(engine, error)
+            engine.forwards, engine.out = None, Decoded()
+            return Decoded()
+
+    def spoil(self, engine: Decoder, error: Exception) -> None:
+        """Read no ring of an engine any further: what it told makes no sense."""
+        for tail in self.tails.values():
+            if tail.decoder is engine:
+                tail.spoil(error)
 
     def read(self, final: bool = False) -> int:
         """Decode what was committed since the last call; the number of frames read."""

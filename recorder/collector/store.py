@@ -7,7 +7,9 @@ renamed into place. That rename is the commit of both.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,36 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.retire import Retired
 from fdtrace.recorder.collector.tables import values
-from fdtrace.recorder.collector.views import Views
+from fdtrace.recorder.collector.views import SMALL, Views
+from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql import quoted
 
-PARTED = (schema.STEP, schema.STEP_REQUEST, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
+PARTED = (schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
 """The tables that grow; the others are whole in each published database."""
 
 COMPACT_AT = 24
 """So many parts of one level are merged to one of the next."""
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what lies at a path; None where nothing does."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Leave no half of a file."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
 
 
 class Store:
@@ -38,13 +61,25 @@ class Store:
         self.serial = serial
         self.retired = Retired(path)
         self.views: Views | None = None
-        self.db = duckdb.connect()
-        self.db.execute("SET threads = 1")
-        self.db.execute("SET preserve_insertion_order = true")
+        self.published = identity_of(path)
+        """Which file at `path` is ours: no other is replaced."""
+        self._connect()
         known = {name for levels in self.parts.values() for level in levels for name in level}
         for file in self.directory.glob("*.parquet"):
             if file.name not in known:
                 file.unlink()  # written, but its commit never came: the rings still hold what it holds
+
+    def _connect(self) -> None:
+        self.db = duckdb.connect()
+        self.db.execute("SET threads = 1")
+        self.db.execute("SET preserve_insertion_order = true")
+
+    def reset(self) -> None:
+        """After a failure: let go of what DuckDB may have half done, and begin with a fresh connection."""
+        self.views = None
+        with contextlib.suppress(duckdb.Error):
+            self.db.close()
+        self._connect()
 
     def part_paths(self, table: str) -> list[str]:
         """The parts of a table, oldest first, as absolute paths."""
@@ -62,9 +97,10 @@ class Store:
             return
         part = self._new_part(table.name)
         self.db.register("decoded", columns)
-        self.db.execute(
-            f"COPY (SELECT {values(table, columns)} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)"
-        )
+        with removed_on_failure(part):
+            self.db.execute(
+                f"COPY (SELECT {values(table, columns)} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)"
+            )
         self.db.unregister("decoded")
         self.parts[table.name][0].append(part.name)
 
@@ -76,10 +112,11 @@ class Store:
                     continue
                 part = self._new_part(table)
                 paths = [str(self.directory / name) for name in names]
-                self.db.execute(
-                    f"COPY (FROM read_parquet($1)) TO '{quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
-                    [paths],
-                )
+                with removed_on_failure(part):
+                    self.db.execute(
+                        f"COPY (FROM read_parquet($1)) TO '{quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
+                        [paths],
+                    )
                 if level + 1 == len(levels):
                     levels.append([])
                 levels[level + 1].append(part.name)
@@ -88,20 +125,36 @@ class Store:
                 break
 
     def publish(self, small: dict[str, Columns], state: dict[str, Any]) -> None:
-        """Commit: the parts so far, the small tables (`views.SMALL`) and the state."""
+        """Commit: the parts so far, the small tables (`views.SMALL`) and the state.
+
+        TraceError where another file has been put at `path`.
+        """
         self.views = self.views or Views(self.db, self.directory / "views.duckdb")
         state = dict(state, parts=self.parts, serial=self.serial)
         fresh = self.directory / "next.duckdb"
         self.views.copy(small, {table.name: self._source(table) for table in PARTED}, state, fresh)
+        self.put(fresh)
+        self.retired.sweep()
+
+    def put(self, fresh: Path) -> None:
+        """Rename a file of ours over the one published before; never over another, which somebody has put there."""
+        there = identity_of(self.path)
+        if there not in (None, self.published):
+            raise TraceError(
+                f"{self.path} was replaced by another file",
+                why="somebody put it there while it was being recorded to",
+                hint=f"move that file away, then `fdtrace recover {self.path}`",
+            )
         self.retired.replacing()
         os.replace(fresh, self.path)
-        self.retired.sweep()
+        self.published = identity_of(self.path)
 
     def _source(self, table: schema.Table) -> str:
         paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
-        if table is schema.REQUEST:
-            return f"{parts} UNION ALL SELECT * FROM _live_request" if parts else "FROM _live_request"
+        live = f"_live_{table.name}"
+        if live in SMALL:
+            return f"{parts} UNION ALL SELECT * FROM {live}" if parts else f"FROM {live}"
         if parts:
             return parts
         nothing = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)

@@ -20,7 +20,12 @@ from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.sql import quoted
 
-SMALL = {"trace": schema.TRACE, "engine": schema.ENGINE, "_live_request": schema.REQUEST}
+SMALL = {
+    "trace": schema.TRACE,
+    "engine": schema.ENGINE,
+    "_live_request": schema.REQUEST,
+    "_live_call": schema.CALL,
+}
 """Tables that are whole in each published database."""
 
 SCHEMA_VIEWS = {view.name: view.query for view in schema.VIEWS}
@@ -57,7 +62,8 @@ class Views:
         db.execute("COMMIT")
         db.execute("CHECKPOINT views")
         self._held, self._sources = dict(small), dict(sources)
-        with to.open("wb") as copy, self.path.open("rb") as mine:
+        to.unlink(missing_ok=True)
+        with to.open("xb") as copy, self.path.open("rb") as mine:
             shutil.copyfileobj(mine, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())

@@ -96,9 +96,20 @@ class Yama(InjectError):
 class Seccomp(InjectError):
     code = "seccomp"
 
-    def __init__(self, pid: int, why: str) -> None:
-        hint = f"run fdtrace outside the container, or with `--security-opt seccomp=unconfined`; or {ARM}"
+    def __init__(self, pid: int, why: str, *, hint: str = "") -> None:
+        outside = "run fdtrace outside the container, or with `--security-opt seccomp=unconfined`"
+        hint = f"{hint or outside}; or {ARM}"
         super().__init__(pid, f"a seccomp filter stands between us and process {pid}", why=why, hint=hint)
+
+    @classmethod
+    def may_kill(cls, pid: int, theirs: int, own: int) -> Seccomp:
+        """It is under `theirs` filters, this command under `own`: nothing can be asked what they do."""
+        calls = (
+            "socket, connect, clone, ppoll, openat, mkdir, unlink, and mmap of executable pages and of a file"
+        )
+        looks = "1 filter looks" if theirs == 1 else f"{theirs} filters look"
+        why = f"{looks} at its system calls ({own} at ours), and may kill it for one that we make in it: {calls}"
+        return cls(pid, why, hint="`fdtrace attach --force` where its filter is known to allow these")
 
 
 class Traced(InjectError):

@@ -51,19 +51,20 @@ class InjectionResult(Entry):
     total_us: int
 
 
-def run_in_process(pid: int, source: str, *, timeout: float = 5.0) -> InjectionResult:
+def run_in_process(pid: int, source: str, *, timeout: float = 5.0, force: bool = False) -> InjectionResult:
     """Execute `source` in the process and return its `result`: an `enter` for one question."""
     begun = time.perf_counter()
-    with enter(pid, timeout=timeout) as (entry, conversation):
+    with enter(pid, timeout=timeout, force=force) as (entry, conversation):
         value = conversation.ask(source)
     return InjectionResult(**vars(entry), value=value, total_us=round((time.perf_counter() - begun) * 1e6))
 
 
 @contextlib.contextmanager
-def enter(pid: int, *, timeout: float = 5.0) -> Iterator[tuple[Entry, Conversation]]:
+def enter(pid: int, *, timeout: float = 5.0, force: bool = False) -> Iterator[tuple[Entry, Conversation]]:
     """Have the process run what it is asked, in a thread of its own and a fresh namespace, until this is left.
 
-    `timeout` is in seconds, for Python code of the target to run, and again for each question to end. Raises a
+    `timeout` is in seconds, for Python code of the target to run, and again for each question to end. With `force` a
+    process is entered whose system calls a seccomp filter looks at, which may kill it. Raises a
     `recorder.inject.errors.InjectError`; the process is then as it was, and nothing is installed unless the
     error is AgentFailed, which what it was asked itself raised.
 
@@ -72,7 +73,7 @@ def enter(pid: int, *, timeout: float = 5.0) -> Iterator[tuple[Entry, Conversati
     the main one. Up to CPython 3.11 a child that the program forks just while our thread registers with the
     interpreter may hang, as with any thread that is not Python's: HEAD_LOCK is not held over a fork.
     """
-    target = check_target(pid)
+    target = check_target(pid, force=force)
     rest()
     with _pidfd(target) as pidfd:
         entry, peer = _called_back(target, pidfd, timeout)
@@ -82,7 +83,7 @@ def enter(pid: int, *, timeout: float = 5.0) -> Iterator[tuple[Entry, Conversati
 
 def _called_back(target: Target, pidfd: int, timeout: float) -> tuple[Entry, socket.socket]:
     """Get our lines to run in the process, and its call."""
-    with _explained(target), Meeting(target.pid, target.uid, timeout=timeout) as meeting:
+    with _explained(target), Meeting(target.pid, target.user, timeout=timeout) as meeting:
         entry, peer = _by_remote_exec(target, meeting), None
         if entry is not None:
             peer = meeting.wait(pidfd, min(timeout, _REMOTE_EXEC_PATIENCE_S))
@@ -170,7 +171,7 @@ def _by_ptrace(target: Target, text: bytes) -> Entry:
 
 def _choose(target: Target, attempt: int, *, may_queue: bool) -> int | None:
     """A parked thread; with `may_queue` and none parked, a running one."""
-    threads = parked.look(target.pid)
+    threads = [t for t in parked.look(target.pid) if t.num_filters <= target.filters_allowed]
     waiting = [thread.tid for thread in threads if thread.is_parked]
     if waiting:
         return waiting[attempt % len(waiting)]
@@ -195,7 +196,7 @@ def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> Way | None:
 
 
 def _nothing_found(target: Target) -> errors.InjectError:
-    check_target(target.pid)  # it may have been stopped meanwhile
+    check_target(target.pid, force=True)  # it may have been stopped meanwhile
     threads = parked.look(target.pid)
     if threads and all(thread.state == "D" for thread in threads):
         where = read_small(f"/proc/{target.pid}/wchan", "unknown")

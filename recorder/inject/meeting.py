@@ -17,26 +17,32 @@ from types import TracebackType
 
 from fdtrace.recorder.inject.conversation import bootstrap
 from fdtrace.recorder.inject.errors import Ended, NoPtrace
+from fdtrace.recorder.inject.target import shares_our_files
+from fdtrace.recorder.inject.users import User, acting_as
+from fdtrace.recorder.maker import Maker
 
-_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+PREFIX = "fdtrace-attach-"
 
 
 class Meeting:
     """The socket at which the target calls back. Use as a context manager; leaving it gives up whatever is
     under way.
 
-    `timeout` is in seconds, for what the target waits for us.
+    All of it is made as the target's user `user` (`acting_as`), who alone can reach it. `timeout` is in seconds, for
+    what the target waits for us.
     """
 
-    def __init__(self, pid: int, uid: int, *, timeout: float) -> None:
-        self._pid, self._uid, self._timeout = pid, uid, timeout
-        self._here, self._there = _make_directory(pid, uid)
+    def __init__(self, pid: int, user: User, *, timeout: float) -> None:
+        self._pid, self._user, self._timeout = pid, user, timeout
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._here = ""
         try:
-            path = f"{self._here}/s"
-            self._listener.bind(path)
-            _hand_over(path, uid)
-            os.chmod(path, 0o600)
+            with acting_as(user):
+                self._here, self._there = _make_directory(pid)
+                path = f"{self._here}/s"
+                self._listener.bind(path)
+                os.chmod(path, 0o600)
             self._listener.listen(8)
             self._listener.setblocking(False)
         except BaseException:
@@ -51,7 +57,9 @@ class Meeting:
 
     def close(self) -> None:
         self._listener.close()
-        shutil.rmtree(self._here, ignore_errors=True)
+        if self._here:
+            with acting_as(self._user):
+                shutil.rmtree(self._here, ignore_errors=True)
 
     def bootstrap(self, *, own_thread: bool = False) -> str:
         """The text that calls here (`conversation.bootstrap`)."""
@@ -60,9 +68,10 @@ class Meeting:
     def write_script(self) -> str:
         """Put the bootstrap into a file, for `sys.remote_exec`; its path as the target sees it."""
         here = f"{self._here}/boot.py"
-        with open(os.open(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with acting_as(self._user):
+            fd = os.open(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
             file.write(self.bootstrap(own_thread=True))
-        _hand_over(here, self._uid)
         return f"{self._there}/boot.py"
 
     def wait(self, pidfd: int, timeout: float) -> socket.socket | None:
@@ -89,33 +98,18 @@ def _peer_pid(peer: socket.socket) -> int:
     return int(struct.unpack("iII", credentials)[0])
 
 
-def _hand_over(path: str, uid: int) -> None:
-    """Make the target's user the owner, where we run as another (root)."""
-    if uid != os.geteuid():
-        os.chown(path, uid, -1)
-
-
-def _make_directory(pid: int, uid: int) -> tuple[str, str]:
-    """A new directory of mode 0700 owned by the target's user: (its path here, its path in the target)."""
-    root = "" if _shares_our_files(pid) else f"/proc/{pid}/root"
+def _make_directory(pid: int) -> tuple[str, str]:
+    """A new directory of mode 0700: (its path here, its path in the target). Its name says who made it, so that the
+    next fdtrace removes it where we are killed (`leftovers`).
+    """
+    root = "" if shares_our_files(pid) else f"/proc/{pid}/root"
     problems = []
-    for parent in _DIRECTORIES:
+    for parent in DIRECTORIES:
         try:
             # Both sides must reach it by a path that fits in a socket's address.
-            here = tempfile.mkdtemp(prefix="fdtrace-", dir=f"{root}{parent}")
+            here = tempfile.mkdtemp(prefix=f"{PREFIX}{Maker.this()}-", dir=f"{root}{parent}")
         except OSError as error:
             problems.append(f"{parent}: {error.strerror}")
             continue
-        _hand_over(here, uid)
         return here, here[len(root) :]
     raise NoPtrace(pid, f"it has no directory for our socket ({'; '.join(problems)})")
-
-
-def _shares_our_files(pid: int) -> bool:
-    """Whether a path means the same for us and the process: the same mount namespace and root."""
-    try:
-        mine, theirs = os.stat("/proc/self/ns/mnt"), os.stat(f"/proc/{pid}/ns/mnt")
-        same_root = os.path.samestat(os.stat("/"), os.stat(f"/proc/{pid}/root/"))
-    except OSError:
-        return False
-    return os.path.samestat(mine, theirs) and same_root

@@ -24,7 +24,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from fdtrace.recorder.inject.proc import read_small, read_status, threads
+from fdtrace.recorder.inject.proc import num_filters, read_small, read_status, threads
 from fdtrace.recorder.inject.ptrace import Registers
 
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
@@ -69,13 +69,16 @@ _BEGIN_AGAIN = {232: 3, 281: 3, 441: 3, 220: 3, 128: 2}
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread as /proc shows it. `call` is the system call it waits in, None when it runs."""
+    """A thread as /proc shows it. `call` is the system call it waits in, None when it runs. `num_filters` of seccomp
+    look at its calls.
+    """
 
     tid: int
     state: str
     call: int | None
     arguments: tuple[int, ...]
     num_switches: int
+    num_filters: int
 
     @property
     def is_parked(self) -> bool:
@@ -127,10 +130,11 @@ def _read(pid: int, tid: int) -> Thread | None:
         return None
     switches = sum(int(status.get(f"{kind}_ctxt_switches", 0)) for kind in ("voluntary", "nonvoluntary"))
     fields = read_small(f"{base}/syscall", "running").split()
+    filters = num_filters(status)
     if fields[0] == "running" or fields[0] == "-1":
-        return Thread(tid, status["State"][0], None, (), switches)
+        return Thread(tid, status["State"][0], None, (), switches, filters)
     arguments = tuple(int(field, 16) for field in fields[1:7])
-    return Thread(tid, status["State"][0], int(fields[0]), arguments, switches)
+    return Thread(tid, status["State"][0], int(fields[0]), arguments, switches, filters)
 
 
 def waits_for_mutex(pid: int, tid: int) -> bool:

@@ -36,6 +36,13 @@ def read_status(path: str) -> dict[str, str]:
         return {name: value.strip() for name, _, value in pairs}
 
 
+def num_filters(status: dict[str, str]) -> int:
+    """How many seccomp filters a process or thread is under, by what `read_status` has read."""
+    if status.get("Seccomp") != "2":
+        return 0
+    return int(status.get("Seccomp_filters", 1))  # counted since Linux 5.9
+
+
 def read_small(path: str, default: str = "") -> str:
     """A one-line file's text, `default` where it cannot be read."""
     try:

@@ -9,28 +9,32 @@ from dataclasses import dataclass
 from fdtrace.recorder.inject import errors
 from fdtrace.recorder.inject.escape import find_instructions
 from fdtrace.recorder.inject.memory import Mapping, Memory, mappings
-from fdtrace.recorder.inject.proc import read_small, read_stat, read_status
+from fdtrace.recorder.inject.proc import num_filters, read_small, read_stat, read_status
 from fdtrace.recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
 from fdtrace.recorder.inject.python import Python, find_python
+from fdtrace.recorder.inject.users import User, user_in
 
 _CAP_SYS_PTRACE = 1 << 19
 _SECCOMP_STRICT, _SECCOMP_FILTER = "1", "2"
+ANY_FILTERS = 1 << 30
 
 
 @dataclass(frozen=True)
 class Target:
     """A process that can be attached to.
 
-    `start_time` is in clock ticks since boot, `uid` the one that its file accesses are checked with,
-    `syscall_at` the address of a `syscall` instruction in it.
+    `start_time` is in clock ticks since boot, `user` the one that its file accesses are checked with,
+    `syscall_at` the address of a `syscall` instruction in it. Threads of it that are under more than `filters_allowed`
+    seccomp filters are left alone.
     """
 
     pid: int
     start_time: int
-    uid: int
+    user: User
     python: Python
     syscall_at: int
     sigreturn_at: int
+    filters_allowed: int
 
 
 def check_process(pid: int) -> None:
@@ -54,25 +58,26 @@ def is_python(pid: int) -> bool | None:
         return False
 
 
-def check_target(pid: int) -> Target:
+def check_target(pid: int, *, force: bool = False) -> Target:
     """Look at the process without changing anything in it; the error says which of the causes stands in the
-    way.
+    way. With `force` a seccomp filter of the process is none.
     """
     machine = platform.machine()
     if machine != "x86_64":
         raise errors.NotX8664(pid, machine)
     try:
-        return _check(pid)
+        return _check(pid, force)
     except (FileNotFoundError, ProcessLookupError):
         raise errors.NoProcess(pid) from None
 
 
-def _check(pid: int) -> Target:
+def _check(pid: int, force: bool) -> Target:
     if pid <= 0:
         raise errors.NoProcess(pid)
     status = read_status(f"/proc/{pid}/status")
     _check_state(pid, status)
     _check_permission(pid, status)
+    allowed = ANY_FILTERS if force else _filters_allowed(pid, status)
     exe = _executable(pid)
     if exe and not _is_x86_64(pid):
         raise errors.NotX8664(pid, "a program for another machine, or of 32 bits")
@@ -85,7 +90,31 @@ def _check(pid: int) -> Target:
     start_time = read_stat(f"/proc/{pid}/stat").start_time
     call, back = find_instructions(pid, maps)
     call = call or _syscall_in_vdso(pid, maps)
-    return Target(pid, start_time, int(status["Uid"].split()[3]), python, call, back)
+    return Target(pid, start_time, user_in(status), python, call, back, allowed)
+
+
+def _filters_allowed(pid: int, status: dict[str, str]) -> int:
+    """How many seccomp filters a thread may be under that we use. Seccomp where its main thread is under more.
+
+    A filter may kill a process for a call that our lines in it make, and nobody can ask a filter what it does. Filters
+    that we are under as well, as in one container, have let us make those calls.
+    """
+    own = num_filters(read_status("/proc/self/status"))
+    allowed = own if own and shares_our_files(pid) else 0
+    theirs = num_filters(status)
+    if theirs > allowed:
+        raise errors.Seccomp.may_kill(pid, theirs, own)
+    return allowed
+
+
+def shares_our_files(pid: int) -> bool:
+    """Whether a path means the same for us and the process: the same mount namespace and root."""
+    try:
+        mine, theirs = os.stat("/proc/self/ns/mnt"), os.stat(f"/proc/{pid}/ns/mnt")
+        same_root = os.path.samestat(os.stat("/"), os.stat(f"/proc/{pid}/root/"))
+    except OSError:
+        return False
+    return os.path.samestat(mine, theirs) and same_root
 
 
 def _syscall_in_vdso(pid: int, maps: list[Mapping]) -> int:

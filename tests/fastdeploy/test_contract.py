@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fdtrace.recorder.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
-from tests.stands import rows_of
+from tests.stands import calls_of, differing_calls, logged, rows_of
 
 
 def finished(output: str) -> dict[str, Any]:
@@ -64,6 +65,76 @@ def test_a_call_is_counted_once_with_its_first_forward(stand: Stand) -> None:
         assert count(trace, "SELECT count(*) FROM preemption WHERE freed_blocks > 0") == preempted
 
 
+CALLS = [
+    ("--inline",),
+    ("--blocks", "60", "--aborts", "--skips"),
+    ("--drafts", "0", "--batch-request"),
+    ("--inline", "--role", "prefill"),
+    ("--inline", "--role", "decode", "--blocks", "60"),
+]
+
+
+@pytest.mark.parametrize("options", CALLS, ids=" ".join)
+def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tuple[str, ...]) -> None:
+    assert stand.record(*options).returncode == 0
+    lines = logged(stand.log_of().with_name("log.0.calls"))
+    with open_trace(stand.trace) as trace:
+        found = calls_of(trace)
+        steps = count(trace, "SELECT count(*) FROM step")
+    assert len({row["num_running_decodes"] - row["num_running"] for row in found}) > 1
+    unready = [line.pop("unready") for line in lines]
+    assert all(row["num_deferred"] <= most for row, most in zip(found, unready, strict=False))
+    assert differing_calls(found, lines) == []
+    handed_out = [row["first_step"] for row in found if not row["idle"]]
+    assert handed_out == sorted(handed_out)  # in order, none unknown
+    assert handed_out[-1] < steps
+    assert all(row["first_step"] is None for row in found if row["idle"])
+
+
+@pytest.mark.parametrize("options", [("--inline",), ()], ids=["one process", "two"])
+def test_attach_to_an_engine_that_hangs_says_what_waits_for_what(
+    stand: Stand, options: tuple[str, ...]
+) -> None:
+    command = stand.command(*options, "--blocks", "20", "--sleep", "0.002")
+    engine = subprocess.Popen(command, env=stand.environment, stdout=subprocess.PIPE)
+    try:
+        calls = stand.log_of().with_name("log.0.calls")
+        while not (calls.exists() and hangs(calls)):
+            time.sleep(0.05)
+        done = stand.fdtrace("attach", engine.pid, "-o", stand.trace, "--duration", "1.5")
+    finally:
+        engine.kill()
+        engine.wait()
+    assert done.returncode == 0, done.stderr
+    assert "0 steps in" in done.stderr
+    assert "it never fits" in done.stderr
+    with open_trace(stand.trace) as trace:
+        (row,) = trace.rows("FROM call")
+        assert (row["num_running"], row["not_admitted"], row["idle"]) == (0, "blocks", True)
+        assert row["num_calls"] > 50
+        assert row["num_missing_blocks"] > 0
+        assert count(trace, f"SELECT request_id FROM request WHERE request = {row['head']}")
+        assert count(trace, "SELECT count(*) FROM request") == row["num_waiting"]
+
+
+def hangs(calls: Path) -> bool:
+    """Whether an engine has handed out nothing in its last twenty calls, and nothing runs."""
+    lines = [json.loads(line) for line in calls.read_text().split("\n")[:-1][-20:]]
+    return len(lines) == 20 and all(line["idle"] and not line["num_running"] for line in lines)
+
+
+def test_an_engine_with_nothing_to_do_adds_no_call(stand: Stand) -> None:
+    """Its last requests end before it does: then it goes on calling for a while."""
+    assert stand.record("--inline", "--requests", "2", "--rest", "30").returncode == 0
+    with open_trace(stand.trace) as trace:
+        assert (
+            count(trace, "SELECT count(*) FROM call WHERE num_running = 0 AND num_waiting = 0 AND idle") == 0
+        )
+        assert count(trace, "SELECT sum(num_calls) FROM call") == len(
+            logged(stand.log_of().with_name("log.0.calls"))
+        )
+
+
 def test_every_step_lists_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
     assert stand.record("--inline", "--blocks", "60").returncode == 0
     with open_trace(stand.trace) as trace:
@@ -85,10 +156,7 @@ def test_with_prefix_caching_equal_prefixes_are_seen_and_no_token_is(stand: Stan
         assert stand.record("--prefix-caching").returncode == 0
         with open_trace(stand.trace) as trace:
             runs.append(trace.rows("SELECT num_prompt_tokens, block_hashes FROM request ORDER BY request"))
-            shared = [
-                () if one is None else one
-                for one in trace.recording().read_now(row_by_row=False).block_hashes
-            ]
+            shared = [() if one is None else one for one in trace.recording().details.block_hashes]
         assert [len(hashes) for hashes in shared] == [row["num_prompt_tokens"] // 4 for row in runs[-1]]
     for requests in runs:
         lists = [row["block_hashes"] for row in requests if row["num_prompt_tokens"] >= 16]

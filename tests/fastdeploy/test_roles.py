@@ -64,9 +64,9 @@ def test_a_prefill_instance_ends_a_request_when_its_cache_is_sent(stand: Stand) 
         ended = {row["request_id"]: row for row in events(trace, ("finished",))}
         assert {name: row["step"] for name, row in ended.items() if row["reason"] != "error"} == sent
         recording = trace.recording()
-        handover = recording.handover
+        handover = recording.details.handover
         assert handover is not None
-        later = recording.finished_step - handover.last_ran
+        later = recording.details.endings.finished_step - handover.last_ran
         assert later[(handover.last_ran != MISSING)].max() > 0
 
 
@@ -96,14 +96,14 @@ def test_an_instance_of_no_role_hands_nothing_over(stand: Stand) -> None:
     assert stand.record("--inline").returncode == 0
     with open_trace(stand.trace) as trace:
         assert events(trace) == []
-        assert trace.recording().handover is None
+        assert trace.recording().details.handover is None
 
 
 def test_handover_is_read_by_entry_of_the_requests(stand: Stand) -> None:
     done = stand.record("--inline", "--role", "decode")
     with open_trace(stand.trace) as trace:
         recording = trace.recording()
-        handover = recording.handover
+        handover = recording.details.handover
         assert handover is not None
         names = recording.requests["request_id"].tolist()
         for kind in KINDS:

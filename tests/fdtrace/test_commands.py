@@ -201,7 +201,32 @@ def test_check_is_for_ci(trace: Path, capsys: Captured) -> None:
     assert said[0].startswith("FAIL original")
     assert said[1].startswith("ok   pr7499")
     assert main(["check", str(trace), "-f", "original", "--max-exceeded", "100000"]) == 0
-    assert main(["check", str(trace)]) == 2
+    capsys.readouterr()
+    assert main(["check", str(trace)]) == 1, "without -f it checks the default formulas, as its help says"
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [
+        "original:",
+        "pr7438:",
+        "pr7499:",
+    ]
+
+
+def test_a_hang_and_a_cut_fail_the_check(
+    trace: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["check", str(trace), "-f", "nothing: 0"]) == 1
+    assert "; hangs at step" in capsys.readouterr().out
+    monkeypatch.setattr("fdtrace.replayer.recorded_work.STEPS_FACTOR", 0)
+    monkeypatch.setattr("fdtrace.replayer.recorded_work.STEPS_MORE", 5)
+    assert main(["check", str(trace), "-f", "pr7499"]) == 1
+    assert "cut at step" in capsys.readouterr().out
+    assert main(["replay", str(trace), "-f", "pr7499", "--json"]) == 0
+    (_, found) = json.loads(capsys.readouterr().out)["formulas"]
+    assert found["hang"] is None
+    assert found["cut"]["max_steps"] == 5
+    assert main(["replay", str(trace), "-f", "pr7499", "--report"]) == 0
+    said = capsys.readouterr().out
+    assert "CUT" in said
+    assert "by the limit of 5 steps" in said
 
 
 def test_formulas_lists_names_sources_and_variables(capsys: Captured) -> None:
@@ -253,3 +278,12 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(trace: Path) -> None:
     )
     assert done.stdout.startswith("engine_id,step,request")
     assert done.stderr == ""
+
+
+def test_a_command_that_ran_no_step_names_no_trace(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "t.duckdb"
+    assert main(["record", "-o", str(out), "--", sys.executable, "-c", "raise SystemExit(5)"]) == 5
+    said = capsys.readouterr().err
+    assert "no step was recorded: no trace is written" in said
+    assert "steps in" not in said
+    assert not out.exists()

@@ -22,7 +22,7 @@ from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.compare import Desk
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.schedulers import given_schedulers
-from tests.fdtrace.test_simulate import CASES, VERSIONS, case, golden, lines_of
+from tests.fdtrace.test_simulate import CASES, NOT_DONE, VERSIONS, case, golden, lines_of
 from tests.replayer.conftest import make_recording, read_case
 from tests.replayer.test_reschedule import begun_at
 
@@ -37,7 +37,7 @@ OPTIONS = ["--scheduler", f"fastdeploy={SOURCE}", "--scheduler-python", PYTHON]
 
 def simulated(name: str, out: Path) -> list[dict[str, Any]]:
     """What the checkout decides on a case."""
-    assert main(["simulate", case(name), "--decisions", str(out), *OPTIONS]) == 0
+    assert main(["simulate", case(name), "--decisions", str(out), *OPTIONS]) == (name == NOT_DONE)
     return lines_of(out)
 
 
@@ -209,3 +209,64 @@ def test_equal_names_are_told_apart(checkout: Callable[[str], Path]) -> None:
     texts = [f"fastdeploy={where}", f"fastdeploy={where}/../src"]
     assert [one.name for one in given_schedulers(texts, "python")] == texts
     assert [one.name for one in given_schedulers(texts[:1], "python")] == ["fastdeploy=src"]
+
+
+# How a real scheduler's simulation ends ----------------------------------------------------------------------
+
+
+@real
+def test_where_it_refuses_the_others_are_printed_all_the_same(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps({**read_case("aborts"), "max_num_batched_tokens": 40}))
+    out = tmp_path / "out.jsonl"
+    assert main(["simulate", str(path), "-f", "original", "--decisions", str(out), *OPTIONS]) == 2
+    said = capsys.readouterr()
+    assert "original" in said.out
+    assert "refuses this configuration" in said.err
+    assert "FastDeploy refuses this under original" in said.err, "the model names the same check"
+    assert len((tmp_path / "out-original.jsonl").read_text().splitlines()) > 100
+
+
+NEVER_JOINS = {
+    "max_num_seqs": 8,
+    "num_blocks": 20,
+    "block_size": 16,
+    "max_num_batched_tokens": 128,
+    "max_model_len": 256,
+    "role": "decode",
+    "max_steps": 60,
+    "requests": [
+        *({"id": f"d{i}", "arrival": i, "prompt": 100, "output": 9, "join_after": 9999} for i in range(2)),
+        {"id": "e", "arrival": 5, "prompt": 100, "output": 9, "join_after": 1},
+    ],
+}
+NO_EXTENSION = {
+    "max_num_seqs": 8,
+    "num_blocks": 64,
+    "block_size": 16,
+    "max_num_batched_tokens": 128,
+    "max_model_len": 256,
+    "env": {"FD_ENC_DEC_BLOCK_NUM": 0},
+    "requests": [{"id": "a", "arrival": 0, "prompt": 100, "output": 60}],
+}
+
+
+@real
+@pytest.mark.parametrize(
+    ("workload", "cause"),
+    [
+        (NEVER_JOINS, "2 requests hold 18 of 20 blocks and did not join"),
+        (NO_EXTENSION, "1 request stalls, and each call extends by 0 blocks"),
+    ],
+)
+def test_it_hangs_where_the_model_does_and_says_why(
+    workload: dict[str, Any], cause: str, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps(workload))
+    assert main(["simulate", str(path), "-f", "original", "--json", *OPTIONS]) == 1
+    model, through = json.loads(capsys.readouterr().out)["schedulers"]
+    assert model["hang"]["step"] == through["hang"]["step"]
+    assert cause in model["hang"]["cause"]
+    assert cause in through["hang"]["cause"]
+    assert through["departs_at"] is None

@@ -15,6 +15,20 @@ DATA = Path(__file__).parent.parent / "data"
 CASES = sorted(path.stem for path in (DATA / "cases").glob("*.json"))
 VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")
 
+WHY = {
+    *(
+        "token_budget",
+        "not_admitted",
+        "blocked",
+        "num_needed_blocks",
+        "num_missing_blocks",
+        "num_reserved_blocks",
+    ),
+    *("new_token_ratio", "num_asking", "num_preallocated", "num_preallocated_blocks"),
+}
+NOT_DONE = "full_reservation"
+"""The case that hangs, or is cut at its limit of 600 steps."""
+
 Captured = pytest.CaptureFixture[str]
 
 
@@ -28,14 +42,20 @@ def golden(name: str, version: str) -> list[dict[str, Any]]:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return golden_part(path.read_text())
+
+
+def golden_part(text: str) -> list[dict[str, Any]]:
+    """Lines of decisions without what decided, which the lab's lines do not hold."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{name: value for name, value in line.items() if name not in WHY} for line in lines]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CASES)
 def test_decisions_are_those_of_the_real_scheduler(name: str, version: str, tmp_path: Path) -> None:
     out = tmp_path / "decisions.jsonl"
-    assert main(["simulate", case(name), "-f", version, "--decisions", str(out)]) == 0
+    assert main(["simulate", case(name), "-f", version, "--decisions", str(out)]) == (name == NOT_DONE)
     assert lines_of(out) == golden(name, version)
 
 
@@ -45,11 +65,11 @@ def test_a_policy_can_be_given_by_itself_and_beside_a_formula(tmp_path: Path, ca
         return capsys.readouterr().out
 
     whole = decided("-f", "release_2_6")
-    assert [json.loads(line) for line in whole.splitlines()] == golden("tight_blocks", "release_2_6")
+    assert golden_part(whole) == golden("tight_blocks", "release_2_6")
     assert decided("--policy", "release_2_6") == whole
     assert decided("-f", "pr7623", "--policy", "release_2_6") == whole
     budget_alone = decided("-f", "release_2_6", "--policy", "original")
-    assert [json.loads(line) for line in budget_alone.splitlines()] == golden("tight_blocks", "pr7623")
+    assert golden_part(budget_alone) == golden("tight_blocks", "pr7623")
 
 
 def test_several_are_compared_and_each_writes_its_own_file(tmp_path: Path, capsys: Captured) -> None:
@@ -62,15 +82,15 @@ def test_several_are_compared_and_each_writes_its_own_file(tmp_path: Path, capsy
         cells[0]: cells for cells in (line.replace("|", " ").split() for line in said.splitlines()) if cells
     }
     assert rows["original"][1:5] == ["126", "+184", "1208", "233"]
-    assert rows["original"][-3:] == ["from", "step", "2"]
+    assert rows["original"][-4:] == ["from", "step", "2", "done"]
     assert rows["mine"][1:5] == ["0", "-", "1024", "248"]
-    assert rows["mine"][-1] == "equal"
+    assert rows["mine"][-2:] == ["equal", "done"]
     assert lines_of(tmp_path / "out-original.jsonl") == golden("speculative", "original")
     assert lines_of(tmp_path / "out-mine.jsonl") == golden("speculative", "pr7623")
 
 
 def test_a_hang_is_told_beside_its_decisions(capsys: Captured) -> None:
-    assert main(["simulate", case("full_reservation"), "-f", "pr7499"]) == 0
+    assert main(["simulate", case("full_reservation"), "-f", "pr7499"]) == 1
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 600
     assert "pr7499 hangs at step 121: the budget is 0 with 16 requests decoding" in said.err
@@ -101,7 +121,7 @@ BAD = {
     "env of the wrong kind": (json.dumps(small(env=[1])), "`env`"),
     "accepts of the wrong kind": (
         json.dumps(small(requests=[{"id": "a", "arrival": 0, "prompt": 1, "output": 1, "accepts": 3}])),
-        "`accepts` must be a list",
+        "`requests[0].accepts` must be a list",
     ),
 }
 

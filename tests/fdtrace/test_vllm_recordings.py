@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,7 @@ from fdtrace.drivers.vllm_scheduler import DrivenVllm
 from fdtrace.recorder.digest import digests_of
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.loading import restarts
-from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording, RowScan, StepDigests
 from fdtrace.recorder.trace import open_trace
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.divergence import COMPARED
@@ -34,9 +35,12 @@ def test_a_recording_that_has_changed_is_told() -> None:
         EngineInfo(0, "vllm", "0", 64, 8, 4, 16, 60, 1024),
         {"step": np.arange(3), "num_tokens": np.array([5, 5, 5])},
         {"request": np.arange(1), "request_id": np.array(["a"], dtype=object)},
-        np.zeros(0, np.int16), np.zeros(2, np.int64), np.array([MISSING]), np.array([MISSING]),
-        digests=np.array([7, MISSING, 9]),
-    )  # fmt: skip
+        (),
+        replace(
+            LoadedDetails.unknown(1),
+            scan=RowScan(digests=StepDigests(np.array([0, 2]), np.array([7, 9]), np.array([5, 5]))),
+        ),
+    )
     columns = {name: np.full(3, MISSING) for name in COMPARED} | {"num_tokens": np.array([5, 5, 5])}
     found = fidelity_of(recording, {**columns, "step": np.arange(3)}, digests=np.array([7, 8, 8]))
     assert (found.num_equal, found.first_divergence) == (2, 2)
@@ -127,16 +131,18 @@ def test_a_trace_tells_what_each_step_ran(trace: Path) -> None:
         rows = opened.rows(
             "SELECT step, request, num_tokens, coalesce(num_draft_tokens, 0) AS d FROM step_request"
         )
-        assert recording.digests is not None
+        digests = recording.step_digests()
+        assert digests is not None
         at = np.searchsorted(recording.steps["step"], [row["step"] for row in rows])
         parts = [np.array([row[name] for row in rows], np.int64) for name in ("request", "num_tokens", "d")]
         found = digests_of(at, (parts[0], parts[1], parts[2]), recording.num_steps)
-        known = recording.digests != MISSING
+        known = digests != MISSING
         assert known.any()
-        assert (found == recording.digests)[known].all()
-        assert recording.drafts is not None
-        assert len(recording.drafts) == len(recording.accepts)
-        assert recording.vain == {}
+        assert (found == digests)[known].all()
+        acceptance = recording.details.acceptance
+        assert acceptance.num_verified is not None
+        assert len(acceptance.num_verified) == len(acceptance.num_accepted)
+        assert recording.details.row_scan.restarts == {}
 
 
 PREFILL, DECODE = False, True

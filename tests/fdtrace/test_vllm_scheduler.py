@@ -151,7 +151,7 @@ def at(ns: int) -> Any:
 def replayed(path: Path) -> tuple[Recording, History]:
     """The trace, and its requests through the real scheduler."""
     with open_trace(path) as trace:
-        recording = trace.recording().read_now(row_by_row=True)
+        recording = trace.recording().loaded()
         desk = Desk(recording, RecordedRows(trace, 0))
         (given,) = given_schedulers(["vllm"], PYTHON)
         with given.open(desk.workload.config, {}, recording.engine.config) as driven:
@@ -185,7 +185,7 @@ def test_what_the_engine_did_is_reproduced(name: str, tmp_path: Path) -> None:
 def test_a_recording_that_began_in_the_middle_is_taken_up(name: str, tmp_path: Path) -> None:
     run, engine = run_of(name)
     recording, history = replayed(trace_of(run, engine, tmp_path / "t.duckdb", first=60))
-    assert len(recording.initial) > 3
+    assert len(recording.details.initial) > 3
     assert fidelity(history).explanation == ""
 
 
@@ -201,3 +201,35 @@ def test_a_workload_is_scheduled_with_no_trace(tmp_path: Path) -> None:
     finished = [name for line in lines for name in line["finished"]]
     assert sorted(finished) == sorted(request["id"] for request in case["requests"])
     assert max(line["tokens"] for line in lines) <= case["max_num_batched_tokens"]
+
+
+def workload(path: Path, **changes: Any) -> str:
+    sizes = {"max_num_seqs": 8, "num_blocks": 60, "block_size": 16, "max_num_batched_tokens": 512}
+    requests = [
+        {"id": "small", "arrival": 0, "prompt": 100, "output": 5},
+        {"id": "big", "arrival": 1, "prompt": 1200, "output": 5},
+        {"id": "later", "arrival": 2, "prompt": 50, "output": 5},
+    ]
+    path.write_text(json.dumps({**sizes, "max_model_len": 4096, "requests": requests, **changes}))
+    return str(path)
+
+
+@real
+def test_a_head_larger_than_the_cache_is_told_as_the_cause(tmp_path: Path, capsys: Captured) -> None:
+    options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--json"]
+    assert main(["simulate", workload(tmp_path / "w.json"), "-f", "original", *options]) == 1
+    model, vllm = json.loads(capsys.readouterr().out)["schedulers"]
+    assert "the head of the queue, big, needs 75 of 59 blocks" in vllm["hang"]["cause"]
+    assert "big preempts itself again and again" in model["hang"]["cause"]
+    assert "needs 75 of 60 blocks" in model["hang"]["cause"]
+    assert vllm["num_finished"] == 1
+
+
+@real
+def test_a_role_that_it_has_not(tmp_path: Path, capsys: Captured) -> None:
+    options = ["-f", "original", "--scheduler", "vllm", "--scheduler-python", PYTHON]
+    file = workload(tmp_path / "w.json", role="decode", num_blocks=300)
+    assert main(["simulate", file, *options]) == 2
+    said = capsys.readouterr()
+    assert "3 of 3" in said.out, "the model's row is printed all the same"
+    assert "vLLM's scheduler has no role 'decode' here" in said.err

@@ -215,22 +215,40 @@ def tracing_memory():
     holding_the_gil()
 
 
-def confined(answer):
-    """A seccomp filter answers a call that maps executable memory with the number `answer`. Counts in 1."""
+CALLS = {"mmap": 9, "socket": 41, "ptrace": 101}
+
+
+def confine(call, answer):
+    """Have a seccomp filter answer a call of this thread with a number; of mmap, where it maps executable memory."""
     allow, load, equal, bit, give = 0x7FFF0000, 0x20, 0x15, 0x45, 0x06
-    steps = [
-        (load, 0, 0, 0),
-        (equal, 0, 3, 9),
-        (load, 0, 0, 32),
-        (bit, 0, 1, 4),
-        (give, 0, 0, int(answer, 0)),
-    ]
+    steps = [(load, 0, 0, 0), (equal, 0, 1, CALLS[call]), (give, 0, 0, int(answer, 0))]
+    if call == "mmap":
+        steps[1:2] = [(equal, 0, 3, 9), (load, 0, 0, 32), (bit, 0, 1, 4)]
     code = b"".join(struct.pack("HBBI", *step) for step in [*steps, (give, 0, 0, allow)])
     room = ctypes.create_string_buffer(code, len(code))
     filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) + 1, ctypes.addressof(room)), 16)
     if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter_, 0, 0):
         sys.exit("prctl failed")
+
+
+def confined(call, answer):
+    """All of it under a filter. Counts in 1."""
+    confine(call, answer)
     count(READY)
+    while True:
+        time.sleep(0.005)
+        count(1)
+
+
+def confined_thread(call, answer):
+    """A thread that sleeps under a filter of its own, and the main one, which sleeps under none. Counts in 1."""
+
+    def sleep():
+        confine(call, answer)
+        count(READY)
+        time.sleep(600)
+
+    threading.Thread(target=sleep, daemon=True).start()
     while True:
         time.sleep(0.005)
         count(1)
@@ -345,5 +363,6 @@ MODES = {
     "stuck": stuck,
     "tracing_memory": tracing_memory,
     "confined": confined,
+    "confined_thread": confined_thread,
 }
 MODES[sys.argv[1]](*sys.argv[3:])

@@ -193,7 +193,7 @@ def test_a_pid_that_was_given_to_another_process_is_not_attached_to(
     program = start("blocked", "sleep")
     seen = check_target(program.pid)
     earlier = dataclasses.replace(seen, start_time=seen.start_time - 1)
-    monkeypatch.setattr(injector, "check_target", lambda pid: earlier)
+    monkeypatch.setattr(injector, "check_target", lambda pid, force: earlier)
     assert refusal(program.pid).code == "ended"
     assert os.listdir(f"/proc/{program.pid}/task") == [str(program.pid)]
 

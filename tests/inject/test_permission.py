@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder.inject import meeting, run_in_process, target
-from tests.inject.conftest import Start, refusal, untouched
+from fdtrace.recorder.inject import errors, meeting, run_in_process, target
+from tests.inject.conftest import INSTALL, Start, refusal, untouched
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 IMPORT = """
@@ -54,6 +54,7 @@ program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addresso
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, program, 0, 0) == 0
 """
+FORBID_REBOOT = FORBID_PTRACE.replace("101)", "169)")
 
 
 def attach_from(preparation: str, pid: int) -> tuple[str, str, str]:
@@ -119,10 +120,49 @@ def test_seccomp_forbids_us_to_trace(start: Start) -> None:
 
 @pytest.mark.parametrize("answer", ["0x50001", "0x30000"], ids=["error", "signal"])
 def test_seccomp_forbids_the_target_executable_memory(start: Start, answer: str) -> None:
-    program = start("confined", answer)
-    assert refusal(program.pid).code == "seccomp"
+    program = start("confined", "mmap", answer)
+    with pytest.raises(errors.Seccomp, match="filter"):
+        run_in_process(program.pid, INSTALL, timeout=1, force=True)
     program.moves(1)
     assert program.complaints() == ""
+
+
+KILL = "0x80000000"
+
+
+@pytest.mark.parametrize("call", ["socket", "mmap"])
+def test_a_process_under_a_filter_is_left_alone_unless_forced(start: Start, call: str) -> None:
+    """A filter that kills for a call of ours would kill the process: what it does is not to be seen beforehand."""
+    program = start("confined", call, KILL)
+    error = refusal(program.pid)
+    assert error.code == "seccomp"
+    assert "1 filter looks at its system calls (0 at ours)" in error.why
+    assert "--force" in error.hint
+    assert "FDTRACE=1" in error.hint
+    program.moves(1)
+    assert program.complaints() == ""
+
+
+def test_a_process_under_a_filter_that_allows_our_calls_is_entered_when_forced(start: Start) -> None:
+    program = start("confined", "ptrace", KILL)
+    assert refusal(program.pid).code == "seccomp"
+    assert run_in_process(program.pid, "result = 7", force=True).value == 7
+    program.moves(1)
+
+
+def test_the_filter_of_a_container_that_we_are_in_as_well_is_no_hindrance(start: Start) -> None:
+    """The same filters are on our own calls, and have let us make them."""
+    code = f"{IMPORT}{FORBID_REBOOT}\nchild = os.fork()\nif child == 0:\n    time.sleep(600)\n"
+    code += "try:\n    print(run_in_process(child, 'result = 7').value)\nfinally:\n    os.kill(child, 9)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+def test_a_thread_that_is_under_a_filter_of_its_own_is_not_borrowed(start: Start) -> None:
+    program = start("confined_thread", "socket", KILL)
+    outcome = run_in_process(program.pid, "import os\nresult = os.getpid()")
+    assert (outcome.value, outcome.tid) == (program.pid, program.pid)
+    program.moves(1)
 
 
 @needs_root
@@ -131,8 +171,8 @@ def test_root_attaches_to_another_user_s_process(start: Start, monkeypatch: pyte
     code = IMPORT + BECOME_NOBODY + "print(flush=True)\ntime.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory() as sockets:  # pytest's own directories are this user's alone
-        os.chmod(sockets, 0o755)
-        monkeypatch.setattr(meeting, "_DIRECTORIES", (sockets,))
+        os.chmod(sockets, 0o1777)
+        monkeypatch.setattr(meeting, "DIRECTORIES", (sockets,))
         try:
             assert process.stdout is not None
             process.stdout.readline()

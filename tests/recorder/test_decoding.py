@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import random
 import tempfile
 import time
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import Row, Writer
 from fdtrace.recorder.collector.decoder import Decoder
@@ -90,8 +92,9 @@ class Scripted:
             r["out"] += made
         if grown:
             writer.blocks(grown, True)
-        writer.schedule(self.step, time.time_ns(), 5, "budget", (100, 7, len(self.held), 2, 0, 0, 50, 60, -1))
-        memory = (1, 2, 3, 4)
+        figures = wire.CallFigures(token_budget=100, num_scheduled_tokens=7, num_running=len(self.held))
+        writer.schedule(self.step, time.time_ns(), 5, "budget", figures)
+        memory = wire.AllocatorFigures()
         writer.forward(
             self.step, self.step, time.time_ns(), 9, -1, memory, prefills.tobytes(), b"", memoryview(tokens),
             memoryview(emitted),
@@ -168,6 +171,42 @@ def test_any_history_flushed_and_resumed_anywhere_is_the_engines_own(seed: int, 
         assert len(outputs) + len(live) == engine.made
 
 
+def test_every_figure_reaches_the_column_of_its_name(tmp_path: Path) -> None:
+    """No two figures are equal, so that two that change places are seen."""
+    page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
+    request = Row("r0", 11, 12, 13, 14, 15, 16)
+    writer = Writer(page, 2, 1 << 18, dict, lambda: [(0, request)])
+    writer.boundary()
+    figures = wire.CallFigures(*range(101, 101 + len(wire.CallFigures._fields)))
+    memory = wire.AllocatorFigures(
+        allocated_bytes=201, reserved_bytes=202, peak_allocated_bytes=203, peak_reserved_bytes=204
+    )
+    writer.schedule(7, 301, 302, "slots", figures)
+    tokens, emitted = (memoryview(array("h", [count])) for count in (3, 2))
+    writer.forward(5, 7, 303, 304, 305, memory, b"", array("H", [0]).tobytes(), tokens, emitted)
+    collected = Collected(tmp_path / "1-1.ring")
+    collected.read()
+    out = collected.decoder.take()
+    (columns,) = out.steps
+    step = {name: values[0] for name, values in columns.items() if name in schema.STEP.names}
+    told = {name: value for name, value in figures._asdict().items() if name in schema.STEP.names}
+    assert step == {
+        **told, **memory._asdict(), "engine_id": 0, "step": 5, "ts": 303, "schedule_us": 302, "forward_us": 304,
+        "num_predicted_tokens": 305, "num_stalled": 1, "num_tokens": 3, "num_prefill_tokens": 0, "num_decode_tokens": 3,
+        "num_draft_tokens": 2, "num_accepted_tokens": 1, "reserved_output_blocks": figures.reservation,
+        "new_token_ratio": -1,
+    }  # fmt: skip
+    assert columns["reason"][0] == wire.NOT_ADMITTED.index("slots")
+    (rows,) = out.step_requests
+    assert {name: values[0] for name, values in rows.items()} == {
+        "engine_id": 0, "step": 5, "request": 0, "prefill": False, "num_tokens": 3, "num_computed_tokens": 13,
+        "num_draft_tokens": 2, "num_accepted_tokens": 1, "num_blocks": 14,
+    }  # fmt: skip
+    known = collected.decoder.ledger.live[0]
+    assert (known.num_prompt_tokens, known.max_tokens, known.num_cached_tokens) == (11, 12, 15)
+    assert known.num_output_tokens == 16 + 2
+
+
 def test_a_reader_that_was_overtaken_says_what_it_lost_and_reads_on(tmp_path: Path) -> None:
     path = tmp_path / "1-1.ring"
     engine = Scripted(path, random.Random(3), segment_size=1 << 18)
@@ -188,6 +227,30 @@ def test_a_reader_that_was_overtaken_says_what_it_lost_and_reads_on(tmp_path: Pa
     assert found | gap == set(range(engine.step))
     assert not found & gap
     assert sorted(collected.rows) == sorted(row for row in engine.account if row[0] in found)
+
+
+def test_what_was_lost_before_anything_was_read_is_named_from_the_recordings_own_first_step(
+    tmp_path: Path,
+) -> None:
+    """An engine that was attached to in the middle of its life, by a collector that came too late."""
+    path = tmp_path / "1-1.ring"
+    engine = Scripted(path, random.Random(4), segment_size=1 << 18)
+    engine.step = 1000
+    collected = Collected(path)
+    while engine.writer.ring.lap < 12:
+        engine.run_step()
+    collected.read()
+    collected.flush()
+    collected.restart()
+    engine.run_step()
+    collected.read()
+    collected.flush()
+    (lost,) = [json.loads(event[6]) for event in collected.events if event[3] == "lost"]
+    found = {step for step, _ in collected.steps}
+    gap = set(range(lost["first_step"], lost["last_step"] + 1))
+    assert lost["first_step"] == 1000
+    assert found | gap == set(range(1000, engine.step))
+    assert not found & gap
 
 
 def test_half_a_frame_is_never_read(tmp_path: Path) -> None:
@@ -213,10 +276,15 @@ def test_a_frame_larger_than_a_segment_is_refused_before_anything_is_written(tmp
 
 
 def test_a_ring_for_which_there_is_no_room_is_an_error_not_a_crash(tmp_path: Path, monkeypatch: Any) -> None:
-    def full(*_: int) -> None:
-        raise OSError(28, "No space left on device")
+    real, written = os.write, [0]
 
-    monkeypatch.setattr("os.posix_fallocate", full)
+    def full(fd: int, data: bytes) -> int:
+        written[0] += len(data)
+        if written[0] > 1 << 18:
+            raise OSError(28, "No space left on device")
+        return real(fd, data)
+
+    monkeypatch.setattr("os.write", full)
     with pytest.raises(OSError, match="No space left"):
         ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     assert list(tmp_path.iterdir()) == []

@@ -6,8 +6,16 @@ import json
 import os
 import signal
 import time
+from array import array
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from fdtrace.recorder.agent import ring, wire
+from fdtrace.recorder.agent.writer import Writer
+from fdtrace.recorder.collector.process import Collector
+from fdtrace.recorder.session import Session
 from tests.recorder.helpers import (
     armed_environment,
     collected,
@@ -47,3 +55,37 @@ def test_overwritten_steps_are_reported_exactly(tmp_path: Path) -> None:
     assert len(missing) > 1000
     assert sorted([*found, *missing]) == sorted(whole)
     assert {step: whole[step] for step in found} == found
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"part": "engine", "token": 1, "ts": 1}], ids=["alone", "one of several"]
+)
+def test_what_was_lost_before_anything_was_read_is_named_exactly(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first frames of a recording that began at the engine's step 500. Processes of several number their own steps
+    as they like, and the trace numbers the engine's from 0.
+    """
+    first, size = 500, 1 << 18
+    session = Session.create(tmp_path / "t.duckdb")
+    page = ring.create(f"{session.dir}/1-1.ring", wire.PROTOCOL, time.time_ns(), 4, size)
+    writer = Writer(page, 4, size, lambda: {"name": "scripted", **told}, list)
+    tokens = memoryview(array("i", [2] * 100))
+    step = first
+    while writer.ring.lap < 9:
+        writer.boundary()
+        writer.forward(step, step, time.time_ns(), 9, -1, (1, 2, 3, 4), b"", b"", tokens, tokens)
+        step += 1
+    collector = Collector(session)
+    collector.discover()
+    collector.finish("exit")
+    trace = Path(session.output)
+    base = 0 if told else first
+    found = {row[0] for row in query(trace, "SELECT step FROM step")}
+    ((text,),) = query(trace, "SELECT detail FROM event WHERE kind = 'lost'")
+    lost = json.loads(text)
+    assert lost["first_step"] == base
+    assert lost["frames"] > 100
+    gap = set(range(lost["first_step"], lost["last_step"] + 1))
+    assert found | gap == set(range(base, base + step - first))
+    assert not found & gap

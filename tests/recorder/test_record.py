@@ -126,6 +126,7 @@ def test_a_command_without_an_engine_is_said_and_leaves_nothing(tmp_path: Path) 
     done = record(tmp_path / "t.duckdb", "true")
     assert done.returncode == 3
     assert "no step of an engine was seen" in done.stderr
+    assert "steps in" not in done.stderr, "it names a file that is not there"
     assert list(tmp_path.iterdir()) == []
 
 

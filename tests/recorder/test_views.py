@@ -16,7 +16,7 @@ from fdtrace.recorder.collector.tables import columns_of
 
 def rows(table: schema.Table, count: int, **known: Any) -> Columns:
     """So many rows that are alike but for their first number."""
-    number = "request" if table is schema.REQUEST else "step"
+    number = {schema.REQUEST: "request", schema.CALL: "call"}.get(table, "step")
     made = [
         tuple(i if column.name == number else known.get(column.name) for column in table.columns)
         for i in range(count)
@@ -29,6 +29,7 @@ def small(live: int, state: str = "recording") -> dict[str, Columns]:
         "trace": rows(schema.TRACE, 1, state=state),
         "engine": rows(schema.ENGINE, 1, engine_id=0),
         "_live_request": rows(schema.REQUEST, live, engine_id=0),
+        "_live_call": rows(schema.CALL, 1, engine_id=0),
     }
 
 

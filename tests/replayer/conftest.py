@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, HandoverSteps, Recording
-from fdtrace.replayer.workload import workload_from_case
+from fdtrace.recorder.recording import (
+    MISSING,
+    Acceptance,
+    Endings,
+    EngineInfo,
+    HandoverSteps,
+    LoadedDetails,
+    Recording,
+)
+from fdtrace.replayer.case import workload_from_case
 
 settings.register_profile("replayer", deadline=None)
 settings.load_profile("replayer")
@@ -58,12 +66,9 @@ def make_recording(case: dict[str, Any], lines: Lines, formula: str, policy: str
         | {name: case[name] for name in ("prealloc_dec_block_slot_num_threshold",) if name in case},
         env=env,
     )
-    return Recording(
-        engine,
-        _steps(lines),
-        **_requests(case, lines, index),
-        handover=_handover(case, lines, index) if engine.role != "mixed" else None,
-    )
+    handover = _handover(case, lines, index) if engine.role != "mixed" else None
+    requests, details = _requests(case, lines, index, handover)
+    return Recording(engine, _steps(lines), requests, (), details)
 
 
 def _handover(case: dict[str, Any], lines: Lines, index: list[int]) -> HandoverSteps:
@@ -111,7 +116,9 @@ def _steps(lines: Lines) -> dict[str, Any]:
     return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in rows[0]}
 
 
-def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str, Any]:
+def _requests(
+    case: dict[str, Any], lines: Lines, index: list[int], handover: HandoverSteps | None
+) -> tuple[dict[str, Any], LoadedDetails]:
     specs = [spec for spec in case["requests"] if spec["arrival"] < len(lines)]
     forwards = {spec["id"]: 0 for spec in specs}
     made = {spec["id"]: 0 for spec in specs}
@@ -150,22 +157,28 @@ def _requests(case: dict[str, Any], lines: Lines, index: list[int]) -> dict[str,
         (spec["accepts"] + last[spec["id"]] * forwards[spec["id"]])[: forwards[spec["id"]]] for spec in specs
     ]
     count = len(specs)
-    return {
-        "requests": {
-            "request": np.arange(count),
-            "request_id": np.array([spec["id"] for spec in specs], dtype=object),
-            "arrived_step": np.array([index[spec["arrival"]] + 100 for spec in specs]),
-            "num_prompt_tokens": np.array([spec["prompt"] for spec in specs]),
-            "max_tokens": np.array([spec.get("max_tokens", spec["output"]) for spec in specs]),
-            "finish_reason": np.array([reasons[spec["id"]] for spec in specs], dtype=object),
-            "num_output_tokens": np.array([min(made[spec["id"]], spec["output"]) for spec in specs]),
-        },
-        "block_hashes": block_hashes,
-        "accepts": np.array([n for row in accepts for n in row], dtype=np.int16),
-        "accept_offsets": np.concatenate([[0], np.cumsum([len(row) for row in accepts])]).astype(np.int64),
-        "finished_step": np.array([gone["finished"].get(spec["id"], MISSING) for spec in specs]),
-        "aborted_step": np.array([gone["aborted"].get(spec["id"], MISSING) for spec in specs]),
+    requests = {
+        "request": np.arange(count),
+        "request_id": np.array([spec["id"] for spec in specs], dtype=object),
+        "arrived_step": np.array([index[spec["arrival"]] + 100 for spec in specs]),
+        "num_prompt_tokens": np.array([spec["prompt"] for spec in specs]),
+        "max_tokens": np.array([spec.get("max_tokens", spec["output"]) for spec in specs]),
+        "finish_reason": np.array([reasons[spec["id"]] for spec in specs], dtype=object),
+        "num_output_tokens": np.array([min(made[spec["id"]], spec["output"]) for spec in specs]),
     }
+    details = LoadedDetails(
+        Endings(
+            np.array([gone["finished"].get(spec["id"], MISSING) for spec in specs]),
+            np.array([gone["aborted"].get(spec["id"], MISSING) for spec in specs]),
+        ),
+        Acceptance(
+            np.array([n for row in accepts for n in row], dtype=np.int16),
+            np.concatenate([[0], np.cumsum([len(row) for row in accepts])]).astype(np.int64),
+        ),
+        block_hashes=block_hashes,
+        handover=handover,
+    )
+    return requests, details
 
 
 @pytest.fixture

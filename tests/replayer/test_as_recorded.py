@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.as_recorded import as_recorded, recorded_history
 from fdtrace.replayer.columns import formula_columns, running_decodes
 from fdtrace.replayer.compare import replay
@@ -24,9 +24,7 @@ def recording(**columns: list[int]) -> Recording:
     steps = {"step": np.arange(10, 10 + length), **{n: np.array(v) for n, v in columns.items()}}
     nothing = np.zeros(0, dtype=np.int64)
     requests: dict[str, Any] = {"arrived_step": nothing, "request": nothing}
-    return Recording(
-        engine, steps, requests, nothing.astype(np.int16), np.zeros(1, np.int64), nothing, nothing
-    )
+    return Recording(engine, steps, requests, (), LoadedDetails.unknown(0))
 
 
 STEPS = {

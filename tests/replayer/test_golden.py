@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.case import workload_from_case
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.simulation import Simulation, golden_line
-from fdtrace.replayer.workload import workload_from_case
 
 DATA = Path(__file__).parent.parent / "data"
 CASES = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import MISSING, HandoverSteps, Recording
+from fdtrace.recorder.recording import MISSING, Endings, HandoverSteps, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.compare import reschedule
 from fdtrace.replayer.formulas import BUILTIN
@@ -50,6 +50,12 @@ def fidelity_of(recording: Recording, version: str) -> Fidelity:
     fidelity = scheduled(recording, version).outcome.fidelity
     assert fidelity is not None
     return fidelity
+
+
+def changed(recording: Recording, **details: Any) -> Recording:
+    """The recording with other details."""
+    assert isinstance(recording.details, LoadedDetails)
+    return replace(recording, details=replace(recording.details, **details))
 
 
 def assert_equals(history: History, golden: Lines) -> None:
@@ -91,22 +97,22 @@ def test_idle_calls_are_not_told_apart(name: str, version: str, recording_of: Re
 def test_what_the_other_instance_did_is_needed_for_that(name: str, recording_of: RecordingOf) -> None:
     recording, _ = record(recording_of, name, "original")
     known = fidelity_of(recording, "original")
-    assert fidelity_of(replace(recording, handover=None), "original").num_equal < known.num_equal
+    alone = changed(recording, handover=None)
+    assert fidelity_of(alone, "original").num_equal < known.num_equal
 
 
 def test_what_a_request_waits_for_is_in_steps_from_when_it_got_its_blocks(recording_of: RecordingOf) -> None:
     recording, _ = record(recording_of, "prefill2", "original")
     first, last = (int(recording.steps["step"][at]) for at in (0, -1))
-    count = len(recording.finished_step)
+    count = len(recording.details.endings.finished_step)
     steps = {kind: np.full(count, MISSING) for kind in ("preallocated", "joined", "discarded", "last_ran")}
     finished = np.full(count, MISSING)
     steps["preallocated"][:4] = first + 2
     steps["joined"][0], steps["discarded"][1], steps["joined"][2] = first + 5, first + 9, first + 2
     steps["last_ran"][0], finished[0] = first + 7, first + 11
     steps["last_ran"][2] = first + 7
-    work = workload_from_recording(
-        replace(recording, handover=HandoverSteps(**steps), finished_step=finished)
-    )
+    endings = Endings(finished, recording.details.endings.aborted_step)
+    work = workload_from_recording(changed(recording, handover=HandoverSteps(**steps), endings=endings))
     by_id = {request.request_id: request for request in work.requests}
     told = [by_id[str(name)] for name in recording.requests["request_id"][:5]]
     more = last + 1 - first

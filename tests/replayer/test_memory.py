@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.compare import replay
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.memory import fit_memory
@@ -26,9 +26,7 @@ def recording(tokens: list[int], reserved: list[int]) -> Recording:
     }
     nothing = np.zeros(0, dtype=np.int64)
     requests = {"arrived_step": nothing, "request": nothing}
-    return Recording(
-        engine, steps, requests, nothing.astype(np.int16), np.zeros(1, np.int64), nothing, nothing
-    )
+    return Recording(engine, steps, requests, (), LoadedDetails.unknown(0))
 
 
 def test_growth_at_new_maxima_alone_is_a_line_over_a_floor() -> None:

@@ -12,7 +12,6 @@ from fdtrace.replayer.events import (
     Arrived,
     Decision,
     Emitted,
-    FirstToken,
     Freed,
     Known,
     Left,
@@ -97,7 +96,6 @@ def test_tokens_of_requests_that_are_gone_change_nothing() -> None:
     scheduler.apply(Left("a"))
     scheduler.apply(Emitted({"a": 2, "never": 1}))
     scheduler.apply(Known({"a": 300, "never": 5}))
-    scheduler.apply(FirstToken("never"))
     scheduler.check()
 
 
@@ -126,9 +124,8 @@ def test_release_2_6_preempts_those_whose_first_token_the_engine_took_in(told: b
     scheduler = scheduler_of(config, RELEASE_2_6)
     prefilled(scheduler, "a", "b", "c")
     if told:
-        scheduler.apply(FirstToken("c"))
-    scheduler.apply(FirstToken("b"))
-    scheduler.apply(Known({"a": 116}))
+        scheduler.apply(Known({"c": 101}))
+    scheduler.apply(Known({"a": 116, "b": 101}))
     assert call(scheduler).extended == ["a"]
     scheduler.apply(Known({"a": 244}))
     assert call(scheduler).preempted == ["c" if told else "b"]
@@ -217,9 +214,7 @@ EVENTS: tuple[RecordedEvent, ...] = (
     RecordedCall(0, chunks=(("a", 0, 100),), num_running=1, num_free_blocks=18),
     Arrived("b", 50, 500),
     RecordedCall(1, num_running=1, num_waiting=1, num_free_blocks=18, not_ready=frozenset("b")),
-    RecordedCall(
-        2, (("b", 0, 50),), ("a",), num_running=2, num_free_blocks=15, known={"a": 120}, first_tokens=("a",)
-    ),
+    RecordedCall(2, (("b", 0, 50),), ("a",), num_running=2, num_free_blocks=15, known={"a": 120}),
     Left("a"),
     RecordedCall(3, num_running=1, num_free_blocks=15),
     Freed("a"),
@@ -241,8 +236,13 @@ def test_a_departure_is_shown_with_the_events_since_the_second_call_before_it() 
     assert (replay.num_calls, replay.num_equal) == (5, 4)
     assert replay.departure is not None
     assert replay.departure.call == 4
-    assert replay.departure.differences == (("free blocks", 18, 19),)
-    assert replay.departure.before == EVENTS[4:8]
+    assert replay.departure.differences == (("free blocks", "18", "19"),)
+    assert replay.departure.before == (
+        "call 2: chunk b 0 to 50, extended a; 2 run, 0 wait, 15 blocks free",
+        "Left a",
+        "call 3: nothing; 1 run, 0 wait, 15 blocks free",
+        "Freed a",
+    )
 
 
 def test_events_in_another_order_depart() -> None:

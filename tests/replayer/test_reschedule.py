@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
+from fdtrace.recorder.recording import MISSING, Acceptance, Endings, InitialRequest, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.case import workload_from_case
 from fdtrace.replayer.compare import history_of, replay, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history import History
@@ -20,7 +21,6 @@ from fdtrace.replayer.outcome import outcome_dict
 from fdtrace.replayer.recorded_work import workload_from_recording
 from fdtrace.replayer.reschedule import Replay, ReplayCancelled
 from fdtrace.replayer.simulation import Simulation
-from fdtrace.replayer.workload import workload_from_case
 
 CaseOf = Callable[[str], dict[str, Any]]
 GoldenOf = Callable[[str, str], list[dict[str, Any]]]
@@ -196,7 +196,8 @@ def begun_at(whole: Recording, case: dict[str, Any], cut: int) -> Recording:
         initial.append(InitialRequest(i, computed, scheduler.num_blocks_of(name), decoding))
     offsets, accepts = [0], []
     for i, name in enumerate(names):
-        recorded = whole.accepts[whole.accept_offsets[i] : whole.accept_offsets[i + 1]].tolist()
+        acceptance = whole.details.acceptance
+        recorded = acceptance.num_accepted[acceptance.forwards(i)].tolist()
         accepts += recorded[forwards.get(name, 0) :]
         offsets.append(len(accepts))
     kept = [i for i, name in enumerate(names) if name in running + waiting]
@@ -208,9 +209,12 @@ def begun_at(whole: Recording, case: dict[str, Any], cut: int) -> Recording:
         whole,
         steps={name: values[cut:] for name, values in whole.steps.items()},
         requests={name: values[kept] for name, values in {**whole.requests, "arrived_step": arrived}.items()},
-        accepts=np.array([n for span in spans for n in span], dtype=np.int16),
-        accept_offsets=np.cumsum([0, *(len(span) for span in spans)]),
-        finished_step=whole.finished_step[kept],
-        aborted_step=whole.aborted_step[kept],
-        initial=tuple(initial),
+        details=LoadedDetails(
+            Endings(whole.details.endings.finished_step[kept], whole.details.endings.aborted_step[kept]),
+            Acceptance(
+                np.array([n for span in spans for n in span], dtype=np.int16),
+                np.cumsum([0, *(len(span) for span in spans)]),
+            ),
+            tuple(initial),
+        ),
     )

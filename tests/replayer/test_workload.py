@@ -56,13 +56,13 @@ WRONG: list[tuple[Any, str]] = [
     ({**CASE, "max_num_seqs": 0}, "max_num_seqs must be at least 1"),
     ({**CASE, "max_num_batched_tokens": True}, "must be a whole number"),
     ({name: value for name, value in CASE.items() if name != "requests"}, "has no `requests`"),
-    ({**CASE, "requests": [5]}, "request 0 of this workload is no object"),
-    ({**CASE, "requests": [{"prompt": 5}]}, "request 0 of this workload lacks `output`"),
+    ({**CASE, "requests": [5]}, "`requests[0]` is no object"),
+    ({**CASE, "requests": [{"prompt": 5}]}, "lacks `requests[0].output`"),
     ({**CASE, "requests": [{"prompt": 5, "output": 0}]}, "must be at least 1"),
     ({**CASE, "requests": [{"prompt": 5, "output": 1, "accepts": [3]}]}, "more than the 2 drafts"),
     ({**CASE, "requests": [{"prompt": 5, "output": 1, "accepts": ["x"]}]}, "list of whole numbers"),
     ({**CASE, "requests": CASE["requests"] * 2}, "the same `id`"),
-    ({**CASE, "env": {"FD_ENC_DEC_BLOCK_NUM": "two"}}, "FD_ENC_DEC_BLOCK_NUM must be int"),
+    ({**CASE, "env": {"FD_ENC_DEC_BLOCK_NUM": "two"}}, "`env.FD_ENC_DEC_BLOCK_NUM` must be a whole number"),
 ]
 
 

@@ -191,6 +191,16 @@ def test_stalled_slots_stay_in_the_batch(paddle: Any) -> None:
     assert engine.runner.stalled == []
 
 
+@pytest.mark.parametrize("policy", ["original", "release_2_6"])
+def test_extensions_by_no_blocks_are_reported_as_a_hang(paddle: Any, policy: str) -> None:
+    load = LoadShape(1, (30, 30), (60, 60), 0.0, backlog=1)
+    engine = engine_of(paddle, load, policy=policy, env={"FD_ENC_DEC_BLOCK_NUM": "0"})
+    counts = engine.run()
+    assert counts.hang is not None
+    assert counts.hang["step"] == counts.steps > 1
+    assert "1 request stalls" in counts.hang["cause"]
+
+
 def test_a_formula_that_hangs_is_reported(paddle: Any) -> None:
     """pr7499 where M = max_num_seqs * (K + 1): once all decode the budget is 0 and no table is extended."""
     shape = LoadShape(num_requests=12, prompt=(4, 8), output=(60, 80), arrival_gap=0.0, backlog=4)

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder import schema
+from fdtrace.recorder.recording import MISSING, Acceptance, Endings, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer import BUILTIN, Replay, workload_from_case
 from fdtrace.replayer import history_of as run_history
 from fdtrace.replayer.history import Hang, History, How, Outcome, StepRow
 
 DATA = Path(__file__).parent.parent / "data"
 MIB = 2**20
+STEP_COLUMNS = {column.name for column in schema.STEP.columns}
 
 
 def case(name: str) -> dict[str, Any]:
@@ -91,11 +93,9 @@ def recording_of(steps: dict[str, NDArray[Any]], **engine: Any) -> Recording:
         "max_num_seqs": 64, "num_speculative_tokens": 4, "spec_method": "mtp", "block_size": 64,
         "num_blocks": 3000, "max_model_len": 8192,
     }  # fmt: skip
-    none = np.zeros(0, np.int64)
-    return Recording(
-        EngineInfo(**{**info, **engine}), steps, {"request": none}, np.zeros(0, np.int16), np.zeros(1,
-        np.int64), none, none,
-    )  # fmt: skip
+    nothing = np.zeros(0, np.int64)
+    requests = {"request": nothing, "request_id": np.zeros(0, object), "arrived_step": nothing}
+    return Recording(EngineInfo(**{**info, **engine}), steps, requests, (), LoadedDetails.unknown(0))
 
 
 def lab_recording(name: str = "speculative") -> Recording:
@@ -132,14 +132,19 @@ def case_recording(name: str) -> tuple[Recording, History]:
             "num_speculative_tokens", "spec_method")  # fmt: skip
     engine = {"version": "2.5.0", **{key: getattr(config, key) for key in keys}}
     info = EngineInfo(0, "fastdeploy", **engine)
+    recorded = {name: column for name, column in history.columns.items() if name in STEP_COLUMNS}
     recording = Recording(
         info,
-        {**history.columns, "reserved_bytes": np.maximum.accumulate(history.columns["num_tokens"]) * MIB},
+        {**recorded, "reserved_bytes": np.maximum.accumulate(history.columns["num_tokens"]) * MIB},
         requests,
-        np.concatenate(accepts),
-        np.cumsum([0, *map(len, accepts)]),
-        np.full(len(ids), MISSING, np.int64),
-        np.array([rows[request][-1][0] if rows[request] else MISSING for request in ids], np.int64),
+        (),
+        LoadedDetails(
+            Endings(
+                np.array([rows[request][-1][0] if rows[request] else MISSING for request in ids], np.int64),
+                np.full(len(ids), MISSING, np.int64),
+            ),
+            Acceptance(np.concatenate(accepts), np.cumsum([0, *map(len, accepts)])),
+        ),
     )
     return recording, history
 

@@ -12,7 +12,8 @@ from fdtrace.recorder.recording import Recording
 from fdtrace.replayer import parse_formula, replay
 from fdtrace.replayer.history import History, How
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.jobs import Cancelled, Progress, Replay
+from fdtrace.tui.background import Cancelled
+from fdtrace.tui.jobs import Progress, Replay
 from fdtrace.tui.panel import InspectorPanel
 from fdtrace.tui.requests import RequestTable
 from fdtrace.tui.sources import Sources

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.export import write_screen
 from fdtrace.tui.sources import Sources
 from tests.tui.recordings import case_recording
@@ -16,7 +17,7 @@ from tests.tui.screens import formula_replay
 def write(**options: object) -> None:
     recording, history = case_recording("tight_blocks")
     replays = [formula_replay(recording, "pr7438"), formula_replay(recording, "pr7499")]
-    write_screen(recording, replays, Sources(rows=history.rows), **options)  # type: ignore[arg-type]
+    write_screen(ReplayApp(recording, replays, sources=Sources(rows=history.rows)), **options)  # type: ignore[arg-type]
 
 
 def test_svg_and_html_hold_the_panes_and_what_keys_opened(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.as_recorded import recorded_history
 from fdtrace.replayer.history import History, StepRow
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.jobs import Cancelled, Progress, Replay
+from fdtrace.tui.background import Cancelled
+from fdtrace.tui.jobs import Progress, Replay
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows
 from tests.tui.screens import CASE, of, ready_replay, settled, summary_of, title_of, until
 

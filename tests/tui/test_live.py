@@ -78,10 +78,11 @@ async def test_when_it_ends_all_of_it_is_replayed() -> None:
         await until(pilot, lambda: app.panes[1].seen == "done")
         before = app.panes[1].job
         growing.count, growing.live = 200, False
-        await until(pilot, lambda: app.tailing is None)
+        await until(pilot, lambda: not app.live)
         await until(pilot, lambda: app.panes[1].job is not before and app.panes[1].seen == "done")
         assert app.recording.num_steps == 200
         assert "RECORDING" not in str(app.query_one("#head", Static).content)
+        assert "the recording is complete" in status_of(app)
         asked = len(growing.asked)
         await pilot.press("F")
         assert "nothing to follow" in status_of(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from fdtrace.recorder.session import parts_directory
+from tests.recorder.helpers import query, start_engine, stop_engine
+from tests.tui.recorded import Recorded
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -55,6 +60,15 @@ class Terminal:
             time.sleep(0.1)
         raise AssertionError(f"{text!r} never came:\n{screen}")
 
+    def until_grown(self) -> None:
+        """Wait until the recording on the screen has grown."""
+        first = _num_steps(self.until("RECORDING", 120))
+        for _ in range(1200):
+            if _num_steps(self._tmux("capture-pane", "-p")) > first:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"no step after {first}")
+
     def until_gone(self, text: str) -> None:
         """Wait until the screen no longer holds a text."""
         for _ in range(600):
@@ -74,6 +88,12 @@ class Terminal:
     def close(self) -> None:
         """End the server, and what runs in it."""
         self._tmux("kill-server")
+
+
+def _num_steps(screen: str) -> int:
+    """The steps that the first line of a recording in progress tells."""
+    found = re.search(r"(\d+) steps · RECORDING", screen)
+    return int(found[1]) if found else -1
 
 
 @pytest.fixture
@@ -114,9 +134,9 @@ def test_a_journey_from_the_demo_to_the_cause_of_an_exceeded_step(tmp_path: Path
         opened.until("exceeded steps:", seconds=120)
         opened.until("never exceeds")
         opened.type("n", "Enter")
-        screen = opened.until("tokens ran that nobody counted")
-        assert "= max(256" in screen
-        assert "each decode was charged 1 in the loop" in screen
+        opened.until("tokens ran that nobody counted")
+        opened.until("= max(256")
+        opened.until("each decode was charged 1 in the loop")
         opened.type("Escape")
         opened.type(":")
         opened.write("b num_tokens > limit + 20")
@@ -147,6 +167,59 @@ def test_a_journey_from_the_demo_to_the_cause_of_an_exceeded_step(tmp_path: Path
         opened.close()
 
 
+def test_a_recording_in_progress_is_followed_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "live.duckdb"
+    recorded = Recorded(path)
+    opened = Terminal(tmp_path / "tmux", sys.executable, "-m", "fdtrace", "replay", str(path), "-f", "pr7499")
+    try:
+        opened.until_grown()
+        opened.type("h", "n", "w", "F")
+        opened.until_grown()
+        recorded.engine.kill()
+        opened.until_gone("RECORDING")
+        opened.type("q")
+        assert opened.ended()
+    finally:
+        opened.close()
+        recorded.close()
+
+
+def test_leaving_the_screen_ends_what_it_attached_to(tmp_path: Path) -> None:
+    path, engine = tmp_path / "live.duckdb", start_engine("--sleep", 0.01)
+    arguments = ["attach", str(engine.pid), "--tui", "-o", str(path), "-f", "pr7499"]
+    opened = Terminal(tmp_path / "tmux", sys.executable, "-m", "fdtrace", *arguments, size=(120, 36))
+    try:
+        opened.until_grown()
+        opened.type("h", "h")
+        opened.until_grown()
+        opened.type("q")
+        assert opened.ended()
+        assert stop_engine(engine)["hooked"] is False
+    finally:
+        opened.close()
+        engine.kill()
+    assert query(path, "SELECT state, ended_by FROM trace") == [("complete", "interrupt")]
+
+
+def test_a_collector_that_fails_does_not_end_the_screen(tmp_path: Path) -> None:
+    path, engine = tmp_path / "live.duckdb", start_engine("--sleep", 0.01)
+    arguments = ["attach", str(engine.pid), "--tui", "-o", str(path), "-f", "pr7499"]
+    opened = Terminal(tmp_path / "tmux", sys.executable, "-m", "fdtrace", *arguments, size=(120, 36))
+    try:
+        opened.until_grown()
+        shutil.rmtree(parts_directory(path))
+        opened.until("cannot be read now")
+        opened.type("h", "h", "?")
+        opened.until("Move the cursor")
+        opened.type("Escape")
+        opened.until_gone("Move the cursor")
+        opened.type("q")
+        assert opened.ended()
+    finally:
+        opened.close()
+        engine.kill()
+
+
 @needs_paddle
 def test_attach_shows_a_recording_in_progress(tmp_path: Path) -> None:
     path = tmp_path / "live.duckdb"
@@ -161,7 +234,7 @@ def test_attach_shows_a_recording_in_progress(tmp_path: Path) -> None:
         arguments = ["attach", pid, "--tui", "-o", str(path), "-f", "pr7499"]
         opened = Terminal(tmp_path / "tmux", sys.executable, "-m", "fdtrace", *arguments, size=(120, 36))
         opened.until("following")
-        opened.until("RECORDING")
+        opened.until_grown()
         opened.type("h")
         opened.type("q")
         assert opened.ended()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.trace import Trace, open_trace
-from tests.stands import Stand, rows_of
+from tests.stands import Stand, calls_of, differing_calls, logged, rows_of
 from tests.vllm.conftest import agree
 
 WAYS = [
@@ -48,6 +49,21 @@ def test_steps_equal_what_the_engine_ran(stand: Stand, options: tuple[str, ...])
         assert count(trace, "SELECT count(num_predicted_tokens) FROM step") == len(totals)
         assert count(trace, "SELECT count(*) FROM step WHERE forward_us IS NULL OR token_budget IS NULL") == 0
         assert count(trace, "SELECT sum(num_stalled) FROM step") == 0
+
+
+CALLS = [(), ("--blocks", "60", "--budget", "24"), ("--blocks", "60", "--asynchronous", "--bitmask"),
+         ("--skips", "5", "--inline")]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CALLS, ids=" ".join)
+def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tuple[str, ...]) -> None:
+    assert stand.record(*options).returncode == 0
+    with open_trace(stand.trace) as trace:
+        found = calls_of(trace)
+        steps = count(trace, "SELECT count(*) FROM step")
+        assert differing_calls(found, logged(stand.log.with_name("log.calls"))) == []
+    assert [row["first_step"] for row in found if not row["idle"]] == list(range(steps))
+    assert all(row["first_step"] is None for row in found if row["idle"])
 
 
 @pytest.mark.parametrize("more", [(), ("--asynchronous",)], ids=("sync", "async"))
@@ -184,6 +200,82 @@ def test_attach_to_an_idle_engine_tells_of_it_before_its_first_step(stand: Stand
     finally:
         Path(f"{stand.log}.go").touch()
         assert engine.wait(60) == 0
+
+
+HANGS = (
+    "--inline",
+    "--drafts",
+    "0",
+    "--blocks",
+    "20",
+    "--budget",
+    "256",
+    "--requests",
+    "40",
+    "--sleep",
+    "0.002",
+)
+"""A prompt comes that needs more blocks than there are."""
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["duration", "Ctrl-C"])
+def test_attach_to_an_engine_that_hangs_says_what_waits_for_what(stand: Stand, interrupted: bool) -> None:
+    engine = subprocess.Popen(stand.command(*HANGS), env=stand.environment, stdout=subprocess.PIPE)
+    try:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        calls = stand.log.with_name("log.calls")
+        while not calls.exists() or not hangs(calls):
+            time.sleep(0.05)
+        options = [
+            "attach",
+            str(engine.pid),
+            "-o",
+            str(stand.trace),
+            *([] if interrupted else ["--duration", "2"]),
+        ]
+        command = subprocess.Popen(
+            [sys.executable, "-m", "fdtrace", *options],
+            env=stand.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if interrupted:
+            assert command.stderr is not None
+            while "Ctrl-C" not in command.stderr.readline():
+                pass
+            time.sleep(1)
+            command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=120)
+        assert command.returncode == 0, said
+    finally:
+        engine.kill()
+        engine.wait()
+    assert "0 steps in" in said
+    assert "at the head of the queue wants 20 KV blocks, and requests have 19 in all: it never fits" in said
+    with open_trace(stand.trace) as trace:
+        (row,) = trace.rows("FROM call")
+        assert row["idle"]
+        assert row["num_calls"] > 50
+        assert (row["num_running"], row["num_missing_blocks"]) == (0, 1)
+        assert count(trace, "SELECT count(*) FROM request") == row["num_waiting"]
+    report = stand.fdtrace("replay", stand.trace)
+    assert "it never fits" in report.stdout
+    assert "no forward ran" in report.stdout
+
+
+def hangs(calls: Path) -> bool:
+    """Whether an engine has handed out nothing in its last twenty calls."""
+    lines = calls.read_text().split("\n")[:-1][-20:]
+    return len(lines) == 20 and all(json.loads(line)["idle"] for line in lines)
+
+
+def test_a_recording_that_saw_no_work_leaves_nothing_and_names_no_file(stand: Stand) -> None:
+    done = stand.record("--requests", "0")
+    assert done.returncode == 3
+    assert "there is no trace" in done.stderr
+    assert "steps in" not in done.stderr
+    assert not stand.trace.exists()
 
 
 def test_only_processes_with_a_scheduler_or_a_runner_are_recorded(stand: Stand) -> None:

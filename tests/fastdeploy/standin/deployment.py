@@ -2,7 +2,8 @@
 
     deployment.py --log PATH [--inline] [--ranks N] [--dp N] [--overlap] [--batch-request] [--requests N] …
 
-Each worker of rank 0 writes a JSON line a forward to PATH.<dp rank>; the last line on stdout counts what finished.
+Each worker of rank 0 writes a JSON line a forward to PATH.<dp rank>, each engine one a call to PATH.<dp rank>.calls;
+the last line on stdout counts what finished.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}")
     for name, value in (
         ("ranks", 1), ("dp", 1), ("requests", 40), ("blocks", 400), ("drafts", 2), ("fail-at", 0), ("dp-rank", 0),
-        ("restart-at", 0), ("seconds", 0), ("budget", 64),
+        ("restart-at", 0), ("seconds", 0), ("budget", 64), ("rest", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--role", default="mixed")
@@ -153,6 +154,7 @@ class Engine:
         self.coming: list[tuple[int, Request]] = []
         self.sending: list[tuple[int, str]] = []
         self.did: list[tuple[str, str, int]] = []
+        self.calls = open(f"{options.log}.{options.dp_rank}.calls", "w", buffering=1)  # noqa: SIM115
 
     def add(self) -> None:
         request = Request(
@@ -209,7 +211,9 @@ class Engine:
             del manager.cache_manager.num_gpu_blocks
         if self.options.role != "mixed":
             self.hand_over()
+        before = self.found()
         result = manager.schedule()
+        self.note_call(before, result)
         tasks = result[0] if isinstance(result, tuple) else result
         self.steps += 1
         if self.options.restart_at == self.steps:
@@ -235,6 +239,41 @@ class Engine:
                 self.finished += 1
         self.send()
 
+    def found(self) -> dict[str, Any]:
+        """What a call is about to find, by the stand-in's own account."""
+        manager, options = self.manager, self.options
+        decodes = [r.request_id for r in manager.running if r.num_computed_tokens >= r.need_prefill_tokens]
+        prefilling = {r.request_id for r in manager.running} - set(decodes)
+        budget = options.budget - len(decodes) * (options.drafts + 1 if options.drafts else 1)
+        ready = [not r.async_process_futures for r in manager.waiting]
+        return {
+            "token_budget": max(budget, 0), "num_running_decodes": len(decodes), "num_prefilling": len(prefilling),
+            "prefilling": prefilling, "unready": len(ready) - sum(ready),
+        }  # fmt: skip
+
+    def note_call(self, before: dict[str, Any], result: Any) -> None:
+        """A JSON line of what a call found and did, as the trace names it."""
+        manager, prefilling = self.manager, before.pop("prefilling")
+        kinds: dict[str, list[Any]] = {}
+        for task in result[0] if isinstance(result, tuple) else result:
+            kinds.setdefault(task.task_type.name, []).append(task)
+        chunks = kinds.get("PREFILL", [])
+        held = {r.request_id for r in manager.requests.values() if r.block_tables}
+        queued = {r.request_id for r in (*manager.running, *manager.waiting)}
+        counted = sum(task.prefill_end_index - task.prefill_start_index for task in chunks)
+        line = before | {
+            "idle": not kinds, "num_running": len(manager.running), "num_waiting": len(manager.waiting),
+            "num_scheduled_tokens": self.options.budget - before["token_budget"] + counted,
+            "num_chunks": len(chunks), "num_extended": len(kinds.get("DECODE", ())),
+            "num_admitted": sum(task.request_id not in prefilling for task in chunks),
+            "num_preempted": len(kinds.get("PREEMPTED", ())), "num_aborted": len(kinds.get("ABORT", ())),
+            "num_free_blocks": len(manager.cache_manager.gpu_free_block_list),
+            "num_preallocated": None if self.options.role == "mixed" else len(held - queued),
+            "head": manager.waiting[0].request_id if manager.waiting else None,
+        }  # fmt: skip
+        if line["num_running"] or line["num_waiting"] or kinds or line["num_preallocated"]:
+            self.calls.write(json.dumps(line) + "\n")
+
     def restart(self) -> None:
         """The worker ends and another takes its place; what it ran is preempted first, so that nothing is lost."""
         self.workers[0].close()
@@ -258,6 +297,8 @@ class Engine:
                 print("ready", os.getpid(), flush=True)
             if self.options.sleep:
                 time.sleep(self.options.sleep)
+        for _ in range(self.options.rest):  # nothing is there any more
+            self.step()
         for worker in self.workers:
             worker.close()
 

@@ -2,7 +2,8 @@
 
     engine.py --log PATH [--inline] [--ranks N] [--asynchronous] [--drafts K] [--blocks N] [--requests N] …
 
-It writes a JSON line a forward to PATH: what each request ran, and its tokens before, by its own account.
+It writes a JSON line a forward to PATH: what each request ran, and its tokens before, by its own account; and one a
+call of `schedule()` to PATH.calls.
 """
 
 from __future__ import annotations
@@ -114,12 +115,16 @@ class Engine:
         self.scheduler = Scheduler(configuration(options), asynchronous=options.asynchronous)
         self.in_flight: deque[Any] = deque()
         self.log = open(options.log, "w", buffering=1)  # noqa: SIM115
+        self.calls = open(options.log + ".calls", "w", buffering=1)  # noqa: SIM115
         self.rng = random.Random(3)
         self.made = 0
 
     def step(self) -> None:
         self._arrivals()
+        prefilling = {r.request_id for r in self.scheduler.running if not r.prefilled}
+        before = {r.request_id for r in self.scheduler.running}
         output = self.scheduler.schedule()
+        self._note_call(output, before, prefilling)
         if output.num_scheduled_tokens:
             self.in_flight.append(output)
             self.workers.execute(output)
@@ -132,6 +137,23 @@ class Engine:
             self._finish(self.in_flight.popleft())
         if self.options.sleep:
             time.sleep(self.options.sleep)
+
+    def _note_call(self, output: Any, before: set[str], prefilling: set[str]) -> None:
+        """A JSON line of what a call found and did, as the trace names it."""
+        scheduler, cached = self.scheduler, output.scheduled_cached_reqs
+        now = {r.request_id for r in scheduler.running}
+        line = {
+            "token_budget": self.options.budget, "num_scheduled_tokens": sum(output.num_scheduled_tokens.values()),
+            "idle": not output.num_scheduled_tokens, "num_running": len(now), "num_waiting": len(scheduler.waiting),
+            "num_running_decodes": len(before) - len(prefilling), "num_prefilling": len(prefilling),
+            "num_chunks": len(output.prefills), "num_admitted": len(now - before),
+            "num_extended": sum(bool(new and new[0]) for new in cached.new_block_ids),
+            "num_preempted": len(before - now), "num_aborted": 0,
+            "num_free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+            "head": scheduler.waiting[0].request_id if scheduler.waiting else None,
+        }  # fmt: skip
+        if now or scheduler.waiting or output.num_scheduled_tokens:
+            self.calls.write(json.dumps(line) + "\n")
 
     def _arrivals(self) -> None:
         while self.made < self.options.requests and len(self.scheduler.waiting) < 3:

@@ -1,6 +1,9 @@
 """A runner with the sandbox's surface: it draws what a model would have run."""
 
 from array import array
+from collections import namedtuple
+
+Memory = namedtuple("Memory", "allocated_bytes reserved_bytes peak_allocated_bytes peak_reserved_bytes")
 
 
 class ModelRunner:
@@ -26,5 +29,5 @@ class ModelRunner:
             return False
         self.step += 1
         peak = sum(tokens) * 1000
-        self.memory = (peak // 2, peak, peak // 2, peak)
+        self.memory = Memory(peak // 2, peak, peak // 2, peak)
         return True

@@ -1,0 +1,181 @@
+"""What one simulation did: its row of the table, its figures for machines, its sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdtrace.replayer.simulation import Simulation, Step
+    from fdtrace.replayer.workload import Workload
+
+COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls", "departs", "ends")
+
+
+class Simulated:
+    """Counts what a simulation did, and keeps a hash of its lines, to tell where two depart from each other."""
+
+    def __init__(self, name: str, simulation: Simulation, refused: Sequence[str] = ()) -> None:
+        self.name, self.simulation, self.refused = name, simulation, list(refused)
+        self.limit = simulation.workload.config.max_num_batched_tokens
+        self.failure = ""
+        self._lines: list[int] = []
+        self._tokens: list[int] = []
+        self._preempted: list[int] = []
+        self._stalled: list[int] = []
+
+    def add(self, step: Step, line: str) -> None:
+        """One step, and what it decided as one line."""
+        self._lines.append(hash(line))
+        self._tokens.append(step.forward.num_tokens)
+        self._preempted.append(len(step.decision.preempted))
+        self._stalled.append(len(step.forward.stalled))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps up to its end, or up to where it begins to hang: how long a hang is looked at says nothing."""
+        hang = self.simulation.hang
+        return len(self._lines) if hang is None else min(hang.step, len(self._lines))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of these steps."""
+        return self._tokens[: self.num_steps]
+
+    @property
+    def excess(self) -> list[int]:
+        """Of those steps that exceed the limit, the tokens over it."""
+        return [n - self.limit for n in self.tokens if n > self.limit]
+
+    @property
+    def num_preempted(self) -> int:
+        """Preemptions in these steps."""
+        return sum(self._preempted[: self.num_steps])
+
+    @property
+    def num_stalled(self) -> int:
+        """Stalls in these steps."""
+        return sum(self._stalled[: self.num_steps])
+
+    def departs_from(self, other: Simulated) -> int | None:
+        """The first step that differs."""
+        mine, theirs = self._lines[: self.num_steps], other._lines[: other.num_steps]
+        for step, (one, another) in enumerate(zip(mine, theirs, strict=False)):
+            if one != another:
+                return step
+        return None if len(mine) == len(theirs) else min(len(mine), len(theirs))
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it did not come to the end of the workload."""
+        return bool(self.failure or self.simulation.hang or self.simulation.cut)
+
+    @property
+    def sentence(self) -> str:
+        """How it did not come to its end, and what became of the requests; empty where all of them finished."""
+        hang, cut = self.simulation.hang, self.simulation.cut
+        parts = [self.failure] if self.failure else []
+        if hang is not None:
+            parts.append(f"hangs at step {hang.step}: {hang.cause}")
+        if cut is not None:
+            parts.append(f"is {cut.text}; --max-steps N sets the limit")
+        total, finished = len(self.simulation.workload.requests), self.simulation.num_finished
+        if finished < total:
+            parts.append(f"finished {finished} of {total} requests{self._others()}")
+        return "; ".join(parts)
+
+    def _others(self) -> str:
+        counts = ((self.simulation.num_aborted, "aborted"), (self.simulation.num_failed, "failed"))
+        said = ", ".join(f"{count} {what}" for count, what in counts if count)
+        return f" ({said})" if said else ""
+
+    def _ends(self) -> str:
+        hang, cut = self.simulation.hang, self.simulation.cut
+        if self.failure:
+            return "FAILS"
+        if hang is not None:
+            return f"HANGS at {hang.step}"
+        if cut is not None:
+            return f"CUT at {cut.step}"
+        return "refused" if self.refused else "done"
+
+    def cells(self, first: Simulated) -> list[str]:
+        """Its row of the table."""
+        over = self.excess
+        step = None if first is self else self.departs_from(first)
+        return [
+            self.name,
+            str(len(over)),
+            f"+{max(over)}" if over else "-",
+            str(max(self.tokens, default=0)),
+            str(self.num_steps),
+            f"{self.simulation.num_finished} of {len(self.simulation.workload.requests)}",
+            str(self.num_preempted),
+            str(self.num_stalled),
+            "-" if first is self else "equal" if step is None else f"from step {step}",
+            self._ends(),
+        ]
+
+    def figures(self, first: Simulated) -> dict[str, Any]:
+        """The same for machines."""
+        over = self.excess
+        hang, cut, simulation = self.simulation.hang, self.simulation.cut, self.simulation
+        return {
+            "name": self.name,
+            "limit": self.limit,
+            "num_steps": self.num_steps,
+            "num_exceeded": len(over),
+            "max_excess": max(over, default=0),
+            "peak_tokens": max(self.tokens, default=0),
+            "num_requests": len(simulation.workload.requests),
+            "num_finished": simulation.num_finished,
+            "num_aborted": simulation.num_aborted,
+            "num_failed": simulation.num_failed,
+            "num_preemptions": self.num_preempted,
+            "num_stalls": self.num_stalled,
+            "departs_at": None if first is self else self.departs_from(first),
+            "hang": None if hang is None else {"step": hang.step, "cause": hang.cause},
+            "cut": None
+            if cut is None
+            else {
+                "step": cut.step,
+                "max_steps": cut.max_steps,
+                "num_unfinished": cut.num_unfinished,
+                "num_to_come": cut.num_to_come,
+            },
+            "failure": self.failure or None,
+            "refused_by_fastdeploy": self.refused,
+        }
+
+
+def print_json(workload: Workload, found: Sequence[Simulated], errors: Sequence[str]) -> None:
+    """All of them as one JSON object on stdout."""
+    print(
+        json.dumps(
+            {
+                "num_requests": len(workload.requests),
+                "max_steps": workload.max_steps,
+                "notes": list(workload.notes),
+                "schedulers": [one.figures(found[0]) for one in found],
+                "errors": list(errors),
+            }
+        )
+    )
+
+
+def print_table(found: Sequence[Simulated]) -> None:
+    """A row for each; they depart from the first."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.ASCII if not sys.stdout.isatty() else box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("scheduler", overflow="fold")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", overflow="fold")
+    for one in found:
+        table.add_row(*map(Text, one.cells(found[0])))
+    Console().print(table)

@@ -1,0 +1,111 @@
+"""Reads the file of a workload: one JSON object, whose every fault is told with what to do about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fdtrace.recorder.errors import UsageError
+
+SHAPE = (
+    'one object: {"max_num_batched_tokens": 1024, "max_num_seqs": 64, "num_blocks": 900, "requests": '
+    '[{"id": "a", "arrival": 0, "prompt": 100, "output": 20}]}'
+)
+MOST_DIGITS = 18
+"""Digits of a number; more are too many for any size, and some are too many for Python's `int`."""
+LARGE: int = 10**MOST_DIGITS
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which a key stands twice."""
+
+    key = ""
+
+
+def read_case(path: Path) -> Any:
+    """What the file holds. UsageError where it cannot be read, or is not one JSON value."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is no JSON", why=f"it is not UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+    return _parse(path, text)
+
+
+def _parse(path: Path, text: str) -> Any:
+    repeated: list[_Repeated] = []
+
+    def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(members)
+        if len(found) == len(members):
+            return found
+        names = [name for name, _ in members]
+        twice = _Repeated(found)
+        twice.key = next(name for name in names if names.count(name) > 1)
+        repeated.append(twice)
+        return twice
+
+    try:
+        case = json.loads(text, object_pairs_hook=pairs, parse_int=_whole, parse_constant=_no_number)
+    except RecursionError:
+        raise UsageError(
+            f"{path} is no workload", why="its lists or objects are nested too deep", hint=SHAPE
+        ) from None
+    except json.JSONDecodeError as error:
+        raise _no_json(path, text, error) from None
+    if repeated:
+        where = _place(case, repeated[0], "")
+        raise UsageError(
+            f"{path}: the key `{repeated[0].key:.80}` stands twice{f' in `{where}`' if where else ''}",
+            why="only one of its values would be read",
+            hint="take one of them out",
+        )
+    return case
+
+
+def _whole(digits: str) -> int:
+    if len(digits) <= MOST_DIGITS:
+        return int(digits)
+    return -LARGE if digits.startswith("-") else LARGE
+
+
+def _no_number(name: str) -> Any:
+    raise UsageError(f"{name} is no number of JSON", hint="write a number, or leave the key out")
+
+
+def _no_json(path: Path, text: str, error: json.JSONDecodeError) -> UsageError:
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return UsageError(f"{path} is empty", hint=SHAPE)
+    if len(lines) > 1 and all(_is_json(line) for line in lines[:2]):
+        return UsageError(
+            f"{path} is no JSON but JSON lines: a value in each line",
+            why=f"a workload is {SHAPE}",
+            hint="put the sizes of the scheduler and the list of `requests` into one object; an arrival is a step, "
+            "prompt and output are tokens",
+        )
+    return UsageError(f"{path} is no JSON", why=str(error), hint=f"a workload is {SHAPE}")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _place(value: Any, wanted: Any, where: str) -> str:
+    """Where in a case an object stands."""
+    if value is wanted or not isinstance(value, (dict, list)):
+        return where if value is wanted else ""
+    named = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in named:
+        inside = f"{where}[{key}]" if isinstance(key, int) else f"{where}.{key}".lstrip(".")
+        if inner is wanted or (found := _place(inner, wanted, inside)):
+            return inside if inner is wanted else found
+    return ""

@@ -1,0 +1,92 @@
+"""The views of a trace, each for one usual question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class View:
+    """A view that answers one usual question."""
+
+    name: str
+    comment: str
+    query: str
+
+
+EXCEEDED = View(
+    "exceeded",
+    "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
+    "Where memory was profiled for more than the scheduler hands out (a chunk is rounded up to an image's end), "
+    "that is the limit.",
+    """
+    SELECT s.engine_id, s.step, s.ts,
+           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
+                WHEN s.num_tokens > e.max_profiled_tokens THEN 'max_profiled_tokens'
+                ELSE 'num_max_dispatch_tokens_per_rank' END AS limit_name,
+           CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled
+                WHEN s.num_tokens > e.max_profiled_tokens THEN e.max_profiled_tokens
+                ELSE e.num_max_dispatch_tokens_per_rank END AS limit_tokens,
+           s.num_tokens, s.num_tokens - limit_tokens AS excess_tokens,
+           CASE WHEN s.num_tokens > e.max_profiled_tokens
+                THEN s.num_tokens - e.max_profiled_tokens END AS over_profiled_tokens,
+           s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
+           s.reserved_bytes, s.reserved_bytes - p.reserved_bytes AS reserved_growth_bytes
+    FROM step s
+    JOIN (SELECT *, greatest(max_num_batched_tokens, max_profiled_tokens) AS scheduled,
+                 CASE WHEN max_profiled_tokens > max_num_batched_tokens THEN 'max_profiled_tokens'
+                      ELSE 'max_num_batched_tokens' END AS scheduled_name FROM engine) e USING (engine_id)
+    LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
+    WHERE s.num_tokens > e.scheduled
+       OR s.num_tokens > e.max_profiled_tokens
+       OR (s.num_prefill_tokens = 0 AND s.num_tokens > e.num_max_dispatch_tokens_per_rank)
+    """,
+)
+
+BUDGET = View(
+    "budget",
+    "What each step was allowed, what the scheduler counted and what ran; the gap is what nobody counted.",
+    """
+    SELECT s.engine_id, s.step, e.max_num_batched_tokens, s.token_budget, s.num_scheduled_tokens, s.num_tokens,
+           s.num_tokens - s.num_scheduled_tokens AS uncounted_tokens,
+           e.max_num_batched_tokens - s.num_tokens AS unused_tokens,
+           s.num_running_decodes, s.num_waiting, s.not_admitted
+    FROM step s JOIN engine e USING (engine_id)
+    """,
+)
+
+REQUEST_TIMELINE = View(
+    "request_timeline",
+    "Every step of every request, with its id: filter by request_id.",
+    """
+    SELECT r.engine_id, r.request_id, r.request, q.step, q.kind, q.num_tokens, q.num_computed_tokens,
+           q.num_draft_tokens, q.num_accepted_tokens, q.num_blocks
+    FROM step_request q JOIN request r USING (engine_id, request)
+    """,
+)
+
+PREEMPTION = View(
+    "preemption",
+    "Each preemption: whom, why, what it freed, what must be computed again.",
+    """
+    SELECT v.engine_id, v.step, v.ts, r.request_id, v.request, v.reason,
+           TRY_CAST(v.detail->>'$.num_blocks' AS INTEGER) AS freed_blocks,
+           TRY_CAST(v.detail->>'$.num_computed_tokens' AS INTEGER) AS discarded_tokens
+    FROM event v LEFT JOIN request r USING (engine_id, request)
+    WHERE v.kind = 'preempted'
+    """,
+)
+
+MEMORY = View(
+    "memory",
+    "The framework's allocator after each step, on every rank.",
+    """
+    SELECT engine_id, step, 0 AS rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
+    FROM step
+    UNION ALL
+    SELECT engine_id, step, rank, allocated_bytes, reserved_bytes, peak_allocated_bytes, peak_reserved_bytes
+    FROM rank_memory
+    """,
+)
+
+VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY)

@@ -1,0 +1,194 @@
+"""Whether an engine stands still at the end of a recording: since when nothing has moved, and what waits for what.
+
+Something moves where a forward runs tokens, or a scheduling call hands something out. An engine that hangs goes on
+calling `schedule()`, and each of its calls finds work and hands out nothing: rows of `call` that are `idle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from fdtrace.recorder.trace import Trace
+
+LEAST_S = 1.0
+"""An engine that ran steps stands still where nothing has moved for so long, ..."""
+
+FORWARDS = 2
+"""... and for so many times its longest forward: FastDeploy calls on while one runs ..."""
+
+MOST_S = 10.0
+"""... but no longer than this is ever waited for: the first forward of an engine may take a minute."""
+
+LAST_MOVED = """
+SELECT greatest(
+    (SELECT max(epoch_ns(ts) + 1000 * coalesce(forward_us, 0)) FROM step WHERE engine_id = $1),
+    (SELECT max(epoch_ns(last_ts)) FROM call
+     WHERE engine_id = $1 AND NOT (idle AND num_preempted = 0 AND num_aborted = 0))) AS moved,
+    (SELECT max(forward_us) FROM step WHERE engine_id = $1) AS longest_us
+"""
+
+IDLE_CALLS = """
+SELECT call, num_calls, epoch_ns(ts) AS ts, epoch_ns(last_ts) AS last_ts, token_budget, num_running, num_waiting,
+       num_deferred, num_preallocated, num_free_blocks, not_admitted, num_missing_blocks, r.request_id AS head
+FROM call c LEFT JOIN request r ON r.engine_id = c.engine_id AND r.request = c.head
+WHERE c.engine_id = $1 AND idle AND epoch_ns(last_ts) > $2 AND first_step IS NULL ORDER BY call
+"""
+
+MOST_NAME = 60
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """The calls since something moved last. Times in ns UTC; `num_calls` None: some of a run were before that.
+
+    The counts are those of the last call, as in the table `call`; `head` is the id of the request at the head of the
+    queue.
+    """
+
+    since: int
+    until: int
+    call: int
+    num_calls: int | None
+    token_budget: int | None
+    num_running: int | None
+    num_waiting: int | None
+    num_deferred: int | None
+    num_preallocated: int | None
+    num_free_blocks: int | None
+    num_blocks: int | None
+    not_admitted: str | None
+    num_missing_blocks: int | None
+    head: str | None
+    any_step: bool
+
+    @property
+    def seconds(self) -> float:
+        """How long nothing has moved, as far as the calls tell."""
+        return (self.until - self.since) / 1e9
+
+    @property
+    def because(self) -> str:
+        """What waits, and for what."""
+        running, waiting = self.num_running or 0, self.num_waiting or 0
+        if self.token_budget == 0:
+            return f"the token budget is 0: {_requests(running, 'running')} get no block and no chunk" if running else (
+                f"the token budget is 0 and {_requests(waiting, 'waiting')} get no chunk"
+            )  # fmt: skip
+        if waiting and self.num_deferred is not None and self.num_deferred >= waiting:
+            return f"each of {_requests(waiting, 'waiting')} is deferred: not ready to be scheduled"
+        if waiting:
+            return self._head_waits()
+        if self.num_preallocated:
+            return f"{self.num_preallocated:,} requests hold their blocks and do not join the running queue"
+        return f"no forward ran a token of {_requests(running, 'running')}"
+
+    def _head_waits(self) -> str:
+        head = (
+            f"request {_name(self.head)} at the head of the queue" if self.head else "the head of the queue"
+        )
+        free, all_blocks, missing = self.num_free_blocks, self.num_blocks, self.num_missing_blocks
+        if self.not_admitted == "blocks" and missing is not None and free is not None:
+            wanted = missing + free
+            if all_blocks is not None and wanted > all_blocks and not self.num_running:
+                return f"{head} wants {wanted:,} KV blocks, and requests have {all_blocks:,} in all: it never fits"
+            return f"{head} lacks {missing:,} KV blocks: it wants {wanted:,}, and {free:,} are free"
+        what = {
+            "blocks": f"waits for more KV blocks than are free ({free} of {all_blocks})",
+            "budget": f"does not fit the token budget of {self.token_budget}",
+            "slots": f"waits for a slot: {self.num_running} requests run",
+            "preemption": "waits, as a call that preempts admits nothing",
+        }
+        return f"{head} {what.get(self.not_admitted or '', 'is not ready to be scheduled')}"
+
+    @property
+    def short(self) -> str:
+        """The head line of a screen."""
+        return f"NOTHING MOVES since {_clock(self.since)[11:19]}: {self.because}"
+
+    @property
+    def sentence(self) -> str:
+        """All of it in a line."""
+        calls = f"{self.num_calls:,} calls" if self.num_calls is not None else "all calls"
+        begun = "nothing moved in this recording, since" if not self.any_step else "nothing has moved since"
+        return (
+            f"{begun} {_clock(self.since)} UTC (call {self.call:,}; {calls} of schedule() in {self.seconds:.1f} s "
+            f"handed out nothing; {self.num_running or 0} run, {self.num_waiting or 0} wait): {self.because}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: the fields, times as ISO 8601, and the two texts."""
+        times = {name: f"{_clock(getattr(self, name))}Z".replace(" ", "T") for name in ("since", "until")}
+        return {
+            **asdict(self),
+            **times,
+            "seconds": self.seconds,
+            "because": self.because,
+            "text": self.sentence,
+        }
+
+
+def standstill(trace: Trace, engine: Mapping[str, Any]) -> Standstill | None:
+    """How the engine (a row of `engine`) stands still at the end of what is recorded; None: it does not, or this trace
+    has no calls.
+    """
+    if not has_calls(trace):
+        return None
+    key = engine["engine_id"]
+    moved = trace.rows(LAST_MOVED, [key])[0]
+    last_moved = moved["moved"] or 0
+    idle = trace.rows(IDLE_CALLS, [key, last_moved])
+    if not idle:
+        return None
+    first, last = idle[0], idle[-1]
+    since = max(first["ts"], last_moved)
+    num_calls = None if first["ts"] < since else sum(row["num_calls"] for row in idle)
+    if not _is_lasting(engine["name"], moved, num_calls, last["last_ts"] - since):
+        return None
+    counts = {name: value for name, value in last.items() if name in Standstill.__dataclass_fields__}
+    return Standstill(**{
+        **counts, "since": since, "until": last["last_ts"], "call": first["call"], "num_calls": num_calls,
+        "num_blocks": usable_blocks(engine), "any_step": moved["moved"] is not None,
+    })  # fmt: skip
+
+
+def usable_blocks(engine: Mapping[str, Any]) -> int | None:
+    """KV blocks that requests can hold: vLLM keeps one of them for itself (`BlockPool.null_block`)."""
+    blocks: int | None = engine["num_blocks"]
+    return blocks - 1 if blocks and engine["name"] == "vllm" else blocks
+
+
+def standstill_of(trace: Trace, engine_id: int) -> Standstill | None:
+    """`standstill` of the engine of that number."""
+    engines = trace.rows("FROM engine WHERE engine_id = $1", [engine_id])
+    return standstill(trace, engines[0]) if engines else None
+
+
+def _is_lasting(name: str, moved: Mapping[str, Any], num_calls: int | None, ns: int) -> bool:
+    if name == "sandbox":  # it calls once more only where something may have changed
+        return True
+    if moved["moved"] is None:
+        return num_calls is None or num_calls > 1
+    return ns / 1e9 > max(LEAST_S, min(FORWARDS * (moved["longest_us"] or 0) / 1e6, MOST_S))
+
+
+def has_calls(trace: Trace) -> bool:
+    """Whether this trace keeps the scheduling calls: those of schema 1 do not."""
+    return int(trace.head["schema_version"]) >= 2
+
+
+def _requests(count: int, doing: str) -> str:
+    return f"{count:,} {doing} request{'s' if count != 1 else ''}"
+
+
+def _name(text: str) -> str:
+    """A name that somebody else chose, on one line of a terminal."""
+    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return plain if len(plain) <= MOST_NAME else plain[: MOST_NAME - 1] + "…"
+
+
+def _clock(ns: int) -> str:
+    moment = datetime.fromtimestamp(ns // 1_000_000_000, timezone.utc)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{ns // 1_000_000 % 1000:03d}"

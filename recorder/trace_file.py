@@ -1,0 +1,198 @@
+"""Opens a trace's file so that nothing in it can harm whoever opens it. A trace may come from a stranger.
+
+The file is attached, read-only, to a DuckDB of our own in memory, and only its tables are read: the tables and views
+that queries see are ours, made from `recorder.schema`. So neither a view nor a macro of the file is ever run, and none
+can stand in for a name that our queries use. What a user's own query reaches is bounded by the connection: no file but
+this one (of a recording in progress, its parts too), no network, no extension, no setting, a bounded memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+
+from fdtrace.recorder import schema
+from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.trace_parts import STATE, find_parts, part_sources
+from fdtrace.recorder.trace_shape import FILE, check_head, file_tables, table_sources
+
+MAGIC_OFFSET, MAGIC = 8, b"DUCK"
+HEADERS = 3 * 4096
+"""Bytes of a DuckDB file before its first block."""
+
+MEMORY_SHARE = 0.5
+"""Of the machine's memory, what the queries of one trace may use at most unless told otherwise."""
+
+SETTINGS = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "allow_persistent_secrets": "false",
+    "python_enable_replacements": "false",  # else a name in a query may be a variable of ours
+    "temp_directory": "",  # nothing is written
+}
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def connect(
+    path: Path, *, memory: int | None = None, writable: Path | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A connection in which the schema's tables and views are those of the trace at `path`.
+
+    Args:
+        path: the trace.
+        memory: bytes that queries may use; None: half of the machine's.
+        writable: a directory that `COPY … TO` may write to.
+
+    Raises:
+        TraceError: it is no trace, a damaged one, or one whose tables are not the schema's; says which and why.
+    """
+    refuse_other_files(path)
+    db = _attached(path, memory, writable, ())
+    try:
+        tables = file_tables(db)
+        earlier = check_head(db, path, tables) < schema.SCHEMA_VERSION
+        parts = find_parts(db, path, tables)
+        sources = {}
+        if parts is not None:
+            db.close()
+            db = _attached(path, memory, writable, parts.files)
+            sources = part_sources(db, path, file_tables(db), parts, earlier=earlier)
+        sources |= table_sources(path, tables, sources, earlier=earlier)
+        _make_views(db, sources, growing=parts is not None)
+    except UnicodeEncodeError:
+        db.close()
+        raise _no_unicode(path) from None
+    except duckdb.Error as error:
+        db.close()
+        raise damaged(path, error) from None
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def is_growing(db: duckdb.DuckDBPyConnection) -> bool:
+    """Whether an open trace is one whose rows lie in parts: another file is still to take its place."""
+    rows = db.execute(
+        "SELECT count(*) FROM duckdb_views() WHERE view_name = $1 AND database_name = 'memory'", [STATE]
+    )
+    return bool(rows.fetchall()[0][0])
+
+
+def refuse_other_files(path: Path) -> None:
+    """TraceError where `path` is no regular file with the head of a DuckDB database."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError) as error:
+        raise TraceError(f"{path} cannot be read", why=str(error)) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise TraceError(f"{path} is a directory", hint="give the trace's file")
+    if not stat.S_ISREG(found.st_mode):
+        raise TraceError(f"{path} is no trace", why="it is no regular file: a pipe, a device or a socket")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read", why=error.strerror or str(error)) from None
+    if not head:
+        raise TraceError(f"{path} is no trace", why="it is empty", hint="copy it again")
+    if head[MAGIC_OFFSET : MAGIC_OFFSET + len(MAGIC)] != MAGIC:
+        raise TraceError(f"{path} is no trace", why="it is not a DuckDB file")
+    if found.st_size < HEADERS:
+        why = f"it was cut off: {found.st_size} bytes are left of it"
+        raise TraceError(f"{path} is damaged", why=why, hint=AGAIN)
+    log = path.with_name(path.name + ".wal")
+    if os.path.lexists(log):
+        raise TraceError(
+            f"{path} cannot be opened",
+            why=f"{log.name} lies beside it: changes by a DuckDB client that did not end, or put there by somebody",
+            hint=f"if you changed the trace yourself, `CHECKPOINT` it with DuckDB; else remove {log.name}",
+        )
+
+
+AGAIN = "copy it again, or `fdtrace recover` it where it was recorded"
+
+
+def damaged(path: Path, error: BaseException) -> TraceError:
+    """The error for a trace that DuckDB cannot read, or whose values Python cannot take."""
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return TraceError(
+            f"{path} needs more memory than may be used",
+            why=first_line(error),
+            hint="`fdtrace sql --memory` sets how much a query may use",
+        )
+    return TraceError(f"{path} is damaged", why=first_line(error), hint=AGAIN)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _missing(path: Path) -> TraceError:
+    if parts_directory(path).is_dir():
+        return TraceError(
+            f"{path} is not there, but its parts are",
+            why="its recording was cut off",
+            hint=f"fdtrace recover {path}",
+        )
+    return TraceError(
+        f"there is no file {path}", hint="`fdtrace record` and `fdtrace attach` make one with -o"
+    )
+
+
+def _no_unicode(path: Path) -> TraceError:
+    return TraceError(f"{path} cannot be opened", why="its name is no UTF-8", hint="rename it")
+
+
+def _attached(
+    path: Path, memory: int | None, writable: Path | None, files: Sequence[Path]
+) -> duckdb.DuckDBPyConnection:
+    """A database in memory with the trace attached as `FILE`; it can read the trace, these files and nothing else."""
+    where = path.resolve()
+    bytes_allowed = memory or int(machine_memory() * MEMORY_SHARE)
+    db = duckdb.connect(":memory:", config={**SETTINGS, "memory_limit": f"{bytes_allowed // 1000}KB"})
+    try:
+        allowed = [where, where.with_name(where.name + ".wal"), *files]
+        db.execute(
+            f"SET allowed_paths = [{', '.join(f'{chr(39)}{quoted(one)}{chr(39)}' for one in allowed)}]"
+        )
+        if writable is not None:
+            db.execute(f"SET allowed_directories = ['{quoted(writable)}/']")
+        db.execute("SET enable_external_access = false")
+        db.execute("SET lock_configuration = true")
+        db.execute(f"ATTACH '{quoted(where)}' AS {FILE} (READ_ONLY, TYPE duckdb)")
+    except UnicodeEncodeError:
+        db.close()
+        raise _no_unicode(path) from None
+    except duckdb.Error as error:
+        db.close()
+        raise TraceError(
+            f"{path} cannot be opened",
+            why=first_line(error),
+            hint=f"if its recording was cut off: fdtrace recover {path}; a truncated copy has to be copied again",
+        ) from None
+    return db
+
+
+def _make_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str], *, growing: bool) -> None:
+    """The schema's tables, as views of the file's, and its views over these; while it grows, its collector's state."""
+    made = [f"CREATE VIEW {table.name} AS {sources[table.name]}" for table in schema.TABLES]
+    made += [f"CREATE VIEW {view.name} AS {view.query}" for view in schema.VIEWS]
+    if growing:
+        made.append(f"CREATE VIEW {STATE} AS FROM {FILE}.main.{STATE}")
+    db.execute("; ".join(made))

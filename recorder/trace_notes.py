@@ -1,0 +1,72 @@
+"""The notes of a trace: what its recording could not see, and what a look at it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+
+from fdtrace.recorder.printable import printable
+from fdtrace.recorder.trace_file import is_growing
+from fdtrace.recorder.trace_json import read_json
+
+MOST = 100
+"""Notes that are read."""
+STATES = ("recording", "complete", "recovered")
+
+
+def read_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
+    """The trace's own notes, safe to print, and one where these are no list of texts or where steps are missing."""
+    text, state = db.execute("SELECT notes, state FROM trace").fetchall()[0]
+    return (*own_notes(text), *_state_note(state, growing=is_growing(db)), *gap_notes(db), *row_notes(db))
+
+
+def own_notes(text: str | None) -> tuple[str, ...]:
+    """The notes of the recording. What is no list of texts is told instead."""
+    try:
+        notes: Any = read_json(text)
+    except ValueError as error:
+        return (f"the notes of this trace cannot be read: {printable(error, 200)}",)
+    if notes is None:
+        return ()
+    if not (isinstance(notes, list) and all(isinstance(note, str) for note in notes)):
+        return ("the notes of this trace cannot be read: they are no list of texts",)
+    shown = tuple(printable(note) for note in notes[:MOST])
+    return shown if len(notes) <= MOST else (*shown, f"{len(notes) - MOST} more notes")
+
+
+def _state_note(state: str | None, *, growing: bool) -> tuple[str, ...]:
+    if state == "recording" and not growing:
+        return ("this trace says that it is still recording, but it is a finished file",)
+    if state in STATES:
+        return ()
+    known = ", ".join(STATES)
+    return (f"the state of this trace is {printable(state, 200)}, one of {known} is expected",)
+
+
+def gap_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
+    """A note for each engine that has missing steps of which no event `lost` tells."""
+    rows = db.execute(
+        "SELECT s.engine_id, s.last - s.first + 1 - s.n FROM "
+        "(SELECT engine_id, min(step) AS first, max(step) AS last, count(DISTINCT step) AS n FROM step GROUP BY ALL) s "
+        "WHERE s.last - s.first + 1 > s.n AND NOT EXISTS "
+        "(FROM event v WHERE v.engine_id = s.engine_id AND v.kind = 'lost') ORDER BY ALL LIMIT 100"
+    ).fetchall()
+    return tuple(
+        f"engine {engine}: {missing} steps are missing between the first and the last, and no event says why"
+        for engine, missing in rows
+    )
+
+
+def row_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
+    """A note for each engine of which the requests of some steps are not recorded."""
+    rows = db.execute(
+        "SELECT engine_id, s.ran, s.ran - coalesce(q.ran, 0) FROM "
+        "(SELECT engine_id, sum(num_tokens)::BIGINT AS ran FROM step GROUP BY ALL) s LEFT JOIN "
+        "(SELECT engine_id, sum(num_tokens)::BIGINT AS ran FROM step_request GROUP BY ALL) q USING (engine_id) "
+        "WHERE s.ran > coalesce(q.ran, 0) ORDER BY ALL LIMIT 100"
+    ).fetchall()
+    return tuple(
+        f"engine {engine}: of {ran} tokens that ran, {missing} are of requests that are not recorded"
+        for engine, ran, missing in rows
+    )

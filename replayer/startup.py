@@ -1,0 +1,94 @@
+"""What FastDeploy checks before it serves: a configuration or a prompt that it refuses, with the check's source.
+
+The model schedules such a workload nevertheless: what its rules would do is still worth seeing. That no server would
+ever come to it must be said beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fdtrace.replayer.config import Policy, SchedulerConfig
+from fdtrace.replayer.workload import WorkRequest
+
+MOST_SEQUENCES, LEAST_MODEL_LEN = 512, 16
+MOST_NAMED = 3
+CHECK = "`FDConfig.check` in config.py"
+POSTPROCESS = "`CacheConfig.postprocess` in config.py"
+ADMISSION = "`EngineClient.add_requests` in entrypoints/engine_client.py"
+SPLIT_KV = "`_validate_split_kv_size` in envs.py"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What FastDeploy refuses, why, and the function that does."""
+
+    what: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The refusal as one line."""
+        return f"{self.what} ({self.source})"
+
+
+def refusals(
+    config: SchedulerConfig, formula: str, policy: Policy, requests: Sequence[WorkRequest] = ()
+) -> list[Refusal]:
+    """What the version of FastDeploy that has this formula and policy refuses; empty where it would serve all."""
+    return [
+        *_sizes(config, _tokens_per_seq(config, formula, policy)),
+        *_blocks(config),
+        *_prompts(config, requests),
+    ]
+
+
+def _tokens_per_seq(config: SchedulerConfig, formula: str, policy: Policy) -> int:
+    """Tokens of each sequence that a step must have room for: K + 1 since #7499, since #7623 with a method alone."""
+    if policy.preempt_decodes_only or formula == "pr7623":
+        return config.num_draft_tokens + 1
+    return config.num_speculative_tokens + 1 if formula == "pr7499" else 1
+
+
+def _sizes(config: SchedulerConfig, tokens_per_seq: int) -> Iterator[Refusal]:
+    budget, seqs, length = config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len
+    if seqs > MOST_SEQUENCES:
+        yield Refusal(f"max_num_seqs {seqs} is more than {MOST_SEQUENCES}", CHECK)
+    if length < LEAST_MODEL_LEN:
+        yield Refusal(f"max_model_len {length} is less than {LEAST_MODEL_LEN}", CHECK)
+    if budget < seqs * tokens_per_seq:
+        each = f" * {tokens_per_seq} tokens of a sequence" if tokens_per_seq > 1 else ""
+        yield Refusal(f"max_num_batched_tokens {budget} is less than max_num_seqs {seqs}{each}", CHECK)
+    if budget > length * seqs:
+        yield Refusal(
+            f"max_num_batched_tokens {budget} is more than max_num_seqs {seqs} * max_model_len {length}",
+            CHECK,
+        )
+    if config.chunked_prefill and budget < config.block_size:
+        yield Refusal(f"max_num_batched_tokens {budget} is less than block_size {config.block_size}", CHECK)
+    size = config.split_kv_size
+    if size & (size - 1):
+        yield Refusal(f"FD_DETERMINISTIC_SPLIT_KV_SIZE {size} is no power of 2", SPLIT_KV)
+
+
+def _blocks(config: SchedulerConfig) -> Iterator[Refusal]:
+    needed = config.max_blocks_per_seq + config.enc_dec_block_num
+    if config.num_blocks < needed:
+        yield Refusal(
+            f"num_blocks {config.num_blocks} is less than {needed}, the blocks of a sequence of max_model_len "
+            f"{config.max_model_len} and of an extension",
+            POSTPROCESS,
+        )
+
+
+def _prompts(config: SchedulerConfig, requests: Sequence[WorkRequest]) -> Iterator[Refusal]:
+    """A prompt must leave room for min_tokens (1 by default) and one token more."""
+    too_long = [r.request_id for r in requests if r.num_prompt_tokens + 1 >= config.max_model_len]
+    if too_long:
+        more = f" and {len(too_long) - MOST_NAMED} more" if len(too_long) > MOST_NAMED else ""
+        yield Refusal(
+            f"the prompt of {', '.join(too_long[:MOST_NAMED])}{more} leaves no room in max_model_len "
+            f"{config.max_model_len}: answered with 400",
+            ADMISSION,
+        )
