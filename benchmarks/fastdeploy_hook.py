@@ -51,6 +51,10 @@ class Toggle:
         """Put the wrappers in place, or FastDeploy's own methods."""
         for done in self.agent.installed:
             setattr(done.owner, done.hook.method, done.wrapper if on else done.original)
+        for adapter in self.agent.adapters:
+            order = getattr(adapter, "order", None)
+            if order is not None and order.manager is not None:
+                order.manager.lock = order.stand_in if on else order.stand_in.lock
 
     def end(self) -> None:
         """Record no more."""

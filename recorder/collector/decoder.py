@@ -37,6 +37,7 @@ class Decoded:
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
+    call_requests: list[Columns] = field(default_factory=list)
     calls: list[Columns] = field(default_factory=list)
 
 

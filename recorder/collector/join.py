@@ -19,10 +19,10 @@ from fdtrace.recorder.collector.columns import Columns, Forwards
 from fdtrace.recorder.collector.decoder import HANDLERS, Decoded, Decoder
 from fdtrace.recorder.collector.frames import Forward, SchedulingCall, read_event, request_of, text_at
 from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.order import OrderDecoder
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.ranks import Ranks
 from fdtrace.recorder.collector.reader import Chunk
-from fdtrace.recorder.collector.undated import Undated
 from fdtrace.recorder.recording import MISSING
 
 QUIET_NS = 500_000_000
@@ -41,7 +41,7 @@ class Joined(Decoder):
         self.ranks = Ranks()
         self.begins = 0
         self.discarding = False
-        self.events = Undated()
+        self.order = OrderDecoder()
         self.finishes: list[list[int]] = []
         self.ended: list[list[int]] = []
         self.finishing: set[int] = set()
@@ -79,6 +79,8 @@ class Joined(Decoder):
             part.base = self.next_step - first_forward[0]
         part.waits_for_keyframe = True
         part.lost_frames += frames
+        if part.kind == "engine":
+            self.order.lose()
         if part.lost_from < 0:
             part.lost_from = self.next_step
         if part.runs:
@@ -92,7 +94,7 @@ class Joined(Decoder):
             return True
         if self.part.kind == "rank" and kind in (wire.MEMORY, wire.TASKS):
             return True  # whole in itself
-        if kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.EVENT, wire.FINISH):
+        if kind not in (wire.ENGINE, wire.REQUEST, wire.HASHES, wire.EVENT, wire.FINISH, wire.QUEUE):
             self.part.lost_frames += self.part.lost_from >= 0
             return False
         return True
@@ -112,7 +114,7 @@ class Joined(Decoder):
         super()._batch(data, at)
         part.waits_for_keyframe = False
         if not part.runs:
-            self._tell_losses(self.next_step)
+            self.part.tell_losses(self.next_step, self.ledger)
 
     def _request(self, data: bytes, at: int) -> None:
         head = wire.REQUEST_HEAD.read(data, at)
@@ -125,7 +127,7 @@ class Joined(Decoder):
             request.arrived_at = told.arrived_at
             request.num_prompt_tokens, request.max_tokens = told.num_prompt_tokens, told.max_tokens
         if came:
-            self.events.add(self.calls.next_call, "arrived", number, told.arrived_at, "", None)
+            self.order.events.add(self.calls.next_call, "arrived", number, told.arrived_at, "", None)
 
     def _number_of(self, local: int, request: Request, fresh: bool = False) -> int:
         """The request's number in the trace; a new one for an id that is not live, `fresh`: or has just ended."""
@@ -222,31 +224,24 @@ class Joined(Decoder):
         self._vacate(ts)
         if self.advice:
             self._take_advice()
-        self._tell_losses(step)
+        part.tell_losses(step, self.ledger)
         self._take_forward(forward.at_step(step)._replace(call=call), data, at)
         self.ranks.ran(step)
-
-    def _tell_losses(self, step: int) -> None:
-        """What a ring lost lies between the step that was next then and `step`, which is next now."""
-        part = self.part
-        if part.lost_frames:
-            detail = {
-                "frames": part.lost_frames, "part": part.kind, "first_step": part.lost_from, "last_step": step - 1,
-            }  # fmt: skip
-            self.ledger.event("lost", part.lost_from, reason="overwritten before it was read", detail=detail)
-            part.lost_frames, part.lost_from = 0, MISSING
 
     def _plain_event(self, data: bytes, at: int) -> None:
         head, name, reason, detail = read_event(data, at)
         number = self.part.numbers.get(head.request, MISSING)
         if self.part.kind == "engine":
-            self.events.add(self.calls.next_call, name, number, head.ts, reason, detail)
+            self.order.events.add(self.calls.next_call, name, number, head.ts, reason, detail)
         else:
             self.ledger.event(name, self.next_step, number, head.ts, reason, detail)
 
+    def _order(self, data: bytes, at: int) -> None:
+        self.order.take_in(data, at, self.part.numbers, self.ledger.live)
+
     def _date(self, call: int, step: int | None = None) -> None:
         """The step of what happened up to a scheduling call is known: that of the call's first forward."""
-        self.events.date(call, self.next_step if step is None else step, self.ledger)
+        self.order.events.date(call, self.next_step if step is None else step, self.ledger)
 
     def _finish(self, data: bytes, at: int) -> None:
         head = wire.FINISH_HEAD.read(data, at)
@@ -313,6 +308,7 @@ class Joined(Decoder):
             self.ledger.finish(number, step, ts, wire.FINISHED[code], made)
         self.ended = []
         out = super().take(read_at)
+        out.call_requests = self.order.take(self.engine_id)
         out.rank_memory = self.ranks.take(self.engine_id, final=not read_at)
         return out
 
@@ -326,7 +322,7 @@ class Joined(Decoder):
         return dict(
             super().state(),
             kind="joined",
-            joined=dict(own, events=self.events.waiting, calls=self.calls.state(), ranks=self.ranks.state()),
+            joined=dict(own, calls=self.calls.state(), ranks=self.ranks.state(), order=self.order.state()),
         )
 
     @classmethod
@@ -337,7 +333,7 @@ class Joined(Decoder):
         own = dict(state["joined"])
         self.calls.restore(own.pop("calls"))
         self.ranks.restore(own.pop("ranks"))
-        self.events.waiting = own.pop("events")
+        self.order.restore(own.pop("order"))
         self.finishing = {finish[1] for finish in own["finishes"]}
         for name, value in own.items():
             keyed = name in ("advice", "row_of", "spans", "last_ran")
@@ -349,4 +345,5 @@ _HANDLERS: dict[int, Any] = {
     **{kind: getattr(Joined, handler.__name__) for kind, handler in HANDLERS.items()},
     wire.TASKS: Joined._tasks,
     wire.MEMORY: Joined._memory,
+    **dict.fromkeys((wire.DECIDED, wire.QUEUE), Joined._order),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.recording import MISSING
 
 
@@ -21,6 +22,15 @@ class Part:
     past: bool = False
     lost_frames: int = 0
     lost_from: int = MISSING
+
+    def tell_losses(self, step: int, ledger: Ledger) -> None:
+        """What this ring lost lies between the step that was next then and `step`, which is next now."""
+        if self.lost_frames:
+            detail = {
+                "frames": self.lost_frames, "part": self.kind, "first_step": self.lost_from, "last_step": step - 1,
+            }  # fmt: skip
+            ledger.event("lost", self.lost_from, reason="overwritten before it was read", detail=detail)
+            self.lost_frames, self.lost_from = 0, MISSING
 
     @property
     def runs(self) -> bool:

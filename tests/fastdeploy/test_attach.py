@@ -36,12 +36,15 @@ CLASSES = {
 
 
 def wrapped_methods(pid: int) -> list[str]:
-    """Which methods of the engine's classes a process has wrapped."""
+    """Which methods of the engine's classes a process has wrapped, and whether the scheduler's lock has a stand-in."""
     source = (
-        f"import sys\nresult = []\nfor module, name in {CLASSES!r}.items():\n"
+        f"import gc, sys\nresult = []\nfor module, name in {CLASSES!r}.items():\n"
         "    owner = getattr(sys.modules.get(module), name, None)\n"
         "    methods = vars(owner).items() if owner else ()\n"
         "    result += [key for key, value in methods if hasattr(value, '_fdtrace_hook')]\n"
+        "    for thing in gc.get_objects():\n"
+        "        if owner is not None and type(thing) is owner and type(thing.lock).__name__ == 'StandIn':\n"
+        "            result.append('lock')\n"
     )
     value: list[str] = run_in_process(pid, source).value
     return value
