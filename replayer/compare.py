@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.order import CallOrder
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.as_recorded import Rows, as_recorded, recorded_history, rows_of
 from fdtrace.replayer.clock import ClockKind
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
+from fdtrace.replayer.deployment import DeploymentReplay
 from fdtrace.replayer.fidelity import explained_step, fidelity_of, recorded_policy, recorded_under
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history import History
@@ -22,7 +24,7 @@ from fdtrace.replayer.interface import AnyScheduler
 from fdtrace.replayer.memory import fit_memory
 from fdtrace.replayer.outcome import NOT_ASKED, MemoryQuestion, outcome_of
 from fdtrace.replayer.recorded_work import workload_from_recording
-from fdtrace.replayer.reschedule import Cancelled, Progressed, Replay
+from fdtrace.replayer.reschedule import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.row_tape import RowReader
 from fdtrace.replayer.workload import Workload
 
@@ -125,12 +127,40 @@ class Desk:
         recorded = recorded_policy(self.recording)
         chosen = policy or policy_with(by) or recorded
         same = chosen is recorded and recorded_under(self.recording, by)
+        order = self.recording.details.order if same and self.clock == "steps" else None
+        if order is not None:
+            return self._in_order(order, by, chosen, progressed, cancelled)
         run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
         history = history_of(run, self.memory)
         if not same:
             return history
         return self._with_fidelity(history, lambda at: explained_step(self.workload, by, chosen, at))
+
+    def _in_order(
+        self,
+        order: CallOrder,
+        by: Formula,
+        policy: Policy,
+        progressed: Progressed | None,
+        cancelled: Cancelled | None,
+    ) -> History:
+        """The recording under what recorded it, in the order in which its engine met its events."""
+        run = DeploymentReplay(self.recording, order, self.workload, by, policy, explain=True)
+
+        def looked(steps: int) -> None:
+            if cancelled is not None and cancelled():
+                raise ReplayCancelled
+            if progressed is not None:
+                progressed(steps, self.recording.num_steps)
+
+        run.run(looked)
+        reader = run.tape.reader()
+        history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
+        fidelity = history.outcome.fidelity
+        assert fidelity is not None
+        with_calls = changed(fidelity, calls=run.call_fidelity())
+        return changed(history, outcome=changed(history.outcome, fidelity=with_calls))
 
     def _digests(self, run: Replay) -> NDArray[np.int64] | None:
         reader = run.tape.reader()
@@ -176,7 +206,7 @@ def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy 
     return Desk(recording).reschedule(by, policy)
 
 
-def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
+def history_of(run: Replay | DeploymentReplay, memory: MemoryQuestion = NOT_ASKED) -> History:
     """The history of a replay that has been run."""
     columns = run.tape.columns()
     limit = run.workload.config.max_num_batched_tokens
@@ -188,6 +218,7 @@ def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
         hang=run.hang,
         cut=run.cut,
         clock=run.workload.clock,
+        order=run.order,
         memory=memory,
     )
     reader = run.tape.reader()

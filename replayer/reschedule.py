@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from fdtrace.replayer.config import ORIGINAL, Policy
 from fdtrace.replayer.events import (
@@ -50,6 +51,8 @@ class Replay:
     left, it hangs. Requests that the recording saw to no end (`targets`) go on with their last acceptance
     until everything else is done and they have made what they had made in the recording.
     """
+
+    order: Literal["lockstep"] = "lockstep"
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from fdtrace.recorder.standstill import Standstill
 from fdtrace.replayer.history import History
 from fdtrace.replayer.outcome import outcome_dict
 from fdtrace.tui.chart import tokens_chart
-from fdtrace.tui.findings import divergence_table, sentences, shared_sentences
+from fdtrace.tui.findings import call_departure_lines, divergence_table, sentences, shared_sentences
 from fdtrace.tui.series import Series
 from fdtrace.tui.style import memory_size
 
@@ -51,6 +51,9 @@ def render_report(
         for sentence in sentences(history):
             console.print(Text(printable(f"{history.name}: {sentence}")))
         fidelity = history.outcome.fidelity
+        if fidelity is not None and fidelity.calls is not None and fidelity.calls.departure is not None:
+            for line in call_departure_lines(fidelity.calls.departure):
+                console.print(Text(f"  {line}"))
         if fidelity is not None and fidelity.divergence is not None:
             console.print(divergence_table(fidelity.divergence, ascii=ascii))
     for sentence in shared_sentences(histories):

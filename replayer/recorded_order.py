@@ -1,0 +1,144 @@
+"""The events of a recording in the order in which its engine met them, as the model takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from fdtrace.recorder.order import CallOrder
+from fdtrace.recorder.recording import MISSING
+from fdtrace.replayer.events import (
+    Aborted,
+    Arrived,
+    Freed,
+    Left,
+    OutputCached,
+    Recycled,
+    ReserveFound,
+    Resumed,
+    Told,
+)
+from fdtrace.replayer.ordered import RecordedCall, RecordedEvent, rescheduled
+from fdtrace.replayer.workload import WorkRequest
+
+PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting"]] = {
+    "running": "running",
+    "requeued": "requeued",
+    "preempted": "preempted",
+    "aborting": "aborting",
+}
+
+
+class RecordedOrder:
+    """Iterates over the events of a recording; `requests` are its requests by their numbers.
+
+    What outputs were is told by what each call counted: `accepts` are not handed to the model.
+    """
+
+    def __init__(self, order: CallOrder, requests: Mapping[int, WorkRequest]) -> None:
+        self.order, self.requests = order, requests
+        calls = order.calls
+        self.num_calls = int(calls["num_calls"].sum())
+        self._first_did = np.searchsorted(order.did["call"], np.arange(self._end + 1)).tolist()
+        self._first_change = np.searchsorted(order.changes["call"], np.arange(self._end + 1)).tolist()
+        self._did = list(zip(*(order.did[name].tolist() for name in _DID), strict=True))
+
+    @property
+    def _end(self) -> int:
+        calls = self.order.calls
+        return int(calls["call"][-1] + calls["num_calls"][-1]) if len(calls["call"]) else 0
+
+    def __iter__(self) -> Iterator[RecordedEvent]:
+        names = ("call", "num_calls", "num_running", "num_waiting", "num_free_blocks")
+        for first, count, running, waiting, free in zip(
+            *(self.order.calls[name].tolist() for name in names), strict=True
+        ):
+            for call in range(first, first + count):
+                yield from self._changes(call)
+                yield self._call(call, running, waiting, free)
+
+    def _changes(self, call: int) -> Iterator[Told]:
+        changes = self.order.changes
+        for at in range(self._first_change[call], self._first_change[call + 1]):
+            number, detail = int(changes["request"][at]), json.loads(changes["detail"][at])
+            yield from self._change(str(changes["kind"][at]), self.requests.get(number), detail)
+
+    def _change(self, kind: str, request: WorkRequest | None, detail: dict[str, Any]) -> Iterator[Told]:
+        if request is None:
+            if kind == "found" and "value" in detail:
+                yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+            return
+        name, tokens = request.request_id, detail.get("num_total_tokens", MISSING)
+        if kind == "queued":
+            yield _arrived(request)
+        elif kind == "found":
+            yield _found(request, detail)
+        elif kind == "requeued":
+            yield from rescheduled(name, tokens)
+        elif kind == "output_cached":
+            yield OutputCached(name, tokens)
+        else:
+            yield _CHANGES[kind](name)
+
+    def _call(self, call: int, running: int, waiting: int, free: int) -> RecordedCall:
+        chunks: list[tuple[str, int, int]] = []
+        lists: dict[str, list[str]] = {name: [] for name in _LISTED}
+        known: dict[str, int] = {}
+        needed: list[int] = []
+        for number, did, start, tokens, total, blocks in self._did[
+            self._first_did[call] : self._first_did[call + 1]
+        ]:
+            request = self.requests.get(number)
+            name = "" if request is None else request.request_id
+            if did == "chunk":
+                chunks.append((name, start, start + tokens))
+            elif did in lists:
+                lists[did].append(name)
+            if total != MISSING:
+                known[name] = total
+            if blocks != MISSING:
+                needed.append(blocks)
+        return RecordedCall(
+            call,
+            tuple(chunks),
+            tuple(lists["extended"]),
+            tuple(lists["preempted"]),
+            tuple(lists["aborted"]),
+            running,
+            waiting,
+            free,
+            known,
+            frozenset(lists["skipped"]),
+            frozenset(lists["failed"]),
+            tuple(needed),
+        )
+
+
+_DID = ("request", "did", "num_computed_tokens", "num_tokens", "num_total_tokens", "num_needed_blocks")
+_LISTED = ("extended", "preempted", "aborted", "skipped", "failed")
+_CHANGES: Mapping[str, Callable[[str], Told]] = {
+    "abort_wanted": Aborted,
+    "left": Left,
+    "freed": Freed,
+    "recycled": Recycled,
+}
+
+
+def _arrived(request: WorkRequest) -> Arrived:
+    """Without its acceptances: what it made is told by what calls counted."""
+    return request.arrived()._replace(accepts=None, num_output_tokens=None)
+
+
+def _found(request: WorkRequest, detail: dict[str, Any]) -> Resumed:
+    """What the first call found of it."""
+    made = detail["num_total_tokens"] - request.num_prompt_tokens
+    computed = detail.get("num_computed_tokens", 0)
+    return replace(
+        Resumed(_arrived(request), computed, detail.get("num_blocks", 0), max(0, made)),
+        num_prefill_tokens=detail.get("num_prefill_tokens"),
+        place=PLACES[detail["place"]],
+    )
