@@ -43,8 +43,8 @@ take in the tasks of several calls, and most calls hand out nothing:
   the workers, or of a later one that handed out nothing and had ended when the forward began. What a call did once
   (its time, its tokens, its preemptions) is told with its first forward alone.
 - Calls that follow each other, hand out nothing and find the same are one row, with their number (`num_calls`) and
-  times (`ts`, `last_ts`). A forward in the same process, or any other call, ends the run. While it records, the last
-  row of an idle engine grows.
+  times (`ts`, `last_ts`). Whatever that process records in between ends the run: another call, an event, a forward of
+  its own. While it records, the last row of an idle engine grows.
 - An engine **stands still** where nothing is after its last forward and its last call that handed something out but
   idle calls: `fdtrace info` says since when, and what the head of the queue waits for.
 

@@ -63,7 +63,7 @@ class OrderWriter:
         head = wire_order.QUEUE_HEAD.struct.pack(
             wire.QUEUE, wire.EVENTS.index(kind), len(more), number, call, time.time_ns(), num_total_tokens
         )
-        self.writer.put(head + array("I", more).tobytes())
+        self.writer.put(head + array("I", more).tobytes(), ends_idle=False)
         return True
 
     def found(self, place: str, request_id: str | None, value: int, *more: int) -> None:
@@ -98,4 +98,4 @@ class OrderWriter:
         head = wire_order.DECIDED_HEAD.struct.pack(
             wire.DECIDED, running is not None, *counts, 0, len(told.computed), refused, told.call, told.ts
         )
-        self.writer.put(head + words.tobytes())
+        self.writer.put(head + words.tobytes(), ends_idle=False)

@@ -170,7 +170,8 @@ class Writer:
         """
         code = REASONS.get(reason, OTHER_REASON)
         if not flags & wire.EMPTY:
-            self.end_idle()
+            if self.idle is not None:
+                self.end_idle()
             self._schedule(code, flags, schedule_us, call, ts, ts, 1, figures)
             return
         key, idle = (code, flags, figures), self.idle
@@ -226,7 +227,8 @@ class Writer:
         flags: int = 0,
     ) -> None:
         """One forward. `tokens` and `emitted`: contiguous signed integers, one a row; the row lists as `uint16`."""
-        self.end_idle()
+        if self.idle is not None:
+            self.end_idle()
         page, ring = self.page, self.ring
         lists, token_bytes, emitted_bytes = len(prefills) + len(stalled), tokens.nbytes, emitted.nbytes
         # Each part is padded to 8 bytes.
@@ -321,7 +323,10 @@ class Writer:
         self.ring.release()
         self.page.close()  # it holds a descriptor of its own
 
-    def put(self, payload: bytes) -> None:
+    def put(self, payload: bytes, *, ends_idle: bool = True) -> None:
+        """Write a frame. `ends_idle`: the calls that follow are another run of idle ones."""
+        if ends_idle and self.idle is not None:
+            self.end_idle()
         length = wire.padded(len(payload))
         lap = self.ring.lap
         at = self.ring.begin(length)

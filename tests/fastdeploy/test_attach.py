@@ -43,7 +43,8 @@ def wrapped_methods(pid: int) -> list[str]:
         "    methods = vars(owner).items() if owner else ()\n"
         "    result += [key for key, value in methods if hasattr(value, '_fdtrace_hook')]\n"
         "    for thing in gc.get_objects():\n"
-        "        if owner is not None and type(thing) is owner and type(thing.lock).__name__ == 'StandIn':\n"
+        "        lock = getattr(thing, 'lock', None) if owner is not None and type(thing) is owner else None\n"
+        "        if type(lock).__name__ == 'StandIn':\n"
         "            result.append('lock')\n"
     )
     value: list[str] = run_in_process(pid, source).value

@@ -81,6 +81,9 @@ def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tu
     with open_trace(stand.trace) as trace:
         found = calls_of(trace)
         steps = count(trace, "SELECT count(*) FROM step")
+        blocks = 60 if "60" in options else 400
+        assert count(trace, f"SELECT count(*) FROM step WHERE num_blocks <> {blocks}") == 0
+        assert count(trace, "SELECT count(*) FROM call WHERE reserved_output_blocks <> 2") == 0
     assert len({row["num_running_decodes"] - row["num_running"] for row in found}) > 1
     unready = [line.pop("unready") for line in lines]
     assert all(row["num_deferred"] <= most for row, most in zip(found, unready, strict=False))

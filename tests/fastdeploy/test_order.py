@@ -55,7 +55,7 @@ class Ring:
         self.frames: list[bytes] = []
         self.ring = SimpleNamespace(lap=0)
 
-    def put(self, payload: bytes) -> None:
+    def put(self, payload: bytes, *, ends_idle: bool) -> None:
         if payload[0] == 255:
             raise OSError("the ring is gone")
         self.frames.append(payload)

@@ -101,6 +101,18 @@ def test_a_forward_and_a_call_that_hands_something_out_end_a_run(tmp_path: Path)
     ]  # fmt: skip
 
 
+def test_whatever_happens_between_two_idle_calls_ends_their_run(tmp_path: Path) -> None:
+    """Its place among the calls would be lost otherwise."""
+    engine = Process(tmp_path, "engine")
+    for number in range(3):
+        engine.call(number, number)
+    engine.writer.request("r9", 3, 5, 6)
+    for number in range(3, 5):
+        engine.call(number, number + 1)
+    engine.writer.close()
+    assert rows_of(decode(engine, Decoder(0)), "call", "num_calls") == [(0, 3), (3, 2)]
+
+
 def test_an_idle_run_that_goes_on_is_told_while_it_records_and_once_in_the_end(tmp_path: Path) -> None:
     engine, decoder = Process(tmp_path, "engine"), Decoder(0)
     for number in range(2):

@@ -62,6 +62,8 @@ def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tu
         found = calls_of(trace)
         steps = count(trace, "SELECT count(*) FROM step")
         assert differing_calls(found, logged(stand.log.with_name("log.calls"))) == []
+        blocks = 60 if "60" in options else 400
+        assert count(trace, f"SELECT count(*) FROM step WHERE num_blocks <> {blocks}") == 0
     assert [row["first_step"] for row in found if not row["idle"]] == list(range(steps))
     assert all(row["first_step"] is None for row in found if row["idle"])
 
