@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-
 from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.recording import MISSING, Columns
 from fdtrace.replayer.events import (
     Aborted,
     Arrived,
@@ -33,6 +31,34 @@ PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting"]] = 
 }
 
 
+class _ByCall:
+    """Rows by call, asked for in the order of the calls; a part of them at a time is turned into objects."""
+
+    PART = 50_000
+
+    def __init__(self, columns: Columns, names: Sequence[str]) -> None:
+        self._calls, self._columns = columns["call"], [columns[name] for name in names]
+        self._rows: list[tuple[Any, ...]] = []
+        self._numbers: list[int] = []
+        self._at = self._next = 0
+
+    def of(self, call: int) -> Iterator[tuple[Any, ...]]:
+        """The rows of a call; those of earlier ones are passed over."""
+        while True:
+            if self._at == len(self._rows):
+                if self._next >= len(self._calls):
+                    return
+                part = slice(self._next, self._next + self.PART)
+                self._rows = list(zip(*(column[part].tolist() for column in self._columns), strict=True))
+                self._numbers, self._at, self._next = self._calls[part].tolist(), 0, part.stop
+            number = self._numbers[self._at]
+            if number > call:
+                return
+            self._at += 1
+            if number == call:
+                yield self._rows[self._at - 1]
+
+
 class RecordedOrder:
     """Iterates over the events of a recording; `requests` are its requests by their numbers.
 
@@ -41,16 +67,10 @@ class RecordedOrder:
 
     def __init__(self, order: CallOrder, requests: Mapping[int, WorkRequest]) -> None:
         self.order, self.requests = order, requests
-        calls = order.calls
-        self.num_calls = int(calls["num_calls"].sum())
-        self._first_did = np.searchsorted(order.did["call"], np.arange(self._end + 1)).tolist()
-        self._first_change = np.searchsorted(order.changes["call"], np.arange(self._end + 1)).tolist()
-        self._did = list(zip(*(order.did[name].tolist() for name in _DID), strict=True))
-
-    @property
-    def _end(self) -> int:
-        calls = self.order.calls
-        return int(calls["call"][-1] + calls["num_calls"][-1]) if len(calls["call"]) else 0
+        self.num_calls = int(order.calls["num_calls"].sum())
+        self._did = _ByCall(order.did, _DID)
+        self._known = _ByCall(order.known, ("request", "num_total_tokens"))
+        self._changed = _ByCall(order.changes, ("kind", "request", "detail"))
 
     def __iter__(self) -> Iterator[RecordedEvent]:
         names = ("call", "num_calls", "num_running", "num_waiting", "num_free_blocks")
@@ -62,10 +82,8 @@ class RecordedOrder:
                 yield self._call(call, running, waiting, free)
 
     def _changes(self, call: int) -> Iterator[Told]:
-        changes = self.order.changes
-        for at in range(self._first_change[call], self._first_change[call + 1]):
-            number, detail = int(changes["request"][at]), json.loads(changes["detail"][at])
-            yield from self._change(str(changes["kind"][at]), self.requests.get(number), detail)
+        for kind, number, detail in self._changed.of(call):
+            yield from self._change(kind, self.requests.get(number), json.loads(detail))
 
     def _change(self, kind: str, request: WorkRequest | None, detail: dict[str, Any]) -> Iterator[Told]:
         if request is None:
@@ -89,9 +107,10 @@ class RecordedOrder:
         lists: dict[str, list[str]] = {name: [] for name in _LISTED}
         known: dict[str, int] = {}
         needed: list[int] = []
-        for number, did, start, tokens, total, blocks in self._did[
-            self._first_did[call] : self._first_did[call + 1]
-        ]:
+        for number, total in self._known.of(call):
+            if number in self.requests:
+                known[self.requests[number].request_id] = total
+        for number, did, start, tokens, total, blocks in self._did.of(call):
             request = self.requests.get(number)
             name = "" if request is None else request.request_id
             if did == "chunk":
