@@ -52,8 +52,8 @@ class CallOrder(ByValue):
 
     `calls` are those of the table `call`, runs of equal idle calls as one entry; `did` those of `call_request`, in the
     order in which each call did it; `known` are what each call counted of decodes, apart as there is most of it:
-    `call`, `request`, `num_total_tokens`; `changes` those of `event` that came before a call: `call`, `kind`, `request`,
-    `detail` (JSON). Requests are numbered as in `Recording.requests`; MISSING where none is concerned.
+    `call`, `request`, `num_total_tokens`; `changes` those of `event` that came before a call: `call`, `kind`,
+    `request`, `detail` (JSON). Requests are numbered as in `Recording.requests`; MISSING where none is concerned.
     """
 
     calls: Columns
