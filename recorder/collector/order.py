@@ -77,8 +77,10 @@ class OrderDecoder:
     def _found(self, head: wire_order.QueueHead, number: int, data: bytes, at: int) -> dict[str, Any]:
         """What the first call found of a request, or is kept for the running ones."""
         place, *more = np.frombuffer(data, "<u4", head.num_more, at).tolist()
-        if more:
-            self.needs[number] = more[1]
+        if (
+            head.request != wire_order.NOBODY
+        ):  # one that does not run is prefilled anew, with all that it made
+            self.needs[number] = more[1] if more else head.num_total_tokens
         told: dict[str, Any] = {"place": wire_order.PLACES[place]}
         if head.request == wire_order.NOBODY:
             return told | ({"value": head.num_total_tokens / 1e9} if head.num_total_tokens >= 0 else {})
