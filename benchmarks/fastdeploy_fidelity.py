@@ -22,6 +22,7 @@ from typing import Any
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.trace import open_trace
+from fdtrace.replayer.columns import known
 from fdtrace.replayer.compare import Desk
 from fdtrace.replayer.fidelity import recorded_formula
 from fdtrace.replayer.formulas import BUILTIN
@@ -106,10 +107,15 @@ def figures(trace: Path) -> list[str]:
         recording = opened.recording()
         over = int((recording.steps["num_tokens"] > recording.engine.max_num_batched_tokens).sum())
         cells = [
-            f"{recording.num_steps:,}", f"{over:,}", f"{int(recording.steps['num_preempted'].sum()):,}",
-            f"{int(recording.steps['num_stalled'].sum()):,}",
+            f"{recording.num_steps:,}", f"{over:,}", f"{total(recording, 'num_preempted'):,}",
+            f"{total(recording, 'num_stalled'):,}",
         ]  # fmt: skip
         return cells + replayed(recording)
+
+
+def total(recording: Recording, name: str) -> int:
+    """The sum of a column of steps; what is not known counts as none."""
+    return int(known(recording, name).sum())
 
 
 def replayed(recording: Recording) -> list[str]:
@@ -152,7 +158,7 @@ def main() -> None:
                     trace = traces / f"{version}-{name}{how}.fdtrace"
                     if not trace.exists() and not options.kept:
                         make(trace, checkout, case, options.seconds)
-                    if trace.exists():
+                    if trace.exists() and not trace.with_name(f"{trace.name}.parts").exists():
                         cells = [version, name, "in its middle" if how else "from its start", *figures(trace)]
                         print(f"| {' | '.join(cells)} |", flush=True)
 
