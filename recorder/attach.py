@@ -19,7 +19,7 @@ from fdtrace.recorder.inject import (
     rest,
     run_in_process,
 )
-from fdtrace.recorder.inject.errors import Ended, NotCPython
+from fdtrace.recorder.inject.errors import Ended, InjectError, NotCPython
 from fdtrace.recorder.session import Session
 
 
@@ -121,13 +121,28 @@ def _already(pid: int, status: dict[str, Any]) -> TargetError:
 def _inject(pid: int, session: Session, force: bool) -> Reached:
     with contextlib.suppress(OSError):  # what stands in the way, `run_in_process` tells
         _check_namespace(pid)
-    with enter(pid, force=force) as (entry, there):
-        status = delivery.deliver(there, session)
+    try:
+        with enter(pid, force=force) as (entry, there):
+            status = delivery.deliver(there, session)
+    except InjectError as error:
+        if _is_armed(pid):
+            error.why += f"; it is armed, but has no mailbox in {session.mailboxes}: it has made no call yet, or could "
+            error.why += "make none there (is there room, and is the directory its user's alone?)"
+        raise
     if status.get("already"):
         raise _already(pid, status)
     if status.get("problem"):
         raise _could_not_begin(pid, status["problem"], session)
     return Reached(pid, entry.way, False, status, entry.held_us)
+
+
+def _is_armed(pid: int) -> bool:
+    """Whether it was started with FDTRACE set, as far as we may see."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return any(entry.startswith(b"FDTRACE=") for entry in file.read().split(b"\0"))
+    except OSError:
+        return False
 
 
 def _check_namespace(pid: int) -> None:

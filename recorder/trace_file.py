@@ -70,9 +70,6 @@ def connect(
             sources = part_sources(db, path, file_tables(db), parts, earlier=earlier)
         sources |= table_sources(path, tables, sources, earlier=earlier)
         _make_views(db, sources, growing=parts is not None)
-    except UnicodeEncodeError:
-        db.close()
-        raise _no_unicode(path) from None
     except duckdb.Error as error:
         db.close()
         raise damaged(path, error) from None
@@ -93,7 +90,10 @@ def is_growing(db: duckdb.DuckDBPyConnection) -> bool:
 def refuse_other_files(path: Path) -> None:
     """TraceError where `path` is no regular file with the head of a DuckDB database."""
     try:
+        str(path.resolve()).encode()
         found = path.stat()
+    except UnicodeEncodeError:
+        raise TraceError(f"{path} cannot be opened", why="its name is no UTF-8", hint="rename it") from None
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError) as error:
@@ -155,10 +155,6 @@ def _missing(path: Path) -> TraceError:
     )
 
 
-def _no_unicode(path: Path) -> TraceError:
-    return TraceError(f"{path} cannot be opened", why="its name is no UTF-8", hint="rename it")
-
-
 def _attached(
     path: Path, memory: int | None, writable: Path | None, files: Sequence[Path]
 ) -> duckdb.DuckDBPyConnection:
@@ -176,9 +172,6 @@ def _attached(
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         db.execute(f"ATTACH '{quoted(where)}' AS {FILE} (READ_ONLY, TYPE duckdb)")
-    except UnicodeEncodeError:
-        db.close()
-        raise _no_unicode(path) from None
     except duckdb.Error as error:
         db.close()
         raise TraceError(

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
             f"there is nothing to recover at {path}",
             why=f"{path} is a finished trace" if path.exists() else f"there is no {parts}",
         )
+    os.umask(os.umask(0o077) | 0o077)  # what was recorded is nobody else's
     check_parts(parts)
     session = Session.load(parts / "session.json")
     progress = Progress()

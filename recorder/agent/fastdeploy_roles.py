@@ -7,18 +7,30 @@ which a scheduling call in progress holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .hooks import Hook
 
 if TYPE_CHECKING:
-    from .fastdeploy import FastDeployAdapter
+    from .writer import Writer
+
+
+class ManagerAdapter(Protocol):
+    """What the roles need of the adapter of `ResourceManagerV1`: the writer of the recording, the requests that hold
+    their blocks and have not joined, those whose prefill goes on, and its hook of a request that comes.
+    """
+
+    writer: Writer
+    preallocated: set[str]
+    prefilling: set[str]
+
+    def before_add_request(self, manager: Any, args: Any, kwargs: Any) -> None: ...
 
 
 class Roles:
     """Hooks of the roles' entry points of `ResourceManagerV1`, for its adapter."""
 
-    def __init__(self, adapter: FastDeployAdapter, module: str, cls: str) -> None:
+    def __init__(self, adapter: ManagerAdapter, module: str, cls: str) -> None:
         self.adapter = adapter
         asked = adapter.before_add_request
         self.hooks = (

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
-
-if TYPE_CHECKING:
-    from .control import Agent
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 MARK = "_fdtrace_hook"
 """Attribute of a wrapper by which its class's user can tell it."""
+
+
+class Recorder(Protocol):
+    """What wrappers need of the agent that they record for."""
+
+    on: bool
+    """Whether it records now."""
+    lock: Any
+    """Held while a hook runs (a `_thread.lock`)."""
+
+    def needs_attention(self) -> bool:
+        """Whether `attend` has something to do. Asked in each call, so quick; it never raises."""
+
+    def attend(self) -> None:
+        """Carry out what waits."""
+
+    def switch_off(self, error: BaseException) -> None:
+        """A hook failed: record no more."""
 
 
 class Hook(NamedTuple):
@@ -39,7 +54,7 @@ class Installed(NamedTuple):
     original: Any
 
 
-def install(agent: Agent, hook: Hook) -> list[Installed]:
+def install(agent: Recorder, hook: Hook) -> list[Installed]:
     """Wrap the method where its module is loaded; empty where the module, class or method is not there."""
     module = sys.modules.get(hook.module)
     if hook.cls:
@@ -61,7 +76,7 @@ def install(agent: Agent, hook: Hook) -> list[Installed]:
     return done
 
 
-def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
+def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
     before, after, failed = hook.before, hook.after, hook.failed
 
     @functools.wraps(original)
@@ -92,7 +107,7 @@ def _wrap(agent: Agent, hook: Hook, original: Any) -> Any:
     return wrapper
 
 
-def _guarded(agent: Agent, call: Callable[..., None], *args: Any) -> None:
+def _guarded(agent: Recorder, call: Callable[..., None], *args: Any) -> None:
     try:
         with agent.lock:
             if agent.on:

@@ -284,6 +284,6 @@ def test_a_command_that_ran_no_step_names_no_trace(tmp_path: Path, capsys: Captu
     out = tmp_path / "t.duckdb"
     assert main(["record", "-o", str(out), "--", sys.executable, "-c", "raise SystemExit(5)"]) == 5
     said = capsys.readouterr().err
-    assert "no step was recorded: no trace is written" in said
+    assert "nothing was recorded: there is no trace" in said
     assert "steps in" not in said
     assert not out.exists()
