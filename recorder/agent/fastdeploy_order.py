@@ -230,6 +230,9 @@ class Order:
                 self.fresh[request_id] = self.running[request_id] = task
             elif kind == "DECODE":
                 extended.append(request_id)
+                if request_id in self.fresh and _has_token(self.fresh[request_id]):  # it came before the loop
+                    self.started.append(request_id)
+                    del self.fresh[request_id]
             elif kind == "PREEMPTED":
                 self._forget(request_id)
                 preempted.append((request_id, self._tokens_when_freed(manager, request_id)))
@@ -332,10 +335,7 @@ class Order:
 
 
 def _has_token(request: Any) -> bool:
-    """Whether a running request has made a token since its admission: release 2.6 says so in its status."""
-    status = request.status.name
-    if status.startswith("RUNNING_"):
-        return bool(status == "RUNNING_DECODE")
+    """Whether a running request has a token since its admission; its status says so a moment earlier (release 2.6)."""
     return bool(request.num_total_tokens > request.need_prefill_tokens)
 
 
