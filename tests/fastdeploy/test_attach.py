@@ -89,7 +89,7 @@ def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[
         assert [wrapped_methods(pid) for pid in pids] == [[], [], []], done.stderr
         with open_trace(path) as trace:
             expected, found = recorded_part(trace, stand.lines()), rows_of(trace)
-            assert len(found) > 50
+            assert len(found) > 10
             assert [sum(row[2] for row in rows) for rows in found] == [
                 sum(row[2] for row in rows) for rows in expected
             ]
