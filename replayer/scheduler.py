@@ -10,6 +10,7 @@ from fdtrace.replayer.call import Call
 from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
 from fdtrace.replayer.decodes import LET_GO
 from fdtrace.replayer.events import (
+    SCHEDULE,
     Aborted,
     Arrived,
     Decision,
@@ -187,19 +188,26 @@ class Scheduler(View):
         self.num_calls += 1
         charge = self.formula.charge(v)
         call = self._call
-        call.not_ready, call.failed = event.not_ready, event.failed
-        self._reserve.given = list(event.needed_blocks[::-1])
+        if event is not SCHEDULE:
+            self._take_as_recorded(event)
         call.run(decision, charge=charge, explain=self.explain)
         self._chunks = decision.chunks
         counted = decision.token_budget - call.budget
         if charge == 0:  # such a formula reserves the decodes' tokens beforehand
             counted += self.config.max_num_batched_tokens - decision.token_budget
         decision.num_scheduled_tokens = counted
-        decision.num_reserve_faults, self._reserve.num_faults = self._reserve.num_faults, 0
+        if event is not SCHEDULE:
+            decision.num_reserve_faults, self._reserve.num_faults = self._reserve.num_faults, 0
+            self._take_as_recorded(SCHEDULE)
         decision.num_running = len(state.running)
         decision.num_waiting = len(state.waiting)
         decision.num_free_blocks = state.pool.num_free
         return decision
+
+    def _take_as_recorded(self, event: Schedule) -> None:
+        """What the call uses in place of the model's own."""
+        self._call.not_ready, self._call.failed = event.not_ready, event.failed
+        self._reserve.given = list(event.needed_blocks[::-1])
 
     def _emitted(self, event: Emitted) -> None:
         for request_id, num_tokens in event.num_tokens.items():
