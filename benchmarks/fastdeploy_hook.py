@@ -4,8 +4,8 @@
 
 Run it by a Python that has what FastDeploy's scheduler imports; it needs nothing else of fdtrace's. LAB_DIR holds
 fastdeploy_lab.py, which drives FastDeploy's own classes and plays the forward alone. The same engine steps on, its
-methods hooked in every other step, so that both are measured on the same requests in one run. One request in sixty
-leaves in each step, and another comes with a prefill.
+methods hooked in seven steps and not in the next seven, so that both are measured on the same requests in one run. One
+request in sixty leaves in each step, and another comes with a prefill.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ import fastdeploy_lab as lab  # noqa: E402
 from fdtrace.recorder.agent import load, ring, wire  # noqa: E402
 
 COUNTS = (32, 128, 256)
+
+BLOCK = 7
+"""Steps with the hooks, and as many without: no period of the load follows that."""
 
 
 class Toggle:
@@ -51,6 +54,10 @@ class Toggle:
         """Put the wrappers in place, or FastDeploy's own methods."""
         for done in self.agent.installed:
             setattr(done.owner, done.hook.method, done.wrapper if on else done.original)
+        for adapter in self.agent.adapters:
+            order = getattr(adapter, "order", None)
+            if order is not None and order.manager is not None:
+                order.manager.lock = order.stand_in if on else order.stand_in.lock
 
     def end(self) -> None:
         """Record no more."""
@@ -116,11 +123,11 @@ def measure(count: int, steps: int, drafts: int, forward_ms: float) -> dict[str,
         engine = Engine(count, drafts, forward_ms)
         toggle = Toggle(directory)
         for step in range(2 * steps + 60):
-            # Hooked steps come in pairs with plain ones, in an order that no period of the load can follow.
-            on = (step % 2) ^ (step // 2 % 2)
+            # What changed while the hooks were off is told anew in the first hooked step: it is not counted.
+            on = step // BLOCK % 2
             toggle.hook(bool(on))
             scheduled, forward = engine.step()
-            if step >= 60:
+            if step >= 60 and step % BLOCK:
                 times["schedule"][on].append(scheduled)
                 times["execute_model"][on].append(forward)
         toggle.end()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.loading import Reader
+from fdtrace.recorder.order import CallOrder, read_order
 from fdtrace.recorder.recording import (
     Acceptance,
     Endings,
@@ -75,6 +76,12 @@ class TraceDetails:
             return None
         with self._reading() as reader:
             return reader.handover(self._numbers)
+
+    @cached_property
+    def order(self) -> CallOrder | None:
+        """The scheduling calls and what came between them."""
+        with self._reading() as reader:
+            return read_order(reader.db, reader.engine_id)
 
     @cached_property
     def row_scan(self) -> RowScan:

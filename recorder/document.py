@@ -54,10 +54,37 @@ FROM call WHERE idle AND ts > (SELECT max(ts) FROM step) ORDER BY call;
 ```
 """
 
+ORDER = """\
+## What a call knew
+
+A call that runs while a forward does cannot know its outputs, so two calls that find the same queues may decide
+otherwise. Where FastDeploy schedules ahead (in the mixed role), a trace therefore keeps the order in which the engine
+met its events, by the holds of its scheduler's lock:
+
+    outputs appended     a 101           a 103  a 104        a 106        (no lock needed)
+                           │               │      │            │
+    lock   ─[queued a]─[call 0]─[queued b]─[call 1]─[left a]─[call 2]─[freed a]─[call 3]─
+                        a: 101              a: 103            b alone            a's blocks are free again
+                                            (a 104 came after the call had looked at a)
+
+- `event.call`: what changed the queues came before this call and after the one before it. A request that ended leaves
+  the running queue (`left`) and gives its blocks back (`freed`) in two holds: calls in between see it gone and its
+  blocks taken.
+- `call_request` is what each call did with each request, and `num_total_tokens` what it had learned of a decode's
+  outputs: with it come the forwards that it had not seen. View `call_lag` counts them.
+- `fdtrace replay` under the formula and policy that recorded takes all this in this order, so that each call is decided
+  anew by what the recorded one knew: each should come out as it was recorded, and each forward with it.
+
+```sql
+-- how many forwards were the calls behind?
+SELECT num_unseen_steps, count(*) FROM call_lag WHERE first_step IS NOT NULL GROUP BY ALL ORDER BY ALL;
+```
+"""
+
 
 def document() -> str:
     """The page, as Markdown."""
-    parts = [HEAD, MEETING]
+    parts = [HEAD, MEETING, ORDER]
     for table in schema.TABLES:
         order = ", ".join(f"`{name}`" for name in table.order_by)
         parts.append(

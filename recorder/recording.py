@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
+
+if TYPE_CHECKING:
+    from fdtrace.recorder.order import CallOrder
 
 MISSING = -1
 """Stands for NULL in integer columns."""
@@ -198,6 +201,12 @@ class RecordingDetails(Protocol):
         """What the other instance of a deployment in roles did; None in the mixed role."""
 
     @property
+    def order(self) -> CallOrder | None:
+        """The scheduling calls and what came between them, where the engine schedules ahead of its forwards and all of
+        it is known.
+        """
+
+    @property
     def row_scan(self) -> RowScan:
         """What takes a look at every row."""
 
@@ -216,6 +225,7 @@ class LoadedDetails(ByValue):
     block_hashes: NDArray[Any] | None = None
     handover: HandoverSteps | None = None
     scan: RowScan | None = field(default_factory=RowScan)
+    order: CallOrder | None = None
 
     @classmethod
     def unknown(cls, num_requests: int) -> LoadedDetails:
@@ -290,6 +300,7 @@ class Recording(ByValue):
             known.block_hashes,
             known.handover,
             known.row_scan if row_by_row else None,
+            known.order,
         )
         return replace(self, details=details)
 

@@ -299,13 +299,52 @@ EVENT = _table(
         "VARCHAR",
         "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
         "attached, detached, lost, switched_off; in the prefill and decode roles also preallocated (it got its "
-        "blocks), joined (the running queue), discarded (it will not join)",
+        "blocks), joined (the running queue), discarded (it will not join). Where the engine schedules ahead of its "
+        "forwards, what changed its queues is dated exactly: queued (it entered the waiting queue), abort_wanted (a "
+        "client aborted it), requeued (preempted, it is back in the waiting queue), left (it ended, and left the "
+        "running queue), freed (so did its blocks), recycled (aborted, it is forgotten), output_cached (its blocks "
+        "entered the prefix cache), and found (what was there when this began, see its detail)",
     ),
     ("request", "INTEGER", "the request; NULL where none is concerned"),
     ("reason", "VARCHAR", "why, where it is known at that moment"),
     ("detail", "VARCHAR", "JSON: the event's own figures"),
+    (
+        "call",
+        "BIGINT",
+        "the scheduling call that it belongs to, or came before; NULL where these are not ordered",
+    ),
 )
 
-TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, CALL, RANK_MEMORY, REQUEST, EVENT)
+CALL_REQUEST = _table(
+    "call_request",
+    "One row a thing that a scheduling call did with a request, and one a decode of which it counted other tokens than "
+    "the call before: with `event` in the order of calls, all that its decisions came from. Only where the engine "
+    "schedules ahead of its forwards.",
+    "engine_id call",
+    ("engine_id", "INTEGER", "the engine"),
+    ("call", "BIGINT", "the scheduling call"),
+    ("request", "INTEGER", "number of the request in this trace"),
+    (
+        "did",
+        "VARCHAR",
+        "`chunk` (scheduled one of its prefill), `extended` (gave it blocks), `preempted`, `aborted`, `skipped` (its "
+        "preprocessing was not ready), `failed` (it failed), `refused` (blocks for its chunk were not free); NULL: "
+        "nothing, the row says what it counted. Kind by kind in the order in which the call did it",
+    ),
+    ("num_computed_tokens", "INTEGER", "of a chunk: the request's tokens computed before it"),
+    ("num_tokens", "INTEGER", "of a chunk: its tokens"),
+    (
+        "num_total_tokens",
+        "INTEGER",
+        "prompt and output tokens that the call counted of a decode: what the engine had learned of its outputs",
+    ),
+    (
+        "num_needed_blocks",
+        "INTEGER",
+        "of a chunk or of one refused: free KV blocks asked for; NULL where it follows from the queues",
+    ),
+)
+
+TABLES = (TRACE, ENGINE, STEP, STEP_REQUEST, CALL, CALL_REQUEST, RANK_MEMORY, REQUEST, EVENT)
 
 View, VIEWS = schema_views.View, schema_views.VIEWS

@@ -89,4 +89,22 @@ MEMORY = View(
     """,
 )
 
-VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY)
+CALL_LAG = View(
+    "call_lag",
+    "How far behind the forwards each scheduling call was that counted outputs: the last step whose outputs it had "
+    "taken in (seen_step, by what it counted of each decode), the one that its tasks entered, how many lie between.",
+    """
+    SELECT engine_id, call, max(seen) OVER (PARTITION BY engine_id ORDER BY call) AS seen_step, first_step,
+           first_step - seen_step - 1 AS num_unseen_steps
+    FROM (SELECT k.engine_id, k.call, max(q.step) AS seen
+          FROM call_request k ASOF JOIN (
+              FROM step_request QUALIFY num_computed_tokens > coalesce(max(num_computed_tokens) OVER (
+                  PARTITION BY engine_id, request ORDER BY step ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+              ), -1)  -- one that is prefilled anew passes here again
+          ) q ON k.engine_id = q.engine_id AND k.request = q.request AND k.num_total_tokens > q.num_computed_tokens
+          WHERE k.did IS NULL GROUP BY ALL)
+    LEFT JOIN (SELECT engine_id, call, first_step FROM call) USING (engine_id, call)
+    """,
+)
+
+VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY, CALL_LAG)

@@ -37,6 +37,8 @@ _ENV_FIELDS: dict[str, tuple[str, type]] = {
 _CONFIG_FIELDS = {
     "enc_dec_block_num": "enc_dec_block_num",
     "prealloc_threshold": "prealloc_dec_block_slot_num_threshold",
+    "output_caching": "enable_output_caching",
+    "keeps_aborted_slots": "keeps_aborted_slots",
 }
 """Field -> its name in a recorded engine's `config`."""
 
@@ -75,6 +77,14 @@ class SchedulerConfig:
     min_new_token_ratio: float = 0.1
     new_token_ratio_decay: float = 0.001
     clip_max_new_tokens: int = 4096
+    output_caching: bool = False
+    """Whether, with prefix caching, the blocks of a request's output enter the cache when it ends
+    (enable_output_caching).
+    """
+    keeps_aborted_slots: bool = False
+    """Whether a request that ends while it is aborted counts for its slot for good: FastDeploy's
+    `ResourceManagerV1.finish_requests` leaves it in `to_be_aborted_req_id_set` before commit 9ef8467d7.
+    """
     split_kv_size: int = 0
     """Deterministic mode: chunks end at multiples of it (FD_DETERMINISTIC_SPLIT_KV_SIZE); 0: off."""
 

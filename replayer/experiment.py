@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.order import CallOrder
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.analysis.explain_step import reasons_of_step
 from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
@@ -22,8 +23,9 @@ from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
+from fdtrace.replayer.replay.deployment import DeploymentReplay
 from fdtrace.replayer.replay.row_log import RowReader
-from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay
+from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload
 
@@ -151,12 +153,40 @@ class Experiment:
         recorded = recorded_policy(self.recording)
         chosen = policy or policy_with(by) or recorded
         same = chosen is recorded and recorded_under(self.recording, by)
+        order = self.recording.details.order if same and self.clock == "steps" else None
+        if order is not None:
+            return self._in_order(order, by, chosen, progressed, cancelled)
         run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
         history = history_of(run, self.memory)
         if not same:
             return history
         return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
+
+    def _in_order(
+        self,
+        order: CallOrder,
+        by: Formula,
+        policy: Policy,
+        progressed: Progressed | None,
+        cancelled: Cancelled | None,
+    ) -> History:
+        """The recording under what recorded it, in the order in which its engine met its events."""
+        run = DeploymentReplay(self.recording, order, self.workload, by, policy, explain=True)
+
+        def looked(steps: int) -> None:
+            if cancelled is not None and cancelled():
+                raise ReplayCancelled
+            if progressed is not None:
+                progressed(steps, self.recording.num_steps)
+
+        run.run(looked)
+        reader = run.log.reader()
+        history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
+        fidelity = history.outcome.fidelity
+        assert fidelity is not None
+        with_calls = changed(fidelity, calls=run.call_fidelity())
+        return changed(history, outcome=changed(history.outcome, fidelity=with_calls))
 
     def _digests(self, run: Replay) -> NDArray[np.int64] | None:
         reader = run.log.reader()
@@ -202,7 +232,7 @@ def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy 
     return Experiment(recording).reschedule(by, policy)
 
 
-def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
+def history_of(run: Replay | DeploymentReplay, memory: MemoryQuestion = NOT_ASKED) -> History:
     """The history of a replay that has been run."""
     columns = memory.with_reserved(run.log.columns())
     limit = run.workload.config.max_num_batched_tokens
@@ -214,6 +244,7 @@ def history_of(run: Replay, memory: MemoryQuestion = NOT_ASKED) -> History:
         hang=run.hang,
         cut=run.cut,
         clock=run.workload.clock,
+        order=run.order,
         memory=memory,
     )
     reader = run.log.reader()

@@ -164,11 +164,19 @@ class Agent:
         """End the recording and give the classes back (armed processes keep inert hooks)."""
         self.on = False
         writer, self.writer, self.session = self.writer, None, None
+        self._end()
         if writer is not None:
             writer.event("detached", reason=reason)
             writer.close()
         if not self.keep_hooks:
             self.remove()
+
+    def _end(self) -> None:
+        """The adapters give back what they put in the place of something of the engine's."""
+        for adapter in self.adapters:
+            end = getattr(adapter, "end", None)
+            if end is not None:
+                end()
 
     def remove(self) -> None:
         """Restore every class and let go of what this agent knows of the engine.
@@ -205,6 +213,7 @@ class Agent:
         self.on = False
         self.problem = "%s: %s" % (type(error).__name__, error)
         writer, self.writer, self.session = self.writer, None, None
+        self._quietly(self._end)
         if writer is not None:
             self._quietly(lambda: writer.event("switched_off", reason=self.problem[:500]))
             self._quietly(writer.close)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from . import fastdeploy_config as config
 from . import wire
+from .fastdeploy_order import Order
 from .fastdeploy_roles import Roles
 from .hooks import Hook
 from .writer import Row
@@ -95,6 +96,7 @@ class FastDeployAdapter:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.order = Order(agent, MODULE, CLASS)
         self.hooks = (
             Hook(MODULE, CLASS, "add_request", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
@@ -103,6 +105,7 @@ class FastDeployAdapter:
             Hook(MODULE, CLASS, "_free_blocks", self.before_free),
             Hook(MODULE, CLASS, "finish_requests", self.before_finish, self.after_finish),
             Hook(MODULE, CLASS, "recycle_abort_task", self.before_recycle, self.after_finish),
+            *self.order.hooks,
             *Roles(self, MODULE, CLASS).hooks,
         )
         self.active = False
@@ -120,9 +123,17 @@ class FastDeployAdapter:
         """Running requests whose prefill goes on."""
         self.preallocated: set[str] = set()
         """Requests that hold their blocks and have not joined, in the prefill and decode roles."""
+        self.order.begin(writer)
+
+    def end(self) -> None:
+        """The recording has ended."""
+        self.order.end()
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.manager.config, self.manager)
+        keeps = config.keeps_aborted_slots(self.manager)
+        if keeps is not None:
+            row["config"]["keeps_aborted_slots"] = keeps
         return dict(row, part="engine", token=self.token, ts=time.time_ns())
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:
@@ -135,22 +146,23 @@ class FastDeployAdapter:
         self.writer.request(request.request_id, ts, request.prompt_token_ids_len or 0, limit)
 
     def before_add_request(self, manager: Any, args: Any, kwargs: Any) -> None:
+        self.order.watch(manager)
         request = args[0] if args else kwargs["request"]
         if request.request_id not in self.writer.numbers:
             self._arrived(request, time.time_ns())
-            hashes = config.prompt_hashes(manager.config, request)
-            if hashes:
-                self.writer.hashes(request.request_id, manager.config.cache_config.block_size, hashes)
+            self.order.hashes(request)
 
     def before_schedule(self, manager: Any, args: Any, kwargs: Any) -> tuple[int, int] | None:
         if self.manager is None:
             self.manager, self.active = manager, True
+            self.order.watch(manager)
             for request in list(manager.requests.values()):
-                if request.request_id not in self.writer.numbers:
-                    self._arrived(request, -1)
+                self.order.introduce(request)
             self._take_in(manager)
         elif manager is not self.manager:
             return None
+        self.order.watch(manager)
+        self.order.call = self.call + 1
         self.writer.boundary()
         self.seen, self.scheduling = None, True
         self.freed.clear()
@@ -171,11 +183,13 @@ class FastDeployAdapter:
             caller = sys._getframe(2)  # this method, its wrapper, then whoever called that
             if caller.f_code.co_name == "schedule":
                 self.seen = Seen(manager, dict(caller.f_locals))
+                self.order.names = self.seen.names
 
     def before_free(self, manager: Any, args: Any, kwargs: Any) -> None:
         if self.scheduling:
             request = args[0] if args else kwargs["request"]
             self.freed[request.request_id] = request, len(request.block_tables)
+            self.order.freed_tokens[request.request_id] = request.num_total_tokens
 
     def after_schedule(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is None:

@@ -93,6 +93,7 @@ def scheduling(config: Any) -> dict[str, Any]:
         "cache_config.prealloc_dec_block_slot_num_threshold",
         "cache_config.max_block_num_per_seq",
         "cache_config.kv_cache_ratio",
+        "cache_config.enable_output_caching",
         "scheduler_config.enable_overlap_schedule",
         "parallel_config.tensor_parallel_size",
         "parallel_config.data_parallel_size",
@@ -101,6 +102,17 @@ def scheduling(config: Any) -> dict[str, Any]:
     )
     values = {path.split(".")[1]: _get(config, path) for path in paths}
     return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
+
+
+def keeps_aborted_slots(manager: Any) -> bool | None:
+    """Whether `finish_requests` leaves a request that is being aborted in `to_be_aborted_req_id_set`, where it counts
+    for its slot for good: that of commits before 9ef8467d7 does not name the set. None where its code is not seen.
+    """
+    method: Any = getattr(type(manager), "finish_requests", None)
+    while hasattr(method, "__wrapped__"):
+        method = method.__wrapped__
+    code = getattr(method, "__code__", None)
+    return None if code is None else "to_be_aborted_req_id_set" not in code.co_names
 
 
 def profiled_tokens(config: Any) -> int | None:
@@ -152,8 +164,9 @@ def max_tokens(request: Any) -> int:
     return most if isinstance(most, int) else -1
 
 
-def prompt_hashes(config: Any, request: Any) -> list[bytes]:
-    """8 bytes for each full block of a prompt, equal where it and all before it are; empty without prefix caching.
+def block_hashes(config: Any, request: Any, output: Any = ()) -> list[bytes]:
+    """8 bytes for each full block of a prompt and so much of its output, equal where it and all before it are; empty
+    without prefix caching.
 
     They distinguish what FastDeploy's own keys do (`PrefixCacheManager.request_match_blocks`): the tokens, and what
     multimodal items lie in the block.
@@ -164,6 +177,7 @@ def prompt_hashes(config: Any, request: Any) -> list[bytes]:
     if not size or tokens is None:  # preprocessed later
         return []
     content = array("q", tokens)
+    content.extend(output)
     hashes, before = [], b""
     for start in range(0, len(content) - size + 1, size):
         block = content[start : start + size].tobytes() + _items(request, start, start + size)

@@ -32,7 +32,7 @@ class Hook(NamedTuple):
     """A method to be wrapped. `before(self, args, kwargs)` gives a token for `after(self, args, kwargs, token,
     result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised. `token`
     is None where the recording began during the call. `cls` "": every class of the module that defines the method.
-    `unless`: not where the class has that method too.
+    `unless`: not where the class has that method too; `only`: only there.
     """
 
     module: str
@@ -42,6 +42,7 @@ class Hook(NamedTuple):
     after: Optional[Callable[..., None]] = None
     failed: Optional[Callable[..., None]] = None
     unless: str = ""
+    only: str = ""
 
 
 class Installed(NamedTuple):
@@ -66,7 +67,7 @@ def install(agent: Recorder, hook: Hook) -> list[Installed]:
     done = []
     for owner in owners:
         original = getattr(owner, "__dict__", {}).get(hook.method)
-        if hook.unless and hasattr(owner, hook.unless):
+        if (hook.unless and hasattr(owner, hook.unless)) or (hook.only and not hasattr(owner, hook.only)):
             continue
         if owner is not None and original is not None and not hasattr(original, MARK):
             wrapper = _wrap(agent, hook, original)

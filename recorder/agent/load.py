@@ -16,7 +16,17 @@ NAME = "_fdtrace_agent"
 FIRST = ("wire", "ring", "mailbox", "hooks", "writer")
 ENGINES = {
     "sandbox": ("sandbox",),
-    "fastdeploy": ("fastdeploy_config", "fastdeploy_roles", "fastdeploy", "fastdeploy_worker"),
+    "fastdeploy": (
+        *(
+            "fastdeploy_config",
+            "wire_order",
+            "order",
+            "fastdeploy_lock",
+            "fastdeploy_order",
+            "fastdeploy_roles",
+        ),
+        *("fastdeploy", "fastdeploy_worker"),
+    ),
     "vllm": ("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
 }
 """The modules of each engine's adapters: an injected process is sent those of its own engine alone."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised with every change of a layout or a list of names below; an agent and a collector of different protocols refuse
 each other."""
 
 ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, TASKS, MEMORY, HASHES = range(1, 12)
+DECIDED, QUEUE = 12, 13
+"""The order of calls: see `wire_order`."""
 """Frame types: the first field of each head.
 
 A ring whose ENGINE frame has a `part` is one process of an engine of several: `engine` schedules, `worker` runs the
@@ -302,6 +304,7 @@ class FinishHead(NamedTuple):
 
 FINISH_HEAD = Layout(FinishHead, "BBHIqqii")
 
+
 NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "other")
 
 EVENTS = (
@@ -321,6 +324,14 @@ EVENTS = (
     "preallocated",
     "joined",
     "discarded",
+    "queued",
+    "abort_wanted",
+    "requeued",
+    "left",
+    "freed",
+    "recycled",
+    "output_cached",
+    "found",
 )
 
 FINISHED = ("stop", "length", "abort", "error")

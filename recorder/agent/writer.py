@@ -101,7 +101,7 @@ class Writer:
         """The engine's row (columns of `recorder.schema.ENGINE`)."""
         text = json.dumps(row).encode()
         head = wire.EngineHead(wire.ENGINE, flags=0, unused=0, length=len(text))
-        self._put(wire.ENGINE_HEAD.struct.pack(*head) + text)
+        self.put(wire.ENGINE_HEAD.struct.pack(*head) + text)
 
     def request(self, request_id: str, ts: int, prompt: int, max_tokens: int) -> None:
         """A request that came; `ts` -1: it was there before."""
@@ -119,7 +119,7 @@ class Writer:
             num_prompt_tokens=prompt,
             max_tokens=max_tokens,
         )
-        self._put(wire.REQUEST_HEAD.struct.pack(*head) + text)
+        self.put(wire.REQUEST_HEAD.struct.pack(*head) + text)
 
     def batch(self, vacated: Iterable[int], joined: Iterable[tuple[int, Row]], flags: int = 0) -> None:
         """Rows that became free, and rows that a request now holds."""
@@ -145,13 +145,13 @@ class Writer:
         batch = wire.BatchHead(
             wire.BATCH, flags, num_vacated=len(gone), num_joined=count, step=self.next_step
         )
-        self._put(wire.BATCH_HEAD.struct.pack(*batch) + b"".join(parts))
+        self.put(wire.BATCH_HEAD.struct.pack(*batch) + b"".join(parts))
 
     def blocks(self, pairs: list[tuple[int, int]], extended: bool) -> None:
         """Blocks that the requests of some rows hold; `extended`: decodes that the scheduler gave new ones."""
         flat = array("I", [number for pair in pairs for number in pair])
         head = wire.BLOCKS_HEAD.struct.pack(wire.BLOCKS, int(extended), 0, len(pairs))
-        self._put(head + flat.tobytes())
+        self.put(head + flat.tobytes())
 
     def schedule(
         self,
@@ -254,7 +254,7 @@ class Writer:
     def tasks(self, call: int, token: int) -> None:
         """The tasks of a scheduling call have reached this worker."""
         head = wire.TasksHead(wire.TASKS, 0, 0, 0, call=call, token=token)
-        self._put(wire.TASKS_HEAD.struct.pack(*head))
+        self.put(wire.TASKS_HEAD.struct.pack(*head))
 
     def memory(
         self,
@@ -271,7 +271,7 @@ class Writer:
             wire.MEMORY, 0, rank, since=since, call=call, ts=ts, forward_us=forward_us,
             num_predicted_tokens=launched,
         )  # fmt: skip
-        self._put(wire.MEMORY_FRAME.pack(*head, *memory))
+        self.put(wire.MEMORY_FRAME.pack(*head, *memory))
 
     def hashes(self, request_id: str, block_size: int, hashes: list[bytes]) -> None:
         """What tells each full block of a request's prompt from others, 8 bytes each."""
@@ -279,7 +279,7 @@ class Writer:
         head = wire.HashesHead(
             wire.HASHES, 0, 0, request=number, num_hashes=len(hashes), block_size=block_size
         )
-        self._put(wire.HASHES_HEAD.struct.pack(*head) + b"".join(hashes))
+        self.put(wire.HASHES_HEAD.struct.pack(*head) + b"".join(hashes))
 
     def event(
         self, kind: str, request_id: str | None = None, reason: str = "", detail: dict[str, Any] | None = None
@@ -297,7 +297,7 @@ class Writer:
             step=self.next_step,
             ts=time.time_ns(),
         )
-        self._put(wire.EVENT_HEAD.struct.pack(*head) + why + more)
+        self.put(wire.EVENT_HEAD.struct.pack(*head) + why + more)
 
     def finish(self, request_id: str, reason: str, num_output_tokens: int) -> None:
         """A request ended, in the last step that was forwarded."""
@@ -308,7 +308,7 @@ class Writer:
             wire.FINISH, code, 0, request=number, step=step, ts=time.time_ns(), num_output_tokens=num_output_tokens,
             unused_2=0,
         )  # fmt: skip
-        self._put(wire.FINISH_HEAD.struct.pack(*head))
+        self.put(wire.FINISH_HEAD.struct.pack(*head))
         del self.numbers[request_id]
         self.arrived_steps.pop(request_id, None)
 
@@ -323,8 +323,9 @@ class Writer:
         self.ring.release()
         self.page.close()  # it holds a descriptor of its own
 
-    def _put(self, payload: bytes) -> None:
-        if self.idle is not None:
+    def put(self, payload: bytes, *, ends_idle: bool = True) -> None:
+        """Write a frame. `ends_idle`: the calls that follow are another run of idle ones."""
+        if ends_idle and self.idle is not None:
             self.end_idle()
         length = wire.padded(len(payload))
         lap = self.ring.lap

@@ -22,6 +22,7 @@ class Decoded:
     events: list[tuple[Any, ...]] = field(default_factory=list)
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
     calls: list[Columns] = field(default_factory=list)
+    call_requests: list[Columns] = field(default_factory=list)
 
 
 class Engine(Protocol):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame, decided, queue
 from fdtrace.recorder.collector.reader import Chunk
 
 
@@ -170,11 +171,14 @@ Frame = (
     | TasksFrame
     | MemoryFrame
     | HashesFrame
+    | DecidedFrame
+    | QueueFrame
 )
 
-
-NEED_NO_KEYFRAME = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame)
-"""Frames of a ring of several that are understood before a keyframe."""
+WHOLE = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame, QueueFrame)
+"""Frames of a part of an engine that can be understood before a keyframe."""
+WHOLE_OF_RANK = (*WHOLE, MemoryFrame, TasksFrame)
+"""The same of a part that tells of a rank alone."""
 
 
 def frames_of(chunk: Chunk) -> Iterator[Frame]:
@@ -283,4 +287,6 @@ DECODERS: dict[int, Callable[[bytes, int], Frame]] = {
     wire.TASKS: _tasks,
     wire.MEMORY: _memory,
     wire.HASHES: _hashes,
+    wire.DECIDED: decided,
+    wire.QUEUE: queue,
 }

@@ -96,11 +96,13 @@ class Ledger:
         ts: int = MISSING,
         reason: str = "",
         detail: dict[str, Any] | str | None = None,
+        *,
+        call: int = MISSING,
     ) -> None:
         """Add an event; one whose step is not known yet waits for `date`."""
         text = json.dumps(detail) if isinstance(detail, dict) else detail
-        when, whom = (None if value < 0 else value for value in (ts, number))
-        row = [self.engine_id, step, when, kind, whom, reason or None, text]
+        when, whom, which = (None if value < 0 else value for value in (ts, number, call))
+        row = [self.engine_id, step, when, kind, whom, reason or None, text, which]
         if step < 0:
             self.undated.append(row)
         else:
@@ -122,6 +124,7 @@ class Ledger:
                 number if number >= 0 else None,
                 None,
                 f'{{"num_blocks": {count}}}',
+                None,
             )
             for number, count in zip(numbers, blocks, strict=True)
         ]

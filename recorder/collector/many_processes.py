@@ -19,20 +19,21 @@ from fdtrace.recorder.collector.forward_calls import ForwardCalls
 from fdtrace.recorder.collector.frames import UNSEEN, Forward, Frame, SchedulingCall, frames_of
 from fdtrace.recorder.collector.held_rows import HeldRows
 from fdtrace.recorder.collector.ledger import Ledger, Request
+from fdtrace.recorder.collector.order import OrderDecoder
+from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.ranks import Ranks
 from fdtrace.recorder.collector.reader import Chunk
 from fdtrace.recorder.collector.request_numbers import RequestNumbers
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.collector.undated import Undated
 from fdtrace.recorder.recording import MISSING
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""
 
 PLAIN = ("row", "step", "num_steps", "begins", "discarding", "finishes")
-PARTS = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks", "stalls", "events")
+PARTS = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks", "stalls", "order")
 """Attributes that are the state: as they are, and with a state of their own."""
 
 
@@ -51,7 +52,7 @@ class ManyProcessEngine:
         self.calls = ForwardCalls()
         self.ranks = Ranks()
         self.stalls = stalls.Stalls(self.ledger)
-        self.events = Undated()
+        self.order = OrderDecoder()
         self.step = MISSING
         self.num_steps = 0
         self.begins = 0
@@ -102,6 +103,8 @@ class ManyProcessEngine:
         part.lost_frames += num_frames
         if part.lost_from < 0:
             part.lost_from = self._next_step
+        if part.kind == "engine":
+            self.order.lose()
         if part.runs:
             self.rows.free_all()
             self.ranks.lose()
@@ -109,12 +112,8 @@ class ManyProcessEngine:
 
     def _may_start(self, frame: Frame) -> bool:
         """Whether a frame can be understood before a keyframe; after one all can."""
-        match frame:
-            case frames.BatchFrame(is_keyframe=True):
-                return True
-            case frames.MemoryFrame() | frames.TasksFrame() if self.part.kind == "rank":
-                return True  # whole in itself
-        if isinstance(frame, frames.NEED_NO_KEYFRAME):
+        whole = frames.WHOLE_OF_RANK if self.part.kind == "rank" else frames.WHOLE
+        if isinstance(frame, whole) or (isinstance(frame, frames.BatchFrame) and frame.is_keyframe):
             return True
         self.part.lost_frames += self.part.lost_from >= 0
         return False
@@ -141,6 +140,8 @@ class ManyProcessEngine:
                 self._event(frame)
             case frames.HashesFrame():
                 self._hashes(frame)
+            case DecidedFrame() | QueueFrame():
+                self.order.take_in(frame, self.part.numbers, self.ledger.live)
             case frames.EngineFrame(row):
                 self._engine(row)
 
@@ -168,7 +169,7 @@ class ManyProcessEngine:
             self._join(joined)
         part.waits_for_keyframe = False
         if not part.runs:
-            self._note_losses(self._next_step)
+            part.record_loss(self._next_step, self.ledger)
 
     def _request(self, frame: frames.RequestFrame) -> None:
         said = frame.request
@@ -180,7 +181,7 @@ class ManyProcessEngine:
             request.arrived_at = said.arrived_at
             request.num_prompt_tokens, request.max_tokens = said.num_prompt_tokens, said.max_tokens
         if came:
-            self.events.add(self.calls.next_call, "arrived", number, said.arrived_at, "", None)
+            self.order.events.add(self.calls.next_call, "arrived", number, said.arrived_at, "", None)
 
     def _number_of(self, local: int, request: Request, *, arrived: bool = False) -> int:
         number = self.requests.number_of(request, arrived=arrived)
@@ -217,7 +218,7 @@ class ManyProcessEngine:
         self.ranks.tasks_came(call)
         self.call_rows.tasks_came(call)
         if self.step >= 0 or not self.begins:
-            self.events.date(call, self._next_step, self.ledger)
+            self.order.events.date(call, self._next_step, self.ledger)
 
     def _memory(self, frame: frames.MemoryFrame) -> None:
         if self.full and frame.head.call > self.calls.last:
@@ -244,11 +245,11 @@ class ManyProcessEngine:
             part.base = self._next_step - head.step
         step = part.base + head.step
         call = self.calls.of_forward(head.call, head.ts, bool(head.codes & wire.LANDED))
-        self.events.date(call.head.call, step, self.ledger)
+        self.order.events.date(call.head.call, step, self.ledger)
         self.call_rows.entered(call.head.call, step)
         self._vacate(head.ts)
         self.rows.hold_from_keyframe()
-        self._note_losses(step)
+        part.record_loss(step, self.ledger)
         self._add(forward, step, call)
         self.ranks.ran(step)
         self.step = step
@@ -258,19 +259,13 @@ class ManyProcessEngine:
         place = self.steps.add(forward, step, call)
         self.stalls.reported += [(place, row) for row in forward.stalled]
 
-    def _note_losses(self, step: int) -> None:
-        """What this ring lost ends before `step`, which is next now."""
-        loss = self.part.take_loss(step)
-        if loss is not None:
-            why = "overwritten before it was read"
-            self.ledger.event("lost", loss["first_step"], reason=why, detail=loss)
-
     def _event(self, frame: frames.EventFrame) -> None:
         head, number = frame.head, self._trace_number(frame.head.request)
+        rest = head.ts, frame.reason, frame.detail
         if self.part.kind == "engine":
-            self.events.add(self.calls.next_call, frame.kind, number, head.ts, frame.reason, frame.detail)
+            self.order.events.add(self.calls.next_call, frame.kind, number, *rest)
         else:
-            self.ledger.event(frame.kind, self._next_step, number, head.ts, frame.reason, frame.detail)
+            self.ledger.event(frame.kind, self._next_step, number, *rest)
 
     def _finish(self, head: wire.FinishHead) -> None:
         number = self.part.numbers.pop(head.request, None)
@@ -303,13 +298,14 @@ class ManyProcessEngine:
         """As `Engine.take`."""
         self._vacate(read_at - QUIET_NS if read_at else 1 << 62)
         if not read_at:
-            self.events.date(1 << 62, self._next_step, self.ledger)
+            self.order.events.date(1 << 62, self._next_step, self.ledger)
         self.steps.flush()
         self.steps.num_waiting = 0
         self._end_requests()
         decoded, self._decoded = self._decoded, Decoded()
         decoded.requests, decoded.events = self.ledger.take()
         decoded.calls = self.call_rows.take(final=not read_at)
+        decoded.call_requests = self.order.take(self.engine_id)
         decoded.rank_memory = self.ranks.take(self.engine_id, final=not read_at)
         return decoded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.recording import MISSING
 
 
@@ -27,15 +28,15 @@ class Part:
         """Whether this ring holds forwards."""
         return self.kind == "worker" or self.base is not None
 
-    def take_loss(self, step: int) -> dict[str, Any] | None:
-        """What was lost lies between the step that was next then and `step`, which is next now; None: nothing was."""
+    def record_loss(self, step: int, ledger: Ledger) -> None:
+        """An event of what was lost: between the step that was next then and `step`, which is next now."""
         if not self.lost_frames:
-            return None
-        loss = {
+            return
+        detail = {
             "frames": self.lost_frames, "part": self.kind, "first_step": self.lost_from, "last_step": step - 1,
         }  # fmt: skip
+        ledger.event("lost", self.lost_from, reason="overwritten before it was read", detail=detail)
         self.lost_frames, self.lost_from = 0, MISSING
-        return loss
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Part:

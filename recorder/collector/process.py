@@ -150,6 +150,7 @@ class Collector:
             (schema.STEP, decoded.steps),
             (schema.STEP_REQUEST, decoded.step_requests),
             (schema.CALL, decoded.calls),
+            (schema.CALL_REQUEST, decoded.call_requests),
         ):
             if parts:
                 joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

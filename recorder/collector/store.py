@@ -24,7 +24,10 @@ from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql import quoted
 
-PARTED = (schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.RANK_MEMORY, schema.REQUEST, schema.EVENT)
+PARTED = (
+    *(schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.CALL_REQUEST),
+    *(schema.RANK_MEMORY, schema.REQUEST, schema.EVENT),
+)
 """The tables that grow; the others are whole in each published database."""
 
 COMPACT_AT = 24

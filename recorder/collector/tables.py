@@ -10,6 +10,7 @@ import numpy as np
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.order import DID
 
 TEXT = {"VARCHAR"}
 
@@ -39,6 +40,9 @@ def _value(column: schema.Column, have: Columns) -> str:
     if name == "not_admitted" and "reason" in have:
         names = ", ".join(f"'{reason}'" for reason in wire.NOT_ADMITTED[1:])
         return f"[{names}][nullif(reason, 0)] AS not_admitted"
+    if name == "did" and "did_code" in have:
+        names = ", ".join(f"'{did}'" for did in DID[1:])
+        return f"[{names}][nullif(did_code, 0)] AS did"
     value = f"nullif({name}, -1)::{column.type}"
     if name not in have:
         value = f"NULL::{column.type}"

@@ -19,7 +19,7 @@ class Undated:
 
     def date(self, call: int, step: int, ledger: Ledger) -> None:
         """`step` is the first forward of every call up to `call` whose events still wait."""
-        if not self.waiting or self.waiting[0][0] > call:
+        if all(event[0] > call for event in self.waiting):
             return
         later = []
         for event in self.waiting:
@@ -31,7 +31,7 @@ class Undated:
                 ledger.preempted(number)
             elif kind == "arrived" and number in ledger.live:
                 ledger.live[number].arrived_step = step
-            ledger.event(kind, step, number, ts, reason, detail)
+            ledger.event(kind, step, number, ts, reason, detail, call=due)
         self.waiting = later
 
     def state(self) -> list[list[Any]]:

@@ -15,6 +15,11 @@ from fdtrace.replayer.recorded.step_durations import Clock
 
 How = Literal["recorded", "as recorded", "rescheduled"]
 
+Order = Literal["lockstep", "recorded"]
+"""`lockstep`: a forward after each call, whose output the next call knows; `recorded`: calls, forwards and what came
+between them in the recorded order.
+"""
+
 
 @dataclass(frozen=True)
 class Hang:
@@ -66,6 +71,35 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class CallDeparture:
+    """The first scheduling call that a replay decides otherwise than it was recorded."""
+
+    call: int
+    differences: tuple[tuple[str, str, str], ...]
+    """What differs: its name, as recorded, as replayed."""
+    before: tuple[str, ...]
+    """The events since the second call before it, that call first."""
+    reasons: tuple[str, ...] = ()
+    """What the replay decided, and why."""
+
+
+@dataclass(frozen=True)
+class CallFidelity:
+    """How many scheduling calls of a deployment a replay in the order of its engine reproduces."""
+
+    num_calls: int
+    num_equal: int
+    departure: CallDeparture | None = None
+    num_left_out: int = 0
+    """Recorded events that the replay's state did not allow, after a departure."""
+
+    @property
+    def share(self) -> float:
+        """Share of calls reproduced, 0 to 1."""
+        return self.num_equal / self.num_calls if self.num_calls else 1.0
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """How far a rescheduled replay reproduces the recording that was made under the same formula."""
 
@@ -75,6 +109,8 @@ class Fidelity:
     explanation: str = ""
     divergence: Divergence | None = None
     """The first divergence side by side; None where there is none, or where one of the two is longer."""
+    calls: CallFidelity | None = None
+    """The same of scheduling calls; None where the replay was in lockstep: there each step has its call."""
 
     @property
     def share(self) -> float:
@@ -111,6 +147,8 @@ class Outcome:
     """The first step that a device of that size would not have held; None: it would have held all."""
     clock: Clock | None = None
     """By what requests arrived, where they were scheduled afresh."""
+    order: Order | None = None
+    """How calls and forwards followed each other, where requests were scheduled afresh."""
 
     @property
     def why_not_done(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.replayer.history.history import Cut, Hang, History, Outcome
+from fdtrace.replayer.history.history import Cut, Hang, History, Order, Outcome
 from fdtrace.replayer.recorded.memory_fit import MemoryFit, first_over
 from fdtrace.replayer.recorded.step_durations import Clock
 
@@ -56,6 +56,7 @@ def outcome_of(
     hang: Hang | None = None,
     cut: Cut | None = None,
     clock: Clock | None = None,
+    order: Order | None = None,
     memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
     """The outcome of a history with these columns, as `MemoryQuestion.with_reserved` gives them."""
@@ -75,6 +76,7 @@ def outcome_of(
         hang=hang,
         cut=cut,
         clock=clock,
+        order=order,
         **memory.answer(columns),
     )
 
@@ -88,4 +90,6 @@ def outcome_dict(history: History) -> dict[str, Any]:
     found = asdict(history.outcome)
     if history.outcome.fidelity is not None:
         found["fidelity"]["share"] = history.outcome.fidelity.share
+        if history.outcome.fidelity.calls is not None:
+            found["fidelity"]["calls"]["share"] = history.outcome.fidelity.calls.share
     return {"name": history.name, "how": history.how, "limit": history.limit, **found}

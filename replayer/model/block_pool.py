@@ -39,6 +39,9 @@ class BlockPool:
     def computed(self, request: Request, num_tokens: int) -> None:
         """Note that so many tokens of a request's prefill are computed, or will be."""
 
+    def output_cached(self, request: Request, num_tokens: int) -> None:
+        """Note that a request ended and so many of its tokens, output included, may be found again."""
+
     def snapshot(self) -> Hashable:
         """What its later answers follow from, beside the requests."""
         return self.num_free

@@ -14,6 +14,10 @@ class Reserve(ABC):
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
+        self.given: list[int] = []
+        """Thresholds that a recorded call used, the last one first."""
+        self.num_faults = 0
+        """Of those used, how many no output made meanwhile explains."""
 
     @property
     def new_token_ratio(self) -> float | None:
@@ -30,6 +34,16 @@ class Reserve(ABC):
         FastDeploy: `ResourceManagerV1._get_can_schedule_prefill_threshold_block`. Before release 2.6
         speculation's extra block is added only where blocks are reserved at all.
         """
+        needed = self._own_threshold(num_new_blocks, state)
+        if not self.given:
+            return needed
+        given = self.given.pop()
+        # Each running request may have made tokens meanwhile, and so needs a block less.
+        if not needed - len(state.running) <= given <= needed:
+            self.num_faults += 1
+        return given if given >= min(num_new_blocks, needed) else needed
+
+    def _own_threshold(self, num_new_blocks: int, state: State) -> int:
         reserved = self.reserved(state)
         needed = num_new_blocks if reserved is None else num_new_blocks + reserved
         if self.config.speculation and (reserved is not None or self.policy.spec_block_always):
@@ -39,6 +53,10 @@ class Reserve(ABC):
     @abstractmethod
     def reserved(self, state: State) -> int | None:
         """Blocks kept for the running requests; None: the reserve is relaxed."""
+
+    @abstractmethod
+    def begin(self, value: float, *, relaxed: bool) -> None:
+        """Go on from a reserve that was found: a ratio, or a number of blocks that are asked for unless `relaxed`."""
 
     @abstractmethod
     def preempted(self, state: State) -> None:
@@ -61,6 +79,10 @@ class DecayingReserve(Reserve):
         self.blocks = config.reserve_blocks
         self.exact = float(config.reserve_blocks)
         self.relaxed = True
+
+    def begin(self, value: float, *, relaxed: bool) -> None:
+        self.exact, self.relaxed = value, relaxed
+        self.blocks = max(int(value), self.config.reserve_min_blocks, 0)
 
     def snapshot(self) -> Hashable:
         return None if self.relaxed else (self.blocks, self.exact)
@@ -93,6 +115,9 @@ class NewTokenRatio(Reserve):
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         super().__init__(config, policy)
         self.ratio = config.init_new_token_ratio
+
+    def begin(self, value: float, *, relaxed: bool) -> None:
+        self.ratio = value
 
     @property
     def new_token_ratio(self) -> float | None:

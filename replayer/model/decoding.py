@@ -10,6 +10,9 @@ from __future__ import annotations
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.request import NEVER, Request, Status
 
+LET_GO = (Status.PREEMPTED, Status.REQUEUED, Status.ABORTING)
+"""A call took them out of the worker's hands, and tokens of theirs may be under way."""
+
 
 class DecodingState:
     """The part of a `State` that goes by forwards."""
@@ -67,8 +70,14 @@ class DecodingState:
         return found
 
     def emit(self, request: Request, num_tokens: int) -> None:
-        """A running request made tokens: it decodes from now on (not in the prefill role, which stops there)."""
+        """A request made tokens. A running one decodes from now on (not in the prefill role, which stops there).
+
+        Tokens of forwards that were under way when a call preempted or aborted their request count when it is
+        prefilled anew (FastDeploy: `TokenProcessor._process_batch_output` appends them whatever its status).
+        """
         request.emitted += num_tokens
+        if request.status in LET_GO:
+            return
         if self.stops_after_prefill:
             request.become(Status.DECODE)
             return

@@ -55,6 +55,22 @@ class Resumed:
     decoding: bool = True
     waiting: bool = False
     """Whether it has no blocks and waits to be run, or run anew; only an engine's real scheduler uses it."""
+    num_prefill_tokens: int | None = None
+    """Tokens that its prefill covers; None: its prompt."""
+    place: Literal["running", "requeued", "preempted", "aborting"] = "running"
+    """Where it stands: in the running queue, back in the waiting queue, or let go of by a call and not yet by the
+    worker. Only a running one holds blocks.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveFound:
+    """What is kept free for running requests when the model begins: a ratio of the tokens still to come, or blocks
+    each, which are not asked for where it is `relaxed`.
+    """
+
+    value: float
+    relaxed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +123,51 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One call of the scheduler; answered by a `Decision`."""
+    """One call of the scheduler; answered by a `Decision`.
+
+    A call that is replayed in the order of a recording brings what that call used: `not_ready`, the requests
+    whose preprocessing it found unfinished (None: those that no `Ready` was told of), `failed`, those whose
+    preprocessing it found failed, and `needed_blocks`, in their order, the free blocks that it asked for before
+    each chunk of a prefill (FastDeploy: `_get_can_schedule_prefill_threshold_block` of release 2.6 reads outputs
+    that change meanwhile). They are taken in place of the model's own; `Decision.num_reserve_faults` counts those
+    that no output made meanwhile explains.
+    """
+
+    not_ready: frozenset[str] | None = None
+    failed: frozenset[str] = frozenset()
+    needed_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
     """Tokens that requests emitted in a forward: one for a finished prefill, 1 + accepted drafts for a
-    decode.
+    decode. Those of requests that are gone are ignored, as FastDeploy's `stop_flags` has it.
     """
 
     num_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Prompt and output tokens that the next call counts for decodes, in place of `Emitted`.
+
+    FastDeploy: `schedule()` reads `num_total_tokens`, which grows without its lock. With its first token since its
+    admission a request may be preempted as a decode (release 2.6: `TokenProcessor` sets RUNNING_DECODE). Told of a
+    prefill or of a request that is gone, it is ignored.
+    """
+
+    num_total_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCached:
+    """A request made its last token and the full blocks of its `num_total_tokens` enter the prefix cache.
+
+    FastDeploy: `ResourceManagerV1.cache_output_tokens`, under `SchedulerConfig.output_caching`.
+    """
+
+    request_id: str
+    num_total_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +181,26 @@ SCHEDULE, FORWARDED, PREALLOCATE = Schedule(), Forwarded(), Preallocate()
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request made its last token (in the prefill role: its cache is sent); its blocks are freed."""
+    """A request made its last token (in the prefill role: its cache is sent); its blocks are freed.
+
+    FastDeploy does so in two halves, `Left` and `Freed`, and calls can come between them.
+    """
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A finished request leaves the running queue and its slot: the first half of `finish_requests`."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """The blocks of a request that has left are freed: the second half of `finish_requests`. Nothing follows
+    where it held none.
+    """
 
     request_id: str
 
@@ -152,13 +222,18 @@ class Recycled:
 Notification = (
     Arrived
     | Resumed
+    | ReserveFound
     | Cached
     | Ready
     | Aborted
     | Joined
     | Discarded
     | Emitted
+    | Known
+    | OutputCached
     | Finished
+    | Left
+    | Freed
     | Rescheduled
     | Recycled
 )
@@ -221,6 +296,7 @@ class Decision:
     num_waiting: int = 0
     not_admitted: NotAdmitted | None = None
     num_missing_blocks: int | None = None
+    num_reserve_faults: int = 0
     lack: Lack | None = None
     """The request whose blocks these were."""
     reasons: list[Reason] = field(default_factory=list)

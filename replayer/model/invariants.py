@@ -9,7 +9,7 @@ from fdtrace.replayer.model.state import State
 def check(state: State) -> None:
     """AssertionError where blocks are lost or owned twice, queues overlap, or tokens are not conserved."""
     _check_queues(state)
-    state.pool.check(list(state.requests.values()))
+    state.pool.check([*state.requests.values(), *state.leaving.values()])
     for request in state.requests.values():
         _check_request(state, request)
 
@@ -28,7 +28,10 @@ def _check_queues(state: State) -> None:
     assert all(request.status in (Status.WAITING, Status.REQUEUED) for request in state.waiting)
     assert state.num_requeued == sum(request.status is Status.REQUEUED for request in state.waiting)
     assert state.num_skipped == 0
-    assert state.num_slots_taken() <= state.config.max_num_seqs, "more sequences than slots"
+    assert all(request.status is Status.LEAVING for request in state.leaving.values())
+    assert state.num_slots_taken() - state.num_lost_slots <= state.config.max_num_seqs, (
+        "more sequences than slots"
+    )
     assert all(request.status is Status.ASKING for request in state.asking)
     assert all(request.status is Status.PREALLOCATED for request in state.preallocated.values())
     assert state.first_decodes <= set(state.decoding)

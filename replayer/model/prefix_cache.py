@@ -127,6 +127,39 @@ class PrefixCache(BlockPool):
         request.leaf = (leaf, can_cache)
         request.cached_blocks = cached_blocks
 
+    def output_cached(self, request: Request, num_tokens: int) -> None:
+        """The full blocks of prompt and output enter the cache; a request's copies of those there are freed.
+
+        FastDeploy: `cache_output_blocks`.
+        """
+        if request.leaf is None:
+            return
+        node, cached = request.leaf
+        size, touched, num_twice = self.block_size, False, 0
+        num_tokens = min(num_tokens, request.num_blocks * size)
+        self._clock += 1
+        while num_tokens - cached >= size:
+            child = node.children.get(self._key(request, cached // size))
+            if child is None:
+                break
+            child.shared_count += 1
+            child.used_at = self._clock
+            if child in self._leaf_set:
+                self._leaf_set.remove(child)
+                self._leaves.remove(child)
+                touched = True
+            node, cached, num_twice = child, cached + size, num_twice + 1
+        if touched:
+            heapq.heapify(self._leaves)
+        self._recycle(num_twice)
+        for i in range(cached // size, num_tokens // size):
+            key = self._key(request, i)
+            node.children[key] = child = Node(node, key, self._clock)
+            self.num_nodes += 1
+            node = child
+        request.leaf = (node, num_tokens - num_tokens % size)
+        request.cached_blocks = num_tokens // size
+
     def release(self, request: Request) -> None:
         """Take a request's own blocks back, and let go of those of the cache.
 

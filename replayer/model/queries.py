@@ -133,6 +133,10 @@ class SchedulerQueries:
         """KV blocks that a request holds."""
         return self._state.requests[request_id].num_blocks
 
+    def num_prefill_tokens_of(self, request_id: str) -> int:
+        """Tokens that a request's prefill covers: its prompt, and after a preemption its output so far."""
+        return self._state.requests[request_id].need_prefill
+
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request made."""
         return self._state.requests[request_id].output_at(self._state.num_forwards)

@@ -33,6 +33,8 @@ class Status(str, Enum):
     """Preempted, and back in the waiting queue."""
     ABORTING = "aborting"
     """Its blocks are freed for an abort, and the worker has not let go of it yet."""
+    LEAVING = "leaving"
+    """Finished and out of the running queue; its blocks are not freed yet."""
     FINISHED = "finished"
 
 
@@ -43,11 +45,14 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.ASKING: frozenset({Status.PREALLOCATED}),
     Status.PREALLOCATED: frozenset({Status.PREFILL, Status.DECODE, Status.FINISHED}),
     Status.WAITING: frozenset({Status.PREFILL}),
-    Status.PREFILL: frozenset({Status.DECODE, Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
-    Status.DECODE: frozenset({Status.PREEMPTED, Status.ABORTING, Status.FINISHED}),
+    Status.PREFILL: frozenset(
+        {Status.DECODE, Status.PREEMPTED, Status.ABORTING, Status.LEAVING, Status.FINISHED}
+    ),
+    Status.DECODE: frozenset({Status.PREEMPTED, Status.ABORTING, Status.LEAVING, Status.FINISHED}),
     Status.PREEMPTED: frozenset({Status.REQUEUED, Status.FINISHED}),
     Status.REQUEUED: frozenset({Status.PREFILL}),
     Status.ABORTING: frozenset({Status.FINISHED}),
+    Status.LEAVING: frozenset({Status.FINISHED}),
     Status.FINISHED: frozenset(),
 }
 """Status -> the statuses that may follow it."""

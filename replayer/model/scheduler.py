@@ -10,7 +10,9 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import reserve_of
+from fdtrace.replayer.model.decoding import LET_GO
 from fdtrace.replayer.model.events import (
+    SCHEDULE,
     Aborted,
     Arrived,
     Decision,
@@ -20,18 +22,23 @@ from fdtrace.replayer.model.events import (
     Finished,
     Forward,
     Forwarded,
+    Freed,
     Joined,
+    Known,
+    Left,
     Notification,
+    OutputCached,
     Preallocate,
     Ready,
     Recycled,
     Rescheduled,
+    ReserveFound,
     Resumed,
     Schedule,
 )
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.queries import SchedulerQueries
-from fdtrace.replayer.model.request import Plan, Request, Status
+from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
 from fdtrace.replayer.model.scheduling_call import SchedulingCall
 from fdtrace.replayer.model.state import State
@@ -86,12 +93,17 @@ class Scheduler(SchedulerQueries):
             Joined: self._joined,
             Discarded: self._discarded,
             Resumed: self._resumed,
+            ReserveFound: self._reserve_found,
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
             Emitted: self._emitted,
             Forwarded: self._forwarded,
+            Known: self._known,
+            OutputCached: self._output_cached,
             Finished: self._finished,
+            Left: self._left,
+            Freed: self._freed,
             Rescheduled: self._rescheduled,
             Recycled: self._recycled,
         }
@@ -152,7 +164,14 @@ class Scheduler(SchedulerQueries):
     def _resumed(self, event: Resumed) -> None:
         request = self._request(event.arrived)
         request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
-        self._state.resume(request, event.num_computed_tokens, event.num_blocks)
+        request.need_prefill = event.num_prefill_tokens or request.need_prefill
+        if event.place == "running":
+            self._state.resume(request, event.num_computed_tokens, event.num_blocks)
+        else:
+            self._state.resume_let_go(request, Status(event.place))
+
+    def _reserve_found(self, event: ReserveFound) -> None:
+        self._reserve.begin(event.value, relaxed=event.relaxed)
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -169,20 +188,50 @@ class Scheduler(SchedulerQueries):
         self.num_calls += 1
         charge = self.formula.charge(v)
         call = self._call
+        if event is not SCHEDULE:
+            self._take_as_recorded(event)
         call.run(decision, charge=charge, explain=self.explain)
         self._chunks = decision.chunks
         counted = decision.token_budget - call.budget
         if charge == 0:  # such a formula reserves the decodes' tokens beforehand
             counted += self.config.max_num_batched_tokens - decision.token_budget
         decision.num_scheduled_tokens = counted
+        if event is not SCHEDULE:
+            decision.num_reserve_faults, self._reserve.num_faults = self._reserve.num_faults, 0
+            self._take_as_recorded(SCHEDULE)
         decision.num_running = len(state.running)
         decision.num_waiting = len(state.waiting)
         decision.num_free_blocks = state.pool.num_free
         return decision
 
+    def _take_as_recorded(self, event: Schedule) -> None:
+        """What the call uses in place of the model's own."""
+        self._call.not_ready, self._call.failed = event.not_ready, event.failed
+        self._reserve.given = list(event.needed_blocks[::-1])
+
     def _emitted(self, event: Emitted) -> None:
         for request_id, num_tokens in event.num_tokens.items():
-            self._state.emit(self._state.requests[request_id], num_tokens)
+            request = self._state.requests.get(request_id)
+            if request is not None:
+                self._state.emit(request, num_tokens)
+
+    def _known(self, event: Known) -> None:
+        state = self._state
+        for request_id, num_total in event.num_total_tokens.items():
+            request = state.requests.get(request_id)
+            if request is None:
+                continue
+            decodes = request.status in RUNNING and request.computed >= request.need_prefill
+            num_new = num_total - state.total(request)
+            if num_new > 0 and (decodes or request.status in LET_GO):
+                state.emit(request, num_new)
+
+    def _output_cached(self, event: OutputCached) -> None:
+        self._known(Known({event.request_id: event.num_total_tokens}))
+        request = self._state.requests.get(event.request_id)
+        if not self.config.output_caching or request is None or request.computed < request.need_prefill:
+            return
+        self._state.pool.output_cached(request, event.num_total_tokens)
 
     def _forwarded(self, event: Forwarded) -> Forward:
         """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`), those of a
@@ -227,6 +276,20 @@ class Scheduler(SchedulerQueries):
         request = self._state.requests[event.request_id]
         if request.status not in _CANNOT_FINISH:
             self._state.finish(request)
+
+    def _left(self, event: Left) -> None:
+        """FastDeploy: the first section of the lock in `ResourceManagerV1.finish_requests`."""
+        request = self._state.requests[event.request_id]
+        if request.status in RUNNING:
+            self._state.leave(request)
+        elif request.status not in _CANNOT_FINISH:
+            self._state.finish(request)
+
+    def _freed(self, event: Freed) -> None:
+        """FastDeploy: its second section."""
+        request = self._state.leaving.get(event.request_id)
+        if request is not None:
+            self._state.free(request)
 
     def _rescheduled(self, event: Rescheduled) -> None:
         self._state.reschedule(self._state.preempted[event.request_id])

@@ -35,6 +35,9 @@ class SchedulingCall:
         """Where the loop stands in the running queue; kept only where positions matter."""
         self.track = False
         self.prefill_unmet = False
+        self.not_ready: frozenset[str] | None = None
+        """As `Schedule` has them, and `failed`."""
+        self.failed: frozenset[str] = frozenset()
 
     def run(self, decision: Decision, *, charge: int, explain: bool) -> None:
         """Decide; the decision is filled and the state changed."""
@@ -234,12 +237,20 @@ class SchedulingCall:
                 stopped = "budget"
             elif state.num_held_slots() >= self.config.max_num_seqs:
                 stopped = "slots"
-            elif state.waiting[0].status is Status.WAITING and not state.waiting[0].ready:
+            elif state.waiting[0].status is Status.WAITING and not self._is_ready(state.waiting[0]):
                 skipped.append(self._skip("preprocessing"))
+            elif state.waiting[0].id in self.failed:
+                state.drop_waiting(state.waiting[0])
             else:
                 stopped = self._admit(skipped)
         self.decision.not_admitted = stopped
         state.requeue_skipped(skipped)
+
+    def _is_ready(self, request: Request) -> bool:
+        """FastDeploy: `waiting_async_process`, whose futures may end while the call runs."""
+        if self.not_ready is not None:
+            request.ready = request.id not in self.not_ready
+        return request.ready
 
     def _skip(self, why: str) -> Request:
         request = self.state.skip_head()

@@ -41,6 +41,10 @@ class State(DecodingState):
         """Running, prefill not complete."""
         self.preempted: dict[str, Request] = {}
         self.aborting: dict[str, Request] = {}
+        self.leaving: dict[str, Request] = {}
+        """Finished and forgotten, their blocks not freed yet."""
+        self.num_lost_slots = 0
+        """Slots that count as taken by requests which ended while they were aborted."""
         self.abort_wanted: dict[str, Request] = {}
         self.num_requeued = 0
         """Preempted requests in the waiting queue: they keep their slots."""
@@ -54,7 +58,8 @@ class State(DecodingState):
 
     def num_held_slots(self) -> int:
         """Sequences that count against max_num_seqs, as `ResourceManagerV1.schedule` counts them."""
-        return len(self.running) + len(self.preempted) + len(self.aborting) + self.num_requeued
+        going = len(self.preempted) + len(self.aborting) + self.num_lost_slots
+        return len(self.running) + going + self.num_requeued
 
     def num_slots_taken(self) -> int:
         """Slots of the worker that are given away (the rest is `ResourceManager.available_batch`)."""
@@ -211,12 +216,37 @@ class State(DecodingState):
             self._leave_running(request)
             self._leave_worker(request, Status.FINISHED)
         else:
+            self.num_lost_slots += request.status is Status.ABORTING and self.config.keeps_aborted_slots
             request.become(Status.FINISHED)
             self.preempted.pop(request.id, None)
             self.aborting.pop(request.id, None)
+        self._forget(request)
+
+    def leave(self, request: Request) -> None:
+        """A running request is done: it leaves its queue and is forgotten, and keeps its blocks until `free`."""
+        self._leave_running(request)
+        request.become(Status.LEAVING)
+        self._stop_decoding(request)
+        self.prefilling.pop(request.id, None)
+        self._forget(request)
+        self.leaving[request.id] = request
+
+    def free(self, request: Request) -> None:
+        """The blocks of a request that has left are freed."""
+        del self.leaving[request.id]
+        request.become(Status.FINISHED)
+        self.pool.release(request)
+
+    def _forget(self, request: Request) -> None:
         if request.aborting:
             del self.abort_wanted[request.id]
         del self.requests[request.id]
+
+    def drop_waiting(self, request: Request) -> None:
+        """A waiting request is forgotten: its preprocessing failed."""
+        self.waiting.remove(request)
+        request.status = Status.FINISHED
+        self._forget(request)
 
     def want_abort(self, request: Request) -> None:
         """A client aborted a request."""
@@ -238,3 +268,15 @@ class State(DecodingState):
         else:
             self._start_decoding(request)
             self._watch(request)
+
+    def resume_let_go(self, request: Request, status: Status) -> None:
+        """A request that a call had preempted or aborted before the model begins."""
+        self.requests[request.id] = request
+        request.status = status
+        if status is Status.REQUEUED:
+            self.num_requeued += 1
+            self.waiting.append(request)
+        elif status is Status.PREEMPTED:
+            self.preempted[request.id] = request
+        else:
+            self.aborting[request.id] = request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fdtrace.recorder.digest import digests_of
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
-from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
@@ -24,10 +23,17 @@ _ROW = 7
 """Numbers of a row: request, whether a decode, tokens, computed before, drafts, accepted, blocks."""
 
 
+class RowsSource(Protocol):
+    """What knows the rows of the forward that ran last."""
+
+    def rows(self, decision: Decision) -> list[StepRow]:
+        """The requests of a call's forward."""
+
+
 class RowLog:
     """As `StepLog`, in memory that grows with the rows: 56 bytes each."""
 
-    def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
+    def __init__(self, scheduler: RowsSource, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
         self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
@@ -45,6 +51,17 @@ class RowLog:
         self._num_stalled += len(forward.stalled)
         if forward.num_tokens == 0:
             return False
+        self._add(decision, forward, num_refused)
+        return True
+
+    def record_forward(self, decision: Decision, forward: Forward, preempted: int, refused: int) -> None:
+        """A step of a deployment: the call that it belongs to, the forward, which may have run nothing, how many
+        requests were preempted since the step before, and the prompt tokens refused.
+        """
+        self._num_preempted, self._num_stalled = preempted, len(forward.stalled)
+        self._add(decision, forward, refused)
+
+    def _add(self, decision: Decision, forward: Forward, num_refused: int) -> None:
         rows = self.scheduler.rows(decision)
         for row in rows:
             self._rows.extend(
@@ -67,7 +84,6 @@ class RowLog:
         self._table.append(sum(row.num_accepted_tokens for row in rows))
         self._num_preempted = self._num_stalled = 0
         self.num_steps += 1
-        return True
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from fdtrace.replayer.config import ORIGINAL, Policy
 from fdtrace.replayer.formulas.base import Formula
@@ -43,6 +44,8 @@ class Replay:
     Requests that did not end in the recording (`targets`) go on with their last acceptance, until all others are done
     and they have as much output as they had in the recording.
     """
+
+    order: Literal["lockstep"] = "lockstep"
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ import pytest
 
 from fdtrace.recorder.trace import open_trace
 from fdtrace.replayer import ORIGINAL, POLICIES
+from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import reschedule
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import History
@@ -134,6 +135,39 @@ def test_a_deployment_recorded_from_its_start_agrees_with_its_own_counts(lab: St
     assert own["accepted"] - 64 * 4 <= found["accepted"] <= own["accepted"]
 
 
+TIGHT = {
+    "seed": 3, "max_num_seqs": 32, "max_model_len": 4096, "max_num_batched_tokens": 512, "num_blocks": 80,
+    "num_speculative_tokens": 3, "prompts": [40, 300, 600], "outputs": [200, 400, 600], "abort": 0.1,
+}  # fmt: skip
+
+
+def assert_reproduced(path: Path) -> None:
+    """Under what recorded it every call is decided as it was, and nearly every forward runs what it ran."""
+    with open_trace(path) as trace:
+        recording = trace.recording()
+        name = recorded_formula(recording)
+        assert name is not None
+        fidelity = reschedule(recording, BUILTIN[name]).outcome.fidelity
+    assert fidelity is not None
+    assert fidelity.calls is not None
+    assert fidelity.calls.departure is None
+    assert fidelity.calls.num_equal == fidelity.calls.num_calls > 0
+    assert fidelity.share >= 0.995, fidelity.explanation
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300}, {"num_speculative_tokens": 0}],
+    ids=["few blocks", "prefix caching", "no speculation"],
+)
+def test_a_deployment_is_replayed_call_by_call(lab: Stand, more: dict[str, Any]) -> None:
+    case = case_file(lab.directory, TIGHT | more)
+    command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case, "10"]
+    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_reproduced(lab.trace)
+
+
 def test_a_deployment_is_attached_to_in_the_middle_twice(lab: Stand) -> None:
     command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, DEPLOYMENT), "45"]
     process = subprocess.Popen(
@@ -149,6 +183,7 @@ def test_a_deployment_is_attached_to_in_the_middle_twice(lab: Stand) -> None:
         done = lab.fdtrace("attach", str(process.pid), "-o", str(path), "--duration", str(seconds))
         assert done.returncode == 0, done.stderr
         assert [wrapped_methods(pid) for pid in pids] == [[], []]
+        assert_reproduced(path)
         with open_trace(path) as trace:
             assert trace.rows("SELECT count(*) AS n FROM step WHERE token_budget IS NOT NULL")[0]["n"] > 100
             apart = (

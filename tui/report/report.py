@@ -17,7 +17,7 @@ from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
-from fdtrace.tui.report.sentences import divergence_table, sentences, shared_sentences
+from fdtrace.tui.report.sentences import call_departure_lines, divergence_table, sentences, shared_sentences
 from fdtrace.tui.theme import memory_size
 
 BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
@@ -51,6 +51,9 @@ def render_report(
         for sentence in sentences(history):
             console.print(Text(printable(f"{history.name}: {sentence}")))
         fidelity = history.outcome.fidelity
+        if fidelity is not None and fidelity.calls is not None and fidelity.calls.departure is not None:
+            for line in call_departure_lines(fidelity.calls.departure):
+                console.print(Text(f"  {line}"))
         if fidelity is not None and fidelity.divergence is not None:
             console.print(divergence_table(fidelity.divergence, ascii=ascii))
     for sentence in shared_sentences(histories):

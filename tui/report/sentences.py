@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.history.history import Divergence, Fidelity, History
+from fdtrace.replayer.history.history import CallDeparture, Divergence, Fidelity, History, Order
 from fdtrace.replayer.recorded.memory_fit import MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.tui.theme import memory_size
@@ -34,17 +34,41 @@ def shared_sentences(histories: Sequence[History]) -> list[str]:
     """What holds for all of them: by what requests arrived, and what memory was fitted from."""
     clocks = [history.outcome.clock for history in histories if history.outcome.clock is not None]
     fits = [history.outcome.memory for history in histories if history.outcome.memory is not None]
-    return [*map(_clock, clocks[:1]), *map(_memory, fits[:1])]
+    orders = [history.outcome.order for history in histories if history.outcome.order is not None]
+    return [*map(_clock, clocks[:1]), *_orders(orders), *map(_memory, fits[:1])]
 
 
 def _fidelity(fidelity: Fidelity) -> str:
     equal, steps = fidelity.num_equal, fidelity.num_steps
     text = f"fidelity {fidelity.share:.1%}: {equal} of {steps} recorded steps reproduced"
+    if fidelity.calls is not None:
+        calls = fidelity.calls
+        text += f", {calls.share:.1%}: {calls.num_equal} of {calls.num_calls} scheduling calls"
     if fidelity.first_divergence is not None:
         text += f"; first departs at step {fidelity.first_divergence}"
     if fidelity.divergence is not None:
         return text
     return text + (f" ({fidelity.explanation})" if fidelity.explanation else "")
+
+
+def _orders(orders: Sequence[Order]) -> list[str]:
+    """Which replays were in lockstep, where not all were."""
+    if "recorded" not in orders:
+        return []
+    said = [
+        "order: under what recorded it, calls and forwards as the engine met them, by what each call knew"
+    ]
+    return [*said, "the others in lockstep, a forward after each call"] if "lockstep" in orders else said
+
+
+def call_departure_lines(found: CallDeparture) -> list[str]:
+    """The first call that a replay decided otherwise, and what came before it."""
+    lines = [f"first departs at call {found.call}"]
+    lines += [
+        f"{name}: {recorded} recorded, {replayed} replayed" for name, recorded, replayed in found.differences
+    ]
+    lines += [f"before it: {event}" for event in found.before]
+    return lines + [f"the replay decided: {reason}" for reason in found.reasons]
 
 
 def _device(history: History) -> str:

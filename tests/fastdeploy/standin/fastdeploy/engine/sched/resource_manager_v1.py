@@ -67,9 +67,9 @@ class ResourceManagerV1:
                 self._free_blocks(request)
                 self.slots.append(request.idx)
 
-    def add_abort_req_ids(self, ids: list[str]) -> None:
+    def add_abort_req_ids(self, req_ids: list[str]) -> None:
         with self.lock:
-            self.waiting_abort_req_id_set.update(ids)
+            self.waiting_abort_req_id_set.update(req_ids)
 
     def _blocks(self, request: Request, tokens: int) -> bool:
         size, free = self.config.cache_config.block_size, self.cache_manager.gpu_free_block_list
@@ -111,6 +111,8 @@ class ResourceManagerV1:
                     continue
                 if self.role == "prefill":
                     continue
+                if request.num_total_tokens > request.need_prefill_tokens:
+                    request.num_computed_tokens = request.num_total_tokens - 1
                 if request.request_id in self.waiting_abort_req_id_set:
                     self._abort(request, scheduled_reqs)
                     continue

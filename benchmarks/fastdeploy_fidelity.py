@@ -1,0 +1,167 @@
+"""How far a replay reproduces recordings of whole FastDeploy deployments: a table of calls and forwards.
+
+    LAB_DIR=DIR python benchmarks/fastdeploy_fidelity.py VERSION=CHECKOUT… [--traces DIR] [--seconds S] [--case NAME]…
+
+LAB_DIR holds fastdeploy_deployment.py, which runs FastDeploy's own engine and worker loop on a CPU and plays the model
+alone; FASTDEPLOY_PYTHON is a Python that has what they import. Each configuration is recorded from its start, and once
+more by attaching in its middle. A recording that is in `--traces` already (VERSION-CASE.fdtrace, and
+VERSION-CASE-attached.fdtrace) is not made again. Each is replayed under the formula and the policy that recorded it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace import open_trace
+from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.recorded.step_state import known
+
+PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
+LAB = Path(os.environ.get("LAB_DIR", "."))
+
+BASE: dict[str, Any] = {
+    "seed": 3, "max_num_seqs": 32, "max_num_batched_tokens": 512, "max_model_len": 4096, "num_speculative_tokens": 3,
+    "prompts": [40, 300, 900, 2500], "outputs": [10, 60, 200, 400], "step_s": 0.005, "backlog": 4,
+}  # fmt: skip
+
+CASES: dict[str, dict[str, Any]] = {
+    "roomy": {
+        "num_blocks": 1200, "max_num_seqs": 64, "max_num_batched_tokens": 1024, "num_speculative_tokens": 4,
+    },
+    "tight": {"num_blocks": 90, "outputs": [60, 200, 400, 600], "prompts": [40, 300, 900]},
+    "k1": {"num_blocks": 120, "num_speculative_tokens": 1},
+    "k5": {
+        "num_blocks": 75, "num_speculative_tokens": 5, "outputs": [200, 400, 600], "prompts": [40, 100, 300],
+    },
+    "aborts": {"num_blocks": 200, "abort": 0.4},
+    "prefix": {
+        "num_blocks": 110, "prefix_caching": True, "prefix_groups": 4, "shared_tokens": 700, "abort": 0.15,
+        "outputs": [60, 200, 400],
+    },
+    "prefix_tight": {
+        "num_blocks": 80, "prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300, "abort": 0.1,
+        "outputs": [200, 400, 600], "prompts": [40, 300, 600],
+    },
+    "whole": {
+        "num_blocks": 75, "num_speculative_tokens": 0, "max_num_batched_tokens": 1500, "abort": 0.1,
+        "env": {"FD_DISABLE_CHUNKED_PREFILL": "1"}, "prompts": [40, 300, 900, 1200], "outputs": [100, 300, 500],
+    },
+}  # fmt: skip
+"""Room for all; few blocks, and so preemptions; 1 and 5 drafts; aborts; prefix caching, where blocks are few too; whole
+prompts."""
+
+STARTED = ("ready ", 180.0)
+"""What a deployment prints when it serves, and seconds until then at most."""
+
+
+def record(trace: Path, checkout: str, case: Path, seconds: float) -> None:
+    """A deployment from its start to its end."""
+    command = [sys.executable, "-m", "fdtrace", "record", "-o", str(trace), "--", *_deployment(case, seconds)]
+    _run(command, checkout)
+
+
+def attach(trace: Path, checkout: str, case: Path, seconds: float) -> None:
+    """The middle of a deployment: it runs for half of the time before, and goes on after."""
+    with subprocess.Popen(
+        _deployment(case, 3 * seconds), env=_environment(checkout), stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        line = next((line for line in server.stdout if line.startswith(STARTED[0])), "")
+        if not line:
+            raise SystemExit(f"the deployment of {checkout} did not start")
+        time.sleep(seconds / 2)
+        command = ["attach", line.split()[1], "-o", str(trace), "--duration", str(seconds)]
+        _run([sys.executable, "-m", "fdtrace", *command], checkout)
+        server.stdout.read()
+
+
+def _deployment(case: Path, seconds: float) -> list[str]:
+    return [PYTHON, str(LAB / "fastdeploy_deployment.py"), str(case), str(seconds)]
+
+
+def _environment(checkout: str) -> dict[str, str]:
+    return dict(os.environ, FASTDEPLOY_SRC=checkout)
+
+
+def _run(command: list[str], checkout: str) -> None:
+    done = subprocess.run(command, env=_environment(checkout), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+
+
+def figures(trace: Path) -> list[str]:
+    """The cells of one recording: what it holds, and how much of it is reproduced."""
+    with open_trace(trace) as opened:
+        recording = opened.recording()
+        over = int((recording.steps["num_tokens"] > recording.engine.max_num_batched_tokens).sum())
+        cells = [
+            f"{recording.num_steps:,}", f"{over:,}", f"{total(recording, 'num_preempted'):,}",
+            f"{total(recording, 'num_stalled'):,}",
+        ]  # fmt: skip
+        return cells + replayed(recording)
+
+
+def total(recording: Recording, name: str) -> int:
+    """The sum of a column of steps; what is not known counts as none."""
+    return int(known(recording, name).sum())
+
+
+def replayed(recording: Recording) -> list[str]:
+    """Calls and forwards reproduced, and where the replay first departs."""
+    name = recorded_formula(recording)
+    if name is None or name not in BUILTIN:
+        return ["-", "-", "no built-in formula has its budgets"]
+    fidelity = Experiment(recording).reschedule(BUILTIN[name]).outcome.fidelity
+    assert fidelity is not None
+    forwards = f"{fidelity.share:.1%} of {fidelity.num_steps:,}"
+    calls = fidelity.calls
+    if calls is None:
+        return ["in lockstep: its order is not recorded", forwards, ""]
+    where = "" if calls.departure is None else f"call {calls.departure.call}"
+    if fidelity.first_divergence is not None:
+        where = ", ".join(filter(None, (where, f"step {fidelity.first_divergence}")))
+    return [f"{calls.share:.1%} of {calls.num_calls:,}", forwards, where]
+
+
+def main() -> None:
+    """Record what is missing, and print the table as Markdown, a line as soon as it is known."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("versions", nargs="+", metavar="VERSION=CHECKOUT")
+    parser.add_argument("--traces", type=Path, help="keep the recordings here, and take those that are there")
+    parser.add_argument("--seconds", type=float, default=12.0, help="how long each is recorded (default 12)")
+    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only these configurations")
+    parser.add_argument("--kept", action="store_true", help="only the recordings that are there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        traces = options.traces or Path(scratch)
+        traces.mkdir(exist_ok=True)
+        print("| version | configuration | recorded | forwards | over the limit | preempted | stalled rows | calls "
+              "reproduced | forwards reproduced | first departs |")  # fmt: skip
+        print("|---" * 10 + "|")
+        for version, checkout in (one.split("=", 1) for one in options.versions):
+            for name in options.case or CASES:
+                case = Path(scratch) / f"{name}.json"
+                case.write_text(json.dumps(BASE | CASES[name]))
+                for how, make in (("", record), ("-attached", attach)):
+                    trace = traces / f"{version}-{name}{how}.fdtrace"
+                    if not trace.exists() and not options.kept:
+                        make(trace, checkout, case, options.seconds)
+                    if trace.exists() and not trace.with_name(f"{trace.name}.parts").exists():
+                        cells = [version, name, "in its middle" if how else "from its start", *figures(trace)]
+                        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

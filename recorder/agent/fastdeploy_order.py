@@ -1,0 +1,350 @@
+"""FastDeploy: the order in which the engine met its events, by the holds of `ResourceManagerV1.lock`.
+
+Every change of the queues, of the sets beside them and of the KV blocks happens while that lock is held. The entry of
+a method is not its moment: it waits for the lock, and `finish_requests` takes it twice, with calls of `schedule()` in
+between. So a stand-in for the lock tells each section as it ends. Tokens are appended without the lock; what a call of
+`schedule()` knew of them stands in `num_computed_tokens` afterwards, as its loop sets that to all but the last token.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from operator import attrgetter
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Iterable
+
+from . import fastdeploy_config as config
+from .fastdeploy_lock import StandIn
+from .hooks import Hook
+from .order import Decided, OrderWriter
+
+if TYPE_CHECKING:
+    from .control import Agent
+    from .writer import Writer
+
+THRESHOLD = "_get_can_schedule_prefill_threshold_block"
+"""Free blocks that `schedule()` asks for before it schedules a prefill chunk."""
+
+BY_RATIO = "_get_running_request_reserve_blocks"
+"""With this method they depend on outputs that are appended meanwhile; else they follow from the queues."""
+
+
+_COMPUTED = attrgetter("num_computed_tokens")
+
+
+class Order:
+    """Looks on while one manager's lock is held, and tells an `OrderWriter` what happened."""
+
+    def __init__(self, agent: Agent, module: str, cls: str) -> None:
+        self.agent = agent
+        self.hooks = (
+            Hook(module, cls, THRESHOLD, self.before_threshold, self.after_threshold, only=BY_RATIO),
+            Hook(module, cls, "cache_output_tokens", self.before_output_cached),
+            Hook(module, cls, "reschedule_preempt_task", self.before_requeue),
+        )
+        self.manager: Any = None
+        self.stand_in: StandIn | None = None
+        self.entering: dict[str, Callable[[Any, Any], None]] = {
+            "schedule": self._schedule_begins,
+            "reschedule_preempt_task": self._about_to_reschedule,
+            "recycle_abort_task": self._about_to_recycle,
+        }
+        self.ending: dict[str, Callable[[Any, Any], None]] = {
+            "schedule": self._schedule_ends,
+            "add_request": self._added,
+            "add_abort_req_ids": self._abort_wanted,
+            "reschedule_preempt_task": self._rescheduled,
+            "recycle_abort_task": self._recycled,
+            "finish_requests": self._finishing,
+            "cache_output_tokens": self._output_cached,
+        }
+
+    def begin(self, writer: Writer) -> None:
+        """A recording begins."""
+        self.ring, self.writer = writer, OrderWriter(writer)
+        self.begun = self.there = self.failed = False
+        self.call = self.next_call = 0
+        """The number of the call under way if it finds or does something, and of the one that comes next."""
+        self.ts = 0
+        self.names: dict[str, Any] | None = None
+        """The names of the call under way, about to return."""
+        self.running: dict[str, Any] = {}
+        """The running queue, as whoever reads the frames knows it too."""
+        self.computed = array("I")
+        """Tokens computed of each of these, as they were told last."""
+        self.whole = True
+        """Whether the running queue is to be told whole."""
+        self.fresh: dict[str, Any] = {}
+        """Admitted, and no token of theirs has been seen since."""
+        self.started: list[str] = []
+        self.needed_blocks: list[int] = []
+        self.freed_tokens: dict[str, int] = {}
+        self.leaving_requests: dict[tuple[int, str], None] = {}
+        """Out of the running queue, with their blocks: by the call of `finish_requests` that took them out."""
+        self.unknown_aborts: set[str] = set()
+
+    def watch(self, manager: Any) -> None:
+        """Take the place of a manager's lock, if that was not done. In the prefill and decode roles more changes the
+        queues than is told here: no order is recorded.
+        """
+        if self.manager is None and not self.failed:
+            self.manager = manager
+            if manager.config.scheduler_config.splitwise_role == "mixed":
+                self.stand_in = StandIn(manager.lock, self)
+                manager.lock = self.stand_in
+
+    def end(self) -> None:
+        """Give the lock its place back."""
+        manager, stand_in = self.manager, self.stand_in
+        self.manager = self.stand_in = None
+        if stand_in is not None:
+            stand_in.order = None
+            if manager.lock is stand_in:
+                manager.lock = stand_in.lock
+
+    def before_threshold(self, manager: Any, args: Any, kwargs: Any) -> None:
+        """It is told when it is known."""
+
+    def after_threshold(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
+        self.needed_blocks.append(result)
+
+    def before_output_cached(self, manager: Any, args: Any, kwargs: Any) -> None:
+        self.hashes(args[0] if args else kwargs["request"])
+
+    def before_requeue(self, manager: Any, args: Any, kwargs: Any) -> None:
+        """Its output is part of what it prefills anew, and so enters the prefix cache."""
+        request = manager.requests.get(args[0] if args else kwargs["request_id"])
+        if request is not None:
+            self.hashes(request)
+
+    def hashes(self, request: Any) -> None:
+        """Tell what the full blocks of a request's prompt, and of its output so far, hold."""
+        if self.manager is not None and request.request_id in self.ring.numbers:
+            fd_config = self.manager.config
+            found = config.block_hashes(fd_config, request, request.output_token_ids)
+            if found:
+                self.ring.hashes(request.request_id, fd_config.cache_config.block_size, found)
+
+    def introduce(self, request: Any) -> None:
+        """Tell of a request that came before it could be told of."""
+        if request.request_id not in self.ring.numbers:
+            limit = config.max_tokens(request)
+            self.ring.request(request.request_id, -1, request.prompt_token_ids_len or 0, limit)
+            self.hashes(request)
+
+    # What the stand-in tells, the lock being held ---------------------------------------------------------------
+
+    def entered(self, frame: FrameType) -> None:
+        """A section of the lock begins, in the function of `frame`."""
+        handler = self.entering.get(frame.f_code.co_name)
+        if handler is not None:
+            self._guarded(handler, frame)
+
+    def leaving(self, frame: FrameType, failed: bool) -> None:
+        """It ends; `failed`: with an exception."""
+        handler = self.ending.get(frame.f_code.co_name)
+        if handler is not None and self.begun and not failed:
+            self._guarded(handler, frame)
+
+    def _guarded(self, handler: Callable[[Any, Any], None], frame: FrameType) -> None:
+        agent = self.agent
+        if not agent.on or agent.pid != os.getpid():  # a child of the process that is recorded
+            return
+        try:
+            with agent.lock:
+                if agent.on and self.manager is not None:
+                    handler(self.manager, frame)
+        except Exception as error:
+            self.failed = True
+            self.end()
+            with agent.lock:
+                if agent.on and agent.writer is not None:  # the recording goes on without the order
+                    why = "order of calls: %s: %s" % (type(error).__name__, error)
+                    agent.writer.event("lost", reason=why[:500])
+
+    # Sections of `schedule()` -----------------------------------------------------------------------------------
+
+    def _schedule_begins(self, manager: Any, frame: FrameType) -> None:
+        self.ts = time.time_ns()
+        if not self.begun:
+            self.begun = True
+            self._tell_state(manager)
+        self.needed_blocks = []
+        self.freed_tokens.clear()
+        self.started = [request_id for request_id, request in self.fresh.items() if _has_token(request)]
+        for request_id in self.started:
+            del self.fresh[request_id]
+
+    def _schedule_ends(self, manager: Any, frame: FrameType) -> None:
+        names, self.names = self.names or frame.f_locals, None
+        tasks, errors = names["scheduled_reqs"], names.get("error_reqs", ())
+        skipped = names.get("skip_requests", ())
+        running = manager.running
+        if not (tasks or errors or running or manager.waiting):
+            return
+        self.next_call = self.call + 1
+        chunks, extended, preempted, aborted = self._take(manager, tasks)
+        if self.whole or not self._follows(running):
+            self.whole = True
+            self.running = {request.request_id: request for request in running}
+        before, self.computed = self.computed, array("I", map(_COMPUTED, running))
+        news = self.whole or tasks or skipped or errors or self.started or self.needed_blocks
+        if not news and self.computed == before:
+            return
+        needed, refused = self.needed_blocks, None
+        if len(needed) == len(chunks) + 1:
+            refused = names["request"].request_id  # its loops end with the request that they refuse
+        elif len(needed) != len(chunks):
+            needed = []
+        self.writer.decided(
+            Decided(
+                self.call, self.ts, chunks, extended, preempted, aborted,
+                [r.request_id for r in skipped if getattr(r, "async_process_futures", None)],
+                [request_id for request_id, _ in errors],
+                self.started, needed, refused, self.computed,
+            ),
+            list(self.running) if self.whole or self.writer.wants_whole else None,
+        )  # fmt: skip
+        self.started, self.whole = [], False
+
+    def _follows(self, running: list[Any]) -> bool:
+        """Whether the running queue is the one that follows from what was told, by its length and its ends."""
+        known = self.running
+        if len(running) != len(known):
+            return False
+        return not running or (
+            running[0] is next(iter(known.values())) and running[-1] is next(reversed(known.values()))
+        )
+
+    def _take(
+        self, manager: Any, tasks: Any
+    ) -> tuple[list[Any], list[str], list[tuple[str, int]], list[str]]:
+        """Chunks, decodes that got blocks, requests preempted and aborted, as `Decided` has them."""
+        chunks, extended, preempted, aborted = [], [], [], []
+        for task in tasks:
+            kind, request_id = task.task_type.name, task.request_id
+            if kind == "PREFILL":
+                chunks.append((request_id, task.prefill_start_index, task.prefill_end_index))
+                self.fresh[request_id] = self.running[request_id] = task
+            elif kind == "DECODE":
+                extended.append(request_id)
+                if request_id in self.fresh and _has_token(self.fresh[request_id]):  # it came before the loop
+                    self.started.append(request_id)
+                    del self.fresh[request_id]
+            elif kind == "PREEMPTED":
+                self._forget(request_id)
+                preempted.append((request_id, self._tokens_when_freed(manager, request_id)))
+            elif kind == "ABORT":
+                self._forget(request_id)
+                aborted.append(request_id)
+        return chunks, extended, preempted, aborted
+
+    def _tell(self, kind: str, request_id: str, num_total_tokens: int = -1) -> bool:
+        return self.writer.event(self.next_call, kind, request_id, num_total_tokens)
+
+    def _forget(self, request_id: str) -> None:
+        """A request is out of the running queue."""
+        self.fresh.pop(request_id, None)
+        self.running.pop(request_id, None)
+
+    def _tokens_when_freed(self, manager: Any, request_id: str) -> int:
+        known = self.freed_tokens.get(request_id)
+        if known is None:
+            request = manager.requests.get(request_id)
+            known = -1 if request is None else request.num_total_tokens
+        return known
+
+    def _tell_state(self, manager: Any) -> None:
+        """The queues and sets as the first call finds them: what changed them before is not told."""
+        found = self.writer.found
+        for request in list(manager.requests.values()):
+            self.introduce(request)
+        found(*_reserve(manager))
+        for request in manager.running:
+            need = request.need_prefill_tokens
+            of_prefill = min(request.num_computed_tokens, need), need, len(request.block_tables)
+            found("running", request.request_id, request.num_total_tokens, *of_prefill)
+            self.fresh[request.request_id] = request
+        for request in manager.waiting:
+            if request.status.name == "PREEMPTED":
+                found("requeued", request.request_id, request.num_total_tokens)
+            else:
+                self._tell("queued", request.request_id)
+        for place, ids in (
+            ("preempted", manager.to_be_rescheduled_request_id_set),
+            ("aborting", manager.to_be_aborted_req_id_set),
+        ):
+            for request_id in ids:
+                request = manager.requests.get(request_id)
+                found(place, *((None, -1) if request is None else (request_id, request.num_total_tokens)))
+        self._abort(manager, manager.waiting_abort_req_id_set)
+
+    # Other sections ---------------------------------------------------------------------------------------------
+
+    def _added(self, manager: Any, frame: FrameType) -> None:
+        request_id = frame.f_locals["request"].request_id
+        self._tell("queued", request_id)
+        if request_id in self.unknown_aborts:
+            self.unknown_aborts.discard(request_id)
+            self._tell("abort_wanted", request_id)
+
+    def _abort_wanted(self, manager: Any, frame: FrameType) -> None:
+        asked = frame.f_locals["req_ids"]
+        self._abort(manager, asked if isinstance(asked, list) else [asked])
+
+    def _abort(self, manager: Any, ids: Iterable[str]) -> None:
+        for request_id in ids:
+            if request_id in manager.requests:
+                self._tell("abort_wanted", request_id)
+            else:
+                self.unknown_aborts.add(request_id)
+
+    def _about_to_reschedule(self, manager: Any, frame: FrameType) -> None:
+        request_id = frame.f_locals["request_id"]
+        self.there = request_id in manager.to_be_rescheduled_request_id_set and request_id in manager.requests
+
+    def _rescheduled(self, manager: Any, frame: FrameType) -> None:
+        request_id = frame.f_locals["request_id"]
+        if self.there:
+            self._tell("requeued", request_id, manager.requests[request_id].num_total_tokens)
+
+    def _about_to_recycle(self, manager: Any, frame: FrameType) -> None:
+        request_id = frame.f_locals["request_id"]
+        self.there = request_id in manager.to_be_aborted_req_id_set and request_id in manager.requests
+
+    def _recycled(self, manager: Any, frame: FrameType) -> None:
+        if self.there:
+            self._tell("recycled", frame.f_locals["request_id"])
+
+    def _finishing(self, manager: Any, frame: FrameType) -> None:
+        """The first section takes requests out of the queues, the second gives their blocks back."""
+        asked, mark = frame.f_locals["request_ids"], id(frame)
+        for request_id in (asked,) if isinstance(asked, str) else tuple(asked):
+            if (mark, request_id) in self.leaving_requests:
+                del self.leaving_requests[mark, request_id]
+                self._tell("freed", request_id)
+            elif request_id not in manager.requests and self._tell("left", request_id):
+                self.leaving_requests[mark, request_id] = None
+                self._forget(request_id)
+
+    def _output_cached(self, manager: Any, frame: FrameType) -> None:
+        request = frame.f_locals["request"]
+        self._tell("output_cached", request.request_id, request.num_total_tokens)
+
+
+def _has_token(request: Any) -> bool:
+    """Whether a running request has a token since its admission; its status says so a moment earlier (release 2.6)."""
+    return bool(request.num_total_tokens > request.need_prefill_tokens)
+
+
+def _reserve(manager: Any) -> tuple[str, None, int]:
+    """What is kept free for running requests, as `wire_order.PLACES` has it; versions reserve in two ways."""
+    ratio = getattr(manager, "new_token_ratio", None)
+    if ratio is not None and getattr(manager, "use_new_token_ratio_reserve", True):
+        return "ratio", None, round(ratio * 1e9)
+    whole = getattr(manager, "current_reserve_output_block_num", 0)
+    exact = round(getattr(manager, "current_reserve_output_block_num_float", whole) * 1e9)
+    relaxed = getattr(manager, "can_relax_prefill_strategy", False)
+    return "relaxed reserve" if relaxed else "reserve", None, exact

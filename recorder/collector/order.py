@@ -1,0 +1,176 @@
+"""The order in which an engine met its events: frames DECIDED and QUEUE in, rows of `call_request` out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.agent import wire_order
+from fdtrace.recorder.collector.columns import Columns
+from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
+from fdtrace.recorder.collector.undated import Undated
+from fdtrace.recorder.recording import MISSING
+
+DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
+"""What a call did with a request, by the number that stands for it in columns."""
+
+COLUMNS = (
+    "call",
+    "request",
+    "did_code",
+    "num_computed_tokens",
+    "num_tokens",
+    "num_total_tokens",
+    "num_needed_blocks",
+)
+
+Rows = list[tuple[int, ...]]
+
+
+class OrderDecoder:
+    """Decodes what the scheduling process of one engine wrote. Requests are numbered as in the trace."""
+
+    def __init__(self) -> None:
+        self.events = Undated()
+        """Of the scheduling process, until the steps that they belong to are known."""
+        self.knows_running = False
+        self.running: dict[int, int] = {}
+        """The running queue: the tokens computed of each of its requests, as told last."""
+        self.told: dict[int, int] = {}
+        """The tokens of each that a call last counted."""
+        self.needs: dict[int, int] = {}
+        """Tokens that the prefill of a preempted request covers."""
+        self.started: set[int] = set()
+        self.rows: Rows = []
+        self._known: list[NDArray[np.int64]] = []
+
+    def lose(self) -> None:
+        """Frames were lost: the running queue is not known until it is told whole."""
+        self.knows_running = False
+
+    def take_in(
+        self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, Request]
+    ) -> None:
+        """A frame; `numbers`: the trace's numbers of this ring's requests."""
+        if isinstance(frame, QueueFrame):
+            self._changed(frame, numbers)
+        else:
+            self._decided(frame, numbers, live)
+
+    def _changed(self, frame: QueueFrame, numbers: dict[int, int]) -> None:
+        head = frame.head
+        number = numbers.get(head.request, MISSING)
+        detail = self._change(frame, number)
+        text = None if detail is None else json.dumps(detail)
+        self.events.add(head.call, frame.kind, number, head.ts, "", text)
+
+    def _change(self, frame: QueueFrame, number: int) -> dict[str, Any] | None:
+        num_total_tokens = frame.head.num_total_tokens
+        if frame.kind == "found":
+            return self._found(frame, number)
+        if frame.kind == "requeued":
+            self.needs[number] = num_total_tokens
+            self.started.discard(number)
+        elif frame.kind in ("left", "recycled"):
+            self._forget(number)
+        return {"num_total_tokens": num_total_tokens} if num_total_tokens >= 0 else None
+
+    def _found(self, frame: QueueFrame, number: int) -> dict[str, Any]:
+        """What the first call found of a request, or is kept for the running ones."""
+        total, (place, *more) = frame.head.num_total_tokens, frame.more
+        told: dict[str, Any] = {"place": wire_order.PLACES[place]}
+        if frame.head.request == wire_order.NOBODY:
+            return told | ({"value": total / 1e9} if total >= 0 else {})
+        # One that does not run is prefilled anew, with all that it made.
+        self.needs[number] = more[1] if more else total
+        return told | {"num_total_tokens": total} | dict(zip(wire_order.FOUND[1:], more, strict=False))
+
+    def _forget(self, number: int) -> None:
+        self.started.discard(number)
+        self.needs.pop(number, None)
+        self.running.pop(number, None)
+        self.told.pop(number, None)
+
+    def _decided(self, frame: DecidedFrame, numbers: dict[int, int], live: dict[int, Request]) -> None:
+        head = frame.head
+        self._tasks(frame, numbers)
+        if frame.running is not None:
+            self.running = dict.fromkeys((numbers.get(local, MISSING) for local in frame.running), 0)
+            self.knows_running = len(self.running) == head.num_running
+        self.started.update(numbers.get(local, MISSING) for local in frame.started)
+        if not self.knows_running or len(self.running) != head.num_running:
+            self.knows_running = False
+            return
+        self.running = dict(zip(self.running, frame.computed, strict=True))
+        self._count(head.call, live)
+
+    def _count(self, call: int, live: dict[int, Request]) -> None:
+        """Tell of each decode the tokens that the call counted, where they are not those of the call before."""
+        needs, started, told, found = self.needs, self.started, self.told, []
+        for number, computed in self.running.items():
+            if told.get(number) == computed + 1:
+                continue
+            need = needs.get(number)
+            if need is None:
+                need = needs[number] = live[number].num_prompt_tokens if number in live else MISSING
+            total = computed + 1
+            if 0 <= need <= computed and (computed > need or number in started) and told.get(number) != total:
+                told[number] = total
+                found.append((call, number, 0, MISSING, MISSING, total, MISSING))
+        if found:
+            self._known.append(np.array(found, np.int64).T)
+
+    def _tasks(self, frame: DecidedFrame, numbers: dict[int, int]) -> None:
+        """The rows of what the call did, in the order of `DecidedFrame`."""
+        call, add, needed = frame.head.call, self.rows.append, frame.needed
+        for i, (local, start, end) in enumerate(frame.chunks):
+            number, asked = numbers.get(local, MISSING), needed[i] if i < len(needed) else MISSING
+            add((call, number, 1, start, end - start, MISSING, asked))
+            self.running.setdefault(number, end)
+        for local in frame.extended:
+            add((call, numbers.get(local, MISSING), 2, MISSING, MISSING, MISSING, MISSING))
+        for local, total in frame.preempted:
+            number = numbers.get(local, MISSING)
+            add((call, number, 3, MISSING, MISSING, total, MISSING))
+            self._forget(number)
+        for did, locals_ in ((4, frame.aborted), (5, frame.skipped), (6, frame.failed)):
+            for number in (numbers.get(local, MISSING) for local in locals_):
+                add((call, number, did, MISSING, MISSING, MISSING, MISSING))
+                if did == 4:
+                    self.running.pop(number, None)
+        if len(needed) > len(frame.chunks):
+            refused = numbers.get(frame.head.refused, MISSING)
+            add((call, refused, 7, MISSING, MISSING, MISSING, needed[-1]))
+
+    def take(self, engine_id: int) -> list[Columns]:
+        """The columns of `call_request` since the last call, in the order of the calls; none: no rows."""
+        tasks = np.array(self.rows, np.int64).reshape(-1, len(COLUMNS)).T
+        found = np.concatenate([tasks, *self._known], axis=1)
+        self.rows, self._known = [], []
+        if not found.shape[1]:
+            return []
+        found = found[:, np.argsort(found[0], kind="stable")]
+        columns = dict(zip(COLUMNS, found, strict=True))
+        return [columns | {"engine_id": np.full(found.shape[1], engine_id, np.int64)}]
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "events": self.events.waiting,
+            "knows_running": self.knows_running,
+            "running": list(self.running.items()),
+            "told": list(self.told.items()),
+            "needs": list(self.needs.items()),
+            "started": sorted(self.started),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.events.waiting, self.knows_running = state["events"], state["knows_running"]
+        self.running, self.told = dict(state["running"]), dict(state["told"])
+        self.needs = dict(state["needs"])
+        self.started = set(state["started"])

@@ -1,0 +1,72 @@
+"""The frames that tell the order of an engine's calls, decoded as those of `frames` are: `wire_order` lays them out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from fdtrace.recorder.agent import wire, wire_order
+
+
+class DecidedFrame(NamedTuple):
+    """What a scheduling call did with each request, as `wire_order.DecidedHead` says, by this ring's numbers.
+
+    `chunks` are (request, first token, end token), `preempted` (request, its tokens), `started` those that have a token
+    since their admission and had none in the call before, `needed` free blocks asked for, `computed` tokens of each
+    running request, in their order. `running`: these requests; None where the frame does not name them.
+    """
+
+    head: wire_order.DecidedHead
+    chunks: tuple[tuple[int, int, int], ...]
+    extended: tuple[int, ...]
+    preempted: tuple[tuple[int, int], ...]
+    aborted: tuple[int, ...]
+    skipped: tuple[int, ...]
+    failed: tuple[int, ...]
+    started: tuple[int, ...]
+    needed: tuple[int, ...]
+    running: tuple[int, ...] | None
+    computed: tuple[int, ...]
+
+
+class QueueFrame(NamedTuple):
+    """Something that changed the queues before a scheduling call; `more` as `wire_order.FOUND` names it."""
+
+    head: wire_order.QueueHead
+    kind: str
+    more: tuple[int, ...]
+
+
+def decided(data: bytes, at: int) -> DecidedFrame:
+    """The frame DECIDED that begins at `at`."""
+    head = wire_order.DECIDED_HEAD.read(data, at)
+    tells_running = bool(head.flags & wire_order.RUNNING)
+    counts: Sequence[int] = (
+        3 * head.num_chunks, head.num_extended, 2 * head.num_preempted, head.num_aborted, head.num_skipped,
+        head.num_failed, head.num_started, head.num_needed, tells_running * head.num_running, head.num_running,
+    )  # fmt: skip
+    words = iter(struct.unpack_from(f"<{sum(counts)}I", data, at + wire_order.DECIDED_HEAD.size))
+    lists = [tuple(islice(words, count)) for count in counts]
+    chunks, extended, preempted, aborted, skipped, failed, started, needed, running, computed = lists
+    return DecidedFrame(
+        head,
+        tuple(zip(chunks[::3], chunks[1::3], chunks[2::3], strict=True)),
+        extended,
+        tuple(zip(preempted[::2], preempted[1::2], strict=True)),
+        aborted,
+        skipped,
+        failed,
+        started,
+        needed,
+        running if tells_running else None,
+        computed,
+    )
+
+
+def queue(data: bytes, at: int) -> QueueFrame:
+    """The frame QUEUE that begins at `at`."""
+    head = wire_order.QUEUE_HEAD.read(data, at)
+    more = struct.unpack_from(f"<{head.num_more}I", data, at + wire_order.QUEUE_HEAD.size)
+    return QueueFrame(head, wire.EVENTS[head.event], more)

@@ -1,0 +1,162 @@
+"""The frames that tell the order of an engine's calls: written by the agent, read by the collector."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fdtrace.recorder.agent.order import Decided, OrderWriter
+from fdtrace.recorder.collector.frames import DECODERS
+from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.order import DID, OrderDecoder
+from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
+
+NUMBERS = {"a": 0, "b": 1, "c": 2}
+TRACE_NUMBERS = {0: 10, 1: 11, 2: 12}
+LIVE = {number: Request("", num_prompt_tokens=100) for number in TRACE_NUMBERS.values()}
+
+
+class Frames:
+    """A writer of frames, and a decoder that reads what it wrote."""
+
+    def __init__(self) -> None:
+        self.numbers, self.ring = NUMBERS, SimpleNamespace(lap=0)
+        self.payloads: list[bytes] = []
+        self.writer = OrderWriter(self)
+        self.decoder = OrderDecoder()
+
+    def put(self, payload: bytes, *, ends_idle: bool) -> None:
+        assert not ends_idle
+        self.payloads.append(payload)
+
+    def decided(self, call: int, running: dict[str, int] | None, computed: list[int], **did: Any) -> None:
+        nothing: dict[str, Any] = {
+            "chunks": [], "extended": [], "preempted": [], "aborted": [], "skipped": [], "failed": [], "started": [],
+            "needed_blocks": [], "refused": None,
+        }  # fmt: skip
+        told = Decided(call=call, ts=1000 + call, computed=array("I", computed), **(nothing | did))
+        self.writer.decided(told, None if running is None else list(running))
+
+    def rows(self) -> list[tuple[int, int, str, dict[str, int]]]:
+        """What the decoder made of it: call, request, what was done, and the figures that are known."""
+        for payload in self.payloads:
+            frame = DECODERS[payload[0]](payload, 0)
+            assert isinstance(frame, (DecidedFrame, QueueFrame))
+            self.decoder.take_in(frame, TRACE_NUMBERS, LIVE)
+        self.payloads = []
+        found = []
+        for columns in self.decoder.take(7):
+            assert set(columns["engine_id"].tolist()) == {7}
+            names = ("num_computed_tokens", "num_tokens", "num_total_tokens", "num_needed_blocks")
+            for at in range(len(columns["call"])):
+                figures = {name: int(columns[name][at]) for name in names if columns[name][at] >= 0}
+                did = DID[columns["did_code"][at]]
+                found.append((int(columns["call"][at]), int(columns["request"][at]), did, figures))
+        return found
+
+    def details(self) -> list[Any]:
+        return [json.loads(event[5]) if event[5] else None for event in self.decoder.events.waiting]
+
+
+@pytest.fixture
+def frames() -> Frames:
+    return Frames()
+
+
+def test_what_a_call_did_comes_back_kind_by_kind(frames: Frames) -> None:
+    frames.decided(
+        3, {"a": 0}, [0], chunks=[("a", 64, 100), ("b", 0, 50)], extended=["c"], preempted=[("c", 130)],
+        aborted=["b"], skipped=["c"], failed=["b"], needed_blocks=[5, 9, 20], refused="c",
+    )  # fmt: skip
+    assert frames.rows() == [
+        (3, 10, "chunk", {"num_computed_tokens": 64, "num_tokens": 36, "num_needed_blocks": 5}),
+        (3, 11, "chunk", {"num_computed_tokens": 0, "num_tokens": 50, "num_needed_blocks": 9}),
+        (3, 12, "extended", {}),
+        (3, 12, "preempted", {"num_total_tokens": 130}),
+        (3, 11, "aborted", {}),
+        (3, 12, "skipped", {}),
+        (3, 11, "failed", {}),
+        (3, 12, "refused", {"num_needed_blocks": 20}),
+    ]
+
+
+def test_a_decode_is_told_when_a_call_counts_other_tokens_of_it(frames: Frames) -> None:
+    frames.decided(0, {"a": 0}, [100], chunks=[("a", 0, 100)])
+    frames.decided(1, None, [100])
+    frames.decided(2, None, [100], started=["a"])
+    frames.decided(3, None, [103])
+    frames.decided(4, None, [103])
+    told = [(call, figures["num_total_tokens"]) for call, _, did, figures in frames.rows() if not did]
+    assert told == [(2, 101), (3, 104)]
+
+
+def test_the_running_queue_follows_from_what_was_told(frames: Frames) -> None:
+    frames.decided(0, {"a": 0, "b": 0}, [100, 100], chunks=[("a", 0, 100), ("b", 0, 100)])
+    frames.writer.event(1, "left", "a")
+    frames.decided(1, None, [120, 100], chunks=[("c", 0, 100)])
+    frames.decided(2, None, [100], preempted=[("b", 125)])
+    frames.decided(3, None, [140])
+    told = [row[:2] + tuple(row[3].values()) for row in frames.rows() if not row[2]]
+    assert told == [(1, 11, 121), (3, 12, 141)]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_preempted_request_is_prefilled_with_what_it_had_made(frames: Frames, found: bool) -> None:
+    """Its prompt has 100 tokens: those computed past it are no sign of an output since it came back."""
+    if found:
+        frames.writer.found("requeued", "a", 130)
+    else:
+        frames.decided(0, {"a": 0}, [100], chunks=[("a", 0, 100)])
+        frames.decided(1, None, [129])
+        frames.decided(2, None, [], preempted=[("a", 130)])
+        frames.writer.event(3, "requeued", "a", 130)
+    frames.rows()
+    frames.decided(3, {"a": 0}, [130], chunks=[("a", 0, 130)])
+    frames.decided(4, None, [130])
+    frames.decided(5, None, [131])
+    assert [row[0] for row in frames.rows() if not row[2]] == [5]
+
+
+def test_frames_that_were_lost_leave_the_running_queue_unknown_until_it_is_told(frames: Frames) -> None:
+    frames.decided(0, {"a": 0}, [110])
+    frames.rows()
+    frames.decided(1, None, [110, 0], chunks=[("b", 0, 50)])
+    frames.payloads.clear()
+    frames.decoder.lose()
+    frames.decided(2, None, [120, 50])
+    assert frames.rows() == []
+    frames.ring.lap = 1
+    assert frames.writer.wants_whole
+    frames.decided(3, {"a": 0, "b": 0}, [130, 50])
+    assert frames.rows() == [(3, 10, "", {"num_total_tokens": 131})]
+
+
+def test_what_was_found_is_told_in_words(frames: Frames) -> None:
+    frames.writer.found("running", "a", 130, 100, 100, 3)
+    frames.writer.found("relaxed reserve", None, 14_500_000_000)
+    frames.writer.event(4, "queued", "b")
+    frames.writer.event(4, "queued", "nobody knows it")
+    frames.rows()
+    assert frames.details() == [
+        {
+            "place": "running", "num_total_tokens": 130, "num_computed_tokens": 100, "num_prefill_tokens": 100,
+            "num_blocks": 3,
+        },
+        {"place": "relaxed reserve", "value": 14.5},
+        None,
+    ]  # fmt: skip
+
+
+def test_a_collectors_successor_decodes_on(frames: Frames) -> None:
+    frames.decided(0, {"a": 0, "b": 0}, [100, 64], chunks=[("a", 0, 100), ("b", 0, 64)], started=["a"])
+    frames.rows()
+    after = OrderDecoder()
+    after.restore(json.loads(json.dumps(frames.decoder.state())))
+    frames.decoder = after
+    frames.decided(1, None, [100, 64])
+    frames.decided(2, None, [101, 100], chunks=[("b", 64, 100)])
+    assert [row[:3] for row in frames.rows()] == [(2, 11, "chunk"), (2, 10, "")]
