@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .fastdeploy_order import Order
+
+class Onlooker(Protocol):
+    """Who is asked as a section of the lock begins and ends, in the function of `frame`; it raises no Exception."""
+
+    def entered(self, frame: FrameType) -> None: ...
+
+    def leaving(self, frame: FrameType, failed: bool) -> None: ...
 
 
 class StandIn:
@@ -16,8 +22,9 @@ class StandIn:
     in FastDeploy; all else goes to the lock itself, unseen.
     """
 
-    def __init__(self, lock: Any, order: Order) -> None:
-        self.lock, self.order = lock, order  # type: Any, Order | None
+    def __init__(self, lock: Any, order: Onlooker) -> None:
+        self.lock = lock
+        self.order: Onlooker | None = order
 
     def __enter__(self) -> Any:
         entered = self.lock.__enter__()

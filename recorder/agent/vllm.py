@@ -22,7 +22,8 @@ from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
 from .hooks import Hook
-from .vllm_batch import BatchRows, CallInFlight, EndedCall
+from .vllm_batch import BatchRows, CallInFlight
+from .vllm_figures import EndedCall
 from .writer import Row
 
 if TYPE_CHECKING:

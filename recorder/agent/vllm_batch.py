@@ -6,7 +6,7 @@ scheduling the next call comes before that.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import vllm_config as config
 from . import vllm_figures as figures
@@ -14,19 +14,6 @@ from . import wire
 from .writer import Row
 
 FEWEST_ROWS = 16
-
-
-class EndedCall(NamedTuple):
-    """One `schedule()` whose frame is not written yet: what it gave, when it began and ended (UTC ns), how long it
-    took, and how many requests decoded and were in their prefill before it.
-    """
-
-    output: Any
-    ts: int
-    duration_us: int
-    decodes: int
-    prefilling: int
-    ended_at: int
 
 
 class CallInFlight:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 from . import wire
 
-if TYPE_CHECKING:
-    from .vllm_batch import CallInFlight, EndedCall
-
 QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
 """Names that versions of `Scheduler` give to the queues of requests that wait, in the order of service."""
+
+
+class EndedCall(NamedTuple):
+    """One `schedule()` whose frame is not written yet: what it gave, when it began and ended (UTC ns), how long it
+    took, and how many requests decoded and were in their prefill before it.
+    """
+
+    output: Any
+    ts: int
+    duration_us: int
+    decodes: int
+    prefilling: int
+    ended_at: int
+
+
+class CallChanges(Protocol):
+    """What a call changed: requests that it prefills, that joined the batch, and that got blocks."""
+
+    prefills: list[Any]
+    joined: list[Any]
+    blocks: list[Any]
 
 
 def queues(scheduler: Any) -> list[Any]:
@@ -44,7 +62,7 @@ def budget_of(scheduler: Any) -> int:
 def of_call(
     scheduler: Any,
     ended: EndedCall,
-    call: CallInFlight | None,
+    call: CallChanges | None,
     queued: list[Any],
     preempted: int,
     numbers: dict[str, int],

@@ -27,11 +27,12 @@ A request's states, and those that may follow each (drawn from `request.TRANSITI
     asking        -> preallocated
     preallocated  -> decode, finished, prefill
     waiting       -> prefill
-    prefill       -> aborting, decode, finished, preempted
-    decode        -> aborting, finished, preempted
+    prefill       -> aborting, decode, finished, leaving, preempted
+    decode        -> aborting, finished, leaving, preempted
     preempted     -> finished, requeued
     requeued      -> prefill
     aborting      -> finished
+    leaving       -> finished
     finished      -> (none)
 
     waiting ---------------> prefill ------> decode ------> finished
@@ -41,6 +42,7 @@ A request's states, and those that may follow each (drawn from `request.TRANSITI
           v                   +------ requeued          (the worker let go of it; front of the queue)
     preallocated --> prefill or decode                  (prefill and decode roles)
 
+`leaving` is between the two halves of a finish, where a recording keeps them apart: out of the queue, with its blocks.
 `aborting` is `preempted` for a request that a client gave up: it is then forgotten. In the decode role a request that
 is preempted is finished: the prefill instance would have to send it again.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, overload
 
 from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
@@ -41,7 +42,7 @@ from fdtrace.replayer.model.queries import SchedulerQueries
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
 from fdtrace.replayer.model.scheduling_call import SchedulingCall
-from fdtrace.replayer.model.state import State
+from fdtrace.replayer.model.state import State, free, leave, resume, resume_let_go
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
@@ -99,11 +100,11 @@ class Scheduler(SchedulerQueries):
             Schedule: self._schedule,
             Emitted: self._emitted,
             Forwarded: self._forwarded,
-            Known: self._known,
-            OutputCached: self._output_cached,
+            Known: partial(_take_known, self._state),
+            OutputCached: partial(_cache_output, self._state),
             Finished: self._finished,
-            Left: self._left,
-            Freed: self._freed,
+            Left: partial(_take_left, self._state),
+            Freed: partial(_take_freed, self._state),
             Rescheduled: self._rescheduled,
             Recycled: self._recycled,
         }
@@ -130,7 +131,7 @@ class Scheduler(SchedulerQueries):
     def _arrived(self, event: Arrived) -> None:
         if event.request_id in self._state.requests:
             raise KeyError(f"request {event.request_id!r} is already there")
-        request = self._request(event)
+        request = _request_of(self.config, event)
         if self.config.role == "mixed":
             self._state.arrive(request)
         else:
@@ -146,29 +147,14 @@ class Scheduler(SchedulerQueries):
         """FastDeploy: `ResourceManagerV1.pre_recycle_resource`."""
         self._state.discard(self._state.preallocated[event.request_id])
 
-    def _request(self, event: Arrived) -> Request:
-        plan = None
-        if event.accepts is not None:
-            if event.num_output_tokens is None:
-                raise KeyError(
-                    f"request {event.request_id!r}: acceptances are given, and no end of the output"
-                )
-            plan = Plan(event.accepts, event.num_output_tokens)
-        most = event.max_tokens
-        if most is None:  # as `_get_running_request_reserve_blocks` of release 2.6 has it
-            most = self.config.max_model_len - event.num_prompt_tokens
-        request = Request(event.request_id, event.num_prompt_tokens, most, event.ready, plan)
-        request.block_key = event.block_key
-        return request
-
     def _resumed(self, event: Resumed) -> None:
-        request = self._request(event.arrived)
+        request = _request_of(self.config, event.arrived)
         request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
         request.need_prefill = event.num_prefill_tokens or request.need_prefill
         if event.place == "running":
-            self._state.resume(request, event.num_computed_tokens, event.num_blocks)
+            resume(self._state, request, event.num_computed_tokens, event.num_blocks)
         else:
-            self._state.resume_let_go(request, Status(event.place))
+            resume_let_go(self._state, request, Status(event.place))
 
     def _reserve_found(self, event: ReserveFound) -> None:
         self._reserve.begin(event.value, relaxed=event.relaxed)
@@ -215,24 +201,6 @@ class Scheduler(SchedulerQueries):
             if request is not None:
                 self._state.emit(request, num_tokens)
 
-    def _known(self, event: Known) -> None:
-        state = self._state
-        for request_id, num_total in event.num_total_tokens.items():
-            request = state.requests.get(request_id)
-            if request is None:
-                continue
-            decodes = request.status in RUNNING and request.computed >= request.need_prefill
-            num_new = num_total - state.total(request)
-            if num_new > 0 and (decodes or request.status in LET_GO):
-                state.emit(request, num_new)
-
-    def _output_cached(self, event: OutputCached) -> None:
-        self._known(Known({event.request_id: event.num_total_tokens}))
-        request = self._state.requests.get(event.request_id)
-        if not self.config.output_caching or request is None or request.computed < request.need_prefill:
-            return
-        self._state.pool.output_cached(request, event.num_total_tokens)
-
     def _forwarded(self, event: Forwarded) -> Forward:
         """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`), those of a
         decode instance at first no more than one draft.
@@ -247,29 +215,12 @@ class Scheduler(SchedulerQueries):
         forward = Forward(0, num_tokens, num_decodes, [request.id for request in stalled], [], [])
         done = state.forward(stalled)
         if config.role != "decode":
-            done = [*self._prefilled(forward), *done]
+            done = [*_prefilled(state, self._chunks, forward), *done]
         self._chunks = []
         for request in done:
             forward.finished.append(request.id)
             state.finish(request)
         return forward
-
-    def _prefilled(self, forward: Forward) -> list[Request]:
-        """The chunks of a forward: prefills that end make a token; gives those that end with it."""
-        requests, done = self._state.requests, []
-        for request_id, start, end in self._chunks:
-            forward.num_prefill_tokens += end - start
-            request = requests[request_id]
-            if end < request.need_prefill:
-                continue
-            self._state.emit(request, 1)
-            plan = request.plan
-            assert plan is not None, f"the output of {request_id} is not known beforehand"
-            if request.emitted + plan.after(request.forwards) < plan.output or self.config.role == "prefill":
-                forward.started.append(request_id)
-            else:
-                done.append(request)
-        return done
 
     def _finished(self, event: Finished) -> None:
         """FastDeploy: `ResourceManagerV1.finish_requests`; a request that waits cannot finish there."""
@@ -277,22 +228,75 @@ class Scheduler(SchedulerQueries):
         if request.status not in _CANNOT_FINISH:
             self._state.finish(request)
 
-    def _left(self, event: Left) -> None:
-        """FastDeploy: the first section of the lock in `ResourceManagerV1.finish_requests`."""
-        request = self._state.requests[event.request_id]
-        if request.status in RUNNING:
-            self._state.leave(request)
-        elif request.status not in _CANNOT_FINISH:
-            self._state.finish(request)
-
-    def _freed(self, event: Freed) -> None:
-        """FastDeploy: its second section."""
-        request = self._state.leaving.get(event.request_id)
-        if request is not None:
-            self._state.free(request)
-
     def _rescheduled(self, event: Rescheduled) -> None:
         self._state.reschedule(self._state.preempted[event.request_id])
 
     def _recycled(self, event: Recycled) -> None:
         self._state.recycle(self._state.aborting[event.request_id])
+
+
+def _request_of(config: SchedulerConfig, event: Arrived) -> Request:
+    plan = None
+    if event.accepts is not None:
+        if event.num_output_tokens is None:
+            raise KeyError(f"request {event.request_id!r}: acceptances are given, and no end of the output")
+        plan = Plan(event.accepts, event.num_output_tokens)
+    most = event.max_tokens
+    if most is None:  # as `_get_running_request_reserve_blocks` of release 2.6 has it
+        most = config.max_model_len - event.num_prompt_tokens
+    request = Request(event.request_id, event.num_prompt_tokens, most, event.ready, plan)
+    request.block_key = event.block_key
+    return request
+
+
+def _prefilled(state: State, chunks: list[tuple[str, int, int]], forward: Forward) -> list[Request]:
+    """The chunks of a forward: prefills that end make a token; gives those that end with it."""
+    requests, done = state.requests, []
+    for request_id, start, end in chunks:
+        forward.num_prefill_tokens += end - start
+        request = requests[request_id]
+        if end < request.need_prefill:
+            continue
+        state.emit(request, 1)
+        plan = request.plan
+        assert plan is not None, f"the output of {request_id} is not known beforehand"
+        if request.emitted + plan.after(request.forwards) < plan.output or state.config.role == "prefill":
+            forward.started.append(request_id)
+        else:
+            done.append(request)
+    return done
+
+
+def _take_known(state: State, event: Known) -> None:
+    for request_id, num_total in event.num_total_tokens.items():
+        request = state.requests.get(request_id)
+        if request is None:
+            continue
+        decodes = request.status in RUNNING and request.computed >= request.need_prefill
+        num_new = num_total - state.total(request)
+        if num_new > 0 and (decodes or request.status in LET_GO):
+            state.emit(request, num_new)
+
+
+def _cache_output(state: State, event: OutputCached) -> None:
+    _take_known(state, Known({event.request_id: event.num_total_tokens}))
+    request = state.requests.get(event.request_id)
+    if not state.config.output_caching or request is None or request.computed < request.need_prefill:
+        return
+    state.pool.output_cached(request, event.num_total_tokens)
+
+
+def _take_left(state: State, event: Left) -> None:
+    """FastDeploy: the first section of the lock in `ResourceManagerV1.finish_requests`."""
+    request = state.requests[event.request_id]
+    if request.status in RUNNING:
+        leave(state, request)
+    elif request.status not in _CANNOT_FINISH:
+        state.finish(request)
+
+
+def _take_freed(state: State, event: Freed) -> None:
+    """FastDeploy: its second section."""
+    request = state.leaving.get(event.request_id)
+    if request is not None:
+        free(state, request)

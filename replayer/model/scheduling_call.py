@@ -10,7 +10,7 @@ from fdtrace.replayer.model.block_reserve import Reserve
 from fdtrace.replayer.model.events import Decision, Lack, NotAdmitted, Reason
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 from fdtrace.replayer.model.roles import check_prefill_role
-from fdtrace.replayer.model.state import ORDER, State
+from fdtrace.replayer.model.state import ORDER, State, drop_waiting
 
 
 class SchedulingCall:
@@ -240,7 +240,7 @@ class SchedulingCall:
             elif state.waiting[0].status is Status.WAITING and not self._is_ready(state.waiting[0]):
                 skipped.append(self._skip("preprocessing"))
             elif state.waiting[0].id in self.failed:
-                state.drop_waiting(state.waiting[0])
+                drop_waiting(state, state.waiting[0])
             else:
                 stopped = self._admit(skipped)
         self.decision.not_admitted = stopped

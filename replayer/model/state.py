@@ -222,61 +222,66 @@ class State(DecodingState):
             self.aborting.pop(request.id, None)
         self._forget(request)
 
-    def leave(self, request: Request) -> None:
-        """A running request is done: it leaves its queue and is forgotten, and keeps its blocks until `free`."""
-        self._leave_running(request)
-        request.become(Status.LEAVING)
-        self._stop_decoding(request)
-        self.prefilling.pop(request.id, None)
-        self._forget(request)
-        self.leaving[request.id] = request
-
-    def free(self, request: Request) -> None:
-        """The blocks of a request that has left are freed."""
-        del self.leaving[request.id]
-        request.become(Status.FINISHED)
-        self.pool.release(request)
-
     def _forget(self, request: Request) -> None:
         if request.aborting:
             del self.abort_wanted[request.id]
         del self.requests[request.id]
-
-    def drop_waiting(self, request: Request) -> None:
-        """A waiting request is forgotten: its preprocessing failed."""
-        self.waiting.remove(request)
-        request.status = Status.FINISHED
-        self._forget(request)
 
     def want_abort(self, request: Request) -> None:
         """A client aborted a request."""
         request.aborting = True
         self.abort_wanted[request.id] = request
 
-    def resume(self, request: Request, num_computed: int, num_blocks: int) -> None:
-        """A request that was running before the model begins takes its place."""
-        self.requests[request.id] = request
-        request.become(Status.PREFILL)
-        self._enter_running(request)
-        cached = request.need_prefill if self.config.role == "prefill" else num_computed
-        self.pool.resume(request, num_blocks, cached)
-        request.computed = num_computed
-        if num_computed < request.need_prefill:
-            self.prefilling[request.id] = request
-        elif self.config.role == "prefill":
-            request.become(Status.DECODE)
-        else:
-            self._start_decoding(request)
-            self._watch(request)
 
-    def resume_let_go(self, request: Request, status: Status) -> None:
-        """A request that a call had preempted or aborted before the model begins."""
-        self.requests[request.id] = request
-        request.status = status
-        if status is Status.REQUEUED:
-            self.num_requeued += 1
-            self.waiting.append(request)
-        elif status is Status.PREEMPTED:
-            self.preempted[request.id] = request
-        else:
-            self.aborting[request.id] = request
+def leave(state: State, request: Request) -> None:
+    """A running request is done: it leaves its queue and is forgotten, and keeps its blocks until `free`."""
+    state._leave_running(request)
+    request.become(Status.LEAVING)
+    state._stop_decoding(request)
+    state.prefilling.pop(request.id, None)
+    state._forget(request)
+    state.leaving[request.id] = request
+
+
+def free(state: State, request: Request) -> None:
+    """The blocks of a request that has left are freed."""
+    del state.leaving[request.id]
+    request.become(Status.FINISHED)
+    state.pool.release(request)
+
+
+def drop_waiting(state: State, request: Request) -> None:
+    """A waiting request is forgotten: its preprocessing failed."""
+    state.waiting.remove(request)
+    request.status = Status.FINISHED
+    state._forget(request)
+
+
+def resume(state: State, request: Request, num_computed: int, num_blocks: int) -> None:
+    """A request that was running before the model begins takes its place."""
+    state.requests[request.id] = request
+    request.become(Status.PREFILL)
+    state._enter_running(request)
+    cached = request.need_prefill if state.config.role == "prefill" else num_computed
+    state.pool.resume(request, num_blocks, cached)
+    request.computed = num_computed
+    if num_computed < request.need_prefill:
+        state.prefilling[request.id] = request
+    elif state.config.role == "prefill":
+        request.become(Status.DECODE)
+    else:
+        state._start_decoding(request)
+        state._watch(request)
+
+
+def resume_let_go(state: State, request: Request, status: Status) -> None:
+    """A request that a call had preempted or aborted before the model begins."""
+    state.requests[request.id] = request
+    request.status = status
+    if status is Status.REQUEUED:
+        state.num_requeued += 1
+        state.waiting.append(request)
+    elif status is Status.PREEMPTED:
+        state.preempted[request.id] = request
+    else:
+        state.aborting[request.id] = request
