@@ -24,7 +24,7 @@ MOST_S = 10.0
 
 LAST_MOVED = """
 SELECT greatest(
-    (SELECT max(epoch_ns(ts) + 1000 * coalesce(forward_us, 0)) FROM step WHERE engine_id = $1),
+    (SELECT max(epoch_ns(ts) + 1000::BIGINT * coalesce(forward_us, 0)) FROM step WHERE engine_id = $1),
     (SELECT max(epoch_ns(last_ts)) FROM call
      WHERE engine_id = $1 AND NOT (idle AND num_preempted = 0 AND num_aborted = 0))) AS moved,
     (SELECT max(forward_us) FROM step WHERE engine_id = $1) AS longest_us

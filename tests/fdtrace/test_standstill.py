@@ -84,6 +84,12 @@ def found(path: Path) -> Standstill | None:
         return standstill(trace, engine)
 
 
+def test_a_forward_of_an_hour_is_looked_at_too(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path / "slow.duckdb")
+    recorded.ran(0.5, forward_s=2000.0)
+    assert found(recorded.end()) is None
+
+
 @pytest.fixture
 def hung(tmp_path: Path) -> Path:
     """No step: from the first call on a request lacks a block."""
