@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace import Trace
 
 LEAST_S = 1.0
@@ -87,7 +88,9 @@ class Standstill:
 
     def _head_waits(self) -> str:
         head = (
-            f"request {_name(self.head)} at the head of the queue" if self.head else "the head of the queue"
+            f"request {printable(self.head, MOST_NAME)} at the head of the queue"
+            if self.head
+            else "the head of the queue"
         )
         free, all_blocks, missing = self.num_free_blocks, self.num_blocks, self.num_missing_blocks
         if self.not_admitted == "blocks" and missing is not None and free is not None:
@@ -181,12 +184,6 @@ def has_calls(trace: Trace) -> bool:
 
 def _requests(count: int, doing: str) -> str:
     return f"{count:,} {doing} request{'s' if count != 1 else ''}"
-
-
-def _name(text: str) -> str:
-    """A name that somebody else chose, on one line of a terminal."""
-    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return plain if len(plain) <= MOST_NAME else plain[: MOST_NAME - 1] + "…"
 
 
 def _clock(ns: int) -> str:

@@ -11,6 +11,7 @@ from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.engine import Engine
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import BadRing, Chunk, Position, RingReader
+from fdtrace.recorder.printable import printable
 
 FLUSH_STEPS = 2000
 """Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""
@@ -85,8 +86,7 @@ class Tail:
     def spoil(self, error: Exception) -> None:
         """Read no further."""
         why = getattr(error, "why", "") or f"{type(error).__name__}: {error}"
-        why = "".join(letter if letter.isprintable() else "?" for letter in why[:200])
-        self.problem = self.problem or f"it holds what no agent writes ({why})"
+        self.problem = self.problem or f"it holds what no agent writes ({printable(why, 200)})"
 
     def hold(self) -> int:
         """Read on without decoding, as long as no engine is known; the number of frames read."""
