@@ -23,10 +23,10 @@ import numpy as np
 from fdtrace.recorder import delivery
 from fdtrace.recorder.agent import load, ring, wire
 from fdtrace.sandbox import runner as runner_module
-from fdtrace.sandbox import scheduler as scheduler_module
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox import sandbox_scheduler as scheduler_module
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.framework import Memory
-from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox.sandbox_request import Request, Scheduled
 
 COUNTS = (1, 32, 128, 256)
 SWEEP = np.zeros(48 << 20, np.uint8)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fdtrace.recorder.recording import EngineInfo, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import run_replay

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdtrace.formulas import DEFAULT
+from fdtrace.formula_texts import DEFAULT
 from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments
 from fdtrace.sizes import size_of
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import duckdb
 
     from fdtrace.reading import TraceReader
-    from fdtrace.recorder.recording import Recording
-    from fdtrace.recorder.trace import Trace
+    from fdtrace.recorder.trace.recording import Recording
+    from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.formulas import Formula
@@ -77,8 +77,8 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.recorder.loading import STEP_ROWS
-        from fdtrace.recorder.trace import reading
+        from fdtrace.recorder.trace.loading import STEP_ROWS
+        from fdtrace.recorder.trace.trace import reading
         from fdtrace.replayer.model.events import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
@@ -112,7 +112,7 @@ class Replays:
         rows: RecordedRows | Rows,
         reader: TraceReader | None = None,
     ) -> None:
-        from fdtrace.formulas import formulas
+        from fdtrace.formula_texts import formulas
         from fdtrace.replayer.config import is_modelled
         from fdtrace.replayer.experiment import refuse_unmodelled
         from fdtrace.schedulers import given_schedulers
@@ -173,7 +173,7 @@ class Replays:
 
     def of(self, text: str) -> Replay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
-        from fdtrace.formulas import formula
+        from fdtrace.formula_texts import formula
         from fdtrace.replayer.experiment import refuse_unmodelled
 
         found = formula(text)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import reasons_of_step
 from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled

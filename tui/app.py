@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.history import History
 from fdtrace.tui import _textual
 from fdtrace.tui.background import Background, Deliver, Failed, guarded
@@ -37,14 +37,14 @@ from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.controller import PromptLine
 from fdtrace.tui.prompt.help_screen import HelpScreen
 from fdtrace.tui.prompt.prompt import Prompt
-from fdtrace.tui.session import ReplaySession, recorded_job
+from fdtrace.tui.replay_session import ReplaySession, recorded_job
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.status import StatusLines
+from fdtrace.tui.status_lines import StatusLines
 from fdtrace.tui.tables.controller import Tables
 from fdtrace.tui.tables.lower_area import LowerArea
-from fdtrace.tui.tables.queries import Queries
 from fdtrace.tui.tables.query_rows import AnswerTable
 from fdtrace.tui.tables.requests import RequestTable
+from fdtrace.tui.tables.sql_queries import Queries
 from fdtrace.tui.terminal import MODERN, Terminal, is_lost
 from fdtrace.tui.theme import ANSI, ASCII, BLOCKS, DARK, LIGHT, Look
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from textual.timer import Timer
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.debugger.controller import Debugger
@@ -19,7 +19,7 @@ from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.screen import ReplayScreen
 from fdtrace.tui.sources import Tail
-from fdtrace.tui.status import StatusLines
+from fdtrace.tui.status_lines import StatusLines
 
 EVERY = 0.5
 """Seconds between two looks at the trace."""

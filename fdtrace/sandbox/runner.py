@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fdtrace.sandbox import framework, ngram
 from fdtrace.sandbox.batch import Batch, Row
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
-from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox.sandbox_request import Request, Scheduled
 
 
 @dataclass(frozen=True)

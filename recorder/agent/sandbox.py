@@ -38,7 +38,7 @@ class SandboxAdapter:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        scheduler, runner = "fdtrace.sandbox.scheduler", "fdtrace.sandbox.runner"
+        scheduler, runner = "fdtrace.sandbox.sandbox_scheduler", "fdtrace.sandbox.runner"
         self.hooks = (
             Hook(scheduler, "SandboxScheduler", "add_request", self.before_add_request),
             Hook(scheduler, "SandboxScheduler", "schedule", self.before_schedule, self.after_schedule),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.frames import Forward, SchedulingCall
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.recording import MISSING
 
 Columns = dict[str, NDArray[Any]]
 

@@ -14,7 +14,7 @@ from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.store import PARTED, Store
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
-from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.sql_text import quoted
 
 READERS_WAIT = 30.0
 """Seconds that the parts stay at most for a client that still has the views open."""

@@ -19,7 +19,7 @@ from fdtrace.recorder.collector.forward_calls import ForwardCalls
 from fdtrace.recorder.collector.frames import UNSEEN, Forward, Frame, SchedulingCall, frames_of
 from fdtrace.recorder.collector.held_rows import HeldRows
 from fdtrace.recorder.collector.ledger import Ledger, Request
-from fdtrace.recorder.collector.order import OrderDecoder
+from fdtrace.recorder.collector.order_decoder import OrderDecoder
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.ranks import Ranks
@@ -27,7 +27,7 @@ from fdtrace.recorder.collector.reader import Chunk
 from fdtrace.recorder.collector.request_numbers import RequestNumbers
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.recording import MISSING
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""

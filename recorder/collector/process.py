@@ -27,8 +27,8 @@ from fdtrace.recorder.collector.tables import TEXT, columns_of
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, Tail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
-from fdtrace.recorder.recording import MISSING
 from fdtrace.recorder.session import Session
+from fdtrace.recorder.trace.recording import MISSING
 
 WIDE = ("BIGINT", "UBIGINT", "HUGEINT", "TIMESTAMP_NS")
 """Types that hold 63 bits."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.frames import Forward, MemoryFrame
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.recording import MISSING
 
 MOST = 8192
 """Forwards and measurements remembered while the other half has not come."""

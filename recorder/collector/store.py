@@ -22,7 +22,7 @@ from fdtrace.recorder.collector.tables import values
 from fdtrace.recorder.collector.views import SMALL, Views
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
-from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.sql_text import quoted
 
 PARTED = (
     *(schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.CALL_REQUEST),

@@ -10,7 +10,7 @@ import numpy as np
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.columns import Columns
-from fdtrace.recorder.collector.order import DID
+from fdtrace.recorder.collector.order_decoder import DID
 
 TEXT = {"VARCHAR"}
 

@@ -18,7 +18,7 @@ import numpy as np
 from fdtrace.recorder import schema
 from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.tables import create, insert
-from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.sql_text import quoted
 
 SMALL = {
     "trace": schema.TRACE,

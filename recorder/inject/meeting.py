@@ -16,7 +16,7 @@ import time
 from types import TracebackType
 
 from fdtrace.recorder.inject.conversation import bootstrap
-from fdtrace.recorder.inject.errors import Ended, NoPtrace
+from fdtrace.recorder.inject.inject_errors import Ended, NoPtrace
 from fdtrace.recorder.inject.target import shares_our_files
 from fdtrace.recorder.inject.users import User, acting_as
 from fdtrace.recorder.maker import Maker

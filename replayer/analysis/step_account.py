@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import MISSING, Recording
 from fdtrace.replayer.analysis.explain_step import Explained
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Columns, Formula

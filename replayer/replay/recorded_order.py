@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, Columns
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import MISSING, Columns
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.agent.fastdeploy_order import Order
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from fdtrace.replayer.replay.deployment import steps_by_call
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.test_contract import count, finished

@@ -17,8 +17,8 @@ from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import Row, Writer
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.session import Session
-from fdtrace.recorder.standstill import Standstill, standstill
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.standstill import Standstill, standstill
+from fdtrace.recorder.trace.trace import open_trace
 
 SECOND = 1_000_000_000
 BEGUN = 1_700_000_000 * SECOND

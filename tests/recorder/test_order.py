@@ -12,7 +12,7 @@ import pytest
 from fdtrace.recorder.agent.order import Decided, OrderWriter
 from fdtrace.recorder.collector.frames import DECODERS
 from fdtrace.recorder.collector.ledger import Request
-from fdtrace.recorder.collector.order import DID, OrderDecoder
+from fdtrace.recorder.collector.order_decoder import DID, OrderDecoder
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 
 NUMBERS = {"a": 0, "b": 1, "c": 2}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from fdtrace.recorder.recording import (
+from fdtrace.recorder.trace.recording import (
     MISSING,
     Acceptance,
     Endings,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import MISSING, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN, parse_formula

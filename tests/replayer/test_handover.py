@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import MISSING, Endings, HandoverSteps, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import MISSING, Endings, HandoverSteps, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.experiment import reschedule
 from fdtrace.replayer.formulas import BUILTIN

@@ -13,7 +13,7 @@ import pytest
 
 from fdtrace.sandbox import framework
 from fdtrace.sandbox.batch import Batch, Row
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
 

@@ -12,11 +12,11 @@ import pytest
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.replay.simulation import Simulation
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.engine import Engine
-from fdtrace.sandbox.load import Load, LoadShape
-from fdtrace.sandbox.request import NO_SLOT, Request
-from fdtrace.sandbox.scheduler import model_of
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.engine_loop import Engine
+from fdtrace.sandbox.sandbox_request import NO_SLOT, Request
+from fdtrace.sandbox.sandbox_scheduler import model_of
+from fdtrace.sandbox.seeded_load import Load, LoadShape
 
 pytestmark = pytest.mark.xdist_group("paddle")
 Greedy = Callable[[Any, int], list[int]]

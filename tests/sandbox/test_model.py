@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fdtrace.sandbox.batch import GROUP_KEYS, Batch, Row
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
 from fdtrace.sandbox.ngram import count_accepted, draft

@@ -8,7 +8,7 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import parse_formula, replay_recording
 from fdtrace.replayer.history.history import History, How
 from fdtrace.tui.app import ReplayApp

@@ -17,7 +17,7 @@ from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
 from fdtrace.tui.panes.jobs import Progress, Replay
 from fdtrace.tui.sources import Sources, Tail
-from fdtrace.tui.status import one_line
+from fdtrace.tui.status_lines import one_line
 from tests.tui.recordings import case_recording, lab_recording
 from tests.tui.screens import Clock, formula_replay, head_of, inspector_of, quiet, status_of, title_of, until
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from textual.widgets import Static
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.sources import Sources, Tail
 from tests.tui.recordings import history_of, lab_history, lab_recording

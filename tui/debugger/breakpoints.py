@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import MISSING, Recording
 from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.panes.series import Series
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant

@@ -15,7 +15,7 @@ from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, Replay
 from fdtrace.tui.panes.series import Series, absence
 from fdtrace.tui.screen import Asks, ReplayScreen
-from fdtrace.tui.status import StatusLines
+from fdtrace.tui.status_lines import StatusLines
 
 POLL = 0.1
 """Seconds between two looks at how far the replays are."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history.history import History, How

@@ -8,7 +8,7 @@ from fdtrace.tui.background import Cancelled, Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.screen import Asks, ReplayScreen
-from fdtrace.tui.status import one_line
+from fdtrace.tui.status_lines import one_line
 from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.requests import StepRows, describe
 from fdtrace.tui.tables.step_summary import Line, StepSummary

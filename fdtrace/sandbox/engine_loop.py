@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from fdtrace.replayer.model.events import Forward
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.counts import Counts, Ledger
-from fdtrace.sandbox.load import Load
-from fdtrace.sandbox.request import Scheduled
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.engine_counts import Counts, Ledger
 from fdtrace.sandbox.runner import ModelRunner, RanRow
-from fdtrace.sandbox.scheduler import SandboxScheduler
+from fdtrace.sandbox.sandbox_request import Scheduled
+from fdtrace.sandbox.sandbox_scheduler import SandboxScheduler
+from fdtrace.sandbox.seeded_load import Load
 
 NAP_S = 0.02
 """Longest sleep without a look at `stop`."""

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from fdtrace.sandbox.request import Scheduled
 from fdtrace.sandbox.runner import ModelRunner, RanRow
+from fdtrace.sandbox.sandbox_request import Scheduled
 
 
 @dataclass(frozen=True)

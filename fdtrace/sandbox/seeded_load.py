@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.request import Request
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.sandbox_request import Request
 
 NUM_PHRASES = 24
 PHRASE_TOKENS = (4, 12)

@@ -12,8 +12,9 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder import digest, schema
-from fdtrace.recorder.recording import (
+from fdtrace.recorder import schema
+from fdtrace.recorder.trace import digest
+from fdtrace.recorder.trace.recording import (
     MISSING,
     Acceptance,
     EngineInfo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.history.history import History
 from fdtrace.tui.panes.jobs import Job, Replay

@@ -18,8 +18,8 @@ import duckdb
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
-from fdtrace.recorder.sql import quoted
-from fdtrace.recorder.trace_shape import FILE, Columns, FileTables, check_columns, source_of
+from fdtrace.recorder.sql_text import quoted
+from fdtrace.recorder.trace.shape import FILE, Columns, FileTables, check_columns, source_of
 
 PART_NAME = re.compile(r"[a-z_]+-\d+\.parquet\Z")
 

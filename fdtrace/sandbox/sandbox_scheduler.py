@@ -25,8 +25,8 @@ from fdtrace.replayer.formulas import parse_formula
 from fdtrace.replayer.history.history import Hang
 from fdtrace.replayer.replay.hang import HangWatch
 from fdtrace.sandbox.blocks import BlockList
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.request import NO_SLOT, Request, Scheduled
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.sandbox_request import NO_SLOT, Request, Scheduled
 
 
 class SandboxScheduler:
