@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.model.events import StepRow
-    from fdtrace.tui.sources import Answer, StepEvent, Tail
+    from fdtrace.tui.sources import Answer, NewSteps, StepEvent
 
 REQUEST_STEPS = f"""
 SELECT q.step, coalesce(r.request_id, ''), {ROW} FROM step_request q JOIN request r USING (engine_id, request)
@@ -173,10 +173,10 @@ class TraceReader:
                 self._trace, self._stack = None, ExitStack()  # to close it would wait for the query
                 raise
 
-    def tail(self, step: int) -> Tail:
+    def tail(self, step: int) -> NewSteps:
         """The steps recorded after a step, and whether the recording goes on."""
         from fdtrace.recorder.trace.standstill import standstill_of
-        from fdtrace.tui.sources import Tail
+        from fdtrace.tui.sources import NewSteps
 
         if self._identity() is None:
             raise TraceError(
@@ -189,7 +189,7 @@ class TraceReader:
             silent = time.monotonic() - self._seen_at
             still = standstill_of(trace, self.engine_id)
             text = still.short if still is not None else ""
-            found = Tail(trace.steps_after(self.engine_id, step), live, silent, text)
+            found = NewSteps(trace.steps_after(self.engine_id, step), live, silent, text)
             self.live = live
         return found
 

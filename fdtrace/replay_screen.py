@@ -13,7 +13,7 @@ from fdtrace.recorder.errors import FdtraceError, TraceError
 if TYPE_CHECKING:
     from fdtrace.reading import TraceReader
     from fdtrace.tui.app import ReplayApp
-    from fdtrace.tui.sources import Tail
+    from fdtrace.tui.sources import NewSteps
     from fdtrace.watch import StopSignals, Watch
 
 
@@ -95,7 +95,7 @@ def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -
     try:
         screen = screen_of(reader, parser.parse_args([*asked, "--", str(path)]))
 
-        def tail(step: int) -> Tail:
+        def tail(step: int) -> NewSteps:
             if failed:
                 raise failed[0]
             return reader.tail(step)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.model.events import StepRow
     from fdtrace.schedulers import GivenScheduler
     from fdtrace.tui.background import Cancelled
-    from fdtrace.tui.panes.jobs import Progress, Replay
+    from fdtrace.tui.panes.jobs import PaneReplay, Progress
     from fdtrace.tui.sources import Sources
 
 
@@ -167,11 +167,11 @@ class Replays:
         said.clear()
         return histories
 
-    def later(self) -> list[Replay]:
+    def later(self) -> list[PaneReplay]:
         """The replays as panes that fill while the screen is in use."""
         return [self._later(one, text) for one, text in zip(self.subjects, self.texts, strict=True)]
 
-    def of(self, text: str) -> Replay:
+    def of(self, text: str) -> PaneReplay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
         from fdtrace.formula_texts import formula
         from fdtrace.replayer.experiment import refuse_unmodelled
@@ -181,10 +181,10 @@ class Replays:
             refuse_unmodelled(self.recording, found.name)
         return self._later(found, text)
 
-    def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
+    def _later(self, one: Formula | GivenScheduler, text: str) -> PaneReplay:
         from fdtrace.replayer.experiment import policy_with
         from fdtrace.schedulers import GivenScheduler
-        from fdtrace.tui.panes.jobs import Replay
+        from fdtrace.tui.panes.jobs import PaneReplay
 
         computed_from: list[Recording] = []
         compute = partial(self._compute, one, computed_from=computed_from)
@@ -193,9 +193,9 @@ class Replays:
             return computed_from[0] if computed_from else None
 
         if isinstance(one, GivenScheduler):
-            return Replay(one.name, self.how, compute, text=text, recording=recording)
+            return PaneReplay(one.name, self.how, compute, text=text, recording=recording)
         policy = self.policy or policy_with(one)
-        return Replay(one.name, self.how, compute, one, policy, text, recording)
+        return PaneReplay(one.name, self.how, compute, one, policy, text, recording)
 
     def _compute(
         self,

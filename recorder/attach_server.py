@@ -19,7 +19,7 @@ from fdtrace.recorder.inject import (
     rest,
     run_in_process,
 )
-from fdtrace.recorder.inject.inject_errors import Ended, InjectError, NotCPython
+from fdtrace.recorder.inject.inject_errors import InjectError, NotCPython, TargetEnded
 from fdtrace.recorder.session import Session
 
 
@@ -59,7 +59,7 @@ def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
         rest()
         try:
             found = _reach(process.pid, session, force)
-        except (Ended, NotCPython) as error:
+        except (TargetEnded, NotCPython) as error:
             if process.depth == 0:
                 problems.append((process.pid, error))
             continue

@@ -32,7 +32,7 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.panes.jobs import Job, Replay, Rows
+from fdtrace.tui.panes.jobs import Job, PaneReplay, Rows
 from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.controller import PromptLine
 from fdtrace.tui.prompt.help_screen import HelpScreen
@@ -73,7 +73,7 @@ class ReplayApp(App[None]):
     def __init__(
         self,
         recording: Recording,
-        replays: Sequence[Replay] = (),
+        replays: Sequence[PaneReplay] = (),
         *,
         rows: Rows | None = None,
         recorded: History | None = None,
@@ -326,7 +326,7 @@ class ReplayApp(App[None]):
 
 def run_replay(
     recording: Recording,
-    replays: Sequence[Replay] = (),
+    replays: Sequence[PaneReplay] = (),
     *,
     terminal: Terminal | None = None,
     **options: Any,

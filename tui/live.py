@@ -18,7 +18,7 @@ from fdtrace.tui.inspector.controller import InspectorController
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.screen import ReplayScreen
-from fdtrace.tui.sources import Tail
+from fdtrace.tui.sources import NewSteps
 from fdtrace.tui.status_lines import StatusLines
 
 EVERY = 0.5
@@ -63,7 +63,7 @@ class GrowingColumns:
 class Growth:
     """What a look at the trace brought: the grown recording with its series, and all of it where it has ended."""
 
-    tail: Tail
+    tail: NewSteps
     grown: tuple[Recording, Series] | None
     whole: Recording | None
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.tui.panes.jobs import Replay, Rows
+from fdtrace.tui.panes.jobs import PaneReplay, Rows
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Tail:
+class NewSteps:
     """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on.
 
     `silent_s`: seconds since its collector published it last. `standstill`: how the engine stands still; empty: it does
@@ -65,6 +65,6 @@ class Sources:
     events: Callable[[int], list[StepEvent]] | None = None
     event_steps: Callable[[str], NDArray[np.int64]] | None = None
     sql: Callable[[str], Answer] | None = None
-    replay_of: Callable[[str], Replay] | None = None
-    tail: Callable[[int], Tail] | None = None
+    replay_of: Callable[[str], PaneReplay] | None = None
+    tail: Callable[[int], NewSteps] | None = None
     recording: Callable[[], Recording] | None = None

@@ -69,7 +69,7 @@ class Counts:
         return json.dumps(asdict(self))
 
 
-class Ledger:
+class StepCounter:
     """Counts steps as they are run, and logs each where a log is given."""
 
     def __init__(self, limit: int, log: TextIO | None = None) -> None:

@@ -16,7 +16,7 @@ from . import wire
 from .fastdeploy_order import Order
 from .fastdeploy_roles import Roles
 from .hooks import Hook
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -136,7 +136,7 @@ class FastDeployAdapter:
             row["config"]["keeps_aborted_slots"] = keeps
         return dict(row, part="engine", token=self.token, ts=time.time_ns())
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         for request in list(self.manager.running):
             if request.idx is not None:
                 yield request.idx, config.running_row(request)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.columns import Columns, columns_by_name, reservations
-from fdtrace.recorder.collector.frames import SchedulingCall
+from fdtrace.recorder.collector.frames import CallFrame
 from fdtrace.recorder.trace.recording import MISSING
 
 MOST_WAITING = 200_000
@@ -30,15 +30,15 @@ class CallRows:
     def __init__(self, engine_id: int) -> None:
         self.engine_id = engine_id
         self.num_calls = 0
-        self.waiting: dict[int, SchedulingCall] = {}
+        self.waiting: dict[int, CallFrame] = {}
         self.first_step: dict[int, int] = {}
         """Of the calls that wait, where it is known."""
-        self.whole: list[tuple[SchedulingCall, int]] = []
+        self.whole: list[tuple[CallFrame, int]] = []
         self.known_from = 0
         """Tasks of earlier calls entered a forward that may be lost."""
         self.seen_forward = False
 
-    def add(self, call: SchedulingCall) -> None:
+    def add(self, call: CallFrame) -> None:
         """A call, or what is known by now of a run of idle ones."""
         number = call.head.call
         known = self.waiting.get(number)
@@ -91,7 +91,7 @@ class CallRows:
         newest = list(self.waiting.items())[-MOST_LIVE:]
         return self._columns([(call, self.first_step.get(number, MISSING)) for number, call in newest])
 
-    def _columns(self, rows: list[tuple[SchedulingCall, int]]) -> Columns:
+    def _columns(self, rows: list[tuple[CallFrame, int]]) -> Columns:
         heads = columns_by_name(wire.ScheduleHead._fields, [call.head for call, _ in rows])
         figures = columns_by_name(wire.CallFigures._fields, [call.figures for call, _ in rows])
         return {
@@ -115,7 +115,7 @@ class CallRows:
         self.num_calls, self.known_from = state["num_calls"], state["known_from"]
         self.seen_forward = state["seen_forward"]
         for head, figures, step in state["waiting"]:
-            call = SchedulingCall.restored(head, figures)
+            call = CallFrame.restored(head, figures)
             self.waiting[call.head.call] = call
             if step >= 0:
                 self.first_step[call.head.call] = step

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward, SchedulingCall
+from fdtrace.recorder.collector.frames import CallFrame, ForwardFrame
 from fdtrace.recorder.trace.recording import MISSING
 
 Columns = dict[str, NDArray[Any]]
@@ -71,7 +71,7 @@ class Changes:
 
 
 @dataclass
-class Batch:
+class BatchOccupancy:
     """The batch's rows between two flushes: which request holds each, its computed tokens and blocks."""
 
     request: NDArray[np.int64]
@@ -79,7 +79,7 @@ class Batch:
     blocks: NDArray[np.int64]
 
     @classmethod
-    def empty(cls, size: int = 0) -> Batch:
+    def empty(cls, size: int = 0) -> BatchOccupancy:
         """No row is held."""
         return cls(np.full(size, -1, np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64))
 
@@ -95,12 +95,12 @@ class Batch:
 class Forwards:
     """The forwards of one flush, of equal numbers of rows and item sizes (`shape`)."""
 
-    def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
+    def __init__(self, shape: tuple[int, int], batch: BatchOccupancy) -> None:
         self.shape, self.batch = shape, batch
-        self.forwards: list[Forward] = []
+        self.forwards: list[ForwardFrame] = []
         self.steps: list[int] = []
         """The step of the trace that each is, and the scheduling call that each belongs to."""
-        self.calls: list[SchedulingCall] = []
+        self.calls: list[CallFrame] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
 

@@ -9,7 +9,7 @@ from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.part import Part
-from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.reader import FrameBlock
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Engine(Protocol):
     def unflushed(self) -> int:
         """Forwards decoded since the last `take`."""
 
-    def feed(self, part: Part, chunk: Chunk) -> None:
+    def feed(self, part: Part, chunk: FrameBlock) -> None:
         """Take in consecutive frames of one of its rings. `part.past` becomes true at one beyond the last step."""
 
     def take(self, read_at: int) -> Decoded:

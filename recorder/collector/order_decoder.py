@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire_order
 from fdtrace.recorder.collector.columns import Columns
-from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.undated import Undated
 from fdtrace.recorder.trace.recording import MISSING
@@ -53,7 +53,7 @@ class OrderDecoder:
         self.knows_running = False
 
     def take_in(
-        self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, Request]
+        self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, OpenRequest]
     ) -> None:
         """A frame; `numbers`: the trace's numbers of this ring's requests."""
         if isinstance(frame, QueueFrame):
@@ -95,7 +95,7 @@ class OrderDecoder:
         self.running.pop(number, None)
         self.told.pop(number, None)
 
-    def _decided(self, frame: DecidedFrame, numbers: dict[int, int], live: dict[int, Request]) -> None:
+    def _decided(self, frame: DecidedFrame, numbers: dict[int, int], live: dict[int, OpenRequest]) -> None:
         head = frame.head
         self._tasks(frame, numbers)
         if frame.running is not None:
@@ -108,7 +108,7 @@ class OrderDecoder:
         self.running = dict(zip(self.running, frame.computed, strict=True))
         self._count(head.call, live)
 
-    def _count(self, call: int, live: dict[int, Request]) -> None:
+    def _count(self, call: int, live: dict[int, OpenRequest]) -> None:
         """Tell of each decode the tokens that the call counted, where they are not those of the call before."""
         needs, started, told, found = self.needs, self.started, self.told, []
         for number, computed in self.running.items():

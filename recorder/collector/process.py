@@ -24,7 +24,7 @@ from fdtrace.recorder.collector.rings import Rings
 from fdtrace.recorder.collector.saved import damaged, saved
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import TEXT, columns_of
-from fdtrace.recorder.collector.tail import FLUSH_STEPS, Tail
+from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
 from fdtrace.recorder.session import Session
@@ -109,7 +109,7 @@ class Collector:
         return any(tail.is_full for tail in self.tails)
 
     @property
-    def tails(self) -> list[Tail]:
+    def tails(self) -> list[RingTail]:
         """The rings that were found."""
         return list(self.rings.tails.values())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward, MemoryFrame
+from fdtrace.recorder.collector.frames import ForwardFrame, MemoryFrame
 from fdtrace.recorder.trace.recording import MISSING
 
 MOST = 8192
@@ -54,7 +54,7 @@ class Ranks:
             if len(self.firsts) > MOST:
                 del self.firsts[next(iter(self.firsts))]
 
-    def measured(self, forward: Forward) -> Forward:
+    def measured(self, forward: ForwardFrame) -> ForwardFrame:
         """A forward that its own ring could not time, with what rank 0 measured of it."""
         if forward.head.call not in self.firsts:
             return forward._replace(head=forward.head._replace(forward_us=MISSING))

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from fdtrace.recorder.inject import inject_errors, parked, ptrace, stub
 from fdtrace.recorder.inject.escape import lay_frame
-from fdtrace.recorder.inject.memory import Memory
+from fdtrace.recorder.inject.memory import ProcessMemory
 from fdtrace.recorder.inject.ptrace import Registers, Tracee
 from fdtrace.recorder.inject.target import Target
 
@@ -33,7 +33,7 @@ _BLOCKED = ((1 << 64) - 1) & ~sum(
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedThread:
     """What a thread was before we changed it."""
 
     registers: Registers
@@ -50,14 +50,14 @@ class Borrowed:
     def __init__(self, target: Target, tid: int) -> None:
         self.target, self.tid = target, tid
         self.held_s = 0.0
-        self._saved: Saved | None = None
+        self._saved: SavedThread | None = None
         self._page = range(0)
         self._mark = secrets.randbits(64)
         self._marked = False
         self._let_go = False
 
     def __enter__(self) -> Borrowed:
-        self._memory = Memory(self.target.pid, writable=True)
+        self._memory = ProcessMemory(self.target.pid, writable=True)
         try:
             self._tracee = Tracee(self.tid)
         except BaseException:
@@ -79,7 +79,7 @@ class Borrowed:
         """Have the thread start one that runs `text`, or queue it for the main thread's next safe point."""
         state = self._tracee.extended_state()
         mask = self._tracee.signal_mask()
-        self._saved = Saved(self.registers, state, mask)
+        self._saved = SavedThread(self.registers, state, mask)
         page = self._map(self._saved, stub.stub_size(state, text))
         code = stub.build_stub(
             page.start,
@@ -125,7 +125,7 @@ class Borrowed:
             self.target.pid, f"it got no processor within {_PATIENCE_S:g} s; it puts itself back"
         )
 
-    def _map(self, saved: Saved, size: int) -> range:
+    def _map(self, saved: SavedThread, size: int) -> range:
         """Have the thread map `size` bytes, readable and executable."""
         call = self._aside(self.target.syscall_at)
         call.rax, call.rdi, call.rsi, call.rdx = _SYS_MMAP, 0, size, _PROT_READ_EXEC

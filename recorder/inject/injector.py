@@ -102,15 +102,15 @@ def _pidfd(target: Target) -> Iterator[int]:
     try:
         pidfd = os.pidfd_open(target.pid)
     except ProcessLookupError:
-        raise inject_errors.Ended(target.pid) from None
+        raise inject_errors.TargetEnded(target.pid) from None
     try:
         if not is_same_process(target.pid, target.start_time):
-            raise inject_errors.Ended(target.pid)
+            raise inject_errors.TargetEnded(target.pid)
         yield pidfd
     except inject_errors.InjectError as error:
         # Whatever went wrong, that the process is gone explains it best.
-        if not isinstance(error, inject_errors.Ended) and select.select([pidfd], [], [], 0)[0]:
-            raise inject_errors.Ended(target.pid) from error
+        if not isinstance(error, inject_errors.TargetEnded) and select.select([pidfd], [], [], 0)[0]:
+            raise inject_errors.TargetEnded(target.pid) from error
         raise
     finally:
         os.close(pidfd)
@@ -124,7 +124,7 @@ def _explained(target: Target) -> Iterator[None]:
     except PermissionError:
         raise _refusal(target.pid) from None
     except (FileNotFoundError, ProcessLookupError):
-        raise inject_errors.Ended(target.pid) from None
+        raise inject_errors.TargetEnded(target.pid) from None
     except OSError as error:
         raise inject_errors.NoPtrace(target.pid, f"the kernel refused a step of it: {error}") from error
 
@@ -133,7 +133,7 @@ def _refusal(pid: int) -> inject_errors.InjectError:
     try:
         return refused(pid)
     except (FileNotFoundError, ProcessLookupError):
-        return inject_errors.Ended(pid)
+        return inject_errors.TargetEnded(pid)
 
 
 def _by_remote_exec(target: Target, meeting: Meeting) -> Entry | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fdtrace.recorder.inject import inject_errors
 from fdtrace.recorder.inject.escape import find_instructions
-from fdtrace.recorder.inject.memory import Mapping, Memory, mappings
+from fdtrace.recorder.inject.memory import Mapping, ProcessMemory, mappings
 from fdtrace.recorder.inject.proc import num_filters, read_small, read_stat, read_status
 from fdtrace.recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
 from fdtrace.recorder.inject.python import Python, find_python
@@ -85,7 +85,7 @@ def _check(pid: int, force: bool) -> Target:
     python = find_python(pid, maps) if exe else None
     if python is None:
         if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
-            raise inject_errors.Ended(pid)
+            raise inject_errors.TargetEnded(pid)
         raise inject_errors.NotCPython(pid, exe or "a kernel thread")
     start_time = read_stat(f"/proc/{pid}/stat").start_time
     call, back = find_instructions(pid, maps)
@@ -120,7 +120,7 @@ def shares_our_files(pid: int) -> bool:
 def _syscall_in_vdso(pid: int, maps: list[Mapping]) -> int:
     """Every process has the kernel's vdso mapped, and that holds calls which fall back to the kernel."""
     vdso = next(m for m in maps if m.path == "[vdso]")
-    with Memory(pid) as memory:
+    with ProcessMemory(pid) as memory:
         at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
     if at < 0:
         raise inject_errors.NoSafePoint(pid, "no system call instruction was found in it")
@@ -162,7 +162,7 @@ def _is_x86_64(pid: int) -> bool:
 
 def _check_permission(pid: int, status: dict[str, str]) -> None:
     try:
-        with Memory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), and attaches to nothing
+        with ProcessMemory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), and attaches to nothing
             pass
     except PermissionError:
         raise _why_refused(pid, status) from None

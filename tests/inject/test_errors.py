@@ -180,7 +180,7 @@ def test_ended_while_we_attach(start: Start) -> None:
     """It ends when its first Python code runs: after we have looked at it, before it calls back."""
     program = start("holding_the_gil")
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {program.pid}"])
-    with pytest.raises(inject_errors.Ended) as caught:
+    with pytest.raises(inject_errors.TargetEnded) as caught:
         run_in_process(program.pid, "pass", timeout=30)
     assert caught.value.code == "ended"
     killer.wait()

@@ -10,7 +10,7 @@ from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.background import Cancelled
-from fdtrace.tui.panes.jobs import Progress, Replay
+from fdtrace.tui.panes.jobs import PaneReplay, Progress
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows
 from tests.tui.screens import CASE, of, ready_replay, settled, summary_of, title_of, until
 
@@ -34,8 +34,8 @@ class Slow:
         return self.history
 
     @property
-    def replay(self) -> Replay:
-        return Replay(self.history.name, self.history.how, self.compute)
+    def replay(self) -> PaneReplay:
+        return PaneReplay(self.history.name, self.history.how, self.compute)
 
 
 async def test_the_screen_is_in_use_before_a_replay_is_there() -> None:
@@ -92,7 +92,7 @@ async def test_a_failed_replay_says_why_and_the_others_go_on() -> None:
     def slip(_progress: Progress, _cancelled: Cancelled) -> History:
         raise KeyError("num_running")
 
-    replays = [Replay("mine", "rescheduled", refuse), Replay("other", "as recorded", slip)]
+    replays = [PaneReplay("mine", "rescheduled", refuse), PaneReplay("other", "as recorded", slip)]
     replays.append(ready_replay(lab_history(CASE, "pr7499")))
     async with ReplayApp(lab_recording(CASE), replays).run_test(size=(160, 30)) as pilot:
         app = await settled(pilot)

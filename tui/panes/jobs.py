@@ -24,7 +24,7 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Replay:
+class PaneReplay:
     """A pane to be filled: the formula's name, how it is replayed, and what computes its history.
 
     With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
@@ -48,7 +48,7 @@ class Job:
     `error` is a sentence for the pane. The state is set last, so that whoever sees `done` sees the series.
     """
 
-    replay: Replay
+    replay: PaneReplay
     state: State = "waiting"
     share: float = 0.0
     series: Series | None = None
