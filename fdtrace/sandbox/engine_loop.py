@@ -125,7 +125,7 @@ class SandboxEngine:
 
 
 def _advance(ran: RanRow) -> None:
-    """A prefill's chunk is in the cache; a token that was sampled counts as computed (`Request`)."""
+    """A prefill's chunk is in the cache; a token that was sampled counts as computed (`SandboxRequest`)."""
     request = ran.request
     if ran.kind == "prefill":
         request.num_computed_tokens = ran.num_computed_tokens + ran.num_tokens

@@ -164,7 +164,7 @@ def _failed(collector: Collector | None, orders: Orders, error: Exception) -> in
             traceback.print_exc()  # into collector.log, among the parts
     told = error if isinstance(error, FdtraceError) else FdtraceError("the collector failed", why=repr(error))
     if collector is not None:
-        told = failures.cannot_go_on(collector, error)
+        told = failures.cannot_go_on(collector.session, collector.safe_steps, error)
         if not orders.open:
             attach_server.detach(collector.session.id, "error")
     say(error=[told.what, told.why, told.hint])

@@ -9,7 +9,7 @@ import numpy as np
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.columns import Columns, columns_by_name, reservations
 from fdtrace.recorder.collector.frames import CallFrame
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 MOST_WAITING = 200_000
 """Calls kept until their forward comes: the workers' rings may be read much later than the engine's."""

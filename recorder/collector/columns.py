@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.frames import CallFrame, ForwardFrame
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 Columns = dict[str, NDArray[Any]]
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 import duckdb
 
 from fdtrace.recorder.errors import TraceError
-
-if TYPE_CHECKING:
-    from fdtrace.recorder.collector.process import Collector
+from fdtrace.recorder.session import Session
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -26,11 +23,10 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, duckdb.Error) and any(os.strerror(number) in str(error) for number in FULL)
 
 
-def cannot_go_on(collector: Collector, error: BaseException) -> TraceError:
-    """The error that ends a recording: what is safe, where it is, and how to go on."""
-    session = collector.session
+def cannot_go_on(session: Session, safe_steps: int, error: BaseException) -> TraceError:
+    """The error that ends a recording: how many steps are safe, where they are, and how to go on."""
     path, parts = session.output, session.parts
-    safe = f"{collector.safe_steps} steps are safe in {parts}"
+    safe = f"{safe_steps} steps are safe in {parts}"
     rings = " and what came after them is still in memory, until this machine restarts"
     if not parts.is_dir():
         what = f"the recording to {path} has ended: its parts were removed"

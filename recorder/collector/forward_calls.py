@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fdtrace.recorder.collector.frames import UNSEEN, CallFrame
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 MOST = 200_000
 """Calls kept for forwards that may still come: an engine whose workers are not recorded has none."""

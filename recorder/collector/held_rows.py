@@ -6,7 +6,7 @@ from typing import Any
 
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 
 class HeldRows:

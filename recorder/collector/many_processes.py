@@ -27,7 +27,7 @@ from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.request_numbers import RequestNumbers
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""

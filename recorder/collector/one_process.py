@@ -26,7 +26,7 @@ from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""

@@ -13,7 +13,7 @@ from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.undated import Undated
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
 """What a call did with a request, by the number that stands for it in columns."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fdtrace.recorder.collector.ledger import Ledger
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 
 @dataclass

@@ -28,7 +28,7 @@ from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
 from fdtrace.recorder.session import Session
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 WIDE = ("BIGINT", "UBIGINT", "HUGEINT", "TIMESTAMP_NS")
 """Types that hold 63 bits."""
@@ -297,5 +297,5 @@ def recover(session: Session, stop_agents: Callable[[], None] = lambda: None) ->
             collector.finish("cut off", state="recovered")
     except (OSError, duckdb.Error) as error:
         collector.store.reset()
-        raise failures.cannot_go_on(collector, error) from None
+        raise failures.cannot_go_on(collector.session, collector.safe_steps, error) from None
     return collector.num_steps

@@ -10,7 +10,7 @@ from typing import Any
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.frames import ForwardFrame, MemoryFrame
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 MOST = 8192
 """Forwards and measurements remembered while the other half has not come."""

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.recording import MISSING, ByValue, Columns
+from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns
 
 MOST_ROWS = 20_000_000
 """Rows of `call_request` that are taken into memory: a replay in their order keeps about 80 bytes for each."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.trace import digest
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import (
-    MISSING,
     Acceptance,
     EngineInfo,
     HandoverSteps,

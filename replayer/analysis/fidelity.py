@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.divergence import divergence_at, equal_steps
 from fdtrace.replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
 from fdtrace.replayer.formulas.base import Formula

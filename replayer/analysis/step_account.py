@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.recorder.trace.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import Explained
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Columns, Formula

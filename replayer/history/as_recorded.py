@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.trace.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import MemoryQuestion, outcome_of

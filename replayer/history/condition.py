@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.formulas.expression import Expression
 from fdtrace.replayer.history.history import History
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.trace.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.recorded.step_state import column, known
 
 ClockKind = Literal["steps", "time"]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Columns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from fdtrace.recorder.trace.call_order import CallOrder
-from fdtrace.recorder.trace.recording import MISSING, InitialRequest, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import InitialRequest, Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import CallFidelity

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fdtrace.recorder.trace.call_order import CallOrder
-from fdtrace.recorder.trace.recording import MISSING, Columns
+from fdtrace.recorder.trace.column_values import MISSING, Columns
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.digest import digests_of
-from fdtrace.recorder.trace.recording import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of

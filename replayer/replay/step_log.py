@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.model.request import Plan
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler

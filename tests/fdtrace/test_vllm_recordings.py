@@ -16,16 +16,10 @@ from fdtrace.cli import main
 from fdtrace.drivers.child import Child
 from fdtrace.drivers.vllm_scheduler import DrivenVllm
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.digest import digests_of
 from fdtrace.recorder.trace.loading import restarts
-from fdtrace.recorder.trace.recording import (
-    MISSING,
-    EngineInfo,
-    LoadedDetails,
-    Recording,
-    RowScan,
-    StepDigests,
-)
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording, RowScan, StepDigests
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.analysis.divergence import COMPARED
 from fdtrace.replayer.analysis.fidelity import fidelity_of

@@ -20,7 +20,8 @@ import pytest
 import fdtrace.drivers
 from fdtrace.cli import main
 from fdtrace.recorder import schema
-from fdtrace.recorder.trace.recording import MISSING, EngineInfo, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import EngineInfo, Recording
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity, History

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import (
-    MISSING,
     Acceptance,
     Endings,
     EngineInfo,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.trace.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.recorded.step_durations import fit_durations

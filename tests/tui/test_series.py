@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.tui.panes.series import MIN_SPAN, Series, Window
 from tests.tui.recordings import history_of, plain_steps
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.history.history import Hang
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.trace.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.history.history import History
 
 Ints = NDArray[np.int64]
