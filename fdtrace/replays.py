@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.history.as_recorded import Rows
+    from fdtrace.replayer.history.as_recorded import RowsOfStep
     from fdtrace.replayer.history.history import History, How
     from fdtrace.replayer.model.events import StepRow
+    from fdtrace.replayer.replay.run import Cancelled
     from fdtrace.schedulers import GivenScheduler
-    from fdtrace.tui.background import Cancelled
-    from fdtrace.tui.panes.jobs import PaneReplay, Progress
+    from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
     from fdtrace.tui.sources import Sources
 
 
@@ -109,7 +109,7 @@ class Replays:
         self,
         recording: Recording,
         args: argparse.Namespace,
-        rows: RecordedRows | Rows,
+        rows: RecordedRows | RowsOfStep,
         reader: TraceReader | None = None,
     ) -> None:
         from fdtrace.formula_texts import formulas
@@ -200,7 +200,7 @@ class Replays:
     def _compute(
         self,
         one: Formula | GivenScheduler,
-        progress: Progress,
+        progress: ShareDone,
         cancelled: Cancelled | None,
         computed_from: list[Recording] | None = None,
     ) -> History:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import ast
 import sys
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from fdtrace.recorder.agent import load
 from fdtrace.recorder.document import document
+from tests.house_graph import FLOORS, Module, arrows, circles, lines_with_bases, modules, sources
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("recorder", "replayer", "tui", "fdtrace")
 LONGEST = 350
-
-
-def sources(package: str) -> list[Path]:
-    """The files of one floor; the links in fdtrace/ to the other three are not followed."""
-    return sorted((ROOT / package).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -92,47 +86,42 @@ def test_rooms_are_small(package: str) -> None:
         assert lines <= LONGEST, f"{path}: {lines} lines"
 
 
-def classes(package: str) -> dict[str, tuple[int, list[str]]]:
-    """Each class of a package: its lines, and the names of its bases."""
-    found = {}
-    for path in sources(package):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
-                found[node.name] = (node.end_lineno or 0) - node.lineno + 1, bases
-    return found
+@pytest.fixture(scope="module")
+def house() -> dict[str, Module]:
+    """Every module of the four packages, by its import name."""
+    return modules()
 
 
-@pytest.mark.parametrize("package", ["tui", "fdtrace"])
-def test_a_class_is_small_with_its_bases(package: str) -> None:
-    known = {name: each for above in FLOORS for name, each in classes(above).items()} | classes(package)
-
-    def lines(name: str) -> int:
-        own, bases = known.get(name, (0, []))
-        return own + sum(lines(base) for base in bases if base != name)
-
-    for name in classes(package):
-        assert lines(name) <= LONGEST, f"{name}: {lines(name)} lines with its bases"
+def test_a_class_is_small_with_its_bases(house: dict[str, Module]) -> None:
+    for module in house.values():
+        for name in module.classes:
+            lines = lines_with_bases(module, name, house)
+            assert lines <= LONGEST, f"{module.name}.{name}: {lines} lines with its bases"
 
 
-def module(path: Path) -> str:
-    """The name that a file is imported by."""
-    *folders, name = path.relative_to(ROOT).with_suffix("").parts
-    names = [*folders, name] if name != "__init__" else folders
-    return ".".join(names if names[0] == "fdtrace" else ["fdtrace", *names])
-
-
-@pytest.mark.parametrize("package", ["replayer", "tui", "fdtrace"])
-def test_no_two_modules_import_each_other(package: str) -> None:
+def test_no_modules_import_each_other(house: dict[str, Module]) -> None:
     """At any distance, and for types alone too."""
-    modules = {module(path): path for path in sources(package)}
-    imports: dict[str, set[str]] = {name: set() for name in modules}
-    for name, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                one = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
-                imports[name] |= one or {node.module} & modules.keys()
-    assert tuple(TopologicalSorter(imports).static_order())
+    assert circles(arrows(house)) == []
+
+
+def test_a_public_class_has_a_name_of_its_own(house: dict[str, Module]) -> None:
+    homes: dict[str, list[str]] = {}
+    for module in house.values():
+        for name in module.public_types:
+            homes.setdefault(name, []).append(module.name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+SAME_PART = {"__init__", "__main__", "controller"}
+"""Modules that play the same part in each folder: the screen's controllers stand each beside its widgets."""
+
+
+def test_a_module_has_a_name_of_its_own(house: dict[str, Module]) -> None:
+    homes: dict[str, list[str]] = {}
+    for module in house.values():
+        if module.path.stem not in SAME_PART:
+            homes.setdefault(module.path.stem, []).append(module.name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
 def test_the_documented_schema_is_the_schema() -> None:

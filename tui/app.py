@@ -19,6 +19,7 @@ from textual.timer import Timer
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.history.history import History
 from fdtrace.tui import _textual
 from fdtrace.tui.background import Background, Deliver, Failed, guarded
@@ -32,7 +33,7 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.panes.jobs import Job, PaneReplay, Rows
+from fdtrace.tui.panes.jobs import Job, PaneReplay
 from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.controller import PromptLine
 from fdtrace.tui.prompt.help_screen import HelpScreen
@@ -75,7 +76,7 @@ class ReplayApp(App[None]):
         recording: Recording,
         replays: Sequence[PaneReplay] = (),
         *,
-        rows: Rows | None = None,
+        rows: RowsOfStep | None = None,
         recorded: History | None = None,
         terminal: Terminal = MODERN,
         step: int | None = None,

@@ -15,11 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.printable import printable
+from fdtrace.replayer.replay.run import Cancelled
 
 T = TypeVar("T")
 
-Cancelled = Callable[[], bool]
-"""Whether the work is to stop; it may then return or raise what it likes."""
 
 Deliver = Callable[[T], None]
 """Hands a result to the screen's thread."""

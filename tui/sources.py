@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.tui.panes.jobs import PaneReplay, Rows
+from fdtrace.tui.panes.jobs import PaneReplay
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Sources:
     it, as far as it has come.
     """
 
-    rows: Rows | None = None
+    rows: RowsOfStep | None = None
     request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = None
     events: Callable[[int], list[StepEvent]] | None = None
     event_steps: Callable[[str], NDArray[np.int64]] | None = None

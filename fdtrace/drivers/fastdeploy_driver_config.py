@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run time
+if TYPE_CHECKING:
+    from fdtrace.drivers.serving import Message
 
 
 def build_config(sizes: Message) -> Any:

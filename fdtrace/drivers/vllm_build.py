@@ -12,9 +12,10 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Message = dict[str, Any]
+if TYPE_CHECKING:
+    from fdtrace.drivers.serving import Message
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from fdtrace.recorder.trace.column_values import Ints
 
 TILE = 32
 """Most queries of one row that attend at once."""

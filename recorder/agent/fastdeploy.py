@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from . import fastdeploy_config as config
 from . import wire
-from .fastdeploy_order import Order
+from .fastdeploy_order import FastDeployOrder
 from .fastdeploy_roles import Roles
 from .hooks import Hook
 from .writer import KeyframeRow
@@ -96,7 +96,7 @@ class FastDeployAdapter:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.order = Order(agent, MODULE, CLASS)
+        self.order = FastDeployOrder(agent, MODULE, CLASS)
         self.hooks = (
             Hook(MODULE, CLASS, "add_request", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),

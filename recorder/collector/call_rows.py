@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import Columns, columns_by_name, reservations
+from fdtrace.recorder.collector.columns import columns_by_name, reservations
 from fdtrace.recorder.collector.frames import CallFrame
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 MOST_WAITING = 200_000
 """Calls kept until their forward comes: the workers' rings may be read much later than the engine's."""
@@ -79,19 +79,19 @@ class CallRows:
     def _finish(self, number: int) -> None:
         self.whole.append((self.waiting.pop(number), self.first_step.pop(number, MISSING)))
 
-    def take(self, *, final: bool) -> list[Columns]:
+    def take(self, *, final: bool) -> list[ColumnArrays]:
         """Columns of the rows that are whole, since the last call; `final`: of all that are left."""
         for number in list(self.waiting) if final else ():
             self._finish(number)
         whole, self.whole = self.whole, []
         return [self._columns(whole)] if whole else []
 
-    def live(self) -> Columns:
+    def live(self) -> ColumnArrays:
         """Columns of the newest rows that are not whole yet."""
         newest = list(self.waiting.items())[-MOST_LIVE:]
         return self._columns([(call, self.first_step.get(number, MISSING)) for number, call in newest])
 
-    def _columns(self, rows: list[tuple[CallFrame, int]]) -> Columns:
+    def _columns(self, rows: list[tuple[CallFrame, int]]) -> ColumnArrays:
         heads = columns_by_name(wire.ScheduleHead._fields, [call.head for call, _ in rows])
         figures = columns_by_name(wire.CallFigures._fields, [call.figures for call, _ in rows])
         return {

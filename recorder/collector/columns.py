@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.frames import CallFrame, ForwardFrame
-from fdtrace.recorder.trace.column_values import MISSING
-
-Columns = dict[str, NDArray[Any]]
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 
-def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) -> Columns:
+def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) -> ColumnArrays:
     """int64 columns of rows that are alike, by the names of their fields."""
     # Not `np.array`: that asks each row that is no plain tuple whether it is an array.
     values = np.fromiter(chain.from_iterable(rows), np.int64).reshape(len(rows), len(fields))
     return {name: values[:, i] for i, name in enumerate(fields)}
 
 
-def reservations(calls: Columns, figures: Columns) -> Columns:
+def reservations(calls: ColumnArrays, figures: ColumnArrays) -> ColumnArrays:
     """The two columns that a call's reservation is told in, by its flags."""
     reserved, flags = figures["reservation"], calls["flags"]
     ratio = (flags & wire.RATIO) != 0
@@ -123,7 +121,7 @@ class Forwards:
         last[steps, at] = (rows & wire.LAST_CHUNK) != 0
         return prefill, last
 
-    def decode(self) -> tuple[Columns, Columns, NDArray[np.int64], NDArray[np.int64]]:
+    def decode(self) -> tuple[ColumnArrays, ColumnArrays, NDArray[np.int64], NDArray[np.int64]]:
         """Columns of `step` (totals) and of `step_request`, and each request's number and its output tokens.
 
         Leaves `batch` as it is after the last forward.

@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import FrameBlock
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 
 @dataclass
 class Decoded:
     """Rows ready for the trace: columns of steps, and rows of the smaller tables as tuples in the schema's order."""
 
-    steps: list[Columns] = field(default_factory=list)
-    step_requests: list[Columns] = field(default_factory=list)
+    steps: list[ColumnArrays] = field(default_factory=list)
+    step_requests: list[ColumnArrays] = field(default_factory=list)
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
-    calls: list[Columns] = field(default_factory=list)
-    call_requests: list[Columns] = field(default_factory=list)
+    calls: list[ColumnArrays] = field(default_factory=list)
+    call_requests: list[ColumnArrays] = field(default_factory=list)
 
 
 class Engine(Protocol):

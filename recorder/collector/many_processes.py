@@ -13,7 +13,7 @@ from typing import Any
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector import frames, stalls
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded
 from fdtrace.recorder.collector.forward_calls import ForwardCalls
 from fdtrace.recorder.collector.frames import UNSEEN, CallFrame, ForwardFrame, Frame, frames_of
@@ -27,7 +27,7 @@ from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.request_numbers import RequestNumbers
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""
@@ -280,7 +280,7 @@ class ManyProcessEngine:
             self.rows.release(finish[1])
             self.ended.append([*finish, self.step])
 
-    def _flushed(self, forwards: Forwards, columns: Columns, rows: Columns) -> None:
+    def _flushed(self, forwards: Forwards, columns: ColumnArrays, rows: ColumnArrays) -> None:
         if self.discarding:
             self.stalls.reported = []
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded
 from fdtrace.recorder.collector.frames import (
     UNSEEN,
@@ -26,7 +26,7 @@ from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
@@ -176,7 +176,7 @@ class OneProcessEngine:
             self.ledger.preempted(head.request)
         self.ledger.event(frame.kind, head.step, head.request, head.ts, frame.reason, frame.detail)
 
-    def _flushed(self, _forwards: Forwards, columns: Columns, rows: Columns) -> None:
+    def _flushed(self, _forwards: Forwards, columns: ColumnArrays, rows: ColumnArrays) -> None:
         self._decoded.steps.append(columns)
         self._decoded.step_requests.append(rows)
 

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire_order
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.undated import Undated
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
 """What a call did with a request, by the number that stands for it in columns."""
@@ -28,7 +27,7 @@ COLUMNS = (
     "num_needed_blocks",
 )
 
-Rows = list[tuple[int, ...]]
+OrderRows = list[tuple[int, ...]]
 
 
 class OrderDecoder:
@@ -45,7 +44,7 @@ class OrderDecoder:
         self.needs: dict[int, int] = {}
         """Tokens that the prefill of a preempted request covers."""
         self.started: set[int] = set()
-        self.rows: Rows = []
+        self.rows: OrderRows = []
         self._known: list[NDArray[np.int64]] = []
 
     def lose(self) -> None:
@@ -146,7 +145,7 @@ class OrderDecoder:
             refused = numbers.get(frame.head.refused, MISSING)
             add((call, refused, 7, MISSING, MISSING, MISSING, needed[-1]))
 
-    def take(self, engine_id: int) -> list[Columns]:
+    def take(self, engine_id: int) -> list[ColumnArrays]:
         """The columns of `call_request` since the last call, in the order of the calls; none: no rows."""
         tasks = np.array(self.rows, np.int64).reshape(-1, len(COLUMNS)).T
         found = np.concatenate([tasks, *self._known], axis=1)

@@ -8,20 +8,15 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import (
-    BatchOccupancy,
-    Columns,
-    Forwards,
-    columns_by_name,
-    reservations,
-)
+from fdtrace.recorder.collector.columns import BatchOccupancy, Forwards, columns_by_name, reservations
 from fdtrace.recorder.collector.frames import BlocksFrame, CallFrame, ForwardFrame
 from fdtrace.recorder.collector.ledger import Ledger
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 MOST_ROWS = 1 << 16
 """Rows of a batch that frames can name."""
 
-Flushed = Callable[[Forwards, Columns, Columns], None]
+Flushed = Callable[[Forwards, ColumnArrays, ColumnArrays], None]
 """Called with forwards and the columns of `step` and `step_request` that they became."""
 
 
@@ -101,7 +96,7 @@ class Steps:
         rows["step"] = columns["step"][rows.pop("forward")]
         self.flushed(forwards, columns, rows)
 
-    def _columns(self, flushed: Forwards, totals: Columns) -> Columns:
+    def _columns(self, flushed: Forwards, totals: ColumnArrays) -> ColumnArrays:
         forwards, of_call = flushed.forwards, flushed.calls
         heads = columns_by_name(wire.ForwardHead._fields, [forward.head for forward in forwards])
         calls = columns_by_name(wire.ScheduleHead._fields, [call.head for call in of_call])

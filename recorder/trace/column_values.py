@@ -15,6 +15,11 @@ MISSING = -1
 Columns = Mapping[str, NDArray[Any]]
 """A table's columns by name, one entry a row."""
 
+ColumnArrays = dict[str, NDArray[Any]]
+"""The same, by whoever puts them together."""
+
+Ints = NDArray[np.int64]
+
 
 def same_value(one: Any, other: Any) -> bool:
     """Whether two values are equal where arrays, mappings, tuples and dataclasses are compared by what they hold."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.trace import digest
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     EngineInfo,
@@ -23,8 +23,6 @@ from fdtrace.recorder.trace.recording import (
     RecordedRow,
     StepDigests,
 )
-
-Columns = dict[str, NDArray[Any]]
 
 ROW = """
 q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
@@ -86,14 +84,14 @@ class Reader:
                 parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
         return ", ".join(parts)
 
-    def requests(self) -> Columns:
+    def requests(self) -> ColumnArrays:
         """The columns of `request`, by number."""
         return self._numpy(
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
 
-    def steps(self, after: int = MISSING) -> Columns:
+    def steps(self, after: int = MISSING) -> ColumnArrays:
         """The columns of `step`, of the steps after one, in step order."""
         found = self._numpy(
             f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "

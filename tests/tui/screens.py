@@ -11,10 +11,10 @@ from textual.widgets import Static
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import parse_formula, replay_recording
 from fdtrace.replayer.history.history import History, How
+from fdtrace.replayer.replay.run import Cancelled
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.background import Cancelled
 from fdtrace.tui.inspector.panel import InspectorPanel
-from fdtrace.tui.panes.jobs import PaneReplay, Progress
+from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
 from fdtrace.tui.sources import Sources
 from fdtrace.tui.tables.requests import RequestTable
 from fdtrace.tui.tables.step_summary import StepSummary
@@ -36,7 +36,7 @@ class Clock:
 def ready_replay(history: History) -> PaneReplay:
     """A replay that has nothing to compute."""
 
-    def compute(_progress: Progress, _cancelled: Cancelled) -> History:
+    def compute(_progress: ShareDone, _cancelled: Cancelled) -> History:
         return history
 
     return PaneReplay(history.name, history.how, compute)
@@ -55,7 +55,7 @@ def formula_replay(recording: Recording, text: str, how: How = "rescheduled") ->
 
     assert how != "recorded"
 
-    def compute(progress: Progress, cancelled: Cancelled) -> History:
+    def compute(progress: ShareDone, cancelled: Cancelled) -> History:
         def progressed(done: int, expected: int) -> None:
             progress(done / max(1, expected))
 

@@ -12,10 +12,10 @@ from textual.pilot import Pilot
 from fdtrace.recorder.errors import FdtraceError, TraceError
 from fdtrace.replayer.history import as_recorded
 from fdtrace.replayer.history.history import History
+from fdtrace.replayer.replay.run import Cancelled
 from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.background import Cancelled
-from fdtrace.tui.panes.jobs import PaneReplay, Progress
+from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
 from fdtrace.tui.sources import NewSteps, Sources
 from fdtrace.tui.status_lines import one_line
 from tests.tui.recordings import case_recording, lab_recording
@@ -102,7 +102,7 @@ async def test_a_query_that_fails(error: BaseException, said: str) -> None:
 
 @pytest.mark.parametrize(("error", "said"), ERRORS)
 async def test_a_replay_that_fails(error: BaseException, said: str) -> None:
-    def compute(_progress: Progress, _cancelled: Cancelled) -> History:
+    def compute(_progress: ShareDone, _cancelled: Cancelled) -> History:
         raise error
 
     recording, history = case_recording("tight_blocks")

@@ -7,14 +7,12 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, Ints
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.panes.series import Series
 
-Ints = NDArray[np.int64]
 Kind = Literal["step", "event", "condition"]
 
 EVENTS = (

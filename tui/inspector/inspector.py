@@ -14,10 +14,10 @@ from fdtrace.replayer.formulas import BUILTIN, Formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_durations import ClockKind
-from fdtrace.replayer.replay.run import ReplayCancelled
+from fdtrace.replayer.replay.run import Cancelled, ReplayCancelled
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload
-from fdtrace.tui.background import Cancelled, sentence
+from fdtrace.tui.background import sentence
 from fdtrace.tui.panes.jobs import PaneReplay
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.sources import Sources, StepEvent

@@ -9,7 +9,8 @@ from textual.containers import Horizontal
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.history import History
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, PaneReplay

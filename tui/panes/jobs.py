@@ -11,16 +11,15 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history.history import History, How
-from fdtrace.replayer.model.events import StepRow
-from fdtrace.tui.background import Cancelled, sentence
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import sentence
 from fdtrace.tui.panes.series import Series
 
-Progress = Callable[[float], None]
+ShareDone = Callable[[float], None]
 """Called with the share done, 0 to 1, as often as the computation likes: it only notes it."""
 
-Rows = Callable[[int], list[StepRow]]
 
-State = Literal["waiting", "running", "done", "failed", "cancelled"]
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class PaneReplay:
 
     name: str
     how: How
-    compute: Callable[[Progress, Cancelled], History]
+    compute: Callable[[ShareDone, Cancelled], History]
     formula: Formula | None = None
     policy: Policy | None = None
     text: str = ""
@@ -49,7 +48,7 @@ class Job:
     """
 
     replay: PaneReplay
-    state: State = "waiting"
+    state: JobState = "waiting"
     share: float = 0.0
     series: Series | None = None
     error: str = ""

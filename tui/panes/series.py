@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, Ints
 from fdtrace.replayer.history.history import History
-
-Ints = NDArray[np.int64]
 
 MIN_SPAN = 8
 """Fewest steps that a window shows."""
