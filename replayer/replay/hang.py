@@ -36,6 +36,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.history.history import Hang
 from fdtrace.replayer.model.events import Decision, Forward, Lack
@@ -209,16 +210,10 @@ def _prefill_blocks(scheduler: AnyScheduler, request_id: str) -> int:
 
 def _listed(names: Sequence[str]) -> str:
     """A few names, and how many more there are."""
-    shown = [_shown(name) for name in names[:MOST_NAMES]]
+    shown = [printable(name, LONGEST_SHOWN) for name in names[:MOST_NAMES]]
     if len(names) > MOST_NAMES:
         return f"{', '.join(shown)} and {len(names) - MOST_NAMES} more"
     return " and ".join((", ".join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]
-
-
-def _shown(name: str) -> str:
-    """A request's id, which is its client's: without control characters, and not without end."""
-    text = name if name.isprintable() else ascii(name)[1:-1]
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _requests(count: int) -> str:
@@ -274,7 +269,7 @@ def _asking(scheduler: AnyScheduler, decision: Decision) -> str:
 
 def _lacking(scheduler: AnyScheduler, decision: Decision, lack: Lack) -> str:
     """Which request has too few blocks: the head of the queue, or a running prefill."""
-    name, total, reserved = _shown(lack.request_id), scheduler.num_blocks, lack.num_reserved_blocks
+    name, total, reserved = printable(lack.request_id, LONGEST_SHOWN), scheduler.num_blocks, lack.num_reserved_blocks
     kept = f", {reserved:,} of them kept for the running requests" if reserved else ""
     whole = _prefill_blocks(scheduler, lack.request_id)
     text = f"needs {lack.num_needed_blocks:,} of {total:,} blocks{kept}"
