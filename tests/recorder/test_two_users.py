@@ -33,7 +33,7 @@ RINGS = Path(f"/dev/shm/fdtrace-rings-{ALICE}")
 ATTEMPT = """
 try:
     session = Session.create(Path(f"/tmp/fdtrace-test-{os.getuid()}.duckdb"), target=int(sys.argv[2]))
-    attach.attach(int(sys.argv[2]), session)
+    attach_server.attach(int(sys.argv[2]), session)
     said = "attached"
 except FdtraceError as error:
     said = f"{error.what}: {error.why}"
