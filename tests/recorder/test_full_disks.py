@@ -199,7 +199,7 @@ def test_a_program_that_closes_every_descriptor_is_not_written_to(tmp_path: Path
     os.dup2(fd, box.fd)
     assert not box.is_there
     with pytest.raises(OSError, match="removed"):
-        box.say({"pid": 1})
+        box.write_status({"pid": 1})
     box.close()
     os.fstat(box.fd)  # it is not ours to close
     assert own.read_bytes() == b"precious" * 2000
