@@ -48,11 +48,11 @@ def find_agent(pid: int) -> AgentProcess | None:
         uid = user_of(pid).uid
     except (FileNotFoundError, ProcessLookupError):
         uid = os.geteuid()
-    where = mailbox.directory(uid)
+    directory_path = mailbox.directory(uid)
     try:
-        box = mailbox.Mailbox.open(where, pid, uid)
+        box = mailbox.Mailbox.open(directory_path, pid, uid)
     except PermissionError as error:
-        raise _access_error(where, uid, error) from None
+        raise _access_error(directory_path, uid, error) from None
     except (OSError, ValueError):
         return None
     try:
@@ -67,18 +67,18 @@ def find_agent(pid: int) -> AgentProcess | None:
                 why=f"it speaks protocol {box.protocol}, this one {wire.PROTOCOL}",
                 hint="use the fdtrace that it was armed with, or restart the engine",
             )
-        return AgentProcess(pid, uid, where, _status(box))
+        return AgentProcess(pid, uid, directory_path, _status(box))
     except (OSError, ValueError):
         return None
     finally:
         box.close()
 
 
-def _access_error(where: str, uid: int, error: PermissionError) -> TargetError:
+def _access_error(directory_path: str, uid: int, error: PermissionError) -> TargetError:
     if error.errno == errno.EACCES and os.geteuid() not in (0, uid):
         return TargetError(
             f"only user {uid} and root may see the agents of user {uid}",
-            why=f"{where} is closed to others",
+            why=f"{directory_path} is closed to others",
             hint=f"run the same command with `sudo`, or as that user: `sudo -u '#{uid}' fdtrace …`",
         )
     return TargetError(

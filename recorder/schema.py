@@ -291,7 +291,7 @@ EVENT = _table(
     "event",
     "What happened besides the tokens.",
     "engine_id step ts",
-    ("engine_id", "INTEGER", "the engine; NULL where it concerns the whole recording"),
+    ("engine_id", "INTEGER", "the engine; NULL if it concerns the whole recording"),
     ("step", "BIGINT", "the step that it belongs to, or the next one"),
     ("ts", "TIMESTAMP_NS", "when, UTC"),
     (
@@ -305,8 +305,8 @@ EVENT = _table(
         "the running queue), freed (its blocks were given back), recycled (it was aborted and is forgotten), "
         "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail)",
     ),
-    ("request", "INTEGER", "the request; NULL where none is concerned"),
-    ("reason", "VARCHAR", "why, where it is known at that moment"),
+    ("request", "INTEGER", "the request; NULL if it concerns none"),
+    ("reason", "VARCHAR", "why, if that is known at that moment"),
     ("detail", "VARCHAR", "JSON: the event's own figures"),
     (
         "call",

@@ -128,8 +128,10 @@ class Agent:
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
     def _open_box(self) -> None:
-        where = (self.session or self.wanted or {}).get("mailboxes") or mailbox.directory()
-        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
+        directory_path = (self.session or self.wanted or {}).get("mailboxes") or mailbox.directory()
+        self.box = mailbox.Mailbox.create(
+            directory_path, self.pid, ring.process_start(self.pid), wire.PROTOCOL
+        )
         self.last_word, self.box_problem, self.retry_after = mailbox.NO_COMMAND, "", RETRY_FIRST
         self.look_at, self.check_at = 0.0, monotonic() + CHECK_EVERY
         self.box.write_status(self.status())

@@ -102,13 +102,13 @@ class Mailbox:
         self.identity = file_status.st_dev, file_status.st_ino
 
     @classmethod
-    def create(cls, where: str, pid: int, start: int, protocol: int) -> Mailbox:
+    def create(cls, directory_path: str, pid: int, start: int, protocol: int) -> Mailbox:
         """Make the mailbox of this process. A mailbox of an earlier process with the same pid is removed.
 
         Raises OSError if that fails, for example on a full file system. Then no file is left.
         """
         name = file_name(pid)
-        directory_fd = open_directory(where, make=True)
+        directory_fd = open_directory(directory_path, make=True)
         try:
             try:
                 os.unlink(name, dir_fd=directory_fd)
@@ -119,7 +119,7 @@ class Mailbox:
             try:
                 os.fchmod(fd, MODE)
                 _write_all(fd, HEADER.pack(MAGIC, protocol, pid, start).ljust(SIZE, b"\0"), 0)
-                return cls(os.path.join(where, name), fd)
+                return cls(os.path.join(directory_path, name), fd)
             except BaseException:
                 os.close(fd)
                 os.unlink(name, dir_fd=directory_fd)
@@ -128,7 +128,7 @@ class Mailbox:
             os.close(directory_fd)
 
     @classmethod
-    def open(cls, where: str, pid: int, uid: int) -> Mailbox:
+    def open(cls, directory_path: str, pid: int, uid: int) -> Mailbox:
         """Open the mailbox of a process of user `uid`. The controller calls this.
 
         Raises:
@@ -136,8 +136,8 @@ class Mailbox:
             PermissionError: another user could have made it.
             ValueError: the file is no mailbox.
         """
-        path = os.path.join(where, file_name(pid))
-        directory_fd = open_directory(where, uid)
+        path = os.path.join(directory_path, file_name(pid))
+        directory_fd = open_directory(directory_path, uid)
         try:
             # Without blocking: if it is a FIFO, `open` would wait until somebody opens its other end.
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

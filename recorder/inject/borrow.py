@@ -119,8 +119,8 @@ class Borrowed:
             self._tracee.resume(deliver=number)  # a signal for the program, which was just being delivered
         if self._saved is not None:
             raise self._starved()
-        where = parked.describe(self.target.pid, self.tid)
-        raise inject_errors.Stuck(self.target.pid, f"thread {self.tid} in {where}")
+        place = parked.describe(self.target.pid, self.tid)
+        raise inject_errors.Stuck(self.target.pid, f"thread {self.tid} in {place}")
 
     def _starved(self) -> inject_errors.InjectError:
         """The error for a thread that runs, or waits to run, where we cannot restore it.

@@ -20,7 +20,7 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class _Tables:
-    """Absolute addresses of the dynamic tables; 0 where the image has none."""
+    """Absolute addresses of the dynamic tables; 0 if the image has none."""
 
     symbols: int
     strings: int
@@ -84,7 +84,7 @@ def _dynamic_tables(memory: ProcessMemory, bias: int, dynamic: int) -> _Tables |
 
 
 def _lookup(memory: ProcessMemory, tables: _Tables, name: bytes) -> int:
-    """The symbol's value; 0 where the image does not define the symbol."""
+    """The symbol's value; 0 if the image does not define the symbol."""
     find = _gnu_candidates if tables.gnu_hash else _sysv_candidates
     for index in find(memory, tables, name):
         text, _info, _other, section, value, _size = struct.unpack(

@@ -132,8 +132,8 @@ class Stopped(InjectError):
 class Stuck(InjectError):
     code = "stuck"
 
-    def __init__(self, pid: int, where: str) -> None:
-        why = f"its threads wait in the kernel where they cannot be interrupted ({where})"
+    def __init__(self, pid: int, place: str) -> None:
+        why = f"its threads wait in the kernel where they cannot be interrupted ({place})"
         hint = (
             f"see `cat /proc/{pid}/task/*/wchan`: usually a disk, a network file system, a frozen container "
             "(`docker unpause`) or a child between vfork and exec; attach when that is over"

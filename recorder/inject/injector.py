@@ -146,7 +146,7 @@ def _refusal(pid: int) -> inject_errors.InjectError:
 def _by_remote_exec(target: Target, meeting: Meeting) -> Entry | None:
     """Ask the interpreter to run our code (PEP 768).
 
-    None where either interpreter is older than 3.14, where their versions differ, or where the target's refuses.
+    None if either interpreter is older than 3.14, if their versions differ, or if the target's refuses.
     """
     remote_exec = getattr(sys, "remote_exec", None)
     if remote_exec is None or target.python.version != sys.version_info[:2]:
@@ -207,7 +207,7 @@ def _nothing_found(target: Target) -> inject_errors.InjectError:
     check_target(target.pid, force=True)  # the process may have been stopped in the meantime
     threads = parked.look(target.pid)
     if threads and all(thread.state == "D" for thread in threads):
-        where = read_small(f"/proc/{target.pid}/wchan", "unknown")
-        return inject_errors.Stuck(target.pid, where)
+        place = read_small(f"/proc/{target.pid}/wchan", "unknown")
+        return inject_errors.Stuck(target.pid, place)
     why = f"in {_NUM_ATTEMPTS} tries no thread was found where it may be borrowed: waiting, or in Python code"
     return inject_errors.NoSafePoint(target.pid, why)

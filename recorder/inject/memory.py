@@ -27,7 +27,7 @@ class Mapping(NamedTuple):
 
 
 def mappings(pid: int) -> list[Mapping]:
-    """Every mapping that has a path, by address. Raises PermissionError where we may not read the process."""
+    """Every mapping that has a path, by address. Raises PermissionError if we may not read the process."""
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.split(None, 5) for line in file.read().split("\n")]
     return [_mapping(*fields) for fields in lines if len(fields) > 5]

@@ -44,7 +44,7 @@ def _same_array(left: Any, right: Any) -> bool:
 
 
 class ByValue:
-    """The base of dataclasses that hold arrays: two are equal where their contents are equal."""
+    """The base of dataclasses that hold arrays: two are equal if their contents are equal."""
 
     __hash__ = None  # type: ignore[assignment]
 

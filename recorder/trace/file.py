@@ -161,11 +161,11 @@ def _attached(
     path: Path, memory: int | None, writable: Path | None, files: Sequence[Path]
 ) -> duckdb.DuckDBPyConnection:
     """A database in memory with the trace attached as `FILE`. It can read the trace and `files`, and nothing else."""
-    where = path.resolve()
+    trace_path = path.resolve()
     bytes_allowed = memory or int(machine_memory() * MEMORY_SHARE)
     db = duckdb.connect(":memory:", config={**SETTINGS, "memory_limit": f"{bytes_allowed // 1000}KB"})
     try:
-        allowed = [where, where.with_name(where.name + ".wal"), *files]
+        allowed = [trace_path, trace_path.with_name(trace_path.name + ".wal"), *files]
         db.execute(
             f"SET allowed_paths = [{', '.join(f'{chr(39)}{quoted(entry)}{chr(39)}' for entry in allowed)}]"
         )
@@ -173,7 +173,7 @@ def _attached(
             db.execute(f"SET allowed_directories = ['{quoted(writable)}/']")
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
-        db.execute(f"ATTACH '{quoted(where)}' AS {FILE} (READ_ONLY, TYPE duckdb)")
+        db.execute(f"ATTACH '{quoted(trace_path)}' AS {FILE} (READ_ONLY, TYPE duckdb)")
     except duckdb.Error as error:
         db.close()
         raise TraceError(

@@ -12,7 +12,7 @@ DEEPEST = 64
 
 
 def read_json(text: str | None) -> Any:
-    """The value of a JSON text; None where the text is NULL.
+    """The value of a JSON text; None if the text is NULL.
 
     Raises:
         ValueError: the text is no JSON, too long, or nested too deep.
@@ -31,7 +31,7 @@ def read_json(text: str | None) -> Any:
 
 
 def json_object(text: str | None) -> dict[str, Any] | None:
-    """The JSON object in a text. An empty dictionary where the text is NULL; None where it holds no JSON object."""
+    """The JSON object in a text. An empty dictionary if the text is NULL; None if it holds no JSON object."""
     try:
         value = read_json(text)
     except ValueError:

@@ -38,7 +38,7 @@ WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
 
 
 def engine_info(row: dict[str, Any]) -> EngineInfo:
-    """A row of `engine` as a value. Numbers that the model needs are 0 where they are NULL."""
+    """A row of `engine` as a value. Numbers that the model needs are 0 if they are NULL."""
     names = EngineInfo.__dataclass_fields__
     values = {name: value for name, value in row.items() if name in names and value is not None}
     for name in ("config", "env"):
@@ -133,7 +133,7 @@ class Reader:
         return [RecordedRow(*row) for row in self.db.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
-        """The step of the first event of a kind of each request; MISSING where there is none."""
+        """The step of the first event of a kind of each request; MISSING if there is none."""
         events = self._numpy(
             f"SELECT request, min(step) AS step FROM event WHERE engine_id = $1 AND kind = '{kind}' "
             "AND request IS NOT NULL AND step IS NOT NULL GROUP BY request ORDER BY request"
@@ -172,7 +172,7 @@ class Reader:
         }
 
     def block_hashes(self) -> NDArray[Any]:
-        """The hashes of each request's full prompt blocks, an array each, None where the trace has none."""
+        """The hashes of each request's full prompt blocks, an array each, None if the trace has none."""
         query = "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request"
         hashes: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
         lists: NDArray[Any] = np.ma.getdata(hashes).copy()

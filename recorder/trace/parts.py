@@ -43,7 +43,7 @@ class Parts:
 
 
 def find_parts(db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables) -> Parts | None:
-    """The parts that the attached trace names; None where it is complete.
+    """The parts that the attached trace names; None if it is complete.
 
     Raises:
         TraceError: the collector's state makes no sense, or a part is missing or is no regular file.

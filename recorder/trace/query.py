@@ -141,7 +141,7 @@ class _Query(Generic[Result]):
 
 
 def _given_up(db: duckdb.DuckDBPyConnection, query: _Query[Any], error: UsageError) -> UsageError:
-    """Interrupt the query. Returns `error`, or a StuckQueryError with the same text where the query does not end."""
+    """Interrupt the query. Returns `error`, or a StuckQueryError with the same text if the query does not end."""
     db.interrupt()
     if query.ended.wait(PATIENCE):
         return error

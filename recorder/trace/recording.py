@@ -76,7 +76,7 @@ class Acceptance(ByValue):
     `num_accepted[offsets[i]:offsets[i + 1]]` (int16) are the draft tokens accepted in the 1st, 2nd, … recorded decode
     forward of the i-th entry of `Recording.requests`. `offsets` (int64) has one entry more than there are requests.
 
-    `num_verified` (int16, as long as `num_accepted`) are the draft tokens that each forward verified; MISSING where
+    `num_verified` (int16, as long as `num_accepted`) are the draft tokens that each forward verified; MISSING if
     the number is not known. None: it is known of no forward.
     """
 
@@ -179,7 +179,7 @@ class RecordingDetails(Protocol):
     def order(self) -> CallOrder | None:
         """The scheduling calls and what changed the queues between them.
 
-        None where the engine does not schedule ahead of its forwards, or where some of the calls are not known.
+        None if the engine does not schedule ahead of its forwards, or if some of the calls are not known.
         """
 
     @property
@@ -214,7 +214,7 @@ class LoadedDetails(ByValue):
 
     @property
     def row_scan(self) -> RowScan:
-        """What only a scan of every row gives. Raises a TraceError where `loaded(row_by_row=False)` left it out."""
+        """What only a scan of every row gives. Raises a TraceError if `loaded(row_by_row=False)` left it out."""
         if self.scan is None:
             raise TraceError(
                 "this recording was loaded without the scan of every row",
@@ -233,7 +233,7 @@ class LoadedDetails(ByValue):
 class Recording(ByValue):
     """One engine's steps, its requests, and how these ended: a value.
 
-    Two recordings are equal where their contents are equal. A `loaded` recording can be pickled, and can be used after
+    Two recordings are equal if their contents are equal. A `loaded` recording can be pickled, and can be used after
     its trace is closed.
     """
 
@@ -283,7 +283,7 @@ class Recording(ByValue):
     def step_digests(self) -> NDArray[np.int64] | None:
         """The digest of what each step ran (int64), one per entry of `steps`.
 
-        MISSING where not all requests of a step are recorded. None: no rows are known.
+        MISSING if not all requests of a step are recorded. None: no rows are known.
         """
         recorded = self.details.row_scan.digests
         if recorded is None:

@@ -120,7 +120,7 @@ def _check_table(path: Path, table: schema.Table, tables: FileTables, *, earlier
 
 
 def check_columns(path: Path, table: schema.Table, columns: ColumnTypes, *, earlier: bool = False) -> None:
-    """Raise a TraceError where these columns are not those of the schema's table."""
+    """Raise a TraceError if these columns are not those of the schema's table."""
     for column in table.columns:
         actual_type = columns.get(column.name)
         if actual_type is None and not earlier:

@@ -46,7 +46,7 @@ class Standstill:
     """The calls since the last move. Times are in ns, UTC.
 
     The counts are those of the last call, as in the table `call`. `head` is the id of the request at the head of the
-    queue. `num_calls` is None where the first row stands for several calls and some of them came before the last move.
+    queue. `num_calls` is None if the first row stands for several calls and some of them came before the last move.
     """
 
     since: int

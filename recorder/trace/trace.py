@@ -42,14 +42,14 @@ class Trace:
         return is_growing(self.db)
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
-        """The rows of a query as dictionaries. Raises a TraceError where the file cannot be read."""
+        """The rows of a query as dictionaries. Raises a TraceError if the file cannot be read."""
         with reading(self.path):
             result = self.db.execute(query, parameters or [])
             names = [column[0] for column in result.description or ()]
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
     def query(self, text: str) -> duckdb.DuckDBPyRelation:
-        """The relation of a user's query. Raises a UsageError where it does more than read, or DuckDB cannot run it."""
+        """The relation of a user's query. Raises a UsageError if it does more than read, or DuckDB cannot run it."""
         refuse_statements(self.db, text)
         with running():
             return self.db.sql(text)
@@ -92,7 +92,7 @@ class Trace:
             return recording_of(self.db, engine_info(row), self.notes())
 
     def check_step_requests(self, engine_id: int) -> None:
-        """Raise a TraceError where the rows of `step_request` contradict the other tables.
+        """Raise a TraceError if the rows of `step_request` contradict the other tables.
 
         A replay that reschedules these rows checks them first.
         """

@@ -168,7 +168,7 @@ def contradictory(path: Path, problems: Sequence[str]) -> TraceError:
 
 
 def check_engine(path: Path, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """TraceError where a row of `engine`, one of `rows`, holds values that no engine has."""
+    """TraceError if a row of `engine`, one of `rows`, holds values that no engine has."""
     problems = engine_problems(row, rows)
     if problems:
         raise contradictory(path, problems)
@@ -208,7 +208,7 @@ ROLES = ("mixed", "prefill", "decode")
 
 
 def check_tables(db: duckdb.DuckDBPyConnection, path: Path, engine_id: int) -> None:
-    """Raise a TraceError where rows of one engine hold values that no recording can have. Cheap: bounds and keys."""
+    """Raise a TraceError if rows of one engine hold values that no recording can have. Cheap: bounds and keys."""
     problems = [*rows_problems(db, engine_id), *key_problems(db, engine_id)]
     if problems:
         raise contradictory(path, problems)
@@ -288,7 +288,7 @@ def rows_missing(db: duckdb.DuckDBPyConnection, engine_id: int) -> int:
 
 
 def check_step_requests(db: duckdb.DuckDBPyConnection, path: Path, engine_id: int) -> None:
-    """Raise a TraceError where rows of `step_request` contradict `step` or `request`. A replay reschedules these rows.
+    """Raise a TraceError if rows of `step_request` contradict `step` or `request`. A replay reschedules these rows.
 
     Reads all rows: about a second for 34 million.
     """
