@@ -25,7 +25,7 @@ def deliver(conversation: Conversation, session: Session) -> dict[str, Any]:
     Returns `Agent.status`, and with it the process's `modules` of serving engines. If the process has no engine that we
     know, nothing is loaded, and `hooks` is empty.
     """
-    survey = conversation.ask(f"{_loader()}\nresult = look({_hooked_modules()!r})\n")
+    survey = conversation.ask(f"{_loader()}\nresult = find_engines({_hooked_modules()!r})\n")
     if not survey["engines"]:
         return {"hooks": [], "problem": "", "modules": survey["modules"]}
     engines = tuple(survey["engines"])

@@ -48,7 +48,7 @@ class Agent:
         self.box: mailbox.Mailbox | None = None
         self.box_problem = ""
         self.last_word = mailbox.NO_COMMAND
-        self.look_at = self.check_at = 0.0
+        self.next_look = self.next_check = 0.0
         self.retry_after = RETRY_FIRST
 
     def needs_attention(self) -> bool:
@@ -57,14 +57,14 @@ class Agent:
         if not mark[0] if mark is not None else os.getpid() != self.pid:
             return not self.gone
         now = monotonic()
-        if now < self.look_at:
+        if now < self.next_look:
             return False
-        self.look_at = now + LOOK_EVERY
+        self.next_look = now + LOOK_EVERY
         box = self.box
         if box is None:
             return not self.gone
         try:
-            return now >= self.check_at or box.command_word() != self.last_word
+            return now >= self.next_check or box.command_word() != self.last_word
         except OSError:
             return True
 
@@ -86,8 +86,8 @@ class Agent:
             self.lock.release()
 
     def _attend(self) -> None:
-        if self.box is not None and monotonic() >= self.check_at:
-            self.check_at = monotonic() + CHECK_EVERY
+        if self.box is not None and monotonic() >= self.next_check:
+            self.next_check = monotonic() + CHECK_EVERY
             if not self.box.is_there:
                 self._close_box()
         if self.box is None:
@@ -113,7 +113,7 @@ class Agent:
         """The mailbox failed. A recording goes on. A new mailbox is tried later, after longer and longer pauses."""
         self._close_box()
         self.box_problem = "no mailbox: %s" % (error,)
-        self.look_at = monotonic() + self.retry_after
+        self.next_look = monotonic() + self.retry_after
         self.retry_after = min(2 * self.retry_after, RETRY_MOST)
 
     def _close_box(self) -> None:
@@ -133,7 +133,7 @@ class Agent:
             directory_path, self.pid, ring.process_start(self.pid), wire.PROTOCOL
         )
         self.last_word, self.box_problem, self.retry_after = mailbox.NO_COMMAND, "", RETRY_FIRST
-        self.look_at, self.check_at = 0.0, monotonic() + CHECK_EVERY
+        self.next_look, self.next_check = 0.0, monotonic() + CHECK_EVERY
         self.box.write_status(self.status())
 
     def _try(self, command: dict[str, Any]) -> None:

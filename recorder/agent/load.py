@@ -56,7 +56,7 @@ def file_name(name: str) -> str:
     return "<fdtrace agent: %s>" % name
 
 
-def look(hooked_modules: dict[str, list[str]]) -> dict[str, Any]:
+def find_engines(hooked_modules: dict[str, list[str]]) -> dict[str, Any]:
     """Which engines and which agent this process has.
 
     `hooked_modules`: for each engine, the modules in which it is hooked. In the result, `in_use` says that the agent is

@@ -39,7 +39,7 @@ FIRST_FORWARD = 72
 """Offset of two words about the first forward written: its step plus 1 (0 before there is one), and its ts. They are
 never overwritten. So one knows how much was lost, even if the first frames are gone."""
 
-LOOK_EVERY = 0.001
+CHECK_EVERY = 0.001
 """Seconds between two checks of the file's length by the writer."""
 
 
@@ -89,7 +89,7 @@ class RingWriter:
 
     def __init__(self, ring: mmap.mmap, segments: int, segment_size: int) -> None:
         self.ring, self.length = ring, len(ring)
-        self.look_at = 0.0
+        self.next_check = 0.0
         self.view = memoryview(ring)
         self.words = self.view.cast("Q")
         self.segments, self.segment_size = segments, segment_size
@@ -111,18 +111,18 @@ class RingWriter:
         except OSError:
             return True
 
-    def _look(self) -> None:
+    def _check_length(self) -> None:
         """Raise OSError if somebody has cut the file."""
         now = monotonic()
-        if now >= self.look_at:
-            self.look_at = now + LOOK_EVERY
+        if now >= self.next_check:
+            self.next_check = now + CHECK_EVERY
             if not self.is_whole:
-                self.look_at = 0.0
+                self.next_check = 0.0
                 raise OSError("the ring's file was cut short by another program")
 
     def next_segment(self) -> None:
         """Close the current segment and begin the next one. The oldest one is overwritten."""
-        self._look()
+        self._check_length()
         if self.end:
             self.words[self.offset >> 3] = self.number << 32 | END_OF_SEGMENT
         self.lap += 1
@@ -138,7 +138,7 @@ class RingWriter:
 
         Raises OSError if somebody has cut the file.
         """
-        self._look()
+        self._check_length()
         if length > self.room:
             if length > self.segment_size - SEGMENT_HEAD - 16:
                 raise ValueError("a frame of %d bytes does not fit a segment" % length)

@@ -142,7 +142,7 @@ class Collector:
             try:
                 self._add(engine, decoded)
             except (OverflowError, ValueError, TypeError) as error:
-                self.rings.spoil(engine, error)
+                self.rings.reject(engine, error)
 
     def _add(self, engine: Engine, decoded: Decoded) -> None:
         for columns in decoded.steps:
@@ -179,7 +179,7 @@ class Collector:
             try:
                 self.store.add(table, columns)
             except duckdb.DataError as error:
-                self.rings.spoil(engine, error)
+                self.rings.reject(engine, error)
             del self.unwritten[0]
 
     def _device_pid(self, engine: Engine) -> int:

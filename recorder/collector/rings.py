@@ -86,15 +86,15 @@ class Rings:
         try:
             return engine.take(read_at)
         except Exception as error:
-            self.spoil(engine, error)
+            self.reject(engine, error)
             engine.discard()
             return Decoded()
 
-    def spoil(self, engine: Engine, error: Exception) -> None:
+    def reject(self, engine: Engine, error: Exception) -> None:
         """Stop reading all rings of an engine: their frames make no sense."""
         for tail in self.tails.values():
             if tail.decoder is engine:
-                tail.spoil(error)
+                tail.reject(error)
 
     def read(self, final: bool = False) -> int:
         """Decode what was committed since the last call. Returns the number of frames read."""

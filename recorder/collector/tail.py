@@ -70,7 +70,7 @@ class RingTail:
         try:
             return self.reader.read()
         except (BadRing, OSError) as error:
-            self.spoil(error)
+            self.reject(error)
             return None
 
     def feed(self, chunk: FrameBlock) -> None:
@@ -81,9 +81,9 @@ class RingTail:
             if self.decoder is not None and self.part is not None:
                 self.decoder.feed(self.part, chunk)
         except Exception as error:  # frames that lie may raise anything
-            self.spoil(error)
+            self.reject(error)
 
-    def spoil(self, error: Exception) -> None:
+    def reject(self, error: Exception) -> None:
         """Stop reading this ring."""
         why = getattr(error, "why", "") or f"{type(error).__name__}: {error}"
         self.problem = self.problem or f"it holds data that no agent writes ({printable(why, 200)})"
@@ -100,7 +100,7 @@ class RingTail:
             try:
                 self._identify(chunk)
             except Exception as error:
-                self.spoil(error)
+                self.reject(error)
             frames += len(chunk.payloads)
             size += len(chunk.data)
         return frames

@@ -179,7 +179,7 @@ def _by_ptrace(target: Target, text: bytes) -> Entry:
 
 def _choose(target: Target, attempt: int, *, may_queue: bool) -> int | None:
     """A parked thread. If none is parked, a running one with `may_queue`, else None."""
-    threads = [t for t in parked.look(target.pid) if t.num_filters <= target.filters_allowed]
+    threads = [t for t in parked.sorted_threads(target.pid) if t.num_filters <= target.filters_allowed]
     waiting = [thread.tid for thread in threads if thread.is_parked]
     if waiting:
         return waiting[attempt % len(waiting)]
@@ -205,7 +205,7 @@ def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> EntryMethod | N
 
 def _nothing_found(target: Target) -> inject_errors.InjectError:
     check_target(target.pid, force=True)  # the process may have been stopped in the meantime
-    threads = parked.look(target.pid)
+    threads = parked.sorted_threads(target.pid)
     if threads and all(thread.state == "D" for thread in threads):
         place = read_small(f"/proc/{target.pid}/wchan", "unknown")
         return inject_errors.Stuck(target.pid, place)

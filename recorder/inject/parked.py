@@ -110,7 +110,7 @@ def is_wait(call: int, arguments: tuple[int, ...]) -> bool:
     return call in WAITS
 
 
-def look(pid: int) -> list[Thread]:
+def sorted_threads(pid: int) -> list[Thread]:
     """Every thread of the process, the best to borrow first.
 
     First those whose wait restarts exactly; then not the main thread (it handles signals); then no futex (other

@@ -398,7 +398,7 @@ def test_a_writer_looks_at_its_files_length_before_it_stores(tmp_path: Path) -> 
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     writer = ring.RingWriter(page, 2, 1 << 18)
     os.truncate(tmp_path / "1-1.ring", 100)
-    writer.look_at = 0.0
+    writer.next_check = 0.0
     for act in (lambda: writer.begin(64), writer.next_segment):
         with pytest.raises(OSError, match="cut short"):
             act()
