@@ -116,9 +116,8 @@ class BatchRows:
         start = request.num_computed_tokens - output.num_scheduled_tokens[request_id]
         self.cached.setdefault(request_id, start)
         if request_id in output.scheduled_spec_decode_tokens:
-            start = (
-                request.num_tokens
-            )  # all but its last token was cached: vLLM padded it to the shape of a decode
+            # All but its last token was cached: vLLM padded it to the shape of a decode.
+            start = request.num_tokens
         else:
             self.prefilling.add(request_id)
         return row, self.row(request, start)

@@ -80,7 +80,7 @@ class OneProcessEngine:
                 self._take_in(frame)
 
     def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
-        """Frames were overwritten. `first_forward`: step and ts of the first forward that is still in the ring."""
+        """Frames were overwritten. `first_forward`: step and ts of the first forward ever written to the ring."""
         self.steps.flush()
         self.call_rows.lose(tasks_are_reported=False)
         self.waits_for_keyframe = True

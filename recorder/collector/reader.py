@@ -197,9 +197,8 @@ class RingReader:
             payloads.append(at + 8 - position.offset)
             at += length
             number += 1
-        data = self._bytes(
-            position.offset, at - position.offset
-        )  # read after the commit words, so it is complete
+        # Read after the commit words, so it is complete.
+        data = self._bytes(position.offset, at - position.offset)
         offset = at if lap == position.lap else self._segment(lap) + rings.SEGMENT_HEAD
         return FrameBlock(data, payloads, lost, self.first_forward if lost else None), Position(
             lap, offset, number

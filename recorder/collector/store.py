@@ -2,7 +2,7 @@
 
 DuckDB locks a file that is open for writing, and a reader of a recording in progress must never wait. So a published
 file is never written again. Instead come new parts, and then a new small database that lists the parts and holds the
-collector's state. It is renamed into place. That rename commits both.
+collector's state. It is renamed to the trace's path. That rename commits both.
 """
 
 from __future__ import annotations
