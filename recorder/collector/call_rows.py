@@ -72,12 +72,12 @@ class CallRows:
             self._finish(first)
 
     def lose(self, tasks_are_reported: bool) -> None:
-        """Forwards were lost. `tasks_are_reported`: `tasks_came` will report the tasks that arrive after the loss."""
+        """Forwards were lost. `tasks_are_reported`: `tasks_arrived` will report tasks after the loss."""
         self.known_from = (
             1 << 62 if tasks_are_reported else max(self.waiting, default=self.known_from - 1) + 1
         )
 
-    def tasks_came(self, number: int) -> None:
+    def tasks_arrived(self, number: int) -> None:
         """The tasks of a call have reached the worker. No forward has begun since then."""
         self.known_from = min(self.known_from, number)
 

@@ -182,13 +182,13 @@ class ManyProcessEngine:
     def _request(self, frame: frames.RequestFrame) -> None:
         reported = frame.request
         reported.arrived_step = MISSING  # it is counted in this ring's own steps
-        came = reported.arrived_at >= 0
-        number = self._number_of(frame.head.request, reported, arrived=came)
+        has_arrived = reported.arrived_at >= 0
+        number = self._number_of(frame.head.request, reported, arrived=has_arrived)
         request = self.ledger.live[number]
-        if came and request.arrived_at < 0:
+        if has_arrived and request.arrived_at < 0:
             request.arrived_at = reported.arrived_at
             request.num_prompt_tokens, request.max_tokens = reported.num_prompt_tokens, reported.max_tokens
-        if came:
+        if has_arrived:
             self.order.events.add(self.calls.next_call, "arrived", number, reported.arrived_at, "", None)
 
     def _number_of(self, local: int, request: OpenRequest, *, arrived: bool = False) -> int:
@@ -223,8 +223,8 @@ class ManyProcessEngine:
     def _tasks(self, call: int) -> None:
         if self.part.kind == "rank":
             return
-        self.ranks.tasks_came(call)
-        self.call_rows.tasks_came(call)
+        self.ranks.tasks_arrived(call)
+        self.call_rows.tasks_arrived(call)
         if self.step >= 0 or not self.begins:
             self.order.events.date(call, self._next_step, self.ledger)
 

@@ -25,7 +25,7 @@ class Ranks:
         self.waiting: list[list[int]] = []
         self.firsts: dict[int, MemoryFrame] = {}
 
-    def tasks_came(self, call: int) -> None:
+    def tasks_arrived(self, call: int) -> None:
         """The tasks of a call have reached rank 0."""
         self.call, self.since = call, MISSING
 
