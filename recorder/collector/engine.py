@@ -9,6 +9,7 @@ from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import FrameBlock
+from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
 
@@ -38,16 +39,20 @@ class Engine(Protocol):
     ledger: Ledger
     call_rows: CallRows
     num_steps: int
+    max_steps: int | None
+    steps: Steps
 
     @property
     def full(self) -> bool:
         """Whether all steps that were asked for are decoded. Later frames belong to the recording only if they complete
         these steps.
         """
+        return self.max_steps is not None and self.num_steps >= self.max_steps
 
     @property
     def unflushed(self) -> int:
         """How many forwards were decoded since the last `take`."""
+        return self.steps.num_waiting
 
     def feed(self, part: Part, chunk: FrameBlock) -> None:
         """Decode consecutive frames of one ring. Sets `part.past` at a frame that is beyond the last step."""

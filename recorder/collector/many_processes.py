@@ -16,7 +16,7 @@ from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector import frames, stalls
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Forwards
-from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.forward_calls import ForwardCalls
 from fdtrace.recorder.collector.frames import UNSEEN, CallFrame, ForwardFrame, Frame, frames_of
 from fdtrace.recorder.collector.held_rows import HeldRows
@@ -41,7 +41,7 @@ STATEFUL = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks"
 """Attributes that save and restore a state of their own."""
 
 
-class ManyProcessEngine:
+class ManyProcessEngine(Engine):
     """`collector.engine.Engine` for several rings. `part` is the ring whose frames are being decoded."""
 
     def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
@@ -68,16 +68,6 @@ class ManyProcessEngine:
         """The same after that, each with the last step at that time; until `take`."""
         self.last_ran: dict[int, int] = {}
         self._decoded = Decoded()
-
-    @property
-    def full(self) -> bool:
-        """As `Engine.full`."""
-        return self.max_steps is not None and self.num_steps >= self.max_steps
-
-    @property
-    def unflushed(self) -> int:
-        """As `Engine.unflushed`."""
-        return self.steps.num_waiting
 
     @property
     def _next_step(self) -> int:

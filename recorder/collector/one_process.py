@@ -6,7 +6,7 @@ from typing import Any
 
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Forwards
-from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.frames import (
     UNSEEN,
     BatchFrame,
@@ -32,7 +32,7 @@ KEPT_CALLS = 64
 """How many scheduling calls are remembered: a forward belongs to one of the latest."""
 
 
-class OneProcessEngine:
+class OneProcessEngine(Engine):
     """`collector.engine.Engine` for one ring. The ring's numbers of requests and steps are also those of the trace."""
 
     def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
@@ -49,16 +49,6 @@ class OneProcessEngine:
         self.lost_from: int | None = None
         self.lost_frames = 0
         self._decoded = Decoded()
-
-    @property
-    def full(self) -> bool:
-        """As `Engine.full`."""
-        return self.max_steps is not None and self.num_steps >= self.max_steps
-
-    @property
-    def unflushed(self) -> int:
-        """As `Engine.unflushed`."""
-        return self.steps.num_waiting
 
     @property
     def _next_step(self) -> int:
