@@ -97,7 +97,7 @@ class GivenScheduler:
         from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
-        driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}.py")
+        driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}_driver.py")
         with Child(driver, self.checkout, self.python, self._env(config, env, recorded or {})) as child:
             if self.engine == "vllm":
                 yield DrivenVllm(child, config, self.name, recorded or {})

@@ -1,4 +1,4 @@
-"""Talks to agents through their mailboxes: who is armed or recorded on this machine, start, stop."""
+"""Talks to agents through their mailboxes: finds the armed or recorded processes of this machine, starts, stops."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fdtrace.recorder.errors import TargetError
 from fdtrace.recorder.inject.users import user_of
 
 ANSWER_WAIT = 1.0
-"""Seconds to wait for an agent's answer: it comes with the engine's next call, at once under load."""
+"""Seconds to wait for an agent's answer. It comes with the engine's next call: under load, at once."""
 
 LOCK_WAIT = 10.0
-"""Seconds to wait for another fdtrace that speaks to the same agent: it needs `ANSWER_WAIT` at most."""
+"""Seconds to wait for another fdtrace that talks to the same agent. It needs `ANSWER_WAIT` at most."""
 
 
 @dataclass(frozen=True)
 class AgentProcess:
-    """An agent in a living process, and what it says of itself."""
+    """An agent in a living process, and the status that it reported."""
 
     pid: int
     uid: int
@@ -34,24 +34,25 @@ class AgentProcess:
 
     @property
     def recording(self) -> str | None:
-        """The id of the recording that it writes to."""
+        """The id of the recording to which it writes."""
         return self.status.get("recording")
 
 
 def find_agent(pid: int) -> AgentProcess | None:
-    """The agent of a process, if it has one. A mailbox left by a process that is gone is removed.
+    """The agent of a process; None if it has none. A mailbox that an ended process left is removed.
 
-    TargetError where its mailbox could be another user's, or is another version's.
+    Raises:
+        TargetError: another user could have made the mailbox, or the agent is of another version.
     """
     try:
         uid = user_of(pid).uid
     except (FileNotFoundError, ProcessLookupError):
         uid = os.geteuid()
-    where = mailbox.directory(uid)
+    directory_path = mailbox.directory(uid)
     try:
-        box = mailbox.Mailbox.open(where, pid, uid)
+        box = mailbox.Mailbox.open(directory_path, pid, uid)
     except PermissionError as error:
-        raise _not_believed(where, uid, error) from None
+        raise _access_error(directory_path, uid, error) from None
     except (OSError, ValueError):
         return None
     try:
@@ -66,30 +67,30 @@ def find_agent(pid: int) -> AgentProcess | None:
                 why=f"it speaks protocol {box.protocol}, this one {wire.PROTOCOL}",
                 hint="use the fdtrace that it was armed with, or restart the engine",
             )
-        return AgentProcess(pid, uid, where, _status(box))
+        return AgentProcess(pid, uid, directory_path, _status(box))
     except (OSError, ValueError):
         return None
     finally:
         box.close()
 
 
-def _not_believed(where: str, uid: int, error: PermissionError) -> TargetError:
+def _access_error(directory_path: str, uid: int, error: PermissionError) -> TargetError:
     if error.errno == errno.EACCES and os.geteuid() not in (0, uid):
         return TargetError(
             f"only user {uid} and root may see the agents of user {uid}",
-            why=f"{where} is closed to others",
+            why=f"{directory_path} is closed to others",
             hint=f"run the same command with `sudo`, or as that user: `sudo -u '#{uid}' fdtrace …`",
         )
     return TargetError(
-        f"the agents of user {uid} cannot be spoken to",
-        why=f"{error}: fdtrace believes nothing that another user could have written",
+        f"fdtrace cannot talk to the agents of user {uid}",
+        why=f"{error}: fdtrace trusts nothing that another user could have written",
         hint=f"have it removed, and find out who made it; or set FDTRACE_DIR, for the server and for fdtrace, to a "
         f"directory of user {uid} alone (mode 0700)",
     )
 
 
 def _status(box: mailbox.Mailbox) -> dict[str, Any]:
-    for _ in range(50):  # it may be writing just now
+    for _ in range(50):  # the process may be writing it at this moment
         try:
             return box.status()
         except ValueError:
@@ -98,20 +99,20 @@ def _status(box: mailbox.Mailbox) -> dict[str, Any]:
 
 
 def agents(problems: list[TargetError] | None = None) -> list[AgentProcess]:
-    """Every agent of this user; root sees those of all. `problems`: takes what cannot be spoken to, and why."""
+    """Every agent of this user; root sees those of all. `problems` gets an error for each that we cannot use."""
     directories = {mailbox.directory()}
     if os.geteuid() == 0:
         directories.update(glob.glob("/tmp/fdtrace-[0-9]*"))
     names = [name for directory in sorted(directories) for name in _names(directory)]
     pids = sorted({int(name[:-4]) for name in names if name.endswith(".ctl") and name[:-4].isdigit()})
-    found = []
+    candidates = []
     for pid in pids:
         try:
-            found.append(find_agent(pid))
+            candidates.append(find_agent(pid))
         except TargetError as error:
             if problems is not None:
                 problems.append(error)
-    return [agent for agent in found if agent is not None]
+    return [agent for agent in candidates if agent is not None]
 
 
 def _names(directory: str) -> list[str]:
@@ -123,14 +124,14 @@ def _names(directory: str) -> list[str]:
 
 @contextmanager
 def _alone(agent: AgentProcess) -> Iterator[mailbox.Mailbox | None]:
-    """The mailbox, no other controller using it meanwhile; None where it is gone."""
+    """The mailbox of an agent, locked: no other controller uses it. None if it is gone."""
     try:
         box = mailbox.Mailbox.open(agent.directory, agent.pid, agent.uid)
     except (FileNotFoundError, ValueError):
         yield None
         return
     except PermissionError as error:
-        raise _not_believed(agent.directory, agent.uid, error) from None
+        raise _access_error(agent.directory, agent.uid, error) from None
     try:
         _lock(box, agent.pid)
         yield box
@@ -147,7 +148,7 @@ def _lock(box: mailbox.Mailbox, pid: int) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise TargetError(
-                    f"the agent in process {pid} is being spoken to by another program",
+                    f"another program is talking to the agent in process {pid}",
                     why=f"something has held the lock of {box.path} for {LOCK_WAIT:g} s",
                     hint=f"`fuser {box.path}` names it",
                 ) from None
@@ -155,10 +156,9 @@ def _lock(box: mailbox.Mailbox, pid: int) -> None:
 
 
 def command(agent: AgentProcess, order: dict[str, Any], wait: float | None = None) -> dict[str, Any] | None:
-    """Leave an order for an agent; its status once it obeyed, or None where it did not within `wait` seconds.
+    """Leave an order for an agent. Returns its status after it obeyed; None if it did not obey within `wait` seconds.
 
-    `wait` None: `ANSWER_WAIT`.
-    An idle engine makes no calls, so the order waits in the mailbox for its next one.
+    `wait` None: `ANSWER_WAIT`. An idle engine makes no calls. Then the order waits in the mailbox for its next call.
     """
     return commands([agent], order, wait)[0]
 
@@ -166,28 +166,28 @@ def command(agent: AgentProcess, order: dict[str, Any], wait: float | None = Non
 def commands(
     agents: list[AgentProcess], order: dict[str, Any], wait: float | None = None
 ) -> list[dict[str, Any] | None]:
-    """`command` for each of these agents, at once: `wait` is for all of them together."""
-    found: list[dict[str, Any] | None] = [None] * len(agents)
+    """`command` for all of these agents at once. `wait` is the time for all of them together."""
+    statuses: list[dict[str, Any] | None] = [None] * len(agents)
     with ExitStack() as stack:
         waiting: dict[int, tuple[mailbox.Mailbox, int]] = {}
         for i, agent in enumerate(agents):
             box = stack.enter_context(_alone(agent))
-            with suppress(OSError, ValueError):  # it has left just now
+            with suppress(OSError, ValueError):  # it has just ended
                 if box is not None:
                     waiting[i] = box, box.send(order)
         deadline = time.monotonic() + (ANSWER_WAIT if wait is None else wait)
         while waiting:
             is_over = time.monotonic() > deadline
             for i, (box, number) in list(waiting.items()):
-                with suppress(OSError, ValueError):  # it was cut short: no answer will come
+                with suppress(OSError, ValueError):  # the mailbox was cut short: no answer will come
                     if box.answered(number):
-                        found[i] = _status(box)
+                        statuses[i] = _status(box)
                         del waiting[i]
-                    elif not box.is_there:  # the agent has made itself a new one
+                    elif not box.is_there:  # the agent has made a new mailbox
                         fresh = stack.enter_context(_alone(agents[i]))
                         if fresh is not None:
                             waiting[i] = fresh, fresh.send(order)
             if is_over:
                 break
             time.sleep(0.002)
-    return found
+    return statuses

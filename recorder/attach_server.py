@@ -1,4 +1,4 @@
-"""Gets the agent into every Python process of a server, and out again."""
+"""Brings the agent into every Python process of a server, and takes it out again."""
 
 from __future__ import annotations
 
@@ -25,25 +25,31 @@ from fdtrace.recorder.session import Session
 
 @dataclass(frozen=True)
 class Reached:
-    """One process that records or will: `way` is `armed`, `remote_exec`, `ptrace` or `pending`.
+    """A process that records or will record. `method` is `armed`, `remote_exec`, `ptrace` or `pending`.
 
-    `waiting`: it is armed, but its engine was idle; it begins with its next step. `held_us`: the longest time that a
-    thread of it was held.
+    `waiting`: the process is armed but its engine was idle, so it begins with its next step. `held_us`: the longest
+    time for which one of its threads was held.
     """
 
     pid: int
-    way: str
+    method: str
     waiting: bool
     status: dict[str, Any]
     held_us: int = 0
 
 
 def attach(pid: int, session: Session, *, force: bool = False) -> list[Reached]:
-    """Reach every process under `pid` that has an engine's scheduler or worker loaded, the deepest first: what an
-    engine says of its running requests when its recording begins is then newer than what its workers began with.
+    """Reach every process of the tree under `pid` that has loaded an engine's scheduler or worker.
 
-    TargetError where none has, or none can be reached; then nothing was changed. `force`: also enter processes whose
-    system calls a seccomp filter looks at, which may kill them.
+    The deepest processes come first. So when the engine reports its running requests, its workers record already.
+
+    Args:
+        pid: the server.
+        session: the recording.
+        force: also enter processes whose system calls a seccomp filter checks. The filter may kill them.
+
+    Raises:
+        TargetError: no process has an engine, or none can be reached. Then nothing was changed.
     """
     check_process(pid)
     delivery.prepare()
@@ -58,7 +64,7 @@ def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
     for process in reversed(process_tree(pid)):
         rest()
         try:
-            found = _reach(process.pid, session, force)
+            outcome = _reach(process.pid, session, force)
         except (TargetEnded, NotCPython) as error:
             if process.depth == 0:
                 problems.append((process.pid, error))
@@ -67,9 +73,9 @@ def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
             if process.depth == 0 or is_python(process.pid) is not False:
                 problems.append((process.pid, error))
             continue
-        modules.update(found.status.get("modules", ()))
-        if found.status.get("hooks") or found.waiting:
-            reached.append(found)
+        modules.update(outcome.status.get("modules", ()))
+        if outcome.status.get("hooks") or outcome.waiting:
+            reached.append(outcome)
     problems.reverse()
     if not reached:
         raise _nothing_reached(pid, problems, modules)
@@ -80,10 +86,10 @@ def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
 def _nothing_reached(pid: int, problems: list[tuple[int, FdtraceError]], modules: set[str]) -> FdtraceError:
     if problems:
         return problems[0][1]
-    seen = ", ".join(sorted(modules)[:8]) or "none of a known engine"
+    module_names = ", ".join(sorted(modules)[:8]) or "none of a known engine"
     return TargetError(
         f"no scheduler was found in process {pid} or below it",
-        why=f"modules seen: {seen}",
+        why=f"modules seen: {module_names}",
         hint="give the pid of the server (or of its engine process); start a new one with `fdtrace record -- CMD`",
     )
 
@@ -119,11 +125,11 @@ def _already(pid: int, status: dict[str, Any]) -> TargetError:
 
 
 def _inject(pid: int, session: Session, force: bool) -> Reached:
-    with contextlib.suppress(OSError):  # what stands in the way, `run_in_process` tells
+    with contextlib.suppress(OSError):  # `run_in_process` reports what is wrong
         _check_namespace(pid)
     try:
-        with enter(pid, force=force) as (entry, there):
-            status = delivery.deliver(there, session)
+        with enter(pid, force=force) as (entry, conversation):
+            status = delivery.deliver(conversation, session)
     except InjectError as error:
         if _is_armed(pid):
             error.why += f"; it is armed, but has no mailbox in {session.mailboxes}: it has made no call yet, or could "
@@ -133,11 +139,11 @@ def _inject(pid: int, session: Session, force: bool) -> Reached:
         raise _already(pid, status)
     if status.get("problem"):
         raise _could_not_begin(pid, status["problem"], session)
-    return Reached(pid, entry.way, False, status, entry.held_us)
+    return Reached(pid, entry.method, False, status, entry.held_us)
 
 
 def _is_armed(pid: int) -> bool:
-    """Whether it was started with FDTRACE set, as far as we may see."""
+    """Whether the process was started with FDTRACE set, as far as we may see."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return any(entry.startswith(b"FDTRACE=") for entry in file.read().split(b"\0"))
@@ -146,7 +152,7 @@ def _is_armed(pid: int) -> bool:
 
 
 def _check_namespace(pid: int) -> None:
-    """Our rings must be where the process finds them."""
+    """Raise a TargetError if the process cannot find our rings."""
     ours, theirs = (os.stat(f"/proc/{who}/ns/mnt").st_ino for who in ("self", pid))
     if ours != theirs:
         raise TargetError(
@@ -157,30 +163,30 @@ def _check_namespace(pid: int) -> None:
 
 
 def detach(session_id: str, reason: str = "detach") -> list[str]:
-    """Stop every agent that records to a session and give the classes back; what could not be, in words.
+    """Stop every agent that records to a session, and restore the original methods. Returns what failed, in words.
 
-    An injected agent whose engine is idle is made to obey by a second injection; an armed one obeys at its next call.
+    If its engine is idle, an injected agent is made to obey by a second injection. An armed one obeys at its next call.
     """
-    left = []
+    notes = []
     agents = [agent for agent in agent_processes.agents() if agent.recording == session_id]
     answers = agent_processes.commands(agents, {"op": "stop", "reason": reason})
     for agent, answer in zip(agents, answers, strict=True):
         idle = answer is None and not agent.status.get("armed")
         status, why = _obey_now(agent.pid) if idle else (answer, "")
         if status is None:
-            left.append(
+            notes.append(
                 f"process {agent.pid} is idle: it stops, and gives its hooks back, at its next call{why}"
             )
         else:
-            left += status.get("notes", [])
-    return left
+            notes += status.get("notes", [])
+    return notes
 
 
 def _obey_now(pid: int) -> tuple[dict[str, Any] | None, str]:
-    """The agent's status, or None and why its process could not be entered."""
+    """The agent's status; or None, and why its process could not be entered."""
     source = f"import sys\nresult = sys.modules[{load.NAME!r}].arm.attend()\n"
     try:
-        # It was entered before: whatever filter it is under has let that pass.
+        # The process was entered before: its filter allows what we do.
         status: dict[str, Any] = run_in_process(pid, source, force=True).value
     except FdtraceError as error:
         return None, f" ({error.what})"

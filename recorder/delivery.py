@@ -1,6 +1,6 @@
-"""What is sent into a process that was entered: a look at what it has, the agent for that, the order to begin.
+"""What is sent into an entered process: code that looks at its modules, the agent for its engine, the order to begin.
 
-An agent that an earlier recording left there, hooks off, is used again where it is the same.
+If an earlier recording left the same agent there, with its hooks off, that agent is used again.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from fdtrace.recorder.session import Session
 AGENT = Path(load.__file__).parent
 
 
-def deliver(there: Conversation, session: Session) -> dict[str, Any]:
-    """Hook the process and have it record to `session`; what it answers is `Agent.status`, with the `modules` of
-    serving engines that it has. Where it has no engine that we know, nothing is loaded and `hooks` is empty.
+def deliver(conversation: Conversation, session: Session) -> dict[str, Any]:
+    """Hook the process and make it record to `session`.
+
+    Returns `Agent.status`, and with it the process's `modules` of serving engines. If the process has no engine that we
+    know, nothing is loaded, and `hooks` is empty.
     """
-    seen = there.ask(f"{_loader()}\nresult = look({_known()!r})\n")
-    if not seen["engines"]:
-        return {"hooks": [], "problem": "", "modules": seen["modules"]}
-    engines = tuple(seen["engines"])
+    survey = conversation.ask(f"{_loader()}\nresult = find_engines({_hooked_modules()!r})\n")
+    if not survey["engines"]:
+        return {"hooks": [], "problem": "", "modules": survey["modules"]}
+    engines = tuple(survey["engines"])
     wanted, data = identity(engines), b""
-    if seen["in_use"]:
-        wanted = seen["agent"]
-    elif seen["agent"] != wanted:
-        data = marshal.dumps(_compiled(engines) if there.is_our_python else _sources(engines), 2)
+    if survey["in_use"]:
+        wanted = survey["agent"]
+    elif survey["agent"] != wanted:
+        data = marshal.dumps(_compiled(engines) if conversation.is_our_python else _sources(engines), 2)
     agent = f"load(marshal.loads(data) if data else {{}}, {wanted!r})"
-    status: dict[str, Any] = there.ask(f"result = {agent}.inject({session.for_agent()!r})\n", data)
-    return dict(status, modules=seen["modules"])
+    status: dict[str, Any] = conversation.ask(f"result = {agent}.inject({session.for_agent()!r})\n", data)
+    return dict(status, modules=survey["modules"])
 
 
 @functools.cache
 def identity(engines: tuple[str, ...]) -> str:
-    """What tells an agent for these engines from those of other versions of fdtrace."""
+    """Distinguishes an agent for these engines from the agents of other versions of fdtrace."""
     return hashlib.sha256(marshal.dumps(sorted(_sources(engines).items()), 2)).hexdigest()[:16]
 
 
@@ -61,28 +63,28 @@ def _compiled(engines: tuple[str, ...]) -> dict[str, bytes]:
 
 @functools.cache
 def _code(name: str, text: str) -> bytes:
-    """One module's: most are every engine's."""
+    """The code object of one module, marshalled. Most modules are the same for every engine."""
     return marshal.dumps(compile(text, load.file_name(name), "exec"))
 
 
 @functools.cache
-def _known() -> dict[str, list[str]]:
-    """The modules that each engine is hooked in."""
+def _hooked_modules() -> dict[str, list[str]]:
+    """For each engine, the modules in which it is hooked."""
     for names in load.ENGINES.values():
         for name in names:
             importlib.import_module(f"fdtrace.recorder.agent.{name}")
-    found: dict[str, set[str]] = {engine: set() for engine in load.ENGINES}
+    modules_of: dict[str, set[str]] = {engine: set() for engine in load.ENGINES}
     for adapter in adapters.loaded():
         engine = next(
             e for e, names in load.ENGINES.items() if adapter.__module__.rpartition(".")[2] in names
         )
-        found[engine] |= {hook.module for hook in adapter(None).hooks}
-    return {engine: sorted(modules) for engine, modules in found.items()}
+        modules_of[engine] |= {hook.module for hook in adapter(None).hooks}
+    return {engine: sorted(modules) for engine, modules in modules_of.items()}
 
 
 def prepare() -> None:
-    """Do beforehand what takes time and concerns no process: compiling the agent."""
-    _known()
+    """Do in advance what takes time and needs no process: compile the agent."""
+    _hooked_modules()
     _loader()
     for engine in load.ENGINES:
         identity((engine,))

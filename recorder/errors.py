@@ -8,8 +8,8 @@ from fdtrace.recorder.printable import printable_lines
 class FdtraceError(Exception):
     """What happened, why, and what to do next.
 
-    `exit_code` is the command's: 1 a check found something, 2 wrong use, 3 the target or the trace cannot be used.
-    Its texts may quote a trace, an engine or another process: they are made safe to print here, once.
+    `exit_code` is that of the command: 1 a check failed, 2 wrong use, 3 the target or the trace cannot be used. The
+    texts may quote a trace, an engine or another process: here, and only here, they are made safe to print.
     """
 
     exit_code = 3
@@ -36,7 +36,7 @@ class UsageError(FdtraceError):
 
 
 class TraceError(FdtraceError):
-    """A file is no trace, or one that this version cannot read."""
+    """A file is no trace, or this version cannot read it."""
 
 
 class TargetError(FdtraceError):
@@ -44,7 +44,7 @@ class TargetError(FdtraceError):
 
 
 class StuckQueryError(UsageError):
-    """A query ran into its limit and does not heed the interruption: a thread of this process still computes it.
+    """A query went past its limit and does not react to the interruption: a thread of this process still runs it.
 
-    Only the end of the process ends that thread; the command ends at once, without waiting for it.
+    Only the end of the process ends that thread. The command ends at once, without waiting for it.
     """

@@ -1,6 +1,6 @@
-"""Removes what an fdtrace left that was killed: directories of rings that nobody can recover, and of sockets.
+"""Removes what a killed fdtrace left behind: directories of rings that nobody can recover, and of sockets.
 
-By what each says of who made it, and of whom it is; never because of a name alone.
+It decides by the maker and owner that each of them names, never only because of a name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fdtrace.recorder.maker import Maker
 from fdtrace.recorder.ring_directory import RingDirectory, every_directory
 
 LOCK = "collector.lock"
-"""The file among the parts of which a collector holds the lock (flock)."""
+"""The file in the parts directory that a collector locks (flock)."""
 
 
 def sweep() -> None:
-    """Remove the leftovers of this user; root: of all that root has made for others."""
+    """Remove the leftovers of this user. Root also removes what root has made for other users."""
     for rings in every_directory():
         with contextlib.suppress(OSError):
             if is_leftover(rings):
@@ -36,8 +36,9 @@ def sweep() -> None:
 
 
 def is_leftover(rings: RingDirectory) -> bool:
-    """Whether nobody will ever read these rings: who made them has ended, no process writes to them, and their parts
-    are gone or they are empty. What `fdtrace recover` can make a trace of stays.
+    """Whether nobody will ever read these rings: their maker has ended, no process writes to them, and either their
+    parts are gone, or there are no rings and no collector works on the parts. If `fdtrace recover` can make a trace of
+    them, they stay.
     """
     owner = rings.owner
     if owner is None:
@@ -52,7 +53,7 @@ def is_leftover(rings: RingDirectory) -> bool:
 
 
 def is_collected(parts: Path) -> bool:
-    """Whether a collector works on these parts just now: it holds their lock."""
+    """Whether a collector works on these parts at this moment: it holds their lock."""
     try:
         fd = os.open(parts / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -92,13 +93,13 @@ def _meetings() -> Iterator[tuple[Path, User]]:
             if maker is None or not maker.is_gone:
                 continue
             with contextlib.suppress(OSError):
-                found = os.lstat(parent / name)
-                if stat.S_ISDIR(found.st_mode) and me in (0, found.st_uid):
-                    yield parent / name, User(found.st_uid, found.st_gid)
+                status = os.lstat(parent / name)
+                if stat.S_ISDIR(status.st_mode) and me in (0, status.st_uid):
+                    yield parent / name, User(status.st_uid, status.st_gid)
 
 
 def _maker_in(name: str, prefix: str) -> Maker | None:
-    """The maker that a name of ours tells: prefix, maker, a dash and more."""
+    """The maker in a name of ours: prefix, maker, a dash, and more."""
     if not name.startswith(prefix):
         return None
     return Maker.parse(name[len(prefix) :].rpartition("-")[0])

@@ -1,4 +1,4 @@
-"""Which process made a file or directory: whether what it left may go."""
+"""Which process made a file or directory. It decides whether what that process left may be removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fdtrace.recorder.agent.ring import process_start
 
 @dataclass(frozen=True)
 class Maker:
-    """A process for good: pid and start time (clock ticks since boot), and the pid namespace that the pid counts in."""
+    """Identifies a process even after its pid is reused: pid, start time (clock ticks since boot) and pid namespace."""
 
     namespace: int
     pid: int
@@ -23,18 +23,20 @@ class Maker:
 
     @classmethod
     def parse(cls, text: str) -> Maker | None:
-        """What `str` made; None where the text is not that."""
-        parts = text.split("-")
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
+        """The maker that `str` wrote; None if the text is something else."""
+        fields = text.split("-")
+        if len(fields) != 3 or not all(
+            field.isascii() and field.isdigit() and len(field) < 20 for field in fields
+        ):
             return None
-        return cls(*map(int, parts))
+        return cls(*map(int, fields))
 
     def __str__(self) -> str:
         return f"{self.namespace}-{self.pid}-{self.start}"
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has surely ended: the pids of another namespace tell nothing."""
+        """Whether it has certainly ended. The pids of another namespace say nothing, so then: False."""
         return self.namespace == _namespace() and process_start(self.pid) != self.start
 
 

@@ -1,25 +1,25 @@
-"""Makes text that fdtrace did not write itself safe to print: a terminal must not act on what a trace holds."""
+"""Makes text that fdtrace did not write safe to print: a terminal must not act on what a trace holds."""
 
 from __future__ import annotations
 
 import unicodedata
 
 MAX_SHOWN = 2000
-"""Characters of one text that are shown; the rest is counted."""
+"""Most characters of one text that are shown. How many it has in all is printed behind them."""
 
 SPACES = "Zs"
-"""Unicode's category of spaces, which `str.isprintable` refuses and a terminal only leaves blank."""
+"""Unicode's category of spaces. `str.isprintable` rejects them, but a terminal only prints a gap."""
 
 
 def printable(text: object, limit: int = MAX_SHOWN) -> str:
-    r"""`text` on one line, with nothing in it that a terminal would act on.
+    r"""`text` on one line, without anything on which a terminal would act.
 
-    Control characters (C0, DEL, C1), line ends, characters that change the direction of writing or are invisible, and
-    lone surrogates become escapes as in Python: `\x1b`, `\u202e`. All else stays as it is, markup of Rich too: put the
-    result into a `rich.text.Text`, never into markup.
+    Control characters (C0, DEL, C1), line ends, invisible characters, characters that change the direction of writing,
+    and lone surrogates become escapes as in Python: `\x1b`, `\u202e`. All else stays as it is, also the markup of Rich:
+    put the result into a `rich.text.Text`, never into markup.
 
     Args:
-        text: any value; what is no str is converted.
+        text: any value; a value that is no str is converted.
         limit: characters kept; a longer text ends with `…` and its length.
     """
     value = text if isinstance(text, str) else str(text)
@@ -32,8 +32,8 @@ def printable(text: object, limit: int = MAX_SHOWN) -> str:
 
 
 def printable_lines(text: object, indent: str = "", limit: int = MAX_SHOWN) -> str:
-    """As `printable`, but line ends stay; each line after the first begins with `indent`, so that no line of a foreign
-    text can pass for one of fdtrace's own.
+    """As `printable`, but line ends stay. Each line after the first begins with `indent`: no line of a foreign text can
+    look like one of fdtrace's own.
     """
     value = text if isinstance(text, str) else str(text)
     lines = value[:limit].expandtabs().split("\n")

@@ -1,8 +1,8 @@
 """The directory in shared memory in which the agents of one recording make their rings.
 
-It is the recorded process's user's, who may do with it as they like; so it is used by descriptor, and changed with that
-user's own rights. A file in it says which parts it belongs to, by their inode: whatever a `session.json` says that came
-from elsewhere, no other recording's rings are read or removed.
+It belongs to the user of the recorded process, who may do anything with it. So it is used by its descriptor, and
+changed with that user's own rights. A file in it names, by their inode, the parts to which it belongs. So even if a
+foreign `session.json` names it, the rings of another recording are never read or removed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fdtrace.recorder.inject.users import User, acting_as, user_name
 from fdtrace.recorder.maker import Maker
 
 BASES = (Path("/dev/shm"), Path("/tmp"))
-"""Where there may be one, best first: memory, or a disk."""
+"""Where such directories may be, the best first: in memory, or on a disk."""
 
 PREFIX = "fdtrace-rings-"
 COUNT = 4
-"""So many rings should find room: a server has several processes."""
+"""There should be room for so many rings: a server has several processes."""
 
 OWNER = "owner"
-"""The file in it that says whose it is."""
+"""The file in it that names its owner."""
 
 MOST_BYTES = 1 << 16
-"""Longer is no `OWNER` file of ours."""
+"""Most bytes of an `OWNER` file of ours."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{12}")
 RING_NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\.ring")
@@ -42,7 +42,7 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose rings they are: the fdtrace that made the directory, and the parts of its recording."""
+    """The owner of a directory of rings: the fdtrace that made it, and the parts of its recording."""
 
     maker: Maker
     parts: str
@@ -51,47 +51,50 @@ class Owner:
 
     @classmethod
     def of(cls, parts: Path) -> Owner:
-        """This process, for the parts at a path."""
-        found = os.stat(parts)
-        return cls(Maker.this(), str(parts.absolute()), found.st_dev, found.st_ino)
+        """This process as the owner, for the parts at a path."""
+        status = os.stat(parts)
+        return cls(Maker.this(), str(parts.absolute()), status.st_dev, status.st_ino)
 
     @classmethod
     def parse(cls, text: bytes) -> Owner | None:
-        """What `dump` made; None where the text is not that."""
+        """The owner that `dump` wrote; None if the text is something else."""
         try:
-            known = json.loads(text)
-            maker = Maker.parse(known["maker"])
+            fields = json.loads(text)
+            maker = Maker.parse(fields["maker"])
             return (
-                None if maker is None else cls(maker, *(known[name] for name in ("parts", "device", "inode")))
+                None
+                if maker is None
+                else cls(maker, *(fields[name] for name in ("parts", "device", "inode")))
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def dump(self) -> bytes:
-        """As a file's content."""
-        known = {"maker": str(self.maker), "parts": self.parts, "device": self.device, "inode": self.inode}
-        return json.dumps(known).encode()
+        """The content of the file."""
+        fields = {"maker": str(self.maker), "parts": self.parts, "device": self.device, "inode": self.inode}
+        return json.dumps(fields).encode()
 
     def owns(self, parts: Path) -> bool:
-        """Whether what lies at `parts` is that very directory."""
+        """Whether the directory at `parts` is exactly the one that is meant."""
         try:
-            found = os.stat(parts)
+            status = os.stat(parts)
         except (OSError, ValueError):
             return False
-        return (found.st_dev, found.st_ino) == (self.device, self.inode)
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
 
 
 class RingDirectory:
-    """One that is open. `path` is for the agents and for messages; all else goes by `fd`."""
+    """An open directory of rings. `path` is for the agents and for messages; everything else uses `fd`."""
 
     def __init__(self, path: Path, fd: int, user: User) -> None:
         self.path, self.fd, self.user = path, fd, user
 
     @classmethod
     def make(cls, identity: str, user: User, size: int, owner: Owner) -> RingDirectory:
-        """A new one for processes of `user`, where there is room for rings of `size` bytes: `COUNT`, or one at least.
+        """Make a directory for processes of `user`, where there is room for `COUNT` rings of `size` bytes, or for one.
 
-        TargetError where there is not, or where another user has taken its place.
+        Raises:
+            TargetError: there is no room, or another user has made something in its place.
         """
         with acting_as(user):
             private = _base(size) / f"{PREFIX}{user.uid}"
@@ -100,7 +103,7 @@ class RingDirectory:
             except PermissionError as error:
                 raise _not_ours(private, user, error) from None
             try:
-                # Under a name that says who made it, until it says so itself.
+                # Until it has a file that names its owner, its own name says who made it.
                 fresh = f"new-{owner.maker}-{identity}"
                 os.mkdir(fresh, 0o700, dir_fd=above)
                 fd = os.open(fresh, _OPEN_DIRECTORY, dir_fd=above)
@@ -114,19 +117,19 @@ class RingDirectory:
 
     @classmethod
     def find(cls, path: str, identity: str, parts: Path) -> RingDirectory | None:
-        """Open the one at `path`, if that is where we make them and it belongs to the recording of those parts."""
-        found = next((d for d in _every(identity) if str(d.path) == path), None)
-        if found is None:
+        """Open the directory at `path`, if it is one that we make and belongs to the recording of those parts."""
+        rings = next((d for d in _every(identity) if str(d.path) == path), None)
+        if rings is None:
             return None
-        owner = found.owner
+        owner = rings.owner
         if owner is None or not owner.owns(parts):
-            found.close()
+            rings.close()
             return None
-        return found
+        return rings
 
     @property
     def owner(self) -> Owner | None:
-        """What it says of itself."""
+        """The owner that its file names; None if it has no such file."""
         try:
             fd = os.open(OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
             with open(fd, "rb") as file:
@@ -140,7 +143,7 @@ class RingDirectory:
         return sorted(name for name in os.listdir(self.fd) if RING_NAME.fullmatch(name))
 
     def open(self, name: str) -> int:
-        """A descriptor for reading a ring; OSError where that is no plain file of the user alone."""
+        """A descriptor for reading a ring. Raises OSError unless it is a plain file of the user alone."""
         if not RING_NAME.fullmatch(name):
             raise FileNotFoundError(f"{name!r} is no name of a ring")
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
@@ -152,26 +155,26 @@ class RingDirectory:
         return fd
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
+        """Remove the directory and all that is in it."""
         with acting_as(self.user), contextlib.suppress(OSError):
             for name in os.listdir(self.fd):
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self.fd)
             above = mailbox.open_directory(str(self.path.parent), self.user.uid)
             try:
-                there = os.stat(self.path.name, dir_fd=above, follow_symlinks=False)
-                if os.path.samestat(there, os.fstat(self.fd)):
+                entry = os.stat(self.path.name, dir_fd=above, follow_symlinks=False)
+                if os.path.samestat(entry, os.fstat(self.fd)):
                     os.rmdir(self.path.name, dir_fd=above)
             finally:
                 os.close(above)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         os.close(self.fd)
 
 
 def every_directory() -> Iterator[RingDirectory]:
-    """Every directory of rings of this user, root: of all; also those that were not finished. Close each."""
+    """Every directory of rings of this user, also unfinished ones; for root: of all users. The caller closes each."""
     return _every(None)
 
 
@@ -204,13 +207,13 @@ def _private_directories() -> Iterator[tuple[Path, User]]:
                 names = [name for name in os.listdir(base) if name.startswith(PREFIX)]
         for name in names:
             with contextlib.suppress(OSError):
-                found = os.lstat(base / name)
-                if stat.S_ISDIR(found.st_mode) and name == f"{PREFIX}{found.st_uid}":
-                    yield base / name, User(found.st_uid, found.st_gid)
+                status = os.lstat(base / name)
+                if stat.S_ISDIR(status.st_mode) and name == f"{PREFIX}{status.st_uid}":
+                    yield base / name, User(status.st_uid, status.st_gid)
 
 
-def _is_private(found: os.stat_result, uid: int) -> bool:
-    return found.st_uid == uid and not found.st_mode & 0o077
+def _is_private(status: os.stat_result, uid: int) -> bool:
+    return status.st_uid == uid and not status.st_mode & 0o077
 
 
 def _base(size: int) -> Path:
@@ -219,10 +222,10 @@ def _base(size: int) -> Path:
         for base, room in rooms.items():
             if room >= count * size:
                 return base
-    known = ", ".join(f"{base} has {room / (1 << 20):.1f}" for base, room in rooms.items())
+    rooms_text = ", ".join(f"{base} has {room / (1 << 20):.1f}" for base, room in rooms.items())
     raise TargetError(
         "there is no room for a ring",
-        why=f"{size / (1 << 20):.1f} MiB are needed for each process; {known}",
+        why=f"{size / (1 << 20):.1f} MiB are needed for each process; {rooms_text}",
         hint="free some, or ask for less with --ring-mib (the collector may then fall behind less far)",
     )
 
@@ -231,13 +234,13 @@ def _not_ours(path: Path, user: User, error: PermissionError) -> TargetError:
     return TargetError(
         f"{path} cannot be used",
         why=f"{error}: fdtrace keeps the rings of {user_name(user.uid)} there, and uses nothing that another user made",
-        hint="have it removed (by whom it belongs to, or root), and find out who made it",
+        hint="have its owner or root remove it, and find out who made it",
     )
 
 
 def _room(directory: Path) -> int:
     try:
-        found: Any = os.statvfs(directory)
+        statistics: Any = os.statvfs(directory)
     except OSError:
         return 0
-    return int(found.f_bavail * found.f_frsize)
+    return int(statistics.f_bavail * statistics.f_frsize)

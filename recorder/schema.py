@@ -1,7 +1,7 @@
 """The one schema of a trace: tables and columns with their types, units and meaning.
 
-Everything that writes, reads or documents a trace goes through `TABLES`; `docs/trace.md` is generated from it. A
-change of meaning raises `SCHEMA_VERSION`. A column that an engine cannot tell is NULL, never 0.
+All code that writes, reads or documents a trace uses `TABLES`. `docs/trace.md` is generated from it. A change of
+meaning raises `SCHEMA_VERSION`. A value that an engine does not provide is NULL, never 0.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from fdtrace.recorder import schema_views
 
 SCHEMA_VERSION = 2
-"""Raised with every change that an older reader would misread. 2: the table `call`."""
+"""Raised with every change that an older reader would misread. Version 2 brought the table `call`."""
 
 STORAGE_VERSION = "v1.5.0"
-"""DuckDB's storage version: 1.5 and 2.x both read it (2.0 would write 69, which 1.x cannot)."""
+"""DuckDB's storage version. DuckDB 1.5 and 2.x can both read it (2.0 would write 69, which 1.x cannot read)."""
 
 ROW_GROUP_SIZE = 983_040
-"""Rows a row group of `step_request`: 8 x DuckDB's 122,880; larger groups compress a step's rows better."""
+"""Rows of a row group of `step_request`: 8 x DuckDB's 122,880. Larger groups compress the rows of a step better."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its DuckDB type and what it means, its unit included."""
+    """One column: its DuckDB type, and its meaning with its unit."""
 
     name: str
     type: str
@@ -31,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table, kept in the order of `order_by`; traces of schema versions before `since` do not have it."""
+    """One table, sorted by `order_by`. Traces of schema versions before `since` do not have it."""
 
     name: str
     comment: str
@@ -68,7 +68,7 @@ TRACE = _table(
 
 ENGINE = _table(
     "engine",
-    "One row a recorded engine (a data-parallel rank).",
+    "One row for each recorded engine (a data-parallel rank).",
     "engine_id",
     ("engine_id", "INTEGER", "number of the engine in this trace, from 0"),
     ("name", "VARCHAR", "`fastdeploy`, `vllm` or `sandbox`"),
@@ -100,14 +100,14 @@ ENGINE = _table(
     (
         "config",
         "VARCHAR",
-        "JSON: the rest of the scheduling configuration, and which columns this engine cannot tell",
+        "JSON: the rest of the scheduling configuration, and which columns this engine does not provide",
     ),
     ("env", "VARCHAR", "JSON: the engine's own scheduling variables; never the whole environment"),
 )
 
 STEP = _table(
     "step",
-    "One row a step: one forward pass that ran at least one token.",
+    "One row for each step: one forward pass that ran at least one token.",
     "engine_id step",
     ("engine_id", "INTEGER", "the engine"),
     ("step", "BIGINT", "number of the forward in this engine; a gap is a loss, see event `lost`"),
@@ -122,7 +122,7 @@ STEP = _table(
     (
         "num_predicted_tokens",
         "INTEGER",
-        "tokens launched: predicted (overlap mode) or padded (vLLM); NULL where not told",
+        "tokens launched: predicted (overlap mode) or padded (vLLM); NULL: not known",
     ),
     ("num_running", "INTEGER", "requests in the running queue after scheduling"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
@@ -134,7 +134,7 @@ STEP = _table(
     (
         "not_admitted",
         "VARCHAR",
-        "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`; "
+        "why the head of the waiting queue was not admitted: `budget`, `blocks`, `slots`, `preemption`; "
         "NULL: nothing waited",
     ),
     (
@@ -145,12 +145,12 @@ STEP = _table(
     (
         "reserved_output_blocks",
         "INTEGER",
-        "KV blocks that scheduling keeps free for each running request; NULL where it reserves by a ratio or not",
+        "KV blocks that scheduling keeps free for each running request; NULL: it reserves by a ratio, or not at all",
     ),
     (
         "new_token_ratio",
         "DOUBLE",
-        "share of the tokens still to come that scheduling keeps KV blocks free for; NULL where it reserves otherwise",
+        "share of the tokens still to come for which scheduling keeps KV blocks free; NULL: it reserves otherwise",
     ),
     (
         "allocated_bytes",
@@ -179,7 +179,7 @@ STEP = _table(
 
 STEP_REQUEST = _table(
     "step_request",
-    "One row a request and step that it ran tokens in.",
+    "One row for each step and each request that ran tokens in it.",
     "engine_id step",
     ("engine_id", "INTEGER", "the engine"),
     ("step", "BIGINT", "the step"),
@@ -189,7 +189,7 @@ STEP_REQUEST = _table(
     (
         "num_computed_tokens",
         "INTEGER",
-        "its tokens computed before the step; of a decode, the sampled one included",
+        "its tokens computed before the step; of a decode, with the sampled one",
     ),
     ("num_draft_tokens", "INTEGER", "drafts verified"),
     ("num_accepted_tokens", "INTEGER", "drafts accepted"),
@@ -198,18 +198,18 @@ STEP_REQUEST = _table(
 
 CALL = _table(
     "call",
-    "One row a scheduling call that handed something out or found work. Calls that follow each other, handed out nothing "
-    "and are equal in all that the row says are one row. An engine without any request adds none.",
+    "One row for each scheduling call that handed something out or found work. Equal calls that follow each other and "
+    "handed out nothing share one row. An engine without any request adds no row.",
     "engine_id call",
     ("engine_id", "INTEGER", "the engine"),
     ("call", "BIGINT", "number of the scheduling call in this engine; of several, the first"),
-    ("num_calls", "BIGINT", "calls that this row stands for: 1, or a run of equal idle ones"),
-    ("idle", "BOOLEAN", "whether it handed out nothing: no chunk, no block, no preemption, no abort"),
+    ("num_calls", "BIGINT", "calls in this row: 1, or a run of equal idle calls"),
+    ("idle", "BOOLEAN", "whether the call handed out nothing: no chunk, no block, no preemption, no abort"),
     ("ts", "TIMESTAMP_NS", "when the call began, UTC; of several, the first"),
     (
         "last_ts",
         "TIMESTAMP_NS",
-        "when the last of them began; up to 0.2 s early, as num_calls is, where the engine ended or was killed within them",
+        "when the last of them began; if the engine ended within such a run, this and num_calls may be 0.2 s behind",
     ),
     ("schedule_us", "INTEGER", "the call, microseconds; of several, the first"),
     ("token_budget", "INTEGER", "tokens that it could hand out at its start"),
@@ -221,13 +221,13 @@ CALL = _table(
     (
         "num_deferred",
         "INTEGER",
-        "of these, passed over as they were not ready (FastDeploy: preprocessing, or no token of theirs fits; vLLM: its "
-        "skipped_waiting)",
+        "of these, requests that it passed over as not ready (FastDeploy: preprocessing, or no token of theirs fits; "
+        "vLLM: its skipped_waiting)",
     ),
     (
         "num_preallocated",
         "INTEGER",
-        "requests that hold their blocks and have not joined the running queue; NULL but in the prefill and decode roles",
+        "requests that hold blocks but have not joined the running queue; NULL except in the prefill and decode roles",
     ),
     ("num_chunks", "INTEGER", "prefill chunks that it handed out"),
     ("num_admitted", "INTEGER", "of these, of requests that came from the waiting queue"),
@@ -242,19 +242,19 @@ CALL = _table(
         "INTEGER",
         "number of the request at the head of the waiting queue after it; NULL: nothing waited",
     ),
-    ("not_admitted", "VARCHAR", "why that one stayed, as in `step`"),
+    ("not_admitted", "VARCHAR", "why that request was not admitted, as in `step`"),
     ("num_missing_blocks", "INTEGER", "KV blocks that it lacked, as in `step`"),
     (
         "first_step",
         "BIGINT",
-        "the forward that its tasks entered; NULL: it has none (idle), or that forward is not recorded",
+        "the forward that its tasks entered; NULL: there is none (idle), or it is not recorded",
     ),
     since=2,
 )
 
 RANK_MEMORY = _table(
     "rank_memory",
-    "One row a step and further rank of the same forwards; rank 0's memory is in `step`. View `memory` has both.",
+    "One row for each step and each further rank of its forward; rank 0's memory is in `step`. View `memory` has both.",
     "engine_id step rank",
     ("engine_id", "INTEGER", "the engine"),
     ("step", "BIGINT", "the step"),
@@ -267,59 +267,59 @@ RANK_MEMORY = _table(
 
 REQUEST = _table(
     "request",
-    "One row a request seen.",
+    "One row for each request that was seen.",
     "engine_id request",
     ("engine_id", "INTEGER", "the engine"),
     ("request", "INTEGER", "number of the request in this trace"),
     ("request_id", "VARCHAR", "the engine's own id"),
     ("arrived_at", "TIMESTAMP_NS", "when the scheduler got it, UTC; NULL: before recording began"),
-    ("arrived_step", "BIGINT", "the step before whose scheduling it came; NULL: before recording began"),
+    ("arrived_step", "BIGINT", "it came before the scheduling of this step; NULL: before recording began"),
     ("num_prompt_tokens", "INTEGER", "tokens of the prompt"),
-    ("max_tokens", "INTEGER", "most output tokens that it may make"),
+    ("max_tokens", "INTEGER", "most output tokens that it may generate"),
     ("num_cached_tokens", "INTEGER", "prompt tokens found in the prefix cache"),
-    ("num_output_tokens", "INTEGER", "output tokens made, so far or at its finish"),
+    ("num_output_tokens", "INTEGER", "output tokens generated, so far or at its end"),
     ("finished_at", "TIMESTAMP_NS", "when it finished, UTC"),
     ("finish_reason", "VARCHAR", "`stop`, `length`, `abort`, `error`; NULL: not finished in this recording"),
     (
         "block_hashes",
         "UBIGINT[]",
-        "with prefix caching, one a full prompt block, salted afresh for each trace",
+        "with prefix caching: one hash for each full prompt block, with a new salt for each trace",
     ),
 )
 
 EVENT = _table(
     "event",
-    "What happened beside the tokens.",
+    "What happened besides the tokens.",
     "engine_id step ts",
-    ("engine_id", "INTEGER", "the engine; NULL where it concerns the whole recording"),
+    ("engine_id", "INTEGER", "the engine; NULL if it concerns the whole recording"),
     ("step", "BIGINT", "the step that it belongs to, or the next one"),
     ("ts", "TIMESTAMP_NS", "when, UTC"),
     (
         "kind",
         "VARCHAR",
         "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
-        "attached, detached, lost, switched_off; in the prefill and decode roles also preallocated (it got its "
-        "blocks), joined (the running queue), discarded (it will not join). Where the engine schedules ahead of its "
-        "forwards, what changed its queues is dated exactly: queued (it entered the waiting queue), abort_wanted (a "
-        "client aborted it), requeued (preempted, it is back in the waiting queue), left (it ended, and left the "
-        "running queue), freed (so did its blocks), recycled (aborted, it is forgotten), output_cached (its blocks "
-        "entered the prefix cache), and found (what was there when this began, see its detail)",
+        "attached, detached, lost, switched_off. In the prefill and decode roles also preallocated (it got its "
+        "blocks), joined (the running queue), discarded (it will not join). If the engine schedules ahead of its "
+        "forwards, changes of its queues are dated exactly: queued (it entered the waiting queue), abort_wanted (a "
+        "client aborted it), requeued (after a preemption it is in the waiting queue again), left (it ended and left "
+        "the running queue), freed (its blocks were given back), recycled (it was aborted and is forgotten), "
+        "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail)",
     ),
-    ("request", "INTEGER", "the request; NULL where none is concerned"),
-    ("reason", "VARCHAR", "why, where it is known at that moment"),
+    ("request", "INTEGER", "the request; NULL if it concerns none"),
+    ("reason", "VARCHAR", "why, if that is known at that moment"),
     ("detail", "VARCHAR", "JSON: the event's own figures"),
     (
         "call",
         "BIGINT",
-        "the scheduling call that it belongs to, or came before; NULL where these are not ordered",
+        "the scheduling call to which it belongs, or before which it came; NULL: calls and events are not ordered",
     ),
 )
 
 CALL_REQUEST = _table(
     "call_request",
-    "One row a thing that a scheduling call did with a request, and one a decode of which it counted other tokens than "
-    "the call before: with `event` in the order of calls, all that its decisions came from. Only where the engine "
-    "schedules ahead of its forwards.",
+    "One row for each thing that a scheduling call did with a request, and one for each decode of which it counted "
+    "other tokens than the call before. With `event`, in the order of the calls, this is all on which the calls based "
+    "their decisions. Only if the engine schedules ahead of its forwards.",
     "engine_id call",
     ("engine_id", "INTEGER", "the engine"),
     ("call", "BIGINT", "the scheduling call"),
@@ -327,21 +327,21 @@ CALL_REQUEST = _table(
     (
         "did",
         "VARCHAR",
-        "`chunk` (scheduled one of its prefill), `extended` (gave it blocks), `preempted`, `aborted`, `skipped` (its "
-        "preprocessing was not ready), `failed` (it failed), `refused` (blocks for its chunk were not free); NULL: "
-        "nothing, the row says what it counted. Kind by kind in the order in which the call did it",
+        "`chunk` (scheduled a chunk of its prefill), `extended` (gave it blocks), `preempted`, `aborted`, `skipped` "
+        "(its preprocessing was not ready), `failed` (it failed), `refused` (blocks for its chunk were not free); NULL: "
+        "nothing, the row holds only a count. Kind by kind, in the order in which the call did it",
     ),
     ("num_computed_tokens", "INTEGER", "of a chunk: the request's tokens computed before it"),
     ("num_tokens", "INTEGER", "of a chunk: its tokens"),
     (
         "num_total_tokens",
         "INTEGER",
-        "prompt and output tokens that the call counted of a decode: what the engine had learned of its outputs",
+        "prompt and output tokens of a decode that the call counted: what the engine knew of its outputs by then",
     ),
     (
         "num_needed_blocks",
         "INTEGER",
-        "of a chunk or of one refused: free KV blocks asked for; NULL where it follows from the queues",
+        "of a chunk, also a refused one: the free KV blocks that it needed; NULL: this follows from the queues",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The views of a trace, each for one usual question."""
+"""The views of a trace. Each answers one common question."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class View:
-    """A view that answers one usual question."""
+    """A view that answers one common question."""
 
     name: str
     comment: str
@@ -17,8 +17,8 @@ class View:
 EXCEEDED = View(
     "exceeded",
     "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
-    "Where memory was profiled for more than the scheduler hands out (a chunk is rounded up to an image's end), "
-    "that is the limit.",
+    "If memory was profiled for more tokens than the scheduler may hand out (a chunk is rounded up to an image's "
+    "end), that larger number is the limit.",
     """
     SELECT s.engine_id, s.step, s.ts,
            CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
@@ -45,7 +45,7 @@ EXCEEDED = View(
 
 BUDGET = View(
     "budget",
-    "What each step was allowed, what the scheduler counted and what ran; the gap is what nobody counted.",
+    "What each step was allowed, what the scheduler counted, and what ran. The gap is what nobody counted.",
     """
     SELECT s.engine_id, s.step, e.max_num_batched_tokens, s.token_budget, s.num_scheduled_tokens, s.num_tokens,
            s.num_tokens - s.num_scheduled_tokens AS uncounted_tokens,
@@ -67,7 +67,7 @@ REQUEST_TIMELINE = View(
 
 PREEMPTION = View(
     "preemption",
-    "Each preemption: whom, why, what it freed, what must be computed again.",
+    "Each preemption: the request, the reason, what it freed, and what must be computed again.",
     """
     SELECT v.engine_id, v.step, v.ts, r.request_id, v.request, v.reason,
            TRY_CAST(v.detail->>'$.num_blocks' AS INTEGER) AS freed_blocks,
@@ -91,8 +91,8 @@ MEMORY = View(
 
 CALL_LAG = View(
     "call_lag",
-    "How far behind the forwards each scheduling call was that counted outputs: the last step whose outputs it had "
-    "taken in (seen_step, by what it counted of each decode), the one that its tasks entered, how many lie between.",
+    "How far each scheduling call that counted outputs was behind the forwards: the last step whose outputs it knew "
+    "(seen_step, from what it counted of each decode), the step that its tasks entered, and how many lie between.",
     """
     SELECT engine_id, call, max(seen) OVER (PARTITION BY engine_id ORDER BY call) AS seen_step, first_step,
            first_step - seen_step - 1 AS num_unseen_steps

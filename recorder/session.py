@@ -1,4 +1,4 @@
-"""One recording's particulars, in `session.json` beside its parts: what `recover`, `status` and `detach` go by."""
+"""The description of one recording: `session.json` beside its parts. `recover`, `status` and `detach` use it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fdtrace.recorder.leftovers import sweep
 from fdtrace.recorder.ring_directory import Owner, RingDirectory
 
 MOST_BYTES = 1 << 20
-"""Longer is no `session.json` of ours."""
+"""Most bytes of a `session.json` of ours."""
 
 
 def parts_directory(path: Path) -> Path:
-    """Where the parts of the recording at `path` lie while it records."""
+    """The directory of the parts of the recording at `path`, while it records."""
     return path.with_name(path.name + ".parts")
 
 
 @dataclass
 class Session:
-    """What one recording was asked for. `dir` is where the agents make their rings."""
+    """What one recording was asked to do. `dir` is the directory in which the agents make their rings."""
 
     id: str
     output: str
@@ -47,17 +47,21 @@ class Session:
 
     @classmethod
     def create(cls, output: Path, *, ring_mib: int = 8, target: int | None = None, **more: Any) -> Session:
-        """A new recording to `output`: makes the parts directory and the directory of the rings.
+        """Make a new recording to `output`: the parts directory and the directory of the rings.
 
-        `ring_mib` MiB a process: how far the collector may fall behind before the oldest steps are overwritten.
-        `target`: the process to be recorded; the rings are for its user, where root records another's.
+        Args:
+            output: the trace's path. Nothing may be there.
+            ring_mib: MiB of a process's ring. It limits how far the collector may fall behind before the oldest steps
+                are overwritten.
+            target: the process to be recorded. If root records another user's process, the rings are for that user.
+            more: further fields.
         """
         sweep()
         _check_free(output)
         me = User(os.geteuid(), os.getegid())
         user = me if target is None else _user_of(target)
         with acting_as(user):
-            pass  # where we may not, nothing is made
+            pass  # if we may not act as that user, nothing is made
         size = max(1 << 18, (ring_mib << 20) // ring.DEFAULT_SEGMENTS)
         more |= {"target": target, "mailboxes": mailbox.directory(user.uid), "segment_size": size}
         identity = uuid.uuid4().hex[:12]
@@ -87,7 +91,7 @@ class Session:
         return self.parts / "session.json"
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, completely or not at all."""
         directory = os.open(self.parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -101,9 +105,9 @@ class Session:
 
     @classmethod
     def load(cls, path: Path) -> Session:
-        """The session of which `path` is the file.
+        """The session in the file at `path`. Raises TraceError if there is none.
 
-        Wherever it says that its trace is: that is beside the directory in which it lies. TraceError where it is none.
+        Its trace is always beside the directory of the file, whatever path the file names.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,15 +124,15 @@ class Session:
         return session
 
     def _check(self) -> None:
-        """ValueError where a field is not what it is declared to be."""
-        for known in fields(self):
-            if not _fits(getattr(self, known.name), str(known.type)):
-                raise ValueError(f"its {known.name} is no {known.type}")
+        """Raise ValueError if a field does not have its declared type."""
+        for declared in fields(self):
+            if not _fits(getattr(self, declared.name), str(declared.type)):
+                raise ValueError(f"its {declared.name} is no {declared.type}")
         if not re.fullmatch(r"[0-9a-f]{12}", self.id):
             raise ValueError("its id is none of ours")
 
     def rings(self) -> RingDirectory | None:
-        """The directory of its rings, to be closed; None where what is named there is not this very recording's."""
+        """The directory of its rings; the caller closes it. None if the named directory is not this recording's."""
         return RingDirectory.find(self.dir, self.id, self.parts)
 
     def for_agent(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Session:
             rings.close()
 
     def discard(self) -> None:
-        """Nothing was recorded: remove all that this recording has made, and nothing else."""
+        """Nothing was recorded: remove everything that this recording has made, and nothing else."""
         self.remove_rings()
         _remove_parts(self.parts)
 
@@ -199,7 +203,7 @@ def _cannot_write(output: Path, error: OSError) -> FdtraceError:
 
 
 def _remove_parts(parts: Path) -> None:
-    """Remove plain files and the directory; it is ours alone (mode 0700)."""
+    """Remove the plain files in the directory, and the directory. It is ours alone (mode 0700)."""
     with contextlib.suppress(OSError):
         for entry in parts.iterdir():
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What SQL text needs where DuckDB takes no parameter: ATTACH, COPY, COMMENT and views name their files and texts."""
+"""Quotes text for SQL. DuckDB takes no parameter in ATTACH, COPY, COMMENT and views: their text names files itself."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def quoted(text: Path | str) -> str:
-    """`text` as it stands between single quotes of SQL."""
+    """`text` as it must be written between single quotes in SQL."""
     return str(text).replace("'", "''")

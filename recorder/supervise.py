@@ -1,4 +1,4 @@
-"""Runs a session's collector as a process of its own, and starts it again where it is killed."""
+"""Runs a session's collector as a process of its own, and starts it again if it is killed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ COLLECT = (
     "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
     "from runpy import run_module; run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
-"""Runs the module that is named second, with the directory named first in its path. `python -m` would look in the
-working directory first, where somebody's own `json.py` or folder `numpy` may lie."""
+"""Runs the module in the second argument, with the directory in the first one on its path. `python -m` would search the
+working directory first, and somebody may have a `json.py` or a folder `numpy` there."""
 
 MOST_DEATHS = 30
-"""A collector that dies so often in a row before it has begun is given up; what it read is in the parts."""
+"""After so many deaths in a row before it was ready, the collector is given up. What it has read is in the parts."""
 
 
 class Supervisor:
-    """The collector of one session. `poll` must be called often: it passes on messages and restarts."""
+    """The collector of one session. Call `poll` often: it passes messages on and restarts the collector."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -37,7 +37,7 @@ class Supervisor:
         self.deaths = 0
         self.ending: str | None = None
         self.ended: str | None = None
-        """Why nothing more can come from the processes seen so far, where that is so."""
+        """Why nothing more can come from the processes seen so far; None if more can come."""
         self.finished: dict[str, Any] | None = None
         self._text = b""
         self._start()
@@ -64,11 +64,11 @@ class Supervisor:
 
     @property
     def log(self) -> Path:
-        """What collectors complain of, which no user needs to see."""
+        """The log of the collectors: messages that no user needs to see."""
         return self.session.parts / "collector.log"
 
     def poll(self, timeout: float) -> list[dict[str, Any]]:
-        """What the collector said within `timeout` seconds. FdtraceError where it failed."""
+        """The messages of the collector within `timeout` seconds. Raises FdtraceError if it failed."""
         messages = []
         if self.finished is None and self.selector.select(timeout):
             assert self.process.stdout is not None
@@ -116,17 +116,17 @@ class Supervisor:
                 pipe.close()
 
     def end(self, reason: str) -> None:
-        """Tell the collector to read what is left and make the final file."""
+        """Order the collector to read the rest and make the final file."""
         self.ending = reason
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"end": reason}).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it was killed just now: `poll` starts another and tells it
+            pass  # it was just killed: `poll` starts another one and passes the order on
 
     def cancel(self) -> None:
-        """End the collector at once; used where nothing was recorded."""
+        """End the collector at once. Used if nothing was recorded."""
         self.process.kill()
         self.process.wait()
         self._close()

@@ -25,7 +25,7 @@ from pathlib import Path
 from fdtrace import cli
 from fdtrace.commands import attach as _attach, detach, recover, status
 from fdtrace.progress import Progress
-from fdtrace.recorder import attach, control, delivery, leftovers
+from fdtrace.recorder import agent_processes, attach_server, delivery, leftovers
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.collector.process import recover as _recover
 from fdtrace.recorder.collector import saved

@@ -43,9 +43,9 @@ from fdtrace.tui.sources import Sources
 from fdtrace.tui.status_lines import StatusLines
 from fdtrace.tui.tables.controller import Tables
 from fdtrace.tui.tables.lower_area import LowerArea
+from fdtrace.tui.tables.queries import Queries
 from fdtrace.tui.tables.query_rows import AnswerTable
 from fdtrace.tui.tables.requests import RequestTable
-from fdtrace.tui.tables.sql_queries import Queries
 from fdtrace.tui.terminal import MODERN, Terminal, is_lost
 from fdtrace.tui.theme import ANSI, ASCII, BLOCKS, DARK, LIGHT, Look
 

@@ -1,4 +1,4 @@
-"""The engines that the agent knows. One file beside this one knows one engine's names."""
+"""The engines that the agent knows. The names of each engine are known in files of its own, beside this one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Adapter(Protocol):
 
     hooks: tuple[Hook, ...]
     active: bool
-    """Whether this engine's scheduler was seen at work in this process."""
+    """Whether this engine's scheduler, or its model runner, was seen at work in this process."""
 
     def begin(self, writer: Writer) -> None:
-        """A recording begins: forget the last one's state."""
+        """A recording begins: drop the state of the last one."""
 
     def describe(self) -> dict[str, Any]:
         """The engine's row."""
 
     def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
-        """Every running row, at a step's boundary."""
+        """Every running row. Called between two steps."""
 
 
 ADAPTERS = (
@@ -34,10 +34,10 @@ ADAPTERS = (
     ("vllm", "VllmAdapter"),
     ("vllm_worker", "VllmWorkerAdapter"),
 )
-"""Module and class. The side that schedules before the side that runs, where an engine has both in one process."""
+"""Module and class. If an engine has both sides in one process, the side that schedules comes first."""
 
 
 def loaded() -> list[Any]:
-    """The adapters' classes of those modules that this package has: an injected one has its own engine's alone."""
+    """The adapter classes whose modules are loaded. An injected agent has only those of its own engine."""
     modules = ((sys.modules.get("%s.%s" % (__package__, module)), name) for module, name in ADAPTERS)
     return [getattr(module, name) for module, name in modules if module is not None]

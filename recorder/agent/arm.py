@@ -1,4 +1,4 @@
-"""Arming: wrap an engine's classes as they are imported, and do nothing more until a command or a recording comes."""
+"""Arms a process: wraps an engine's classes when they are imported, then waits for a command or a recording."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .control import Agent, session_from_environment
 
 
 class Finder:
-    """A `sys.meta_path` finder that lets the modules of known engines load as ever, then wraps their classes."""
+    """A `sys.meta_path` finder. It lets the modules of known engines load as usual, and then wraps their classes."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -17,7 +17,7 @@ class Finder:
         self.busy = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """The module's own spec, its loader made to tell us when it has run; None for every other module."""
+        """The module's own spec, with a loader that tells us when it has run. None for every other module."""
         if self.busy or name not in self.modules:
             return None
         self.busy = True
@@ -37,7 +37,7 @@ class Finder:
 
 
 class Loader:
-    """Runs a module by its own loader, then installs the hooks."""
+    """Runs a module with its own loader, then installs the hooks."""
 
     def __init__(self, loader: Any, agent: Agent) -> None:
         self._fdtrace = (loader, agent)
@@ -50,7 +50,7 @@ class Loader:
         return self._fdtrace[0].create_module(spec)
 
     def exec_module(self, module: Any) -> None:
-        """As the module's own loader does; then wrap what it defined."""
+        """As the module's own loader does. Then wrap what the module has defined."""
         loader, agent = self._fdtrace
         module.__loader__ = module.__spec__.loader = loader
         loader.exec_module(module)
@@ -65,7 +65,7 @@ current: Agent | None = None
 
 
 def arm() -> Agent:
-    """Arm this process: called from the `.pth` file, from our `sitecustomize`, or from both."""
+    """Arm this process. It may be called from the `.pth` file, from our `sitecustomize`, or from both."""
     global current  # noqa: PLW0603
     if current is None:
         current = Agent(keep_hooks=True)
@@ -76,9 +76,9 @@ def arm() -> Agent:
 
 
 def inject(session: dict[str, Any]) -> dict[str, Any]:
-    """Hook a running process and begin to record; what it answers is `Agent.status`.
+    """Hook a running process and begin to record. Returns `Agent.status`.
 
-    An armed process has its hooks; one without a mailbox (no call yet, or it was lost) begins the same way.
+    An armed process has its hooks already. If it has no mailbox (it made no call yet, or lost it), it begins like this.
     """
     global current  # noqa: PLW0603
     agent = current
@@ -86,11 +86,11 @@ def inject(session: dict[str, Any]) -> dict[str, Any]:
         agent = current = Agent(keep_hooks=False)
     elif agent.session is not None:
         return dict(agent.status(), already=True)
-    agent.wanted = session  # before the hooks: the engine's own thread may be the first to attend
+    agent.wanted = session  # set before the hooks: the engine's own thread may be the first to attend
     agent.install()
     if agent.installed:
         agent.attend(wait=True)
-    agent.wanted = None  # where it has not begun it must not later: whoever attaches gives up
+    agent.wanted = None  # if it has not begun now, it must not begin later: whoever attaches gives up
     status = agent.status()
     if status["problem"] and agent.session is not None:
         agent.stop("no way to end it later: " + status["problem"])
@@ -100,7 +100,7 @@ def inject(session: dict[str, Any]) -> dict[str, Any]:
 
 
 def attend() -> dict[str, Any]:
-    """Carry out a waiting command in a process whose engine is idle, so that no hooked call does."""
+    """Carry out a waiting command in a process whose engine is idle: there no hooked call does it."""
     agent = current
     if agent is None or agent.gone:
         return {}

@@ -1,8 +1,8 @@
-"""The agent of one process: which hooks are in place, whether it records, and the commands that it obeys."""
+"""The agent of one process: its installed hooks, whether it records, and the commands that it carries out."""
 
 from __future__ import annotations
 
-import _thread  # not threading: an injected thread that is the first to import that becomes its MainThread
+import _thread  # not threading: if an injected thread is the first to import that, it becomes the MainThread
 import json
 import mmap
 import os
@@ -16,23 +16,23 @@ from . import adapters, hooks, mailbox, ring, wire
 from .writer import Writer
 
 LOOK_EVERY = 0.02
-"""Seconds between two looks into the mailbox, which are made in hooked calls: each is a system call."""
+"""Seconds between two looks into the mailbox. A look is a system call within a hooked call of the engine."""
 
 MADV_WIPEONFORK = 18
-"""Of madvise(2): a child finds zeros in the page. `mmap` names it from Python 3.13 on."""
+"""For madvise(2): a child process finds zeros in the page. `mmap` has this name from Python 3.13 on."""
 
 CHECK_EVERY = 10.0
-"""Seconds between two looks whether the mailbox is still there: what cleans up /tmp may have removed it."""
+"""Seconds between two checks whether the mailbox still exists: something may clean up /tmp."""
 
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0
-"""Seconds until a mailbox that could not be made is tried again: the first time, doubled each time, and at most."""
+"""Seconds until the next try to make a mailbox after a failure: at first, doubled after each failure, and at most."""
 
 
 class Agent:
-    """One a process. Wrappers ask `needs_attention` in each call; all else happens in `attend`, inline."""
+    """One for each process. In each call, wrappers ask `needs_attention`. All else happens in `attend`, inline."""
 
     def __init__(self, keep_hooks: bool) -> None:
-        """`keep_hooks`: armed processes stay armed after a recording; an injected agent gives the classes back."""
+        """`keep_hooks`: an armed process stays armed after a recording; an injected agent restores the methods."""
         self.keep_hooks = keep_hooks
         self.on = self.gone = False
         self.lock = _thread.allocate_lock()
@@ -47,38 +47,38 @@ class Agent:
         self.mark = _fork_mark()
         self.box: mailbox.Mailbox | None = None
         self.box_problem = ""
-        self.seen = mailbox.NO_COMMAND
-        self.look_at = self.check_at = 0.0
+        self.last_word = mailbox.NO_COMMAND
+        self.next_look = self.next_check = 0.0
         self.retry_after = RETRY_FIRST
 
     def needs_attention(self) -> bool:
-        """Whether a command waits, or this process (a fork, perhaps) has no mailbox of its own yet."""
+        """Whether a command waits, or this process has no mailbox of its own yet (perhaps since it is a fork)."""
         mark = self.mark
         if not mark[0] if mark is not None else os.getpid() != self.pid:
             return not self.gone
         now = monotonic()
-        if now < self.look_at:
+        if now < self.next_look:
             return False
-        self.look_at = now + LOOK_EVERY
+        self.next_look = now + LOOK_EVERY
         box = self.box
         if box is None:
             return not self.gone
         try:
-            return now >= self.check_at or box.command_word() != self.seen
+            return now >= self.next_check or box.command_word() != self.last_word
         except OSError:
             return True
 
     def attend(self, wait: bool = False) -> None:
-        """Open this process's mailbox where it has none, and carry out the command that waits.
+        """Open this process's mailbox if it has none, and carry out the waiting command.
 
-        An engine's thread never waits for another that does this already.
+        A thread of the engine never waits for another thread that is doing this.
         """
         if os.getpid() != self.pid:
             self._become_child()
         if not self.lock.acquire(wait):
             return
         try:
-            if not self.gone:  # another thread may have carried out the order to leave meanwhile
+            if not self.gone:  # in the meantime, another thread may have carried out the order to leave
                 self._attend()
         except Exception as error:
             self._without_box(error)
@@ -86,8 +86,8 @@ class Agent:
             self.lock.release()
 
     def _attend(self) -> None:
-        if self.box is not None and monotonic() >= self.check_at:
-            self.check_at = monotonic() + CHECK_EVERY
+        if self.box is not None and monotonic() >= self.next_check:
+            self.next_check = monotonic() + CHECK_EVERY
             if not self.box.is_there:
                 self._close_box()
         if self.box is None:
@@ -98,22 +98,22 @@ class Agent:
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
             self._try({"op": "start", "session": wanted})
-            box.say(self.status())
+            box.write_status(self.status())
         word = box.command_word()
-        if word == self.seen:
+        if word == self.last_word:
             return
         command = box.command()
-        self.seen = word
+        self.last_word = word
         self._try(command or {})
         box.answer(word, self.status())
         if self.gone:
             self.leave()
 
     def _without_box(self, error: Exception) -> None:
-        """The mailbox failed. What is recorded goes on; a new one is tried after a while, seldom if that fails too."""
+        """The mailbox failed. A recording goes on. A new mailbox is tried later, after longer and longer pauses."""
         self._close_box()
         self.box_problem = "no mailbox: %s" % (error,)
-        self.look_at = monotonic() + self.retry_after
+        self.next_look = monotonic() + self.retry_after
         self.retry_after = min(2 * self.retry_after, RETRY_MOST)
 
     def _close_box(self) -> None:
@@ -122,17 +122,19 @@ class Agent:
             box.close()
 
     def _become_child(self) -> None:
-        # The lock may have been held by a thread that this process does not have; ring and mailbox are the parent's.
+        # A thread that this process does not have may have held the lock. Ring and mailbox belong to the parent.
         self.pid, self.lock, self.on, self.mark = os.getpid(), _thread.allocate_lock(), False, _fork_mark()
         self._close_box()
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
     def _open_box(self) -> None:
-        where = (self.session or self.wanted or {}).get("mailboxes") or mailbox.directory()
-        self.box = mailbox.Mailbox.create(where, self.pid, ring.process_start(self.pid), wire.PROTOCOL)
-        self.seen, self.box_problem, self.retry_after = mailbox.NO_COMMAND, "", RETRY_FIRST
-        self.look_at, self.check_at = 0.0, monotonic() + CHECK_EVERY
-        self.box.say(self.status())
+        directory_path = (self.session or self.wanted or {}).get("mailboxes") or mailbox.directory()
+        self.box = mailbox.Mailbox.create(
+            directory_path, self.pid, ring.process_start(self.pid), wire.PROTOCOL
+        )
+        self.last_word, self.box_problem, self.retry_after = mailbox.NO_COMMAND, "", RETRY_FIRST
+        self.next_look, self.next_check = 0.0, monotonic() + CHECK_EVERY
+        self.box.write_status(self.status())
 
     def _try(self, command: dict[str, Any]) -> None:
         operation = command.get("op")
@@ -153,15 +155,15 @@ class Agent:
         segments, size = int(session["segments"]), int(session["segment_size"])
         path = os.path.join(session["dir"], "%d-%d.ring" % (self.pid, time.time_ns()))
         page = ring.create(path, wire.PROTOCOL, time.time_ns(), segments, size)
-        way = "armed" if self.keep_hooks else "injected"
-        self.writer = Writer(page, segments, size, self._describe, self._snapshot, way)
+        attached_by = "armed" if self.keep_hooks else "injected"
+        self.writer = Writer(page, segments, size, self._describe, self._snapshot, attached_by)
         self.session, self.problem = session, ""
         for adapter in self.adapters:
             adapter.begin(self.writer)
         self.on = True
 
     def stop(self, reason: str) -> None:
-        """End the recording and give the classes back (armed processes keep inert hooks)."""
+        """End the recording and restore the original methods. Armed processes keep hooks that do nothing."""
         self.on = False
         writer, self.writer, self.session = self.writer, None, None
         self._end()
@@ -172,30 +174,30 @@ class Agent:
             self.remove()
 
     def _end(self) -> None:
-        """The adapters give back what they put in the place of something of the engine's."""
+        """Let the adapters restore objects of the engine that they replaced."""
         for adapter in self.adapters:
             end = getattr(adapter, "end", None)
             if end is not None:
                 end()
 
     def remove(self) -> None:
-        """Restore every class and let go of what this agent knows of the engine.
+        """Restore every class, and drop all references to objects of the engine.
 
-        The modules stay, for the next recording: their classes could only be freed by a collection of the whole heap,
-        which a server has frozen or switched off, so that each new load would leave some 70 KiB behind.
+        The modules stay, for the next recording. Only a full garbage collection could free their classes, and a server
+        freezes or disables that: each new load would leave some 70 KiB behind.
         """
         self.gone = True
         for installed in self.installed:
-            left = hooks.restore(installed)
-            if left:
-                self.notes.append(left)
+            note = hooks.restore(installed)
+            if note:
+                self.notes.append(note)
         self.installed = []
         for adapter in self.adapters:
             vars(adapter).clear()
         self.adapters = []
 
     def leave(self) -> None:
-        """`remove`, and take no more commands: nobody finds a mailbox that no hook looks into."""
+        """`remove`, and take no more commands: no hook would look into the mailbox, so it goes too."""
         if not self.gone:
             self.remove()
         box, self.box = self.box, None
@@ -209,7 +211,7 @@ class Agent:
                 self.installed += hooks.install(self, hook)
 
     def switch_off(self, error: BaseException) -> None:
-        """Something here failed: record no more, keep what was recorded, and say why."""
+        """Something in the agent failed: stop recording, keep what was recorded, and say why."""
         self.on = False
         self.problem = "%s: %s" % (type(error).__name__, error)
         writer, self.writer, self.session = self.writer, None, None
@@ -219,17 +221,17 @@ class Agent:
             self._quietly(writer.close)
         box = self.box
         if box is not None:
-            self._quietly(lambda: box.say(self.status()))
+            self._quietly(lambda: box.write_status(self.status()))
 
     def _quietly(self, call: Callable[[], None]) -> None:
-        """What may fail because ring or mailbox did: `problem` is all that can be said then."""
+        """Call something that may fail because ring or mailbox failed. Then `problem` is all that can be said."""
         try:
             call()
         except Exception:
             pass
 
     def status(self) -> dict[str, Any]:
-        """What this process does, for `fdtrace status` and for whoever attaches."""
+        """The state of this process, for `fdtrace status` and for whoever attaches."""
         session = self.session or {}
         return {
             "pid": self.pid,
@@ -244,7 +246,7 @@ class Agent:
         }
 
     def _describe(self) -> dict[str, Any]:
-        """The engine's row; where both sides of it are in this process, the scheduling side is asked."""
+        """The engine's row. If both sides of the engine are in this process, it comes from the scheduling side."""
         for adapter in self.adapters:
             if adapter.active:
                 return adapter.describe()
@@ -257,8 +259,9 @@ class Agent:
 
 
 def _fork_mark() -> mmap.mmap | None:
-    """A page that begins with 1, and with 0 in a child of this process: asked in each hooked call, where even getpid(2)
-    takes time. None where the kernel has none.
+    """A page that begins with 1 here, and with 0 in a child of this process. None if the kernel cannot do that.
+
+    Each hooked call asks for it: even getpid(2) would take time there.
     """
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
@@ -270,6 +273,6 @@ def _fork_mark() -> mmap.mmap | None:
 
 
 def session_from_environment() -> dict[str, Any] | None:
-    """The recording that `fdtrace record` asks of every process that it starts (FDTRACE_SESSION, JSON)."""
+    """The recording that `fdtrace record` wants from every process that it starts (FDTRACE_SESSION, JSON)."""
     text = os.environ.get("FDTRACE_SESSION")
     return json.loads(text) if text else None

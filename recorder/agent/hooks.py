@@ -1,4 +1,4 @@
-"""Wraps methods of an engine's classes, and gives them back."""
+"""Wraps methods of an engine's classes, and restores the originals."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 MARK = "_fdtrace_hook"
-"""Attribute of a wrapper by which its class's user can tell it."""
+"""Attribute of our wrappers. With it a wrapper can be recognised."""
 
 
 class Recorder(Protocol):
-    """What wrappers need of the agent that they record for."""
+    """The part of the agent that wrappers need."""
 
     on: bool
     """Whether it records now."""
@@ -19,20 +19,22 @@ class Recorder(Protocol):
     """Held while a hook runs (a `_thread.lock`)."""
 
     def needs_attention(self) -> bool:
-        """Whether `attend` has something to do. Asked in each call, so quick; it never raises."""
+        """Whether `attend` has something to do. Every call asks, so it is quick. It never raises."""
 
     def attend(self) -> None:
         """Carry out what waits."""
 
     def switch_off(self, error: BaseException) -> None:
-        """A hook failed: record no more."""
+        """A hook failed: stop recording."""
 
 
 class Hook(NamedTuple):
-    """A method to be wrapped. `before(self, args, kwargs)` gives a token for `after(self, args, kwargs, token,
-    result)`; `failed(self, error, token)` is called instead of `after` where the engine's own method raised. `token`
-    is None where the recording began during the call. `cls` "": every class of the module that defines the method.
-    `unless`: not where the class has that method too; `only`: only there.
+    """A method to be wrapped.
+
+    `before(self, args, kwargs)` returns a token for `after(self, args, kwargs, token, result)`. If the engine's own
+    method raised, `failed(self, error, token)` is called instead of `after`. `token` is None if the recording began
+    during the call. `cls` "": every class of the module that defines the method. `unless`: not if the class also has
+    that method. `only`: only if it has that method.
     """
 
     module: str
@@ -46,7 +48,7 @@ class Hook(NamedTuple):
 
 
 class Installed(NamedTuple):
-    """A hook in place: the class that carries it, its wrapper, and the original that it hides."""
+    """An installed hook: the class that has it, its wrapper, and the original method."""
 
     hook: Hook
     owner: type
@@ -55,7 +57,7 @@ class Installed(NamedTuple):
 
 
 def install(agent: Recorder, hook: Hook) -> list[Installed]:
-    """Wrap the method where its module is loaded; empty where the module, class or method is not there."""
+    """Wrap the method if its module is loaded. Returns an empty list if module, class or method do not exist."""
     module = sys.modules.get(hook.module)
     if hook.cls:
         owners = [getattr(module, hook.cls, None)]
@@ -64,7 +66,7 @@ def install(agent: Recorder, hook: Hook) -> list[Installed]:
             [value for value in list(vars(module).values()) if isinstance(value, type)] if module else []
         )
         owners = [cls for cls in classes if cls.__module__ == hook.module]
-    done = []
+    installed = []
     for owner in owners:
         original = getattr(owner, "__dict__", {}).get(hook.method)
         if (hook.unless and hasattr(owner, hook.unless)) or (hook.only and not hasattr(owner, hook.only)):
@@ -72,8 +74,8 @@ def install(agent: Recorder, hook: Hook) -> list[Installed]:
         if owner is not None and original is not None and not hasattr(original, MARK):
             wrapper = _wrap(agent, hook, original)
             setattr(owner, hook.method, wrapper)
-            done.append(Installed(hook, owner, wrapper, original))
-    return done
+            installed.append(Installed(hook, owner, wrapper, original))
+    return installed
 
 
 def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
@@ -81,7 +83,7 @@ def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
 
     @functools.wraps(original)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Only `Exception` is ours to keep: a KeyboardInterrupt that lands in here belongs to the engine.
+        # We keep only an `Exception`: a KeyboardInterrupt that arrives in our code belongs to the engine.
         if agent.needs_attention():
             agent.attend()
         if not agent.on:
@@ -89,13 +91,13 @@ def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
         token = None
         try:
             with agent.lock:
-                if agent.on:  # another thread may have ended the recording meanwhile
+                if agent.on:  # in the meantime, another thread may have ended the recording
                     token = before(self, args, kwargs)
         except Exception as error:
             agent.switch_off(error)
         try:
             result = original(self, *args, **kwargs)
-        except BaseException as error:  # a worker that is told to end raises SystemExit
+        except BaseException as error:  # a worker that has to end raises SystemExit
             if failed is not None and agent.on:
                 _guarded(agent, failed, self, error, token)
             raise
@@ -117,7 +119,7 @@ def _guarded(agent: Recorder, call: Callable[..., None], *args: Any) -> None:
 
 
 def restore(installed: Installed) -> str | None:
-    """Give the original back. Where somebody wrapped it after us, leave ours inert and name theirs."""
+    """Restore the original method. If somebody wrapped our wrapper, it stays without effect, and a note says whose."""
     owner, method = installed.owner, installed.hook.method
     current = owner.__dict__.get(method)
     if current is installed.wrapper:

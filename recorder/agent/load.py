@@ -1,6 +1,6 @@
 """Loads the agent under its private name, from the files beside this one or from what is sent to a process.
 
-This file is run by itself (`exec`), before there is a package: it imports nothing of ours.
+This file is executed alone (`exec`), before there is a package. So it imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ ENGINES = {
     ),
     "vllm": ("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
 }
-"""The modules of each engine's adapters: an injected process is sent those of its own engine alone."""
+"""The modules of each engine's adapters. An injected process gets only those of its own engine."""
 
 LAST = ("adapters", "control", "arm")
 
 ARMED = "armed"
-"""Identity of an agent that was loaded from files, for whatever engine its process may import."""
+"""Identity of an agent that was loaded from files. It has the modules of all engines: its process may import any."""
 
 
 def order(engines: Any = tuple(ENGINES)) -> tuple[str, ...]:
-    """The agent's modules for these engines, each after those that it imports."""
+    """The agent's modules for these engines. Each comes after the modules that it imports."""
     return (*FIRST, *(name for engine in engines for name in ENGINES[engine]), *LAST)
 
 
@@ -52,22 +52,23 @@ def read_sources(directory: str, engines: Any = tuple(ENGINES)) -> dict[str, str
 
 
 def file_name(name: str) -> str:
-    """What a traceback calls a module of the agent."""
+    """The name of an agent's module in a traceback."""
     return "<fdtrace agent: %s>" % name
 
 
-def look(known: dict[str, list[str]]) -> dict[str, Any]:
-    """What this process has: which engines (`known`: the modules that each is hooked in), and which agent.
+def find_engines(hooked_modules: dict[str, list[str]]) -> dict[str, Any]:
+    """Which engines and which agent this process has.
 
-    `in_use`: that agent is armed, or records.
-
-    `modules` are those of serving engines, for a message that no scheduler is among them.
+    `hooked_modules`: for each engine, the modules in which it is hooked. In the result, `in_use` says that the agent is
+    armed or records. `modules` are modules of serving engines, for the message that no scheduler was found in them.
     """
     families = ("fastdeploy", "vllm", "sglang")
     package: Any = sys.modules.get(NAME)
     current = package.arm.current if package is not None else None
     return {
-        "engines": [name for name, modules in known.items() if not sys.modules.keys().isdisjoint(modules)],
+        "engines": [
+            name for name, modules in hooked_modules.items() if not sys.modules.keys().isdisjoint(modules)
+        ],
         "modules": sorted(name for name in sys.modules if name.split(".")[0] in families)[:40],
         "agent": getattr(package, "identity", None),
         "in_use": current is not None and not current.gone,
@@ -75,14 +76,14 @@ def look(known: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def load(codes: dict[str, Any], identity: str = ARMED) -> types.ModuleType:
-    """Make the package and return its module `arm`; one of the same identity that is loaded already is used again.
+    """Make the package and return its module `arm`. If one of the same identity is loaded already, it is used again.
 
     `codes`, in the order of loading: each module's source, or its code object, marshalled by a Python of the same
-    version; to compile them takes tens of milliseconds in which the process's own threads wait.
+    version. To compile the sources takes tens of milliseconds, in which the process's own threads wait.
     """
-    known = sys.modules.get(NAME)
-    if known is not None and known.identity == identity:
-        return known.arm  # type: ignore[no-any-return]
+    current = sys.modules.get(NAME)
+    if current is not None and current.identity == identity:
+        return current.arm  # type: ignore[no-any-return]
     unload()
     package: Any = types.ModuleType(NAME)
     package.__path__, package.identity = [], identity

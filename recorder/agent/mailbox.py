@@ -1,11 +1,11 @@
-"""A small file through which a process that is armed or recorded takes commands and says what it does.
+"""A small file through which an armed or recorded process takes commands and reports its status.
 
-No thread and no socket in the engine: the agent reads one word now and then in its hooked calls. The controller writes
-the command as JSON, then raises the command word; the agent writes its answer, then sets the answer word to it. One
-controller at a time: it holds an exclusive flock on the file.
+The engine gets no thread and no socket: the agent reads one word now and then, in its hooked calls. The controller
+writes the command as JSON, then increases the command word. The agent writes its answer, then sets the answer word to
+the command word. There is one controller at a time: it holds an exclusive flock on the file.
 
-Neither side maps the file. A mapping whose file is cut short, or whose file system is full, is a SIGBUS, which no
-Python code survives; a read or a write of such a file is an error or comes back short.
+Neither side maps the file. If a mapped file is cut short, or its file system is full, access to it raises SIGBUS, which
+no Python code survives. A plain read or write of such a file only fails or comes back short.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ HEADER = struct.Struct("<8sIIQ")
 
 WORD = struct.Struct("<Q")
 NO_COMMAND = WORD.pack(0)
-"""The command word of a fresh mailbox."""
+"""The command word of a new mailbox."""
 
 MODE = 0o600
 
 
 def directory(uid: int | None = None) -> str:
-    """The private directory of a user's mailboxes: FDTRACE_DIR, else one in /tmp whatever TMPDIR says there."""
+    """The private directory of a user's mailboxes: FDTRACE_DIR, else a directory in /tmp, whatever TMPDIR says."""
     named = os.environ.get("FDTRACE_DIR")
     return named or "/tmp/fdtrace-%d" % (os.geteuid() if uid is None else uid)
 
@@ -41,8 +41,8 @@ def directory(uid: int | None = None) -> str:
 def open_directory(path: str, uid: int | None = None, make: bool = False) -> int:
     """A descriptor of the private directory `path` of a user (None: this one).
 
-    `make`: as one of mode 0700 where there is none. PermissionError names a directory that is another user's, or that
-    others can look into; nothing in such a directory is used.
+    `make`: if there is none, make it with mode 0700. Raises PermissionError if the directory belongs to another user,
+    or if other users can look into it: nothing in such a directory is used.
     """
     owner = os.geteuid() if uid is None else uid
     if make:
@@ -55,37 +55,37 @@ def open_directory(path: str, uid: int | None = None, make: bool = False) -> int
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EACCES):
             raise
-        found = os.lstat(path)
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == owner:
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == owner:
             raise
-        raise PermissionError(_not_private(path, found, owner))
-    found = os.fstat(fd)
-    if found.st_uid != owner or found.st_mode & 0o077:
+        raise PermissionError(_not_private(path, status, owner))
+    status = os.fstat(fd)
+    if status.st_uid != owner or status.st_mode & 0o077:
         os.close(fd)
-        raise PermissionError(_not_private(path, found, owner))
+        raise PermissionError(_not_private(path, status, owner))
     return fd
 
 
-def _not_private(path: str, found: os.stat_result, owner: int) -> str:
-    if not stat.S_ISDIR(found.st_mode):
-        return "%s, of user %d, is no directory; it should be one of user %d" % (path, found.st_uid, owner)
-    if found.st_uid != owner:
-        return "%s belongs to user %d, and should be user %d's" % (path, found.st_uid, owner)
-    return "%s is open to other users (mode %04o, should be 0700)" % (path, found.st_mode & 0o7777)
+def _not_private(path: str, status: os.stat_result, owner: int) -> str:
+    if not stat.S_ISDIR(status.st_mode):
+        return "%s, of user %d, is no directory; it should be one of user %d" % (path, status.st_uid, owner)
+    if status.st_uid != owner:
+        return "%s belongs to user %d, and should be user %d's" % (path, status.st_uid, owner)
+    return "%s is open to other users (mode %04o, should be 0700)" % (path, status.st_mode & 0o7777)
 
 
 def check_file(fd: int, path: str, uid: int) -> os.stat_result:
-    """What fstat says of an open file of ours; PermissionError where it is no plain file of that user alone."""
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        raise PermissionError("%s, of user %d, is no plain file" % (path, found.st_uid))
-    if found.st_uid != uid:
-        raise PermissionError("%s belongs to user %d, and should be user %d's" % (path, found.st_uid, uid))
-    if found.st_mode & 0o077:
-        raise PermissionError("%s is open to other users (mode %04o)" % (path, found.st_mode & 0o7777))
-    if found.st_nlink > 1:
-        raise PermissionError("%s has %d names (hard links)" % (path, found.st_nlink))
-    return found
+    """The fstat of an open file of ours. Raises PermissionError unless it is a plain file of that user alone."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise PermissionError("%s, of user %d, is no plain file" % (path, status.st_uid))
+    if status.st_uid != uid:
+        raise PermissionError("%s belongs to user %d, and should be user %d's" % (path, status.st_uid, uid))
+    if status.st_mode & 0o077:
+        raise PermissionError("%s is open to other users (mode %04o)" % (path, status.st_mode & 0o7777))
+    if status.st_nlink > 1:
+        raise PermissionError("%s has %d names (hard links)" % (path, status.st_nlink))
+    return status
 
 
 def file_name(pid: int) -> str:
@@ -94,21 +94,21 @@ def file_name(pid: int) -> str:
 
 
 class Mailbox:
-    """The open file. `path` is where it lies."""
+    """The open file. `path` is its path."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd = path, fd
-        found = os.fstat(fd)
-        self.identity = found.st_dev, found.st_ino
+        file_status = os.fstat(fd)
+        self.identity = file_status.st_dev, file_status.st_ino
 
     @classmethod
-    def create(cls, where: str, pid: int, start: int, protocol: int) -> Mailbox:
-        """Make the mailbox of this process; one left by an earlier process of the same pid goes.
+    def create(cls, directory_path: str, pid: int, start: int, protocol: int) -> Mailbox:
+        """Make the mailbox of this process. A mailbox of an earlier process with the same pid is removed.
 
-        OSError where that cannot be done, a full file system among the reasons; then nothing is left.
+        Raises OSError if that fails, for example on a full file system. Then no file is left.
         """
         name = file_name(pid)
-        directory_fd = open_directory(where, make=True)
+        directory_fd = open_directory(directory_path, make=True)
         try:
             try:
                 os.unlink(name, dir_fd=directory_fd)
@@ -119,7 +119,7 @@ class Mailbox:
             try:
                 os.fchmod(fd, MODE)
                 _write_all(fd, HEADER.pack(MAGIC, protocol, pid, start).ljust(SIZE, b"\0"), 0)
-                return cls(os.path.join(where, name), fd)
+                return cls(os.path.join(directory_path, name), fd)
             except BaseException:
                 os.close(fd)
                 os.unlink(name, dir_fd=directory_fd)
@@ -128,16 +128,18 @@ class Mailbox:
             os.close(directory_fd)
 
     @classmethod
-    def open(cls, where: str, pid: int, uid: int) -> Mailbox:
-        """Open that of a process of user `uid` (the controller's side).
+    def open(cls, directory_path: str, pid: int, uid: int) -> Mailbox:
+        """Open the mailbox of a process of user `uid`. The controller calls this.
 
-        FileNotFoundError where it has none, PermissionError where another user could have made it, ValueError where it
-        is no mailbox.
+        Raises:
+            FileNotFoundError: the process has none.
+            PermissionError: another user could have made it.
+            ValueError: the file is no mailbox.
         """
-        path = os.path.join(where, file_name(pid))
-        directory_fd = open_directory(where, uid)
+        path = os.path.join(directory_path, file_name(pid))
+        directory_fd = open_directory(directory_path, uid)
         try:
-            # Not to wait for whoever should open the other end, should it be a FIFO.
+            # Without blocking: if it is a FIFO, `open` would wait until somebody opens its other end.
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(file_name(pid), flags, dir_fd=directory_fd)
         except OSError as error:
@@ -158,22 +160,22 @@ class Mailbox:
     def is_there(self) -> bool:
         """Whether the descriptor is still that of our file, and the file still has its name.
 
-        A program may close every descriptor that it has, and get the same number for a file of its own.
+        A program may close all its descriptors, and then get the same number for a file of its own.
         """
         try:
-            found = os.fstat(self.fd)
+            file_status = os.fstat(self.fd)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == self.identity and found.st_nlink == 1
+        return (file_status.st_dev, file_status.st_ino) == self.identity and file_status.st_nlink == 1
 
     @property
     def protocol(self) -> int:
-        """The protocol of the agent that made it."""
+        """The protocol of the agent that made the mailbox."""
         return int(self._header()[1])
 
     @property
     def process(self) -> tuple[int, int]:
-        """Pid and start time of the process that made it."""
+        """Pid and start time of the process that made the mailbox."""
         _, _, pid, start = self._header()
         return int(pid), int(start)
 
@@ -204,14 +206,14 @@ class Mailbox:
         return int(WORD.unpack(self._bytes(offset, 8))[0])
 
     def send(self, command: dict[str, Any]) -> int:
-        """Leave a command for the process; the number that its answer will carry."""
+        """Leave a command for the process. Returns the number that its answer will carry."""
         number = self._number(COMMAND) + 1
         self._write(COMMAND_TEXT, STATUS_TEXT - COMMAND_TEXT, command)
         _write_all(self.fd, WORD.pack(number & (1 << 64) - 1), COMMAND)
         return number
 
     def command_word(self) -> bytes:
-        """Changes with each command; empty where the file was cut. The one thing that is read in hooked calls."""
+        """Changes with each command; empty if the file was cut. Hooked calls read nothing else."""
         return os.pread(self.fd, 8, COMMAND)
 
     def command(self) -> Any:
@@ -219,34 +221,34 @@ class Mailbox:
         return self._read(COMMAND_TEXT, STATUS_TEXT - COMMAND_TEXT)
 
     def answer(self, word: bytes, status: dict[str, Any]) -> None:
-        """Say what the process does, in answer to the command of that word."""
-        self.say(status)
+        """Report the status in answer to the command of that word."""
+        self.write_status(status)
         _write_all(self.fd, word, ANSWER)
 
     def answered(self, number: int) -> bool:
         """Whether command `number` was carried out."""
         return self._number(ANSWER) >= number
 
-    def say(self, status: dict[str, Any]) -> None:
-        """Leave a status to be read by anybody of this user."""
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Write a status that this user's other processes can read."""
         self._write(STATUS_TEXT, SIZE - STATUS_TEXT, status)
 
     def status(self) -> dict[str, Any]:
-        """What the process says of itself; ValueError while it is being written."""
-        said = self._read(STATUS_TEXT, SIZE - STATUS_TEXT)
-        return said if isinstance(said, dict) else {}
+        """The status that the process wrote last. Raises ValueError while it is being written."""
+        status = self._read(STATUS_TEXT, SIZE - STATUS_TEXT)
+        return status if isinstance(status, dict) else {}
 
     def close(self) -> None:
-        """Close it; the file stays. A descriptor that has become another file's is left alone."""
+        """Close the file; it stays. If the descriptor has become that of another file, it is left alone."""
         try:
-            found = os.fstat(self.fd)
-            if (found.st_dev, found.st_ino) == self.identity:
+            file_status = os.fstat(self.fd)
+            if (file_status.st_dev, file_status.st_ino) == self.identity:
                 os.close(self.fd)
         except OSError:
             pass
 
     def remove(self) -> None:
-        """Close it and remove the file."""
+        """Close the mailbox and remove its file."""
         try:
             if self.is_there:
                 os.unlink(self.path)
@@ -256,6 +258,6 @@ class Mailbox:
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
+    num_written = 0
+    while num_written < len(data):
+        num_written += os.pwrite(fd, data[num_written:], offset + num_written)

@@ -1,17 +1,17 @@
-"""A bounded ring of segments in a memory-mapped file: one writer inside an engine, one reader outside, no locks.
+"""A bounded ring of segments in a memory-mapped file: one writer inside the engine, one reader outside, no locks.
 
     file     header page, then NUM_SEGMENTS segments of SEGMENT_SIZE bytes
-    segment  lap (which filling of the ring this is, from 1), number of its first frame, then frames
+    segment  lap (which round through the ring this is, from 1), number of its first frame, then frames
     frame    commit word = number << 32 | length, payload
 
-A frame's payload is written first and its commit word last, and the word behind it is cleared before, so a reader
-that stops at 0 never sees half a frame, and a writer killed at any moment loses none that was complete. When all
-segments are full the oldest is overwritten: its lap becomes 0 first, which is how a reader notices. The order of the
-stores relies on x86, where stores become visible in program order.
+The payload of a frame is written first, and its commit word last. Before that, the word behind the frame is cleared. So
+a reader that stops at 0 never sees half a frame, and if the writer is killed at any moment, no complete frame is lost.
+When all segments are full, the oldest is overwritten: first its lap becomes 0, and so a reader notices. The order of
+the stores relies on x86, where stores become visible in program order.
 
-The file must keep its length: a store behind its end is a SIGBUS, which nothing in Python survives. A file with a name,
-which outlives all who use it, cannot be sealed. So its room is written before it is mapped, its mode lets nobody but
-root write to it again, and the writer looks at its length before it stores, at most once in a millisecond.
+The file must keep its length: a store beyond its end raises SIGBUS, which no Python code survives. The file needs a
+name that outlives its users, and such a file cannot be sealed. So its space is written before it is mapped, its mode
+lets nobody but root write to it again, and the writer checks its length before it stores, at most once a millisecond.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ DEFAULT_SEGMENTS = 8
 DEFAULT_SEGMENT_SIZE = 1 << 20
 
 HEADER = struct.Struct("<8sIIQQQQ")
-"""Magic, protocol, segments, segment size, pid, the process's start time in clock ticks, UTC ns of its opening."""
+"""Magic, protocol, segments, segment size, pid, the process's start time in clock ticks, UTC ns of the opening."""
 
 CLOSED = 64
-"""Offset of the word that becomes 1 when the writer ended its recording by itself."""
+"""Offset of the word that becomes 1 when the writer itself ends its recording."""
 
 FIRST_FORWARD = 72
 """Offset of two words about the first forward written: its step plus 1 (0 before there is one), and its ts. They are
-never overwritten, so that what was lost is known although the first frames are."""
+never overwritten. So one knows how much was lost, even if the first frames are gone."""
 
-LOOK_EVERY = 0.001
-"""Seconds between two looks of the writer at the file's length."""
+CHECK_EVERY = 0.001
+"""Seconds between two checks of the file's length by the writer."""
 
 
 def process_start(pid: int) -> int:
@@ -53,13 +53,13 @@ def process_start(pid: int) -> int:
 
 
 def create(path: str, protocol: int, now_ns: int, segments: int, segment_size: int) -> mmap.mmap:
-    """Make the ring's file, all of its room taken, and map it. OSError where there is no room; then none is left."""
+    """Make the ring's file with all its space, and map it. Raises OSError if there is no room; then no file is left."""
     size = PAGE + segments * segment_size
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         _fill(fd, size)
         os.fchmod(fd, 0o400)
-        # Not MAP_POPULATE: that holds the GIL for milliseconds; page by page it is a microsecond in some steps.
+        # Not MAP_POPULATE: it holds the GIL for milliseconds. Page by page, it costs a microsecond in some steps.
         ring = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
     except BaseException:
         os.unlink(path)
@@ -69,26 +69,27 @@ def create(path: str, protocol: int, now_ns: int, segments: int, segment_size: i
     pid = os.getpid()
     head = HEADER.pack(MAGIC, protocol, segments, segment_size, pid, process_start(pid), now_ns)
     ring[8 : len(head)] = head[8:]
-    ring[:8] = MAGIC  # last: a reader that finds it finds the rest
+    ring[:8] = MAGIC  # last: a reader that sees it sees the rest too
     return ring
 
 
 def _fill(fd: int, size: int) -> None:
-    """Write zeros, by which the file system gives the room. Not fallocate: some have none, and some seccomp filters
-    kill whoever calls it.
+    """Write zeros, so that the file system allocates the space.
+
+    Not fallocate: some file systems have none, and some seccomp filters kill a process that calls it.
     """
     zeros = bytes(1 << 18)
-    done = 0
-    while done < size:
-        done += os.write(fd, zeros[: size - done])
+    num_written = 0
+    while num_written < size:
+        num_written += os.write(fd, zeros[: size - num_written])
 
 
 class RingWriter:
-    """The writing side. Not thread-safe: its user serialises."""
+    """The writing side. Not thread-safe: the caller serialises."""
 
     def __init__(self, ring: mmap.mmap, segments: int, segment_size: int) -> None:
         self.ring, self.length = ring, len(ring)
-        self.look_at = 0.0
+        self.next_check = 0.0
         self.view = memoryview(ring)
         self.words = self.view.cast("Q")
         self.segments, self.segment_size = segments, segment_size
@@ -99,29 +100,29 @@ class RingWriter:
 
     @property
     def room(self) -> int:
-        """Bytes that the current segment still takes."""
+        """Bytes that still fit into the current segment."""
         return self.end - self.offset - 16
 
     @property
     def is_whole(self) -> bool:
-        """Whether the file has its length still. Where the program has closed our descriptor nothing can be said."""
+        """Whether the file still has its length. If the program has closed our descriptor, we cannot know: True."""
         try:
             return self.ring.size() >= self.length
         except OSError:
             return True
 
-    def _look(self) -> None:
-        """OSError where somebody has cut the file."""
+    def _check_length(self) -> None:
+        """Raise OSError if somebody has cut the file."""
         now = monotonic()
-        if now >= self.look_at:
-            self.look_at = now + LOOK_EVERY
+        if now >= self.next_check:
+            self.next_check = now + CHECK_EVERY
             if not self.is_whole:
-                self.look_at = 0.0
+                self.next_check = 0.0
                 raise OSError("the ring's file was cut short by another program")
 
     def next_segment(self) -> None:
-        """Close the current segment and begin the next one, overwriting the oldest."""
-        self._look()
+        """Close the current segment and begin the next one. The oldest one is overwritten."""
+        self._check_length()
         if self.end:
             self.words[self.offset >> 3] = self.number << 32 | END_OF_SEGMENT
         self.lap += 1
@@ -135,9 +136,9 @@ class RingWriter:
     def begin(self, length: int) -> int:
         """The offset at which a payload of `length` bytes (a multiple of 8) may be written.
 
-        OSError where the file has lost its length.
+        Raises OSError if somebody has cut the file.
         """
-        self._look()
+        self._check_length()
         if length > self.room:
             if length > self.segment_size - SEGMENT_HEAD - 16:
                 raise ValueError("a frame of %d bytes does not fit a segment" % length)
@@ -146,18 +147,18 @@ class RingWriter:
         return self.offset + 8
 
     def commit(self, length: int) -> None:
-        """Make the payload begun last visible: a reader sees it from here on."""
+        """Make the payload begun last visible: from now on, a reader sees it."""
         self.words[self.offset >> 3] = (self.number & 0xFFFFFFFF) << 32 | (8 + length)
         self.number += 1
         self.offset += 8 + length
 
     def first_forward(self, step: int, ts: int) -> None:
-        """The first forward of this ring is that of `step`, begun at `ts`."""
+        """Note the first forward of this ring: its step, and when it began (`ts`)."""
         self.words[(FIRST_FORWARD >> 3) + 1] = ts
         self.words[FIRST_FORWARD >> 3] = step + 1
 
     def close(self) -> None:
-        """Say that no frame follows."""
+        """Mark the ring as closed: no frame follows."""
         if self.is_whole:
             self.words[CLOSED >> 3] = 1
 

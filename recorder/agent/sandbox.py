@@ -1,4 +1,4 @@
-"""fdtrace's own sandbox engine (`fdtrace.sandbox`): what its scheduler decided and what its model ran."""
+"""The adapter of fdtrace's own sandbox engine (`fdtrace.sandbox`): what its scheduler decided and its model ran."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
 def running_row(request: Any, num_computed_tokens: int) -> KeyframeRow:
-    """The row of a request, with the tokens computed before its next step."""
+    """The row of a request. `num_computed_tokens`: its tokens computed before its next step."""
     return KeyframeRow(
         request.request_id,
         request.num_prompt_tokens,
@@ -34,7 +34,7 @@ def running_row(request: Any, num_computed_tokens: int) -> KeyframeRow:
 
 
 class SandboxAdapter:
-    """Hooks `SandboxScheduler` and `ModelRunner`; one engine a process, its calls in one thread."""
+    """Hooks `SandboxScheduler` and `ModelRunner`. A process has one engine, and calls it in one thread."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -92,9 +92,9 @@ class SandboxAdapter:
         self.scheduler = scheduler
         if not self.active:
             self.active = True
-            known = self.writer.numbers
+            numbers = self.writer.numbers
             for request in scheduler.waiting:
-                if request.request_id not in known:
+                if request.request_id not in numbers:
                     self.writer.request(request.request_id, -1, request.num_prompt_tokens, request.max_tokens)
         self.writer.boundary()
         return time.time_ns(), len(scheduler.running)
@@ -134,7 +134,7 @@ class SandboxAdapter:
         self.writer.schedule(result.call, ts, duration, result.not_admitted or "", figures, flags)
 
     def _membership(self, result: Any) -> int:
-        """Tell who left the batch and who entered it; how many entered."""
+        """Write which requests left the batch and which entered it. Returns how many entered."""
         vacated = []
         for request, reason, num_blocks, num_computed in result.preempted:
             vacated.append(self.rows.pop(request.request_id))

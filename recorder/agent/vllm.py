@@ -1,12 +1,15 @@
 """vLLM, the scheduling side: what `Scheduler` decides and learns (v1/core/sched/scheduler.py), in EngineCore.
 
 A step is one `schedule()` that handed out tokens, its forward, and the `update_from_output()` that gets the same
-`SchedulerOutput`. With asynchronous scheduling the next `schedule()` comes before that, so the two are paired by the
-object, which carries its call's number; what a call changed of the batch is kept until its own forward is written.
-A call's frame waits until its forward is on its way, where vLLM has something to do just then
-(`get_grammar_bitmask`, whether or not there is a grammar): that is time in which the engine only waits. Nothing that is
-read changes meanwhile, and whatever is written next writes it first.
-The workers run what the `SchedulerOutput` says, so the forward is written here; they add time, padding and memory.
+`SchedulerOutput`. With asynchronous scheduling, the next `schedule()` comes before that `update_from_output()`. So the
+two are matched by the `SchedulerOutput` object, which carries the number of its call. What a call changed in the batch
+is kept until the call's forward is written.
+
+A call's frame is written only when its forward is under way. At that time vLLM calls `get_grammar_bitmask`, whether or
+not there is a grammar, and the engine only waits. Until then the scheduler does not change what we read: every other
+hook first writes the call that waits.
+
+The workers run what the `SchedulerOutput` says, so the forward is written here. They add time, padding and memory.
 """
 
 from __future__ import annotations
@@ -34,15 +37,15 @@ MODULE, CLASS = "vllm.v1.core.sched.scheduler", "Scheduler"
 MANAGER = "vllm.v1.core.kv_cache_manager"
 
 STAMP = "_fdtrace"
-"""Attribute of a `SchedulerOutput`, (the engine's token, the call's number); it survives pickling to the workers."""
+"""Attribute of a `SchedulerOutput`: (the engine's token, the call's number). It is pickled with it to the workers."""
 
 RAN = "_fdtrace_ran"
-"""Attribute that a worker in the same process leaves on it, a `Ran`."""
+"""Attribute that a worker in the same process adds to a `SchedulerOutput`: a `Ran`."""
 
 
 class Ran(NamedTuple):
     """What a worker in this process measured of a forward: when it began (UTC ns; 0: not known), how long it took, the
-    tokens that it was launched for, the allocator after it.
+    tokens that were launched, and the allocator after it.
     """
 
     ts: int = 0
@@ -55,7 +58,7 @@ UNKNOWN = Ran()
 
 
 class VllmAdapter:
-    """Hooks `Scheduler`; one engine a process: each data-parallel rank has its own."""
+    """Hooks `Scheduler`. A process has one engine: each data-parallel rank has its own process."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -87,7 +90,7 @@ class VllmAdapter:
         self._find()
 
     def _find(self) -> None:
-        """Describe the engine at once where it can be seen: idle, it makes no call that would tell of it."""
+        """Find a scheduler on the threads' stacks and describe the engine at once: an idle engine makes no calls."""
         frames: Any = list(sys._current_frames().values())
         while frames and self.scheduler is None:
             at = frames.pop()
@@ -99,14 +102,14 @@ class VllmAdapter:
                     self.writer.engine(self.describe())
             if at.f_back is not None:
                 frames.append(at.f_back)
-        frames = at = None  # among them is this one: it would keep itself, and all that it was called with
+        frames = at = None  # one of them is this frame: it would keep itself and its arguments alive
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.scheduler)
         return dict(row, part="engine", stalls=False, token=self.token, ts=self.began_at)
 
     def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
-        """The rows of the call that is about to be told, as they were before it; of an idle one those that run."""
+        """The rows of the call that is written next, as they were before it. If there is none: the rows that run."""
         call = self.current
         for row, request_id in enumerate(call.rows if call is not None else self.batch.ids):
             request = self.scheduler.requests.get(request_id)
@@ -119,7 +122,7 @@ class VllmAdapter:
                 computed = request.num_computed_tokens
             yield row, self.batch.row(request, computed)
 
-    # Requests come and go.
+    # Requests arrive and end.
 
     def before_add_request(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         request = args[0] if args else kwargs["request"]
@@ -149,12 +152,12 @@ class VllmAdapter:
         self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
-        """What its forwards that are on their way sample is thrown away."""
+        """The request's forwards that are under way sample tokens that will be dropped."""
         for call in self.calls.values():
             call.dropped.add(request_id)
 
     def before_free_blocks(self, manager: Any, args: Any, kwargs: Any) -> None:
-        """A preemption frees the blocks before it forgets what they held."""
+        """A preemption first frees the blocks, then forgets how many tokens they held."""
         request = args[0] if args else kwargs["request"]
         request_id = request.request_id
         self._write_call()
@@ -175,7 +178,7 @@ class VllmAdapter:
         return time.time_ns(), time.perf_counter_ns(), len(scheduler.running) - prefilling, prefilling
 
     def _begin_with(self, scheduler: Any) -> None:
-        """Take in what is there already: a recording may begin at any moment."""
+        """Take over the requests that are there already: a recording may begin at any moment."""
         self.scheduler, self.active, self.began_at = scheduler, True, time.time_ns()
         self.size = 4 if scheduler.scheduler_config.max_num_batched_tokens >= 1 << 15 else 2
         for request in list(scheduler.requests.values()):
@@ -189,7 +192,7 @@ class VllmAdapter:
         ts, began, decodes, prefilling = token
         duration = (time.perf_counter_ns() - began) // 1000
         self.ended_call = EndedCall(output, ts, duration, decodes, prefilling, time.time_ns())
-        if output.num_scheduled_tokens:  # its workers are sent it next
+        if output.num_scheduled_tokens:  # next it is sent to the workers
             setattr(output, STAMP, (self.token, self.call + 1))
 
     def before_bitmask(self, scheduler: Any, args: Any, kwargs: Any) -> None:
@@ -197,7 +200,7 @@ class VllmAdapter:
             self._write_call()
 
     def _write_call(self) -> None:
-        """Write the call that was made last, unless that is done."""
+        """Write the last call, unless it is written already."""
         ended, self.ended_call = self.ended_call, None
         if ended is None:
             return
@@ -224,8 +227,8 @@ class VllmAdapter:
         return self.call, ended.ts, ended.duration_us, reason, call_figures, flags
 
     def _write_idle_call(self, ended: EndedCall, waiting: list[Any], preempted: int) -> None:
-        """Write a call that found work and handed out nothing: where an engine hangs there is no other."""
-        if not self.calls:  # what runs is known, so that a recording can begin here, and a segment
+        """Write a call that found work but handed out nothing. An engine that hangs makes only such calls."""
+        if not self.calls:  # all running requests are known, so a recording, or a segment, can begin here
             self.writer.boundary()
             self.begun = True
         if self.begun:
@@ -233,7 +236,7 @@ class VllmAdapter:
             self.writer.schedule(*self._frame(ended, None, waiting, preempted, wire.EMPTY))
 
     def _preempted(self, scheduler: Any, output: Any) -> int:
-        """Tell the preemptions since the last call, and free the rows; how many there were."""
+        """Write the preemptions since the last call and free their rows. Returns how many there were."""
         count = 0
         for request_id, (blocks, computed) in self.freed.items():
             request = scheduler.requests.get(request_id)
@@ -250,7 +253,7 @@ class VllmAdapter:
         return count
 
     def _blocked(self, head: Any) -> None:
-        """Say once of each request at the head of the queue that it waits for something outside."""
+        """If the request at the head of the queue waits for something outside the scheduler, write that once."""
         status = head.status.name if head is not None else ""
         if status.startswith("WAITING_FOR"):
             if head.request_id != self.blocked:
@@ -259,7 +262,7 @@ class VllmAdapter:
         else:
             self.blocked = ""
 
-    # Its forward has run.
+    # The forward has run.
 
     def before_update(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         self._write_call()
@@ -276,7 +279,7 @@ class VllmAdapter:
         self._write_forward(stamp[1], sampled)
 
     def _write_forward(self, number: int, sampled: dict[str, int]) -> None:
-        """Write the forward of a call; `sampled`: tokens of each of its requests."""
+        """Write the forward of a call. `sampled`: the number of tokens of each of its requests."""
         call = self.current = self.calls.pop(number)
         writer = self.writer
         writer.boundary()
@@ -284,7 +287,7 @@ class VllmAdapter:
         if not self.begun:
             self._begin_calls(call)
         writer.tasks(number, self.token)
-        if call.vacated or call.joined:  # a request that was aborted meanwhile is gone
+        if call.vacated or call.joined:  # a request that was aborted in the meantime is gone
             writer.batch(call.vacated, [held for held in call.joined if held[1].request_id in writer.numbers])
         if call.blocks:
             writer.blocks(call.blocks, True)
@@ -299,13 +302,13 @@ class VllmAdapter:
         self.number += 1
 
     def _begin_calls(self, first: CallInFlight) -> None:
-        """Write the calls that waited for the first keyframe: those that came before it was known what ran then."""
+        """Write the calls that waited for the first keyframe: before it, nobody knew which requests were running."""
         self.begun = True
         for call in (first, *self.calls.values()):
             self.writer.schedule(*call.schedule)
 
     def give_up(self) -> None:
-        """Forwards whose output will never come failed, or were cut off: they are steps that emitted nothing."""
+        """Forwards whose output will never come have failed or were cut off: write them as steps without output."""
         self._write_call()
         for number in list(self.calls):
             self._write_forward(number, {})

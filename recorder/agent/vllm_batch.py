@@ -1,7 +1,7 @@
-"""The rows of a batch of vLLM's: its scheduler knows requests by name alone, a frame by row.
+"""The rows of a vLLM batch. vLLM's scheduler knows requests only by their ids; our frames name them by row.
 
-What a call of `schedule()` changes is kept with the call until its own forward is written: with asynchronous
-scheduling the next call comes before that.
+What a call of `schedule()` changes is kept with the call until its forward is written: with asynchronous scheduling,
+the next call comes before that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ FEWEST_ROWS = 16
 class CallInFlight:
     """One `schedule()` whose forward is not written yet.
 
-    `ts`: when it had ended, UTC ns; `schedule`: what its own frame says. `rows`: the request of
-    each row; `starts`: tokens computed before its chunk, of each request that it prefills; `dropped`: requests whose
-    sampled tokens are thrown away.
+    `ts`: when it ended, UTC ns. `schedule`: the fields of its own frame. `rows`: the request of each row. `starts`: for
+    each request that it prefills, the tokens computed before the chunk. `dropped`: requests whose sampled tokens vLLM
+    will drop.
     """
 
     __slots__ = (
@@ -41,7 +41,7 @@ class CallInFlight:
 
 
 class BatchRows:
-    """Which running request holds which row, its KV blocks, and whether its prefill still goes on."""
+    """Which running request holds which row, how many KV blocks it holds, and whether it is still in its prefill."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -67,7 +67,7 @@ class BatchRows:
         return row
 
     def leave(self, request_id: str) -> None:
-        """Free a request's row; what its prefix cache hit was stays known until `forget`."""
+        """Free a request's row. The size of its prefix cache hit is kept until `forget`."""
         row = self.rows.pop(request_id, None)
         if row is not None:
             self.ids[row] = ""
@@ -83,7 +83,7 @@ class BatchRows:
         self.cached.pop(request_id, None)
 
     def take_in(self, scheduler: Any) -> None:
-        """The requests that run already, before a call."""
+        """Add the requests that run already, before a call."""
         for request in scheduler.running:
             self.enter(scheduler, request)
             self.cached[request.request_id] = getattr(request, "num_cached_tokens", -1)
@@ -91,7 +91,7 @@ class BatchRows:
                 self.prefilling.add(request.request_id)
 
     def apply(self, scheduler: Any, output: Any, call: CallInFlight) -> None:
-        """Take in what a call handed out, and keep with it what it changed."""
+        """Apply what a call handed out to the batch. The changes are kept in `call`."""
         scheduled = output.num_scheduled_tokens
         fresh = scheduled.keys() - self.rows.keys()
         for request_id in [name for name in scheduled if name in fresh] if fresh else ():
@@ -116,13 +116,14 @@ class BatchRows:
         start = request.num_computed_tokens - output.num_scheduled_tokens[request_id]
         self.cached.setdefault(request_id, start)
         if request_id in output.scheduled_spec_decode_tokens:
-            start = request.num_tokens  # all but its last token is cached: it was padded to a decode's shape
+            # All but its last token was cached: vLLM padded it to the shape of a decode.
+            start = request.num_tokens
         else:
             self.prefilling.add(request_id)
         return row, self.row(request, start)
 
     def row(self, request: Any, computed: int) -> KeyframeRow:
-        """What a frame says of a request with `computed` tokens before its next step."""
+        """The row of a request that has `computed` tokens before its next step."""
         request_id = request.request_id
         return config.running_row(
             request, computed, self.held.get(request_id, 0), self.cached.get(request_id, -1)

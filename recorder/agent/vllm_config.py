@@ -1,4 +1,4 @@
-"""What vLLM's configuration and requests say, for both of its sides."""
+"""Reads vLLM's configuration and requests, for both sides of vLLM."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVIRONMENT = (
     "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE",
     "VLLM_USE_RAY_COMPILED_DAG_OVERLAP_COMM",
 )
-"""Variables that decide how vLLM schedules (its envs.py); no other variable is recorded."""
+"""Environment variables that decide how vLLM schedules (its envs.py). No other variable is recorded."""
 
 SECTIONS = (
     "scheduler_config",
@@ -36,27 +36,27 @@ SECTIONS = (
     "model_config",
     "kv_transfer_config",
 )
-"""The parts of a `VllmConfig` whose sizes and switches are recorded, under vLLM's own names."""
+"""The sections of a `VllmConfig` whose sizes and switches are recorded, under vLLM's own names."""
 
 TEXTS = {
     "policy", "runner_type", "runner", "method", "cache_dtype", "mamba_cache_mode", "mamba_cache_dtype", "kv_role",
     "kv_connector", "kv_load_failure_policy", "rejection_sample_method", "draft_sample_method",
     "distributed_executor_backend", "data_parallel_backend", "prefix_caching_hash_algo",
 }  # fmt: skip
-"""The only texts among them: no path, address or name of a model is recorded."""
+"""The only texts that are recorded of them. No path, address or model name is recorded."""
 
 DERIVED = {
     "model_config": ("is_encoder_decoder", "uses_mrope", "is_diffusion", "is_hybrid"),
     "speculative_config": ("max_num_new_slots_for_drafting",),
     "parallel_config": ("data_parallel_index",),
 }
-"""Properties that scheduling asks for and that are no fields."""
+"""Properties that the scheduler uses and that are not fields."""
 
-UNSAID = ("port", "ip", "host", "addr", "seed", "master")
+NEVER_RECORDED = ("port", "ip", "host", "addr", "seed", "master")
 
 
 def get(root: Any, path: str) -> Any:
-    """`root.a.b` for "a.b"; None where something on the way is missing."""
+    """`root.a.b` for the path "a.b"; None if any attribute is missing."""
     for name in path.split("."):
         root = getattr(root, name, None)
     return root
@@ -97,7 +97,7 @@ def describe(scheduler: Any) -> dict[str, Any]:
 
 
 def role(config: Any) -> str:
-    """`prefill` or `decode` where the engine is one half of a disaggregated deployment."""
+    """`prefill` or `decode` if the engine is one half of a disaggregated deployment; else `mixed`."""
     kind = get(config, "kv_transfer_config.kv_role")
     return {"kv_producer": "prefill", "kv_consumer": "decode"}.get(str(kind), "mixed")
 
@@ -112,7 +112,7 @@ def data_parallel_rank(config: Any) -> int | None:
 
 
 def scheduling(scheduler: Any) -> dict[str, Any]:
-    """What the scheduler was built from, as JSON under vLLM's own names, and what of it it derived."""
+    """The configuration of the scheduler, as JSON under vLLM's own names, and the values that it derived from that."""
     config = scheduler.vllm_config
     values: dict[str, Any] = {
         name: _section(name, getattr(config, name))
@@ -134,7 +134,7 @@ def _section(name: str, section: Any) -> dict[str, Any]:
     for derived in DERIVED.get(name, ()):
         try:
             values[derived] = getattr(section, derived)
-        except Exception:  # a property that asks what this configuration has not
+        except Exception:  # a property that needs something this configuration does not have
             continue
     return {key: plain for key, value in values.items() if (plain := _plain(key, value)) is not _NOTHING}
 
@@ -143,8 +143,8 @@ _NOTHING = object()
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value as JSON, if it is a size, a switch or one of `TEXTS`; else `_NOTHING`."""
-    if key.startswith("_") or any(word in UNSAID for word in key.split("_")):
+    """A value as JSON if it is a size, a switch or one of `TEXTS`; else `_NOTHING`."""
+    if key.startswith("_") or any(word in NEVER_RECORDED for word in key.split("_")):
         return _NOTHING
     value = getattr(value, "value", value)  # an enumeration's
     if value is None or isinstance(value, (bool, int, float)):
@@ -178,7 +178,7 @@ FINISHED = {
     "FINISHED_ABORTED": "abort",
     "FINISHED_ERROR": "error",
 }
-"""`RequestStatus` (v1/request.py) as a reason of ours."""
+"""`RequestStatus` (v1/request.py) -> our reason."""
 
 
 def finish_reason(request: Any) -> str:
@@ -187,19 +187,19 @@ def finish_reason(request: Any) -> str:
 
 
 def is_prefilling(request: Any) -> bool:
-    """Whether tokens of it are still to be prefilled, the request not having been scheduled in this call yet.
+    """Whether the request still has tokens to prefill. Call it before the request is scheduled in this call.
 
-    A decode's last sampled token is not computed yet, and with asynchronous scheduling it has placeholders for those
-    that are being sampled.
+    The last sampled token of a decode is not computed yet. With asynchronous scheduling, a decode has placeholders for
+    the tokens that are being sampled.
     """
-    left = request.num_tokens - request.num_computed_tokens
-    if left == 1 and not request.num_output_tokens:
+    num_missing = request.num_tokens - request.num_computed_tokens
+    if num_missing == 1 and not request.num_output_tokens:
         return not getattr(request, "num_output_placeholders", 0)
-    return bool(left > 1)
+    return bool(num_missing > 1)
 
 
 def running_row(request: Any, computed: int, blocks: int, cached: int) -> KeyframeRow:
-    """A running request; `computed`: its tokens computed before its next step, of a decode the sampled one included."""
+    """The row of a running request. `computed`: tokens before its next step; of a decode, with the sampled one."""
     return KeyframeRow(
         request.request_id,
         request.num_prompt_tokens,
@@ -212,7 +212,7 @@ def running_row(request: Any, computed: int, blocks: int, cached: int) -> Keyfra
 
 
 def max_tokens(request: Any) -> int:
-    """Most tokens that a request may make; -1: it does not say."""
+    """Most tokens that a request may generate; -1 if it does not say."""
     most = getattr(request, "max_tokens", None)
     return most if isinstance(most, int) else -1
 

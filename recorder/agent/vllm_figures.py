@@ -1,4 +1,4 @@
-"""The figures of one call of vLLM's `Scheduler.schedule()`, read right after it: nothing here changes anything."""
+"""The figures of one call of vLLM's `Scheduler.schedule()`. They are read right after it, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 from . import wire
 
 QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
-"""Names that versions of `Scheduler` give to the queues of requests that wait, in the order of service."""
+"""Names of the queues of waiting requests in the versions of `Scheduler`, in the order in which they are served."""
 
 
 class EndedCall(NamedTuple):
-    """One `schedule()` whose frame is not written yet: what it gave, when it began and ended (UTC ns), how long it
-    took, and how many requests decoded and were in their prefill before it.
+    """One `schedule()` whose frame is not written yet: its output, when it began and ended (UTC ns), how long it took,
+    and how many requests were decoding and prefilling before it.
     """
 
     output: Any
@@ -24,7 +24,7 @@ class EndedCall(NamedTuple):
 
 
 class CallChanges(Protocol):
-    """What a call changed: requests that it prefills, that joined the batch, and that got blocks."""
+    """What a call changed: requests that it prefills, that joined the batch, and that got new blocks."""
 
     prefills: list[Any]
     joined: list[Any]
@@ -32,19 +32,19 @@ class CallChanges(Protocol):
 
 
 def queues(scheduler: Any) -> list[Any]:
-    """The queues of this version in which a request waits."""
+    """The queues of this version that have waiting requests."""
     return [queue for name in QUEUES if (queue := getattr(scheduler, name, None))]
 
 
 def head_of(waiting: list[Any]) -> Any:
-    """The request that is served next, of `queues`; None where none waits."""
+    """The request that is served next from these `queues`; None if none waits."""
     if not waiting:
         return None
     return waiting[0].peek_request() if hasattr(waiting[0], "peek_request") else waiting[0][0]
 
 
 def num_deferred(scheduler: Any) -> int:
-    """Requests that wait and that the call passed over, as they are not ready; -1: this version does not keep them."""
+    """Waiting requests that the call passed over because they are not ready; -1: this version keeps no such queue."""
     for name in ("skipped_waiting", "deferred_waiting"):
         queue = getattr(scheduler, name, None)
         if queue is not None:
@@ -53,7 +53,7 @@ def num_deferred(scheduler: Any) -> int:
 
 
 def budget_of(scheduler: Any) -> int:
-    """Tokens that a call may hand out: nothing while the scheduler is paused."""
+    """Tokens that a call may hand out: 0 while the scheduler is paused."""
     if getattr(getattr(scheduler, "_pause_state", None), "name", "") == "PAUSED_ALL":
         return 0
     return int(scheduler.max_num_scheduled_tokens)
@@ -67,8 +67,9 @@ def of_call(
     preempted: int,
     numbers: dict[str, int],
 ) -> tuple[str, wire.CallFigures]:
-    """Why the head of the `queues` (`queued`) was not admitted, and the call's figures. `call`: what it changed, None:
-    it handed out nothing; `numbers`: requests by id.
+    """Why the head of the queues was not admitted, and the call's figures.
+
+    `call`: what the call changed; None: it handed out nothing. `queued`: the `queues`. `numbers`: requests by id.
     """
     counted, budget = ended.output.total_num_scheduled_tokens, budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
@@ -97,17 +98,17 @@ def of_call(
     )
 
 
-def why_waiting(scheduler: Any, head: Any, left: int, preempted: int) -> str:
-    """The rule of `schedule()` that ended its loop over the waiting requests, in the order in which it asks."""
+def why_waiting(scheduler: Any, head: Any, remaining_budget: int, preempted: int) -> str:
+    """Which rule ended the loop of `schedule()` over the waiting requests. The rules are in the order of that loop."""
     paused = getattr(getattr(scheduler, "_pause_state", None), "name", "UNPAUSED") != "UNPAUSED"
-    whole = not _chunked(scheduler) and head.num_tokens - head.num_computed_tokens > left
+    too_long = not _chunked(scheduler) and head.num_tokens - head.num_computed_tokens > remaining_budget
     rules = (
         ("preemption", preempted > 0),
         ("other", paused),
-        ("budget", left <= 0),
+        ("budget", remaining_budget <= 0),
         ("slots", _slots_taken(scheduler) >= _slots(scheduler)),
         ("other", head.status.name.startswith("WAITING_FOR") or _no_room_for_adapter(scheduler, head)),
-        ("budget", whole),
+        ("budget", too_long),
     )
     return next((reason for reason, holds in rules if holds), "blocks")
 
@@ -128,7 +129,7 @@ def _chunked(scheduler: Any) -> bool:
 
 
 def _no_room_for_adapter(scheduler: Any, head: Any) -> bool:
-    """Whether the head may wait for a LoRA slot: every slot is taken by another adapter."""
+    """Whether the head must wait for a LoRA slot: other adapters hold all slots."""
     lora = getattr(scheduler, "lora_config", None)
     wanted = getattr(head, "lora_request", None)
     if lora is None or wanted is None:
@@ -137,13 +138,13 @@ def _no_room_for_adapter(scheduler: Any, head: Any) -> bool:
     return len(used) >= lora.max_loras and wanted.lora_int_id not in used
 
 
-def missing_blocks(scheduler: Any, head: Any, left: int, free: int) -> int:
-    """KV blocks that the head lacked; -1 where that depends on what a prefix cache would have found."""
+def missing_blocks(scheduler: Any, head: Any, remaining_budget: int, free: int) -> int:
+    """KV blocks that the head lacks; -1 if that depends on what the prefix cache would have found."""
     if scheduler.cache_config.enable_prefix_caching or len(_managers(scheduler)) != 1:
         return -1
     tokens = head.num_tokens
     if not getattr(scheduler, "scheduler_reserve_full_isl", False):
-        tokens = min(tokens, left)
+        tokens = min(tokens, remaining_budget)
     wanted = -(-tokens // scheduler.block_size)
     return wanted - free if wanted > free else -1
 
@@ -159,7 +160,7 @@ def blocks_of(scheduler: Any, request_id: str) -> int:
 
 
 def new_blocks(output: Any) -> list[tuple[str, int]]:
-    """Requests that went on and were given blocks, and how many."""
+    """Requests that went on and got new blocks, and how many each got."""
     cached = output.scheduled_cached_reqs
     return [
         (request_id, sum(map(len, blocks)))

@@ -1,7 +1,7 @@
 """vLLM, the side that runs: time, padding and memory of each forward (v1/worker/*model_runner.py).
 
-A `SchedulerOutput` that carries no number of ours is no part of the recording. Nothing here waits for a device: the
-allocator keeps its figures on the host. Where the model runner samples in a call of its own (`sample_tokens`), that is
+A `SchedulerOutput` without a number of ours does not belong to the recording. Nothing here waits for a device: the
+allocator keeps its figures on the host. If the model runner samples in a separate call (`sample_tokens`), that call is
 part of the step.
 """
 
@@ -33,13 +33,13 @@ MODULES = tuple(
         "tpu_model_runner",
     )
 )
-"""vLLM's model runners: a module for each platform, and the second version of the GPU's."""
+"""vLLM's model runners: one module for each platform, and the second version of the GPU's."""
 
 UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
 class Running:
-    """A forward on its way: its output object, and what is known of it so far."""
+    """A forward that is under way: its output object, and what is known of it so far."""
 
     __slots__ = ("began", "duration_us", "launched", "output", "ts")
 
@@ -48,12 +48,12 @@ class Running:
         self.duration_us, self.launched = 0, -1
 
     def pause(self) -> None:
-        """A call of the model runner ended."""
+        """A call of the model runner has ended."""
         self.duration_us += (time.perf_counter_ns() - self.began) // 1000
 
 
 class VllmWorkerAdapter:
-    """Hooks every model runner of vLLM; one a process."""
+    """Hooks every model runner of vLLM. A process has one."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -88,7 +88,7 @@ class VllmWorkerAdapter:
         return ()
 
     def _engine(self) -> VllmAdapter | None:
-        """The scheduling side, where it is in this process too."""
+        """The adapter of the scheduling side, if that side is in this process too."""
         for adapter in self.agent.adapters:
             if isinstance(adapter, VllmAdapter) and adapter.active:
                 return adapter
@@ -106,11 +106,11 @@ class VllmWorkerAdapter:
         return self.running
 
     def _is_running(self, output: Any) -> bool:
-        """Whether a runner has called the one that it is derived from."""
+        """Whether this is the call of a base class, made by a model runner that is derived from it."""
         return self.running is not None and self.running.output is output
 
     def after_padding(self, runner: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
-        """What the batch was padded to, for a captured graph or for other data-parallel ranks."""
+        """The size to which the batch was padded, for a captured graph or for other data-parallel ranks."""
         if self.running is None:
             return
         for padded in result if isinstance(result, tuple) else (result,):
@@ -135,7 +135,7 @@ class VllmWorkerAdapter:
             self._ran()
 
     def _pause(self, token: Any) -> bool:
-        """Stop the clock of the forward that `token` is, if it is the one on its way."""
+        """Stop the clock of the forward `token`, if it is the one that is under way. Returns whether it is."""
         running = self.running
         if running is None or token is not running:
             return False
@@ -143,7 +143,7 @@ class VllmWorkerAdapter:
         return True
 
     def failed(self, runner: Any, error: BaseException, token: Any) -> None:
-        """The forward that ran out of memory is a step like any other; it emitted nothing."""
+        """A forward that ran out of memory is a step like any other. It emitted nothing."""
         if not self._pause(token):
             return
         self._ran()
@@ -168,11 +168,11 @@ class VllmWorkerAdapter:
 
 
 def _nothing(runner: Any, args: Any, kwargs: Any) -> None:
-    """A hook that only asks for the result."""
+    """A `before` for hooks that need only the result."""
 
 
 def allocator(runner: Any) -> Callable[[], wire.AllocatorFigures] | None:
-    """What reads PyTorch's CUDA caching allocator of the runner's device; None where it has none (a CPU)."""
+    """A function that reads PyTorch's CUDA caching allocator for the runner's device; None if it has none (a CPU)."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     device = getattr(runner, "device", None)
     if cuda is None or getattr(device, "type", "") != "cuda":

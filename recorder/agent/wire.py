@@ -1,8 +1,8 @@
-"""The frames that an agent writes and the collector reads: their numbers, their layouts and the names of their fields.
+"""The frames that an agent writes and the collector reads: frame types, layouts and the names of the fields.
 
 A frame is 8-byte aligned: a commit word (sequence number in the high half, total length in bytes in the low half),
-then a payload that begins with one of the heads below. All integers are little-endian. -1 stands for "not known".
-Fields that go to the trace are named as its columns (`recorder.schema`).
+then a payload that begins with one of the heads below. All integers are little-endian. -1 means "not known". Fields
+that go to the trace have the names of its columns (`recorder.schema`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
 PROTOCOL = 7
-"""Raised with every change of a layout or a list of names below; an agent and a collector of different protocols refuse
-each other."""
+"""Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
+not work together."""
 
 ENGINE, REQUEST, BATCH, BLOCKS, SCHEDULE, FORWARD, EVENT, FINISH, TASKS, MEMORY, HASHES = range(1, 12)
-DECIDED, QUEUE = 12, 13
-"""The order of calls: see `wire_order`."""
 """Frame types: the first field of each head.
 
-A ring whose ENGINE frame has a `part` is one process of an engine of several: `engine` schedules, `worker` runs the
-forwards, `rank` runs the same forwards as the ring that tells of them, and tells of its own memory alone. Where there
-is no `worker`, `engine` tells of the forwards too, and rank 0's memory comes from a `rank`. `token` is the engine's own
-number, which rides on its tasks and comes back in the TASKS frames of the others. `ts` is when the engine's first
-keyframe was written: its forwards before that are no part of the recording. `stalls` is false where no decode can lack
-blocks for its forward, as its call has given it them or preempted it."""
+If a ring's ENGINE frame has a `part`, the ring is that of one process of an engine of several. An `engine` schedules. A
+`worker` runs the forwards. A `rank` runs the same forwards as the ring that reports them, and reports only its own
+memory. If there is no `worker`, the `engine` also reports the forwards, and rank 0's memory comes from a `rank`.
+`token` is the engine's own number: it travels with the tasks and comes back in the TASKS frames of the other processes.
+`ts` is when the engine's first keyframe was written: earlier forwards do not belong to the recording. `stalls` is false
+if no decode can lack blocks for its forward, because the call gave it the blocks or preempted it."""
+
+DECIDED, QUEUE = 12, 13
+"""The order of calls: see `wire_order`."""
 
 Head = TypeVar("Head", bound=Any)
 
 
 class HeadLayout(Generic[Head]):
-    """How a head lies in a frame. The writer packs a head with `struct`; `read` gives one back, its fields by name.
-    `codes`: as the module `struct` has them, one a field.
+    """The layout of a head in a frame. The writer packs a head with `struct`; `read` returns it with named fields.
+    `codes`: those of the module `struct`, one a field.
     """
 
     def __init__(self, head: Type[Head], codes: str) -> None:
@@ -58,7 +59,7 @@ ENGINE_HEAD = HeadLayout(EngineHead, "BBHI")
 
 
 class RequestHead(NamedTuple):
-    """REQUEST: a request that came, before the scheduling of step `arrived_step`; then its id."""
+    """REQUEST: a request that arrived before the scheduling of step `arrived_step`; then its id."""
 
     kind: int
     flags: int
@@ -73,11 +74,11 @@ class RequestHead(NamedTuple):
 REQUEST_HEAD = HeadLayout(RequestHead, "BBHIqqii")
 
 KEYFRAME = 1
-"""Flag of BATCH: the rows named are all there are (the state at a step's boundary), not a change of them."""
+"""Flag of BATCH: the rows named are all held rows (the state between two steps), not a change."""
 
 
 class BatchHead(NamedTuple):
-    """BATCH: `step` is the next one; then `uint16` rows vacated, then a `JoinedHead` and an id for each row joined."""
+    """BATCH: `step` is the next step; then `uint16` rows vacated, then a `JoinedHead` and an id for each row joined."""
 
     kind: int
     flags: int
@@ -90,7 +91,7 @@ BATCH_HEAD = HeadLayout(BatchHead, "BBHIq")
 
 
 class JoinedHead(NamedTuple):
-    """A row that a request holds now. `num_computed_tokens`: before the next step; `num_output_tokens`: so far."""
+    """A row that a request now holds. `num_computed_tokens`: before the next step. `num_output_tokens`: so far."""
 
     row: int
     id_length: int
@@ -108,8 +109,8 @@ JOINED_HEAD = HeadLayout(JoinedHead, "HHIiiqiiiq")
 
 
 class BlocksHead(NamedTuple):
-    """BLOCKS: then `num_pairs` pairs of `uint32`: row, blocks that its request holds. `extended`: decodes that the
-    scheduler gave new ones.
+    """BLOCKS: then `num_pairs` pairs of `uint32`: a row, and the blocks that its request holds. `extended`: the
+    requests are decodes to which the scheduler gave new blocks.
     """
 
     kind: int
@@ -122,11 +123,11 @@ BLOCKS_HEAD = HeadLayout(BlocksHead, "BBHI")
 
 
 class ScheduleHead(NamedTuple):
-    """SCHEDULE: a scheduling call, or `num_calls` equal ones that follow each other and handed out nothing (EMPTY).
-    Then its `CallFigures`.
+    """SCHEDULE: a scheduling call, or `num_calls` equal calls in a row that handed out nothing (EMPTY). Then its
+    `CallFigures`.
 
-    `call`, `ts`, `schedule_us` are of the first, `last_ts` is when the last of them began. `reason`: why the head of
-    the queue was not admitted (index into NOT_ADMITTED). A frame of the same `call` replaces the one before it.
+    `call`, `ts`, `schedule_us` are those of the first call; `last_ts` is when the last one began. `reason`: why the
+    head of the queue was not admitted (index into NOT_ADMITTED). A frame of the same `call` replaces the one before.
     """
 
     kind: int
@@ -140,7 +141,7 @@ class ScheduleHead(NamedTuple):
 
 
 class CallFigures(NamedTuple):
-    """What a scheduling call found and did, as the columns of `recorder.schema.CALL` of the same names say it.
+    """What a scheduling call found and did. The fields are the columns of `recorder.schema.CALL` of the same names.
 
     `head`: the request at the head of the queue. `reservation`: see RATIO.
     """
@@ -168,13 +169,13 @@ class CallFigures(NamedTuple):
 SCHEDULE_HEAD = HeadLayout(ScheduleHead, "BBHIqqqq")
 FIGURES = HeadLayout(CallFigures, "18i")
 SCHEDULE_FRAME = struct.Struct("<" + SCHEDULE_HEAD.codes + FIGURES.codes)
-"""Head and figures, packed at once."""
+"""Head and figures, packed together."""
 
 EMPTY = 1
-"""Flag of SCHEDULE: it handed out nothing, so no TASKS frame will name it."""
+"""Flag of SCHEDULE: the call handed out nothing, so no TASKS frame will name it."""
 
 RATIO = 2
-"""Flag of SCHEDULE: the reservation is a ratio in millionths of the tokens still to come; else blocks a request."""
+"""Flag of SCHEDULE: the reservation is a ratio, in millionths, of the tokens still to come. Else: blocks a request."""
 
 
 class AllocatorFigures(NamedTuple):
@@ -190,11 +191,11 @@ ALLOCATOR = HeadLayout(AllocatorFigures, "qqqq")
 
 
 class ForwardHead(NamedTuple):
-    """FORWARD: one forward of `num_rows` rows; `call`: the scheduling call that it belongs to, see LANDED.
+    """FORWARD: one forward of `num_rows` rows. `call`: the scheduling call to which it belongs, see LANDED.
 
     `codes`: item codes (of tokens in the low, of emitted in the high nibble) and LANDED. Then its `AllocatorFigures`,
-    `num_prefills` `uint16` prefill rows (LAST_CHUNK set where the chunk ends the prefill), `num_stalled` `uint16`
-    stalled rows, padding to 8, tokens of each row, padding to 8, tokens emitted of each row.
+    `num_prefills` `uint16` prefill rows (LAST_CHUNK is set if the chunk ends the prefill), `num_stalled` `uint16`
+    stalled rows, padding to 8, tokens of each row, padding to 8, tokens emitted by each row.
     """
 
     kind: int
@@ -211,20 +212,20 @@ class ForwardHead(NamedTuple):
 
 FORWARD_HEAD = HeadLayout(ForwardHead, "BBHHHqqqIi")
 FORWARD_FRAME = struct.Struct("<" + FORWARD_HEAD.codes + ALLOCATOR.codes)
-"""Head and allocator, packed at once; the lists follow."""
+"""Head and allocator, packed together; the lists follow."""
 
 LAST_CHUNK = 0x8000
 
 UNKNOWN_US = 0xFFFFFFFF
-"""Duration of a FORWARD whose ring does not know it."""
+"""Duration of a FORWARD if its ring does not know it."""
 
 LANDED = 0x08
-"""Flag in the item codes of FORWARD: `call` is the last one whose tasks had reached the worker, so the forward belongs
-to it or to a later empty call that ended before the forward began."""
+"""Flag in the item codes of FORWARD: `call` is the last call whose tasks had reached the worker. So the forward belongs
+to that call, or to a later empty call that ended before the forward began."""
 
 
 class TasksHead(NamedTuple):
-    """TASKS: those of scheduling call `call` have reached this worker; `token` is that of its engine."""
+    """TASKS: the tasks of scheduling call `call` have reached this worker. `token` is that of its engine."""
 
     kind: int
     unused_1: int
@@ -238,8 +239,8 @@ TASKS_HEAD = HeadLayout(TasksHead, "BBHIqQ")
 
 
 class MemoryHead(NamedTuple):
-    """MEMORY: what `rank` measured of its forward number `since` (from 0) of those that follow the coming of the tasks
-    of `call`; `num_predicted_tokens`: tokens that it was launched for. Then its `AllocatorFigures`.
+    """MEMORY: what `rank` measured in one forward. After the tasks of `call` arrived, it is forward number `since`,
+    from 0. `num_predicted_tokens`: tokens that were launched. Then its `AllocatorFigures`.
     """
 
     kind: int
@@ -254,12 +255,12 @@ class MemoryHead(NamedTuple):
 
 MEMORY_HEAD = HeadLayout(MemoryHead, "BBHIqqii")
 MEMORY_FRAME = struct.Struct("<" + MEMORY_HEAD.codes + ALLOCATOR.codes)
-"""Head and allocator, packed at once."""
+"""Head and allocator, packed together."""
 
 
 class HashesHead(NamedTuple):
-    """HASHES: then `num_hashes` `uint64`s, what tells each full block of `block_size` tokens of a request's prompt from
-    others. They are salted before they reach a trace.
+    """HASHES: then `num_hashes` `uint64`s, one for each full block of `block_size` tokens of a request's prompt. Equal
+    hashes mean equal blocks. They are salted before they reach a trace.
     """
 
     kind: int
@@ -274,7 +275,7 @@ HASHES_HEAD = HeadLayout(HashesHead, "BBHIII")
 
 
 class EventHead(NamedTuple):
-    """EVENT: something at `step`, the next one; then its reason and its detail. `event`: index into EVENTS."""
+    """EVENT: an event at `step`, the next one; then its reason and its detail. `event`: index into EVENTS."""
 
     kind: int
     event: int
@@ -290,7 +291,7 @@ EVENT_HEAD = HeadLayout(EventHead, "BBHIiiqq")
 
 
 class FinishHead(NamedTuple):
-    """FINISH: a request ended in `step`, the last one that was forwarded. `reason`: index into FINISHED."""
+    """FINISH: a request ended in `step`, the last step that was forwarded. `reason`: index into FINISHED."""
 
     kind: int
     reason: int

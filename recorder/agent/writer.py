@@ -1,4 +1,4 @@
-"""Packs what an adapter saw into frames of this process's ring. Inline, no thread; the caller holds the lock."""
+"""Packs what an adapter saw into frames of this process's ring. Inline, without a thread; the caller holds the lock."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import ring as rings
 from . import wire
 
 ROOM_FOR_A_STEP = 128 * 1024
-"""A segment with less room than this is left at a step's boundary, where a keyframe can be written."""
+"""If a segment has less room than this, it is left between two steps: only there can a keyframe be written."""
 
 IDLE_RESOLUTION_NS = 200_000_000
-"""A run of idle calls is brought up to date in the ring when its last frame is so old: a kill may lose so much."""
+"""A run of idle calls is updated in the ring when its last frame is this old. At most so much is lost by a kill."""
 
 REASONS = {reason: code for code, reason in enumerate(wire.NOT_ADMITTED)}
 OTHER_REASON = len(wire.NOT_ADMITTED) - 1
@@ -26,7 +26,7 @@ ITEM_CODES = {size: code for code, size in enumerate(wire.ITEM_SIZES)}
 
 
 class KeyframeRow(NamedTuple):
-    """What a keyframe says of a running request; `num_computed_tokens` are those before its next step."""
+    """A running request in a keyframe. `num_computed_tokens` are the tokens computed before its next step."""
 
     request_id: str
     num_prompt_tokens: int
@@ -38,8 +38,8 @@ class KeyframeRow(NamedTuple):
 
 
 class IdleCalls:
-    """A run of equal scheduling calls that handed out nothing. `key`: reason, flags and figures, in which they are
-    equal; `written_ts`: `last_ts` as of its last frame.
+    """A run of equal scheduling calls that handed out nothing. `key`: reason, flags and figures, which are equal in all
+    of them. `written_ts`: the `last_ts` of its last frame.
     """
 
     __slots__ = ("call", "key", "last_ts", "num_calls", "schedule_us", "ts", "written_ts")
@@ -51,9 +51,9 @@ class IdleCalls:
 
 
 class Writer:
-    """One recording of one process. `describe` gives the engine's row, `snapshot` the running rows, for keyframes.
+    """One recording of one process. `describe` returns the engine's row, `snapshot` the running rows, for keyframes.
 
-    `attached_by`: how the agent came here, `armed` or `injected`; an event with the first keyframe.
+    `attached_by`: how the agent came into the process, `armed` or `injected`: an event with the first keyframe.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Writer:
         self.idle: IdleCalls | None = None
 
     def boundary(self) -> None:
-        """Between two steps: leave a nearly full segment, and begin each segment with the whole state."""
+        """Between two steps: leave a segment that is nearly full, and begin each segment with the whole state."""
         if self.ring.room < ROOM_FOR_A_STEP:
             self.ring.next_segment()
             self.has_keyframe = False
@@ -90,7 +90,7 @@ class Writer:
                 self.attached_by = ""
 
     def number(self, request_id: str) -> int:
-        """The number of a request in this process; a new one for an id not seen, or seen and finished."""
+        """This process's number of a request. It is new for an id that was not seen, or that has finished."""
         number = self.numbers.get(request_id)
         if number is None:
             number = self.numbers[request_id] = self.next_number
@@ -104,7 +104,7 @@ class Writer:
         self.put(wire.ENGINE_HEAD.struct.pack(*head) + text)
 
     def request(self, request_id: str, ts: int, prompt: int, max_tokens: int) -> None:
-        """A request that came; `ts` -1: it was there before."""
+        """A request that arrived. `ts` -1: it was there before the recording."""
         text = request_id.encode()
         step = self.next_step if ts >= 0 else -1
         if ts >= 0:
@@ -125,8 +125,8 @@ class Writer:
         self, vacated: Iterable[int], joined: Iterable[tuple[int, KeyframeRow]], flags: int = 0
     ) -> None:
         """Rows that became free, and rows that a request now holds."""
-        gone = list(vacated)
-        parts = [b"".join(row.to_bytes(2, "little") for row in gone)]
+        vacated_rows = list(vacated)
+        pieces = [b"".join(row.to_bytes(2, "little") for row in vacated_rows)]
         count = 0
         for row, request in joined:
             count += 1
@@ -143,14 +143,14 @@ class Writer:
                 num_output_tokens=request.num_output_tokens,
                 arrived_step=self.arrived_steps.get(request.request_id, -1),
             )
-            parts += (wire.JOINED_HEAD.struct.pack(*head), text)
+            pieces += (wire.JOINED_HEAD.struct.pack(*head), text)
         batch = wire.BatchHead(
-            wire.BATCH, flags, num_vacated=len(gone), num_joined=count, step=self.next_step
+            wire.BATCH, flags, num_vacated=len(vacated_rows), num_joined=count, step=self.next_step
         )
-        self.put(wire.BATCH_HEAD.struct.pack(*batch) + b"".join(parts))
+        self.put(wire.BATCH_HEAD.struct.pack(*batch) + b"".join(pieces))
 
     def blocks(self, pairs: list[tuple[int, int]], extended: bool) -> None:
-        """Blocks that the requests of some rows hold; `extended`: decodes that the scheduler gave new ones."""
+        """Blocks that the requests of some rows hold. `extended`: decodes to which the scheduler gave new blocks."""
         flat = array("I", [number for pair in pairs for number in pair])
         head = wire.BLOCKS_HEAD.struct.pack(wire.BLOCKS, int(extended), 0, len(pairs))
         self.put(head + flat.tobytes())
@@ -164,11 +164,11 @@ class Writer:
         figures: wire.CallFigures,
         flags: int = 0,
     ) -> None:
-        """A scheduling call; `reason`: one of `wire.NOT_ADMITTED`, any other is told as the last of them.
+        """A scheduling call. `reason`: one of `wire.NOT_ADMITTED`; any other reason is written as the last of them.
 
-        One that handed out nothing and equals the one before it costs a count. What is in the ring of such a run is
-        exact as of its last frame, which is `IDLE_RESOLUTION_NS` old at most; the run's last frame is written before
-        whatever follows it.
+        A call that handed out nothing and equals the call before it only increases a count. In the ring, such a run is
+        exact up to its last frame, which is at most `IDLE_RESOLUTION_NS` old. Before anything else is written, the
+        run's last frame is.
         """
         code = REASONS.get(reason, OTHER_REASON)
         if not flags & wire.EMPTY:
@@ -188,7 +188,7 @@ class Writer:
             self._write_idle(idle)
 
     def end_idle(self) -> None:
-        """Something else follows a run of idle calls: its count and its end are told."""
+        """Something follows a run of idle calls: write the run's count and end."""
         idle = self.idle
         if idle is not None:
             if idle.written_ts != idle.last_ts:
@@ -208,7 +208,7 @@ class Writer:
     ) -> None:  # fmt: skip
         length = wire.SCHEDULE_FRAME.size
         at = self.ring.begin(length)
-        # In the order of `wire.ScheduleHead`: to build one here is a tenth of what a step costs.
+        # In the order of `wire.ScheduleHead`. To build one here would take a tenth of the time of a step.
         wire.SCHEDULE_FRAME.pack_into(
             self.page, at, wire.SCHEDULE, code, flags, schedule_us, call, ts, last_ts, num_calls, *figures
         )
@@ -228,12 +228,12 @@ class Writer:
         emitted: memoryview,
         flags: int = 0,
     ) -> None:
-        """One forward. `tokens` and `emitted`: contiguous signed integers, one a row; the row lists as `uint16`."""
+        """One forward. `tokens` and `emitted`: contiguous signed integers, one a row. Lists of rows are `uint16`."""
         if self.idle is not None:
             self.end_idle()
         page, ring = self.page, self.ring
         lists, token_bytes, emitted_bytes = len(prefills) + len(stalled), tokens.nbytes, emitted.nbytes
-        # Each part is padded to 8 bytes.
+        # Each list is padded to 8 bytes.
         at_tokens = FORWARD_SIZE + (lists + 7 & ~7)
         at_emitted = at_tokens + (token_bytes + 7 & ~7)
         length = at_emitted + (emitted_bytes + 7 & ~7)
@@ -268,7 +268,7 @@ class Writer:
         forward_us: int = -1,
         launched: int = -1,
     ) -> None:
-        """The allocator of a rank after its forward number `since` of those that follow `call`."""
+        """The allocator of a rank after a forward: number `since` of the forwards that follow `call`."""
         head = wire.MemoryHead(
             wire.MEMORY, 0, rank, since=since, call=call, ts=ts, forward_us=forward_us,
             num_predicted_tokens=launched,
@@ -276,7 +276,7 @@ class Writer:
         self.put(wire.MEMORY_FRAME.pack(*head, *memory))
 
     def hashes(self, request_id: str, block_size: int, hashes: list[bytes]) -> None:
-        """What tells each full block of a request's prompt from others, 8 bytes each."""
+        """Hashes of the full blocks of a request's prompt, 8 bytes each."""
         number = self.number(request_id)
         head = wire.HashesHead(
             wire.HASHES, 0, 0, request=number, num_hashes=len(hashes), block_size=block_size
@@ -286,7 +286,7 @@ class Writer:
     def event(
         self, kind: str, request_id: str | None = None, reason: str = "", detail: dict[str, Any] | None = None
     ) -> None:
-        """Something that happened beside the tokens, at the next step."""
+        """An event at the next step."""
         why, more = reason.encode(), json.dumps(detail).encode() if detail else b""
         number = -1 if request_id is None else self.number(request_id)
         head = wire.EventHead(
@@ -302,7 +302,7 @@ class Writer:
         self.put(wire.EVENT_HEAD.struct.pack(*head) + why + more)
 
     def finish(self, request_id: str, reason: str, num_output_tokens: int) -> None:
-        """A request ended, in the last step that was forwarded."""
+        """A request ended in the last step that was forwarded."""
         number = self.number(request_id)
         code = wire.FINISHED.index(reason) if reason in wire.FINISHED else len(wire.FINISHED) - 1
         step = self.next_step - 1 if self.next_step >= 0 else -1
@@ -315,18 +315,18 @@ class Writer:
         self.arrived_steps.pop(request_id, None)
 
     def forget(self, request_id: str) -> None:
-        """This process has nothing more to say of a request: if it comes back, it gets a new number."""
+        """This process has nothing more to say about a request. If it comes back, it gets a new number."""
         self.numbers.pop(request_id, None)
 
     def close(self) -> None:
-        """No frame follows."""
+        """Close the ring: no frame follows."""
         self.end_idle()
         self.ring.close()
         self.ring.release()
-        self.page.close()  # it holds a descriptor of its own
+        self.page.close()  # the mapping has a descriptor of its own
 
     def put(self, payload: bytes, *, ends_idle: bool = True) -> None:
-        """Write a frame. `ends_idle`: the calls that follow are another run of idle ones."""
+        """Write a frame. `ends_idle`: idle calls that come later are another run."""
         if ends_idle and self.idle is not None:
             self.end_idle()
         length = wire.padded(len(payload))

@@ -1,1 +1,1 @@
-"""The process beside a recorded engine: reads its rings, decodes to columns, publishes the trace."""
+"""The collector process beside a recorded engine: it reads the rings, decodes them to columns, publishes the trace."""

@@ -1,7 +1,8 @@
 """`python -m fdtrace.recorder.collector SESSION`: started by `fdtrace attach`, `record` and `recover`, not by hand.
 
-It says its progress as JSON lines on stdout, also when nothing more can come from the processes seen so far (`ended`);
-it obeys `{"end": REASON}` on stdin. It outlives whoever started it: once stdin is closed it ends when they have.
+It reports its progress as JSON lines on stdout. One of them (`ended`) says that nothing more can come from the
+processes seen so far. It obeys `{"end": REASON}` on stdin. It may outlive the process that started it: after stdin is
+closed, it goes on until the recorded processes have ended.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.session import Session
 
 POLL = 0.05
-"""Seconds between two looks at the rings: well within the time in which an engine fills one, and seldom enough for a
-server that has no idle processor."""
+"""Seconds between two reads of the rings. An engine takes much longer to fill a ring; and so seldom a read costs little
+on a server that has no idle processor."""
 
 AGAIN = 0.2
-"""Seconds between two tries on a full disk."""
+"""Seconds between two tries to write to a full disk."""
 
 NICE = 10
-"""The server comes first: what it writes meanwhile waits in the rings. Beside one that takes all it can get, a tenth of
-a processor is left, about twice what recording 200 steps a second needs."""
+"""The server goes first: what it writes in the meantime waits in the rings. Beside a server that uses all processors,
+this leaves a tenth of a processor to the collector. That is about twice what 200 steps a second need."""
 
 
 def say(**message: Any) -> None:
-    """One line to whoever started this process, if it is still there."""
+    """Write one line to the process that started this one, if that process still runs."""
     try:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
@@ -48,13 +49,13 @@ def say(**message: Any) -> None:
 
 
 class Orders:
-    """The lines on stdin, read as they come."""
+    """Reads the orders on stdin, one line each, as they come."""
 
     def __init__(self) -> None:
         self.open, self.text = True, b""
 
     def next(self, timeout: float) -> dict[str, Any] | None:
-        """An order, or None after `timeout` seconds without one."""
+        """The next order; None after `timeout` seconds without one."""
         if not self.open:
             time.sleep(timeout)
             return None
@@ -62,17 +63,17 @@ class Orders:
             more = os.read(0, 4096)
             self.open = bool(more)
             self.text += more
-        line, newline, rest = self.text.partition(b"\n")
+        line, newline, remaining = self.text.partition(b"\n")
         if not newline:
             return None
-        self.text = rest
+        self.text = remaining
         order: dict[str, Any] = json.loads(line)
         return order
 
 
 def run(collector: Collector, orders: Orders) -> str:
-    """Record until the end; the reason of it."""
-    reported, told = (-1, -1), ""
+    """Record until the end. Returns why the recording ended."""
+    reported, reported_end = (-1, -1), ""
     while True:
         collector.discover()
         collector.nvml.sample()
@@ -88,18 +89,18 @@ def run(collector: Collector, orders: Orders) -> str:
             reason = collector.why_ended
             if not orders.open:
                 return reason
-            if reason != told:
-                told = reason
+            if reason != reported_end:
+                reported_end = reason
                 say(ended=reason)
         if not orders.open and not collector.tails:
-            return "exit"  # whoever asked for this is gone, and nothing has begun to record
+            return "exit"  # the process that started this one has ended, and no engine has begun to record
         order = orders.next(POLL)
         if order is not None and "end" in order:
             return str(order["end"])
 
 
 def published(collector: Collector, until: float | None = None) -> bool:
-    """Publish; False where the disk is full and it may be tried again: until the rings are, or until a time."""
+    """Publish. False if the disk is full and the caller may try again: until the rings are full, or until `until`."""
     try:
         collector.publish()
         return True
@@ -113,7 +114,7 @@ def published(collector: Collector, until: float | None = None) -> bool:
 
 
 def finish(collector: Collector, reason: str) -> None:
-    """`Collector.finish`, waiting a while where the disk is full."""
+    """`Collector.finish`. If the disk is full, wait a while for room."""
     until = time.monotonic() + failures.FINISH_WAIT
     collector.prepare_end(reason)
     while not published(collector, until):
@@ -133,8 +134,8 @@ def finish(collector: Collector, reason: str) -> None:
 
 def main() -> int:
     """Run the collector of the session that the command line names."""
-    # A Ctrl-C is for whoever started this: it says when to end. SIGIO comes where somebody opens a file just while
-    # `retire` has a lease of it.
+    # Ctrl-C is for the process that started this one: it then orders the end. SIGIO comes if somebody opens a file
+    # while `retire` holds a lease on it.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
@@ -158,17 +159,19 @@ def main() -> int:
 
 
 def _failed(collector: Collector | None, orders: Orders, error: Exception) -> int:
-    """Say why no more is recorded; take the agents out where whoever started this cannot."""
+    """Report why the recording cannot go on. If the process that started this one has ended, detach the agents here."""
     if not isinstance(error, FdtraceError):
         with contextlib.suppress(OSError):
             traceback.print_exc()  # into collector.log, among the parts
-    told = error if isinstance(error, FdtraceError) else FdtraceError("the collector failed", why=repr(error))
+    reported = (
+        error if isinstance(error, FdtraceError) else FdtraceError("the collector failed", why=repr(error))
+    )
     if collector is not None:
-        told = failures.cannot_go_on(collector.session, collector.safe_steps, error)
+        reported = failures.cannot_go_on(collector.session, collector.safe_steps, error)
         if not orders.open:
             attach_server.detach(collector.session.id, "error")
-    say(error=[told.what, told.why, told.hint])
-    return told.exit_code
+    say(error=[reported.what, reported.why, reported.hint])
+    return reported.exit_code
 
 
 if __name__ == "__main__":

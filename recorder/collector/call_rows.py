@@ -1,4 +1,4 @@
-"""Rows of the table `call`: a scheduling call, or a run of equal idle ones, and the forward that its tasks entered."""
+"""Rows of the table `call`: a scheduling call or a run of equal idle calls, and the forward that its tasks entered."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from fdtrace.recorder.collector.frames import CallFrame
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 MOST_WAITING = 200_000
-"""Calls kept until their forward comes: the workers' rings may be read much later than the engine's."""
+"""Most calls that wait for their forward: the workers' rings may be read much later than the engine's ring."""
 
 MOST_WITHOUT_FORWARDS = 4096
-"""The same while no forward was seen at all: the workers may not be recorded."""
+"""The same as long as no forward was seen: perhaps the workers are not recorded."""
 
 MOST_LIVE = 256
-"""Of the calls whose forward has not come, the newest that are shown while the recording goes on."""
+"""While the recording is in progress, at most so many calls without a forward are shown: the newest."""
 
 
 class CallRows:
-    """The calls of one engine, in order; `take` gives those whose row is whole.
+    """The calls of one engine, in order. `take` returns those whose row is complete.
 
-    The last one is never whole while the engine runs if it is idle: more of its kind may follow.
+    While the engine runs, a last call that is idle is never complete: more calls like it may follow.
     """
 
     def __init__(self, engine_id: int) -> None:
@@ -32,17 +32,19 @@ class CallRows:
         self.num_calls = 0
         self.waiting: dict[int, CallFrame] = {}
         self.first_step: dict[int, int] = {}
-        """Of the calls that wait, where it is known."""
-        self.whole: list[tuple[CallFrame, int]] = []
+        """The first forward of waiting calls, as far as it is known."""
+        self.complete: list[tuple[CallFrame, int]] = []
         self.known_from = 0
-        """Tasks of earlier calls entered a forward that may be lost."""
+        """The first call whose forward can be known. The tasks of earlier calls may have entered a lost forward."""
         self.seen_forward = False
 
     def add(self, call: CallFrame) -> None:
-        """A call, or what is known by now of a run of idle ones."""
+        """Add a call, or the latest state of a run of idle calls."""
         number = call.head.call
-        known = self.waiting.get(number)
-        self.num_calls += call.head.num_calls - (known.head.num_calls if known is not None else 0)
+        earlier_frame = self.waiting.get(number)
+        self.num_calls += call.head.num_calls - (
+            earlier_frame.head.num_calls if earlier_frame is not None else 0
+        )
         self.waiting[number] = call
         most = MOST_WAITING if self.seen_forward else MOST_WITHOUT_FORWARDS
         while len(self.waiting) > 1:
@@ -52,8 +54,9 @@ class CallRows:
             self._finish(first)
 
     def entered(self, number: int, step: int, *, named: bool = False) -> None:
-        """The tasks of all calls up to `number` have entered a forward, those not told of before that of `step`.
-        `named`: it is the call's own forward, whether or not it handed out anything.
+        """The tasks of all calls up to `number` have entered a forward: that of `step`, if no earlier one was reported.
+
+        `named`: the forward names `number` as its own call, even if that call handed out nothing.
         """
         self.seen_forward = True
         while self.waiting:
@@ -68,26 +71,28 @@ class CallRows:
                 return
             self._finish(first)
 
-    def lose(self, tasks_told: bool) -> None:
-        """Forwards were lost. `tasks_told`: `tasks_came` will say which tasks come after that."""
-        self.known_from = 1 << 62 if tasks_told else max(self.waiting, default=self.known_from - 1) + 1
+    def lose(self, tasks_are_reported: bool) -> None:
+        """Forwards were lost. `tasks_are_reported`: `tasks_arrived` will report tasks after the loss."""
+        self.known_from = (
+            1 << 62 if tasks_are_reported else max(self.waiting, default=self.known_from - 1) + 1
+        )
 
-    def tasks_came(self, number: int) -> None:
-        """The tasks of a call have reached the worker, and no forward has begun since."""
+    def tasks_arrived(self, number: int) -> None:
+        """The tasks of a call have reached the worker. No forward has begun since then."""
         self.known_from = min(self.known_from, number)
 
     def _finish(self, number: int) -> None:
-        self.whole.append((self.waiting.pop(number), self.first_step.pop(number, MISSING)))
+        self.complete.append((self.waiting.pop(number), self.first_step.pop(number, MISSING)))
 
     def take(self, *, final: bool) -> list[ColumnArrays]:
-        """Columns of the rows that are whole, since the last call; `final`: of all that are left."""
+        """Columns of the rows that have become complete since the last call. `final`: of all remaining rows."""
         for number in list(self.waiting) if final else ():
             self._finish(number)
-        whole, self.whole = self.whole, []
-        return [self._columns(whole)] if whole else []
+        rows, self.complete = self.complete, []
+        return [self._columns(rows)] if rows else []
 
     def live(self) -> ColumnArrays:
-        """Columns of the newest rows that are not whole yet."""
+        """Columns of the newest rows that are not complete yet."""
         newest = list(self.waiting.items())[-MOST_LIVE:]
         return self._columns([(call, self.first_step.get(number, MISSING)) for number, call in newest])
 
@@ -104,14 +109,14 @@ class CallRows:
         }
 
     def state(self) -> dict[str, Any]:
-        """All that going on needs, as JSON; call it after `take`."""
+        """All that a successor needs to go on, as JSON. Call it after `take`."""
         return {
             "num_calls": self.num_calls, "known_from": self.known_from, "seen_forward": self.seen_forward,
             "waiting": [[*call, self.first_step.get(number, MISSING)] for number, call in self.waiting.items()],
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.num_calls, self.known_from = state["num_calls"], state["known_from"]
         self.seen_forward = state["seen_forward"]
         for head, figures, step in state["waiting"]:

@@ -1,4 +1,4 @@
-"""Forwards in, columns out: what each row of the batch ran, vectorised over the steps of a flush."""
+"""Turns forwards into columns: what each row of the batch ran, vectorised over the steps of a flush."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 
 def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) -> ColumnArrays:
-    """int64 columns of rows that are alike, by the names of their fields."""
-    # Not `np.array`: that asks each row that is no plain tuple whether it is an array.
+    """int64 columns of rows that have the same fields, by the fields' names."""
+    # Not `np.array`: for each row that is not a plain tuple, it checks whether the row is an array.
     values = np.fromiter(chain.from_iterable(rows), np.int64).reshape(len(rows), len(fields))
     return {name: values[:, i] for i, name in enumerate(fields)}
 
 
 def reservations(calls: ColumnArrays, figures: ColumnArrays) -> ColumnArrays:
-    """The two columns that a call's reservation is told in, by its flags."""
+    """The two columns for what a call keeps free. The call's flags say which of them its figure belongs to."""
     reserved, flags = figures["reservation"], calls["flags"]
     ratio = (flags & wire.RATIO) != 0
-    known = reserved >= 0
+    is_known = reserved >= 0
     return {
-        "reserved_output_blocks": np.where(known & ~ratio, reserved, MISSING),
-        "new_token_ratio": np.where(known & ratio, reserved / 1e6, MISSING),
+        "reserved_output_blocks": np.where(is_known & ~ratio, reserved, MISSING),
+        "new_token_ratio": np.where(is_known & ratio, reserved / 1e6, MISSING),
     }
 
 
 @dataclass
 class Changes:
-    """Values of a row of the batch that change from a step of this flush on, in the order in which they came."""
+    """Values of the batch's rows that change within this flush, in the order in which the changes came."""
 
     steps: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -48,15 +48,16 @@ class Changes:
         self.values.append(value)
 
     def extend(self, step: int, rows: Sequence[int], values: Sequence[int]) -> None:
-        """The same for several rows."""
+        """The same as `add`, for several rows."""
         self.steps += [step] * len(rows)
         self.rows += rows
         self.values += values
 
     def latest(self, start: NDArray[np.int64], count: int) -> tuple[NDArray[Any], ...]:
-        """Which change holds at each (forward, row): an index matrix, then the changes' values, forwards and rows.
+        """Which change is in effect at each (forward, row).
 
-        The first `len(start)` changes are the values that held before this flush.
+        Returns an index matrix, then the values, forwards and rows of the changes that it refers to. The first
+        `len(start)` changes are the values from before this flush.
         """
         size = len(start)
         steps = np.concatenate([np.zeros(size, np.int64), np.array(self.steps, np.int64)])
@@ -70,7 +71,7 @@ class Changes:
 
 @dataclass
 class BatchOccupancy:
-    """The batch's rows between two flushes: which request holds each, its computed tokens and blocks."""
+    """The rows of the batch between two flushes: the request in each row, its computed tokens and its blocks."""
 
     request: NDArray[np.int64]
     computed: NDArray[np.int64]
@@ -78,7 +79,7 @@ class BatchOccupancy:
 
     @classmethod
     def empty(cls, size: int = 0) -> BatchOccupancy:
-        """No row is held."""
+        """A batch in which no row holds a request."""
         return cls(np.full(size, -1, np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64))
 
     def grow(self, size: int) -> None:
@@ -91,13 +92,13 @@ class BatchOccupancy:
 
 
 class Forwards:
-    """The forwards of one flush, of equal numbers of rows and item sizes (`shape`)."""
+    """The forwards of one flush. All have the same number of rows and the same item sizes (`shape`)."""
 
     def __init__(self, shape: tuple[int, int], batch: BatchOccupancy) -> None:
         self.shape, self.batch = shape, batch
         self.forwards: list[ForwardFrame] = []
         self.steps: list[int] = []
-        """The step of the trace that each is, and the scheduling call that each belongs to."""
+        """`steps[i]` is the step of `forwards[i]` in the trace; `calls[i]` is its scheduling call."""
         self.calls: list[CallFrame] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
@@ -105,9 +106,9 @@ class Forwards:
     def __len__(self) -> int:
         return len(self.forwards)
 
-    def _matrix(self, parts: list[bytes], code: int) -> NDArray[Any]:
+    def _matrix(self, rows: list[bytes], code: int) -> NDArray[Any]:
         kind = np.dtype(f"<i{wire.ITEM_SIZES[code]}")
-        return np.frombuffer(b"".join(parts), kind).reshape(len(parts), -1)
+        return np.frombuffer(b"".join(rows), kind).reshape(len(rows), -1)
 
     def _prefills(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         prefill_rows = [forward.prefill_rows for forward in self.forwards]
@@ -122,9 +123,9 @@ class Forwards:
         return prefill, last
 
     def decode(self) -> tuple[ColumnArrays, ColumnArrays, NDArray[np.int64], NDArray[np.int64]]:
-        """Columns of `step` (totals) and of `step_request`, and each request's number and its output tokens.
+        """Columns of `step` (totals), columns of `step_request`, request numbers, and output tokens of these requests.
 
-        Leaves `batch` as it is after the last forward.
+        Afterwards `batch` is as it was after the last forward.
         """
         count = len(self)
         size = len(self.batch.request)
@@ -151,8 +152,8 @@ class Forwards:
             "num_accepted_tokens": accepted.sum(1),
         }
         self._decoded = ran, requests[:count], computed[:count], blocks[:count]
-        known = ran & (requests[:count] >= 0)
-        at = np.nonzero(known)
+        recorded = ran & (requests[:count] >= 0)
+        at = np.nonzero(recorded)
         decode = ~prefill[at]
         per_request = {
             "forward": at[0],
@@ -175,12 +176,12 @@ class Forwards:
 
     @property
     def requests_held(self) -> NDArray[np.int64]:
-        """The request of each (forward, row), after `decode`."""
+        """The request of each (forward, row). Call it after `decode`."""
         held: NDArray[np.int64] = self._decoded[1]
         return held
 
     def idle(self) -> tuple[NDArray[np.int64], ...]:
-        """Where a held row ran nothing, after `decode`: forward, row, request, tokens computed before, blocks."""
+        """Held rows that ran nothing: forward, row, request, computed tokens, blocks. Call it after `decode`."""
         ran, requests, computed, blocks = self._decoded
         at = np.nonzero(~ran & (requests >= 0))
         return at[0], at[1], requests[at], computed[at], blocks[at]
@@ -191,7 +192,7 @@ class Forwards:
         return held
 
     def _computed(self, advance: NDArray[Any]) -> NDArray[np.int64]:
-        """Tokens computed before each step: what a row started from, plus all it advanced since."""
+        """Tokens computed before each step: the row's value at its last change, plus all that it advanced since."""
         count, size = advance.shape
         before = np.zeros((count + 1, size), np.int64)
         np.cumsum(advance, axis=0, out=before[1:])

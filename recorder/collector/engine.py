@@ -1,4 +1,4 @@
-"""What the collector asks of an engine that lives in one process, or in many: frames in, rows of the trace out."""
+"""What the collector needs of an engine, of one process or of many: frames go in, rows of the trace come out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fdtrace.recorder.trace.column_values import ColumnArrays
 
 @dataclass
 class Decoded:
-    """Rows ready for the trace: columns of steps, and rows of the smaller tables as tuples in the schema's order."""
+    """Rows that are ready for the trace: columns, and for the smaller tables tuples in the schema's order."""
 
     steps: list[ColumnArrays] = field(default_factory=list)
     step_requests: list[ColumnArrays] = field(default_factory=list)
@@ -26,9 +26,11 @@ class Decoded:
 
 
 class Engine(Protocol):
-    """One engine of a recording. Its state is committed with its rows, so that a killed collector's successor goes on.
+    """One engine of a recording.
 
-    `engine_id`: its number in the trace; `row`: what it says of itself, None before it has.
+    Its state is committed together with its rows, so that after a collector is killed the next one can go on.
+
+    `engine_id`: the engine's number in the trace. `row`: its row of `engine`; None before it has reported that.
     """
 
     engine_id: int
@@ -39,22 +41,25 @@ class Engine(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether the steps asked for are decoded: of what follows only their ends are part of the recording."""
+        """Whether all steps that were asked for are decoded. Later frames belong to the recording only if they complete
+        these steps.
+        """
 
     @property
     def unflushed(self) -> int:
-        """Forwards decoded since the last `take`."""
+        """How many forwards were decoded since the last `take`."""
 
     def feed(self, part: Part, chunk: FrameBlock) -> None:
-        """Take in consecutive frames of one of its rings. `part.past` becomes true at one beyond the last step."""
+        """Decode consecutive frames of one ring. Sets `part.past` at a frame that is beyond the last step."""
 
     def take(self, read_at: int) -> Decoded:
-        """The rows that are whole since the last call, all rings having been read since `read_at` (UTC ns; 0: to the
-        end).
+        """The rows that have become complete since the last call.
+
+        `read_at`: all rings have been read since then (UTC ns). 0: they have been read to the end.
         """
 
     def discard(self) -> None:
-        """Forget what is not taken yet: it makes no sense."""
+        """Drop what was not taken yet: it makes no sense."""
 
     def state(self) -> dict[str, Any]:
-        """All that going on needs, as JSON; call it after `take`."""
+        """All that a successor needs to go on, as JSON. Call it after `take`."""

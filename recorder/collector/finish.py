@@ -1,4 +1,4 @@
-"""Makes the final trace: one self-contained DuckDB file at the path where the views were, then the parts go."""
+"""Makes the final trace: one DuckDB file that needs no others. It replaces the views; then the parts are removed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
 READERS_WAIT = 30.0
-"""Seconds that the parts stay at most for a client that still has the views open."""
+"""Most seconds to wait, before the parts are removed, for a client that still has the views open."""
 
 
 def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
-    """Copy everything published into a native file beside the parts, then rename it over the views.
+    """Copy all published rows into a native file beside the parts, then rename it over the file of the views.
 
-    The live request rows of the last `publish` become rows like any other. Until the rename the views stay readable;
-    killed at any moment before, the recording is whole as parts and can be finished by `recover`.
+    The requests that were still live in the last `publish` become ordinary rows. The views stay readable until the
+    rename. If the collector is killed before the rename, the recording is still complete as parts, and `recover` can
+    finish it.
     """
     final = remove_half(store)
     db = store.db
@@ -45,7 +46,7 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
 
 
 def remove_half(store: Store) -> Path:
-    """Remove what an attempt left that failed; the path of the file to be made."""
+    """Remove what a failed attempt left. Returns the path of the file to be made."""
     final = store.directory / "final.duckdb"
     for path in (final, final.with_name("final.duckdb.wal")):
         path.unlink(missing_ok=True)
@@ -60,12 +61,12 @@ def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
 
 
 def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: schema.Table) -> None:
-    """Parts come in step order for each engine, so one engine needs no sorting."""
+    """Copy a table's parts. They are in step order for each engine, so the rows of one engine need no sorting."""
     paths = store.part_paths(table.name)
     if not paths:
         return
-    found = db.execute("SELECT DISTINCT engine_id FROM read_parquet($1) ORDER BY ALL", [paths]).fetchall()
-    engines: list[Any] = [row[0] for row in found]
+    rows = db.execute("SELECT DISTINCT engine_id FROM read_parquet($1) ORDER BY ALL", [paths]).fetchall()
+    engines: list[Any] = [row[0] for row in rows]
     if len(engines) == 1:
         db.execute(f"INSERT INTO final.{table.name} FROM read_parquet($1)", [paths])
         return
@@ -77,14 +78,12 @@ def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: schema.Table) -> N
 
 
 def remove_parts(store: Store) -> None:
-    """Wait until no client reads the views that the final file replaced, then remove the parts."""
+    """Wait until no client reads the views that the final file replaced. Then remove the parts."""
     deadline = time.monotonic() + READERS_WAIT
     while not store.retired.sweep() and time.monotonic() < deadline:
         time.sleep(0.1)
     for path in store.directory.iterdir():
-        with contextlib.suppress(
-            OSError
-        ):  # a directory that somebody has put there, and what is in it, stays
+        with contextlib.suppress(OSError):  # if somebody has put a directory there, it stays
             path.unlink()
     with contextlib.suppress(OSError):
         store.directory.rmdir()

@@ -1,6 +1,6 @@
-"""Bytes to typed frames, without state: what `recorder.agent.wire` lays out, each frame a NamedTuple.
+"""Decodes bytes to typed frames, without any state. `recorder.agent.wire` defines the layout; a frame is a NamedTuple.
 
-Written by `recorder.agent.writer`; taken in by the engines, `one_process` and `many_processes`.
+`recorder.agent.writer` writes them. The engines, `one_process` and `many_processes`, process them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fdtrace.recorder.collector.reader import FrameBlock
 
 
 class EngineFrame(NamedTuple):
-    """The engine's row: columns of `schema.ENGINE`, and what tells this process from others of it."""
+    """The engine's row: columns of `schema.ENGINE`, and what distinguishes this process from the engine's others."""
 
     row: dict[str, Any]
 
 
 class RequestFrame(NamedTuple):
-    """A request that came, or was there already."""
+    """A request that arrived, or that was already there."""
 
     head: wire.RequestHead
     request_id: str
 
     @property
     def request(self) -> OpenRequest:
-        """What it says of the request."""
+        """What the frame says about the request."""
         head = self.head
         return OpenRequest(
             self.request_id,
@@ -42,14 +42,14 @@ class RequestFrame(NamedTuple):
 
 
 class JoinedRow(NamedTuple):
-    """A row of the batch that a request holds now."""
+    """A row of the batch and the request that holds it from now on."""
 
     head: wire.JoinedHead
     request_id: str
 
     @property
     def request(self) -> OpenRequest:
-        """What it says of the request."""
+        """What the frame says about the request."""
         head = self.head
         return OpenRequest(
             self.request_id,
@@ -62,7 +62,7 @@ class JoinedRow(NamedTuple):
 
 
 class BatchFrame(NamedTuple):
-    """Rows that became free, and rows that a request holds now; of a keyframe, all that are held before `step`."""
+    """Rows that became free, and rows that a request holds from now on. A keyframe has all rows held before `step`."""
 
     is_keyframe: bool
     step: int
@@ -71,7 +71,7 @@ class BatchFrame(NamedTuple):
 
 
 class BlocksFrame(NamedTuple):
-    """Blocks that the requests of these rows hold; `extended`: decodes that were given new ones."""
+    """The number of blocks that the requests of these rows hold. `extended`: these are decodes that got new blocks."""
 
     extended: bool
     rows: tuple[int, ...]
@@ -79,14 +79,14 @@ class BlocksFrame(NamedTuple):
 
 
 class CallFrame(NamedTuple):
-    """A scheduling call, or a run of equal ones that handed out nothing."""
+    """A scheduling call, or a run of equal calls that handed out nothing."""
 
     head: wire.ScheduleHead
     figures: wire.CallFigures
 
     @classmethod
     def restored(cls, head: Sequence[int], figures: Sequence[int]) -> CallFrame:
-        """The call of which these were the fields."""
+        """The call with these fields."""
         return cls(wire.ScheduleHead._make(head), wire.CallFigures._make(figures))
 
     @property
@@ -96,19 +96,20 @@ class CallFrame(NamedTuple):
 
     @property
     def ended_at(self) -> int:
-        """When it ended, UTC ns; of a run of equal ones, the first."""
+        """When the call ended, UTC ns. Of a run of equal calls: when the first ended."""
         return self.head.ts + 1000 * self.head.schedule_us
 
 
 UNSEEN = CallFrame(
     wire.ScheduleHead(wire.SCHEDULE, 0, 0, -1, call=-1, ts=-1, last_ts=-1, num_calls=1), wire.CallFigures()
 )
-"""What is known of a scheduling call that was not seen: nothing."""
+"""A scheduling call that was not seen: nothing is known of it."""
 
 
 class ForwardFrame(NamedTuple):
-    """A forward: the allocator after it, its prefill rows (`uint16`), tokens and emitted tokens of each row (integers
-    as `head.codes` says).
+    """A forward: the allocator after it, its prefill rows (`uint16`), and the tokens and emitted tokens of each row.
+
+    `head.codes` says which integers hold the tokens.
     """
 
     head: wire.ForwardHead
@@ -120,7 +121,7 @@ class ForwardFrame(NamedTuple):
 
 
 class EventFrame(NamedTuple):
-    """Something beside the tokens; `detail`: JSON."""
+    """An event. `detail` is JSON."""
 
     head: wire.EventHead
     kind: str
@@ -135,7 +136,7 @@ class FinishFrame(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why: one of `wire.FINISHED`."""
+        """Why it ended: one of `wire.FINISHED`."""
         return wire.FINISHED[self.head.reason]
 
 
@@ -146,14 +147,14 @@ class TasksFrame(NamedTuple):
 
 
 class MemoryFrame(NamedTuple):
-    """What a rank measured of one of its forwards."""
+    """What a rank measured in one of its forwards."""
 
     head: wire.MemoryHead
     memory: wire.AllocatorFigures
 
 
 class HashesFrame(NamedTuple):
-    """What tells the full blocks of a request's prompt from others: `uint64`s, not salted yet."""
+    """Hashes of the full blocks of a request's prompt: `uint64`s, not salted yet."""
 
     request: int
     hashes: bytes
@@ -175,14 +176,14 @@ Frame = (
     | QueueFrame
 )
 
-WHOLE = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame, QueueFrame)
-"""Frames of a part of an engine that can be understood before a keyframe."""
-WHOLE_OF_RANK = (*WHOLE, MemoryFrame, TasksFrame)
-"""The same of a part that tells of a rank alone."""
+READABLE_BEFORE_KEYFRAME = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame, QueueFrame)
+"""Frames of an engine's ring that can be decoded before its first keyframe."""
+READABLE_BEFORE_KEYFRAME_OF_RANK = (*READABLE_BEFORE_KEYFRAME, MemoryFrame, TasksFrame)
+"""The same for a ring that only a further rank writes."""
 
 
 def frames_of(chunk: FrameBlock) -> Iterator[Frame]:
-    """The frames of a chunk, in their order."""
+    """The frames of a chunk, in order."""
     data = chunk.data
     for at in chunk.payloads:
         yield DECODERS[data[at]](data, at)

@@ -1,4 +1,4 @@
-"""The requests and events of one recorded process: what the decoder reports, as rows of the trace."""
+"""The requests and events of one recorded process: turns what the decoder reports into rows of the trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdtrace.recorder.trace.column_values import MISSING
 
 @dataclass
 class OpenRequest:
-    """A request that has not finished: what its row of the trace says so far."""
+    """A request that has not finished: what is known so far for its row of the trace."""
 
     request_id: str
     arrived_at: int = MISSING
@@ -23,11 +23,11 @@ class OpenRequest:
     num_output_tokens: int = 0
     preempted: bool = False
     block_hashes: list[int] = field(default_factory=list)
-    """Salted, one a full prompt block."""
+    """Salted hashes, one for each full prompt block."""
 
 
 class Ledger:
-    """`finished` and `events` are rows in the schema's order, to be taken away by `take`; `live` are by number."""
+    """`finished` and `events` are rows in the schema's order, which `take` takes away. `live` is by request number."""
 
     def __init__(self, engine_id: int) -> None:
         self.engine_id = engine_id
@@ -37,29 +37,29 @@ class Ledger:
         self.undated: list[list[Any]] = []
 
     def arrived(self, number: int, request: OpenRequest) -> None:
-        """A request came; one whose time is not known was there before the recording."""
+        """Add a request that arrived. If its time of arrival is not known, it was there before the recording."""
         self.live[number] = request
         if request.arrived_at >= 0:
             self.event("arrived", request.arrived_step, number, request.arrived_at)
 
     def joined(self, number: int, request: OpenRequest, step: int) -> None:
-        """A request holds a row of the batch, at `step`; `request` says what its row frame said."""
-        known = self.live.setdefault(number, request)
-        known.num_cached_tokens, known.num_output_tokens = (
+        """A request holds a row of the batch from `step` on. `request`: what the frame says about it."""
+        live = self.live.setdefault(number, request)
+        live.num_cached_tokens, live.num_output_tokens = (
             request.num_cached_tokens,
             request.num_output_tokens,
         )
-        if known.preempted:
-            known.preempted = False
+        if live.preempted:
+            live.preempted = False
             self.event("rescheduled", step, number)
 
     def preempted(self, number: int) -> None:
-        """A request lost its row, and will come back."""
+        """A request lost its row, and will come back later."""
         if number in self.live:
             self.live[number].preempted = True
 
-    def made(self, number: int, tokens: int) -> None:
-        """A request made output tokens."""
+    def add_output_tokens(self, number: int, tokens: int) -> None:
+        """A request has `tokens` more output tokens."""
         request = self.live.get(number)
         if request is not None:
             request.num_output_tokens += tokens
@@ -76,13 +76,21 @@ class Ledger:
     def row(
         self, number: int, request: OpenRequest, finished_at: int | None, reason: str | None
     ) -> tuple[Any, ...]:
-        """A row of `request` in the schema's order; times in ns."""
-        known = (
+        """A row of `request` in the schema's order. Times are in ns."""
+        figures = (
             request.arrived_at, request.arrived_step, request.num_prompt_tokens, request.max_tokens,
             request.num_cached_tokens, request.num_output_tokens,
         )  # fmt: skip
-        told = (None if value < 0 else value for value in known)
-        return (self.engine_id, number, request.request_id, *told, finished_at, reason, request.block_hashes)
+        nullable = (None if value < 0 else value for value in figures)
+        return (
+            self.engine_id,
+            number,
+            request.request_id,
+            *nullable,
+            finished_at,
+            reason,
+            request.block_hashes,
+        )
 
     def live_rows(self) -> list[tuple[Any, ...]]:
         """The rows of the requests that have not finished."""
@@ -99,17 +107,17 @@ class Ledger:
         *,
         call: int = MISSING,
     ) -> None:
-        """Add an event; one whose step is not known yet waits for `date`."""
+        """Add an event. If its step is not known yet (negative), it waits for `date`."""
         text = json.dumps(detail) if isinstance(detail, dict) else detail
-        when, whom, which = (None if value < 0 else value for value in (ts, number, call))
-        row = [self.engine_id, step, when, kind, whom, reason or None, text, which]
+        when, whom, which_call = (None if value < 0 else value for value in (ts, number, call))
+        row = [self.engine_id, step, when, kind, whom, reason or None, text, which_call]
         if step < 0:
             self.undated.append(row)
         else:
             self.events.append(tuple(row))
 
     def extended(self, step: int, numbers: Sequence[int], blocks: Sequence[int]) -> None:
-        """Decodes were given new blocks: the event of which there are most."""
+        """Decodes got new blocks. This is the most frequent event, so it has code of its own."""
         if step < 0:
             for number, count in zip(numbers, blocks, strict=True):
                 self.event("extended", step, number, detail={"num_blocks": count})
@@ -130,7 +138,7 @@ class Ledger:
         ]
 
     def date(self, step: int) -> None:
-        """The first step is known: it is that of all that came before it."""
+        """The first step is known now: give it to all events that came before it."""
         for event in self.undated:
             event[1] = step
             self.events.append(tuple(event))
@@ -140,19 +148,19 @@ class Ledger:
         self.undated = []
 
     def take(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        """The rows of `request` that are final, and those of `event`, since the last call."""
-        taken = self.finished, self.events
+        """The finished rows of `request` and the rows of `event`, since the last call."""
+        rows = self.finished, self.events
         self.finished, self.events = [], []
-        return taken
+        return rows
 
     def state(self) -> dict[str, Any]:
-        """All that going on needs, as JSON; call it after `take`."""
+        """All that a successor needs to go on, as JSON. Call it after `take`."""
         return {
             "undated": self.undated,
             "live": {str(number): asdict(request) for number, request in self.live.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.undated = state["undated"]
-        self.live = {int(number): OpenRequest(**known) for number, known in state["live"].items()}
+        self.live = {int(number): OpenRequest(**fields) for number, fields in state["live"].items()}

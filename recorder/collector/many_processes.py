@@ -1,9 +1,11 @@
-"""An engine that lives in many processes: those that schedule and those that run the forwards, put together.
+"""An engine of several processes: some schedule, others run the forwards. This puts their frames together.
 
-The forwards are the steps. Each belongs to a scheduling call: the last one whose tasks had reached the worker (a TASKS
-frame names it: its number rode on the tasks), or a later one that handed out nothing and had ended when the forward
-began. The caller feeds what the scheduling process wrote before what the workers wrote and read earlier, so a call is
-always known before its forwards; no clock decides what belongs together but for those empty calls.
+The forwards are the steps. Each forward belongs to one scheduling call. That is the last call whose tasks had reached
+the worker: a TASKS frame names it, because the call's number travels with the tasks. Or it is a later call that handed
+out nothing and had ended when the forward began.
+
+The collector first feeds what the scheduling process wrote, and then what the workers wrote, which it read earlier. So
+a call is always known before its forwards. Clocks decide only about the calls that handed out nothing.
 """
 
 from __future__ import annotations
@@ -30,15 +32,17 @@ from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 QUIET_NS = 500_000_000
-"""A request that finished so long ago ran its last forward before the rings were read."""
+"""A request that finished this long (ns) before the rings were read ran its last forward before they were read."""
 
-PLAIN = ("row", "step", "num_steps", "begins", "discarding", "finishes")
-PARTS = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks", "stalls", "order")
-"""Attributes that are the state: as they are, and with a state of their own."""
+PLAIN_VALUES = ("row", "step", "num_steps", "begins", "discarding", "finishes")
+"""Attributes whose values are saved as they are."""
+
+STATEFUL = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks", "stalls", "order")
+"""Attributes that save and restore a state of their own."""
 
 
 class ManyProcessEngine:
-    """`collector.engine.Engine` of several rings; `part` is the one whose frames are taken in."""
+    """`collector.engine.Engine` for several rings. `part` is the ring whose frames are being decoded."""
 
     def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
         self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
@@ -56,12 +60,12 @@ class ManyProcessEngine:
         self.step = MISSING
         self.num_steps = 0
         self.begins = 0
-        """Forwards that began before (UTC ns) are no part of the recording: they are `discarding`."""
+        """UTC ns. Forwards that began earlier are not part of the recording: while these come, `discarding` is true."""
         self.discarding = False
         self.finishes: list[list[int]] = []
-        """Time, request, reason and output tokens of those that ended, until no forward can hold their rows."""
+        """Time, request, reason and output tokens of requests that ended, until no forward can hold their rows."""
         self.ended: list[list[int]] = []
-        """The same with the step before which that was so, until `take`."""
+        """The same after that, each with the last step at that time; until `take`."""
         self.last_ran: dict[int, int] = {}
         self._decoded = Decoded()
 
@@ -77,7 +81,7 @@ class ManyProcessEngine:
 
     @property
     def _next_step(self) -> int:
-        """The step that what comes now belongs to."""
+        """The step to which frames that come now belong."""
         return self.step + 1
 
     def feed(self, part: Part, chunk: FrameBlock) -> None:
@@ -108,12 +112,16 @@ class ManyProcessEngine:
         if part.runs:
             self.rows.free_all()
             self.ranks.lose()
-            self.call_rows.lose(tasks_told=True)
+            self.call_rows.lose(tasks_are_reported=True)
 
     def _may_start(self, frame: Frame) -> bool:
-        """Whether a frame can be understood before a keyframe; after one all can."""
-        whole = frames.WHOLE_OF_RANK if self.part.kind == "rank" else frames.WHOLE
-        if isinstance(frame, whole) or (isinstance(frame, frames.BatchFrame) and frame.is_keyframe):
+        """Whether a frame can be decoded before the first keyframe. After a keyframe, all frames can."""
+        readable = (
+            frames.READABLE_BEFORE_KEYFRAME_OF_RANK
+            if self.part.kind == "rank"
+            else frames.READABLE_BEFORE_KEYFRAME
+        )
+        if isinstance(frame, readable) or (isinstance(frame, frames.BatchFrame) and frame.is_keyframe):
             return True
         self.part.lost_frames += self.part.lost_from >= 0
         return False
@@ -156,13 +164,13 @@ class ManyProcessEngine:
             request.block_hashes = salted(frame.hashes, self.salt)
 
     def _trace_number(self, local: int) -> int:
-        """The trace's number of a request that this ring numbers `local`."""
+        """The trace's number for the request that this ring calls `local`."""
         return self.part.numbers.get(local, MISSING)
 
     def _batch(self, frame: frames.BatchFrame) -> None:
         part = self.part
         if frame.is_keyframe and not part.waits_for_keyframe:
-            return  # it says what the frames before it said
+            return  # it repeats what the frames before it said
         for row in frame.vacated:
             self.rows.free(row)
         for joined in frame.joined:
@@ -172,16 +180,16 @@ class ManyProcessEngine:
             part.record_loss(self._next_step, self.ledger)
 
     def _request(self, frame: frames.RequestFrame) -> None:
-        said = frame.request
-        said.arrived_step = MISSING  # this ring's own number
-        came = said.arrived_at >= 0
-        number = self._number_of(frame.head.request, said, arrived=came)
+        reported = frame.request
+        reported.arrived_step = MISSING  # it is counted in this ring's own steps
+        has_arrived = reported.arrived_at >= 0
+        number = self._number_of(frame.head.request, reported, arrived=has_arrived)
         request = self.ledger.live[number]
-        if came and request.arrived_at < 0:
-            request.arrived_at = said.arrived_at
-            request.num_prompt_tokens, request.max_tokens = said.num_prompt_tokens, said.max_tokens
-        if came:
-            self.order.events.add(self.calls.next_call, "arrived", number, said.arrived_at, "", None)
+        if has_arrived and request.arrived_at < 0:
+            request.arrived_at = reported.arrived_at
+            request.num_prompt_tokens, request.max_tokens = reported.num_prompt_tokens, reported.max_tokens
+        if has_arrived:
+            self.order.events.add(self.calls.next_call, "arrived", number, reported.arrived_at, "", None)
 
     def _number_of(self, local: int, request: OpenRequest, *, arrived: bool = False) -> int:
         number = self.requests.number_of(request, arrived=arrived)
@@ -199,10 +207,10 @@ class ManyProcessEngine:
                 self.rows.from_keyframe[row] = number, computed, blocks
             need = min(need, computed - 1) if computed > request.num_prompt_tokens else need
         else:
-            known = self.ledger.live[number]
-            output_tokens = max(known.num_output_tokens, request.num_output_tokens)
+            live = self.ledger.live[number]
+            output_tokens = max(live.num_output_tokens, request.num_output_tokens)
             self.ledger.joined(number, request, self._next_step)
-            known.num_output_tokens = output_tokens
+            live.num_output_tokens = output_tokens
             self.rows.hold(row, number, computed, blocks)
         self.stalls.spans[number] = need, request.num_prompt_tokens + request.max_tokens
 
@@ -215,8 +223,8 @@ class ManyProcessEngine:
     def _tasks(self, call: int) -> None:
         if self.part.kind == "rank":
             return
-        self.ranks.tasks_came(call)
-        self.call_rows.tasks_came(call)
+        self.ranks.tasks_arrived(call)
+        self.call_rows.tasks_arrived(call)
         if self.step >= 0 or not self.begins:
             self.order.events.date(call, self._next_step, self.ledger)
 
@@ -261,11 +269,11 @@ class ManyProcessEngine:
 
     def _event(self, frame: frames.EventFrame) -> None:
         head, number = frame.head, self._trace_number(frame.head.request)
-        rest = head.ts, frame.reason, frame.detail
+        details = head.ts, frame.reason, frame.detail
         if self.part.kind == "engine":
-            self.order.events.add(self.calls.next_call, frame.kind, number, *rest)
+            self.order.events.add(self.calls.next_call, frame.kind, number, *details)
         else:
-            self.ledger.event(frame.kind, self._next_step, number, *rest)
+            self.ledger.event(frame.kind, self._next_step, number, *details)
 
     def _finish(self, head: wire.FinishHead) -> None:
         number = self.part.numbers.pop(head.request, None)
@@ -274,7 +282,7 @@ class ManyProcessEngine:
             self.requests.finishing.add(number)
 
     def _vacate(self, ts: int) -> None:
-        """Free the rows of the requests that had finished at `ts`."""
+        """Free the rows of requests that finished before `ts`."""
         while self.finishes and self.finishes[0][0] < ts:
             finish = self.finishes.pop(0)
             self.rows.release(finish[1])
@@ -291,7 +299,7 @@ class ManyProcessEngine:
         self._decoded.step_requests.append(rows)
 
     def _has_ended(self, number: int, step: int) -> bool:
-        """Whether a request that did not run in `step` had run its last step before it."""
+        """Whether a request that did not run in `step` had run its last step before `step`."""
         return number in self.requests.finishing and self.last_ran.get(number, MISSING) < step
 
     def take(self, read_at: int) -> Decoded:
@@ -310,10 +318,10 @@ class ManyProcessEngine:
         return decoded
 
     def _end_requests(self) -> None:
-        sends = {"name": "fastdeploy", "role": "prefill"}.items() <= (self.row or {}).items()
-        for ts, number, code, output_tokens, begun in self.ended:
-            # That role ends a request when its cache has been sent.
-            step = max(self.last_ran.pop(number, max(self.step, 0)), begun if sends else 0)
+        sends_cache = {"name": "fastdeploy", "role": "prefill"}.items() <= (self.row or {}).items()
+        for ts, number, code, output_tokens, last_step in self.ended:
+            # The prefill role ends a request only after the request's cache was sent.
+            step = max(self.last_ran.pop(number, max(self.step, 0)), last_step if sends_cache else 0)
             self.stalls.spans.pop(number, None)
             self.requests.end(number)
             self.ledger.finish(number, step, ts, wire.FINISHED[code], output_tokens)
@@ -330,17 +338,17 @@ class ManyProcessEngine:
             "engine_id": self.engine_id,
             "max_steps": self.max_steps,
             "last_ran": list(self.last_ran.items()),
-            **{name: getattr(self, name) for name in PLAIN},
-            **{name: getattr(self, name).state() for name in PARTS},
+            **{name: getattr(self, name) for name in PLAIN_VALUES},
+            **{name: getattr(self, name).state() for name in STATEFUL},
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> ManyProcessEngine:
-        """The engine that left `state`."""
+        """The engine that saved `state`."""
         self = cls(state["engine_id"], state["max_steps"], salt)
         self.last_ran = dict(state["last_ran"])
-        for name in PLAIN:
+        for name in PLAIN_VALUES:
             setattr(self, name, state[name])
-        for name in PARTS:
+        for name in STATEFUL:
             getattr(self, name).restore(state[name])
         return self

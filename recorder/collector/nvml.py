@@ -1,4 +1,4 @@
-"""Samples NVML's used memory of the device that an engine's process runs on; never inside the engine."""
+"""Samples NVML's used memory of an engine's device. It runs in the collector, never inside the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERIOD = 0.1
 
 
 class Nvml:
-    """Used bytes over time of each device. Where there is no driver, `missing` says why and nothing is sampled."""
+    """Used bytes of each device over time. If there is no driver, `missing` says why, and nothing is sampled."""
 
     def __init__(self) -> None:
         self.missing = ""
@@ -33,7 +33,7 @@ class Nvml:
             self.missing = "NVML knows no device: device_used_bytes is NULL"
 
     def sample(self) -> None:
-        """Take a sample where one is due."""
+        """Take a sample if the next one is due."""
         now = time.monotonic()
         if not self.handles or now < self.next_sample:
             return
@@ -49,7 +49,7 @@ class Nvml:
         self.samples.append((time.time_ns(), *used))
 
     def device_of(self, pid: int) -> int:
-        """The device on which a process computes; 0 where NVML does not tell (other pid namespaces, for one)."""
+        """The device on which a process computes. 0 if NVML does not say, for example in another pid namespace."""
         if pid not in self.devices:
             self.devices[pid] = 0
             for i, handle in enumerate(self.handles):
@@ -63,7 +63,7 @@ class Nvml:
         return self.devices[pid]
 
     def used(self, pid: int, at_ns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Used bytes at each time: the last sample before it; -1 where there is none."""
+        """Used bytes at each time: the last sample before that time; -1 if there is none."""
         if not self.samples:
             return np.full(len(at_ns), -1, np.int64)
         samples = np.array(self.samples, np.int64)
@@ -72,5 +72,5 @@ class Nvml:
         return np.where(index >= 0, values[np.maximum(index, 0)], -1)
 
     def forget(self) -> None:
-        """Drop the samples that every later step comes after."""
+        """Drop old samples: all later steps come after them."""
         del self.samples[:-50]

@@ -1,4 +1,4 @@
-"""An engine that lives in one process: its ring tells of its calls and of its forwards in their order."""
+"""An engine of one process. Its ring holds calls and forwards in the order in which they happened."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 KEPT_CALLS = 64
-"""Scheduling calls remembered: a forward belongs to one of the latest."""
+"""How many scheduling calls are remembered: a forward belongs to one of the latest."""
 
 
 class OneProcessEngine:
-    """`collector.engine.Engine` of one ring. The ring's numbers of requests and steps are those of the trace."""
+    """`collector.engine.Engine` for one ring. The ring's numbers of requests and steps are also those of the trace."""
 
     def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
         self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
@@ -62,7 +62,7 @@ class OneProcessEngine:
 
     @property
     def _next_step(self) -> int:
-        """The step that what comes now belongs to; MISSING before the first is known."""
+        """The step to which frames that come now belong; MISSING before the first step is known."""
         return self.step + 1 if self.step >= 0 else MISSING
 
     def feed(self, part: Part, chunk: FrameBlock) -> None:
@@ -80,9 +80,9 @@ class OneProcessEngine:
                 self._take_in(frame)
 
     def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
-        """Frames were overwritten; `first_forward` is the step and ts of the ring's first."""
+        """Frames were overwritten. `first_forward`: step and ts of the first forward ever written to the ring."""
         self.steps.flush()
-        self.call_rows.lose(tasks_told=False)
+        self.call_rows.lose(tasks_are_reported=False)
         self.waits_for_keyframe = True
         self.lost_frames += frames
         if self.lost_from is None:
@@ -90,7 +90,7 @@ class OneProcessEngine:
             self.lost_from = self.step if self.step >= 0 else first - 1
 
     def _may_start(self, frame: Frame) -> bool:
-        """Whether a frame can be understood before a keyframe; after one all can."""
+        """Whether a frame can be decoded before the first keyframe. After a keyframe, all frames can."""
         match frame:
             case BatchFrame(is_keyframe=True):
                 self.waits_for_keyframe = False
@@ -136,7 +136,7 @@ class OneProcessEngine:
             self.steps.hold(head.row, head.request, head.num_computed_tokens, head.num_blocks)
 
     def _keyframe(self, step: int) -> None:
-        """All rows that are held follow, and `step` is the next one: what was lost ends here."""
+        """A keyframe: all held rows follow, and `step` is the next step. A loss of frames ends here."""
         if self.lost_from is not None:
             last = step - 1 if step >= 0 else MISSING
             detail = {"frames": self.lost_frames, "first_step": self.lost_from + 1, "last_step": last}
@@ -164,7 +164,7 @@ class OneProcessEngine:
         self.num_steps += 1
 
     def _note_stalls(self, rows: tuple[int, ...], step: int) -> None:
-        """A row that was not stalled in the forward before is an event."""
+        """Add an event for each row that is stalled now and was not stalled in the forward before."""
         for row in rows:
             if row not in self.stalled:
                 self.ledger.event("stalled", step, self.steps.held.get(row, MISSING))
@@ -205,7 +205,7 @@ class OneProcessEngine:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> OneProcessEngine:
-        """The engine that left `state`."""
+        """The engine that saved `state`."""
         self = cls(state["engine_id"], state["max_steps"], salt)
         for name in ("row", "step", "num_steps", "waits_for_keyframe", "lost_from", "lost_frames"):
             setattr(self, name, state[name])

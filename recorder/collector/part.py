@@ -1,4 +1,4 @@
-"""One ring of an engine of several: what is its own."""
+"""One ring of an engine that has several, and the data that belongs to this ring alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fdtrace.recorder.trace.column_values import MISSING
 
 @dataclass
 class Part:
-    """One ring of a joined engine: how its own numbers of requests and steps become those of the trace."""
+    """One ring of an engine of several rings: maps the ring's own numbers of requests and steps to the trace's."""
 
     kind: str
     rank: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
     waits_for_keyframe: bool = True
     base: int | None = None
-    """Added to the ring's own number of a step it gives the trace's; None until both are known."""
+    """Add this to the ring's own number of a step to get the trace's number. None until both are known."""
     past: bool = False
     lost_frames: int = 0
     lost_from: int = MISSING
@@ -29,7 +29,7 @@ class Part:
         return self.kind == "worker" or self.base is not None
 
     def record_loss(self, step: int, ledger: Ledger) -> None:
-        """An event of what was lost: between the step that was next then and `step`, which is next now."""
+        """Add an event for lost frames: from `lost_from`, the next step at that time, up to before `step`."""
         if not self.lost_frames:
             return
         detail = {
@@ -40,10 +40,10 @@ class Part:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Part:
-        """The part that left `state` (`asdict`)."""
+        """The part that saved `state`."""
         numbers = {int(local): number for local, number in state.pop("numbers").items()}
         return cls(numbers=numbers, **state)
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state as JSON."""
         return dict(asdict(self), numbers={str(local): number for local, number in self.numbers.items()})

@@ -1,4 +1,4 @@
-"""The collector: tails every ring of one session until it ends, then leaves one self-contained trace."""
+"""The collector: follows every ring of one session until it ends, then leaves one trace file that needs no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import Rings
-from fdtrace.recorder.collector.saved import damaged, saved
+from fdtrace.recorder.collector.saved import damaged, read_saved_state
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import TEXT, columns_of
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
@@ -33,34 +33,38 @@ WIDE = ("BIGINT", "UBIGINT", "HUGEINT", "TIMESTAMP_NS")
 """Types that hold 63 bits."""
 
 PUBLISH = 1.5
-"""Seconds between two published states: with the time that one takes, what a reader sees is less than 2 s old."""
+"""Seconds between two publications. With the time that one takes, a reader sees data that is less than 2 s old."""
 
 
 class Collector:
-    """Reads, decodes and publishes one session. One at a time: it holds a lock in the parts directory."""
+    """Reads, decodes and publishes one session. A lock in the parts directory keeps other collectors out."""
 
     def __init__(self, session: Session, *, state: str = "recording") -> None:
         self.session, self.state = session, state
         self.lock = take_lock(session.parts)
-        left = saved(Path(session.output), session.parts, session.id)
-        self.is_final, self._final_steps, self._final_calls = left.final, left.steps, left.calls
-        """Whether an earlier collector was killed after the final file was in place: only cleaning up is left."""
-        self.store = Store(Path(session.output), left.parts, left.serial)
+        saved_state = read_saved_state(Path(session.output), session.parts, session.id)
+        self.is_final, self._final_steps, self._final_calls = (
+            saved_state.final,
+            saved_state.steps,
+            saved_state.calls,
+        )
+        """Whether an earlier collector was killed after the final file was in place. Then only cleaning up remains."""
+        self.store = Store(Path(session.output), saved_state.parts, saved_state.serial)
         self.nvml = Nvml()
         self.ring_directory = session.rings()
         self.rings = Rings(self.ring_directory, session.max_steps)
-        self.notes: list[str] = list(session.notes if left.notes is None else left.notes)
+        self.notes: list[str] = list(session.notes if saved_state.notes is None else saved_state.notes)
         self.ended_by: str | None = None
         self.published = time.monotonic()
         self.unwritten: list[tuple[schema.Table, ColumnArrays, Engine]] = []
-        """Decoded, and in no part yet: a disk that was full may have room the next time."""
+        """Columns that are decoded but not in a part yet. If the disk was full, the next try may find room."""
         self.safe_steps = self._final_steps
-        """Steps that are published: no failure from here on loses them."""
+        """Published steps: no later failure loses them."""
         try:
-            self.rings.restore(left.rings)
+            self.rings.restore(saved_state.rings)
         except TraceError:
             raise
-        except Exception as error:  # whatever a lie may lead to in there
+        except Exception as error:  # a saved state that lies may raise anything
             raise damaged(Path(session.output), error) from None
         self.safe_steps = self.num_steps
         if self.nvml.missing:
@@ -69,7 +73,7 @@ class Collector:
             self.note("the rings of this recording are gone: what was not published before is lost")
 
     def note(self, text: str) -> None:
-        """Something that this recording cannot see, said once."""
+        """Note, once, something that this recording cannot see."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -82,17 +86,17 @@ class Collector:
 
     @property
     def num_calls(self) -> int:
-        """Scheduling calls decoded so far that handed something out or found work."""
+        """Scheduling calls decoded so far, except calls that handed out nothing and found no work."""
         return self._final_calls + sum(engine.call_rows.num_calls for engine in self.rings.engines)
 
     @property
     def ended(self) -> bool:
-        """Whether every process that wrote has stopped, or has written all the steps that were asked for."""
+        """Whether every writer has stopped, or has written all the steps that were asked for."""
         return bool(self.tails) and all(tail.ended for tail in self.tails)
 
     @property
     def why_ended(self) -> str:
-        """`steps`: as many are decoded as were asked for; `detach`: every agent ended by itself; else `exit`."""
+        """`steps`: all steps that were asked for are decoded. `detach`: every agent closed its ring. Else `exit`."""
         if any(engine.full for engine in self.rings.engines):
             return "steps"
         return "detach" if all(tail.reader.closed for tail in self.tails) else "exit"
@@ -104,24 +108,24 @@ class Collector:
 
     @property
     def rings_are_full(self) -> bool:
-        """Whether a writer is about to overwrite what was not read."""
+        """Whether a writer will soon overwrite frames that were not read."""
         return any(tail.is_full for tail in self.tails)
 
     @property
     def tails(self) -> list[RingTail]:
-        """The rings that were found."""
+        """The rings that were found so far."""
         return list(self.rings.tails.values())
 
     def discover(self) -> None:
-        """Open the rings that have come since."""
+        """Open the rings that are new since the last call."""
         self.rings.discover()
 
     def read(self, final: bool = False) -> int:
-        """Decode what was committed since the last call; the number of frames read."""
+        """Decode what was committed since the last call. Returns the number of frames read."""
         return self.rings.read(final)
 
     def publish(self) -> None:
-        """Commit what was decoded, together with the positions up to which it was."""
+        """Commit what was decoded, together with the positions in the rings up to which it was decoded."""
         self._decode_all()
         self._write_parts()
         self.nvml.forget()
@@ -134,26 +138,28 @@ class Collector:
 
     def _decode_all(self, final: bool = False) -> None:
         for engine in self.rings.engines:
-            decoded = self.rings.taken(engine, 0 if final else self.rings.read_at)
+            decoded = self.rings.take(engine, 0 if final else self.rings.read_at)
             try:
                 self._add(engine, decoded)
             except (OverflowError, ValueError, TypeError) as error:
-                self.rings.spoil(engine, error)
+                self.rings.reject(engine, error)
 
     def _add(self, engine: Engine, decoded: Decoded) -> None:
         for columns in decoded.steps:
             columns["device_used_bytes"] = self.nvml.used(
                 self._device_pid(engine), columns["ts"] + 1000 * columns["forward_us"]
             )
-        for table, parts in (
+        for table, pieces in (
             (schema.STEP, decoded.steps),
             (schema.STEP_REQUEST, decoded.step_requests),
             (schema.CALL, decoded.calls),
             (schema.CALL_REQUEST, decoded.call_requests),
         ):
-            if parts:
-                joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                self.unwritten.append((table, joined, engine))
+            if pieces:
+                whole_columns = {
+                    name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]
+                }
+                self.unwritten.append((table, whole_columns, engine))
         for table, tuples in (
             (schema.RANK_MEMORY, decoded.rank_memory),
             (schema.REQUEST, decoded.requests),
@@ -163,24 +169,26 @@ class Collector:
                 self.unwritten.append((table, columns_of(table, tuples), engine))
 
     def _write_parts(self) -> None:
-        """Write what was decoded, and forget each piece once it is in a part. What does not fit its column is dropped,
-        with its engine: no agent writes such numbers.
+        """Write what was decoded into parts, and forget each piece once it is in a part.
+
+        If a value does not fit its column, the piece is dropped and its engine's rings are read no further: no agent
+        writes such numbers.
         """
         while self.unwritten:
             table, columns, engine = self.unwritten[0]
             try:
                 self.store.add(table, columns)
             except duckdb.DataError as error:
-                self.rings.spoil(engine, error)
+                self.rings.reject(engine, error)
             del self.unwritten[0]
 
     def _device_pid(self, engine: Engine) -> int:
-        """The process that runs an engine's forwards."""
-        mine = [tail for tail in self.tails if tail.decoder is engine]
-        parts = [(tail, tail.part) for tail in mine if tail.part is not None]
-        runs = [tail for tail, part in parts if part.kind == "worker"]
-        runs = runs or [tail for tail, part in parts if part.kind == "rank" and part.rank == 0]
-        return int((runs or mine)[0].reader.pid) if mine else 0
+        """The pid of the process that runs an engine's forwards."""
+        tails = [tail for tail in self.tails if tail.decoder is engine]
+        ring_parts = [(tail, tail.part) for tail in tails if tail.part is not None]
+        workers = [tail for tail, part in ring_parts if part.kind == "worker"]
+        workers = workers or [tail for tail, part in ring_parts if part.kind == "rank" and part.rank == 0]
+        return int((workers or tails)[0].reader.pid) if tails else 0
 
     def _saved(self) -> dict[str, Any]:
         return {
@@ -190,7 +198,7 @@ class Collector:
         }
 
     def small_tables(self) -> dict[str, ColumnArrays]:
-        """The tables that are whole in each published database."""
+        """The tables that each published database contains completely."""
         ended = time.time_ns() if self.ended_by else None
         trace = (
             schema.SCHEMA_VERSION, __version__, self.session.created_at, ended, self.state, self.ended_by,
@@ -207,35 +215,35 @@ class Collector:
         }
 
     def _live_calls(self) -> ColumnArrays:
-        parts = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        pieces = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def _engine_row(self, engine: Engine) -> tuple[Any, ...]:
-        mine = [tail.reader.opened_ns for tail in self.tails if tail.decoder is engine]
-        opened = min(mine, default=self.session.created_at)
-        known = dict(engine.row or {}, engine_id=engine.engine_id, started_at=opened)
-        known["config"], known["env"] = json.dumps(known.get("config")), json.dumps(known.get("env"))
-        return tuple(fitting(known.get(column.name), column) for column in schema.ENGINE.columns)
+        opened_times = [tail.reader.opened_ns for tail in self.tails if tail.decoder is engine]
+        opened = min(opened_times, default=self.session.created_at)
+        values = dict(engine.row or {}, engine_id=engine.engine_id, started_at=opened)
+        values["config"], values["env"] = json.dumps(values.get("config")), json.dumps(values.get("env"))
+        return tuple(fitting(values.get(column.name), column) for column in schema.ENGINE.columns)
 
     def finish(self, ended_by: str, state: str = "complete") -> None:
-        """Read what is left, write the final file, and clean up; nothing is removed before it is in that file."""
+        """Read the rest, write the final file, and clean up. Nothing is removed before it is in that file."""
         self.prepare_end(ended_by, state)
         self.publish()
         finish.write_final(self.store, self.small_tables())
         self.clean_up()
 
     def prepare_end(self, ended_by: str, state: str = "complete") -> None:
-        """Decode what is left. Once; `publish` and `write_final` may be tried again."""
+        """Decode the rest of the rings. Call it once; `publish` and `write_final` may be tried again after it."""
         self.discover()
         while self.read(final=True):
             self._decode_all()
-            with contextlib.suppress(OSError, duckdb.Error):  # `publish` tries again, and tells
+            with contextlib.suppress(OSError, duckdb.Error):  # `publish` tries again, and reports the error
                 self._write_parts()
         self._decode_all(final=True)
         self.ended_by, self.state = ended_by, state
 
     def clean_up(self) -> None:
-        """The final file is in place: remove the rings and the parts."""
+        """After the final file is in place: remove the rings and the parts."""
         for tail in self.tails:
             tail.reader.close()
         if self.ring_directory is not None:
@@ -247,7 +255,11 @@ class Collector:
 
 
 def take_lock(parts: Path) -> int:
-    """A descriptor that holds the lock of a recording. TraceError where somebody records to it, or where it is gone."""
+    """A descriptor that holds the lock of a recording.
+
+    Raises:
+        TraceError: another collector records to these parts, or they are gone.
+    """
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(parts / LOCK, flags, 0o600)
@@ -266,7 +278,7 @@ def take_lock(parts: Path) -> int:
 
 
 def fitting(value: Any, column: schema.Column) -> Any:
-    """A value of an engine's row, or None where it is none that its column can hold."""
+    """A value of an engine's row; None if its column cannot hold the value."""
     if column.type in TEXT:
         return None if value is None else str(value).encode(errors="replace").decode()
     if isinstance(value, float) and value.is_integer():
@@ -277,17 +289,21 @@ def fitting(value: Any, column: schema.Column) -> Any:
 
 
 def make_files_private() -> None:
-    """From now on this process makes files that only its user may read, and no more than its umask allows: a trace
-    tells who asked a server for what, and when.
+    """From now on, this process makes files that only its user may read. The umask may forbid still more.
+
+    A trace shows who asked a server for what, and when.
     """
     os.umask(os.umask(0o077) | 0o077)
 
 
 def recover(session: Session, stop_agents: Callable[[], None] = lambda: None) -> int:
-    """Finish a recording whose collector is gone; the number of its steps. `stop_agents` is called once it is sure."""
+    """Finish a recording whose collector is gone. Returns the number of its steps.
+
+    `stop_agents` is called once it is certain that no collector works on the recording.
+    """
     make_files_private()
     collector = Collector(session)
-    if collector.ring_directory is not None:  # else it is not said that its agents are this recording's
+    if collector.ring_directory is not None:  # else nothing says that the agents belong to this recording
         stop_agents()
     try:
         if collector.is_final:

@@ -1,7 +1,7 @@
-"""The memory of further ranks, put to the steps of rank 0.
+"""Matches the memory of the other ranks to the steps of rank 0.
 
-All ranks of an engine get the same tasks and run the same forwards, so a forward is named by the last call whose tasks
-had come and by how many forwards of this rank came after it.
+All ranks of an engine get the same tasks and run the same forwards. So two numbers identify a forward: the last call
+whose tasks had arrived, and how many forwards this rank has run since then.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from fdtrace.recorder.collector.frames import ForwardFrame, MemoryFrame
 from fdtrace.recorder.trace.column_values import MISSING
 
 MOST = 8192
-"""Forwards and measurements remembered while the other half has not come."""
+"""Most forwards and measurements that are kept until the matching ones come."""
 
 
 class Ranks:
-    """The forwards of rank 0 by call, and measurements that wait for theirs."""
+    """The forwards of rank 0 by call, and measurements that wait for their forwards."""
 
     def __init__(self) -> None:
         self.call, self.since = MISSING, MISSING
@@ -25,16 +25,16 @@ class Ranks:
         self.waiting: list[list[int]] = []
         self.firsts: dict[int, MemoryFrame] = {}
 
-    def tasks_came(self, call: int) -> None:
+    def tasks_arrived(self, call: int) -> None:
         """The tasks of a call have reached rank 0."""
         self.call, self.since = call, MISSING
 
     def lose(self) -> None:
-        """Forwards of rank 0 were lost: none can be counted before the next call."""
+        """Forwards of rank 0 were lost: forwards can be counted again only after the next call."""
         self.call = MISSING
 
     def ran(self, step: int) -> None:
-        """Rank 0 ran a forward; `step` MISSING: it is no part of the recording."""
+        """Rank 0 ran a forward. `step` MISSING: the forward is not part of the recording."""
         if self.call < 0:
             return
         self.since += 1
@@ -43,19 +43,19 @@ class Ranks:
             del self.steps[next(iter(self.steps))]
 
     def add(self, frame: MemoryFrame) -> None:
-        """The allocator of a rank after one of its forwards."""
+        """Add the allocator figures of a rank after one of its forwards."""
         head = frame.head
         self.waiting.append([head.call, head.since, head.rank, *frame.memory])
 
     def ran_first(self, frame: MemoryFrame) -> None:
-        """What rank 0 measured of the one forward of a call, where the scheduling process tells of the forwards."""
+        """Add what rank 0 measured of a call's only forward. For engines whose scheduling process reports forwards."""
         if frame.head.since == 0:
             self.firsts[frame.head.call] = frame
             if len(self.firsts) > MOST:
                 del self.firsts[next(iter(self.firsts))]
 
     def measured(self, forward: ForwardFrame) -> ForwardFrame:
-        """A forward that its own ring could not time, with what rank 0 measured of it."""
+        """A forward that its own ring could not time, completed with rank 0's measurement."""
         if forward.head.call not in self.firsts:
             return forward._replace(head=forward.head._replace(forward_us=MISSING))
         measured, memory = self.firsts.pop(forward.head.call)
@@ -67,20 +67,20 @@ class Ranks:
         return forward._replace(head=head, memory=memory)
 
     def take(self, engine_id: int, final: bool) -> list[tuple[int, ...]]:
-        """Rows of `rank_memory` whose step is known; `final`: the others are given up."""
+        """Rows of `rank_memory` whose step is known. `final`: the other measurements are dropped."""
         rows, waiting = [], []
-        for measured in self.waiting:
-            call, since, *rank_and_memory = measured
+        for measurement in self.waiting:
+            call, since, *rank_and_memory = measurement
             step = self.steps.get((call, since))
             if step is None:
-                waiting.append(measured)
+                waiting.append(measurement)
             elif step >= 0:
                 rows.append((engine_id, step, *rank_and_memory))
         self.waiting = [] if final else waiting[-MOST:]
         return rows
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state as JSON."""
         return {
             "call": self.call, "since": self.since, "waiting": self.waiting,
             "steps": [[*forward, step] for forward, step in self.steps.items()],
@@ -88,7 +88,7 @@ class Ranks:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.call, self.since, self.waiting = state["call"], state["since"], state["waiting"]
         self.steps = {(call, since): step for call, since, step in state["steps"]}
         for head, memory in state["firsts"]:

@@ -1,7 +1,7 @@
-"""Reads the committed frames of one ring, and tells exactly what was overwritten before it was read.
+"""Reads the committed frames of one ring, and says exactly how many were overwritten before they were read.
 
-The ring belongs to the engine's user, who may not be ours: nothing in it is believed before it was checked, and it is
-read, not mapped, for a mapping whose file is cut short is a SIGBUS.
+The ring belongs to the engine's user, who may be another user than ours. So everything in it is checked before it is
+used. The file is read, not mapped: if a mapped file is cut short, access to it raises SIGBUS.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from fdtrace.recorder.agent import wire
 from fdtrace.recorder.errors import TraceError
 
 PIECE = 1 << 16
-"""Bytes that are looked through at a time."""
+"""Bytes that are scanned at a time."""
 
 LARGEST = 1 << 34
-"""Bytes: no ring of ours is longer."""
+"""Most bytes of a ring: none of ours is longer."""
 
 WORD = struct.Struct("<Q")
 MOST_TRIES = 1000
-"""A writer that is so much quicker than we are, or lies: the next call tries again."""
+"""After so many tries the writer is much quicker than we are, or its ring lies. The next call tries again."""
 
 
 class BadRing(TraceError):
-    """What a ring holds is nothing that an agent of ours can have written: it is read no further."""
+    """A ring holds something that no agent of ours can have written. It is read no further."""
 
 
 @dataclass
 class Position:
-    """Where to read on: a lap of the ring, an offset in the file, and the number of the next frame."""
+    """Where to continue reading: a lap of the ring, an offset in the file, and the number of the next frame."""
 
     lap: int = rings.FIRST_LAP
     offset: int = -1
@@ -42,7 +42,8 @@ class Position:
 class FrameBlock:
     """Consecutive frames: their bytes, and where in them each payload begins.
 
-    `lost` frames came before the first; then `first_forward` is the step and ts of the first forward of the ring.
+    `lost`: how many frames were lost before the first of these. If any were, `first_forward` is the step and ts of the
+    first forward that was ever written to the ring.
     """
 
     data: bytes
@@ -52,9 +53,13 @@ class FrameBlock:
 
 
 class RingReader:
-    """The reading side of a ring; it writes nothing there, so any number of readers do no harm.
+    """Reads a ring. It writes nothing to it, so any number of readers do no harm.
 
-    `fd`, if given, is the open file, and this closes it. TraceError where it is no ring, BadRing where it lies.
+    `fd`, if given, is the open file; this object then closes it.
+
+    Raises:
+        TraceError: the file is no ring.
+        BadRing: the ring's header, or the position, is impossible.
     """
 
     def __init__(self, path: str, position: Position | None = None, fd: int = -1) -> None:
@@ -79,23 +84,28 @@ class RingReader:
         )
         if magic != rings.MAGIC or protocol != wire.PROTOCOL:
             raise TraceError(f"{self.path} is no ring of this version of fdtrace (protocol {protocol})")
-        whole = rings.PAGE + self.segments * self.segment_size
-        if self.segments < 2 or self.segment_size < rings.PAGE or self.segment_size % 8 or whole > LARGEST:
+        expected_size = rings.PAGE + self.segments * self.segment_size
+        if (
+            self.segments < 2
+            or self.segment_size < rings.PAGE
+            or self.segment_size % 8
+            or expected_size > LARGEST
+        ):
             raise self._bad(f"{self.segments} segments of {self.segment_size} bytes")
-        if size < whole:
-            raise self._bad(f"{size} bytes, {whole} by its own account")
+        if size < expected_size:
+            raise self._bad(f"{size} bytes, {expected_size} by its own account")
         if not 0 < self.pid < 1 << 31 or self.opened_ns >= 1 << 63:
             raise self._bad(f"written by process {self.pid} at {self.opened_ns} ns")
 
     def _check_position(self) -> None:
-        here = self.position
-        start = self._segment(here.lap) + rings.SEGMENT_HEAD
+        position = self.position
+        start = self._segment(position.lap) + rings.SEGMENT_HEAD
         end = start - rings.SEGMENT_HEAD + self.segment_size
-        numbers = (here.lap, here.offset, here.number)
+        numbers = (position.lap, position.offset, position.number)
         if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
-            raise self._bad(f"to be read on at {here}")
-        if here.lap < rings.FIRST_LAP or here.offset % 8 or not start <= here.offset <= end - 8:
-            raise self._bad(f"to be read on at {here}")
+            raise self._bad(f"to be read on at {position}")
+        if position.lap < rings.FIRST_LAP or position.offset % 8 or not start <= position.offset <= end - 8:
+            raise self._bad(f"to be read on at {position}")
 
     def _bad(self, why: str) -> BadRing:
         return BadRing(f"{os.path.basename(self.path)} is no ring that an agent wrote", why=why)
@@ -114,23 +124,23 @@ class RingReader:
 
     @property
     def closed(self) -> bool:
-        """Whether the writer ended its recording by itself."""
+        """Whether the writer has ended its recording itself."""
         return os.pread(self.fd, 8, rings.CLOSED) == b"\1\0\0\0\0\0\0\0"
 
     @property
     def first_forward(self) -> tuple[int, int] | None:
-        """Step and ts of the first forward that was written here; None where there is none yet."""
+        """Step and ts of the first forward that was ever written to this ring; None if none was."""
         step, ts = self._word(rings.FIRST_FORWARD), self._word(rings.FIRST_FORWARD + 8)
         return (step - 1, ts) if 0 < step < 1 << 62 and ts < 1 << 63 else None
 
     @property
     def writer_lives(self) -> bool:
-        """Whether the process that writes still runs (not merely another one of the same pid)."""
+        """Whether the writing process still runs: not merely a later process with its pid."""
         return bool(rings.process_start(self.pid) == self.start)
 
     @property
     def laps_left(self) -> int:
-        """How many more segments the writer may fill before it overwrites what was not read."""
+        """How many more segments the writer may fill before it overwrites frames that were not read."""
         newest = max(self._laps())
         return int(max(0, self.position.lap + self.segments - 1 - newest))
 
@@ -138,25 +148,26 @@ class RingReader:
         return [self._word(self._segment(k)) for k in range(self.segments)]
 
     def read(self) -> FrameBlock | None:
-        """The frames committed since the last call, of one segment at most; None where there are none.
+        """The frames committed since the last call, from one segment at most. None if there are none.
 
-        BadRing where what is there cannot have been written by an agent.
+        Raises:
+            BadRing: no agent can have written what the ring holds.
         """
         lost = 0
         for _ in range(MOST_TRIES):
-            here, start = self.position, self._segment(self.position.lap)
+            position, start = self.position, self._segment(self.position.lap)
             lap = self._word(start)
-            if lap == here.lap:
+            if lap == position.lap:
                 chunk, following = self._scan(lost)
                 if self._word(start) == lap:
                     self.position = following
                     if chunk.payloads:
                         return chunk
-                    if following.lap == here.lap:
+                    if following.lap == position.lap:
                         return self._only(lost)
-                    continue  # an empty rest of a segment: on to the next
-            elif lap < here.lap:
-                return self._only(lost)  # the next segment was not begun yet
+                    continue  # the rest of a segment is empty: continue with the next
+            elif lap < position.lap:
+                return self._only(lost)  # the writer has not begun the next segment
             lost += self._skip()
         return self._only(lost)
 
@@ -164,9 +175,9 @@ class RingReader:
         return FrameBlock(b"", [], lost, self.first_forward) if lost else None
 
     def _scan(self, lost: int) -> tuple[FrameBlock, Position]:
-        here = self.position
-        at = begin = here.offset
-        number, lap = here.number, here.lap
+        position = self.position
+        at = begin = position.offset
+        number, lap = position.number, position.lap
         end = self._segment(lap) + self.segment_size
         piece, payloads = b"", []
         while True:
@@ -183,17 +194,18 @@ class RingReader:
                 break
             if length < 16 or length % 8 or at + length + 8 > end:
                 raise self._bad(f"a frame of {length} bytes at byte {at}")
-            payloads.append(at + 8 - here.offset)
+            payloads.append(at + 8 - position.offset)
             at += length
             number += 1
-        data = self._bytes(here.offset, at - here.offset)  # after the commit words, so all of it was written
-        offset = at if lap == here.lap else self._segment(lap) + rings.SEGMENT_HEAD
+        # Read after the commit words, so it is complete.
+        data = self._bytes(position.offset, at - position.offset)
+        offset = at if lap == position.lap else self._segment(lap) + rings.SEGMENT_HEAD
         return FrameBlock(data, payloads, lost, self.first_forward if lost else None), Position(
             lap, offset, number
         )
 
     def _skip(self) -> int:
-        """Go to the oldest segment that will not be overwritten next; the number of frames that were lost."""
+        """Go to the oldest segment that will not be overwritten next. Returns the number of lost frames."""
         for _ in range(MOST_TRIES):
             laps = sorted(self._laps())
             lap = laps[1]
@@ -212,7 +224,7 @@ class RingReader:
         return lost
 
     def close(self) -> None:
-        """Close the ring; the file stays."""
+        """Close the ring. The file stays."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

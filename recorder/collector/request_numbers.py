@@ -1,4 +1,4 @@
-"""The trace's numbers of requests that several processes know by their own."""
+"""The trace's numbers of requests. Each process of an engine has its own numbers for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fdtrace.recorder.collector.ledger import Ledger, OpenRequest
 
 
 class RequestNumbers:
-    """Numbers of the requests that live, by id; `finishing` have ended and are live until that is dated."""
+    """The numbers of live requests by request id. Those in `finishing` have ended, at a step that is not known yet."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -17,7 +17,7 @@ class RequestNumbers:
         self.finishing: set[int] = set()
 
     def number_of(self, request: OpenRequest, *, arrived: bool = False) -> int:
-        """The request's number; a new one for an id that is not live, and where one that has just ended came again."""
+        """The request's number. It is new if the id is not live, or if the id arrives again just after it ended."""
         number = self.by_id.get(request.request_id)
         if number is None or (arrived and number in self.finishing):
             number = self.by_id[request.request_id] = self.next_number
@@ -26,14 +26,14 @@ class RequestNumbers:
         return number
 
     def end(self, number: int) -> None:
-        """A request's end is dated: its id may come again."""
+        """The step of a request's end is known now. From now on its id may be used again."""
         request_id = self.ledger.live[number].request_id
         if self.by_id.get(request_id) == number:
             del self.by_id[request_id]
         self.finishing.discard(number)
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state as JSON."""
         return {
             "next_number": self.next_number,
             "by_id": self.by_id,
@@ -41,6 +41,6 @@ class RequestNumbers:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.next_number, self.by_id = state["next_number"], state["by_id"]
         self.finishing = set(state["finishing"])

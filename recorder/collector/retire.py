@@ -1,8 +1,9 @@
-"""Removes files of a trace that were replaced, once no client can read them any more.
+"""Removes replaced files of a trace as soon as no client can read them any more.
 
-A client that opened an earlier published database still finds its parts by name. So the earlier file is kept open
-here, and the kernel tells whether anybody else has it: it gives a lease for writing on a file that nobody else has
-open. Where it gives none (a network file system), the lock tells that DuckDB holds on an open database.
+A client that has opened an earlier published database still finds its parts by their names. So we keep the earlier file
+open and ask the kernel whether anybody else has it open: the kernel grants a write lease only on a file that nobody
+else has open. If the file system has no leases (a network file system), we look for the lock that DuckDB holds on an
+open database.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SETTLE = 0.2
-"""Seconds that a file stays at least: a client may be opening the database just now."""
+"""Seconds that a file stays at least: a client may be opening the database at this moment."""
 
 GRACE = 3.0
-"""The same where only locks tell: a client may have opened the database and not locked it yet."""
+"""The same if we can only look for locks: a client may have opened the database, but not locked it yet."""
 
 F_OFD_GETLK = 36
 FLOCK = struct.Struct("hhqqi4x")
 
 
 def is_locked(fd: int) -> bool:
-    """Whether another process holds a lock on the file (any DuckDB client that has it open does)."""
+    """Whether another process has locked the file. Every DuckDB client that has it open has."""
     wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    found = FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, wanted))
-    return bool(found[0] != fcntl.F_UNLCK)
+    lock = FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, wanted))
+    return bool(lock[0] != fcntl.F_UNLCK)
 
 
 def is_open(fd: int) -> bool | None:
-    """Whether anybody else has the file open; None where the file system cannot tell."""
+    """Whether anybody else has the file open; None if the file system cannot say."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
@@ -44,7 +45,7 @@ def is_open(fd: int) -> bool | None:
 
 
 class Retired:
-    """The files that wait, and the earlier databases that may still name them."""
+    """Files that wait to be removed, and earlier databases that may still name them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,12 +55,12 @@ class Retired:
         self.grace = SETTLE
 
     def add(self, paths: Iterable[str]) -> None:
-        """These files are no part of the next published database."""
+        """Add files that the next published database does not use."""
         now = time.monotonic()
         self.waiting += [(now, path) for path in paths]
 
     def replacing(self) -> None:
-        """The published database is about to be replaced: keep an eye on whoever reads it."""
+        """The published database is about to be replaced: watch who still reads it."""
         now = time.monotonic()
         if self.path.exists():
             self.earlier.append(
@@ -68,7 +69,7 @@ class Retired:
         self.published = now
 
     def sweep(self) -> bool:
-        """Remove what nobody can read any more; whether nothing waits."""
+        """Remove what nobody can read any more. Returns whether nothing is left to remove."""
         now = time.monotonic()
         held = []
         for published, replaced, fd in self.earlier:

@@ -1,4 +1,4 @@
-"""The rings of one recording, and which of them are one engine."""
+"""The rings of one recording, and which rings belong to the same engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.ring_directory import RingDirectory
 
 PATIENCE = 1.0
-"""Seconds that a worker's frames wait for the call that names its engine, before the only engine is taken for it."""
+"""Seconds for which a worker's frames wait for a call that names their engine. After that, if there is only one engine,
+they are taken as its frames."""
 
 
 class Rings:
@@ -28,14 +29,14 @@ class Rings:
         self.engines: list[Engine] = []
         self.tokens: dict[int, ManyProcessEngine] = {}
         self.salt = os.urandom(16)
-        """Makes the block hashes of this trace unlike those of any other."""
+        """Makes the block hashes of this trace different from those of any other trace."""
         self.read_at = 0
         self.missing: list[str] = []
-        """What of the rings could not be read, and why; a sentence each."""
+        """The rings that could not be read, and why: one sentence each."""
         self._refused: set[str] = set()
 
     def discover(self) -> None:
-        """Open the rings that have come since."""
+        """Open the rings that are new since the last call."""
         if self.directory is None:
             return
         for name in self.directory.rings():
@@ -43,7 +44,7 @@ class Rings:
                 self.open(name)
 
     def open(self, name: str, position: Position | None = None) -> RingTail | None:
-        """Open a ring; None where its writer has not finished making it, or it is gone (then it is in `missing`)."""
+        """Open a ring. None if its writer has not finished making it, or if it cannot be read (then see `missing`)."""
         gone = f"ring {name} is gone: what it held after the last published step is lost"
         try:
             if self.directory is None:
@@ -68,43 +69,44 @@ class Rings:
         self.missing.append(why)
 
     def problems(self) -> list[str]:
-        """What of the rings could not be read so far, and why; a sentence each."""
-        found = [
+        """What could not be read of the rings so far, and why: one sentence each."""
+        stopped = [
             f"ring {name} is read no further: {tail.problem}"
             for name, tail in self.tails.items()
             if tail.problem
         ]
-        return self.missing + found
+        return self.missing + stopped
 
-    def taken(self, engine: Engine, read_at: int) -> Decoded:
-        """The rows of an engine since the last call, all rings having been read since `read_at` (0: to the end).
+    def take(self, engine: Engine, read_at: int) -> Decoded:
+        """The rows of an engine since the last call.
 
-        An engine whose frames make no sense ends, with what was taken before.
+        `read_at`: all rings have been read since then (UTC ns). 0: they have been read to the end. An engine whose
+        frames make no sense ends, with the rows that were taken before.
         """
         try:
             return engine.take(read_at)
         except Exception as error:
-            self.spoil(engine, error)
+            self.reject(engine, error)
             engine.discard()
             return Decoded()
 
-    def spoil(self, engine: Engine, error: Exception) -> None:
-        """Read no ring of an engine any further: what it told makes no sense."""
+    def reject(self, engine: Engine, error: Exception) -> None:
+        """Stop reading all rings of an engine: their frames make no sense."""
         for tail in self.tails.values():
             if tail.decoder is engine:
-                tail.spoil(error)
+                tail.reject(error)
 
     def read(self, final: bool = False) -> int:
-        """Decode what was committed since the last call; the number of frames read."""
+        """Decode what was committed since the last call. Returns the number of frames read."""
         frames = self._hold(final)
         self.read_at = time.time_ns()
-        joined: dict[int, list[RingTail]] = {}
+        tails_of_engine: dict[int, list[RingTail]] = {}
         for tail in self.tails.values():
             if isinstance(tail.decoder, ManyProcessEngine):
-                joined.setdefault(tail.decoder.engine_id, []).append(tail)
+                tails_of_engine.setdefault(tail.decoder.engine_id, []).append(tail)
             elif tail.decoder is not None:
                 frames += _read_alone(tail)
-        return frames + sum(_read_joined(tails) for tails in joined.values())
+        return frames + sum(_read_joined(tails) for tails in tails_of_engine.values())
 
     def _hold(self, final: bool) -> int:
         frames = 0
@@ -113,13 +115,13 @@ class Rings:
                 frames += tail.hold()
         for tail in self.tails.values():
             if tail.decoder is None and _kind(tail) == "rank":
-                frames += tail.hold()  # what it measured before the forwards that an engine's ring tells of
-        for part in ("engine", None):  # engines first: a worker is bound to one that is known
+                frames += tail.hold()  # measurements from before the forwards that the engine's ring reports
+        for kind in ("engine", None):  # engines first: a worker is bound to one that is known
             for tail in self.tails.values():
                 if (
                     tail.decoder is None
                     and tail.about is not None
-                    and (part is None or _kind(tail) in ("", part))
+                    and (kind is None or _kind(tail) in ("", kind))
                 ):
                     self._bind(tail, final)
         return frames
@@ -153,20 +155,20 @@ class Rings:
             engine.begins = tail.about.get("ts") or 0
 
     def _engine_of(self, tail: RingTail, final: bool) -> ManyProcessEngine | None:
-        """The engine whose calls reached a worker; where none has come in a while, the only one there is."""
+        """The engine whose calls reached a worker. If no call has named one for a while: the only engine there is."""
         assert tail.about is not None
         if tail.token is not None and tail.token in self.tokens:
             return self.tokens[tail.token]
         waited = time.monotonic() - tail.since > PATIENCE
-        known = [engine for engine in self.tokens.values() if _may_be(engine, tail.about)]
-        if len(known) == 1 and (final or waited) and tail.token is None:
-            return known[0]
+        candidates = [engine for engine in self.tokens.values() if _may_be(engine, tail.about)]
+        if len(candidates) == 1 and (final or waited) and tail.token is None:
+            return candidates[0]
         if final or tail.size_held >= MOST_HELD:
             return self._new_engine(tail.token)
         return None
 
     def state(self) -> dict[str, Any]:
-        """All that reading on needs, as JSON; call it when everything decoded has been taken."""
+        """All that a successor needs to read on, as JSON. Call it when all decoded rows have been taken."""
         tokens = {str(token): engine.engine_id for token, engine in self.tokens.items()}
         return {
             "tails": {name: tail.state() for name, tail in self.tails.items()},
@@ -176,7 +178,7 @@ class Rings:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.salt = bytes.fromhex(state["salt"]) if "salt" in state else self.salt
         for saved in state.get("engines", ()):
             kind = ManyProcessEngine if saved["kind"] == "many processes" else OneProcessEngine
@@ -197,9 +199,9 @@ def _kind(tail: RingTail) -> str:
 
 
 def _may_be(engine: ManyProcessEngine, about: dict[str, Any]) -> bool:
-    """Whether nothing that a worker says of itself speaks against an engine."""
-    known = engine.row or {}
-    return all(known.get(key) is None or about.get(key) in (None, known[key]) for key in ("host", "dp_rank"))
+    """Whether nothing in a worker's own description contradicts that it belongs to an engine."""
+    row = engine.row or {}
+    return all(row.get(key) is None or about.get(key) in (None, row[key]) for key in ("host", "dp_rank"))
 
 
 def _read_alone(tail: RingTail) -> int:
@@ -211,9 +213,10 @@ def _read_alone(tail: RingTail) -> int:
 
 
 def _read_joined(tails: list[RingTail]) -> int:
-    """What runs the forwards is read first and decoded last: whatever led to it is known by then.
+    """Read the rings that hold forwards first, and decode them last: then all that led to the forwards is known.
 
-    Those are the workers, and the engine where it tells of the forwards itself: the ranks' measurements led to it then.
+    These are the workers' rings. If the engine's own ring reports the forwards, it is that ring: then the ranks'
+    measurements are decoded before it.
     """
     kinds = {tail.part.kind for tail in tails if tail.part}
     order = ("engine", "worker", "rank") if "worker" in kinds else ("rank", "engine")
@@ -221,17 +224,17 @@ def _read_joined(tails: list[RingTail]) -> int:
     chunks: list[tuple[RingTail, FrameBlock]] = []
     frames = 0
     for tail in tails[::-1]:
-        mine = []
+        own_chunks = []
         while (chunk := tail.read()) is not None:
-            mine.append((tail, chunk))
+            own_chunks.append((tail, chunk))
             frames += len(chunk.payloads)
             if (
-                sum(len(data.payloads) for _, data in mine) >= FLUSH_STEPS
+                sum(len(data.payloads) for _, data in own_chunks) >= FLUSH_STEPS
                 and tail.part
                 and tail.part.kind != order[0]
             ):
                 break
-        chunks = mine + chunks
+        chunks = own_chunks + chunks
     for tail, chunk in chunks:
         tail.feed(chunk)
     return frames

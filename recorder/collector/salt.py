@@ -1,4 +1,4 @@
-"""What tells prompts' blocks apart within one trace, and nowhere else."""
+"""Salts the hashes of prompt blocks: they can be compared within one trace, but not with other traces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def salted(hashes: bytes, salt: bytes) -> list[int]:
-    """Hashes of 8 bytes each as numbers that are equal where they are, and only in traces of the same salt."""
+    """Salted numbers of hashes of 8 bytes each. Equal hashes give equal numbers, but only with the same salt."""
     return [
         int.from_bytes(hashlib.blake2b(hashes[at : at + 8], digest_size=8, key=salt).digest(), "little")
         for at in range(0, len(hashes), 8)

@@ -1,7 +1,7 @@
-"""What the last collector of a recording committed, read back by its successor or by `fdtrace recover`.
+"""Reads the state that the last collector of a recording committed, for its successor or for `fdtrace recover`.
 
-The database and the directory may have come from somebody else: the database is opened with no way out of itself, and
-what it says is checked before anything is done by it.
+The database and the directory may come from somebody else. So the database is opened without access to anything else,
+and its state is checked before it is used.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ CLOSED: dict[str, str | bool | int | float | list[str]] = {
 """Settings of a connection to a database that may be anybody's."""
 
 LONGEST_READ = 60.0
-"""Seconds that reading a state may take: a view can be endless."""
+"""Most seconds that reading a state may take: a view can be endless."""
 
-_PART = re.compile(rf"(?:{'|'.join(table.name for table in PARTED)})-[0-9]{{8,12}}\.parquet")
-_OTHERS = {"session.json", "session.tmp", LOCK, "collector.log", "next.duckdb"}
-_OTHERS |= {f"{name}.duckdb{more}" for name in ("views", "final") for more in ("", ".wal")}
+_PART_NAME = re.compile(rf"(?:{'|'.join(table.name for table in PARTED)})-[0-9]{{8,12}}\.parquet")
+_OTHER_NAMES = {"session.json", "session.tmp", LOCK, "collector.log", "next.duckdb"}
+_OTHER_NAMES |= {f"{name}.duckdb{more}" for name in ("views", "final") for more in ("", ".wal")}
 
 
 @dataclass
 class SavedState:
-    """`final`: the final file is in place, with so many `steps` and `calls`; else where to go on, as it was saved."""
+    """`final`: the final file is in place and has so many `steps` and `calls`. Else: the saved state to go on from."""
 
     final: bool = False
     steps: int = 0
@@ -55,10 +55,11 @@ class SavedState:
     rings: dict[str, Any] = field(default_factory=dict)
 
 
-def saved(path: Path, parts: Path, session_id: str) -> SavedState:
-    """What was committed of the recording `session_id` at `path`; nothing where no collector came that far.
+def read_saved_state(path: Path, parts: Path, session_id: str) -> SavedState:
+    """What was committed of the recording `session_id` at `path`; an empty state if no collector got that far.
 
-    TraceError where another file lies at `path`: it is never replaced.
+    Raises:
+        TraceError: another file is at `path`. It is never replaced.
     """
     state = None
     if os.path.lexists(path):
@@ -77,18 +78,18 @@ def saved(path: Path, parts: Path, session_id: str) -> SavedState:
 
 
 def remove_published(path: Path, parts: Path, session_id: str) -> None:
-    """Remove what a recording of which nothing is to stay has put at `path`; another file is left alone."""
+    """Remove the file that a recording without any step or call has put at `path`. Another file is left alone."""
     if os.path.lexists(path):
         with contextlib.suppress(TraceError):
-            published = saved(path, parts, session_id)
+            published = read_saved_state(path, parts, session_id)
             if not (published.steps or published.calls):
                 path.unlink()
 
 
 def check_parts(parts: Path) -> None:
-    """TraceError unless everything in a directory of parts is a plain file of a name that a collector gives.
+    """Raise a TraceError unless every entry of a parts directory is a plain file with a name that a collector gives.
 
-    The directory has to be this user's; it is closed to all others first.
+    The directory must be this user's. First it is closed to all other users.
     """
     try:
         fd = os.open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -104,19 +105,19 @@ def check_parts(parts: Path) -> None:
             )
         os.fchmod(fd, 0o700)
         for name in sorted(os.listdir(fd)):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode) or not (name in _OTHERS or _PART.fullmatch(name)):
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode) or not (name in _OTHER_NAMES or _PART_NAME.fullmatch(name)):
                 raise TraceError(
-                    f"{parts} holds what no recording makes: {name!r}",
+                    f"{parts} holds a file that no recording makes: {name!r}",
                     why="these parts were changed, or made by somebody else",
-                    hint="nothing was changed; move it away if you know that the rest is a recording of yours",
+                    hint="nothing was changed; move that file away if you know that the rest is a recording of yours",
                 )
     finally:
         os.close(fd)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The state in a published database, `{"final": …}` of a finished trace; None where it is neither."""
+    """The state in a published database; `{"final": …}` for a finished trace; None if it is neither."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return None
     try:
@@ -129,8 +130,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         named = "SELECT table_name FROM system.main.duckdb_tables() WHERE database_name = current_database()"
         tables = {name for (name,) in db.execute(named).fetchall()}
         if "_collector" in tables:
-            found = db.execute("SELECT state FROM _collector").fetchall()
-            state = json.loads(found[0][0]) if found else {}
+            rows = db.execute("SELECT state FROM _collector").fetchall()
+            state = json.loads(rows[0][0]) if rows else {}
             return state if isinstance(state, dict) else None
         if {table.name for table in schema.TABLES} <= tables:
             ((steps,),) = db.execute("SELECT count(*) FROM step").fetchall()
@@ -151,7 +152,9 @@ def _checked(state: dict[str, Any], path: Path) -> SavedState:
         parts = state.get("parts")
         if parts is not None:
             names = [name for levels in parts.values() for level in levels for name in level]
-            if not set(parts) <= {table.name for table in PARTED} or not all(map(_PART.fullmatch, names)):
+            if not set(parts) <= {table.name for table in PARTED} or not all(
+                map(_PART_NAME.fullmatch, names)
+            ):
                 raise ValueError("it names parts that no collector makes")
             parts = {table.name: parts.get(table.name, [[]]) for table in PARTED}
         notes = state.get("notes")
@@ -166,9 +169,9 @@ def _checked(state: dict[str, Any], path: Path) -> SavedState:
 
 
 def damaged(path: Path, error: Exception) -> TraceError:
-    """What a collector saved makes no sense."""
+    """The error for a saved state that makes no sense."""
     return TraceError(
-        f"the recording at {path} cannot be gone on with",
-        why=f"what its collector saved is damaged, or from another version ({type(error).__name__}: {error})",
+        f"the recording at {path} cannot be continued",
+        why=f"the state that its collector saved is damaged, or from another version ({type(error).__name__}: {error})",
         hint=f"its parts are Parquet files, which any DuckDB reads: {path}.parts",
     )

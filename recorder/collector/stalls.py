@@ -1,4 +1,4 @@
-"""Which decodes did not run because their block table was too short."""
+"""Finds the decodes that did not run because their block table was too short."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from fdtrace.recorder.collector.ledger import Ledger
 
 
 def limits(engine: Mapping[str, Any]) -> tuple[int, int]:
-    """Drafts a decode and tokens a block, of an engine's frame; 0 tokens a block where no decode can stall, or where
-    they are not known.
+    """Draft tokens of a decode and tokens of a block, from an engine's row.
+
+    0 tokens of a block: no decode of this engine can stall, or the sizes are not known.
     """
     if engine.get("stalls") is False:
         return 0, 0
@@ -28,19 +29,25 @@ def deduced(
     spans: dict[int, tuple[int, int]],
     has_ended: Callable[[int, int], bool],
 ) -> dict[int, set[int]]:
-    """Rows by forward that held a decode, ran nothing, and whose block table ends before the next forward's tokens.
+    """The stalled rows of each forward: rows with a decode that ran nothing, and whose block table ends before the
+    tokens of the next forward.
 
-    The rule is that of FastDeploy's `is_block_step`: a forward may write up to token index `num_total_tokens - 1 + K`.
-    `limits` are K and the tokens a block; `spans` say of each request the tokens to prefill and those at which it ends;
-    `has_ended(request, step)` whether it had run its last step.
+    The rule is FastDeploy's `is_block_step`: a forward may write up to token index `num_total_tokens - 1 + K`.
+
+    Args:
+        forwards: decoded forwards.
+        steps: the step of each forward.
+        limits: K, and the tokens of a block.
+        spans: for each request, the tokens to prefill and the tokens at which it ends.
+        has_ended: `has_ended(request, step)`: whether the request had run its last step before.
     """
     drafts, block_size = limits
     stalled: dict[int, set[int]] = {}
     if not block_size:
         return stalled
-    where = forwards.idle()
-    short = (where[3] - 1 + drafts) // block_size >= where[4]
-    for index, row, number, computed, blocks in np.stack(where, 1)[short].tolist():
+    idle = forwards.idle()
+    short = (idle[3] - 1 + drafts) // block_size >= idle[4]
+    for index, row, number, computed, blocks in np.stack(idle, 1)[short].tolist():
         need, stop = spans.get(number, (0, 0))
         if (
             blocks
@@ -53,23 +60,23 @@ def deduced(
 
 
 class Stalls:
-    """Counts the stalled rows of each forward: those that the runner reported, and those that are deduced."""
+    """Counts the stalled rows of each forward: rows that the runner reported, and rows that are deduced."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.limits = (0, 0)
         self.spans: dict[int, tuple[int, int]] = {}
-        """Of each request the tokens to prefill, and those at which it ends."""
+        """For each request, the tokens to prefill and the tokens at which it ends."""
         self.reported: list[tuple[int, int]] = []
-        """Place among the forwards that wait, and row."""
+        """Index among the waiting forwards, and row."""
         self.stalled: set[int] = set()
 
     def set_limits(self, engine: Mapping[str, Any]) -> None:
-        """What the engine says of itself is known."""
+        """Take the sizes from the engine's row."""
         self.limits = limits(engine)
 
     def count(self, forwards: Forwards, steps: Any, has_ended: Callable[[int, int], bool]) -> Any:
-        """Stalled rows of each forward; each that was not stalled in the forward before is an event."""
+        """Stalled rows of each forward. A row that was not stalled in the forward before also becomes an event."""
         stalled = deduced(forwards, steps, self.limits, self.spans, has_ended)
         for place, row in self.reported:
             stalled.setdefault(place, set()).add(row)
@@ -84,12 +91,12 @@ class Stalls:
         return counts
 
     def state(self) -> dict[str, Any]:
-        """As JSON; call it when no forward waits."""
+        """The state as JSON. Call it when no forward waits."""
         spans = {str(number): span for number, span in self.spans.items()}
         return {"limits": self.limits, "spans": spans, "stalled": sorted(self.stalled)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         drafts, block_size = state["limits"]
         self.limits, self.stalled = (drafts, block_size), set(state["stalled"])
         self.spans = {int(number): (need, stop) for number, (need, stop) in state["spans"].items()}

@@ -1,4 +1,4 @@
-"""The forwards of one engine, until they are columns: which request holds each row of the batch, what each row ran."""
+"""The forwards of one engine until they become columns: which request holds each row of the batch, what the row ran."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
 MOST_ROWS = 1 << 16
-"""Rows of a batch that frames can name."""
+"""Most rows of a batch: frames can name no more."""
 
 Flushed = Callable[[Forwards, ColumnArrays, ColumnArrays], None]
-"""Called with forwards and the columns of `step` and `step_request` that they became."""
+"""Receives forwards, and the columns of `step` and `step_request` that were made of them."""
 
 
 class Steps:
-    """Both kinds of engine have one. What `flush` makes goes to `flushed`; output tokens are counted in the ledger."""
+    """Used by both kinds of engine. `flush` passes its columns to `flushed`, and counts output tokens in the ledger."""
 
     def __init__(self, engine_id: int, ledger: Ledger, flushed: Flushed) -> None:
         self.engine_id, self.ledger, self.flushed = engine_id, ledger, flushed
         self.batch = BatchOccupancy.empty()
         self.held: dict[int, int] = {}
-        """The request of each row as of the last frame; `batch` is as of the last flush."""
+        """The request of each row after the last frame. `batch` is the state after the last flush."""
         self.forwards: Forwards | None = None
         self.num_waiting = 0
-        """Forwards added since the last `taken`."""
+        """Forwards added since the last `take` of the engine."""
 
     def hold(self, row: int, number: int, computed: int, blocks: int) -> None:
-        """From the next forward on a request holds a row, with tokens computed and KV blocks; -1: it is free."""
+        """From the next forward on, request `number` holds a row, with so many computed tokens. -1: the row is free."""
         self.held[row] = number
         self.batch.grow(row + 1)
         forwards = self.forwards
@@ -50,7 +50,7 @@ class Steps:
         forwards.blocks.add(step, row, blocks)
 
     def set_blocks(self, frame: BlocksFrame, next_step: int) -> None:
-        """Blocks that rows hold from the next forward on; decodes that got new ones are events of `next_step`."""
+        """Set the blocks that rows hold from the next forward on. Decodes with new blocks are events of `next_step`."""
         if not frame.rows:
             return
         if max(frame.rows) >= MOST_ROWS:
@@ -66,9 +66,7 @@ class Steps:
             self.ledger.extended(next_step, numbers, frame.blocks)
 
     def add(self, forward: ForwardFrame, step: int, call: CallFrame) -> int:
-        """A forward, as a step of the trace, and the call that it belongs to; its place among those that wait for
-        `flush`.
-        """
+        """Add a forward as a step of the trace, with its call. Returns its index among those that wait for `flush`."""
         shape = forward.head.num_rows, forward.head.codes
         if self.forwards is None or self.forwards.shape != shape:
             self.flush()
@@ -84,13 +82,13 @@ class Steps:
         return len(forwards.steps) - 1
 
     def flush(self) -> None:
-        """Make columns of the forwards that wait."""
+        """Turn the waiting forwards into columns."""
         forwards, self.forwards = self.forwards, None
         if forwards is None or not len(forwards):
             return
         totals, rows, numbers, outputs = forwards.decode()
         for number, tokens in zip(numbers.tolist(), outputs.tolist(), strict=True):
-            self.ledger.made(number, tokens)
+            self.ledger.add_output_tokens(number, tokens)
         columns = self._columns(forwards, totals)
         rows["engine_id"] = np.full(len(rows["forward"]), self.engine_id, np.int32)
         rows["step"] = columns["step"][rows.pop("forward")]
@@ -117,10 +115,10 @@ class Steps:
         }
 
     def state(self) -> list[list[int]]:
-        """The batch, as JSON; call it after `flush`."""
+        """The batch as JSON. Call it after `flush`."""
         return [self.batch.request.tolist(), self.batch.computed.tolist(), self.batch.blocks.tolist()]
 
     def restore(self, state: list[Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.batch = BatchOccupancy(*(np.array(column, np.int64) for column in state))
         self.held = dict(enumerate(self.batch.request.tolist()))

@@ -1,8 +1,8 @@
-"""Puts decoded rows into immutable Parquet parts, and publishes them as a small database of views at the trace's path.
+"""Writes decoded rows into immutable Parquet parts, and publishes them as a small database of views.
 
-DuckDB locks a file that is open for writing; a reader of a recording in progress must never wait. So nothing that is
-published is ever written again: new parts, then a new small database that lists them and holds the collector's state,
-renamed into place. That rename is the commit of both.
+DuckDB locks a file that is open for writing, and a reader of a recording in progress must never wait. So a published
+file is never written again. Instead come new parts, and then a new small database that lists the parts and holds the
+collector's state. It is renamed to the trace's path. That rename commits both.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ PARTED = (
     *(schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.CALL_REQUEST),
     *(schema.RANK_MEMORY, schema.REQUEST, schema.EVENT),
 )
-"""The tables that grow; the others are whole in each published database."""
+"""The tables that grow. The other tables are complete in each published database."""
 
 COMPACT_AT = 24
-"""So many parts of one level are merged to one of the next."""
+"""When one level has so many parts, they are merged into one part of the next level."""
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Device and inode of what lies at a path; None where nothing does."""
+    """Device and inode of the file at a path; None if there is none."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager
 def removed_on_failure(path: Path) -> Iterator[None]:
-    """Leave no half of a file."""
+    """Remove the file if writing it fails."""
     try:
         yield
     except BaseException:
@@ -55,7 +55,7 @@ def removed_on_failure(path: Path) -> Iterator[None]:
 
 
 class Store:
-    """The trace at `path` while it records."""
+    """The trace at `path` while it is being recorded."""
 
     def __init__(self, path: Path, parts: dict[str, list[list[str]]] | None = None, serial: int = 0) -> None:
         self.path, self.directory = path, parts_directory(path)
@@ -65,12 +65,12 @@ class Store:
         self.retired = Retired(path)
         self.views: Views | None = None
         self.published = identity_of(path)
-        """Which file at `path` is ours: no other is replaced."""
+        """The identity of our file at `path`. No other file is replaced."""
         self._connect()
-        known = {name for levels in self.parts.values() for level in levels for name in level}
+        committed_names = {name for levels in self.parts.values() for level in levels for name in level}
         for file in self.directory.glob("*.parquet"):
-            if file.name not in known:
-                file.unlink()  # written, but its commit never came: the rings still hold what it holds
+            if file.name not in committed_names:
+                file.unlink()  # written but never committed: the rings still hold its rows
 
     def _connect(self) -> None:
         self.db = duckdb.connect()
@@ -78,7 +78,7 @@ class Store:
         self.db.execute("SET preserve_insertion_order = true")
 
     def reset(self) -> None:
-        """After a failure: let go of what DuckDB may have half done, and begin with a fresh connection."""
+        """After a failure: drop what DuckDB may have half done, and start with a new connection."""
         self.views = None
         with contextlib.suppress(duckdb.Error):
             self.db.close()
@@ -94,7 +94,7 @@ class Store:
         return self.directory / f"{table}-{self.serial:08d}.parquet"
 
     def add(self, table: schema.Table, columns: ColumnArrays) -> None:
-        """Write one part; it becomes part of the trace with the next `publish`."""
+        """Write one part. It belongs to the trace from the next `publish` on."""
         rows = len(next(iter(columns.values())))
         if not rows:
             return
@@ -108,7 +108,7 @@ class Store:
         self.parts[table.name][0].append(part.name)
 
     def compact(self) -> None:
-        """Merge small parts, so that a recording of days is still a few files; the merged go when nobody reads them."""
+        """Merge small parts: even a recording of days is a few files. The old parts go when nobody reads them."""
         for table, levels in self.parts.items():
             for level, names in enumerate(levels):
                 if len(names) < COMPACT_AT:
@@ -128,9 +128,10 @@ class Store:
                 break
 
     def publish(self, small: dict[str, ColumnArrays], state: dict[str, Any]) -> None:
-        """Commit: the parts so far, the small tables (`views.SMALL`) and the state.
+        """Commit the parts so far, the small tables (`views.SMALL`) and the state.
 
-        TraceError where another file has been put at `path`.
+        Raises:
+            TraceError: somebody has put another file at `path`.
         """
         self.views = self.views or Views(self.db, self.directory / "views.duckdb")
         state = dict(state, parts=self.parts, serial=self.serial)
@@ -140,9 +141,9 @@ class Store:
         self.retired.sweep()
 
     def put(self, fresh: Path) -> None:
-        """Rename a file of ours over the one published before; never over another, which somebody has put there."""
-        there = identity_of(self.path)
-        if there not in (None, self.published):
+        """Rename a file of ours over the one published before. A file that somebody else put there stays."""
+        current = identity_of(self.path)
+        if current not in (None, self.published):
             raise TraceError(
                 f"{self.path} was replaced by another file",
                 why="somebody put it there while it was being recorded to",

@@ -1,4 +1,4 @@
-"""Decoded rows as DuckDB takes them: numpy columns in which -1 is NULL."""
+"""Converts decoded rows to what DuckDB takes: numpy columns in which -1 stands for NULL."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def insert(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table, column
     db.unregister("decoded")
 
 
-def values(table: schema.Table, have: ColumnArrays) -> str:
-    """The SQL expressions that make a table's rows from the decoder's numpy columns (-1 is NULL)."""
-    return ", ".join(_value(column, have) for column in table.columns)
+def values(table: schema.Table, columns: ColumnArrays) -> str:
+    """The SQL expressions that make a table's rows from the decoder's numpy columns (-1 stands for NULL)."""
+    return ", ".join(_value(column, columns) for column in table.columns)
 
 
-def _value(column: schema.Column, have: ColumnArrays) -> str:
+def _value(column: schema.Column, columns: ColumnArrays) -> str:
     name = column.name
-    if name == "kind" and "prefill" in have:
+    if name == "kind" and "prefill" in columns:
         return "CASE WHEN prefill THEN 'prefill' ELSE 'decode' END AS kind"
-    if name == "not_admitted" and "reason" in have:
+    if name == "not_admitted" and "reason" in columns:
         names = ", ".join(f"'{reason}'" for reason in wire.NOT_ADMITTED[1:])
         return f"[{names}][nullif(reason, 0)] AS not_admitted"
-    if name == "did" and "did_code" in have:
+    if name == "did" and "did_code" in columns:
         names = ", ".join(f"'{did}'" for did in DID[1:])
         return f"[{names}][nullif(did_code, 0)] AS did"
     value = f"nullif({name}, -1)::{column.type}"
-    if name not in have:
+    if name not in columns:
         value = f"NULL::{column.type}"
     elif column.type.endswith("[]"):
         value = f"string_split(nullif({name}, ''), ',')::{column.type}"
@@ -56,7 +56,7 @@ def _value(column: schema.Column, have: ColumnArrays) -> str:
 
 
 def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> ColumnArrays:
-    """Columns of rows in the schema's order: text as objects, lists as text, all else as int64 with -1 for None."""
+    """Columns of rows in the schema's order: text as objects, lists as text, all else int64 with -1 for None."""
     columns: ColumnArrays = {}
     for i, column in enumerate(table.columns):
         values = [row[i] for row in rows]

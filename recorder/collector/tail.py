@@ -1,4 +1,4 @@
-"""One ring, followed to its end."""
+"""Follows one ring to its end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fdtrace.recorder.collector.reader import BadRing, FrameBlock, Position, Rin
 from fdtrace.recorder.printable import printable
 
 FLUSH_STEPS = 2000
-"""Forwards decoded at once at most: bounds the collector's memory when it has fallen behind."""
+"""Most forwards that are decoded at once. It limits the collector's memory when the collector has fallen behind."""
 
 MOST_HELD = 64 << 20
-"""Bytes of a ring whose engine is not known yet that are held at most."""
+"""Most bytes of a ring that are held while its engine is not known."""
 
 
 @dataclass
 class RingTail:
-    """One ring: what it says of itself, the engine that it is a part of, and chunks that wait until that is known.
+    """One ring: its own description (`about`), its engine, and the chunks that wait until that engine is known.
 
-    `held` has them with the position where each begins.
+    `held` has these chunks, each with the position at which it begins.
     """
 
     reader: RingReader
@@ -35,11 +35,11 @@ class RingTail:
     held: list[tuple[Position, FrameBlock]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     problem: str = ""
-    """Why it is read no further, where it is not."""
+    """Why it is read no further; empty if it is still read."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more can come: ask before the last read, not after."""
+        """Whether no more frames can come. Ask before the last read, not after it."""
         if self.problem:
             return True
         full = self.decoder is not None and self.decoder.full
@@ -47,7 +47,7 @@ class RingTail:
 
     @property
     def is_full(self) -> bool:
-        """Whether its writer is about to overwrite what was not read."""
+        """Whether its writer will soon overwrite frames that were not read."""
         try:
             return not self.ended and self.reader.laps_left <= 1
         except (BadRing, OSError):
@@ -55,11 +55,11 @@ class RingTail:
 
     @property
     def past(self) -> bool:
-        """Whether its frames are those of steps after the last one asked for."""
+        """Whether its frames belong to steps after the last one that was asked for."""
         return self.part is not None and self.part.past
 
     def read(self) -> FrameBlock | None:
-        """The next chunk, unless enough is decoded already."""
+        """The next chunk; None if there is none, or if enough is decoded for now."""
         if self.past or (self.decoder is not None and self.decoder.unflushed >= FLUSH_STEPS):
             return None
         return self.held.pop(0)[1] if self.held else self._next()
@@ -70,26 +70,26 @@ class RingTail:
         try:
             return self.reader.read()
         except (BadRing, OSError) as error:
-            self.spoil(error)
+            self.reject(error)
             return None
 
     def feed(self, chunk: FrameBlock) -> None:
-        """Decode a chunk. Frames that no agent can have written end this ring, and it alone."""
+        """Decode a chunk. If no agent can have written its frames, this ring ends; other rings go on."""
         if self.problem:
             return
         try:
             if self.decoder is not None and self.part is not None:
                 self.decoder.feed(self.part, chunk)
-        except Exception as error:  # whatever a lie may lead to in there
-            self.spoil(error)
+        except Exception as error:  # frames that lie may raise anything
+            self.reject(error)
 
-    def spoil(self, error: Exception) -> None:
-        """Read no further."""
+    def reject(self, error: Exception) -> None:
+        """Stop reading this ring."""
         why = getattr(error, "why", "") or f"{type(error).__name__}: {error}"
-        self.problem = self.problem or f"it holds what no agent writes ({printable(why, 200)})"
+        self.problem = self.problem or f"it holds data that no agent writes ({printable(why, 200)})"
 
     def hold(self) -> int:
-        """Read on without decoding, as long as no engine is known; the number of frames read."""
+        """Read without decoding, as long as the engine is not known. Returns the number of frames read."""
         frames, size = 0, self.size_held
         while size < MOST_HELD:
             begun = Position(**vars(self.reader.position))
@@ -98,19 +98,19 @@ class RingTail:
                 break
             self.held.append((begun, chunk))
             try:
-                self._look(chunk)
+                self._identify(chunk)
             except Exception as error:
-                self.spoil(error)
+                self.reject(error)
             frames += len(chunk.payloads)
             size += len(chunk.data)
         return frames
 
     @property
     def size_held(self) -> int:
-        """Bytes that wait."""
+        """Bytes of the chunks that wait."""
         return sum(len(chunk.data) for _, chunk in self.held)
 
-    def _look(self, chunk: FrameBlock) -> None:
+    def _identify(self, chunk: FrameBlock) -> None:
         for at in chunk.payloads:
             kind = chunk.data[at]
             if kind == wire.ENGINE and self.about is None:
@@ -124,7 +124,7 @@ class RingTail:
                 self.token = wire.TASKS_HEAD.read(chunk.data, at).token
 
     def state(self) -> dict[str, Any]:
-        """Where to read on, as JSON; held chunks are read again."""
+        """Where to continue reading, as JSON. Chunks that wait are read again."""
         return {
             "position": vars(self.held[0][0] if self.held else self.reader.position),
             "engine": None if self.decoder is None else self.decoder.engine_id,

@@ -1,4 +1,4 @@
-"""Events of the scheduling process, until the step that they belong to is known."""
+"""Events of the scheduling process that wait until their step is known."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Undated:
         self.waiting: list[list[Any]] = []
 
     def add(self, call: int, kind: str, number: int, ts: int, reason: str, detail: str | None) -> None:
-        """Something that belongs to the first forward of a scheduling call, or of a later one."""
+        """Add an event that belongs to the first forward of a scheduling call, or of a later call."""
         self.waiting.append([call, kind, number, ts, reason, detail])
 
     def date(self, call: int, step: int, ledger: Ledger) -> None:
-        """`step` is the first forward of every call up to `call` whose events still wait."""
+        """`step` is the first forward of every call up to `call` that has waiting events: pass these to the ledger."""
         if all(event[0] > call for event in self.waiting):
             return
         later = []
@@ -35,9 +35,9 @@ class Undated:
         self.waiting = later
 
     def state(self) -> list[list[Any]]:
-        """As JSON."""
+        """The state as JSON."""
         return self.waiting
 
     def restore(self, state: list[list[Any]]) -> None:
-        """Go on from `state`."""
+        """Go on from a saved `state`."""
         self.waiting = state

@@ -1,7 +1,7 @@
-"""The small database that a trace is while it records: views over the parts, and the tables that never grow much.
+"""The small database that is the trace while it is being recorded: views over the parts, and tables that stay small.
 
-It is kept beside the parts, open and brought up to date; what is published is a copy. To bind the views afresh each
-time would take most of what a publication costs.
+The original stays open beside the parts and is updated. A copy of it is published. To bind the views again each time
+would take most of the time of a publication.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ SMALL = {
     "_live_request": schema.REQUEST,
     "_live_call": schema.CALL,
 }
-"""Tables that are whole in each published database."""
+"""Tables that each published database contains completely."""
 
 SCHEMA_VIEWS = {view.name: view.query for view in schema.VIEWS}
 
 
 class Views:
-    """The database at `path`, attached to `db` as `views`; made anew: what an earlier collector left is published."""
+    """The database at `path`, attached to `db` as `views`.
+
+    It is always made new: what an earlier collector left in it is published already.
+    """
 
     def __init__(self, db: duckdb.DuckDBPyConnection, path: Path) -> None:
         self.db, self.path = db, path
@@ -48,11 +51,11 @@ class Views:
     def copy(
         self, small: dict[str, ColumnArrays], sources: dict[str, str], state: dict[str, Any], to: Path
     ) -> None:
-        """Bring it up to date, and leave a copy that is safe on the disk; `sources`: each view's query."""
+        """Update the database, and write a copy that is safe on the disk. `sources`: the query of each view."""
         db, first = self.db, not self._sources
         db.execute("BEGIN")
         for name, table in SMALL.items():
-            if not _same(self._held.get(name), small[name]):
+            if not _equal(self._held.get(name), small[name]):
                 db.execute(f"DELETE FROM views.{name}")
                 insert(db, f"views.{name}", table, small[name])
         changed = {name: query for name, query in sources.items() if self._sources.get(name) != query}
@@ -63,21 +66,21 @@ class Views:
         db.execute("CHECKPOINT views")
         self._held, self._sources = dict(small), dict(sources)
         to.unlink(missing_ok=True)
-        with to.open("xb") as copy, self.path.open("rb") as mine:
-            shutil.copyfileobj(mine, copy, 1 << 20)
+        with to.open("xb") as copy, self.path.open("rb") as own:
+            shutil.copyfileobj(own, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())
 
 
-def _same(before: ColumnArrays | None, now: ColumnArrays) -> bool:
+def _equal(before: ColumnArrays | None, now: ColumnArrays) -> bool:
     return before is not None and all(np.array_equal(before[name], now[name]) for name in now)
 
 
 def define_views(db: duckdb.DuckDBPyConnection, database: str, queries: dict[str, str]) -> None:
     """Create or replace views, by name, in an attached database.
 
-    Their queries name its tables without it: a view keeps the name of the database as it is written (DuckDB 1.5), and
-    whoever opens the file gives it another.
+    Their queries name the tables without the database. DuckDB 1.5 would keep the database's name in the view, but
+    another client opens the file under another name.
     """
     db.execute(f"USE {database}")
     for name, query in queries.items():

@@ -1,4 +1,4 @@
-"""Get code into a running Python process: `enter`, `run_in_process`. What can stand in the way: `errors`."""
+"""Runs code in a running Python process: `enter`, `run_in_process`. Its errors are in `inject_errors`."""
 
 from fdtrace.recorder.inject.conversation import Conversation
 from fdtrace.recorder.inject.injector import InjectionResult, enter, run_in_process

@@ -1,4 +1,4 @@
-"""Borrow one thread of a process for a fraction of a millisecond, to start ours from it, and put it back."""
+"""Borrows one thread of a process for a fraction of a millisecond, starts our own thread from it, and restores it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NO_CALL = (1 << 64) - 1
 _TRAP_AND_DIRECTION_FLAGS = 0x500
 _FAULTS = (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
 _LIBRARY_SIGNALS = (32, 33, 34)
-"""The C library's own. The new thread inherits the mask: with SIGSETXID (33) blocked, a setuid in the program
-would wait for it for ever."""
+"""Signals of the C library itself. The new thread inherits the mask. With SIGSETXID (33) blocked in it, a setuid in the
+program would wait for that thread for ever."""
 _NEVER_BLOCKED = (signal.SIGKILL, signal.SIGSTOP)
-"""The kernel leaves them out of every mask: with them ours would never equal what it reads back."""
+"""The kernel removes these from every mask. With them, our mask would never equal the one that we read back."""
 _BLOCKED = ((1 << 64) - 1) & ~sum(
     1 << (number - 1) for number in (*_FAULTS, *_LIBRARY_SIGNALS, *_NEVER_BLOCKED)
 )
@@ -34,7 +34,7 @@ _BLOCKED = ((1 << 64) - 1) & ~sum(
 
 @dataclass(frozen=True)
 class SavedThread:
-    """What a thread was before we changed it."""
+    """The state of a thread before we changed it."""
 
     registers: Registers
     extended_state: bytes
@@ -42,9 +42,9 @@ class SavedThread:
 
 
 class Borrowed:
-    """A thread of the target that stands still, from entering this context to leaving it.
+    """A thread of the target. It stands still while this context is open.
 
-    ProcessLookupError anywhere: that thread has ended.
+    Any method may raise ProcessLookupError: the thread has ended.
     """
 
     def __init__(self, target: Target, tid: int) -> None:
@@ -76,7 +76,10 @@ class Borrowed:
         self._release()
 
     def start(self, text: bytes, *, pending: bool) -> None:
-        """Have the thread start one that runs `text`, or queue it for the main thread's next safe point."""
+        """Make the borrowed thread start a new thread that runs `text`.
+
+        `pending`: queue `text` for the main thread's next safe point instead.
+        """
         state = self._tracee.extended_state()
         mask = self._tracee.signal_mask()
         self._saved = SavedThread(self.registers, state, mask)
@@ -102,7 +105,7 @@ class Borrowed:
         self._check_result(self._memory.read_u64(stack + stub.RESULT_AT), pending=pending)
 
     def _aside(self, address: int) -> Registers:
-        """The saved registers, to run at `address` with no system call to restart."""
+        """The saved registers, changed to run at `address`, with no system call that the kernel would restart."""
         registers = self.registers.copy()
         registers.rip, registers.orig_rax = address, _NO_CALL
         return registers
@@ -113,20 +116,23 @@ class Borrowed:
             number, event = stop
             if event == ptrace.EVENT_STOP or (self._saved is not None and number in _FAULTS):
                 return
-            self._tracee.resume(deliver=number)  # a signal of the program's own, just being delivered
+            self._tracee.resume(deliver=number)  # a signal for the program, which was just being delivered
         if self._saved is not None:
             raise self._starved()
-        where = parked.describe(self.target.pid, self.tid)
-        raise inject_errors.Stuck(self.target.pid, f"thread {self.tid} in {where}")
+        place = parked.describe(self.target.pid, self.tid)
+        raise inject_errors.Stuck(self.target.pid, f"thread {self.tid} in {place}")
 
     def _starved(self) -> inject_errors.InjectError:
-        """It runs, or waits to, where we cannot put it back; it does that itself, and is ours no longer."""
+        """The error for a thread that runs, or waits to run, where we cannot restore it.
+
+        The stub will restore the thread. We no longer hold it.
+        """
         return inject_errors.NoTrap(
-            self.target.pid, f"it got no processor within {_PATIENCE_S:g} s; it puts itself back"
+            self.target.pid, f"it got no processor within {_PATIENCE_S:g} s; it restores itself"
         )
 
     def _map(self, saved: SavedThread, size: int) -> range:
-        """Have the thread map `size` bytes, readable and executable."""
+        """Make the thread map `size` bytes, readable and executable."""
         call = self._aside(self.target.syscall_at)
         call.rax, call.rdi, call.rsi, call.rdx = _SYS_MMAP, 0, size, _PROT_READ_EXEC
         call.r10, call.r8, call.r9 = _MAP_PRIVATE_ANONYMOUS, _NO_CALL, 0
@@ -138,21 +144,21 @@ class Borrowed:
                 saved.extended_state,
                 saved.signal_mask,
             )
-        # In this order, as all that follows: whenever we are killed, the thread has a way back.
+        # The order matters, here and below: at any moment at which we may be killed, the thread can return by itself.
         self._tracee.set_registers(call)
         self._tracee.set_signal_mask(saved.signal_mask | _BLOCKED)
         self._step_to_call()
         self._step_to_call()
         address = self._tracee.registers().rax
         if address % _PAGE_SIZE and address < (1 << 64) - _PAGE_SIZE:
-            self._step_to_call()  # a filter has put off the call; now comes its SIGSYS
+            self._step_to_call()  # a filter put off the call; its SIGSYS comes now
         if address >= (1 << 64) - _PAGE_SIZE:
             reason = os.strerror((1 << 64) - address)
             raise inject_errors.Seccomp(self.target.pid, f"it may not map an executable page ({reason})")
         return range(address, address + size)
 
     def _step_to_call(self) -> None:
-        """Let it run to the next entry to, or exit from, a system call."""
+        """Resume the thread until it next enters or leaves a system call."""
         deliver = 0
         while True:
             self._tracee.resume(ptrace.PTRACE_SYSCALL, deliver)
@@ -169,9 +175,10 @@ class Borrowed:
             deliver = self._to_deliver(number, event)
 
     def _to_deliver(self, number: int, event: int) -> int:
-        """What to resume with after a stop that is not ours; raises when our call went wrong."""
+        """The signal to resume with after a stop that we did not cause. Raises an error if our own call failed."""
         if event == ptrace.EVENT_STOP:
-            return 0  # the process is being stopped (SIGSTOP): this thread follows when it is put back
+            # The process is being stopped (SIGSTOP): this thread stops too, after we have restored it.
+            return 0
         if number not in _FAULTS:
             return number
         at = self._tracee.registers().rip
@@ -195,11 +202,11 @@ class Borrowed:
             ptrace.doze()
         why = f"after {_PATIENCE_S:g} s it is still in {parked.describe(self.target.pid, self.tid)}"
         if pending or parked.waits_for_mutex(self.target.pid, self.tid):
-            self._stop()  # the mutex can be its own, and then the call would never return
+            self._stop()  # the thread may itself hold the mutex, and then the call would never return
             raise inject_errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
-        # Torn out of the call it might leave locks locked. When the call returns it puts itself back.
+        # If we tore the thread out of the call, it might leave locks locked. It restores itself when the call returns.
         self._let_go = True
-        raise inject_errors.NoTrap(self.target.pid, f"{why}; it puts itself back when that is over")
+        raise inject_errors.NoTrap(self.target.pid, f"{why}; it restores itself when that is over")
 
     def _check_result(self, result: int, *, pending: bool) -> None:
         if pending and result & 0xFFFFFFFF:
@@ -213,7 +220,7 @@ class Borrowed:
     def _release(self) -> None:
         try:
             if self._let_go:
-                return  # the kernel detaches a running thread when ours, which traces it, ends
+                return  # the kernel detaches a running thread when the thread that traces it, ours, ends
             registers = self._tracee.registers()
             if self._saved is None or self._has_restored_itself(registers):
                 self._tracee.set_registers(parked.undisturbed(registers))
@@ -223,13 +230,13 @@ class Borrowed:
                 self._tracee.set_registers(parked.undisturbed(self._saved.registers))
             self._tracee.detach()
         except ProcessLookupError:
-            pass  # it has ended
+            pass  # the thread has ended
         finally:
             self.held_s = time.perf_counter() - self._since
             self._memory.close()
 
     def _has_restored_itself(self, registers: Registers) -> bool:
-        """Whether we came so late that the stub's own wait was over."""
+        """Whether we came too late: the stub's own wait was over, and the stub has restored the thread."""
         if not self._page or self._saved is None or registers.rip in self._page:
             return False
         return self._marked or self._tracee.signal_mask() != self._saved.signal_mask | _BLOCKED

@@ -1,8 +1,8 @@
-"""What is said between the target and us, once it has called back.
+"""The protocol between the target and us, after the target has connected to our socket.
 
-The lines that run in the target know how to call, and how to run one source after another in one namespace; all else
-is sent, compiled where its Python's code is as ours. It says first which thread of it speaks, and what its code is
-like; then, for each source and the bytes that go with it, it answers.
+The code that we put into the target can only connect, and run one source after another in one namespace. We send all
+other code. We compile it here if the target's Python has the same bytecode as ours. The target first sends its pid, the
+id of the thread that speaks, and its bytecode's magic number. Then it answers each source, and the data sent with it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from fdtrace.recorder.inject.inject_errors import AgentFailed
 from fdtrace.recorder.inject.quiet import is_first_in_line, put_first, rest
 
-# One expression, so that no name is left in the target's __main__; _socket, because socket may be patched
-# (gevent); nothing but CPython 3.9's standard library. Both namespaces are cleared: their functions refer to them, and
-# a server may collect such cycles late or never.
+# It is one `exec` call, so that no name is left in the target's __main__. It uses _socket, because socket may be
+# patched (gevent), and nothing but CPython 3.9's standard library. Both namespaces are cleared at the end: their
+# functions refer to them, and a server may collect such cycles late or never.
 _BOOTSTRAP = """
 def run():
     try:
@@ -73,8 +73,9 @@ _IN_ITS_OWN_THREAD = "import _thread\n_thread.start_new_thread(run, ())\n"
 
 
 def bootstrap(path: str, *, timeout: float, own_thread: bool) -> str:
-    """The text to run in the target: it calls at the socket `path`; with `own_thread` it starts a thread for itself and
-    returns. `timeout` is in seconds, for each thing that we say.
+    """The text to run in the target. It connects to the socket `path` and then runs what we send.
+
+    With `own_thread` the text starts a thread for that and returns. `timeout` is in seconds, for each message from us.
     """
     code = _BOOTSTRAP.format(timeout=timeout, path=path)
     code += _IN_ITS_OWN_THREAD if own_thread else _IN_THIS_THREAD
@@ -83,12 +84,12 @@ def bootstrap(path: str, *, timeout: float, own_thread: bool) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str) -> bytes:
-    """To compile it there would take the target's own threads milliseconds."""
+    """Compiled here: compiling in the target would cost its own threads milliseconds."""
     return marshal.dumps(compile(source, "<fdtrace>", "exec"))
 
 
 class Conversation:
-    """A target that has called back at `peer`. Use as a context manager; leaving it ends the target's thread.
+    """The conversation with a target that has connected at `peer`. Leaving this context ends the target's thread.
 
     `timeout` is in seconds, for each answer.
     """
@@ -97,18 +98,21 @@ class Conversation:
         self._pid, self._peer, self._timeout = pid, peer, timeout
         peer.settimeout(timeout)
         self.is_our_python = False
-        """Whether its code objects are as ours: it has the same version of Python."""
+        """Whether the target has our version of Python, so that its bytecode is the same."""
 
     def __enter__(self) -> Conversation:
         own_pid, thread, magic = struct.unpack("<QQ4s", self._receive(20))
         self.is_our_python = magic == MAGIC_NUMBER
-        # Where the pids differ it counts in another namespace, and the thread's number means nothing here.
+        # If the pids differ, the target counts in another pid namespace, and its thread id means nothing here.
         if own_pid == self._pid != thread and is_first_in_line():
             self._lend_place(thread)
         return self
 
     def _lend_place(self, thread: int) -> None:
-        """While it has the GIL and no processor, its whole process waits: it goes before others, as we do."""
+        """Raise the priority of the target's thread to ours.
+
+        While that thread has the GIL and no processor, its whole process waits.
+        """
         if os.path.exists(f"/proc/{self._pid}/task/{thread}"):
             put_first(thread)
 
@@ -117,16 +121,19 @@ class Conversation:
             self._peer.sendall(bytes(24))
 
     def ask(self, source: str, data: bytes = b"") -> Any:
-        """Run `source` with `data` beside it, in the namespace of all that was asked before; its `result`.
+        """Run `source` in the target, with `data` as a variable. Returns the variable `result` of that source.
 
-        AgentFailed with its exception's text.
+        All sources of a conversation share one namespace.
+
+        Raises:
+            AgentFailed: the source raised an exception; the error has its text. Or no answer came in time.
         """
         try:
             text = _compiled(source) if self.is_our_python else source.encode()
         except SyntaxError as error:
             raise AgentFailed(self._pid, f"SyntaxError: {error}") from None
         rest()
-        with contextlib.suppress(OSError):  # how it ended is told when we read
+        with contextlib.suppress(OSError):  # reading the answer reports why it ended
             head = struct.pack("<QQQ", self.is_our_python, len(text), len(data))
             self._peer.sendall(head + text + data)
         (length,) = struct.unpack("<Q", self._receive(8))

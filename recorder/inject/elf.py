@@ -1,8 +1,7 @@
-"""Find exported functions in a loaded ELF image, by its hash table, in the process's memory.
+"""Finds exported functions of a loaded ELF image in the memory of a process, by the image's hash table.
 
-The image in memory rather than the file: the file may have been replaced or deleted since (a package
-upgrade), may lie in a container's file system, and its section headers may be stripped. Layouts: elf(5) and
-the System V gABI.
+It reads the image in memory, not the file: the file may have been replaced or deleted (by a package upgrade), may
+lie in a container's file system, and its section headers may be stripped. Layouts: elf(5) and the System V gABI.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class _Tables:
-    """Absolute addresses of the dynamic tables; 0 where the image has none."""
+    """Absolute addresses of the dynamic tables; 0 if the image has none."""
 
     symbols: int
     strings: int
@@ -30,9 +29,9 @@ class _Tables:
 
 
 def exported(memory: ProcessMemory, image: Mapping, names: Iterable[str]) -> dict[str, int]:
-    """Addresses of those of `names` that the image mapped at `image` defines; empty for what is no ELF image.
+    """The addresses of those functions in `names` that an image defines; empty for anything but an ELF image.
 
-    `image` is the mapping with the file's offset 0.
+    `image` is the mapping that holds the start of the file (offset 0).
     """
     try:
         header = memory.read(image.start, 64)
@@ -44,14 +43,14 @@ def exported(memory: ProcessMemory, image: Mapping, names: Iterable[str]) -> dic
         tables = _dynamic_tables(memory, bias, dynamic) if dynamic else None
         if tables is None:
             return {}
-        found = {name: _lookup(memory, tables, name.encode()) for name in names}
+        values = {name: _lookup(memory, tables, name.encode()) for name in names}
     except (OSError, struct.error):
         return {}
-    return {name: bias + value for name, value in found.items() if value}
+    return {name: bias + value for name, value in values.items() if value}
 
 
 def _program_headers(memory: ProcessMemory, base: int, header: bytes) -> tuple[int, int]:
-    """(bias added to every address in the file, address of the dynamic section or 0)."""
+    """(the bias to add to every address in the file, the address of the dynamic section or 0)."""
     offset = struct.unpack_from("<Q", header, 32)[0]
     size, count = struct.unpack_from("<HH", header, 54)
     raw = memory.read(base + offset, size * count)
@@ -76,7 +75,7 @@ def _dynamic_tables(memory: ProcessMemory, bias: int, dynamic: int) -> _Tables |
 
     def address(tag: int) -> int:
         value = entries.get(tag, 0)
-        # glibc's loader has made these absolute, musl's leaves them as in the file.
+        # glibc's loader has turned these into absolute addresses; musl's leaves them as they are in the file.
         return value if value == 0 or value >= bias else bias + value
 
     tables = _Tables(address(_DT_SYMTAB), address(_DT_STRTAB), address(_DT_GNU_HASH), address(_DT_HASH))
@@ -85,7 +84,7 @@ def _dynamic_tables(memory: ProcessMemory, bias: int, dynamic: int) -> _Tables |
 
 
 def _lookup(memory: ProcessMemory, tables: _Tables, name: bytes) -> int:
-    """The symbol's value, 0 where the image does not define it."""
+    """The symbol's value; 0 if the image does not define the symbol."""
     find = _gnu_candidates if tables.gnu_hash else _sysv_candidates
     for index in find(memory, tables, name):
         text, _info, _other, section, value, _size = struct.unpack(

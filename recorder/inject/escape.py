@@ -1,12 +1,12 @@
-"""The way back of a borrowed thread before its stub is in place: a signal frame, to return from.
+"""How a borrowed thread can return by itself before its stub is in place: by a signal frame on its stack.
 
-Until a page is mapped for it, the thread runs a system call of ours with nothing behind it to return to. Were
-this tool killed just then, the thread would run on into nowhere. So the call is made through a `syscall; ret`
-of the target's C library, with the library's own `rt_sigreturn` as the return address: left alone, the thread
-restores everything that it was, by itself.
+Before a page is mapped for the stub, the thread runs a system call of ours and has no code to return to. If this tool
+were killed at that moment, the thread would run on at a wrong address. So we make the call through a `syscall; ret` of
+the target's C library, with the library's own `rt_sigreturn` as the return address. If nobody restores the thread, it
+returns into `rt_sigreturn` and so restores all its own state.
 
-What is lost in those 0.1 ms is the time that a wait had left: it begins again. Where the wait had been
-interrupted before (it is in restart_syscall) it ends with EINTR, as nothing tells which call it was.
+One thing is lost in those 0.1 ms: the remaining time of a wait. The wait begins again. If the wait had been interrupted
+before (the thread is in restart_syscall), it ends with EINTR, because nothing tells which call it was.
 
 Layout: struct rt_sigframe of the kernel's arch/x86/include/asm/sigframe.h, and asm/sigcontext.h.
 """
@@ -52,7 +52,7 @@ _ORDER = [
 
 
 def find_instructions(pid: int, maps: list[Mapping]) -> tuple[int, int]:
-    """Addresses in `maps` of a `syscall; ret` and of the C library's sigreturn; (0, 0) where either is missing."""
+    """Addresses in `maps` of a `syscall; ret` and of the C library's sigreturn; (0, 0) if either is missing."""
     exe = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     call = back = 0
     with ProcessMemory(pid) as memory:
@@ -68,7 +68,10 @@ def find_instructions(pid: int, maps: list[Mapping]) -> tuple[int, int]:
 
 
 def _find(memory: ProcessMemory, mapping: Mapping, code: bytes) -> int:
-    """Where a mapping first has these bytes, 0 where it has not; near its start, mostly: a piece after another."""
+    """The first address of these bytes in a mapping; 0 if there is none.
+
+    They are usually near its start, so it is read in pieces.
+    """
     for start in range(mapping.start, mapping.end, _PIECE):
         end = min(mapping.end, start + _PIECE + len(code) - 1)
         at = memory.read(start, end - start).find(code)
@@ -80,10 +83,10 @@ def _find(memory: ProcessMemory, mapping: Mapping, code: bytes) -> int:
 def lay_frame(
     memory: ProcessMemory, back: int, registers: Registers, extended_state: bytes, signal_mask: int
 ) -> int:
-    """Write the frame onto the thread's stack, below what it uses; the stack pointer to make the call with.
+    """Write the frame onto the thread's stack, below the part in use. Returns the stack pointer for the call.
 
-    The thread's own stack pointer where it cannot be written: a main thread's stack that has not grown that
-    far.
+    If the stack cannot be written there (a main thread's stack that has not grown that far), returns the thread's own
+    stack pointer.
     """
     state = _signal_state(extended_state)
     state_at = (registers.rsp - _RED_ZONE - len(state)) & ~63
@@ -100,7 +103,7 @@ def lay_frame(
 
 
 def _signal_state(extended_state: bytes) -> bytes:
-    """The extended state as a signal frame holds it: marked at byte 464 and at its end."""
+    """The extended state as a signal frame holds it: with magic numbers at byte 464 and at its end."""
     features = struct.unpack_from("<Q", extended_state, _SOFTWARE_BYTES)[0]
     size = len(extended_state)
     marks = struct.pack("<IIQI28x", _MAGIC_1, size + 4, features, size)
@@ -109,7 +112,7 @@ def _signal_state(extended_state: bytes) -> bytes:
 
 
 def _context(registers: Registers, state_at: int, signal_mask: int) -> bytes:
-    """struct ucontext; a thread that waited calls again."""
+    """struct ucontext. A thread that was waiting makes its call again."""
     values = {name: getattr(registers, name) for name in _ORDER}
     call = call_of(registers)
     if call is not None and not is_between_calls(registers):

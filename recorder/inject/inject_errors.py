@@ -1,4 +1,4 @@
-"""One class for each cause for which no code can be brought into a process; `code` is stable."""
+"""One error class for each reason why code cannot be brought into a process. Each `code` is stable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ARM = "start it armed: FDTRACE=1 in its environment, or `fdtrace record -- CMD`;
 
 
 class InjectError(TargetError):
-    """No code was brought in. `pid` is the target's; what the process was doing is as it was before."""
+    """No code was brought into the process `pid`. The process goes on with what it was doing before."""
 
     code: ClassVar[str] = ""
 
@@ -103,7 +103,7 @@ class Seccomp(InjectError):
 
     @classmethod
     def may_kill(cls, pid: int, theirs: int, own: int) -> Seccomp:
-        """It is under `theirs` filters, this command under `own`: nothing can be asked what they do."""
+        """The target is under `theirs` filters, this command under `own`. Nobody can ask a filter what it does."""
         calls = (
             "socket, connect, clone, ppoll, openat, mkdir, unlink, and mmap of executable pages and of a file"
         )
@@ -132,8 +132,8 @@ class Stopped(InjectError):
 class Stuck(InjectError):
     code = "stuck"
 
-    def __init__(self, pid: int, where: str) -> None:
-        why = f"its threads wait in the kernel where they cannot be interrupted ({where})"
+    def __init__(self, pid: int, place: str) -> None:
+        why = f"its threads wait in the kernel where they cannot be interrupted ({place})"
         hint = (
             f"see `cat /proc/{pid}/task/*/wchan`: usually a disk, a network file system, a frozen container "
             "(`docker unpause`) or a child between vfork and exec; attach when that is over"
@@ -187,4 +187,4 @@ class AgentFailed(InjectError):
 
     def __init__(self, pid: int, why: str) -> None:
         hint = "the process itself goes on; `fdtrace status` shows what is installed in it"
-        super().__init__(pid, f"what we brought into process {pid} failed there", why=why, hint=hint)
+        super().__init__(pid, f"the code that we ran in process {pid} failed", why=why, hint=hint)

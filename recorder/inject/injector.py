@@ -1,4 +1,4 @@
-"""Run source in a Python process that did not expect it, without stopping the process."""
+"""Runs source code in a Python process that does not expect it, without stopping the process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fdtrace.recorder.inject.quiet import in_own_thread, rest, undelayed
 from fdtrace.recorder.inject.target import Target, check_target, refused
 from fdtrace.recorder.inject.tree import is_same_process
 
-Way = Literal["remote_exec", "ptrace", "pending"]
+EntryMethod = Literal["remote_exec", "ptrace", "pending"]
 _NUM_ATTEMPTS = 20
 _PATIENT_ATTEMPTS = 5
 _BETWEEN_ATTEMPTS_S = 0.002
@@ -30,14 +30,15 @@ _REMOTE_EXEC_PATIENCE_S = 1.0
 
 @dataclass(frozen=True)
 class Entry:
-    """How a process was entered, and what that cost it.
+    """How a process was entered, and the cost for that process.
 
-    `way`: `remote_exec` (the interpreter's own), `ptrace` (a thread started from a borrowed one), `pending`
-    (queued for the main thread, no thread being parked). `held_us` is the longest time that any thread of the target
-    was held, 0 for remote_exec. `tid` is the borrowed thread (0 for none), `attempts` how many were looked at.
+    `method`: `remote_exec` (of the interpreter itself), `ptrace` (we started a thread from a borrowed one), or
+    `pending` (queued for the main thread, because no thread was parked). `held_us` is the longest time for which any
+    thread of the target was held; 0 for remote_exec. `tid` is the borrowed thread; 0 for none. `attempts` is the number
+    of threads that were tried.
     """
 
-    way: Way
+    method: EntryMethod
     held_us: int
     tid: int
     attempts: int
@@ -45,14 +46,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class InjectionResult(Entry):
-    """An entry, and what came back: `value` is the source's `result`, decoded from JSON; `total_us` is all of it."""
+    """An entry and its result. `value` is the source's `result`, decoded from JSON; `total_us` is the whole time."""
 
     value: Any
     total_us: int
 
 
 def run_in_process(pid: int, source: str, *, timeout: float = 5.0, force: bool = False) -> InjectionResult:
-    """Execute `source` in the process and return its `result`: an `enter` for one question."""
+    """Execute `source` in the process and return its `result`: `enter` with a single question."""
     begun = time.perf_counter()
     with enter(pid, timeout=timeout, force=force) as (entry, conversation):
         value = conversation.ask(source)
@@ -61,17 +62,23 @@ def run_in_process(pid: int, source: str, *, timeout: float = 5.0, force: bool =
 
 @contextlib.contextmanager
 def enter(pid: int, *, timeout: float = 5.0, force: bool = False) -> Iterator[tuple[Entry, Conversation]]:
-    """Have the process run what it is asked, in a thread of its own and a fresh namespace, until this is left.
+    """Enter a process: it runs what the conversation asks, in a thread of its own and a fresh namespace.
 
-    `timeout` is in seconds, for Python code of the target to run, and again for each question to end. With `force` a
-    process is entered whose system calls a seccomp filter looks at, which may kill it. Raises a
-    `recorder.inject.errors.InjectError`; the process is then as it was, and nothing is installed unless the
-    error is AgentFailed, which what it was asked itself raised.
+    That thread ends when the context is left.
 
-    Each entry leaves a few KiB mapped in the target. Do not wait for the process (`Popen.wait`) in
-    another thread meanwhile. What is asked must not be what first imports `threading` there: that makes its thread
-    the main one. Up to CPython 3.11 a child that the program forks just while our thread registers with the
-    interpreter may hang, as with any thread that is not Python's: HEAD_LOCK is not held over a fork.
+    Args:
+        pid: the process.
+        timeout: seconds until Python code of the target must run; and again, seconds for each question.
+        force: also enter a process whose system calls a seccomp filter checks. The filter may kill it.
+
+    Raises:
+        InjectError: the process is as it was before, and nothing is installed. Only with AgentFailed something may be
+            installed: the code that was asked to run raised that error itself.
+
+    Each entry leaves a few KiB mapped in the target. Do not wait for the process (`Popen.wait`) in another thread at
+    the same time. Code that is asked must not be the first to import `threading` in the process: `threading` would take
+    our thread for the main one. Up to CPython 3.11, a child that the program forks while our thread registers with the
+    interpreter may hang, as with any thread that Python did not start: HEAD_LOCK is not held over a fork.
     """
     target = check_target(pid, force=force)
     rest()
@@ -82,7 +89,7 @@ def enter(pid: int, *, timeout: float = 5.0, force: bool = False) -> Iterator[tu
 
 
 def _called_back(target: Target, pidfd: int, timeout: float) -> tuple[Entry, socket.socket]:
-    """Get our lines to run in the process, and its call."""
+    """Make our code run in the process, and wait until it connects."""
     with _explained(target), Meeting(target.pid, target.user, timeout=timeout) as meeting:
         entry, peer = _by_remote_exec(target, meeting), None
         if entry is not None:
@@ -98,7 +105,7 @@ def _called_back(target: Target, pidfd: int, timeout: float) -> tuple[Entry, soc
 
 @contextlib.contextmanager
 def _pidfd(target: Target) -> Iterator[int]:
-    """A descriptor of this very process, whatever becomes of its number."""
+    """A descriptor of exactly this process, even if its pid is reused."""
     try:
         pidfd = os.pidfd_open(target.pid)
     except ProcessLookupError:
@@ -108,7 +115,7 @@ def _pidfd(target: Target) -> Iterator[int]:
             raise inject_errors.TargetEnded(target.pid)
         yield pidfd
     except inject_errors.InjectError as error:
-        # Whatever went wrong, that the process is gone explains it best.
+        # Whatever else went wrong: if the process has ended, that is the best explanation.
         if not isinstance(error, inject_errors.TargetEnded) and select.select([pidfd], [], [], 0)[0]:
             raise inject_errors.TargetEnded(target.pid) from error
         raise
@@ -118,7 +125,7 @@ def _pidfd(target: Target) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _explained(target: Target) -> Iterator[None]:
-    """Turn what the system says about the process into the causes that a user can act on."""
+    """Turn the system's errors about the process into causes that a user can act on."""
     try:
         yield
     except PermissionError:
@@ -137,15 +144,16 @@ def _refusal(pid: int) -> inject_errors.InjectError:
 
 
 def _by_remote_exec(target: Target, meeting: Meeting) -> Entry | None:
-    """Ask the interpreter (PEP 768); None where it or ours is older than 3.14, or of another version, or
-    refuses.
+    """Ask the interpreter to run our code (PEP 768).
+
+    None if either interpreter is older than 3.14, if their versions differ, or if the target's refuses.
     """
     remote_exec = getattr(sys, "remote_exec", None)
     if remote_exec is None or target.python.version != sys.version_info[:2]:
         return None
     try:
         remote_exec(target.pid, meeting.write_script())
-    except (OSError, RuntimeError):  # switched off there (PYTHON_DISABLE_REMOTE_DEBUG)
+    except (OSError, RuntimeError):  # disabled in the target (PYTHON_DISABLE_REMOTE_DEBUG)
         return None
     return Entry("remote_exec", 0, 0, 1)
 
@@ -162,44 +170,44 @@ def _by_ptrace(target: Target, text: bytes) -> Entry:
             continue
         with undelayed():
             borrowed = Borrowed(target, tid)
-            way = _use(borrowed, text, may_queue=may_queue)
+            method = _use(borrowed, text, may_queue=may_queue)
         longest = max(longest, borrowed.held_s)
-        if way is not None:
-            return Entry(way, round(longest * 1e6), tid, attempt + 1)
+        if method is not None:
+            return Entry(method, round(longest * 1e6), tid, attempt + 1)
     raise _nothing_found(target)
 
 
 def _choose(target: Target, attempt: int, *, may_queue: bool) -> int | None:
-    """A parked thread; with `may_queue` and none parked, a running one."""
-    threads = [t for t in parked.look(target.pid) if t.num_filters <= target.filters_allowed]
+    """A parked thread. If none is parked, a running one with `may_queue`, else None."""
+    threads = [t for t in parked.sorted_threads(target.pid) if t.num_filters <= target.filters_allowed]
     waiting = [thread.tid for thread in threads if thread.is_parked]
     if waiting:
         return waiting[attempt % len(waiting)]
-    # The main thread runs pending calls, so that it alone can be stopped with their lock held: last.
+    # Only the main thread runs pending calls, so only it can be stopped while it holds their lock: take it last.
     running = [thread.tid for thread in threads if thread.state == "R"]
     running.sort(key=lambda tid: tid == target.pid)
     return running[attempt % len(running)] if running and may_queue else None
 
 
-def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> Way | None:
-    """Have it start the text, None where it stands at no place for that (any more)."""
-    way: Way | None = None
+def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> EntryMethod | None:
+    """Make the thread start the text; None if the thread is not (or no longer) at a place where it can."""
+    method: EntryMethod | None = None
     with contextlib.suppress(ProcessLookupError), borrowed:
         if parked.is_parked(borrowed.registers):
-            way = "ptrace"
+            method = "ptrace"
         elif may_queue and parked.is_between_calls(borrowed.registers):
-            way = "pending"
-        if way is not None:
-            borrowed.start(text, pending=way == "pending")
-        return way
+            method = "pending"
+        if method is not None:
+            borrowed.start(text, pending=method == "pending")
+        return method
     return None
 
 
 def _nothing_found(target: Target) -> inject_errors.InjectError:
-    check_target(target.pid, force=True)  # it may have been stopped meanwhile
-    threads = parked.look(target.pid)
+    check_target(target.pid, force=True)  # the process may have been stopped in the meantime
+    threads = parked.sorted_threads(target.pid)
     if threads and all(thread.state == "D" for thread in threads):
-        where = read_small(f"/proc/{target.pid}/wchan", "unknown")
-        return inject_errors.Stuck(target.pid, where)
+        place = read_small(f"/proc/{target.pid}/wchan", "unknown")
+        return inject_errors.Stuck(target.pid, place)
     why = f"in {_NUM_ATTEMPTS} tries no thread was found where it may be borrowed: waiting, or in Python code"
     return inject_errors.NoSafePoint(target.pid, why)

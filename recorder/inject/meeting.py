@@ -1,6 +1,6 @@
-"""Where a target calls back: a private directory that it sees, with a Unix socket in it.
+"""Where the target connects to us: a Unix socket in a private directory that the target can see.
 
-If we have given up when its lines run at last, there is no socket, and nothing is installed.
+If we have given up before our code runs in the target, the socket is gone, and nothing is installed.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ PREFIX = "fdtrace-attach-"
 
 
 class Meeting:
-    """The socket at which the target calls back. Use as a context manager; leaving it gives up whatever is
-    under way.
+    """The socket to which the target connects. Leaving this context gives up whatever is under way.
 
-    All of it is made as the target's user `user` (`acting_as`), who alone can reach it. `timeout` is in seconds, for
-    what the target waits for us.
+    Socket and directory are made as the target's user `user` (`acting_as`); only that user can reach them. `timeout` is
+    in seconds: how long the target waits for us.
     """
 
     def __init__(self, pid: int, user: User, *, timeout: float) -> None:
         self._pid, self._user, self._timeout = pid, user, timeout
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._here = ""
+        self._our_path = ""
         try:
             with acting_as(user):
-                self._here, self._there = _make_directory(pid)
-                path = f"{self._here}/s"
+                self._our_path, self._target_path = _make_directory(pid)
+                path = f"{self._our_path}/s"
                 self._listener.bind(path)
                 os.chmod(path, 0o600)
             self._listener.listen(8)
@@ -57,31 +56,31 @@ class Meeting:
 
     def close(self) -> None:
         self._listener.close()
-        if self._here:
+        if self._our_path:
             with acting_as(self._user):
-                shutil.rmtree(self._here, ignore_errors=True)
+                shutil.rmtree(self._our_path, ignore_errors=True)
 
     def bootstrap(self, *, own_thread: bool = False) -> str:
-        """The text that calls here (`conversation.bootstrap`)."""
-        return bootstrap(f"{self._there}/s", timeout=self._timeout, own_thread=own_thread)
+        """The text that connects to this socket (`conversation.bootstrap`)."""
+        return bootstrap(f"{self._target_path}/s", timeout=self._timeout, own_thread=own_thread)
 
     def write_script(self) -> str:
-        """Put the bootstrap into a file, for `sys.remote_exec`; its path as the target sees it."""
-        here = f"{self._here}/boot.py"
+        """Write the bootstrap to a file for `sys.remote_exec`. Returns the file's path as the target sees it."""
+        path = f"{self._our_path}/boot.py"
         with acting_as(self._user):
-            fd = os.open(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(self.bootstrap(own_thread=True))
-        return f"{self._there}/boot.py"
+        return f"{self._target_path}/boot.py"
 
     def wait(self, pidfd: int, timeout: float) -> socket.socket | None:
-        """The target's call, None when none came within `timeout` seconds. Ended when the process ends."""
+        """The target's connection; None if none came within `timeout` seconds. Raises TargetEnded if it ends."""
         deadline = time.monotonic() + timeout
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(pidfd, select.POLLIN)
-        while (left := deadline - time.monotonic()) > 0:
-            ready = [fd for fd, _ in poller.poll(left * 1000)]
+        while (remaining := deadline - time.monotonic()) > 0:
+            ready = [fd for fd, _ in poller.poll(remaining * 1000)]
             if self._listener.fileno() in ready:
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     peer, _ = self._listener.accept()
@@ -99,17 +98,18 @@ def _peer_pid(peer: socket.socket) -> int:
 
 
 def _make_directory(pid: int) -> tuple[str, str]:
-    """A new directory of mode 0700: (its path here, its path in the target). Its name says who made it, so that the
-    next fdtrace removes it where we are killed (`leftovers`).
+    """A new directory of mode 0700: (our path of it, the target's path of it).
+
+    Its name says which process made it. So the next fdtrace can remove it if we are killed (`leftovers`).
     """
     root = "" if shares_our_files(pid) else f"/proc/{pid}/root"
     problems = []
     for parent in DIRECTORIES:
         try:
-            # Both sides must reach it by a path that fits in a socket's address.
-            here = tempfile.mkdtemp(prefix=f"{PREFIX}{Maker.this()}-", dir=f"{root}{parent}")
+            # Each side must reach it by a path that fits into a socket address.
+            path = tempfile.mkdtemp(prefix=f"{PREFIX}{Maker.this()}-", dir=f"{root}{parent}")
         except OSError as error:
             problems.append(f"{parent}: {error.strerror}")
             continue
-        return here, here[len(root) :]
+        return path, path[len(root) :]
     raise NoPtrace(pid, f"it has no directory for our socket ({'; '.join(problems)})")

@@ -8,7 +8,7 @@ import os
 from types import TracebackType
 from typing import NamedTuple
 
-# os.pread would let go of our GIL, and another thread keep it, while a thread of the target stands still.
+# os.pread would release our GIL, and another thread could keep it while a thread of the target stands still.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _pread, _pwrite = _libc.pread64, _libc.pwrite64
 for _function in (_pread, _pwrite):
@@ -27,7 +27,7 @@ class Mapping(NamedTuple):
 
 
 def mappings(pid: int) -> list[Mapping]:
-    """Every mapping that has a path, by address; PermissionError where reading another process is not allowed."""
+    """Every mapping that has a path, by address. Raises PermissionError if we may not read the process."""
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.split(None, 5) for line in file.read().split("\n")]
     return [_mapping(*fields) for fields in lines if len(fields) > 5]
@@ -41,7 +41,7 @@ def _mapping(addresses: str, permissions: str, offset: str, _device: str, _inode
 class ProcessMemory:
     """Reads and writes at addresses of `pid`. Opening needs the same right as ptrace (proc(5)).
 
-    A write reaches read-only pages too, as a debugger's does.
+    A write also reaches read-only pages, as a debugger's write does.
     """
 
     def __init__(self, pid: int, *, writable: bool = False) -> None:
@@ -57,21 +57,30 @@ class ProcessMemory:
         os.close(self._fd)
 
     def read(self, address: int, size: int) -> bytes:
-        """Exactly `size` bytes, or OSError."""
-        room = ctypes.create_string_buffer(size)
-        done = 0
-        while done < size:
-            done += _count(_pread(self._fd, ctypes.addressof(room) + done, size - done, address + done))
-        return room.raw
+        """Read exactly `size` bytes. Raises OSError if that is not possible."""
+        buffer = ctypes.create_string_buffer(size)
+        num_read = 0
+        while num_read < size:
+            num_read += _count(
+                _pread(self._fd, ctypes.addressof(buffer) + num_read, size - num_read, address + num_read)
+            )
+        return buffer.raw
 
     def read_u64(self, address: int) -> int:
         return int.from_bytes(self.read(address, 8), "little")
 
     def write(self, address: int, data: bytes) -> None:
-        room = ctypes.create_string_buffer(data, len(data))
-        done = 0
-        while done < len(data):
-            done += _count(_pwrite(self._fd, ctypes.addressof(room) + done, len(data) - done, address + done))
+        buffer = ctypes.create_string_buffer(data, len(data))
+        num_written = 0
+        while num_written < len(data):
+            num_written += _count(
+                _pwrite(
+                    self._fd,
+                    ctypes.addressof(buffer) + num_written,
+                    len(data) - num_written,
+                    address + num_written,
+                )
+            )
 
 
 def _count(result: int) -> int:

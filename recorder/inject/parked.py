@@ -1,10 +1,10 @@
-"""Which thread may be borrowed, and how it goes on waiting afterwards as if nothing had been.
+"""Which thread may be borrowed, and how it goes on waiting afterwards as if nothing had happened.
 
-A thread that waits in one of `WAITS` stands in the C library's wrapper of that call: it holds no lock of the
-memory allocator or the loader, so it can start a thread. It must come back to its wait: no EINTR, no early
+A thread that waits in one of `WAITS` is in the C library's wrapper of that call. There it holds no lock of the memory
+allocator or the loader, so it can start a thread. Afterwards it must wait again: without EINTR, without an early
 return.
 
-What an interrupted wait does is the kernel's decision, seen in rax (signal(7), "Interruption of system calls
+The kernel decides what an interrupted wait does, and shows it in rax (signal(7), "Interruption of system calls
 and library functions by stop signals", and arch/x86/kernel/signal.c):
 - ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND: called again with the same arguments (read, recv, accept,
   wait4, futex without timeout; select, pselect and ppoll write the time that is left back first;
@@ -13,10 +13,10 @@ and library functions by stop signals", and arch/x86/kernel/signal.c):
   clock_nanosleep, futex with timeout). The kernel keeps that time for each thread, so a borrowed thread must
   not itself be interrupted in such a wait.
 - EINTR, with nothing restarted: epoll_*, semop and semtimedop, sigtimedwait, and sockets with SO_RCVTIMEO.
-  `undisturbed` turns this into ERESTARTNOHAND: the kernel then calls again, or returns EINTR if a handler of
-  the program's own is to run, exactly as these calls do when nobody is there. With a timeout, such a wait
-  begins again with all of it, because nothing tells when it began: it is never short, but up to twice as
-  long. So these come last among the waits.
+  `undisturbed` turns this into ERESTARTNOHAND. The kernel then makes the call again, or returns EINTR if a handler of
+  the program is to run: the same as without us. A wait with a timeout begins again with its whole timeout, because
+  nothing tells when it began. It never gets shorter, but may take up to twice as long. So these threads are the last
+  choice among the waiting ones.
 """
 
 from __future__ import annotations
@@ -60,17 +60,18 @@ WAITS = {
     288: "accept4",
     441: "epoll_pwait2",
 }
-"""x86_64 numbers of the calls in which a thread may be borrowed. Not write, send or readv, which come back
-early with what was done so far, nor connect, which cannot be called again."""
+"""x86_64 numbers of the calls in which a thread may be borrowed. Not write, send or readv: they return early with what
+was done so far. Not connect: it cannot be called again."""
 
 _BEGIN_AGAIN = {232: 3, 281: 3, 441: 3, 220: 3, 128: 2}
-"""Calls that fail with EINTR, and which argument is their timeout."""
+"""Calls that fail with EINTR -> the index of their timeout argument."""
 
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread as /proc shows it. `call` is the system call it waits in, None when it runs. `num_filters` of seccomp
-    look at its calls.
+    """A thread as /proc shows it. `call` is the system call in which it waits; None when it runs.
+
+    `num_filters` is the number of seccomp filters on its calls.
     """
 
     tid: int
@@ -86,7 +87,7 @@ class Thread:
 
     @property
     def begins_again(self) -> bool:
-        """Whether interrupting it starts its timeout afresh."""
+        """Whether an interrupted wait begins again with its whole timeout."""
         at = _BEGIN_AGAIN.get(-1 if self.call is None else self.call)
         if at is None:
             return False
@@ -98,8 +99,8 @@ class Thread:
 def is_wait(call: int, arguments: tuple[int, ...]) -> bool:
     """Whether a thread in this call may be borrowed."""
     if call == _FUTEX:
-        # Condition variables and semaphores. A mutex may be one of the allocator's, and a thread in fork()
-        # holds the others: glibc waits for a mutex in FUTEX_WAIT with the value 2.
+        # Condition variables and semaphores are safe. A mutex may be one of the allocator's, and a thread in fork()
+        # holds others: glibc waits for a mutex in FUTEX_WAIT with the value 2.
         operation, value = arguments[1] & 0x7F, arguments[2] & 0xFFFFFFFF
         return operation == _FUTEX_WAIT_BITSET or (operation == _FUTEX_WAIT and value in (0, 0xFFFFFFFF))
     if call == 45:
@@ -109,17 +110,17 @@ def is_wait(call: int, arguments: tuple[int, ...]) -> bool:
     return call in WAITS
 
 
-def look(pid: int) -> list[Thread]:
-    """Every thread of the process, best to borrow first.
+def sorted_threads(pid: int) -> list[Thread]:
+    """Every thread of the process, the best to borrow first.
 
-    Exact restarts first, not the main thread (signals are handled there), no futex (others wait for that
-    thread's turn), and the one that moved least so far.
+    First those whose wait restarts exactly; then not the main thread (it handles signals); then no futex (other
+    threads may wait for this thread); then the thread with the fewest context switches so far.
     """
-    found = [thread for tid in threads(pid) if (thread := _read(pid, tid)) is not None]
-    found.sort(
+    candidates = [thread for tid in threads(pid) if (thread := _read(pid, tid)) is not None]
+    candidates.sort(
         key=lambda t: (not t.is_parked, t.begins_again, t.tid == pid, t.call == _FUTEX, t.num_switches, t.tid)
     )
-    return found
+    return candidates
 
 
 def _read(pid: int, tid: int) -> Thread | None:
@@ -138,13 +139,13 @@ def _read(pid: int, tid: int) -> Thread | None:
 
 
 def waits_for_mutex(pid: int, tid: int) -> bool:
-    """Whether the thread waits for a mutex, as far as can be seen: in a futex that `is_wait` excludes."""
+    """Whether the thread waits for a mutex, as far as we can see: it is in a futex call that `is_wait` excludes."""
     thread = _read(pid, tid)
     return thread is not None and thread.call == _FUTEX and not is_wait(_FUTEX, thread.arguments)
 
 
 def describe(pid: int, tid: int) -> str:
-    """What a thread is doing, in a few words for an error."""
+    """What a thread is doing, in a few words for an error message."""
     thread = _read(pid, tid)
     if thread is None:
         return "nothing: it has ended"
@@ -154,12 +155,12 @@ def describe(pid: int, tid: int) -> str:
 
 
 def call_of(registers: Registers) -> int | None:
-    """The system call that the stopped thread is in or comes from, None where it was in the program."""
+    """The system call that the stopped thread is in, or returns from; None if it was in the program's code."""
     return None if registers.orig_rax >> 63 else registers.orig_rax
 
 
 def is_parked(registers: Registers) -> bool:
-    """Whether the stopped thread stands at one of `WAITS`."""
+    """Whether the stopped thread is in one of `WAITS`."""
     call = call_of(registers)
     r = registers
     return call is not None and is_wait(call, (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9))
@@ -172,12 +173,12 @@ def _failure(registers: Registers) -> int:
 
 
 def is_between_calls(registers: Registers) -> bool:
-    """Whether the thread stands in the program, or where a system call has just completed."""
+    """Whether the thread is in the program's code, or at the end of a completed system call."""
     return call_of(registers) is None or _failure(registers) not in (*_RESTARTS, errno.EINTR)
 
 
 def undisturbed(registers: Registers) -> Registers:
-    """The registers with which a stopped thread goes on as if it had not been stopped (see the module)."""
+    """The registers with which a stopped thread goes on as if it had never been stopped (see the top of this file)."""
     again = registers.copy()
     call = call_of(registers)
     if call is not None and call != _CONNECT and _failure(registers) == errno.EINTR:
@@ -186,9 +187,7 @@ def undisturbed(registers: Registers) -> Registers:
 
 
 def reissued(registers: Registers) -> tuple[int, int]:
-    """(rip, rax) with which the thread goes on without the kernel's help: what its restart does, done by
-    hand.
-    """
+    """(rip, rax) with which the thread restarts its call without the kernel: we do what the kernel's restart does."""
     failure = _failure(undisturbed(registers))
     call = call_of(registers)
     if call is None or failure not in _RESTARTS:

@@ -1,9 +1,7 @@
-"""ptrace of one thread on x86_64 Linux: ptrace(2), with numbers and layouts of <sys/ptrace.h> and
-<sys/user.h>.
+"""ptrace of one thread on x86_64 Linux: ptrace(2), with numbers and layouts of <sys/ptrace.h> and <sys/user.h>.
 
-All calls keep our own GIL (PyDLL): another thread of this tool must not be able to delay the one that holds a
-thread of somebody's server. A tracee belongs to the *thread* that seized it; when that thread ends the kernel
-lets go of it.
+All calls keep our own GIL (PyDLL): another thread of this tool must not delay the one that holds a thread of somebody's
+server. A tracee belongs to the *thread* that seized it. When that thread ends, the kernel detaches the tracee.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 PTRACE_GETSIGMASK, PTRACE_SETSIGMASK = 0x420A, 0x420B
 _PTRACE_O_TRACESYSGOOD = 1
 _NT_X86_XSTATE = 0x202
-_XSTATE_ROOM = 1 << 15  # AMX, the largest there is, needs 11 KiB
+_XSTATE_ROOM = 1 << 15  # AMX, the largest state that exists, needs 11 KiB
 
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 EVENT_STOP = 128
-"""Event of a stop by PTRACE_INTERRUPT (with SIGTRAP) or of a group stop (with the stopping signal)."""
+"""The event of a stop by PTRACE_INTERRUPT (with SIGTRAP), or of a group stop (with the stopping signal)."""
 
 _NUM_LOOKS = 1000
 _P_PID, _WNOHANG, _WSTOPPED, _WALL = 1, 1, 2, 0x40000000
@@ -40,7 +38,7 @@ _usleep = _libc.usleep
 
 
 def ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
-    """One request; OSError with the kernel's errno."""
+    """Make one request. Raises OSError with the kernel's errno."""
     ctypes.set_errno(0)
     if _ptrace(request, tid, address, data) == -1 and ctypes.get_errno():
         number = ctypes.get_errno()
@@ -79,9 +77,7 @@ _REGISTER_NAMES = [
 
 
 class Registers(ctypes.Structure):
-    """struct user_regs_struct. `orig_rax` is the system call that the thread is in, -1 (as unsigned) for
-    none.
-    """
+    """struct user_regs_struct. `orig_rax` is the system call that the thread is in; -1 (as unsigned) for none."""
 
     rax: int
     rdi: int
@@ -107,7 +103,10 @@ class _Iovec(ctypes.Structure):
 
 
 class Patience:
-    """Over after `seconds` and at least 1000 looks: a machine that was itself suspended has not waited."""
+    """Over after `seconds` and at least 1000 checks.
+
+    The checks are counted because a machine may be suspended: then the time passes, but nobody has waited.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
@@ -119,9 +118,7 @@ class Patience:
 
 
 class Tracee:
-    """One seized thread. Every method may raise ProcessLookupError: the thread has ended, or does not stand
-    still.
-    """
+    """One seized thread. Any method may raise ProcessLookupError: the thread has ended, or is not stopped."""
 
     def __init__(self, tid: int) -> None:
         self.tid = tid
@@ -146,14 +143,14 @@ class Tracee:
 
     def extended_state(self) -> bytes:
         """Floating point, vector and other extended registers, in the layout of XSAVE."""
-        room = ctypes.create_string_buffer(_XSTATE_ROOM)
-        vector = _Iovec(ctypes.addressof(room), len(room))
+        buffer = ctypes.create_string_buffer(_XSTATE_ROOM)
+        vector = _Iovec(ctypes.addressof(buffer), len(buffer))
         ptrace(PTRACE_GETREGSET, self.tid, _NT_X86_XSTATE, ctypes.addressof(vector))
-        return room.raw[: vector.size]
+        return buffer.raw[: vector.size]
 
     def set_extended_state(self, state: bytes) -> None:
-        room = ctypes.create_string_buffer(state, len(state))
-        vector = _Iovec(ctypes.addressof(room), len(room))
+        buffer = ctypes.create_string_buffer(state, len(state))
+        vector = _Iovec(ctypes.addressof(buffer), len(buffer))
         ptrace(PTRACE_SETREGSET, self.tid, _NT_X86_XSTATE, ctypes.addressof(vector))
 
     def signal_mask(self) -> int:
@@ -166,10 +163,10 @@ class Tracee:
         ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(ctypes.c_uint64(mask)))
 
     def poll_stop(self) -> tuple[int, int] | None:
-        """(signal, event) of a stop not seen yet, None while it runs.
+        """(signal, event) of a stop that was not reported yet; None while the thread runs.
 
-        Only stops are asked for, never exits: where the target is our own child its exit status stays for
-        whoever waits for it.
+        It asks only for stops, never for exits. So if the target is our own child, its exit status stays there for the
+        code that waits for the child.
         """
         info = ctypes.create_string_buffer(_SIGINFO_SIZE)
         if _waitid(_P_PID, self.tid, ctypes.addressof(info), _WSTOPPED | _WNOHANG | _WALL) != 0:
@@ -180,7 +177,7 @@ class Tracee:
         return status & 0xFF, status >> 8
 
     def wait_stop(self, timeout: float) -> tuple[int, int] | None:
-        """(signal, event) of the next stop, None after `timeout` seconds."""
+        """(signal, event) of the next stop; None after `timeout` seconds."""
         patience = Patience(timeout)
         while (stop := self.poll_stop()) is None:
             if patience.is_over():
@@ -200,5 +197,5 @@ class Tracee:
 
 
 def doze() -> None:
-    """20 µs: short beside what a thread may be held, long enough that the target gets our core."""
+    """Sleep 20 µs: short compared with the time a thread may be held, long enough for the target to use our core."""
     _usleep(20)

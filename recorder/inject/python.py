@@ -1,4 +1,4 @@
-"""Find CPython in a process: which loaded image holds its C API, the functions we call, and its version."""
+"""Finds CPython in a process: the loaded image that has its C API, the functions that we call, and its version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VERSION = "Py_Version"  # exported since 3.11: PY_VERSION_HEX
 
 @dataclass(frozen=True)
 class Python:
-    """A process's CPython. `version` is (major, minor), None before 3.11, which does not tell."""
+    """A process's CPython. `version` is (major, minor); None before 3.11, which does not export it."""
 
     image: str
     functions: MappingType[str, int]
@@ -31,24 +31,26 @@ class Python:
 
 
 def find_python(pid: int, maps: list[Mapping]) -> Python | None:
-    """The process's CPython, by its `maps`; None where it has none; PermissionError where its memory cannot be read."""
+    """The process's CPython, found in its `maps`; None if it has none.
+
+    Raises:
+        PermissionError: the memory of the process cannot be read.
+    """
     images = _images(pid, maps)
     with ProcessMemory(pid) as memory:
         for image in images:
-            # One name first: hundreds of libraries are loaded, and all but one lack it.
+            # Look for one name first: hundreds of libraries are loaded, and all but one lack it.
             if not exported(memory, image, FUNCTIONS[:1]):
                 continue
-            found = exported(memory, image, (*FUNCTIONS, _VERSION))
-            if all(name in found for name in FUNCTIONS):
-                functions = {name: found[name] for name in FUNCTIONS}
-                return Python(image.path, functions, _version(memory, found.get(_VERSION)))
+            addresses = exported(memory, image, (*FUNCTIONS, _VERSION))
+            if all(name in addresses for name in FUNCTIONS):
+                functions = {name: addresses[name] for name in FUNCTIONS}
+                return Python(image.path, functions, _version(memory, addresses.get(_VERSION)))
     return None
 
 
 def _images(pid: int, maps: list[Mapping]) -> list[Mapping]:
-    """The first mapping of each file, likely ones first: libpython, the executable, names with python, the
-    rest.
-    """
+    """The first mapping of each file, likely ones first: libpython, the executable, "python" in the name, others."""
     exe = os.readlink(f"/proc/{pid}/exe")
     starts = {m.path: m for m in reversed(maps) if m.offset == 0 and m.path.startswith("/")}
 

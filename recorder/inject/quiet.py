@@ -1,7 +1,7 @@
-"""While a thread of somebody's server is held, nothing may hold us up: no signal, no collection, no queue.
+"""While we hold a thread of somebody's server, nothing may delay us: no signal, no garbage collection, no run queue.
 
-On a server's loaded machine a process that wakes up may wait for a processor for half a second, and again and again: of
-2 s that an attach took there, all but 0.1 were such waits. The few milliseconds that we need come first instead.
+On a loaded server, a process that wakes up may wait half a second for a processor, again and again. An attach took 2 s
+there, and all but 0.1 s of it were such waits. So our few milliseconds of work go before all other work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def undelayed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_in_line() -> Iterator[None]:
-    """Raise the priority of this thread, and of those that it starts meanwhile, as far as we are allowed."""
+    """Raise the priority of this thread, and of the threads that it starts in this context, as far as we may."""
     global _rested_at  # noqa: PLW0603
     if not is_first_in_line():
         _rested_at = time.perf_counter()
@@ -47,8 +47,10 @@ def first_in_line() -> Iterator[None]:
 
 
 def rest() -> None:
-    """Where this thread goes before all others, leave them the processor for as long as it was taken from them: since
-    the last rest, and 20 ms at most. A server whose every processor is busy then goes on in between.
+    """Give the processor back for a while, if this thread goes before all others.
+
+    It sleeps for as long as it has run since the last rest, at most 20 ms. So a server whose processors are all busy
+    can go on in between.
     """
     global _rested_at  # noqa: PLW0603
     if is_first_in_line():
@@ -57,12 +59,12 @@ def rest() -> None:
 
 
 def is_first_in_line() -> bool:
-    """Whether this thread goes before all normal ones."""
+    """Whether this thread runs before all normal threads."""
     return os.sched_getscheduler(0) == os.SCHED_FIFO
 
 
 def put_first(thread: int) -> bool:
-    """Let a thread go before all normal ones, first come, first served; whether that is allowed."""
+    """Let a thread run before all normal threads (SCHED_FIFO). Returns whether that is allowed."""
     try:
         os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
     except OSError:
@@ -71,7 +73,7 @@ def put_first(thread: int) -> bool:
 
 
 def _raise_priority() -> Callable[[], None]:
-    """Before all normal threads, else the best nice value; what undoes it."""
+    """Go before all normal threads; if that is not allowed, take the best nice value. Returns what undoes it."""
     me = threading.get_native_id()
     policy, parameters = os.sched_getscheduler(me), os.sched_getparam(me)
     if put_first(me):
@@ -84,9 +86,10 @@ def _raise_priority() -> Callable[[], None]:
 
 
 def in_own_thread(work: Callable[[], _T]) -> _T:
-    """Run `work` in a thread of its own with all signals blocked in both; its result or its exception.
+    """Run `work` in a thread of its own, with all signals blocked in both threads. Returns its result or raises its
+    exception.
 
-    A thread, because the kernel lets go of what a thread traces when that thread ends, whatever it died of.
+    A thread of its own, because the kernel detaches all that a thread traces when that thread ends, for any reason.
     """
     outcome: list[_T] = []
     failure: list[BaseException] = []

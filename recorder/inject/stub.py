@@ -1,16 +1,15 @@
-"""The machine code that a borrowed thread runs: start a thread, say so, wait to be put back.
+"""The machine code that a borrowed thread runs: it starts a thread, says so, and waits to be restored.
 
-It ends in no trap. It waits in a ppoll of one second, in which its tracer finds and restores it; if the
-tracer was killed meanwhile it restores itself and goes on with what it did, so that no death of ours at this
-point harms the program. (ppoll, because being interrupted in it leaves the kernel's restart record of the
-thread alone.)
-
-One page or more, readable and executable, not writable, because programs may forbid pages that are both:
+It does not end in a trap. It waits in a ppoll of one second, in which its tracer finds and restores it. If the tracer
+was killed in that time, the stub restores the thread itself, and the thread goes on with its own work. So the program
+is not harmed even if we die at this point. (It is ppoll, because an interrupted ppoll does not change the kernel's
+restart record of the thread.)
+One page or more, readable and executable. It is not writable, because programs may forbid pages that are both:
     0x000  the borrowed thread: call, mark, wait, restore itself
-    0x180  the new thread: with the GIL, run the text
+    0x180  the new thread: take the GIL, run the text
     0x200  the pending call: start the new thread
     0x240  what restoring needs: registers and signal mask
-    0x300  its extended state (XSAVE), then the text
+    0x300  the extended state (XSAVE), then the text
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ _AT = {name: _SAVED + 8 * i for i, name in enumerate([*_NUMBERS, "rsp", "rip", "
 STACK_ROOM = 512
 """Bytes between the borrowed thread's stack pointer and ours: more than the red zone of the ABI (128)."""
 MARK_AT, RESULT_AT = 0, 8
-"""Where, from our stack pointer, the mark and then the call's result are left."""
+"""Offsets from our stack pointer at which the stub leaves the mark and the call's result."""
 
 
 def stub_size(extended_state: bytes, text: bytes) -> int:
-    """Bytes to map, whole pages."""
+    """Bytes to map: whole pages."""
     return -(-(_text_at(extended_state) + len(text) + 1) // _PAGE) * _PAGE
 
 
 def stack_pointer(registers: Registers) -> int:
-    """The stack pointer to start the stub with."""
+    """The stack pointer with which to start the stub."""
     return (registers.rsp - STACK_ROOM) & ~15
 
 
@@ -60,10 +59,10 @@ def build_stub(
     pending: bool,
     mark: int,
 ) -> bytes:
-    """The contents of the mapping at `page`: starts at offset 0 with `stack_pointer`, leaves `mark` when it
-    has called.
+    """The contents of the mapping at `page`. It starts at offset 0 with `stack_pointer`, and sets `mark` when it has
+    called.
 
-    `pending` queues the text for the main thread's next safe point instead of starting a thread for it.
+    `pending`: it queues the text for the main thread's next safe point instead of starting a thread for it.
     """
     text_address = page + _text_at(extended_state)
     new_thread = _new_thread(functions, text_address)
@@ -126,7 +125,7 @@ def _borrowed_thread(call: bytes, mark: int) -> bytes:
 
 
 def _restore_itself(at: int) -> bytes:
-    """Code at offset `at` that puts everything back from the page, without a writable byte but the stack."""
+    """Code at offset `at` that restores everything from the page. It writes to nothing but the stack."""
     code = b""
 
     def relative(opcode: bytes, target: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Look at a process before touching it: may we, can we, is it CPython."""
+"""Checks a process before anything in it is touched: are we allowed to, is it possible, is it CPython."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ANY_FILTERS = 1 << 30
 class Target:
     """A process that can be attached to.
 
-    `start_time` is in clock ticks since boot, `user` the one that its file accesses are checked with,
-    `syscall_at` the address of a `syscall` instruction in it. Threads of it that are under more than `filters_allowed`
-    seccomp filters are left alone.
+    `start_time` is in clock ticks since boot. `user` is the user with whose rights its file accesses are checked.
+    `syscall_at` is the address of a `syscall` instruction in it. We do not use its threads that are under more than
+    `filters_allowed` seccomp filters.
     """
 
     pid: int
@@ -38,7 +38,7 @@ class Target:
 
 
 def check_process(pid: int) -> None:
-    """NoProcess, NotAProcess or Zombie where `pid` is no process that runs; all else is `check_target`'s."""
+    """Raise NoProcess, NotAProcess or Zombie unless `pid` is a running process. `check_target` checks all else."""
     try:
         status = read_status(f"/proc/{pid}/status") if pid > 0 else {}
     except (FileNotFoundError, ProcessLookupError):
@@ -49,7 +49,7 @@ def check_process(pid: int) -> None:
 
 
 def is_python(pid: int) -> bool | None:
-    """Whether the process has CPython loaded; None where that may not be read."""
+    """Whether the process has CPython loaded; None if we may not read that."""
     try:
         return find_python(pid, mappings(pid)) is not None
     except PermissionError:
@@ -59,8 +59,9 @@ def is_python(pid: int) -> bool | None:
 
 
 def check_target(pid: int, *, force: bool = False) -> Target:
-    """Look at the process without changing anything in it; the error says which of the causes stands in the
-    way. With `force` a seccomp filter of the process is none.
+    """Check the process without changing anything in it. The error says which cause stands in the way.
+
+    With `force`, a seccomp filter of the process does not count as a cause.
     """
     machine = platform.machine()
     if machine != "x86_64":
@@ -81,7 +82,7 @@ def _check(pid: int, force: bool) -> Target:
     exe = _executable(pid)
     if exe and not _is_x86_64(pid):
         raise inject_errors.NotX8664(pid, "a program for another machine, or of 32 bits")
-    maps = mappings(pid)  # read once: of a server that has loaded hundreds of libraries it takes milliseconds
+    maps = mappings(pid)  # read only once: for a server with hundreds of libraries it takes milliseconds
     python = find_python(pid, maps) if exe else None
     if python is None:
         if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
@@ -94,10 +95,10 @@ def _check(pid: int, force: bool) -> Target:
 
 
 def _filters_allowed(pid: int, status: dict[str, str]) -> int:
-    """How many seccomp filters a thread may be under that we use. Seccomp where its main thread is under more.
+    """How many seccomp filters a thread may be under so that we use it. Raises Seccomp if the main thread has more.
 
-    A filter may kill a process for a call that our lines in it make, and nobody can ask a filter what it does. Filters
-    that we are under as well, as in one container, have let us make those calls.
+    A filter may kill a process for a system call that our code makes in it, and nobody can ask a filter what it does.
+    If we are under the same filters, as in one container, these have allowed us the same calls.
     """
     own = num_filters(read_status("/proc/self/status"))
     allowed = own if own and shares_our_files(pid) else 0
@@ -108,7 +109,7 @@ def _filters_allowed(pid: int, status: dict[str, str]) -> int:
 
 
 def shares_our_files(pid: int) -> bool:
-    """Whether a path means the same for us and the process: the same mount namespace and root."""
+    """Whether a path means the same file for us and for the process: the same mount namespace and root."""
     try:
         mine, theirs = os.stat("/proc/self/ns/mnt"), os.stat(f"/proc/{pid}/ns/mnt")
         same_root = os.path.samestat(os.stat("/"), os.stat(f"/proc/{pid}/root/"))
@@ -118,7 +119,7 @@ def shares_our_files(pid: int) -> bool:
 
 
 def _syscall_in_vdso(pid: int, maps: list[Mapping]) -> int:
-    """Every process has the kernel's vdso mapped, and that holds calls which fall back to the kernel."""
+    """A `syscall` instruction of the kernel's vdso. Every process has it mapped; its functions may call the kernel."""
     vdso = next(m for m in maps if m.path == "[vdso]")
     with ProcessMemory(pid) as memory:
         at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
@@ -146,7 +147,7 @@ def _check_state(pid: int, status: dict[str, str]) -> None:
 
 
 def _executable(pid: int) -> str:
-    """The path of its program, "" for a kernel thread."""
+    """The path of its program; "" for a kernel thread."""
     try:
         return os.readlink(f"/proc/{pid}/exe")
     except FileNotFoundError:
@@ -154,7 +155,7 @@ def _executable(pid: int) -> str:
 
 
 def _is_x86_64(pid: int) -> bool:
-    """What its program file is for: ELF, 64 bits, EM_X86_64."""
+    """Whether its program file is an ELF file of 64 bits for x86_64 (EM_X86_64)."""
     with open(f"/proc/{pid}/exe", "rb") as file:
         header = file.read(20)
     return header[4:5] == b"\x02" and header[18:20] == b"\x3e\x00"
@@ -162,7 +163,7 @@ def _is_x86_64(pid: int) -> bool:
 
 def _check_permission(pid: int, status: dict[str, str]) -> None:
     try:
-        with ProcessMemory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), and attaches to nothing
+        with ProcessMemory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), but does not attach
             pass
     except PermissionError:
         raise _why_refused(pid, status) from None
@@ -171,9 +172,8 @@ def _check_permission(pid: int, status: dict[str, str]) -> None:
     except OSError:
         return  # a kernel thread has no memory to open
     try:
-        ptrace(
-            PTRACE_GETEVENTMSG, pid
-        )  # of a process that we do not trace: ESRCH, unless a filter answers first
+        # We do not trace it, so the answer is ESRCH, unless a filter answers first.
+        ptrace(PTRACE_GETEVENTMSG, pid)
     except ProcessLookupError:
         return
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The processes of a server: a pid and everything that it started.
+"""The processes of a server: a pid and all its descendants.
 
-By parents alone. Servers rewrite their command lines (vLLM's process titles), and FastDeploy's workers leave
+Only by the parent pids. Servers rewrite their command lines (vLLM's process titles), and FastDeploy's workers leave
 their parent's process group and session (`preexec_fn=os.setsid`).
 """
 
@@ -24,7 +24,7 @@ class Process:
     depth: int
 
     def is_alive(self) -> bool:
-        """Whether this very process still runs: not a later one with its pid, not its zombie."""
+        """Whether exactly this process still runs: not a later process with its pid, not its zombie."""
         return is_same_process(self.pid, self.start_time)
 
 
@@ -38,7 +38,7 @@ def is_same_process(pid: int, start_time: int) -> bool:
 
 
 def process_tree(pid: int) -> list[Process]:
-    """`pid` and its descendants, parents before children, zombies left out. NoProcess when `pid` is gone."""
+    """`pid` and its descendants, parents before children, without zombies. Raises NoProcess if `pid` is gone."""
     children: dict[int, list[Stat]] = {}
     root = None
     for stat in _all_processes():
@@ -47,24 +47,24 @@ def process_tree(pid: int) -> list[Process]:
             root = stat
     if root is None or root.state in "ZX":
         raise NoProcess(pid)
-    found: list[Process] = []
+    tree: list[Process] = []
     waiting = [(root, 0)]
     while waiting:
         stat, depth = waiting.pop(0)
         if stat.state not in "ZX":
-            found.append(Process(stat.pid, stat.parent, stat.start_time, stat.name, depth))
-        # A pid that was reused while we read cannot be older than its parent.
+            tree.append(Process(stat.pid, stat.parent, stat.start_time, stat.name, depth))
+        # A child is never older than its parent. One that seems older: the parent's pid was reused while we read.
         below = [child for child in children.get(stat.pid, []) if child.start_time >= stat.start_time]
         waiting += [(child, depth + 1) for child in sorted(below, key=lambda child: child.pid)]
-    return found
+    return tree
 
 
 def _all_processes() -> list[Stat]:
-    found = []
+    stats = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                found.append(read_stat(f"/proc/{name}/stat"))
+                stats.append(read_stat(f"/proc/{name}/stat"))
             except (FileNotFoundError, ProcessLookupError):
                 continue
-    return found
+    return stats

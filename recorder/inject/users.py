@@ -1,7 +1,7 @@
-"""Touch files as the user whose files they are.
+"""Works on files with the rights of the user whose files they are.
 
-Root that records another user's server makes files for that user in directories which that user can write: whatever is
-done there by path, the user can turn to another file. Done with that user's own rights, it can harm nobody but them.
+When root records another user's server, it makes files for that user in directories that the user can write. The user
+could make any path in there point to another file. With only that user's own rights, we can harm nobody but that user.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class User:
-    """Whose files a process makes: the ids that its file accesses are checked with."""
+    """The user of a process's files: the ids with which its file accesses are checked."""
 
     uid: int
     gid: int
 
 
 def user_of(pid: int) -> User:
-    """The user of a process; FileNotFoundError or ProcessLookupError when it is gone.
+    """The user of a process. Raises FileNotFoundError or ProcessLookupError if it is gone.
 
-    Not the owner of /proc/PID, which is root where a process may not be dumped.
+    This is not the owner of /proc/PID: that is root for a process that may not be dumped.
     """
     return user_in(read_status(f"/proc/{pid}/status"))
 
 
 def user_in(status: dict[str, str]) -> User:
-    """The same from what `read_status` has read."""
+    """The same, from the result of `read_status`."""
     return User(int(status["Uid"].split()[3]), int(status["Gid"].split()[3]))
 
 
 @contextmanager
 def acting_as(user: User) -> Iterator[None]:
-    """Have all that this thread does to files meanwhile be done with the rights of `user`, and be theirs.
+    """In this context, this thread accesses files with the rights of `user`; new files belong to `user`.
 
-    Nothing changes where that is who we are. TargetError where we may not: only root may. It is setfsuid(2): of this
-    thread alone, and the kernel takes the capabilities over files with it.
+    Nothing changes if `user` is our own user. Raises TargetError if we may not do it: only root may. It is setfsuid(2):
+    it concerns this thread alone, and with it the kernel takes away the capabilities over files.
     """
     if user.uid == os.geteuid():
         yield
@@ -63,7 +63,7 @@ def acting_as(user: User) -> Iterator[None]:
 
 
 def _become(user: User, groups: list[int]) -> None:
-    """The order matters on the way out: the right to change groups is back with none of the file capabilities."""
+    """Groups come first. On the way back that matters: they are set before the file capabilities return."""
     _set_groups(groups)
     _libc.setfsgid(user.gid)
     _libc.setfsuid(user.uid)
@@ -76,7 +76,7 @@ def _become(user: User, groups: list[int]) -> None:
 
 
 def _set_groups(groups: list[int]) -> None:
-    """The supplementary groups of this thread alone: the C library's function would change all threads'."""
+    """Set the supplementary groups of this thread alone. The C library's function would set those of all threads."""
     number = _SETGROUPS.get(platform.machine())
     if number is not None:
         array = (ctypes.c_uint32 * len(groups))(*groups)
@@ -84,7 +84,7 @@ def _set_groups(groups: list[int]) -> None:
 
 
 def user_name(uid: int) -> str:
-    """A user for a message: `alice (1000)`, or the number where it has no name."""
+    """A user for a message: `alice (1000)`, or the number if the user has no name."""
     import pwd  # noqa: PLC0415
 
     try:

@@ -1,4 +1,4 @@
-"""What tables of a trace are in memory: columns as numpy arrays, and values that are equal by what they hold."""
+"""Tables of a trace in memory: columns as numpy arrays, and values that compare equal by their contents."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ MISSING = -1
 """Stands for NULL in integer columns."""
 
 Columns = Mapping[str, NDArray[Any]]
-"""A table's columns by name, one entry a row."""
+"""A table's columns by name; each array has one entry per row."""
 
 ColumnArrays = dict[str, NDArray[Any]]
-"""The same, by whoever puts them together."""
+"""The same as `Columns`, for code that still builds the table."""
 
 Ints = NDArray[np.int64]
 
 
-def same_value(one: Any, other: Any) -> bool:
-    """Whether two values are equal where arrays, mappings, tuples and dataclasses are compared by what they hold."""
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return _same_array(one, other)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same_value(one[name], other[name]) for name in one)
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(same_value, one, other))
-    if is_dataclass(one) and type(one) is type(other):
-        names = [known.name for known in fields(one)]
-        return all(same_value(getattr(one, name), getattr(other, name)) for name in names)
-    return bool(one == other)
+def same_value(left: Any, right: Any) -> bool:
+    """Whether two values are equal. Arrays, mappings, tuples and dataclasses are compared by their contents."""
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return _same_array(left, right)
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same_value(left[name], right[name]) for name in left)
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(same_value, left, right))
+    if is_dataclass(left) and type(left) is type(right):
+        names = [declared.name for declared in fields(left)]
+        return all(same_value(getattr(left, name), getattr(right, name)) for name in names)
+    return bool(left == right)
 
 
-def _same_array(one: Any, other: Any) -> bool:
-    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)) or one.shape != other.shape:
+def _same_array(left: Any, right: Any) -> bool:
+    if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)) or left.shape != right.shape:
         return False
-    if object in (one.dtype, other.dtype):
-        return all(map(same_value, one.tolist(), other.tolist()))
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f")
+    if object in (left.dtype, right.dtype):
+        return all(map(same_value, left.tolist(), right.tolist()))
+    return np.array_equal(left, right, equal_nan=left.dtype.kind == right.dtype.kind == "f")
 
 
 class ByValue:
-    """Dataclasses that hold arrays: equal where they hold the same."""
+    """The base of dataclasses that hold arrays: two are equal if their contents are equal."""
 
     __hash__ = None  # type: ignore[assignment]
 

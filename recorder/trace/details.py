@@ -1,4 +1,4 @@
-"""A recording as a trace has it: its steps and requests read at once, the rest when it is asked for."""
+"""A recording that is backed by a trace: steps and requests are read at once, details when they are asked for."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from fdtrace.recorder.trace.recording import (
 
 
 def recording_of(db: duckdb.DuckDBPyConnection, engine: EngineInfo, notes: tuple[str, ...]) -> Recording:
-    """An engine's recording, whose details are read from this connection while it is open."""
+    """An engine's recording. Its details are read from this connection, as long as it is open."""
     reader = Reader(db, engine.engine_id)
     steps, requests = reader.steps(), reader.requests()
     return Recording(engine, steps, requests, notes, TraceDetails(db, engine, requests["request"]))
 
 
 class TraceDetails:
-    """The `RecordingDetails` of a trace, each read once. Safe from any thread.
+    """The `RecordingDetails` of a trace. Each is read once, when it is first asked for. Safe from any thread.
 
-    Every one raises a TraceError where it was not read before the trace was closed.
+    A detail that was not read before the trace was closed raises a TraceError.
     """
 
     def __init__(self, db: duckdb.DuckDBPyConnection, engine: EngineInfo, numbers: NDArray[Any]) -> None:
-        """`numbers` are those of the requests, ascending."""
+        """`numbers` are the request numbers, ascending."""
         self._db, self._engine, self._numbers = db, engine, numbers
 
     @cached_property
@@ -71,7 +71,7 @@ class TraceDetails:
 
     @cached_property
     def handover(self) -> HandoverSteps | None:
-        """What the other instance did; None in the mixed role."""
+        """What the prefill or decode role did with each request; None in the mixed role."""
         if self._engine.role not in ("prefill", "decode"):
             return None
         with self._reading() as reader:
@@ -85,7 +85,7 @@ class TraceDetails:
 
     @cached_property
     def row_scan(self) -> RowScan:
-        """What takes a look at every row."""
+        """What only a scan of every row of `step_request` gives."""
         with self._reading() as reader:
             return RowScan(reader.queued(), reader.restarts(self._numbers), reader.digests())
 
@@ -100,7 +100,7 @@ class TraceDetails:
 
     @contextmanager
     def _reading(self) -> Iterator[Reader]:
-        """A reader with a cursor of its own: DuckDB lets no two threads use one."""
+        """A reader with a cursor of its own: two threads must not share a DuckDB cursor."""
         try:
             cursor = self._db.cursor()
         except duckdb.ConnectionException:

@@ -1,4 +1,4 @@
-"""One number for what a step ran, so that two recordings of millions of rows are compared step by step."""
+"""One number for all that a step ran, so that recordings of millions of rows can be compared step by step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 PRIME = 2**31 - 1
 FACTORS = (48271, 69621, 40692)
-"""Of the request's number, its tokens and its drafts."""
+"""The factors of the request's number, its tokens and its draft tokens."""
 
 _SUM = " + ".join(
     f"{column} * {factor}"
@@ -23,10 +23,14 @@ SQL = f"sum((({_SUM} + 1)::BIGINT % {PRIME}) ** 2 % {PRIME})::BIGINT"
 def digests_of(
     step: NDArray[np.int64], rows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], length: int
 ) -> NDArray[np.int64]:
-    """The digests of `length` steps, from rows in any order: each row's index of its step, and its request's number,
-    tokens and drafts. A step without rows has 0.
+    """The digests of `length` steps (int64); 0 for a step without rows.
+
+    Args:
+        step: for each row, in any order, the index of its step.
+        rows: for each row, the number of its request, its tokens and its draft tokens.
+        length: how many steps there are.
     """
     mixed = sum((values * factor for values, factor in zip(rows, FACTORS, strict=True)), np.int64(1)) % PRIME
-    found = np.zeros(length, np.int64)
-    np.add.at(found, step, mixed * mixed % PRIME)
-    return found
+    digests = np.zeros(length, np.int64)
+    np.add.at(digests, step, mixed * mixed % PRIME)
+    return digests

@@ -1,9 +1,11 @@
-"""Opens a trace's file so that nothing in it can harm whoever opens it. A trace may come from a stranger.
+"""Opens a trace's file safely. A trace may come from a stranger: nothing in it may harm whoever opens it.
 
-The file is attached, read-only, to a DuckDB of our own in memory, and only its tables are read: the tables and views
-that queries see are ours, made from `recorder.schema`. So neither a view nor a macro of the file is ever run, and none
-can stand in for a name that our queries use. What a user's own query reaches is bounded by the connection: no file but
-this one (of a recording in progress, its parts too), no network, no extension, no setting, a bounded memory.
+The file is attached, read-only, to a DuckDB of our own in memory. Only the file's tables are read. The tables and views
+that queries see are ours, made from `recorder.schema`. So no view and no macro of the file ever runs, and none can
+replace a name that our queries use.
+
+The connection limits what a user's query can reach: this file (and the parts of a recording in progress), no other
+file, no network, no extension, no setting, and a limited amount of memory.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ HEADERS = 3 * 4096
 """Bytes of a DuckDB file before its first block."""
 
 MEMORY_SHARE = 0.5
-"""Of the machine's memory, what the queries of one trace may use at most unless told otherwise."""
+"""The share of the machine's memory that the queries of one trace may use, where the caller sets no limit."""
 
 SETTINGS = {
     "autoinstall_known_extensions": "false",
@@ -55,7 +57,7 @@ def connect(
         writable: a directory that `COPY … TO` may write to.
 
     Raises:
-        TraceError: it is no trace, a damaged one, or one whose tables are not the schema's; says which and why.
+        TraceError: the file is no trace, is damaged, or has other tables than the schema; the error says which and why.
     """
     refuse_other_files(path)
     db = _attached(path, memory, writable, ())
@@ -80,7 +82,7 @@ def connect(
 
 
 def is_growing(db: duckdb.DuckDBPyConnection) -> bool:
-    """Whether an open trace is one whose rows lie in parts: another file is still to take its place."""
+    """Whether the rows of an open trace are still in parts: a final file will replace this one."""
     rows = db.execute(
         "SELECT count(*) FROM duckdb_views() WHERE view_name = $1 AND database_name = 'memory'", [STATE]
     )
@@ -88,19 +90,19 @@ def is_growing(db: duckdb.DuckDBPyConnection) -> bool:
 
 
 def refuse_other_files(path: Path) -> None:
-    """TraceError where `path` is no regular file with the head of a DuckDB database."""
+    """Raise a TraceError unless `path` is a regular file that begins as a DuckDB database does."""
     try:
         str(path.resolve()).encode()
-        found = path.stat()
+        status = path.stat()
     except UnicodeEncodeError:
         raise TraceError(f"{path} cannot be opened", why="its name is no UTF-8", hint="rename it") from None
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError) as error:
         raise TraceError(f"{path} cannot be read", why=str(error)) from None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise TraceError(f"{path} is a directory", hint="give the trace's file")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise TraceError(f"{path} is no trace", why="it is no regular file: a pipe, a device or a socket")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -112,14 +114,14 @@ def refuse_other_files(path: Path) -> None:
         raise TraceError(f"{path} is no trace", why="it is empty", hint="copy it again")
     if head[MAGIC_OFFSET : MAGIC_OFFSET + len(MAGIC)] != MAGIC:
         raise TraceError(f"{path} is no trace", why="it is not a DuckDB file")
-    if found.st_size < HEADERS:
-        why = f"it was cut off: {found.st_size} bytes are left of it"
+    if status.st_size < HEADERS:
+        why = f"it was cut off: {status.st_size} bytes are left of it"
         raise TraceError(f"{path} is damaged", why=why, hint=AGAIN)
     log = path.with_name(path.name + ".wal")
     if os.path.lexists(log):
         raise TraceError(
             f"{path} cannot be opened",
-            why=f"{log.name} lies beside it: changes by a DuckDB client that did not end, or put there by somebody",
+            why=f"{log.name} lies beside it: a DuckDB client made changes and did not end, or somebody put it there",
             hint=f"if you changed the trace yourself, `CHECKPOINT` it with DuckDB; else remove {log.name}",
         )
 
@@ -139,7 +141,7 @@ def damaged(path: Path, error: BaseException) -> TraceError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -158,20 +160,20 @@ def _missing(path: Path) -> TraceError:
 def _attached(
     path: Path, memory: int | None, writable: Path | None, files: Sequence[Path]
 ) -> duckdb.DuckDBPyConnection:
-    """A database in memory with the trace attached as `FILE`; it can read the trace, these files and nothing else."""
-    where = path.resolve()
+    """A database in memory with the trace attached as `FILE`. It can read the trace and `files`, and nothing else."""
+    trace_path = path.resolve()
     bytes_allowed = memory or int(machine_memory() * MEMORY_SHARE)
     db = duckdb.connect(":memory:", config={**SETTINGS, "memory_limit": f"{bytes_allowed // 1000}KB"})
     try:
-        allowed = [where, where.with_name(where.name + ".wal"), *files]
+        allowed = [trace_path, trace_path.with_name(trace_path.name + ".wal"), *files]
         db.execute(
-            f"SET allowed_paths = [{', '.join(f'{chr(39)}{quoted(one)}{chr(39)}' for one in allowed)}]"
+            f"SET allowed_paths = [{', '.join(f'{chr(39)}{quoted(entry)}{chr(39)}' for entry in allowed)}]"
         )
         if writable is not None:
             db.execute(f"SET allowed_directories = ['{quoted(writable)}/']")
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
-        db.execute(f"ATTACH '{quoted(where)}' AS {FILE} (READ_ONLY, TYPE duckdb)")
+        db.execute(f"ATTACH '{quoted(trace_path)}' AS {FILE} (READ_ONLY, TYPE duckdb)")
     except duckdb.Error as error:
         db.close()
         raise TraceError(
@@ -183,9 +185,12 @@ def _attached(
 
 
 def _make_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str], *, growing: bool) -> None:
-    """The schema's tables, as views of the file's, and its views over these; while it grows, its collector's state."""
-    made = [f"CREATE VIEW {table.name} AS {sources[table.name]}" for table in schema.TABLES]
-    made += [f"CREATE VIEW {view.name} AS {view.query}" for view in schema.VIEWS]
+    """Create the schema's tables as views of the file's tables, then the schema's views over them.
+
+    While the trace grows, its collector's state can be read too.
+    """
+    statements = [f"CREATE VIEW {table.name} AS {sources[table.name]}" for table in schema.TABLES]
+    statements += [f"CREATE VIEW {view.name} AS {view.query}" for view in schema.VIEWS]
     if growing:
-        made.append(f"CREATE VIEW {STATE} AS FROM {FILE}.main.{STATE}")
-    db.execute("; ".join(made))
+        statements.append(f"CREATE VIEW {STATE} AS FROM {FILE}.main.{STATE}")
+    db.execute("; ".join(statements))

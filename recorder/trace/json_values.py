@@ -1,4 +1,4 @@
-"""Reads the JSON texts of a trace, whatever they hold."""
+"""Reads the JSON texts of a trace. They may hold anything: a trace may come from a stranger."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 from typing import Any
 
 LONGEST = 1 << 24
-"""Characters of a JSON text that is read."""
+"""Most characters of a JSON text that is read."""
 DEEPEST = 64
-"""Levels of nesting."""
+"""Most levels of nesting."""
 
 
 def read_json(text: str | None) -> Any:
-    """The value of a JSON text; None where it is NULL. ValueError where it is none, or too long or too deep."""
+    """The value of a JSON text; None if the text is NULL.
+
+    Raises:
+        ValueError: the text is no JSON, too long, or nested too deep.
+    """
     if text is None:
         return None
     if len(text) > LONGEST:
@@ -27,7 +31,7 @@ def read_json(text: str | None) -> Any:
 
 
 def json_object(text: str | None) -> dict[str, Any] | None:
-    """The object that a JSON text is; empty where the text is NULL; None where it is something else."""
+    """The JSON object in a text. An empty dictionary if the text is NULL; None if it holds no JSON object."""
     try:
         value = read_json(text)
     except ValueError:
@@ -45,8 +49,8 @@ def _depth(value: Any) -> int:
             break
         level = [
             inner
-            for one in level
-            if isinstance(one, (dict, list))
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for container in level
+            if isinstance(container, (dict, list))
+            for inner in (container.values() if isinstance(container, dict) else container)
         ]
     return depth

@@ -28,7 +28,7 @@ ROW = """
 q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
 coalesce(q.num_accepted_tokens, 0), q.num_blocks
 """
-"""The columns of `RecordedRow` after its request, of `step_request q`."""
+"""The columns of `RecordedRow` after its `request_id`, read from `step_request q`."""
 
 STEP_ROWS = f"""
 SELECT r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
@@ -38,11 +38,11 @@ WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
 
 
 def engine_info(row: dict[str, Any]) -> EngineInfo:
-    """A row of `engine`; numbers that the model cannot do without are 0 where they are NULL."""
+    """A row of `engine` as a value. Numbers that the model needs are 0 if they are NULL."""
     names = EngineInfo.__dataclass_fields__
-    known = {name: value for name, value in row.items() if name in names and value is not None}
+    values = {name: value for name, value in row.items() if name in names and value is not None}
     for name in ("config", "env"):
-        known[name] = json.loads(row[name] or "null") or {}
+        values[name] = json.loads(row[name] or "null") or {}
     for name in (
         "max_num_batched_tokens",
         "max_num_seqs",
@@ -50,10 +50,10 @@ def engine_info(row: dict[str, Any]) -> EngineInfo:
         "block_size",
         "num_blocks",
     ):
-        known.setdefault(name, 0)
-    known.setdefault("max_model_len", 0)
-    known.setdefault("version", "")
-    return EngineInfo(**known)
+        values.setdefault(name, 0)
+    values.setdefault("max_model_len", 0)
+    values.setdefault("version", "")
+    return EngineInfo(**values)
 
 
 class Reader:
@@ -63,26 +63,26 @@ class Reader:
         self.db, self.engine_id = db, engine_id
 
     def _numpy(self, query: str) -> dict[str, NDArray[Any]]:
-        found = self.db.execute(query, [self.engine_id]).fetchnumpy()
+        columns = self.db.execute(query, [self.engine_id]).fetchnumpy()
         return {
             name: np.ma.filled(values) if np.ma.isMaskedArray(values) else values
-            for name, values in found.items()
+            for name, values in columns.items()
         }
 
     @staticmethod
     def _select(table: schema.Table, *skip: str) -> str:
-        parts = []
+        fields = []
         for column in table.columns:
             if column.name in skip:
                 continue
             if column.type == "TIMESTAMP_NS":
-                parts.append(f"coalesce(epoch_ns({column.name}), {MISSING}) AS {column.name}")
+                fields.append(f"coalesce(epoch_ns({column.name}), {MISSING}) AS {column.name}")
             elif column.type == "VARCHAR":
-                parts.append(f"coalesce({column.name}, '') AS {column.name}")
+                fields.append(f"coalesce({column.name}, '') AS {column.name}")
             else:
                 number = "DOUBLE" if column.type == "DOUBLE" else "BIGINT"
-                parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
-        return ", ".join(parts)
+                fields.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
+        return ", ".join(fields)
 
     def requests(self) -> ColumnArrays:
         """The columns of `request`, by number."""
@@ -92,67 +92,70 @@ class Reader:
         )
 
     def steps(self, after: int = MISSING) -> ColumnArrays:
-        """The columns of `step`, of the steps after one, in step order."""
-        found = self._numpy(
+        """The columns of `step`, for the steps later than `after`, in step order."""
+        columns = self._numpy(
             f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "
             f"WHERE engine_id = $1 AND step > {int(after)}"
         )
-        # They are written in this order, and DuckDB takes longer to sort a million rows than to read them.
-        steps = found["step"]
+        # The rows are usually in step order already. DuckDB takes longer to sort a million rows than to read them.
+        steps = columns["step"]
         if (steps[1:] > steps[:-1]).all():
-            return found
+            return columns
         order = np.argsort(steps)
-        return {name: values[order] for name, values in found.items()}
+        return {name: values[order] for name, values in columns.items()}
 
     def acceptance(self, numbers: NDArray[Any]) -> Acceptance:
-        """The drafts accepted and verified in each decode, by request and step; `numbers` are the requests'."""
-        found = self._numpy(
+        """The draft tokens accepted and verified in each decode, ordered by request and step.
+
+        `numbers` are the request numbers of `Recording.requests`.
+        """
+        decodes = self._numpy(
             "SELECT request, num_accepted_tokens::SMALLINT AS accepted, "
             f"coalesce(num_draft_tokens, {MISSING})::SMALLINT AS drafts FROM step_request "
             "WHERE engine_id = $1 AND kind = 'decode' ORDER BY request, step"
         )
         counts = np.zeros(len(numbers) + 1, np.int64)
-        order, number_of = np.unique(found["request"], return_counts=True)
+        order, number_of = np.unique(decodes["request"], return_counts=True)
         counts[np.searchsorted(numbers, order) + 1] = number_of
-        accepted, verified = found["accepted"].astype(np.int16), found["drafts"].astype(np.int16)
+        accepted, verified = decodes["accepted"].astype(np.int16), decodes["drafts"].astype(np.int16)
         return Acceptance(accepted, np.cumsum(counts), verified)
 
     def digests(self) -> StepDigests:
-        """What the recorded requests of each step ran."""
-        found = self._numpy(
+        """The digest of each step's recorded requests, and their tokens."""
+        columns = self._numpy(
             f"SELECT step, {digest.SQL} AS digest, sum(num_tokens)::BIGINT AS num_tokens FROM step_request "
             "WHERE engine_id = $1 GROUP BY step ORDER BY step"
         )
-        return StepDigests(found["step"], found["digest"], found["num_tokens"])
+        return StepDigests(columns["step"], columns["digest"], columns["num_tokens"])
 
     def step_rows(self, step: int) -> list[RecordedRow]:
         """The requests of a step, prefills first."""
         return [RecordedRow(*row) for row in self.db.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
-        """The step of the first event of a kind of each request; MISSING where there is none."""
-        found = self._numpy(
+        """The step of the first event of a kind of each request; MISSING if there is none."""
+        events = self._numpy(
             f"SELECT request, min(step) AS step FROM event WHERE engine_id = $1 AND kind = '{kind}' "
             "AND request IS NOT NULL AND step IS NOT NULL GROUP BY request ORDER BY request"
         )
         steps = np.full(len(numbers), MISSING, np.int64)
-        if len(found["request"]):
-            steps[np.searchsorted(numbers, found["request"])] = found["step"]
+        if len(events["request"]):
+            steps[np.searchsorted(numbers, events["request"])] = events["step"]
         return steps
 
     def handover(self, numbers: NDArray[Any]) -> HandoverSteps:
         """What the prefill and decode roles did with each request."""
-        found = self._numpy(
+        last_steps = self._numpy(
             "SELECT request, max(step) AS step FROM step_request WHERE engine_id = $1 GROUP BY request ORDER BY request"
         )
         last_ran = np.full(len(numbers), MISSING, np.int64)
-        last_ran[np.searchsorted(numbers, found["request"])] = found["step"]
+        last_ran[np.searchsorted(numbers, last_steps["request"])] = last_steps["step"]
         kinds = ("preallocated", "joined", "discarded")
         preallocated, joined, discarded = (self.event_step(numbers, kind) for kind in kinds)
         return HandoverSteps(preallocated, joined, discarded, last_ran)
 
     def restarts(self, numbers: NDArray[Any]) -> dict[int, tuple[int, ...]]:
-        """The decode forwards before which each request sampled and was preempted, as in `RowScan.restarts`."""
+        """For each request, the decode forwards before which it was preempted after sampling: `RowScan.restarts`."""
         rows = self.db.execute(
             "WITH ran AS (SELECT request, step, kind = 'decode' AS decodes, num_computed_tokens AS first, "
             "num_computed_tokens + num_tokens AS past, num_accepted_tokens AS accepted, "
@@ -169,20 +172,20 @@ class Reader:
         }
 
     def block_hashes(self) -> NDArray[Any]:
-        """The hashes of each request's full prompt blocks, an array each, None where the trace has none."""
+        """The hashes of each request's full prompt blocks, an array each, None if the trace has none."""
         query = "SELECT block_hashes FROM request WHERE engine_id = $1 ORDER BY request"
-        found: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
-        lists: NDArray[Any] = np.ma.getdata(found).copy()
-        lists[np.ma.getmaskarray(found)] = None
+        hashes: Any = self.db.execute(query, [self.engine_id]).fetchnumpy()["block_hashes"]
+        lists: NDArray[Any] = np.ma.getdata(hashes).copy()
+        lists[np.ma.getmaskarray(hashes)] = None
         return lists
 
     def initial(self) -> tuple[InitialRequest, ...]:
-        """Requests whose arrival was not recorded and which had computed tokens in their first recorded step."""
+        """Requests that arrived before the recording and already had computed tokens in their first recorded step."""
         rows = self._first_rows("ORDER BY q.request")
         return tuple(InitialRequest(*row) for row in rows if row[1] > 0)
 
     def queued(self) -> tuple[InitialRequest, ...]:
-        """Requests whose arrival was not recorded and which began with a prefill after the first recorded step."""
+        """Requests that arrived before the recording and began with a prefill after the first recorded step."""
         return tuple(
             InitialRequest(*row)
             for row in self._first_rows(
@@ -192,21 +195,22 @@ class Reader:
             )
         )
 
-    def _first_rows(self, rest: str) -> list[Any]:
+    def _first_rows(self, clauses: str) -> list[Any]:
         return self.db.execute(
             "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
             "arg_min(q.kind, q.step) = 'decode', "
             f"coalesce(arg_min(q.num_computed_tokens, q.step) FILTER (WHERE q.kind = 'decode'), {MISSING}) "
             "FROM step_request q JOIN request r USING (engine_id, request) "
-            f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {rest}",
+            f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {clauses}",
             [self.engine_id],
         ).fetchall()
 
 
 def restarts(prompt: int, rows: Iterable[tuple[bool, int, int, int]]) -> Iterator[int]:
-    """The decode forwards, from 0, before which a request sampled a token and was then prefilled anew.
+    """Indices of decode forwards (from 0) before which a request sampled a token and was then prefilled again.
 
-    `rows` are its own in order: whether it decoded, its first token, the token past its last one, drafts accepted.
+    `rows` are the request's rows in step order: whether it decoded, the position of its first token, the position
+    after its last token, and its accepted draft tokens.
     """
     forwards, total, end, sampled = 0, prompt, 0, False
     for decodes, first, past, accepted in rows:

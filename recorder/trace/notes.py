@@ -1,4 +1,4 @@
-"""The notes of a trace: what its recording could not see, and what a look at it shows."""
+"""The notes of a trace: what its recording could not see, and what the trace itself shows."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fdtrace.recorder.trace.file import is_growing
 from fdtrace.recorder.trace.json_values import read_json
 
 MOST = 100
-"""Notes that are read."""
+"""Most notes that are read."""
 STATES = ("recording", "complete", "recovered")
 
 
 def read_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
-    """The trace's own notes, safe to print, and one where these are no list of texts or where steps are missing."""
+    """The trace's own notes, safe to print; then notes on an odd state, missing steps and missing rows."""
     text, state = db.execute("SELECT notes, state FROM trace").fetchall()[0]
     return (*own_notes(text), *_state_note(state, growing=is_growing(db)), *gap_notes(db), *row_notes(db))
 
 
 def own_notes(text: str | None) -> tuple[str, ...]:
-    """The notes of the recording. What is no list of texts is told instead."""
+    """The notes that the recording wrote. Where they are no list of texts, one note that says so."""
     try:
         notes: Any = read_json(text)
     except ValueError as error:
@@ -40,12 +40,12 @@ def _state_note(state: str | None, *, growing: bool) -> tuple[str, ...]:
         return ("this trace says that it is still recording, but it is a finished file",)
     if state in STATES:
         return ()
-    known = ", ".join(STATES)
-    return (f"the state of this trace is {printable(state, 200)}, one of {known} is expected",)
+    states = ", ".join(STATES)
+    return (f"the state of this trace is {printable(state, 200)}, one of {states} is expected",)
 
 
 def gap_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
-    """A note for each engine that has missing steps of which no event `lost` tells."""
+    """A note for each engine that misses steps although it has no event `lost`."""
     rows = db.execute(
         "SELECT s.engine_id, s.last - s.first + 1 - s.n FROM "
         "(SELECT engine_id, min(step) AS first, max(step) AS last, count(DISTINCT step) AS n FROM step GROUP BY ALL) s "
@@ -59,7 +59,7 @@ def gap_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
 
 
 def row_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
-    """A note for each engine of which the requests of some steps are not recorded."""
+    """A note for each engine that has steps whose requests are not all recorded."""
     rows = db.execute(
         "SELECT engine_id, s.ran, s.ran - coalesce(q.ran, 0) FROM "
         "(SELECT engine_id, sum(num_tokens)::BIGINT AS ran FROM step GROUP BY ALL) s LEFT JOIN "

@@ -1,6 +1,6 @@
-"""Finds the parts of a recording in progress: Parquet files beside the trace, as its collector's state names them.
+"""Finds the parts of a recording in progress: Parquet files beside the trace. The collector's state names them.
 
-The trace's own views over them are not used: a view could name any file.
+The trace has views over its parts, but we do not use them: a view could name any file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ STATE = "_collector"
 """The table that holds the collector's state while it records."""
 
 LIVE = "_live_"
-"""Before a table's name: a table of rows that are in no part yet."""
+"""The prefix of a table whose rows are in no part yet; the name of the schema's table follows."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a recording in progress: of each table its files, oldest first."""
+    """The parts of a recording in progress: the files of each table, oldest first."""
 
     of: dict[str, tuple[Path, ...]]
 
@@ -43,41 +43,43 @@ class Parts:
 
 
 def find_parts(db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables) -> Parts | None:
-    """The parts that the attached trace names; None where it is complete.
+    """The parts that the attached trace names; None if it is complete.
 
     Raises:
-        TraceError: its state makes no sense, or a part is missing or no regular file.
+        TraceError: the collector's state makes no sense, or a part is missing or is no regular file.
     """
     if STATE not in tables.columns:
         return None
     rows = db.execute(f"SELECT state::VARCHAR FROM {FILE}.main.{STATE} LIMIT 1").fetchall()
     names = _named_parts(path, rows[0][0] if rows else None)
     directory = parts_directory(path.resolve())
-    return Parts({table: tuple(_part(path, directory / name) for name in names[table]) for table in names})
+    return Parts(
+        {table: tuple(_existing_part(path, directory / name) for name in names[table]) for table in names}
+    )
 
 
 def _named_parts(path: Path, state: str | None) -> dict[str, list[str]]:
-    known = {table.name for table in schema.TABLES}
+    table_names = {table.name for table in schema.TABLES}
     try:
         parts: Any = json.loads(state or "")["parts"]
-        found = {
+        part_names = {
             table: [name for level in reversed(levels) for name in level]
             for table, levels in parts.items()
-            if table in known
+            if table in table_names
         }
-        if all(PART_NAME.match(name) for names in found.values() for name in names):
-            return found
+        if all(PART_NAME.match(name) for names in part_names.values() for name in names):
+            return part_names
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise TraceError(
-        f"{path} is damaged", why=f"what its table `{STATE}` says of its parts makes no sense", hint=RECOVER
+        f"{path} is damaged", why=f"the list of parts in its table `{STATE}` is not valid", hint=RECOVER
     )
 
 
 RECOVER = "`fdtrace recover` it where it was recorded"
 
 
-def _part(path: Path, part: Path) -> Path:
+def _existing_part(path: Path, part: Path) -> Path:
     try:
         mode = os.lstat(part).st_mode
     except OSError:
@@ -94,19 +96,22 @@ def _part(path: Path, part: Path) -> Path:
 def part_sources(
     db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables, parts: Parts, *, earlier: bool
 ) -> dict[str, str]:
-    """The query that gives each table which has parts, their columns checked; `earlier`: the trace's schema is."""
+    """For each table that has parts, the query that reads it. The columns of the parts are checked.
+
+    `earlier`: the trace's schema is older than ours.
+    """
     sources = {}
     for table in schema.TABLES:
         if table.name not in parts.of:
             continue
         queries = []
         if parts.of[table.name]:
-            listed = ", ".join(f"'{quoted(one)}'" for one in parts.of[table.name])
+            listed = ", ".join(f"'{quoted(file)}'" for file in parts.of[table.name])
             source = f"read_parquet([{listed}])"
             queries.append(_checked(path, table, _columns_of(db, source), source, earlier))
-        rest = tables.columns.get(LIVE + table.name)
-        if rest is not None:
-            queries.append(_checked(path, table, rest, f"{FILE}.main.{LIVE}{table.name}", earlier))
+        live_columns = tables.columns.get(LIVE + table.name)
+        if live_columns is not None:
+            queries.append(_checked(path, table, live_columns, f"{FILE}.main.{LIVE}{table.name}", earlier))
         sources[table.name] = " UNION ALL ".join(queries) or source_of(table, None, "")
     return sources
 

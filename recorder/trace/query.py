@@ -1,4 +1,4 @@
-"""Runs a user's query on a trace: a question alone, bounded in time and memory, interrupted by Ctrl-C."""
+"""Runs a user's query on a trace. It may only read; time and memory are limited, and Ctrl-C interrupts it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fdtrace.recorder.trace.file import MEMORY_SHARE, machine_memory
 Result = TypeVar("Result")
 
 QUESTIONS = {"SELECT", "EXPLAIN", "MULTI"}
-"""Kinds of statements that only ask; MULTI is a PIVOT."""
+"""Kinds of statements that only read; MULTI is a PIVOT."""
 PIVOT_BEFORE_2 = ["CREATE", "SELECT"]
-"""What a PIVOT is to DuckDB 1.5."""
+"""The statements into which DuckDB 1.5 splits a PIVOT."""
 
 PAUSE = 0.05
-"""Seconds between two looks at a query that runs."""
+"""Seconds between two checks of a running query."""
 PATIENCE = 2.0
-"""Seconds that an interrupted query gets to end. DuckDB looks for an interruption between vectors of 2,048 values; a
-function that builds a text of gigabytes does not."""
+"""Seconds to wait until an interrupted query ends. DuckDB checks for an interruption after each vector of 2,048 values.
+A function that builds a text of gigabytes does not check."""
 ROOM = 1 << 29
-"""Bytes that the process may use beyond the queries' own memory: texts lie outside of what DuckDB counts."""
+"""Bytes that the process may use beyond the queries' memory limit: DuckDB does not count the memory of texts."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def tables_hint() -> str:
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Turns what DuckDB says while a user's query runs, and values that Python cannot take, into a UsageError."""
+    """While a user's query runs, turn DuckDB's errors, and values that Python cannot hold, into a UsageError."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:
@@ -71,7 +71,7 @@ def running() -> Iterator[None]:
 
 
 def refuse_statements(db: duckdb.DuckDBPyConnection, text: str) -> None:
-    """UsageError where `text` is not one question: a trace is only read."""
+    """Raise a UsageError unless `text` is one statement that only reads."""
     with running():
         kinds = [statement.type.name for statement in db.extract_statements(text)]
     if not kinds:
@@ -89,25 +89,25 @@ def refuse_statements(db: duckdb.DuckDBPyConnection, text: str) -> None:
 
 
 def bounded(db: duckdb.DuckDBPyConnection, job: Callable[[], Result], limits: Limits) -> Result:
-    """What `job`, a query on `db`, gives; it runs in a thread of its own so that it can be given up.
+    """The result of `job`, a query on `db`. It runs in a thread of its own, so that the caller can give it up.
 
     Raises:
-        UsageError: it took longer or needed more memory than `limits` allow.
-        StuckQueryError: so, and it still computes.
-        KeyboardInterrupt: Ctrl-C, as soon as the query has ended.
+        UsageError: the query took longer or needed more memory than `limits` allow, and was interrupted.
+        StuckQueryError: the query went past the limits and still runs after the interruption.
+        KeyboardInterrupt: Ctrl-C, raised as soon as the query has ended.
     """
     query = _Query(job)
     begun, memory = time.monotonic(), _memory_used() + limits.bytes_allowed + ROOM
     try:
         while not query.ended.wait(PAUSE):
             if limits.seconds is not None and time.monotonic() - begun > limits.seconds:
-                what = f"that query took longer than {limits.seconds:g} s"
-                hint = "`fdtrace sql --timeout S` gives it more, 0 all the time that it wants"
-                raise _given_up(db, query, UsageError(what, hint=hint))
+                message = f"that query took longer than {limits.seconds:g} s"
+                hint = "`fdtrace sql --timeout S` gives it more; 0 sets no limit"
+                raise _given_up(db, query, UsageError(message, hint=hint))
             if _memory_used() > memory:
-                what = f"that query needs more memory than {limits.bytes_allowed / 2**30:.1f} GiB"
+                message = f"that query needs more memory than {limits.bytes_allowed / 2**30:.1f} GiB"
                 hint = "select less, or give it more: `fdtrace sql --memory`"
-                raise _given_up(db, query, UsageError(what, hint=hint))
+                raise _given_up(db, query, UsageError(message, hint=hint))
     except KeyboardInterrupt:
         given_up = _given_up(db, query, UsageError("interrupted"))
         if isinstance(given_up, StuckQueryError):
@@ -141,11 +141,11 @@ class _Query(Generic[Result]):
 
 
 def _given_up(db: duckdb.DuckDBPyConnection, query: _Query[Any], error: UsageError) -> UsageError:
-    """Interrupt the query; `error`, or StuckQueryError with its text where the query does not end."""
+    """Interrupt the query. Returns `error`, or a StuckQueryError with the same text if the query does not end."""
     db.interrupt()
     if query.ended.wait(PATIENCE):
         return error
-    return StuckQueryError(error.what, why="it does not heed the interruption", hint=error.hint)
+    return StuckQueryError(error.what, why="it does not react to the interruption", hint=error.hint)
 
 
 def _memory_used() -> int:
@@ -163,6 +163,6 @@ def text_rows(relation: duckdb.DuckDBPyRelation, limit: int) -> list[tuple[str |
 
 
 def copy_rows(relation: duckdb.DuckDBPyRelation, kind: str, target: Path) -> None:
-    """Write a query's rows as `csv`, `json` (a line a row) or `parquet` into a file that the connection may write."""
+    """Write a query's rows to a file that the connection may write: `csv`, `json` (one line a row) or `parquet`."""
     options = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json)", "parquet": "(FORMAT parquet)"}[kind]
     relation.query("rows_to_write", f"COPY rows_to_write TO '{quoted(target)}' {options}")

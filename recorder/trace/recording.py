@@ -1,11 +1,11 @@
 """One engine's recording in memory: what `replayer` and `tui` work on. `recorder.trace` reads it from a trace.
 
 Columns are numpy arrays in the order of the table's key. A NULL is `MISSING` (-1) in integer columns and "" in text
-columns: no recorded quantity is negative.
+columns. -1 is safe: no recorded quantity is negative.
 
-A `Recording` is a plain value. What takes long to read from a large trace (who finished when, which drafts were
-accepted) is behind `Recording.details`: read from the trace when it is asked for, or in memory already. Only a
-recording whose details are in memory (`Recording.loaded`) outlives its trace.
+A `Recording` is a plain value. Data that takes long to read from a large trace (when each request finished, which draft
+tokens were accepted) is in `Recording.details`. It is either in memory, or read from the trace when it is asked for.
+Only a recording whose details are in memory (`Recording.loaded`) outlives its trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """One row of `engine`; sizes in tokens, sequences and blocks as in `recorder.schema.ENGINE`. None is NULL."""
+    """One row of `engine`. Sizes are in tokens, sequences and blocks, as in `recorder.schema.ENGINE`. None is NULL."""
 
     engine_id: int
     name: str
@@ -51,19 +51,19 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class InitialRequest:
-    """A request that was already running when the recording began, as its first recorded step found it."""
+    """A request that was already running when the recording began, in its state before its first recorded step."""
 
     request: int
     num_computed_tokens: int
     num_blocks: int
     decoding: bool
     num_total_tokens: int = MISSING
-    """Its tokens when it first decoded, the one sampled last included; MISSING: it did not in this recording."""
+    """Its prompt and output tokens when it first decoded, with the token sampled last; MISSING: it did not decode."""
 
 
 @dataclass(frozen=True, eq=False)
 class Endings(ByValue):
-    """How each request ended: int64 steps, one entry for each entry of `Recording.requests`; MISSING: it did not."""
+    """The step in which each request ended: int64, one entry per entry of `Recording.requests`; MISSING: in none."""
 
     finished_step: NDArray[np.int64]
     aborted_step: NDArray[np.int64]
@@ -71,12 +71,13 @@ class Endings(ByValue):
 
 @dataclass(frozen=True, eq=False)
 class Acceptance(ByValue):
-    """Draft tokens of the recorded decode forwards, all those of one request after those of another.
+    """Draft tokens of the recorded decode forwards, grouped by request.
 
-    `num_accepted[offsets[i]:offsets[i + 1]]` (int16) are those accepted in the 1st, 2nd, … recorded decode forward
-    of the i-th entry of `Recording.requests`; `offsets` (int64) has one entry more than there are requests.
-    `num_verified` (int16) goes with `num_accepted`: the drafts that each forward verified, MISSING where that is not
-    known; None: it is known of none.
+    `num_accepted[offsets[i]:offsets[i + 1]]` (int16) are the draft tokens accepted in the 1st, 2nd, … recorded decode
+    forward of the i-th entry of `Recording.requests`. `offsets` (int64) has one entry more than there are requests.
+
+    `num_verified` (int16, as long as `num_accepted`) are the draft tokens that each forward verified; MISSING if
+    the number is not known. None: it is known of no forward.
     """
 
     num_accepted: NDArray[np.int16]
@@ -84,16 +85,17 @@ class Acceptance(ByValue):
     num_verified: NDArray[np.int16] | None = None
 
     def forwards(self, entry: int) -> slice:
-        """Where the forwards of an entry of `Recording.requests` are."""
+        """The slice of `num_accepted` and `num_verified` that belongs to an entry of `Recording.requests`."""
         return slice(int(self.offsets[entry]), int(self.offsets[entry + 1]))
 
 
 @dataclass(frozen=True, eq=False)
 class HandoverSteps(ByValue):
-    """In the prefill and decode roles: steps by entry of `Recording.requests` (int64; MISSING: not).
+    """In the prefill and decode roles: steps of each request, one entry per entry of `Recording.requests`.
 
-    A request got its slot and blocks, joined the running queue or was discarded before the scheduling of that step;
-    `last_ran` is the last one that it ran in.
+    int64; MISSING: it did not happen. Before the scheduling of these steps the request got its slot and blocks
+    (`preallocated`), joined the running queue (`joined`), or was discarded (`discarded`). `last_ran` is the last step
+    in which the request ran.
     """
 
     preallocated: NDArray[np.int64]
@@ -104,7 +106,10 @@ class HandoverSteps(ByValue):
 
 @dataclass(frozen=True, eq=False)
 class StepDigests(ByValue):
-    """What the recorded requests of each step ran, as one number (`recorder.digest`), and their tokens; int64 all."""
+    """For each step: one number for all that its recorded requests ran (`recorder.trace.digest`), and their tokens.
+
+    All arrays are int64.
+    """
 
     step: NDArray[np.int64]
     digest: NDArray[np.int64]
@@ -113,13 +118,16 @@ class StepDigests(ByValue):
 
 @dataclass(frozen=True, eq=False)
 class RowScan(ByValue):
-    """What only a look at every request of every step tells. Replays by an engine's own scheduler ask for it.
+    """What only a scan of every row of `step_request` gives. Replays by an engine's own scheduler need it.
 
-    `queued` are the requests whose arrival was not recorded and that began, or began anew, with a later step than
-    the first, in that order; they may be among the initial ones too. `restarts` has, by entry of
-    `Recording.requests`, the decode forwards (from 0, as in `Acceptance`) before which the request sampled a token
-    and was then preempted and prefilled anew; a forward stands there once for each such preemption. `digests` None:
-    no rows are known.
+    `queued` are requests that arrived before the recording and began, or began again, in a later step than the first;
+    in the order in which they began. A request may be both here and in `initial`.
+
+    `restarts` maps an entry of `Recording.requests` to decode forwards (indices from 0, as in `Acceptance`). Before
+    such a forward the request sampled a token, was then preempted and was prefilled again. The index stands there once
+    for each such preemption.
+
+    `digests` None: no rows are known.
     """
 
     queued: tuple[InitialRequest, ...] = ()
@@ -128,7 +136,7 @@ class RowScan(ByValue):
 
 
 class RecordedRow(NamedTuple):
-    """One request of a recorded step, as in `recorder.schema.STEP_REQUEST`; -1 blocks or None: not known."""
+    """One request of a recorded step, as in `recorder.schema.STEP_REQUEST`. `num_blocks` -1 or None: not known."""
 
     request_id: str
     kind: str
@@ -140,7 +148,9 @@ class RecordedRow(NamedTuple):
 
 
 class RecordingDetails(Protocol):
-    """What is dear to read of a recording. Each may raise a TraceError that says why it cannot be had."""
+    """The data of a recording that takes long to read. Each property may raise a TraceError that says why it is not
+    available.
+    """
 
     @property
     def endings(self) -> Endings:
@@ -156,23 +166,25 @@ class RecordingDetails(Protocol):
 
     @property
     def block_hashes(self) -> NDArray[Any] | None:
-        """By entry of `Recording.requests`: the hashes of its full prompt blocks, an array, or None; None: no prefix
-        caching.
+        """One entry per entry of `Recording.requests`: an array of the hashes of its full prompt blocks, or None.
+
+        None instead of entries: the engine has no prefix caching.
         """
 
     @property
     def handover(self) -> HandoverSteps | None:
-        """What the other instance of a deployment in roles did; None in the mixed role."""
+        """What the prefill or decode role did with each request; None in the mixed role."""
 
     @property
     def order(self) -> CallOrder | None:
-        """The scheduling calls and what came between them, where the engine schedules ahead of its forwards and all of
-        it is known.
+        """The scheduling calls and what changed the queues between them.
+
+        None if the engine does not schedule ahead of its forwards, or if some of the calls are not known.
         """
 
     @property
     def row_scan(self) -> RowScan:
-        """What takes a look at every row."""
+        """What only a scan of every row of `step_request` gives."""
 
     @property
     def step_rows(self) -> Callable[[int], list[RecordedRow]] | None:
@@ -181,7 +193,7 @@ class RecordingDetails(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LoadedDetails(ByValue):
-    """Details in memory. `scan` None: the rows were not looked at, `row_scan` then says so."""
+    """Details in memory. `scan` None: the rows were not scanned, and `row_scan` raises an error that says so."""
 
     endings: Endings
     acceptance: Acceptance
@@ -193,7 +205,7 @@ class LoadedDetails(ByValue):
 
     @classmethod
     def unknown(cls, num_requests: int) -> LoadedDetails:
-        """Of requests of which nothing more is known: none has ended, none has decoded."""
+        """Details of requests about which nothing more is known: none has ended, none has decoded."""
         nothing = np.full(num_requests, MISSING, np.int64)
         return cls(
             Endings(nothing, nothing),
@@ -202,10 +214,10 @@ class LoadedDetails(ByValue):
 
     @property
     def row_scan(self) -> RowScan:
-        """What takes a look at every row. TraceError where `loaded(row_by_row=False)` left it out."""
+        """What only a scan of every row gives. Raises a TraceError if `loaded(row_by_row=False)` left it out."""
         if self.scan is None:
             raise TraceError(
-                "this recording was loaded without what a look at every row tells",
+                "this recording was loaded without the scan of every row",
                 why="the model of FastDeploy's scheduler does not need it, and it takes long to read",
                 hint="load it with `recording.loaded()` while its trace is open",
             )
@@ -219,10 +231,10 @@ class LoadedDetails(ByValue):
 
 @dataclass(frozen=True, eq=False)
 class Recording(ByValue):
-    """One engine's steps, requests and what became of them: a value.
+    """One engine's steps, its requests, and how these ended: a value.
 
-    Two recordings are equal where they hold the same. One that is `loaded` can be pickled, and used when its trace
-    is closed.
+    Two recordings are equal if their contents are equal. A `loaded` recording can be pickled, and can be used after
+    its trace is closed.
     """
 
     engine: EngineInfo
@@ -234,7 +246,7 @@ class Recording(ByValue):
     notes: tuple[str, ...]
     """What the recording could not see, and why."""
     details: RecordingDetails
-    """What is dear to read."""
+    """The data that takes long to read."""
 
     @property
     def num_steps(self) -> int:
@@ -242,11 +254,11 @@ class Recording(ByValue):
         return len(self.steps["step"])
 
     def with_steps(self, steps: Columns) -> Recording:
-        """The same with other steps, as a recording in progress grows; its requests and details stay as they are."""
+        """A copy with other steps, for a recording in progress that grows. Its requests and details stay the same."""
         return replace(self, steps=steps)
 
     def loaded(self, *, row_by_row: bool = True) -> Recording:
-        """The same with all details in memory, so that it outlives its trace.
+        """A copy with all details in memory, so that it outlives its trace.
 
         Args:
             row_by_row: False leaves out `row_scan`, which takes long in a large trace.
@@ -254,32 +266,33 @@ class Recording(ByValue):
         Raises:
             TraceError: the trace is closed, or cannot be read.
         """
-        known = self.details
-        if isinstance(known, LoadedDetails) and (known.scan is not None or not row_by_row):
+        current = self.details
+        if isinstance(current, LoadedDetails) and (current.scan is not None or not row_by_row):
             return self
         details = LoadedDetails(
-            known.endings,
-            known.acceptance,
-            known.initial,
-            known.block_hashes,
-            known.handover,
-            known.row_scan if row_by_row else None,
-            known.order,
+            current.endings,
+            current.acceptance,
+            current.initial,
+            current.block_hashes,
+            current.handover,
+            current.row_scan if row_by_row else None,
+            current.order,
         )
         return replace(self, details=details)
 
     def step_digests(self) -> NDArray[np.int64] | None:
-        """What each step ran, as one number each (int64), by entry of `steps`; MISSING where not all of its requests
-        are recorded. None: no rows are known.
+        """The digest of what each step ran (int64), one per entry of `steps`.
+
+        MISSING if not all requests of a step are recorded. None: no rows are known.
         """
-        known = self.details.row_scan.digests
-        if known is None:
+        recorded = self.details.row_scan.digests
+        if recorded is None:
             return None
         digests = np.full(self.num_steps, MISSING, np.int64)
-        there = np.isin(known.step, self.steps["step"])
-        at = np.searchsorted(self.steps["step"], known.step[there])
-        whole = known.num_tokens[there] == self.steps["num_tokens"][at]
-        digests[at[whole]] = known.digest[there][whole]
+        in_steps = np.isin(recorded.step, self.steps["step"])
+        at = np.searchsorted(self.steps["step"], recorded.step[in_steps])
+        is_complete = recorded.num_tokens[in_steps] == self.steps["num_tokens"][at]
+        digests[at[is_complete]] = recorded.digest[in_steps][is_complete]
         return digests
 
     __hash__ = None

@@ -1,6 +1,6 @@
-"""Checks that the tables of a trace's file are those of the schema: each by name, kind, columns and types.
+"""Checks that the tables of a trace's file are those of the schema: name, kind, columns and types of each.
 
-Only what has passed here is read by any query of fdtrace.
+fdtrace's queries read only tables that have passed these checks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 
 FILE = "trace_file"
-"""What the trace's own database is called in a connection."""
+"""The name under which a connection attaches the trace's file."""
 
 ColumnTypes = dict[str, str]
 """Name -> DuckDB type of the columns of one table."""
@@ -23,7 +23,7 @@ ColumnTypes = dict[str, str]
 
 @dataclass(frozen=True)
 class FileTables:
-    """What the attached file holds: the columns of its tables, which of them compute a column, and its views."""
+    """What the attached file holds: the columns of its tables, its tables with a computed column, and its views."""
 
     columns: dict[str, ColumnTypes]
     computing: frozenset[str]
@@ -54,7 +54,11 @@ def file_tables(db: duckdb.DuckDBPyConnection) -> FileTables:
 
 
 def check_head(db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables) -> int:
-    """The version of its schema. TraceError where the file is not fdtrace's, or of a schema that is not read here."""
+    """The version of the file's schema.
+
+    Raises:
+        TraceError: the file is not fdtrace's, or its schema is one that this fdtrace cannot read.
+    """
     if not tables.columns.keys() & {table.name for table in schema.TABLES}:
         raise TraceError(f"{path} is no trace", why="it is a DuckDB file, but not of fdtrace")
     _check_table(path, schema.TRACE, tables)
@@ -82,13 +86,13 @@ def check_head(db: duckdb.DuckDBPyConnection, path: Path, tables: FileTables) ->
 def table_sources(
     path: Path, tables: FileTables, elsewhere: Collection[str], *, earlier: bool
 ) -> dict[str, str]:
-    """The query that gives each table of the schema, but for those that are read from `elsewhere`.
+    """For each table of the schema, the query that reads it. Tables named in `elsewhere` are left out.
 
-    A table or column that came with a later schema than the trace's (`earlier`) may be missing: it is read as empty,
-    as NULL.
+    `earlier`: the trace's schema is older than ours. Such a trace may lack a table or a column that a later schema
+    added: the table is read as empty, the column as NULL.
 
     Raises:
-        TraceError: a table of the schema is missing or another than the schema says.
+        TraceError: a table of the schema is missing, or it is not as the schema says.
     """
     sources = {}
     for table in schema.TABLES:
@@ -104,32 +108,33 @@ def table_sources(
 
 def _check_table(path: Path, table: schema.Table, tables: FileTables, *, earlier: bool = False) -> None:
     if table.name not in tables.columns:
-        found = (
+        problem = (
             f"`{table.name}` is a view" if table.name in tables.views else f"it has no table `{table.name}`"
         )
-        raise _other(path, f"{found}, a table is expected")
+        raise _wrong_tables(path, f"{problem}, a table is expected")
     check_columns(path, table, tables.columns[table.name], earlier=earlier)
     if table.name in tables.computing:
-        raise _other(
+        raise _wrong_tables(
             path, f"a column of table `{table.name}` is computed when it is read, stored ones are expected"
         )
 
 
 def check_columns(path: Path, table: schema.Table, columns: ColumnTypes, *, earlier: bool = False) -> None:
-    """TraceError where these columns are not those of the schema's table."""
+    """Raise a TraceError if these columns are not those of the schema's table."""
     for column in table.columns:
-        found = columns.get(column.name)
-        if found is None and not earlier:
-            raise _other(
+        actual_type = columns.get(column.name)
+        if actual_type is None and not earlier:
+            raise _wrong_tables(
                 path, f"table `{table.name}` has no column `{column.name}`, {column.type} is expected"
             )
-        if found is not None and found != column.type:
-            raise _other(
-                path, f"column `{column.name}` of table `{table.name}` is {found}, {column.type} is expected"
+        if actual_type is not None and actual_type != column.type:
+            raise _wrong_tables(
+                path,
+                f"column `{column.name}` of table `{table.name}` is {actual_type}, {column.type} is expected",
             )
 
 
-def _other(path: Path, why: str) -> TraceError:
+def _wrong_tables(path: Path, why: str) -> TraceError:
     return TraceError(
         f"the tables of {path} are not those of a trace",
         why=why,
@@ -138,10 +143,12 @@ def _other(path: Path, why: str) -> TraceError:
 
 
 def source_of(table: schema.Table, columns: Iterable[str] | None, source: str) -> str:
-    """The query that gives a table of the schema from `source`, which has `columns` (None: there is no source)."""
-    have = None if columns is None else set(columns)
+    """The query that reads a table of the schema from `source`. `columns` are those of the source; None: no source."""
+    present = None if columns is None else set(columns)
     fields = ", ".join(
-        column.name if have is not None and column.name in have else f"NULL::{column.type} AS {column.name}"
+        column.name
+        if present is not None and column.name in present
+        else f"NULL::{column.type} AS {column.name}"
         for column in table.columns
     )
-    return f"SELECT {fields} WHERE false" if have is None else f"SELECT {fields} FROM {source}"
+    return f"SELECT {fields} WHERE false" if present is None else f"SELECT {fields} FROM {source}"

@@ -1,7 +1,7 @@
-"""Whether an engine stands still at the end of a recording: since when nothing has moved, and what waits for what.
+"""Whether an engine stands still at the end of a recording, since when, and what waits for what.
 
-Something moves where a forward runs tokens, or a scheduling call hands something out. An engine that hangs goes on
-calling `schedule()`, and each of its calls finds work and hands out nothing: rows of `call` that are `idle`.
+The engine moves when a forward runs tokens or when a scheduling call hands something out. An engine that hangs still
+calls `schedule()`: each call finds work but hands out nothing. These calls are the `idle` rows of `call`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.trace import Trace
 
 LEAST_S = 1.0
-"""An engine that ran steps stands still where nothing has moved for so long, ..."""
+"""Seconds without a move after which an engine that ran steps may stand still."""
 
 FORWARDS = 2
-"""... and for so many times its longest forward: FastDeploy calls on while one runs ..."""
+"""It must also have been still for this many times its longest forward: FastDeploy goes on calling during a forward."""
 
 MOST_S = 10.0
-"""... but no longer than this is ever waited for: the first forward of an engine may take a minute."""
+"""The upper limit of that wait, in seconds: the first forward of an engine may take a minute."""
 
 LAST_MOVED = """
 SELECT greatest(
@@ -43,10 +43,10 @@ MOST_NAME = 60
 
 @dataclass(frozen=True)
 class Standstill:
-    """The calls since something moved last. Times in ns UTC; `num_calls` None: some of a run were before that.
+    """The calls since the last move. Times are in ns, UTC.
 
-    The counts are those of the last call, as in the table `call`; `head` is the id of the request at the head of the
-    queue.
+    The counts are those of the last call, as in the table `call`. `head` is the id of the request at the head of the
+    queue. `num_calls` is None if the first row stands for several calls and some of them came before the last move.
     """
 
     since: int
@@ -67,12 +67,12 @@ class Standstill:
 
     @property
     def seconds(self) -> float:
-        """How long nothing has moved, as far as the calls tell."""
+        """How long nothing has moved, from the last move to the last recorded call."""
         return (self.until - self.since) / 1e9
 
     @property
     def because(self) -> str:
-        """What waits, and for what."""
+        """Which requests wait, and for what."""
         running, waiting = self.num_running or 0, self.num_waiting or 0
         if self.token_budget == 0:
             return f"the token budget is 0: {_requests(running, 'running')} get no block and no chunk" if running else (
@@ -98,13 +98,13 @@ class Standstill:
             if all_blocks is not None and wanted > all_blocks and not self.num_running:
                 return f"{head} wants {wanted:,} KV blocks, and requests have {all_blocks:,} in all: it never fits"
             return f"{head} lacks {missing:,} KV blocks: it wants {wanted:,}, and {free:,} are free"
-        what = {
+        reasons = {
             "blocks": f"waits for more KV blocks than are free ({free} of {all_blocks})",
             "budget": f"does not fit the token budget of {self.token_budget}",
             "slots": f"waits for a slot: {self.num_running} requests run",
             "preemption": "waits, as a call that preempts admits nothing",
         }
-        return f"{head} {what.get(self.not_admitted or '', 'is not ready to be scheduled')}"
+        return f"{head} {reasons.get(self.not_admitted or '', 'is not ready to be scheduled')}"
 
     @property
     def short(self) -> str:
@@ -113,7 +113,7 @@ class Standstill:
 
     @property
     def sentence(self) -> str:
-        """All of it in a line."""
+        """The whole report in one line."""
         calls = f"{self.num_calls:,} calls" if self.num_calls is not None else "all calls"
         begun = "nothing moved in this recording, since" if not self.any_step else "nothing has moved since"
         return (
@@ -122,7 +122,7 @@ class Standstill:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: the fields, times as ISO 8601, and the two texts."""
+        """For JSON: the fields, with times as ISO 8601, and the texts `because` and `sentence`."""
         times = {name: f"{_clock(getattr(self, name))}Z".replace(" ", "T") for name in ("since", "until")}
         return {
             **asdict(self),
@@ -134,8 +134,9 @@ class Standstill:
 
 
 def standstill(trace: Trace, engine: Mapping[str, Any]) -> Standstill | None:
-    """How the engine (a row of `engine`) stands still at the end of what is recorded; None: it does not, or this trace
-    has no calls.
+    """The standstill of an engine (a row of `engine`) at the end of its recording.
+
+    None: the engine does not stand still, or this trace has no scheduling calls.
     """
     if not has_calls(trace):
         return None
@@ -158,7 +159,7 @@ def standstill(trace: Trace, engine: Mapping[str, Any]) -> Standstill | None:
 
 
 def usable_blocks(engine: Mapping[str, Any]) -> int | None:
-    """KV blocks that requests can hold: vLLM keeps one of them for itself (`BlockPool.null_block`)."""
+    """KV blocks that requests can hold. vLLM keeps one block for itself (`BlockPool.null_block`)."""
     blocks: int | None = engine["num_blocks"]
     return blocks - 1 if blocks and engine["name"] == "vllm" else blocks
 
@@ -170,7 +171,7 @@ def standstill_of(trace: Trace, engine_id: int) -> Standstill | None:
 
 
 def _is_lasting(name: str, moved: Mapping[str, Any], num_calls: int | None, ns: int) -> bool:
-    if name == "sandbox":  # it calls once more only where something may have changed
+    if name == "sandbox":  # it calls `schedule()` again only after something may have changed
         return True
     if moved["moved"] is None:
         return num_calls is None or num_calls > 1
@@ -178,7 +179,7 @@ def _is_lasting(name: str, moved: Mapping[str, Any], num_calls: int | None, ns: 
 
 
 def has_calls(trace: Trace) -> bool:
-    """Whether this trace keeps the scheduling calls: those of schema 1 do not."""
+    """Whether this trace has the scheduling calls. Traces of schema 1 have none."""
     return int(trace.head["schema_version"]) >= 2
 
 

@@ -1,4 +1,4 @@
-"""Opens a trace, recorded or still recording, and reads it: SQL, and one engine's recording in memory."""
+"""Opens a trace, complete or in progress, and reads it: by SQL, or as one engine's recording in memory."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ class Trace:
 
     @property
     def in_parts(self) -> bool:
-        """Whether another file is still to take its place, as the final one does also of a complete recording."""
+        """Whether its rows are still in parts: a final file will replace this one, even if recording has ended."""
         return is_growing(self.db)
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
-        """The rows of a query as dictionaries. TraceError where the file cannot give them."""
+        """The rows of a query as dictionaries. Raises a TraceError if the file cannot be read."""
         with reading(self.path):
-            found = self.db.execute(query, parameters or [])
-            names = [column[0] for column in found.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+            result = self.db.execute(query, parameters or [])
+            names = [column[0] for column in result.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
     def query(self, text: str) -> duckdb.DuckDBPyRelation:
-        """A user's query. UsageError where it is more than a question, or DuckDB cannot run it."""
+        """The relation of a user's query. Raises a UsageError if it does more than read, or DuckDB cannot run it."""
         refuse_statements(self.db, text)
         with running():
             return self.db.sql(text)
 
     def notes(self) -> tuple[str, ...]:
-        """What the recording could not see, and what a look at the trace shows: missing steps, rows, states."""
+        """What the recording could not see, and what the trace itself shows: missing steps or rows, a wrong state."""
         with reading(self.path):
             return read_notes(self.db)
 
     def problems(self) -> list[str]:
-        """What is wrong with its values, a sentence each; a recording with any of these is not read."""
+        """What is wrong with its values, one sentence each. A recording with any such problem is not read."""
         with reading(self.path):
             return trace_problems(self.db, self.engines())
 
@@ -69,21 +69,22 @@ class Trace:
         return self.rows("FROM engine ORDER BY engine_id")
 
     def recording(self, engine_id: int | None = None) -> Recording:
-        """One engine's recording; of a trace of several, `engine_id` says which.
+        """One engine's recording. Where the trace holds several engines, `engine_id` chooses one; None: the first.
 
-        Its details are read when they are asked for; with `loaded()` it outlives this trace.
+        The recording's details are read from this trace when they are asked for. `Recording.loaded()` reads them all,
+        so that the recording outlives the trace.
 
         Raises:
-            TraceError: the trace holds no engine, or values that no recording has: names table, column and value.
-            UsageError: there is no such engine.
+            TraceError: the trace holds no engine, or holds impossible values; the error names table, column and value.
+            UsageError: the trace has no engine `engine_id`.
         """
         engines = self.engines()
         if not engines:
             raise TraceError(f"{self.path} holds no engine", why="no scheduling call was recorded")
         chosen = [row for row in engines if engine_id is None or row["engine_id"] == engine_id]
         if not chosen:
-            known = ", ".join(str(row["engine_id"]) for row in engines)
-            raise UsageError(f"there is no engine {engine_id} in {self.path}", hint=f"engines: {known}")
+            engine_ids = ", ".join(str(row["engine_id"]) for row in engines)
+            raise UsageError(f"there is no engine {engine_id} in {self.path}", hint=f"engines: {engine_ids}")
         row = chosen[0]
         check_engine(self.path, row, engines)
         with reading(self.path):
@@ -91,12 +92,15 @@ class Trace:
             return recording_of(self.db, engine_info(row), self.notes())
 
     def check_step_requests(self, engine_id: int) -> None:
-        """TraceError where the rows of `step_request` contradict the rest; for a replay that reschedules them."""
+        """Raise a TraceError if the rows of `step_request` contradict the other tables.
+
+        A replay that reschedules these rows checks them first.
+        """
         with reading(self.path):
             check_step_requests(self.db, self.path, engine_id)
 
     def steps_after(self, engine_id: int, step: int) -> dict[str, NDArray[Any]]:
-        """The columns of one engine's steps after a step, as in `Recording.steps`."""
+        """The columns of one engine's steps after `step`, as in `Recording.steps`."""
         return Reader(self.db, engine_id).steps(step)
 
     def close(self) -> None:
@@ -106,16 +110,21 @@ class Trace:
 
 @contextmanager
 def open_trace(path: Path, *, memory: int | None = None, writable: Path | None = None) -> Iterator[Trace]:
-    """The trace at `path`. TraceError says what is wrong with a file that is none, and what to do.
+    """The trace at `path`, open within the `with` block.
 
-    `memory`: bytes that its queries may use (None: half of the machine's); `writable`: a directory that `COPY … TO`
-    may write to.
+    Args:
+        path: the trace's file.
+        memory: bytes that its queries may use; None: half of the machine's memory.
+        writable: a directory that `COPY … TO` may write to.
+
+    Raises:
+        TraceError: the file is no trace, or is damaged; the error says what is wrong and what to do.
     """
     trace = Trace(path, connect(path, memory=memory, writable=writable))
     try:
         yield trace
     except StuckQueryError:
-        raise  # to close would wait for the query
+        raise  # closing would wait for the query
     except BaseException:
         trace.close()
         raise
@@ -125,7 +134,7 @@ def open_trace(path: Path, *, memory: int | None = None, writable: Path | None =
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what DuckDB says of a file that it cannot read, and values that Python cannot take, into a TraceError."""
+    """Turn DuckDB's errors about an unreadable file, and values that Python cannot hold, into a TraceError."""
     try:
         yield
     except (duckdb.Error, ValueError, OverflowError) as error:

@@ -1,8 +1,9 @@
-"""Checks the values of a trace before figures are made of them: a NULL or a number that no recording has is an error
-that names table and column, never a wrong figure.
+"""Checks the values of a trace before anything is computed from them.
 
-What is cheap (bounds, which DuckDB keeps for each column) is checked when a recording is read; what needs all rows of
-`step_request`, before a replay reschedules them.
+A NULL or a number that no recording can have is an error that names table and column. It never becomes a wrong figure.
+
+Cheap checks run when a recording is read: bounds, which DuckDB keeps for each column. Checks that need all rows of
+`step_request` run before a replay reschedules those rows.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ TIME = 2**62
 LARGEST = {"INTEGER": 2**31 - 1, "BIGINT": 2**63 - 1, "TIMESTAMP_NS": TIME}
 
 STEPS_APART = 10_000_000
-"""So many steps may be missing between the first and the last one, beside 64 a recorded one: a loss of a day."""
+"""How many steps may be missing between the first and the last step, in addition to 64 for each recorded step. So many
+are lost in about a day."""
 KINDS = ("prefill", "decode")
 ENGINES_CHECKED = 20
 SHOWN = 3
-"""Problems that an error names."""
+"""Most problems that one error names."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a column may hold: from `least` to `most`; `required`: never NULL."""
+    """The values that a column may hold: `least` to `most`. A `required` column is never NULL."""
 
     least: int = 0
     most: int | None = None
@@ -62,7 +64,7 @@ BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
     },
     "step": {
         "step": _required(2**53),
-        "token_budget": Bounds(-TOKENS, TOKENS),  # a formula's budget may be negative: nothing is handed out
+        "token_budget": Bounds(-TOKENS, TOKENS),  # a formula may give a negative budget: nothing is handed out
         "num_tokens": _required(TOKENS, 1),
         "num_running_decodes": Bounds(0, SEQUENCES),
         "num_running": Bounds(0, SEQUENCES),
@@ -93,23 +95,25 @@ BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
     "event": {"step": Bounds(0, 2**53)},
     "rank_memory": {"step": _required(2**53), "rank": _required(SEQUENCES, 1)},
 }  # fmt: skip
-"""Table -> column -> what it may hold; a column of whole numbers that is not named holds 0 and more, or NULL."""
+"""Table -> column -> its bounds. A column of whole numbers that is not named here holds 0 and more, or NULL."""
 
 TEXTS = {"engine": ("name",), "request": ("request_id",), "step_request": ("kind",), "event": ("kind",)}
-"""Texts that are never NULL."""
+"""Columns of text that are never NULL."""
 
 
 def bounds_of(table: schema.Table) -> dict[str, Bounds]:
-    """What each column of numbers or times of a table may hold, and its required texts."""
+    """The bounds of each column of numbers or times of a table."""
     own = BOUNDS.get(table.name, {})
-    found = {
+    bounds = {
         column.name: own.get(column.name, Bounds())
         for column in table.columns
         if column.type in LARGEST and column.name != "engine_id"
     }
     if "engine_id" in own:
-        found["engine_id"] = own["engine_id"]
-    return {name: Bounds(one.least, _most(table, name, one), one.required) for name, one in found.items()}
+        bounds["engine_id"] = own["engine_id"]
+    return {
+        name: Bounds(bound.least, _most(table, name, bound), bound.required) for name, bound in bounds.items()
+    }
 
 
 def _most(table: schema.Table, name: str, bounds: Bounds) -> int:
@@ -118,22 +122,22 @@ def _most(table: schema.Table, name: str, bounds: Bounds) -> int:
 
 
 def table_problems(db: duckdb.DuckDBPyConnection, table: schema.Table, engine_id: int | None) -> list[str]:
-    """What is wrong with the bounds and NULLs of a table's rows, of one engine or (None) of all."""
+    """Values out of bounds and forbidden NULLs in a table, in the rows of one engine or (None) of all engines."""
     bounds, texts = bounds_of(table), TEXTS.get(table.name, ())
     times = {column.name for column in table.columns if column.type == "TIMESTAMP_NS"}
-    asked = ["count(*)"]
+    expressions = ["count(*)"]
     for name in bounds:
         value = f"epoch_ns({name})" if name in times else name
-        asked += [f"count({name})", f"min({value})", f"max({value})"]
-    asked += [f"count({name})" for name in texts]
+        expressions += [f"count({name})", f"min({value})", f"max({value})"]
+    expressions += [f"count({name})" for name in texts]
     where = "" if engine_id is None else f" WHERE engine_id = {int(engine_id)}"
-    count, *found = db.execute(f"SELECT {', '.join(asked)} FROM {table.name}{where}").fetchall()[0]
+    count, *values = db.execute(f"SELECT {', '.join(expressions)} FROM {table.name}{where}").fetchall()[0]
     problems = []
     for i, (name, bound) in enumerate(bounds.items()):
         problems += _bound_problems(
-            f"column `{name}` of table `{table.name}`", bound, count, *found[3 * i : 3 * i + 3]
+            f"column `{name}` of table `{table.name}`", bound, count, *values[3 * i : 3 * i + 3]
         )
-    for name, present in zip(texts, found[3 * len(bounds) :], strict=True):
+    for name, present in zip(texts, values[3 * len(bounds) :], strict=True):
         problems += _bound_problems(
             f"column `{name}` of table `{table.name}`", _required(), count, present, 0, 0
         )
@@ -141,20 +145,20 @@ def table_problems(db: duckdb.DuckDBPyConnection, table: schema.Table, engine_id
 
 
 def _bound_problems(
-    what: str, bound: Bounds, count: int, present: int, low: int | None, high: int | None
+    column: str, bound: Bounds, count: int, present: int, low: int | None, high: int | None
 ) -> list[str]:
     most = f"{bound.least} to {bound.most}"
     if bound.required and present < count:
-        return [f"{what} is NULL in {count - present} of {count} rows"]
+        return [f"{column} is NULL in {count - present} of {count} rows"]
     if low is not None and low < bound.least:
-        return [f"{what} holds {low}, {most} is expected"]
+        return [f"{column} holds {low}, {most} is expected"]
     if high is not None and bound.most is not None and high > bound.most:
-        return [f"{what} holds {high}, {most} is expected"]
+        return [f"{column} holds {high}, {most} is expected"]
     return []
 
 
 def contradictory(path: Path, problems: Sequence[str]) -> TraceError:
-    """The error for values that no recording has."""
+    """The error for values that no recording can have."""
     more = f"; {len(problems) - SHOWN} more of this kind" if len(problems) > SHOWN else ""
     return TraceError(
         f"{path} holds values that no recording has",
@@ -164,16 +168,16 @@ def contradictory(path: Path, problems: Sequence[str]) -> TraceError:
 
 
 def check_engine(path: Path, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """TraceError where a row of `engine`, one of `rows`, holds values that no engine has."""
+    """TraceError if a row of `engine`, one of `rows`, holds values that no engine has."""
     problems = engine_problems(row, rows)
     if problems:
         raise contradictory(path, problems)
 
 
 def engine_problems(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with a row of `engine`, one of `rows`."""
+    """What is wrong with `row`, one of the rows of `engine`."""
     problems = []
-    ids = [other["engine_id"] for other in rows]
+    ids = [engine["engine_id"] for engine in rows]
     if None in ids:
         problems.append("column `engine_id` of table `engine` is NULL")
     elif len(set(ids)) < len(ids):
@@ -181,14 +185,14 @@ def engine_problems(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     for name, bound in bounds_of(schema.ENGINE).items():
         value = row[name]
         if isinstance(value, (int, type(None))):
-            what = f"column `{name}` of table `engine`"
-            problems += _bound_problems(what, bound, 1, int(value is not None), value, value)
+            column = f"column `{name}` of table `engine`"
+            problems += _bound_problems(column, bound, 1, int(value is not None), value, value)
     if row["name"] is None:
         problems.append("column `name` of table `engine` is NULL")
     if row["role"] not in ROLES:
-        known = ", ".join(ROLES)
+        roles = ", ".join(ROLES)
         problems.append(
-            f"column `role` of table `engine` is {row['role']!r:.100}, one of {known} is expected"
+            f"column `role` of table `engine` is {row['role']!r:.100}, one of {roles} is expected"
         )
     if row["spec_method"] and row["num_speculative_tokens"] is None:
         problems.append(
@@ -204,20 +208,20 @@ ROLES = ("mixed", "prefill", "decode")
 
 
 def check_tables(db: duckdb.DuckDBPyConnection, path: Path, engine_id: int) -> None:
-    """TraceError where values of one engine's rows are none that a recording has. Cheap: bounds and keys."""
+    """Raise a TraceError if rows of one engine hold values that no recording can have. Cheap: bounds and keys."""
     problems = [*rows_problems(db, engine_id), *key_problems(db, engine_id)]
     if problems:
         raise contradictory(path, problems)
 
 
 def rows_problems(db: duckdb.DuckDBPyConnection, engine_id: int | None) -> list[str]:
-    """What is wrong with the bounds of the rows of one engine or (None) of all."""
+    """Values out of bounds in the rows of one engine or (None) of all engines."""
     tables = (schema.STEP, schema.REQUEST, schema.STEP_REQUEST, schema.EVENT, schema.RANK_MEMORY)
     return [problem for table in tables for problem in table_problems(db, table, engine_id)]
 
 
 def trace_problems(db: duckdb.DuckDBPyConnection, engines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the values of a whole trace, of so many engines as can be looked at in a moment."""
+    """What is wrong with the values of a whole trace. The keys of only the first engines are checked, to be quick."""
     problems = rows_problems(db, None)
     for row in engines[:ENGINES_CHECKED]:
         problems += engine_problems(row, engines)
@@ -241,7 +245,7 @@ SELECT
     (SELECT count(*) FROM event WHERE engine_id = $1 AND request IS NOT NULL AND request NOT IN
         (SELECT request FROM request WHERE engine_id = $1 AND request IS NOT NULL))
 """
-"""Counts that are 0 in a recording, in the order of `KEY_SENTENCES`."""
+"""Counts that are 0 in every sound recording, in the order of `KEY_SENTENCES`."""
 KEY_SENTENCES = (
     "table `step` has {} rows of a step that is there already",
     "table `request` has {} rows of a request that is there already",
@@ -274,17 +278,17 @@ def key_problems(db: duckdb.DuckDBPyConnection, engine_id: int) -> list[str]:
 
 
 def rows_missing(db: duckdb.DuckDBPyConnection, engine_id: int) -> int:
-    """Tokens that steps ran and no row of `step_request` tells of: their requests are not recorded."""
-    told, ran = db.execute(
+    """Tokens that ran according to `step` and are in no row of `step_request`: their requests are not recorded."""
+    ran_in_steps, ran_in_rows = db.execute(
         "SELECT (SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM step WHERE engine_id = $1), "
         "(SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM step_request WHERE engine_id = $1)",
         [engine_id],
     ).fetchall()[0]
-    return int(told - ran)
+    return int(ran_in_steps - ran_in_rows)
 
 
 def check_step_requests(db: duckdb.DuckDBPyConnection, path: Path, engine_id: int) -> None:
-    """TraceError where rows of `step_request` contradict `step` and `request`: what a replay reschedules from.
+    """Raise a TraceError if rows of `step_request` contradict `step` or `request`. A replay reschedules these rows.
 
     Reads all rows: about a second for 34 million.
     """
@@ -299,14 +303,14 @@ def check_step_requests(db: duckdb.DuckDBPyConnection, path: Path, engine_id: in
         "SELECT count(*) FILTER (WHERE s.step IS NULL), count(*) FILTER (WHERE q.num_tokens > s.num_tokens) FROM "
         "(SELECT step, sum(num_tokens) AS num_tokens FROM step_request WHERE engine_id = $1 GROUP BY step) q "
         "LEFT JOIN (FROM step WHERE engine_id = $1) s USING (step)", [engine_id]).fetchall()[0]  # fmt: skip
-    said = (
+    counts = (
         (bad, "rows that are neither prefill nor decode"),
         (unknown, "rows of a request that is not in `request`"),
         (accepted, "decodes without num_accepted_tokens"),
         (missing, "steps that are not in `step`"),
         (over, "steps whose rows ran more tokens than `step` says: rows are there twice, or too large"),
     )
-    problems = [f"table `step_request` has {count} {what}" for count, what in said if count]
+    problems = [f"table `step_request` has {count} {problem}" for count, problem in counts if count]
     in_steps = db.execute(
         "SELECT sum(num_prefill_tokens) FROM step WHERE engine_id = $1", [engine_id]
     ).fetchall()

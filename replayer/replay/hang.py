@@ -269,7 +269,11 @@ def _asking(scheduler: AnyScheduler, decision: Decision) -> str:
 
 def _lacking(scheduler: AnyScheduler, decision: Decision, lack: Lack) -> str:
     """Which request has too few blocks: the head of the queue, or a running prefill."""
-    name, total, reserved = printable(lack.request_id, LONGEST_SHOWN), scheduler.num_blocks, lack.num_reserved_blocks
+    name, total, reserved = (
+        printable(lack.request_id, LONGEST_SHOWN),
+        scheduler.num_blocks,
+        lack.num_reserved_blocks,
+    )
     kept = f", {reserved:,} of them kept for the running requests" if reserved else ""
     whole = _prefill_blocks(scheduler, lack.request_id)
     text = f"needs {lack.num_needed_blocks:,} of {total:,} blocks{kept}"

@@ -98,7 +98,7 @@ def test_yama(start: Start, monkeypatch: pytest.MonkeyPatch, scope: int) -> None
             return {"CapEff": f"{1 << 19 if scope == 3 else 0:x}", "Seccomp": "0"}
         return {**read_status(path), "Uid": "1 1 1 1"}
 
-    monkeypatch.setattr(target, "Memory", refuse)
+    monkeypatch.setattr(target, "ProcessMemory", refuse)
     monkeypatch.setattr(target, "read_status", status)
     monkeypatch.setattr(
         target, "read_small", lambda path, default="": str(scope) if "yama" in path else default

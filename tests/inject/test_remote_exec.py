@@ -19,7 +19,7 @@ real = pytest.mark.skipif(sys.version_info < (3, 14), reason="sys.remote_exec ca
 def test_the_real_one(start: Start) -> None:
     program = start("spinning")
     outcome = run_in_process(program.pid, "import os\nresult = os.getpid()")
-    assert (outcome.way, outcome.value, outcome.held_us) == ("remote_exec", program.pid, 0)
+    assert (outcome.method, outcome.value, outcome.held_us) == ("remote_exec", program.pid, 0)
 
 
 def test_the_script_calls_back_from_a_thread_of_its_own(
@@ -37,7 +37,7 @@ def test_the_script_calls_back_from_a_thread_of_its_own(
 
     monkeypatch.setattr(sys, "remote_exec", run_script, raising=False)
     outcome = run_in_process(program.pid, "import os\nresult = os.getpid()")
-    assert (outcome.way, outcome.value, outcome.tid) == ("remote_exec", program.pid, 0)
+    assert (outcome.method, outcome.value, outcome.tid) == ("remote_exec", program.pid, 0)
     assert not scripts[0].exists()
 
 
@@ -46,7 +46,7 @@ def test_a_target_that_does_not_run_bytecode_is_reached_by_ptrace(
 ) -> None:
     program = start("blocked", "sleep")
     monkeypatch.setattr(sys, "remote_exec", lambda pid, path: None, raising=False)
-    assert run_in_process(program.pid, "result = 1").way == "ptrace"
+    assert run_in_process(program.pid, "result = 1").method == "ptrace"
 
 
 def test_a_target_that_refuses_is_reached_by_ptrace(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_a_target_that_refuses_is_reached_by_ptrace(start: Start, monkeypatch: p
 
     program = start("blocked", "sleep")
     monkeypatch.setattr(sys, "remote_exec", refuse, raising=False)
-    assert run_in_process(program.pid, "result = 1").way == "ptrace"
+    assert run_in_process(program.pid, "result = 1").method == "ptrace"
 
 
 def test_another_minor_version_is_not_asked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,5 +63,5 @@ def test_another_minor_version_is_not_asked(start: Start, monkeypatch: pytest.Mo
     program = start("blocked", "sleep")
     monkeypatch.setattr(sys, "remote_exec", lambda pid, path: asked.append(pid), raising=False)
     monkeypatch.setattr(sys, "version_info", (3, sys.version_info[1] + 1, 0))
-    assert run_in_process(program.pid, "result = 1").way == "ptrace"
+    assert run_in_process(program.pid, "result = 1").method == "ptrace"
     assert asked == []

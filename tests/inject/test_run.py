@@ -22,7 +22,7 @@ def test_runs_in_a_process_whose_only_thread_is_blocked(start: Start, python: st
     program = start("blocked", how, python=python)
     outcome = run_in_process(program.pid, "import os\nresult = [os.getpid(), 'ä', None]")
     assert outcome.value == [program.pid, "ä", None]
-    assert outcome.way == "ptrace"
+    assert outcome.method == "ptrace"
     assert outcome.tid == program.pid
     assert 0 < outcome.held_us < outcome.total_us
     assert program.process.poll() is None
@@ -33,7 +33,7 @@ def test_runs_in_a_process_that_never_waits(start: Start, python: str) -> None:
     program = start("spinning", python=python)
     outcome = run_in_process(program.pid, "import os\nresult = os.getpid()", timeout=30)
     assert outcome.value == program.pid
-    assert outcome.way == "pending"
+    assert outcome.method == "pending"
     program.moves(1)
 
 

@@ -10,7 +10,7 @@ import pytest
 from fdtrace.recorder.inject import check_target, run_in_process
 from fdtrace.recorder.inject.borrow import Borrowed
 from fdtrace.recorder.inject.memory import ProcessMemory
-from fdtrace.recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, look
+from fdtrace.recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, sorted_threads
 from fdtrace.recorder.inject.quiet import in_own_thread
 from tests.inject.conftest import Running, Start
 
@@ -38,7 +38,7 @@ _TGKILL = 234
 def parked_thread(program: Running) -> int:
     """The id of the program's waiting thread, once it waits."""
     tid = program.counter(2)
-    program.wait_until(lambda: any(t.tid == tid and t.is_parked for t in look(program.pid)))
+    program.wait_until(lambda: any(t.tid == tid and t.is_parked for t in sorted_threads(program.pid)))
     return tid
 
 
@@ -76,8 +76,8 @@ def test_a_thread_that_waits_for_a_mutex_is_not_borrowed(start: Start) -> None:
     """It may hold others: in glibc's fork() the locks of the allocator, without which no thread can start."""
     program = start("wait", "mutex")
     tid = program.counter(2)
-    program.wait_until(lambda: any(t.tid == tid and t.call == 202 for t in look(program.pid)))
-    seen = [thread for _ in range(50) for thread in look(program.pid) if thread.tid == tid]
+    program.wait_until(lambda: any(t.tid == tid and t.call == 202 for t in sorted_threads(program.pid)))
+    seen = [thread for _ in range(50) for thread in sorted_threads(program.pid) if thread.tid == tid]
     assert any(thread.call == 202 for thread in seen)
     assert not any(thread.is_parked for thread in seen)
     assert run_in_process(program.pid, "result = 1").tid == program.pid

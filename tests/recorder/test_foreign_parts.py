@@ -141,7 +141,7 @@ def test_parts_that_are_no_plain_files_are_refused(
         "link": _link_to(documents), "directory": Path.mkdir, "fifo": os.mkfifo,
     }  # fmt: skip
     make[kind](parts / name)
-    with pytest.raises(TraceError, match="holds what no recording makes"):
+    with pytest.raises(TraceError, match="holds a file that no recording makes"):
         check_parts(parts)
     assert untouched(documents)
     assert (parts / name).is_symlink() == (kind == "link")

@@ -199,7 +199,7 @@ def test_a_program_that_closes_every_descriptor_is_not_written_to(tmp_path: Path
     os.dup2(fd, box.fd)
     assert not box.is_there
     with pytest.raises(OSError, match="removed"):
-        box.say({"pid": 1})
+        box.write_status({"pid": 1})
     box.close()
     os.fstat(box.fd)  # it is not ours to close
     assert own.read_bytes() == b"precious" * 2000
@@ -398,7 +398,7 @@ def test_a_writer_looks_at_its_files_length_before_it_stores(tmp_path: Path) -> 
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     writer = ring.RingWriter(page, 2, 1 << 18)
     os.truncate(tmp_path / "1-1.ring", 100)
-    writer.look_at = 0.0
+    writer.next_check = 0.0
     for act in (lambda: writer.begin(64), writer.next_segment):
         with pytest.raises(OSError, match="cut short"):
             act()

@@ -159,11 +159,11 @@ def test_an_attach_that_is_killed_leaves_what_the_next_removes(tmp_path: Path) -
     """SIGKILL in the middle of it, before there is a collector."""
     engine = start_engine("--log", tmp_path / "log", "--sleep", 0.002)
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom fdtrace.recorder import attach\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom fdtrace.recorder import attach_server\n"
         "from fdtrace.recorder.inject import injector\nfrom fdtrace.recorder.session import Session\n"
         "session = Session.create(Path(sys.argv[2]))\nprint(session.dir, flush=True)\n"
         "injector._by_ptrace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "attach.attach(int(sys.argv[1]), session)\n"
+        "attach_server.attach(int(sys.argv[1]), session)\n"
     )
     command = [sys.executable, "-c", code, str(engine.pid), str(tmp_path / "t.duckdb")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

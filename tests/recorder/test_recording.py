@@ -110,10 +110,10 @@ def test_a_recording_that_is_not_loaded_cannot_be_pickled(trace: Trace) -> None:
 def test_a_recording_loaded_without_a_look_at_every_row_says_so(trace: Trace) -> None:
     recording = trace.recording().loaded(row_by_row=False)
     assert recording.details.initial == ()
-    with pytest.raises(TraceError, match="without what a look at every row tells"):
+    with pytest.raises(TraceError, match="without the scan of every row"):
         _ = recording.details.row_scan
     assert recording.loaded(row_by_row=False) is recording
-    with pytest.raises(TraceError, match="without what a look at every row tells"):
+    with pytest.raises(TraceError, match="without the scan of every row"):
         recording.loaded()
 
 

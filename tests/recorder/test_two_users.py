@@ -33,7 +33,7 @@ RINGS = Path(f"/dev/shm/fdtrace-rings-{ALICE}")
 ATTEMPT = """
 try:
     session = Session.create(Path(f"/tmp/fdtrace-test-{os.getuid()}.duckdb"), target=int(sys.argv[2]))
-    attach.attach(int(sys.argv[2]), session)
+    attach_server.attach(int(sys.argv[2]), session)
     said = "attached"
 except FdtraceError as error:
     said = f"{error.what}: {error.why}"
@@ -114,7 +114,7 @@ def test_a_mailbox_that_others_could_have_changed_is_not_believed(spoil: str, tm
     else:
         MAILBOXES.rename(tmp_path / "boxes")
         MAILBOXES.symlink_to(tmp_path / "boxes")
-    with pytest.raises(TargetError, match="cannot be spoken to"):
+    with pytest.raises(TargetError, match="cannot talk to the agents"):
         agent_processes.find_agent(engine.pid)
 
 
@@ -130,7 +130,7 @@ def test_a_lock_that_is_held_for_ever_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(agent_processes, "LOCK_WAIT", 0.2)
     agent = agent_processes.find_agent(engine.pid)
     assert agent is not None
-    with pytest.raises(TargetError, match="spoken to by another"):
+    with pytest.raises(TargetError, match="another program is talking to"):
         agent_processes.command(agent, {"op": "stop"})
     holder.communicate(b"\n")
 

@@ -1,4 +1,4 @@
-"""Imported by `fdtrace.pth` at the start of every Python of this environment where FDTRACE is set: arms it."""
+"""`fdtrace.pth` imports this when a Python of this environment starts and FDTRACE is set. It arms the process."""
 
 
 def _agent() -> str:
@@ -27,7 +27,7 @@ def _arm() -> None:
         with open(os.path.join(agent, "load.py"), encoding="utf-8") as file:
             exec(compile(file.read(), file.name, "exec"), namespace)
         namespace["load"](namespace["read_sources"](agent)).arm()
-    except Exception as error:  # the program runs on, unarmed: `fdtrace attach` then tries its other ways
+    except Exception as error:  # the program runs on, unarmed: `fdtrace attach` can still inject the agent
         sys.stderr.write("fdtrace: this process is not armed: %r\n" % (error,))
 
 

@@ -1,25 +1,25 @@
-"""Arms every Python process that finds this directory on PYTHONPATH, then hands on to the module that it hides."""
+"""Arms every Python process that has this directory on PYTHONPATH. Then it runs the `sitecustomize` that it hides."""
 
 
 def _arm() -> None:
     import os
     import sys
 
-    here = os.path.dirname(os.path.abspath(__file__))
-    agent = os.path.dirname(here)
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    directory = os.path.dirname(os.path.abspath(__file__))
+    agent = os.path.dirname(directory)
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != directory]
     if os.environ.get("FDTRACE"):
         try:
             namespace: dict = {"__name__": "_fdtrace_load"}  # type: ignore[type-arg]
             with open(os.path.join(agent, "load.py"), encoding="utf-8") as file:
                 exec(compile(file.read(), file.name, "exec"), namespace)
             namespace["load"](namespace["read_sources"](agent)).arm()
-        except Exception as error:  # the program runs on, unrecorded; the collector reports that nothing came
+        except Exception as error:  # the program runs on, unrecorded; the collector reports that no ring came
             sys.stderr.write("fdtrace: this process is not recorded: %r\n" % (error,))
 
 
 def _hand_on() -> None:
-    """Run the `sitecustomize` that would have been found without us, under its own name."""
+    """Run the `sitecustomize` that Python would have found without us, under its own name."""
     import importlib.machinery
     import importlib.util
     import sys
