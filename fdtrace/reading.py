@@ -75,7 +75,7 @@ class TraceReader:
             raise TraceError(
                 f"{self.path} is another recording by now",
                 why=f"it began at {created}, the one on the screen at {self._created}",
-                hint="open it anew",
+                hint="leave the screen and open it again",
             )
         self._created, self._trace = created, trace
         return trace

@@ -60,9 +60,9 @@ def _parse(path: Path, text: str) -> Any:
     if repeated:
         place = _path_to(case, repeated[0], "")
         raise UsageError(
-            f"{path}: the key `{repeated[0].key:.80}` stands twice{f' in `{place}`' if place else ''}",
+            f"{path}: the key `{repeated[0].key:.80}` is there twice{f' in `{place}`' if place else ''}",
             why="only one of its values would be read",
-            hint="take one of them out",
+            hint="remove one of them",
         )
     return case
 

@@ -169,7 +169,7 @@ class Live:
         self.screen.session.grow(recording, series)
         self.panes.set_recorded(series.history, series)
         self.status.show_head()
-        self.debugger.read_events_anew()
+        self.debugger.reread_events()
         with self.status.unasked():
             if self.screen.session.following:
                 self._go_to_end()
@@ -187,4 +187,4 @@ class Live:
         self.panes.restart_all()
         self.status.show_head()
         self.screen.show_all()
-        self.screen.say("the recording is complete; its replays begin anew")
+        self.screen.say("the recording is complete; its replays start again")

@@ -20,7 +20,7 @@ PANE_WIDTH = 20
 """Fewest columns of a pane."""
 
 WIDE_PANE = 38
-"""If the screen has so many columns for each of `MAX_PANES` panes, it shows all of them; else one less."""
+"""If the screen has so many columns for each of `MAX_PANES` panes, it shows all of them; else at most one less."""
 
 
 class ReplaySession:

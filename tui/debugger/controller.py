@@ -87,7 +87,7 @@ class Debugger:
             self.screen.say(f"breakpoint {point.text}: {len(steps)} steps of the recording")
             self.show_breaks()
 
-    def read_events_anew(self) -> None:
+    def reread_events(self) -> None:
         """The recording has grown: read the steps of its events again."""
         if not self._event_steps.busy:
             for point in self.breaks.all:

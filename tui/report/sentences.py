@@ -97,7 +97,7 @@ def _clock(clock: Clock) -> str:
 def _memory(fit: MemoryFit) -> str:
     if not fit.bytes_per_token:
         return f"memory: {fit.column} stays at {memory_size(fit.floor_bytes)}, whatever a step runs"
-    other = f"; {memory_size(fit.other_bytes)} more of the device are held beside" if fit.other_bytes else ""
+    other = f"; {memory_size(fit.other_bytes)} more of the device are in use" if fit.other_bytes else ""
     return (
         f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from "
         f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens (error "
