@@ -84,13 +84,7 @@ KEYS = (
     Key("A", "panes.ask_formula", "A", "add a formula: a name, or NAME: EXPRESSION", PANES, "add"),
     Key("e", "panes.edit_formula", "e", "edit the active pane's formula", PANES),
     Key("D", "panes.remove_formula", "D", "remove the active pane", PANES),
-    Key(
-        "x",
-        "panes.cancel",
-        "x",
-        "stop a replay that is being computed; again: start it from the beginning",
-        PANES,
-    ),
+    Key("x", "panes.cancel", "x", "stop a replay being computed; again: restart it", PANES),
     Key("j,down", "tables.scroll(1)", "j ↓", "the next request, or row; scrolls the inspector", OTHER),
     Key("k,up", "tables.scroll(-1)", "k ↑", "the previous one", OTHER),
     Key("pagedown", "tables.scroll_page(1)", "PgDn", "a page down", OTHER),
@@ -102,7 +96,7 @@ KEYS = (
 
 COMMANDS = (
     (":f NAME: EXPRESSION", "add a formula; or the name of a built-in one"),
-    (":b CONDITION", "break: a step, a kind of event, or a condition: num_free_blocks < 8"),
+    (":b CONDITION", "break at a step, an event, or num_free_blocks < 8"),
     (":w EXPRESSION", "watch an expression; again: stop watching it"),
     (":r REQUEST", "the story of a request"),
     (":sql QUERY", "ask the trace"),
