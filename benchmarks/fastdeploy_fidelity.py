@@ -25,7 +25,7 @@ from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.recorded.step_state import known
+from fdtrace.replayer.recorded.step_state import column_or_zero
 
 PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
 LAB = Path(os.environ.get("LAB_DIR", "."))
@@ -114,8 +114,8 @@ def figures(trace: Path) -> list[str]:
 
 
 def total(recording: Recording, name: str) -> int:
-    """The sum of a column of steps; what is not known counts as none."""
-    return int(known(recording, name).sum())
+    """The sum of a column of steps; what is not column_or_zero counts as none."""
+    return int(column_or_zero(recording, name).sum())
 
 
 def replayed(recording: Recording) -> list[str]:
@@ -136,7 +136,7 @@ def replayed(recording: Recording) -> list[str]:
 
 
 def main() -> None:
-    """Record what is missing, and print the table as Markdown, a line as soon as it is known."""
+    """Record what is missing, and print the table as Markdown, a line as soon as it is column_or_zero."""
     parser = argparse.ArgumentParser()
     parser.add_argument("versions", nargs="+", metavar="VERSION=CHECKOUT")
     parser.add_argument("--traces", type=Path, help="keep the recordings here, and take those that are there")

@@ -8,7 +8,7 @@
     runs.table().df()
     runs["pr7499"].exceeded
 
-docs/python.md shows the whole of it. What is here is imported when it is first asked for: `import fdtrace` is quick.
+docs/python.md shows all of it. Each public name is imported when it is first used, so `import fdtrace` is quick.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PLACES = {
     "replay": "fdtrace.library.replaying",
     "simulate": "fdtrace.library.simulating",
 }
-"""Public name -> the module that it is in."""
+"""Public name -> the module that defines it."""
 
 __all__ = [
     "EngineRecording",
@@ -64,16 +64,16 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of this module's
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name of this module
 
     def __getattr__(name: str) -> Any:
         """A public name, imported now (PEP 562)."""
         if name not in _PLACES:
             raise AttributeError(f"module 'fdtrace' has no attribute {name!r}")
         module = importlib.import_module(_PLACES[name])
-        found = getattr(module, "open_library_trace" if name == "open" else name)
-        globals()[name] = found
-        return found
+        value = getattr(module, "open_library_trace" if name == "open" else name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """The command line: its parser, and the one place that prints errors.
 
 Progress and errors go to stderr, data to stdout. Exit codes: 0 done, 1 a check found something, 2 wrong use, 3 the
-target or the trace cannot be used; `record` ends with its command's own.
+target or the trace cannot be used. `record` ends with the exit code of the command that it started.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INTERRUPTED = 130
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the whole command line; `only` the options of one command, as others take time to import."""
+    """The parser of the command line. `only`: a command; options are added for it alone, since imports take time."""
     parser = argparse.ArgumentParser(
         prog="fdtrace",
         description="Record what an LLM server's scheduler really ran; replay it under other budgets.",
@@ -52,25 +52,25 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
             commands.add_parser(name, help=text)
             continue
         module = _module(name)
-        below = commands.add_parser(name, help=text, description=module.__doc__)
-        module.add_arguments(below)
-        below.set_defaults(run=module.run)
+        command = commands.add_parser(name, help=text, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser
 
 
 def _module(name: str) -> ModuleType:
-    where = "fdtrace.sandbox.command" if name == "sandbox" else f"fdtrace.commands.{name}"
-    return importlib.import_module(where)
+    module = "fdtrace.sandbox.command" if name == "sandbox" else f"fdtrace.commands.{name}"
+    return importlib.import_module(module)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code. Nothing that goes wrong reaches the user as a traceback."""
+    """Run a command and return its exit code. No error reaches the user as a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a character
     try:
-        given = sys.argv[1:] if arguments is None else list(arguments)
-        args = build_parser(given[0] if given and given[0] in COMMANDS else None).parse_args(given)
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        args = build_parser(words[0] if words and words[0] in COMMANDS else None).parse_args(words)
         code: int = args.run(args)
     except StuckQueryError as error:
         _end_now(_complain(str(error), error.exit_code))
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output has closed the pipe
         return 0
     except Exception as error:
         return _of_duckdb(error) or _unexpected(error)
@@ -87,14 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_now(code: int) -> NoReturn:
-    """End without waiting for threads: one computes what cannot be interrupted."""
+    """End without waiting for threads: one of them runs a query that cannot be interrupted."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _of_duckdb(error: Exception) -> int:
-    """Complain of what DuckDB could not read: a damaged file, not a fault of ours; 0 where it is something else."""
+    """Print an error of DuckDB's, which means a damaged file, and return the exit code. 0: it is another error."""
     if type(error).__module__ not in ("duckdb", "_duckdb"):
         return 0
     why = printable(str(error).split("\n", maxsplit=1)[0])
@@ -110,12 +110,12 @@ def _complain(text: str, code: int) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    """An error that nobody foresaw: where it happened goes into a file, so that it can be reported."""
+    """Print an unexpected error. Its traceback goes into a file, so that it can be reported."""
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", prefix="fdtrace-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    what = printable(f"{type(error).__name__}: {error}")
+    text = printable(f"{type(error).__name__}: {error}")
     return _complain(
-        f"unexpected error: {what}\n  why: a fault in fdtrace\n  next: report it with {file.name}", 3
+        f"unexpected error: {text}\n  why: a fault in fdtrace\n  next: report it with {file.name}", 3
     )

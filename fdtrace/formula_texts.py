@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 CLASS = re.compile(r"(?P<file>.+\.py):(?P<cls>[A-Za-z_]\w*)\Z")
 
 DEFAULT = ("original", "pr7438", "pr7499")
-"""What a replay compares unless told otherwise: the bug, its first fix, and the fix of the fix."""
+"""The formulas of a replay without `-f`: the bug, its first fix, and the fix of the fix."""
 
 
 LONGEST_TEXT = 4096
-"""Characters of what `-f` takes."""
+"""Most characters of a text for `-f`."""
 LONGEST_NAME = 100
-"""Characters of a formula's name."""
+"""Most characters of a formula's name."""
 
 
 def formula(text: str) -> Formula:
-    """The formula that `-f` names; UsageError where it is none."""
+    """The formula that a text for `-f` describes. UsageError if it describes none."""
     from fdtrace.replayer.formulas import formula_from_class, parse_formula
 
     if len(text) > LONGEST_TEXT:
@@ -37,52 +37,54 @@ def formula(text: str) -> Formula:
             f"a formula of {len(text)} characters is too long", why=f"at most {LONGEST_TEXT} are read"
         )
     match = CLASS.match(text.strip())
-    found = (
+    parsed = (
         parse_formula(text)
         if match is None
         else formula_from_class(_guarded(_class(Path(match["file"]), match["cls"])))
     )
-    if len(found.name) > LONGEST_NAME:
+    if len(parsed.name) > LONGEST_NAME:
         raise UsageError(
-            f"the name {found.name[:LONGEST_NAME]!r}… of a formula is too long",
-            why=f"it has {len(found.name)} characters, at most {LONGEST_NAME} fit beside its figures",
+            f"the name {parsed.name[:LONGEST_NAME]!r}… of a formula is too long",
+            why=f"it has {len(parsed.name)} characters, at most {LONGEST_NAME} fit beside its figures",
         )
-    return found
+    return parsed
 
 
-def as_formulas(given: Any) -> list[Formula]:
-    """The formulas that a program gives: one, or a sequence, of texts as `-f` takes them, formulas, or classes.
+def as_formulas(values: Any) -> list[Formula]:
+    """The formulas that a Python program passes.
+
+    Args:
+        values: a text as for `-f`, a formula or a class; or a sequence of these.
 
     Raises:
-        UsageError: one is none of these, or two have one name.
+        UsageError: a value is none of these, or two formulas have the same name.
     """
     from fdtrace.replayer.formulas import Formula, formula_from_class
 
-    several = [given] if isinstance(given, (str, Formula, type)) else list(given)
-    found = []
-    for one in several:
-        if isinstance(one, Formula):
-            found.append(one)
-        elif isinstance(one, str):
-            found.append(formula(one))
+    chosen: list[Formula] = []
+    for value in [values] if isinstance(values, (str, Formula, type)) else values:
+        if isinstance(value, Formula):
+            chosen.append(value)
+        elif isinstance(value, str):
+            chosen.append(formula(value))
         else:
-            found.append(formula_from_class(one))
-    _refuse_twice(found)
-    return found
+            chosen.append(formula_from_class(value))
+    _refuse_same_names(chosen)
+    return chosen
 
 
-def _refuse_twice(found: Sequence[Formula]) -> None:
-    names = [one.name for one in found]
+def _refuse_same_names(formulas: Sequence[Formula]) -> None:
+    names = [each.name for each in formulas]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"formula {name!r} is given twice", hint="give each a name of its own")
 
 
 def formulas(texts: list[str] | None) -> list[Formula]:
-    """The formulas of repeated `-f`, or the default ones; UsageError where two have one name."""
-    found = [formula(text) for text in texts or DEFAULT]
-    _refuse_twice(found)
-    return found
+    """The formulas of repeated `-f`, or the default ones. UsageError if two have the same name."""
+    parsed = [formula(text) for text in texts or DEFAULT]
+    _refuse_same_names(parsed)
+    return parsed
 
 
 def _class(path: Path, name: str) -> Any:
@@ -98,8 +100,8 @@ def _class(path: Path, name: str) -> Any:
             spec.loader.exec_module(module)
     except Exception as error:
         line = getattr(error, "lineno", None)
-        where = f", line {line}" if line else ""
-        raise UsageError(f"{path} cannot be loaded{where}", why=_said(error)) from error
+        place = f", line {line}" if line else ""
+        raise UsageError(f"{path} cannot be loaded{place}", why=_reason(error)) from error
     try:
         return getattr(module, name)
     except AttributeError:
@@ -107,19 +109,19 @@ def _class(path: Path, name: str) -> Any:
 
 
 class UserCodeEnded(Exception):
-    """A user's code raised what would end fdtrace, as `sys.exit` does."""
+    """A user's code raised an exception that would end fdtrace, such as that of `sys.exit`."""
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, UserCodeEnded) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
 def _users_code() -> Iterator[None]:
-    """Runs code of a user's file: what it prints goes to stderr, for stdout is data, and it cannot end fdtrace.
+    """A context for code of a user's file. It cannot end fdtrace, and what it prints goes to stderr: stdout is data.
 
-    stdout is the whole process's, so it is turned in the main thread alone; the screen, which computes in other
-    threads, keeps what they print by itself.
+    stdout belongs to the whole process, so it is redirected only in the main thread. The screen computes in other
+    threads; there Textual itself keeps printed text off the terminal.
     """
     try:
         if threading.current_thread() is threading.main_thread():
@@ -134,9 +136,9 @@ def _users_code() -> Iterator[None]:
 
 
 def _guarded(cls: Any) -> Any:
-    """A class that behaves as a user's formula, each of whose calls is guarded by `_users_code`.
+    """A class that behaves like a user's formula, with every call in the context of `_users_code`.
 
-    What is no formula is given back as it is: `formula_from_class` says what is wrong with it.
+    An object that is no such class is returned unchanged: `formula_from_class` says what is wrong with it.
     """
     if not isinstance(cls, type) or not callable(getattr(cls, "budget", None)):
         return cls
@@ -144,10 +146,10 @@ def _guarded(cls: Any) -> Any:
     class Guarded:
         def __init__(self) -> None:
             with _users_code():
-                own = cls()
-            self._budget = _guarded_call(own.budget)
-            if hasattr(own, "charge"):
-                self.charge = _guarded_call(own.charge)
+                instance = cls()
+            self._budget = _guarded_call(instance.budget)
+            if hasattr(instance, "charge"):
+                self.charge = _guarded_call(instance.charge)
 
         def budget(self, v: Any) -> Any:
             return self._budget(v)

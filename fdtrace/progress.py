@@ -1,4 +1,4 @@
-"""Progress of a recording, on stderr: one line that renews itself on a terminal, few lines elsewhere."""
+"""Progress of a recording, on stderr: one line that is rewritten on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import time
 from fdtrace.recorder.printable import printable, printable_lines
 
 EVERY = 10.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines if stderr is no terminal."""
 
 
 class Progress:
-    """Says how far something is; `note` says something that stays. While `silent`, notes wait and all else is lost."""
+    """Shows the state of something on one line; `note` prints a line that stays.
+
+    While `silent`, notes are kept for later and states are not shown.
+    """
 
     def __init__(self) -> None:
         self.silent = False
@@ -23,7 +26,7 @@ class Progress:
         self.dirty = False
 
     def update(self, text: str) -> None:
-        """The state now."""
+        """Show the current state."""
         if self.silent:
             return
         now = time.monotonic()
@@ -36,7 +39,7 @@ class Progress:
         sys.stderr.flush()
 
     def note(self, text: str) -> None:
-        """Say `text` on a line of its own, once."""
+        """Print `text` on a line of its own; only the first time for each text."""
         if text in self.noted:
             return
         self.noted.add(text)
@@ -46,7 +49,7 @@ class Progress:
         self._say(text)
 
     def speak(self) -> None:
-        """Be silent no longer."""
+        """End the silence, and print the notes that were kept."""
         self.silent = False
         for text in self._waiting:
             self._say(text)
@@ -58,13 +61,13 @@ class Progress:
         sys.stderr.flush()
 
     def clear(self) -> None:
-        """Take the line that renews itself off the terminal."""
+        """Remove the line of the state from the terminal."""
         if self.dirty:
             sys.stderr.write("\r\x1b[2K")
             self.dirty = False
 
     def done(self) -> None:
-        """End the line that renews itself."""
+        """End the line of the state; it stays on the terminal."""
         if self.dirty:
             sys.stderr.write("\n")
             self.dirty = False

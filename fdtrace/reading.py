@@ -1,4 +1,4 @@
-"""What the replay screen asks a trace for, from its worker threads; of a recording in progress too."""
+"""Reads a trace for the replay screen, in the screen's background threads; also of a recording in progress."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ WHERE v.engine_id = $1 AND v.step = $2 ORDER BY v.ts
 """
 
 MOST_ROWS = 10_000
-"""Rows of a query on the screen at most."""
+"""Most rows of a query on the screen."""
 SECONDS = 30.0
-"""That such a query may take."""
+"""Most seconds that such a query may take."""
 
 
 class TraceReader:
     """Reads one engine of a trace. One query runs at a time.
 
-    A recording in progress is published by rename: where the file at the path has become another one, that is
-    opened. DuckDB keeps one instance a path in a process, so the old one is closed before.
+    A recording in progress is published by rename: when the path holds a new file, the reader opens that file. DuckDB
+    keeps one instance for each path in a process, so the old file is closed first.
     """
 
     def __init__(self, path: Path, engine_id: int | None = None) -> None:
@@ -51,8 +51,8 @@ class TraceReader:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._trace: Trace | None = None
-        self._seen: tuple[int, int] | None = None
-        self._seen_at = 0.0
+        self._opened_file: tuple[int, int] | None = None
+        self._opened_at = 0.0
         self._created: Any = None
         with self._lock:
             trace = self._open()
@@ -67,7 +67,7 @@ class TraceReader:
         if self._trace is not None and not self._changed():
             return self._trace
         self._close()
-        self._seen, self._seen_at = self._identity(), time.monotonic()
+        self._opened_file, self._opened_at = self._identity(), time.monotonic()
         trace = self._stack.enter_context(open_trace(self.path))
         created = trace.head["created_at"]
         if self._created not in (None, created):
@@ -75,39 +75,41 @@ class TraceReader:
             raise TraceError(
                 f"{self.path} is another recording by now",
                 why=f"it began at {created}, the one on the screen at {self._created}",
-                hint="open it anew",
+                hint="leave the screen and open it again",
             )
         self._created, self._trace = created, trace
         return trace
 
     def _identity(self) -> tuple[int, int] | None:
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
 
     def _changed(self) -> bool:
-        return self._grows and self._identity() not in (None, self._seen)
+        return self._grows and self._identity() not in (None, self._opened_file)
 
     def _close(self) -> None:
         self._trace = None
         self._stack.close()
 
     def close(self) -> None:
-        """Close the trace; a query that still runs is interrupted."""
+        """Close the trace, and interrupt a query that is still running."""
         import duckdb
 
         trace = self._trace
         if trace is not None:
-            with suppress(duckdb.ConnectionException):  # it has just been closed, to open the next state
+            with suppress(
+                duckdb.ConnectionException
+            ):  # another thread has just closed it, to open the next file
                 trace.db.interrupt()
         with self._lock:
             self._close()
 
     @contextmanager
     def _reading(self) -> Iterator[Trace]:
-        """The trace, to this thread alone; closed where it cannot be read, so that the next look opens it anew."""
+        """The trace, for this thread alone. If it cannot be read it is closed, so that the next read opens it again."""
         from fdtrace.recorder.trace.trace import reading
 
         with self._lock:
@@ -124,7 +126,7 @@ class TraceReader:
             return trace.db.execute(query, [self.engine_id, *parameters]).fetchall()
 
     def check_step_requests(self) -> None:
-        """TraceError where what a replay reschedules from contradicts itself."""
+        """TraceError if the data that a replay reschedules from contradicts itself."""
         with self._reading() as trace:
             trace.check_step_requests(self.engine_id)
 
@@ -147,14 +149,14 @@ class TraceReader:
         return [StepEvent(*row) for row in self._rows(EVENTS, step)]
 
     def event_steps(self, kind: str) -> NDArray[np.int64]:
-        """The steps with an event of a kind."""
+        """The steps with a kind of event, int64, ascending."""
         import numpy as np
 
         query = "SELECT DISTINCT step FROM event WHERE engine_id = $1 AND kind = $2 AND step IS NOT NULL ORDER BY 1"
         return np.array([row[0] for row in self._rows(query, kind)], np.int64)
 
     def sql(self, text: str) -> Answer:
-        """A query's rows. UsageError where DuckDB cannot run it, or where it takes too long."""
+        """The rows of a query. UsageError if DuckDB cannot run it, or if it takes too long."""
         from fdtrace.recorder.trace.query import Limits, bounded, running
         from fdtrace.tui.sources import Answer
 
@@ -170,7 +172,7 @@ class TraceReader:
             try:
                 return bounded(trace.db, ask, Limits(SECONDS))
             except StuckQueryError:
-                self._trace, self._stack = None, ExitStack()  # to close it would wait for the query
+                self._trace, self._stack = None, ExitStack()  # closing the trace would wait for the query
                 raise
 
     def tail(self, step: int) -> NewSteps:
@@ -186,22 +188,22 @@ class TraceReader:
             )
         with self._reading() as trace:
             live = trace.in_parts
-            silent = time.monotonic() - self._seen_at
-            still = standstill_of(trace, self.engine_id)
-            text = still.short if still is not None else ""
-            found = NewSteps(trace.steps_after(self.engine_id, step), live, silent, text)
+            silent = time.monotonic() - self._opened_at
+            standstill = standstill_of(trace, self.engine_id)
+            text = standstill.short if standstill is not None else ""
+            new_steps = NewSteps(trace.steps_after(self.engine_id, step), live, silent, text)
             self.live = live
-        return found
+        return new_steps
 
     def standstill(self) -> Standstill | None:
-        """How the engine stands still at the end of what is recorded."""
+        """How the engine stands still at the end of the recording so far; None: it does not."""
         from fdtrace.recorder.trace.standstill import standstill_of
 
         with self._reading() as trace:
             return standstill_of(trace, self.engine_id)
 
     def recording(self) -> Recording:
-        """The recording as it stands."""
+        """The recording so far."""
         with self._lock:
             self._close()
         with self._reading() as trace:

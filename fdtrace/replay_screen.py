@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> ReplayApp:
-    """The screen on a trace with the replays that `args` ask for (`fdtrace.replays.add_replay_arguments`).
+    """A screen on a trace, with the replays that the command's arguments ask for.
 
-    `options` are those of `ReplayApp`: `terminal`, `step`.
+    Args:
+        reader: reads the trace.
+        args: parsed arguments, as `fdtrace.replays.add_replay_arguments` adds them.
+        options: further arguments of `ReplayApp`, such as `terminal` and `step`.
     """
     from fdtrace.replays import Replays, sources_of
     from fdtrace.tui.app import ReplayApp
@@ -30,9 +33,13 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
 
 
 def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: StopSignals) -> str:
-    """Watch the collector in a thread, and show what it records until the screen is left; the reason to end.
+    """Show a recording in progress until the user leaves the screen; a thread watches the collector meanwhile.
 
-    Empty: the recording was told to end already. FdtraceError where the collector failed meanwhile: the screen said so.
+    Returns:
+        The reason to end the recording; empty if it has been ended already.
+
+    Raises:
+        FdtraceError: the collector failed. The screen has shown it.
     """
     reason = watch.until(lambda: signals.reason or watch.supervisor.ended or _first_steps(path))
     if reason != "first steps":
@@ -42,12 +49,12 @@ def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: Sto
 
     def record() -> None:
         try:
-            ended = watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended)
-            if ended:
-                watch.stop(ended)
+            end_reason = watch.until(lambda: "interrupt" if left.is_set() else watch.supervisor.ended)
+            if end_reason:
+                watch.stop(end_reason)
         except BaseException as error:
             failed.append(error)
-            watch.fail()  # at once: the screen may stay open for long
+            watch.fail()  # now, not when the screen closes: it may stay open for a long time
 
     watch.progress.silent = True
     thread = threading.Thread(target=record, name="fdtrace-recording")
@@ -66,21 +73,21 @@ def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: Sto
 
 
 def _first_steps(path: Path) -> str | None:
-    """A reason to go on to the screen once the trace holds a step; None until then."""
+    """`first steps` once the trace has a step; None until then."""
     from fdtrace.recorder.trace.trace import open_trace
 
     if not path.exists():
         return None
     try:
         with open_trace(path) as trace:
-            found = trace.rows("SELECT count(*) AS steps FROM step")
+            rows = trace.rows("SELECT count(*) AS steps FROM step")
     except TraceError:
-        return None  # it is being published
-    return "first steps" if found[0]["steps"] else None
+        return None  # it is just being published
+    return "first steps" if rows[0]["steps"] else None
 
 
 def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -> None:
-    """Show the recording until the screen is left; `failed` gets what its collector failed with."""
+    """Show the recording until the user leaves the screen. `failed` receives the error if the collector fails."""
     from fdtrace.reading import TraceReader
     from fdtrace.replayer.config import is_modelled
     from fdtrace.replays import add_replay_arguments
@@ -88,12 +95,12 @@ def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -
 
     parser = argparse.ArgumentParser()
     add_replay_arguments(parser)
-    asked = [part for text in formulas or () for part in ("-f", text)]
+    options = [word for formula in formulas or () for word in ("-f", formula)]
     reader = TraceReader(path)
     if not is_modelled(reader.first.engine):
-        asked.append("--as-recorded")
+        options.append("--as-recorded")
     try:
-        screen = screen_of(reader, parser.parse_args([*asked, "--", str(path)]))
+        screen = screen_of(reader, parser.parse_args([*options, "--", str(path)]))
 
         def tail(step: int) -> NewSteps:
             if failed:

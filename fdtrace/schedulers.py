@@ -1,4 +1,4 @@
-"""`--scheduler ENGINE[=DIR]` of the command line: an engine's real scheduler, beside the formulas."""
+"""`--scheduler ENGINE[=DIR]` on the command line: an engine's real scheduler, beside the formulas."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DRIVERS = {
     "fastdeploy": "fastdeploy/engine/sched/resource_manager_v1.py",
     "vllm": "vllm/v1/core/sched/scheduler.py",
 }
-"""Engine -> the file of a checkout that its driver drives."""
+"""Engine -> the file of a checkout that holds its scheduler."""
 
 INSTALLED = ("vllm",)
-"""Engines whose package may be installed in the Python that runs the driver."""
+"""Engines that may also be an installed package of the Python that runs the driver."""
 
 QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -32,13 +32,13 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""A driven vLLM says nothing and asks no one."""
+"""Variables for a driven vLLM: it logs only errors, and does not use the network."""
 
 HINT = "--scheduler vllm, --scheduler vllm=DIR or --scheduler fastdeploy=DIR"
 
 
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that `replay` and `simulate` share."""
+    """Add the options that `replay` and `simulate` share."""
     parser.add_argument(
         "--scheduler",
         action="append",
@@ -57,7 +57,7 @@ def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class GivenScheduler:
-    """One engine's scheduler, the directory that holds it (None: it is installed), and the Python that runs it."""
+    """An engine's scheduler from the command line: its directory (None: it is installed), and the Python to run it."""
 
     name: str
     engine: str
@@ -65,26 +65,32 @@ class GivenScheduler:
     python: str
 
     def refuse_others(self, recording: Recording) -> None:
-        """UsageError where the recording is not of an engine that schedules as this one does."""
+        """UsageError if this scheduler cannot replay the recording because another engine made it."""
         from fdtrace.replayer.config import is_modelled
 
         engine = recording.engine
         if (self.engine == "vllm") != (engine.name == "vllm"):
-            own = "" if is_modelled(engine) else f", or --scheduler {engine.name}"
+            alternative = "" if is_modelled(engine) else f", or --scheduler {engine.name}"
             raise UsageError(
                 f"--scheduler {self.name} cannot reschedule a recording of {engine.name}",
-                why=f"what {engine.name} was configured with is not what {self.engine} asks for",
-                hint=f"--as-recorded{own}",
+                why=f"the configuration of {engine.name} does not fit {self.engine}",
+                hint=f"--as-recorded{alternative}",
             )
 
     @contextmanager
     def open(
         self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
     ) -> Iterator[DrivenScheduler]:
-        """Its scheduler of these sizes, under these variables of the engine, in a process that ends with it.
+        """The engine's scheduler in a process of its own. The process ends with the context.
 
-        `recorded`: the rest of the engine's configuration, as `engine.config` of a recording has it. UsageError where
-        it refuses the configuration, TargetError where it cannot be imported or driven.
+        Args:
+            config: the scheduler's sizes.
+            env: the engine's environment variables.
+            recorded: the rest of the engine's configuration, as in `engine.config` of a recording.
+
+        Raises:
+            UsageError: the scheduler refuses the configuration.
+            TargetError: it cannot be imported or driven.
         """
         import fdtrace.drivers
         from fdtrace.drivers.child import Child
@@ -104,31 +110,33 @@ class GivenScheduler:
         if self.engine == "vllm":
             runner = recorded.get("scheduler", {}).get("use_v2_model_runner")
             return QUIET if runner is None else {**QUIET, "VLLM_USE_V2_MODEL_RUNNER": str(int(runner))}
-        given = {name: str(value) for name, value in env.items() if name.startswith("FD_")}
-        return {**given, **config.env()}
+        recorded_env = {name: str(value) for name, value in env.items() if name.startswith("FD_")}
+        return {**recorded_env, **config.env()}
 
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:
-    """The schedulers of repeated `--scheduler`; UsageError where one is none, or is given twice."""
-    schedulers = [_given(text, python) for text in texts or ()]
+    """The schedulers of repeated `--scheduler`. UsageError if a text is none, or is given twice."""
+    schedulers = [_parsed(text, python) for text in texts or ()]
     if len(set(texts or ())) < len(schedulers):
         raise UsageError("the same --scheduler is given twice")
-    names = [given.name for given in schedulers]
+    names = [scheduler.name for scheduler in schedulers]
     return [
-        given if names.count(given.name) == 1 else GivenScheduler(text, given.engine, given.checkout, python)
-        for given, text in zip(schedulers, texts or (), strict=True)
+        scheduler
+        if names.count(scheduler.name) == 1
+        else GivenScheduler(text, scheduler.engine, scheduler.checkout, python)
+        for scheduler, text in zip(schedulers, texts or (), strict=True)
     ]
 
 
-def _given(text: str, python: str) -> GivenScheduler:
-    engine, equals, where = text.partition("=")
+def _parsed(text: str, python: str) -> GivenScheduler:
+    engine, equals, directory = text.partition("=")
     if engine not in DRIVERS or not (equals or engine in INSTALLED):
         raise UsageError(f"--scheduler {text} names no scheduler", hint=HINT)
     if not equals:
         return GivenScheduler(engine, engine, None, python)
-    checkout = Path(where)
+    checkout = Path(directory)
     if not (checkout / DRIVERS[engine]).is_file():
         raise UsageError(
-            f"{where or 'nothing'} is no checkout of {engine}", why=f"it has no {DRIVERS[engine]}"
+            f"{directory or 'nothing'} is no checkout of {engine}", why=f"it has no {DRIVERS[engine]}"
         )
     return GivenScheduler(f"{engine}={checkout.resolve().name}", engine, checkout, python)

@@ -1,4 +1,4 @@
-"""What one simulation did: its row of the table, its figures for machines, its sentence."""
+"""The result of one simulation: its row of the table, its figures for programs, its sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE_COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls
 
 
 class Simulated:
-    """Counts what a simulation did, and keeps a hash of its lines, to tell where two depart from each other."""
+    """Counts what a simulation did. It keeps a hash of each step's decision, to find where two simulations differ."""
 
     def __init__(self, name: str, simulation: Simulation, refused: Sequence[str] = ()) -> None:
         self.name, self.simulation, self.refused = name, simulation, list(refused)
@@ -27,7 +27,7 @@ class Simulated:
         self._stalled: list[int] = []
 
     def add(self, step: Step, line: str) -> None:
-        """One step, and what it decided as one line."""
+        """Count one step; `line` is its decision as text."""
         self._lines.append(hash(line))
         self._tokens.append(step.forward.num_tokens)
         self._preempted.append(len(step.decision.preempted))
@@ -35,7 +35,7 @@ class Simulated:
 
     @property
     def num_steps(self) -> int:
-        """Steps up to its end, or up to where it begins to hang: how long a hang is looked at says nothing."""
+        """Steps up to its end. Of a hang only the steps before it count: how long it was observed means nothing."""
         hang = self.simulation.hang
         return len(self._lines) if hang is None else min(hang.step, len(self._lines))
 
@@ -46,7 +46,7 @@ class Simulated:
 
     @property
     def excess(self) -> list[int]:
-        """Of those steps that exceed the limit, the tokens over it."""
+        """The tokens over the limit, of each step that exceeds it."""
         return [n - self.limit for n in self.tokens if n > self.limit]
 
     @property
@@ -60,36 +60,36 @@ class Simulated:
         return sum(self._stalled[: self.num_steps])
 
     def departs_from(self, other: Simulated) -> int | None:
-        """The first step that differs."""
-        mine, theirs = self._lines[: self.num_steps], other._lines[: other.num_steps]
-        for step, (line, other_line) in enumerate(zip(mine, theirs, strict=False)):
+        """The first step that differs from another simulation; None: no step does."""
+        lines, other_lines = self._lines[: self.num_steps], other._lines[: other.num_steps]
+        for step, (line, other_line) in enumerate(zip(lines, other_lines, strict=False)):
             if line != other_line:
                 return step
-        return None if len(mine) == len(theirs) else min(len(mine), len(theirs))
+        return None if len(lines) == len(other_lines) else min(len(lines), len(other_lines))
 
     @property
     def is_bad(self) -> bool:
-        """Whether it did not come to the end of the workload."""
+        """Whether it did not reach the end of the workload."""
         return bool(self.failure or self.simulation.hang or self.simulation.cut)
 
     @property
     def sentence(self) -> str:
-        """How it did not come to its end, and what became of the requests; empty where all of them finished."""
+        """Why it did not reach its end, and how many requests finished; empty if all of them did."""
         hang, cut = self.simulation.hang, self.simulation.cut
-        parts = [self.failure] if self.failure else []
+        clauses = [self.failure] if self.failure else []
         if hang is not None:
-            parts.append(f"hangs at step {hang.step}: {hang.cause}")
+            clauses.append(f"hangs at step {hang.step}: {hang.cause}")
         if cut is not None:
-            parts.append(f"is {cut.text}; --max-steps N sets the limit")
+            clauses.append(f"is {cut.text}; --max-steps N sets the limit")
         total, finished = len(self.simulation.workload.requests), self.simulation.num_finished
         if finished < total:
-            parts.append(f"finished {finished} of {total} requests{self._others()}")
-        return "; ".join(parts)
+            clauses.append(f"finished {finished} of {total} requests{self._aborted_and_failed()}")
+        return "; ".join(clauses)
 
-    def _others(self) -> str:
+    def _aborted_and_failed(self) -> str:
         counts = ((self.simulation.num_aborted, "aborted"), (self.simulation.num_failed, "failed"))
-        said = ", ".join(f"{count} {what}" for count, what in counts if count)
-        return f" ({said})" if said else ""
+        text = ", ".join(f"{count} {status}" for count, status in counts if count)
+        return f" ({text})" if text else ""
 
     def _ends(self) -> str:
         hang, cut = self.simulation.hang, self.simulation.cut
@@ -119,7 +119,7 @@ class Simulated:
         ]
 
     def figures(self, first: Simulated) -> dict[str, Any]:
-        """The same for machines."""
+        """Its figures for programs."""
         over = self.excess
         hang, cut, simulation = self.simulation.hang, self.simulation.cut, self.simulation
         return {
@@ -151,7 +151,7 @@ class Simulated:
 
 
 def print_json(workload: Workload, results: Sequence[Simulated], errors: Sequence[str]) -> None:
-    """All of them as one JSON object on stdout."""
+    """Print all results as one JSON object on stdout."""
     print(
         json.dumps(
             {
@@ -166,7 +166,7 @@ def print_json(workload: Workload, results: Sequence[Simulated], errors: Sequenc
 
 
 def print_table(results: Sequence[Simulated]) -> None:
-    """A row for each; they depart from the first."""
+    """Print a row for each result. `departs` compares each with the first."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Sizes of memory as the command line takes them: `512MB`, `80GiB`."""
+"""Sizes of memory on the command line: `512MB`, `80GiB`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ UNITS = {
 
 
 def size_of(text: str, option: str) -> int:
-    """The bytes that `text` names. UsageError where it is no size of memory, or none at all; `option` took it."""
+    """The bytes that `text` means. UsageError if it is no size of memory, or 0; `option` is the option it came with."""
     match = SIZE.match(text.strip())
     if match is None:
         raise UsageError(f"{text!r} is no size of memory", hint=f"{option} 80GiB")
-    found: int = round(float(match["number"]) * UNITS[match["unit"].lower()])
-    if found < 1:
+    num_bytes: int = round(float(match["number"]) * UNITS[match["unit"].lower()])
+    if num_bytes < 1:
         raise UsageError(f"{text} is no memory at all", hint=f"{option} 80GiB")
-    return found
+    return num_bytes

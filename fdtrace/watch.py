@@ -1,4 +1,4 @@
-"""What `attach`, `record` and `demo` share: watch a session's collector until there is a trace."""
+"""What `attach`, `record` and `demo` share: they watch a session's collector until the trace is finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fdtrace.recorder.supervise import Supervisor
 
 
 def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that records."""
+    """Add the options of every command that records."""
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="TRACE", help="the trace to write"
     )
@@ -35,7 +35,7 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """UsageError where a bound makes no sense."""
+    """UsageError if a limit is not above 0."""
     for name in ("steps", "duration", "ring_mib"):
         value = getattr(args, name)
         if value is not None and value <= 0:
@@ -43,7 +43,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 class StopSignals(AbstractContextManager["StopSignals"]):
-    """While it is entered, SIGINT and SIGTERM set `reason` and interrupt nothing; a second SIGINT does."""
+    """In this context SIGINT and SIGTERM set `reason` and interrupt nothing. A second SIGINT interrupts."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -73,7 +73,7 @@ class Watch:
         self.num_steps = self.num_calls = 0
 
     def messages(self, timeout: float) -> None:
-        """Take in what the collector says within `timeout` seconds."""
+        """Take the collector's messages of the next `timeout` seconds, and show the progress."""
         for message in self.supervisor.poll(timeout):
             self.num_steps = message.get("steps", self.num_steps)
             self.num_calls = message.get("calls", self.num_calls)
@@ -86,7 +86,7 @@ class Watch:
         self.progress.update(f"recording to {self.session.output}: {counts}, {elapsed:.0f} s")
 
     def until(self, should_end: Callable[[], str | None]) -> str:
-        """Record until `should_end` gives a reason, or a bound of this recording is reached; the reason."""
+        """Record until `should_end` gives a reason or a limit of this recording is reached. Returns the reason."""
         while self.supervisor.finished is None:
             reason = should_end()
             if self.supervisor.ended == "steps":
@@ -99,20 +99,20 @@ class Watch:
         return ""
 
     def stop(self, reason: str) -> None:
-        """Take the agents out, and have the collector finish."""
+        """Detach the agents, and let the collector finish."""
         for note in attach_server.detach(self.session.id, reason):
             self.progress.note(note)
         self.supervisor.end(reason)
 
     def fail(self) -> None:
-        """The collector cannot go on: take the agents out; the server goes on as if nobody had been there."""
+        """The collector cannot go on: detach the agents. The server continues without fdtrace."""
         self.progress.done()
         for note in attach_server.detach(self.session.id, "error"):
             self.progress.note(note)
         self.progress.note("no longer attached: the server goes on as before")
 
     def finish(self) -> dict[str, Any]:
-        """Wait for the final file; what the collector said last."""
+        """Wait for the final file. Returns the collector's last message."""
         while self.supervisor.finished is None:
             self.messages(0.2)
         self.progress.done()

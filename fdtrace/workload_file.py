@@ -1,4 +1,4 @@
-"""Reads the file of a workload: one JSON object, whose every fault is told with what to do about it."""
+"""Reads the file of a workload, one JSON object. The error for each fault says what to do about it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ SHAPE = (
     '[{"id": "a", "arrival": 0, "prompt": 100, "output": 20}]}'
 )
 MOST_DIGITS = 18
-"""Digits of a number; more are too many for any size, and some are too many for Python's `int`."""
+"""Most digits of a number. No size needs more, and Python's `int` refuses very long numbers."""
 LARGE: int = 10**MOST_DIGITS
 
 
 class _Repeated(dict[str, Any]):
-    """An object in which a key stands twice."""
+    """A JSON object that has a key twice."""
 
     key = ""
 
 
 def read_case(path: Path) -> Any:
-    """What the file holds. UsageError where it cannot be read, or is not one JSON value."""
+    """The JSON value in the file. UsageError if it cannot be read, or is not one JSON value."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -58,11 +58,11 @@ def _parse(path: Path, text: str) -> Any:
     except json.JSONDecodeError as error:
         raise _no_json(path, text, error) from None
     if repeated:
-        where = _place(case, repeated[0], "")
+        place = _path_to(case, repeated[0], "")
         raise UsageError(
-            f"{path}: the key `{repeated[0].key:.80}` stands twice{f' in `{where}`' if where else ''}",
+            f"{path}: the key `{repeated[0].key:.80}` is there twice{f' in `{place}`' if place else ''}",
             why="only one of its values would be read",
-            hint="take one of them out",
+            hint="remove one of them",
         )
     return case
 
@@ -99,13 +99,13 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _place(value: Any, wanted: Any, where: str) -> str:
-    """Where in a case an object stands."""
-    if value is wanted or not isinstance(value, (dict, list)):
-        return where if value is wanted else ""
-    named = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in named:
-        inside = f"{where}[{key}]" if isinstance(key, int) else f"{where}.{key}".lstrip(".")
-        if inner is wanted or (place := _place(inner, wanted, inside)):
-            return inside if inner is wanted else place
+def _path_to(value: Any, target: Any, path: str) -> str:
+    """The path from a JSON value to an object inside it, such as `requests[3]`; empty: it is not inside."""
+    if value is target or not isinstance(value, (dict, list)):
+        return path if value is target else ""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        inner_path = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
+        if inner is target or (found_path := _path_to(inner, target, inner_path)):
+            return inner_path if inner is target else found_path
     return ""

@@ -1,4 +1,4 @@
-"""What Textual keeps to itself and the screen needs: in one place, for when Textual changes."""
+"""All uses of Textual's private parts, in one place, for the day when Textual changes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from textual.strip import Strip
 
 
 def is_running(app: App[Any]) -> bool:
-    """Whether an app has begun, so that it has a screen."""
+    """Whether an app is running, so that it has a screen."""
     return app._running
 
 
 def leave(app: App[Any]) -> None:
-    """End an app, which prints nothing."""
+    """End an app without printing anything."""
     app._close_messages_no_wait()
 
 

@@ -1,4 +1,4 @@
-"""The replay screen: panes side by side on one cursor and one zoom. It holds its parts, and hands each what is its."""
+"""The replay screen: panes side by side with one cursor and one zoom. It makes its parts and passes events to them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class ReplayApp(App[None]):
-    """Shows a recording at once, and each replay of it when it is computed. What its keys do is in its controllers."""
+    """Shows a recording at once, and each replay of it when it is computed. Its controllers do what its keys ask."""
 
     CSS = """
     Screen { layout: vertical; overflow: hidden; }
@@ -83,16 +83,17 @@ class ReplayApp(App[None]):
         clock: Callable[[], float] = time.monotonic,
         sources: Sources | None = None,
     ) -> None:
-        """A screen on a recording, and on replays that are computed while it is in use, one after the other.
+        """A screen that shows a recording and its replays.
 
         Args:
-            recording: what was recorded; `replays` are shown beside it.
-            rows: gives the requests of a recorded step, from a thread of its own.
-            recorded: the recording as a history, where the caller has made it.
-            terminal: what it is shown on.
-            step: where the cursor starts, by default the first exceeded one.
-            clock: seconds, by which it plays.
-            sources: where the rest comes from: SQL, events, new formulas.
+            recording: what was recorded.
+            replays: shown beside it. They are computed one after the other while the screen is in use.
+            rows: gives the requests of a recorded step; called in a background thread.
+            recorded: the recording as a history, if the caller has it already.
+            terminal: the terminal that it is shown on.
+            step: where the cursor starts; by default at the first exceeded step.
+            clock: gives the time for playing, in seconds.
+            sources: gives everything else: SQL, events, new formulas.
         """
         super().__init__()
         self.clock, self._terminal = clock, terminal
@@ -159,7 +160,7 @@ class ReplayApp(App[None]):
         self.call_after_refresh(self.panes.show_again)
 
     def _leave_lost_terminal(self) -> None:
-        """A hang-up that is ignored (nohup) would go unnoticed."""
+        """Leave when the terminal is closed. Under nohup the hang-up signal is ignored, so the terminal is polled."""
         if sys.__stdin__ is not None and is_lost(sys.__stdin__):
             self.exit()
 
@@ -208,22 +209,22 @@ class ReplayApp(App[None]):
         self.push_screen(dialog, leave)
 
     def background(self, name: str, deliver: Deliver[T], failed: Failed, **options: Any) -> Background[T]:
-        made = Background(name, deliver, failed, **options)
-        self._backgrounds.append(made)
-        return made
+        background = Background(name, deliver, failed, **options)
+        self._backgrounds.append(background)
+        return background
 
     def every(self, seconds: float, call: Callable[[], None], *, pause: bool = False) -> Timer:
         return self.set_interval(seconds, partial(guarded, call, self.fail), pause=pause)
 
     @property
     def busy(self) -> bool:
-        """Whether something is still fetched for the screen."""
+        """Whether something is still being read for the screen."""
         return any(background.busy for background in self._backgrounds if background.name != "replays")
 
     # Keys
 
     def action_do(self, target: str, *arguments: Any) -> None:
-        """Call what an entry of the key table names: a controller's method."""
+        """Call the controller's method that an entry of the key table names."""
         controller, _, method = target.partition(".")
         getattr(getattr(self, controller), method)(*arguments)
 
@@ -244,7 +245,7 @@ class ReplayApp(App[None]):
         default_namespace: DOMNode | None = None,
         namespaces: Mapping[str, DOMNode] | None = None,
     ) -> bool:
-        """Run what a key, a click or the palette asks for. Where it cannot be done, the screen says why."""
+        """Run the action of a key, a click or the palette. If it cannot be done, the screen says why."""
         try:
             return await super().run_action(action, default_namespace, namespaces)
         except FdtraceError as error:
@@ -253,13 +254,13 @@ class ReplayApp(App[None]):
             return True
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While the bottom line asks, and under a dialog, keys are theirs."""
+        """While the bottom line asks or a dialog is open, the keys belong to them."""
         if action not in ("do", "escape", "help") or not _textual.is_running(self):
             return True
         return not (self.screen.is_modal or self.prompt.opened)
 
     async def on_event(self, event: events.Event) -> None:
-        """The letter of a mark comes before all bindings; a key takes away what the last one failed with."""
+        """A key removes the error of the key before. The letter of a mark is taken before all bindings."""
         if isinstance(event, events.Key) and not self.prompt.opened and not self.screen.is_modal:
             self.prompt.show_trouble("")
             if self.navigation.took_letter(event.character):
@@ -267,7 +268,7 @@ class ReplayApp(App[None]):
         await super().on_event(event)
 
     def on_key(self, event: events.Key) -> None:
-        """Digits: a count, or the pane with that number."""
+        """Take digits: for a count, or for the pane with that number."""
         typed = event.character or ""
         if self.screen.is_modal or self.prompt.opened or not (typed.isascii() and typed.isdigit()):
             return
@@ -291,21 +292,21 @@ class ReplayApp(App[None]):
         self.prompt.cancelled()
 
     def on_chart_pane_picked(self, message: ChartPane.Picked) -> None:
-        """A click or a drag: the cursor, and the active pane."""
+        """A click or a drag moves the cursor and chooses the active pane."""
         self.panes.activate(self.panes.index(message.pane))
         if message.step != self.session.cursor:
             self.go(message.step, jump=not message.dragged)
 
     def on_chart_pane_zoomed(self, message: ChartPane.Zoomed) -> None:
-        """The wheel: zoom at the pointer."""
+        """The mouse wheel zooms at the pointer."""
         self.navigation.look_at(self.session.window.zoom(message.factor, message.step))
 
     def on_chart_pane_stopped(self, message: ChartPane.Stopped) -> None:
-        """A right click: a breakpoint on that step, or none."""
+        """A right click sets or removes a breakpoint on that step."""
         self.debugger.toggle_break(message.step)
 
     def on_chart_pane_opened(self, _message: ChartPane.Opened) -> None:
-        """A double click: inspect that step."""
+        """A double click inspects that step."""
         self.inspector.open()
 
     def on_inspector_panel_closed(self, _message: InspectorPanel.Closed) -> None:
@@ -313,15 +314,15 @@ class ReplayApp(App[None]):
         self.inspector.close()
 
     def on_request_table_chosen(self, message: RequestTable.Chosen) -> None:
-        """A click on the selected request."""
+        """A click on the selected request opens its story."""
         self.inspector.tell_story(message.request_id)
 
     def on_answer_table_moved(self, message: AnswerTable.Moved) -> None:
-        """Another row of a query."""
+        """Another row of a query was selected."""
         self.queries.moved_to(message.step)
 
     def _fatal_error(self) -> None:
-        """Leave, and print nothing: Textual would print a traceback; `run_app` raises the error instead."""
+        """Leave and print nothing. Textual would print a traceback here; `run_app` raises the error instead."""
         _textual.leave(self)
 
 
@@ -332,15 +333,15 @@ def run_replay(
     terminal: Terminal | None = None,
     **options: Any,
 ) -> None:
-    """Open the replay screen on a recording and return when it is left; `options` are those of `ReplayApp`.
+    """Open the replay screen and return when the user leaves it. `options` are further arguments of `ReplayApp`.
 
-    `terminal` is what it shows them on, by default what the environment says.
+    `terminal` is the terminal to show it on; by default the one that the environment describes.
     """
     run_app(ReplayApp(recording, replays, terminal=terminal or Terminal.here(), **options))
 
 
 def run_app(app: ReplayApp) -> None:
-    """Show a screen until it is left; raises what ended it otherwise."""
+    """Show a screen until the user leaves it. If an exception ended the screen, it is raised here."""
     app.run()
     error = _textual.error_of(app)
     if error is not None:

@@ -1,4 +1,4 @@
-"""The one way off the screen's thread. What fails there is shown where it was asked for, and the screen goes on."""
+"""Background work: the only way off the screen's thread. If work fails, the screen shows why and goes on."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Deliver = Callable[[T], None]
 """Hands a result to the screen's thread."""
 
 Work = Callable[[Deliver[T], Cancelled], None]
-"""Runs in the background's thread; may deliver several times, and is to stop once cancelled."""
+"""Runs in the background thread. It may deliver several results, and should stop once it is cancelled."""
 
 Failed = Callable[[str], None]
 """Shows, on the screen's thread, what went wrong and why."""
 
 
 def sentence(error: BaseException) -> str:
-    """What an exception says to whoever is at the screen."""
+    """The text of an exception for the user of the screen."""
     if isinstance(error, FdtraceError):
         return str(error)
     return printable(f"unexpected {type(error).__name__}: {error}")
 
 
 def guarded(run: Callable[[], Any], failed: Failed) -> None:
-    """Run something on the screen's thread for which nobody waits (a timer, a delivery): what fails is shown."""
+    """Run a timer's call or a delivery on the screen's thread. Nothing waits for its result: an exception is shown."""
     try:
         run()
     except Exception as error:
@@ -47,20 +47,21 @@ def guarded(run: Callable[[], Any], failed: Failed) -> None:
 
 @dataclass(eq=False)
 class _Piece(Generic[T]):
-    """A piece of work, and what it has handed over that was not taken yet."""
+    """A piece of work, and its deliveries that the screen's thread has not taken yet."""
 
     number: int
     work: Work[T]
     loop: asyncio.AbstractEventLoop
     context: contextvars.Context
-    handed: deque[Callable[[], None]] = field(default_factory=deque)
+    deliveries: deque[Callable[[], None]] = field(default_factory=deque)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Background(Generic[T]):
-    """A thread for one kind of work, done piece after piece. Call everything but the work on the screen's thread.
+    """A thread for one kind of work. It does one piece of work after another.
 
-    Only the latest piece that was wanted counts: what was wanted before is given up, and delivers nothing any more.
+    Only the latest requested piece counts: earlier ones are given up and deliver nothing more. Call all methods on the
+    screen's thread; only the work itself runs in the thread of the background.
     """
 
     def __init__(
@@ -73,13 +74,16 @@ class Background(Generic[T]):
         finish_begun: bool = False,
         wait: float = 0.0,
     ) -> None:
-        """`failed` shows what went wrong in the work, or in `deliver`.
+        """A background with no work yet. Its thread starts with the first piece of work.
 
         Args:
-            every: each piece counts, in the order in which they were wanted.
-            finish_begun: a piece that has begun delivers, though another was wanted meanwhile.
-            wait: seconds that the screen waits for a result when nothing else is being done: what comes within them
-                is painted with what asked for it, not a frame later.
+            name: a name for the thread.
+            deliver: takes a result, on the screen's thread.
+            failed: shows what went wrong in the work, or in `deliver`.
+            every: every piece counts, in the order of the requests.
+            finish_begun: a piece that has begun delivers even if another one is requested meanwhile.
+            wait: seconds that the screen waits for a result if no other work is being done. A result within this time
+                is painted in the same frame as the request, not in the next one.
         """
         self.name = name
         self._deliver, self._failed = deliver, failed
@@ -88,7 +92,7 @@ class Background(Generic[T]):
         self._thread: threading.Thread | None = None
         self._pieces: set[_Piece[T]] = set()
         self._number = self._oldest = 0
-        """Of the last piece, and of the first that still counts."""
+        """The number of the last piece, and of the first piece that still counts."""
         self._closed = False
 
     @property
@@ -97,10 +101,10 @@ class Background(Generic[T]):
         return bool(self._pieces)
 
     def want(self, work: Work[T]) -> None:
-        """Do this next, or after what was wanted before where every piece counts."""
+        """Request a piece of work. It replaces earlier requests, or follows them if every piece counts."""
         if self._closed:
             return
-        alone = not self._pieces
+        was_idle = not self._pieces
         self._number += 1
         if not self._every:
             self._oldest = self._number
@@ -111,15 +115,15 @@ class Background(Generic[T]):
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"fdtrace-{self.name}", daemon=True)
             self._thread.start()
-        if self._wait and alone and piece.ended.wait(self._wait):
+        if self._wait and was_idle and piece.ended.wait(self._wait):
             self._take(piece)
 
     def drop(self) -> None:
-        """Want nothing."""
+        """Give up all requested work."""
         self._oldest = self._number + 1
 
     def close(self) -> None:
-        """Take no more; what is being done is not waited for."""
+        """Take no more work. Work that is running is not waited for."""
         self._closed = True
         self._pieces.clear()
         self._queue.put(None)
@@ -131,36 +135,37 @@ class Background(Generic[T]):
             self._do(piece)
 
     def _do(self, piece: _Piece[T]) -> None:
-        begun = not self._given_up(piece)
         try:
-            if begun:
+            if not self._given_up(piece):
                 piece.work(
-                    lambda what: self._hand(piece, partial(self._deliver, what)),
+                    lambda result: self._hand_over(piece, partial(self._deliver, result)),
                     partial(self._given_up, piece),
                 )
-        except BaseException as error:  # a formula of the user's may raise anything, SystemExit too
-            self._hand(piece, partial(self._failed, sentence(error)))
+        except BaseException as error:  # a user's formula may raise anything, even SystemExit
+            self._hand_over(piece, partial(self._failed, sentence(error)))
         piece.ended.set()
         self._wake(piece)
 
     def _given_up(self, piece: _Piece[T]) -> bool:
         return self._closed or piece.number < self._oldest
 
-    def _hand(self, piece: _Piece[T], call: Callable[[], None]) -> None:
-        piece.handed.append(call)
+    def _hand_over(self, piece: _Piece[T], call: Callable[[], None]) -> None:
+        piece.deliveries.append(call)
         self._wake(piece)
 
     def _wake(self, piece: _Piece[T]) -> None:
         if not self._closed:
-            with contextlib.suppress(RuntimeError):  # the loop has just been closed: nobody looks any more
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop has just been closed: there is no screen any more
                 piece.loop.call_soon_threadsafe(self._take, piece, context=piece.context)
 
     # On the screen's thread
 
     def _take(self, piece: _Piece[T]) -> None:
         ended = piece.ended.is_set()
-        while piece.handed:
-            call = piece.handed.popleft()
+        while piece.deliveries:
+            call = piece.deliveries.popleft()
             if not self._closed and (self._finish_begun or not self._given_up(piece)):
                 guarded(call, self._failed)
         if ended:

@@ -1,4 +1,4 @@
-"""The replay screen as a file: the same panes that the terminal shows, for a bug report or a page."""
+"""The replay screen as a file, with the same panes as on the terminal: for a bug report or a web page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fdtrace.tui import _textual
 from fdtrace.tui.app import ReplayApp
 
 SETTLE = 0.6
-"""Seconds without anything left to do before the picture is taken."""
+"""Seconds without any work before the picture is taken."""
 
 
 def write_screen(
@@ -27,9 +27,17 @@ def write_screen(
     svg: Path | None = None,
     html: Path | None = None,
 ) -> None:
-    """Write the screen of `size` (columns, rows) once every replay is computed and `keys` were pressed.
+    """Write the screen as a picture, once every replay is computed and the keys are pressed.
 
-    UsageError where a file cannot be written.
+    Args:
+        app: the screen.
+        size: its columns and rows.
+        keys: keys to press, by Textual's names, one after the other.
+        svg: the SVG file to write; None: none.
+        html: the HTML file to write; None: none.
+
+    Raises:
+        UsageError: a file cannot be written.
     """
 
     async def run() -> None:
@@ -47,7 +55,7 @@ def write_screen(
 
 
 async def _settled(pilot: Pilot[None], app: ReplayApp) -> None:
-    """Wait for the replays, and for what the workers fetch."""
+    """Wait for the replays, and for everything that is read in the background."""
     while not all(pane.job.ended and pane.seen == pane.job.state for pane in app.panes):
         await pilot.pause(0.05)
     quiet = 0.0

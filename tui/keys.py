@@ -1,4 +1,4 @@
-"""The one table of keys: bindings, hints and help are all made from it, so that they cannot disagree."""
+"""The table of all keys. Bindings, hints and help are made from it, so they cannot disagree."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from textual.binding import Binding
 
 FIRST = ("colon", "slash", "S", "W", "A", "e", "tab", "shift+tab")
-"""Bindings that come before those of whatever has the focus."""
+"""Keys whose bindings come before those of the widget that has the focus."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """Keys of one meaning: `keys` are Textual's names, `shown` what a person reads, `hint` a word for it.
+    """Keys with one meaning. `keys` are Textual's names, `shown` is what the user reads, `hint` is one word for it.
 
-    `action` names the controller and the method that it calls: `navigation.step(1)` is `Navigation.step` in
-    `tui/navigation/controller.py`. Those of `app` are the app's own.
+    `action` names the controller and the method to call: `navigation.step(1)` is `Navigation.step` in
+    `tui/navigation/controller.py`. Actions of `app` are methods of the app itself.
     """
 
     keys: str
@@ -41,25 +41,25 @@ KEYS = (
         MOVE,
         "exceeded",
     ),
-    Key("N", "navigation.exceeded(-1)", "N", "the one before", MOVE),
+    Key("N", "navigation.exceeded(-1)", "N", "the previous one", MOVE),
     Key("g,home", "navigation.first", "g Home", "first step", MOVE),
     Key("G,end", "navigation.last", "G End", "last step of any pane; 500G: step 500", MOVE),
     Key("colon", "prompt.goto", ":", "go to a step (123, +50, -50, 25%, $), or a command", MOVE, "goto"),
     Key("space", "navigation.play", "Space", "play, or stop", MOVE, "play"),
     Key("plus,equals_sign", "navigation.speed(2)", "+", "play twice as fast", MOVE),
     Key("minus", "navigation.speed(0.5)", "-", "play half as fast", MOVE),
-    Key("underscore", "navigation.reverse", "_", "play the other way", MOVE),
-    Key("u,ctrl+o", "navigation.undo", "u Ctrl+O", "back to where the last jump left", MOVE),
-    Key("U", "navigation.redo", "U", "forward again", MOVE),
+    Key("underscore", "navigation.reverse", "_", "play in the other direction", MOVE),
+    Key("u,ctrl+o", "navigation.undo", "u Ctrl+O", "undo the last jump", MOVE),
+    Key("U", "navigation.redo", "U", "make an undone jump again", MOVE),
     Key("F", "live.follow", "F", "follow a recording in progress", MOVE),
     Key("enter", "inspector.inspect", "Enter", "inspect the step: budget, charges, reasons", WHY, "why"),
     Key("r", "inspector.story", "r", "the story of the selected request, under each formula", WHY, "request"),
     Key("slash", "tables.find", "/", "find requests by a part of their id, or their kind", WHY, "find"),
     Key("S", "queries.ask", "S", "ask the trace in SQL", WHY, "sql"),
-    Key("b", "debugger.break_here", "b", "breakpoint on this step, or none", DEBUG),
+    Key("b", "debugger.break_here", "b", "set or remove a breakpoint on this step", DEBUG),
     Key("B", "debugger.break_list", "B", "the breakpoints: add, edit, disable, remove", DEBUG, "breaks"),
-    Key("c", "debugger.to_breakpoint(1)", "c", "on to the next breakpoint", DEBUG, "continue"),
-    Key("C", "debugger.to_breakpoint(-1)", "C", "back to the breakpoint before", DEBUG),
+    Key("c", "debugger.to_breakpoint(1)", "c", "go to the next breakpoint", DEBUG, "continue"),
+    Key("C", "debugger.to_breakpoint(-1)", "C", "go back to the previous breakpoint", DEBUG),
     Key("W", "debugger.ask_watch", "W", "watch an expression over a step's columns", DEBUG),
     Key("m", "navigation.mark", "m a", "mark this step with a letter", DEBUG),
     Key("apostrophe", "navigation.to_mark", "' a", "go to a mark", DEBUG),
@@ -71,7 +71,7 @@ KEYS = (
     Key("f", "navigation.centre", "f", "bring the cursor into the middle", VIEW),
     Key("1,2,3,4,5", "", "1–5", "make a pane the active one", PANES, "pane"),
     Key("tab", "panes.pane(1)", "Tab", "the next pane", PANES),
-    Key("shift+tab", "panes.pane(-1)", "Shift+Tab", "the pane before", PANES),
+    Key("shift+tab", "panes.pane(-1)", "Shift+Tab", "the previous pane", PANES),
     Key(
         "right_square_bracket",
         "panes.page(1)",
@@ -79,14 +79,14 @@ KEYS = (
         "the next formulas, where there are more than fit",
         PANES,
     ),
-    Key("left_square_bracket", "panes.page(-1)", "[", "the formulas before", PANES),
+    Key("left_square_bracket", "panes.page(-1)", "[", "the previous formulas", PANES),
     Key("z", "panes.maximise", "z", "the active pane alone, and back", PANES, "maximise"),
     Key("A", "panes.ask_formula", "A", "add a formula: a name, or NAME: EXPRESSION", PANES, "add"),
     Key("e", "panes.edit_formula", "e", "edit the active pane's formula", PANES),
     Key("D", "panes.remove_formula", "D", "remove the active pane", PANES),
-    Key("x", "panes.cancel", "x", "stop a replay that is being computed; again: start it anew", PANES),
+    Key("x", "panes.cancel", "x", "stop a replay being computed; again: restart it", PANES),
     Key("j,down", "tables.scroll(1)", "j ↓", "the next request, or row; scrolls the inspector", OTHER),
-    Key("k,up", "tables.scroll(-1)", "k ↑", "the one before", OTHER),
+    Key("k,up", "tables.scroll(-1)", "k ↑", "the previous one", OTHER),
     Key("pagedown", "tables.scroll_page(1)", "PgDn", "a page down", OTHER),
     Key("pageup", "tables.scroll_page(-1)", "PgUp", "a page up", OTHER),
     Key("escape", "app.escape", "Esc", "close what is open: inspector, rows, filter", OTHER),
@@ -95,18 +95,18 @@ KEYS = (
 )
 
 COMMANDS = (
-    (":f NAME: EXPRESSION", "add a formula; a built-in name does as well"),
-    (":b CONDITION", "break: a step, an event's kind, or as num_free_blocks < 8"),
-    (":w EXPRESSION", "watch an expression; again: no longer"),
+    (":f NAME: EXPRESSION", "add a formula; or the name of a built-in one"),
+    (":b CONDITION", "break at a step, an event, or num_free_blocks < 8"),
+    (":w EXPRESSION", "watch an expression; again: stop watching it"),
     (":r REQUEST", "the story of a request"),
     (":sql QUERY", "ask the trace"),
 )
-"""What the line at `:` takes beside a step."""
+"""Commands that the line at `:` takes, besides a step."""
 
 MOUSE = (
     ("click, drag", "move the cursor, and make that pane the active one"),
     ("double click on a chart", "inspect that step"),
-    ("right click on a chart", "breakpoint on that step, or none"),
+    ("right click on a chart", "set or remove a breakpoint on that step"),
     ("wheel on a chart", "zoom at the pointer"),
     ("wheel on the rows", "scroll them"),
     ("click on a request", "select it; again: its story"),
@@ -114,7 +114,7 @@ MOUSE = (
 )
 
 ESCAPE = ("inspector", "queries", "tables")
-"""What Escape closes: the first of these controllers that has something open."""
+"""Escape asks these controllers in order; the first one that has something open closes it."""
 
 HINTS = (
     ("h/l", "navigation.step(1)"), ("n/N", "navigation.exceeded(1)"), ("Enter", "inspector.inspect"),
@@ -125,19 +125,19 @@ HINTS = (
 
 
 def do(action: str) -> str:
-    """An action of the table as Textual runs it: `navigation.step(1)` is the app's `do('navigation.step', 1)`."""
+    """An action of the table in Textual's form: `navigation.step(1)` becomes `app.do('navigation.step', 1)`."""
     target, _, arguments = action.partition("(")
     if target.startswith("app."):
         return action
-    given = arguments.rstrip(")")
-    return f"app.do({target!r}{', ' if given else ''}{given})"
+    arguments = arguments.rstrip(")")
+    return f"app.do({target!r}{', ' if arguments else ''}{arguments})"
 
 
 def bindings() -> Iterator[Binding]:
-    """Textual's bindings of the table; digits are counts first, and handled apart.
+    """Textual's bindings for the table. Digits have none: `ReplayApp.on_key` handles them, since they may be counts.
 
-    `:` comes before all else, as Tab does: Textual hands other keys round by its queues, and the digits
-    behind it would be on their way to the charts before the line that asks for them has opened.
+    `:` is a priority binding, as Tab is. Textual passes other keys on through its queues: digits typed after `:` would
+    reach the charts before the line that asks for them is open.
     """
     for key in KEYS:
         if key.action and not key.keys.isdigit():
@@ -145,9 +145,10 @@ def bindings() -> Iterator[Binding]:
 
 
 def hints(width: int) -> list[tuple[str, str]]:
-    """Hints that fit into `width` cells with three between two, the last two of the table always.
+    """Hints that fit into `width` cells, with three cells between two hints. The last two of `HINTS` always stay.
 
-    Each with the action that a click on it runs.
+    Returns:
+        (hint, the action that a click on it runs) of each.
     """
     words = {key.action: key.hint for key in KEYS}
     texts = [(f"{shown} {words[action]}", action) for shown, action in HINTS]

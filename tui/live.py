@@ -1,4 +1,4 @@
-"""A recording in progress: the screen takes in what is recorded, and follows until the first step back."""
+"""A recording in progress: the screen shows new steps as they come, and follows them until the user steps back."""
 
 from __future__ import annotations
 
@@ -23,27 +23,30 @@ from fdtrace.tui.sources import NewSteps
 from fdtrace.tui.status_lines import StatusLines
 
 EVERY = 0.5
-"""Seconds between two looks at the trace."""
+"""Seconds between two reads of the trace."""
 
 SILENT = 10.0
-"""Seconds after which a collector that publishes nothing may be gone: it does so every 1.5 s, with or without steps."""
+"""A collector that publishes nothing for so many seconds may be gone. It publishes every 1.5 s, even without steps."""
 
 
 class GrowingColumns:
-    """Columns that grow: room is doubled, so that a row is copied a few times at most; those given stay as they are."""
+    """Columns that grow. Their room doubles when it is full, so each row is copied only a few times.
+
+    The arrays that it begins with are not changed.
+    """
 
     def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
         self.length = len(columns["step"])
         self._room = {name: np.asarray(column) for name, column in columns.items()}
 
     def append(self, more: Mapping[str, NDArray[Any]]) -> None:
-        """Add rows; a column that they lack is as unknown as its type allows."""
+        """Add rows. A column that they lack gets the missing value of its type: -1, or an empty text."""
         count = len(more["step"])
-        for name, full in list(self._room.items()):
-            room = full
-            if self.length + count > len(full):
-                room = np.empty(max(2 * len(full), self.length + count, 1024), full.dtype)
-                room[: self.length] = full[: self.length]
+        for name, current in list(self._room.items()):
+            room = current
+            if self.length + count > len(current):
+                room = np.empty(max(2 * len(current), self.length + count, 1024), current.dtype)
+                room[: self.length] = current[: self.length]
                 self._room[name] = room
             missing = "" if room.dtype == object else -1
             room[self.length : self.length + count] = more.get(name, missing)
@@ -62,7 +65,11 @@ class GrowingColumns:
 
 @dataclass(frozen=True)
 class Growth:
-    """What a look at the trace brought: the grown recording with its series, and all of it where it has ended."""
+    """What a read of the trace brought.
+
+    `grown` is the longer recording with its series; None: it has no new steps. `whole` is the complete recording; None:
+    it has not ended.
+    """
 
     tail: NewSteps
     grown: tuple[Recording, Series] | None
@@ -70,7 +77,7 @@ class Growth:
 
 
 class Live:
-    """Looks at the trace twice a second, off the screen's thread."""
+    """Reads the trace twice a second, off the screen's thread."""
 
     def __init__(
         self,
@@ -83,21 +90,21 @@ class Live:
         self.screen, self.panes, self.status = screen, panes, status
         self.debugger, self.inspector = debugger, inspector
         self._columns = GrowingColumns(screen.session.recording.steps)
-        self._looks = screen.background("tail", self._take_in, self._unreadable)
+        self._reads = screen.background("tail", self._take_in, self._unreadable)
         self._timer: Timer | None = None
 
     def begin(self) -> None:
-        """Follow, where the recording is in progress."""
+        """Follow the recording, if it is in progress."""
         session = self.screen.session
         if session.sources.tail is None:
             return
         session.following = True
-        self._timer = self.screen.every(EVERY, self._look)
+        self._timer = self.screen.every(EVERY, self._request_read)
         self._show_state("RECORDING")
         self._go_to_end()
 
     def follow(self) -> None:
-        """Follow what is recorded, again."""
+        """Follow the recording again."""
         if not self.status.live:
             self.screen.say("this recording is complete: there is nothing to follow")
             return
@@ -106,7 +113,7 @@ class Live:
         self.screen.say("following; a step back stops it")
 
     def _show_state(self, state: str) -> bool:
-        """Say in the first line how the recording stands; whether that is new."""
+        """Show the state of the recording in the first line. Returns whether it has changed."""
         if state == self.status.live:
             return False
         self.status.live = state
@@ -119,27 +126,29 @@ class Live:
         self.screen.session.move_to_end()
         self.screen.show_view()
 
-    def _look(self) -> None:
-        if not self._looks.busy:
-            self._looks.want(self._read)
+    def _request_read(self) -> None:
+        if not self._reads.busy:
+            self._reads.want(self._read)
 
     def _read(self, deliver: Deliver[Growth], _cancelled: Cancelled) -> None:
-        """Off the screen's thread: what was recorded since, and the series that it makes."""
+        """Off the screen's thread: read the new steps, and make the longer series."""
         session, columns = self.screen.session, self._columns
-        source, known = session.sources.tail, session.recorded.history
+        source, shown = session.sources.tail, session.recorded.history
         assert source is not None
         tail = source(columns.last)
         columns.append(tail.steps)
         grown = None
-        if columns.length > session.recording.num_steps:  # what an earlier look had read may not be shown yet
+        if (
+            columns.length > session.recording.num_steps
+        ):  # also true for steps of an earlier read not shown yet
             recording = session.recording.with_steps(columns.views)
-            history = recorded_history(recording, known.rows)
-            grown = recording, Series(replace(history, request_steps=known.request_steps))
+            history = recorded_history(recording, shown.rows)
+            grown = recording, Series(replace(history, request_steps=shown.request_steps))
         whole = None if tail.live or session.sources.recording is None else session.sources.recording()
         deliver(Growth(tail, grown, whole))
 
     def _unreadable(self, error: str) -> None:
-        """The trace is about to be published anew, or is gone: look again."""
+        """The trace is just being published again, or is gone: the next read tries again."""
         if self._show_state("RECORDING, cannot be read now"):
             self.screen.fail(error)
 
@@ -160,7 +169,7 @@ class Live:
         self.screen.session.grow(recording, series)
         self.panes.set_recorded(series.history, series)
         self.status.show_head()
-        self.debugger.read_events_anew()
+        self.debugger.reread_events()
         with self.status.unasked():
             if self.screen.session.following:
                 self._go_to_end()
@@ -168,7 +177,7 @@ class Live:
             self.screen.say()
 
     def _ended(self, whole: Recording | None) -> None:
-        """The recording is complete: replay all of it."""
+        """The recording is complete: compute the replays of all of it."""
         if self._timer is not None:
             self._timer.stop()
         self.status.live, self.screen.session.following = "", False
@@ -178,4 +187,4 @@ class Live:
         self.panes.restart_all()
         self.status.show_head()
         self.screen.show_all()
-        self.screen.say("the recording is complete; its replays begin anew")
+        self.screen.say("the recording is complete; its replays start again")

@@ -1,4 +1,4 @@
-"""What a controller may ask of the screen that it is a part of. `tui.app` is the screen."""
+"""What a controller may ask of its screen, as Protocols. `tui.app` is the screen."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 
 class Asks(Protocol):
-    """The bottom line, where it asks."""
+    """The bottom line as a prompt."""
 
     def ask(self, kind: Ask, text: str = "") -> None:
-        """Ask for something, `text` being there already."""
+        """Ask the user for something; the line begins with `text`."""
 
     def show_trouble(self, text: str) -> None:
-        """Say over the line what is wrong."""
+        """Show above the line what is wrong."""
 
 
 class ReplayScreen(Protocol):
-    """The screen as its controllers see it: they change the session, then have the screen show what has changed."""
+    """The screen as its controllers see it. They change the session, then ask the screen to show the change."""
 
     session: ReplaySession
     clock: Callable[[], float]
@@ -42,7 +42,7 @@ class ReplayScreen(Protocol):
         """The glyphs, and the colours of the theme."""
 
     def say(self, message: str = "") -> None:
-        """Show the bottom line: a message, or where one is."""
+        """Show the bottom line: a message; without one, the current step and window."""
 
     def fail(self, error: str) -> None:
         """Show what went wrong, why, and what to do next."""
@@ -51,7 +51,7 @@ class ReplayScreen(Protocol):
         """Move the cursor to a step. `jump`: it can be undone."""
 
     def moved(self, before: Window) -> None:
-        """Show the cursor where the session has it; `before` is the window that was shown."""
+        """Show the session's cursor; `before` is the window that was shown until now."""
 
     def show_window(self) -> None:
         """Show the session's window."""
@@ -63,16 +63,16 @@ class ReplayScreen(Protocol):
         """Show the session's window, and the step at the cursor."""
 
     def show_all(self) -> None:
-        """Show everything anew: which panes there are, their borders, their charts."""
+        """Draw everything again: the panes, their borders, their charts."""
 
     def open_dialog(self, dialog: Screen[T], leave: Callable[[T | None], None]) -> None:
-        """Open a dialog; `leave` is called with what it was left with."""
+        """Open a dialog; `leave` is called with its result."""
 
     def call_after_refresh(self, callback: Callable[..., Any], *args: Any) -> bool:
-        """Call something once what was changed is on the screen."""
+        """Call something once the changes are on the screen."""
 
     def background(self, name: str, deliver: Deliver[T], failed: Failed, **options: Any) -> Background[T]:
-        """A thread for one kind of work, closed with the screen; `options` as for `Background`."""
+        """A thread for one kind of work; it is closed with the screen. `options` are those of `Background`."""
 
     def every(self, seconds: float, call: Callable[[], None], *, pause: bool = False) -> Timer:
-        """Call something again and again; what fails there is shown."""
+        """Call something every `seconds`; if it fails, the error is shown. `pause`: the timer starts paused."""

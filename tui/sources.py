@@ -1,4 +1,4 @@
-"""What the screen asks others for. Everything here is called in workers: it may read files and databases."""
+"""What the screen gets from outside. All of it is called in background threads: it may read files and databases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fdtrace.tui.panes.jobs import PaneReplay
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One event of a recorded step; `request_id` empty: it concerns none."""
+    """One event of a recorded step; `request_id` is empty if it concerns no request."""
 
     kind: str
     request_id: str
@@ -27,7 +27,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class Answer:
-    """The rows of a query; `more`: there are more than these."""
+    """The rows of a query; `more`: the query has more rows than these."""
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Any, ...]]
@@ -36,10 +36,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class NewSteps:
-    """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on.
+    """New steps of a recording in progress: columns as in `Recording.steps`. `live`: the recording goes on.
 
-    `silent_s`: seconds since its collector published it last. `standstill`: how the engine stands still; empty: it does
-    not.
+    `silent_s`: seconds since its collector last published it. `standstill`: how the engine stands still; empty: it
+    does not.
     """
 
     steps: Mapping[str, NDArray[Any]]
@@ -53,12 +53,12 @@ class NewSteps:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the screen gets what is not in memory; None: there is no such thing here.
+    """Functions that give the screen what is not in memory; None: this screen does not have it.
 
-    Each may raise an FdtraceError, which the screen shows. `request_steps` and `events` tell of the recording;
-    `event_steps` gives the steps of an event's kind. `replay_of` makes a replay of what `-f` of the command
-    takes. Of a recording in progress `tail(step)` gives the steps recorded after a step, and `recording` all of
-    it, as far as it has come.
+    Each may raise an FdtraceError, which the screen shows. `rows`, `request_steps` and `events` read the recording;
+    `event_steps` gives the steps with a kind of event. `replay_of` makes a replay from a text as `-f` takes it. For a
+    recording in progress, `tail(step)` gives the steps recorded after a step, and `recording` the whole recording so
+    far.
     """
 
     rows: RowsOfStep | None = None

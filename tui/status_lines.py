@@ -1,4 +1,4 @@
-"""The first and the last line of the screen."""
+"""The top line and the bottom line of the screen."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from fdtrace.tui.replay_session import ReplaySession
 from fdtrace.tui.theme import Glyphs
 
 HEAD = 500
-"""Characters of the first line at most."""
+"""Most characters of the top line."""
 MESSAGE_STAYS = 4.0
-"""Seconds that a message stays on the bottom line, where no key was pressed since."""
+"""Seconds that a message stays on the bottom line if no key is pressed."""
 
 
 class StatusLines:
-    """The first line: the engine, its limits, and how a recording in progress stands. The last: where one is."""
+    """The top line shows the engine, its limits, and the state of a recording in progress. The bottom line shows a
+    message, or the current step and window.
+    """
 
     def __init__(
         self,
@@ -38,21 +40,21 @@ class StatusLines:
         *,
         says_why: bool,
     ) -> None:
-        """`says_why`: until the cursor is moved the last line says what the screen opened on, an exceeded step."""
+        """`says_why`: the bottom line describes the exceeded step on which the screen opens, until the cursor moves."""
         self.title, self.session, self.glyphs = title, session, glyphs
         self.clock, self.count, self.player = clock, count, player
         self.live = ""
-        """How a recording in progress stands, for the first line; empty: it is complete."""
+        """The state of a recording in progress, for the top line; empty: the recording is complete."""
         self.standstill = ""
-        """How the engine of a recording in progress stands still, for the first line; empty: it does not."""
+        """How the engine of a recording in progress stands still, for the top line; empty: it does not."""
         self.head = Static("", id="head", markup=False)
         self.line = Static("", id="status", markup=False)
-        self._message, self._said_at, self._unasked = "", float("-inf"), False
+        self._message, self._message_at, self._unasked = "", float("-inf"), False
         exceeds = bool(len(session.recorded.over))
         self._opened_on = session.cursor if says_why and exceeds else None
 
     def show_head(self) -> None:
-        """Show the first line."""
+        """Show the top line."""
         session = self.session
         text = head_line(
             self.title, session.recording, session.recorded, self.glyphs, self.live, self.standstill
@@ -61,18 +63,18 @@ class StatusLines:
 
     @contextmanager
     def unasked(self) -> Iterator[None]:
-        """While something is shown that no key asked for: a message on the bottom line stays for a while."""
-        before, self._unasked = self._unasked, True
+        """A context for updates that no key asked for: in it, a message on the bottom line stays for a while."""
+        previous, self._unasked = self._unasked, True
         try:
             yield
         finally:
-            self._unasked = before
+            self._unasked = previous
 
     def show(self, message: str = "") -> None:
-        """The bottom line: a message, else where one is; what was typed, and what may be typed."""
+        """Show the bottom line: the count typed so far; a message, or the current step and window; hints for keys."""
         if message:
-            self._message, self._said_at = message, self.clock()
-        elif self._unasked and self.clock() - self._said_at < MESSAGE_STAYS:
+            self._message, self._message_at = message, self.clock()
+        elif self._unasked and self.clock() - self._message_at < MESSAGE_STAYS:
             message = self._message
         else:
             self._message = ""
@@ -93,7 +95,7 @@ class StatusLines:
         self.line.update(with_hints(left, width - 2, glyphs), layout=False)
 
     def _opening(self) -> str:
-        """What the screen opened on, until the cursor has been moved."""
+        """The description of the step on which the screen opened; empty once the cursor has moved."""
         if self._opened_on is None:
             return ""
         if self.session.cursor != self._opened_on:
@@ -103,40 +105,47 @@ class StatusLines:
 
 
 def one_line(error: str) -> str:
-    """An error's text (what, why, next) in one line."""
+    """The text of an error (what, why, next) on one line."""
     return " ".join(error.replace("\n  why: ", ": ").replace("\n  next: ", "; next: ").split())
 
 
 def head_line(
     title: str, recording: Recording, recorded: Series, glyphs: Glyphs, live: str, standstill: str = ""
 ) -> str:
-    """The engine, what limits it, how much is recorded; `live`: how a recording in progress stands; `standstill`: how
-    the engine stands still, said first.
+    """The top line: the engine, its limits, and the number of recorded steps.
+
+    Args:
+        title: the title of the screen.
+        recording: what was recorded.
+        recorded: the recording as a series.
+        glyphs: the characters to draw with.
+        live: the state of a recording in progress; empty: it is complete.
+        standstill: how the engine stands still, which is shown first; empty: it does not.
     """
     engine = recording.engine
     speculation = f"K {engine.num_speculative_tokens}" if engine.spec_method else "no speculation"
-    parts = [
+    items = [
         title, *([standstill] if standstill else []), f"{engine.name} {engine.version}".strip(),
         f"limit {recorded.limit}", speculation, f"{engine.max_num_seqs} seqs", f"{engine.num_blocks} blocks",
         f"{len(recorded)} steps", *([live] if live else []),
     ]  # fmt: skip
-    return printable(f" {glyphs.dot} ".join(parts), HEAD)
+    return printable(f" {glyphs.dot} ".join(items), HEAD)
 
 
 def opening_line(series: Series, step: int) -> str:
-    """What the screen opens on, in words."""
+    """A sentence on the exceeded step on which the screen opens."""
     ran, count = series.value("num_tokens", step) or 0, len(series.over)
     which = "the first" if step == int(series.step[series.over[0]]) else "one"
     return f"{which} of {count} exceeded steps: {step} ran {ran}, limit {series.limit}; Enter tells why"
 
 
 def with_hints(left: str, room: int, glyphs: Glyphs) -> Content:
-    """A line that ends in as many hints as fit; a click on one does what its key does."""
+    """A line that ends with as many hints as fit. A click on a hint does what its key does."""
     shown = hints(room - len(left) - 2)
     gap = " | " if glyphs.border == "ascii" else " · "
     used = sum(len(text) for text, _ in shown) + len(gap) * (len(shown) - 1)
-    parts: list[str | tuple[str, Style]] = [left, " " * (room - len(left) - used)]
+    segments: list[str | tuple[str, Style]] = [left, " " * (room - len(left) - used)]
     for at, (text, action) in enumerate(shown):
-        parts += [gap] if at else []
-        parts.append((text, Style.from_meta({"@click": do(action)})))
-    return Content.assemble(*parts)
+        segments += [gap] if at else []
+        segments.append((text, Style.from_meta({"@click": do(action)})))
+    return Content.assemble(*segments)

@@ -1,4 +1,4 @@
-"""Colours and glyphs of the screen: with block characters, or in plain ASCII and 16 colours."""
+"""Colours and glyphs of the screen: with block characters, or in plain ASCII with 16 colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from rich.style import Style
 
 @dataclass(frozen=True)
 class Glyphs:
-    """What charts are drawn with. `area` and `memory` hold nine heights, from none to a full cell."""
+    """The characters that charts are drawn with. `area`, `above` and `memory` hold nine heights, from none to a full
+    cell.
+    """
 
     area: str
     above: str
@@ -112,7 +114,9 @@ class Palette:
 
 
 def _palette(colours: str) -> Palette:
-    """Eleven: mean, peak, exceeded, limit, memory, axis, event, departs, cursor; mean, peak of another history."""
+    """A palette of eleven colours: mean, peak, exceeded, limit, memory, axis, event, departs, cursor; then mean and
+    peak of a history that has departed from the recording.
+    """
     mean, peak, exceeded, limit, memory, axis, event, departs, cursor, other, other_peak = colours.split()
     parse = Style.parse
     return Palette(
@@ -145,7 +149,7 @@ ANSI = _palette("cyan blue bright_red red magenta white yellow green bright_blac
 
 @dataclass(frozen=True)
 class Look:
-    """What everything on the screen is drawn with; `base` is the style of the widget drawn on."""
+    """The glyphs and colours of the screen; `base` is the style of the widget that is drawn."""
 
     glyphs: Glyphs
     palette: Palette
@@ -153,7 +157,7 @@ class Look:
 
     @property
     def css_class(self) -> str:
-        """The class of widgets whose border is of plain ASCII; empty: they have none."""
+        """The CSS class of widgets with a border in plain ASCII; empty on other terminals."""
         return "-ascii" if self.glyphs.border == "ascii" else ""
 
 

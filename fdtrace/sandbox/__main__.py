@@ -10,7 +10,7 @@ from fdtrace.sandbox import command
 
 
 def main() -> int:
-    """Parse the command line, run, and report an error the way that `fdtrace` does."""
+    """Parse the command line, run the engine, and print an error as `fdtrace` does."""
     parser = argparse.ArgumentParser(prog="python -m fdtrace.sandbox", description=__doc__)
     command.add_arguments(parser)
     try:

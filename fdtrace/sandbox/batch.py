@@ -1,4 +1,7 @@
-"""One forward's tokens laid flat, and where each lies in its sequence and in the KV cache. No Paddle here."""
+"""The tokens of one forward as flat arrays, with each token's position in its sequence and in the KV cache.
+
+Nothing here needs Paddle.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,34 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.column_values import Ints
 
 TILE = 32
-"""Most queries of one row that attend at once."""
+"""Most queries of one row in one attention."""
 GROUP_KEYS = 1024
-"""Most keys that a group gathers. With `TILE` it bounds what attention holds at once, so that a forward's
-memory follows its tokens, as it does with the fused kernels of a large engine."""
+"""Most keys of a group. `TILE` and this limit bound the memory of one attention. So the memory of a forward depends on
+its tokens, as with the fused kernels of a large engine."""
 
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One sequence's part of a forward: `tokens` (int32 [n]) at positions `start` to `start` + n - 1."""
+    """The tokens of one sequence in a forward: `tokens` (int32 [n]) at positions `start` to `start` + n - 1."""
 
     tokens: NDArray[np.int32]
     start: int
     block_table: Sequence[int]
     num_logits: int
-    """How many of its last positions the next token is wanted for."""
+    """For how many of its last positions the next token is to be computed."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tiles of equal length that attend together: a slice of the flat tokens."""
+    """Tiles of equal length in one attention: a slice of the flat tokens."""
 
     first: int
     batch: int
     length: int
     block_tables: Ints
-    """[batch, blocks], padded with block 0: what lies there is masked."""
+    """[batch, blocks], padded with block 0, whose keys are masked there."""
     positions: Ints
-    """[batch, length], of each query in its sequence."""
+    """[batch, length], the position of each query in its sequence."""
 
     @property
     def end(self) -> int:
@@ -48,21 +51,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward: `tokens`, `positions` and KV places `where` are flat, [num_tokens] each."""
+    """One forward. `tokens`, `positions` and `where` (positions in the KV cache) are flat, [num_tokens] each."""
 
     tokens: Ints
     positions: Ints
     where: Ints
     groups: tuple[Group, ...]
     logits: Ints
-    """Indices of the flat tokens after which the next one is wanted."""
+    """Indices of the flat tokens after which the next token is to be computed."""
 
     @classmethod
     def pack(cls, rows: Sequence[BatchRow], block_size: int) -> Batch:
-        """Lay `rows` end to end.
-
-        Raises `IndexError` where a block table does not reach a row's last token.
-        """
+        """Put `rows` one after another into a batch. IndexError if a block table does not reach a row's last token."""
         positions = [np.arange(row.start, row.start + len(row.tokens), dtype=np.int64) for row in rows]
         where = [_places(row, at, block_size) for row, at in zip(rows, positions, strict=True)]
         firsts = np.cumsum([0, *(len(row.tokens) for row in rows)])
@@ -83,7 +83,7 @@ def _places(row: BatchRow, positions: Ints, block_size: int) -> Ints:
 
 
 def _groups(rows: Sequence[BatchRow], positions: Sequence[Ints], block_size: int) -> list[Group]:
-    """Cut rows into tiles of `TILE` queries; join neighbours of equal length up to `GROUP_KEYS` keys."""
+    """Cut rows into tiles of `TILE` queries. Join neighbouring tiles of equal length, up to `GROUP_KEYS` keys."""
     groups: list[Group] = []
     members: list[_Tile] = []
     first = 0
@@ -99,7 +99,7 @@ def _groups(rows: Sequence[BatchRow], positions: Sequence[Ints], block_size: int
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some queries of a row, and the blocks that they can see; more may be reserved for it."""
+    """Some queries of a row, and the blocks that they can see. The row may own further blocks."""
 
     positions: Ints
     blocks: Sequence[int]

@@ -1,4 +1,4 @@
-"""The physical KV blocks that nobody holds."""
+"""The physical KV blocks that no request holds."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections import deque
 
 
 class BlockList:
-    """Free blocks by number; the one given back first is the next to be taken."""
+    """Free blocks by number. The block that was given back first is taken next."""
 
     def __init__(self, num_blocks: int) -> None:
         self._free = deque(range(num_blocks))
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that no request holds."""
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """`count` blocks; raises `IndexError` where fewer are free."""
+        """Take `count` blocks. IndexError if fewer are free."""
         return [self._free.popleft() for _ in range(count)]
 
     def give_back(self, blocks: list[int]) -> None:
-        """Blocks whose content is not needed any more."""
+        """Give back blocks whose content is no longer needed."""
         self._free.extend(blocks)

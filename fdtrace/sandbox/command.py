@@ -1,4 +1,4 @@
-"""The command `fdtrace sandbox`: its options, and how it runs an engine from `ready` to its counts."""
+"""The command `fdtrace sandbox`: its options, and the run of an engine from `ready PID` to its final counts."""
 
 from __future__ import annotations
 
@@ -114,22 +114,21 @@ def _add_load_arguments(group: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the engine that `args` describe until it is told to stop; 0 also where its formula hangs.
+    """Run the engine that `args` describe until it has to stop. Returns 0, even if its formula hangs.
 
-    stdout holds `ready PID` and, at the end, the engine's own counts as one line of JSON. Raises
-    `FdtraceError`.
+    stdout has `ready PID`, and at the end the engine's own counts as one line of JSON. Raises FdtraceError.
     """
     if args.steps is not None and args.steps < 1:
         raise UsageError(f"--steps is {args.steps}", hint="1 or more")
     config = config_from(args)
     load = Load(_shape_from(args), config)
-    model_of(config)  # what is wrong with the formula is said before the seconds that loading takes
+    model_of(config)  # an error in the formula is reported before Paddle loads, which takes seconds
     with ExitStack() as stack:
         log = stack.enter_context(_open_log(args.log_steps)) if args.log_steps else None
         paddle = framework.load(args.device)
         stop = stack.enter_context(
             _StopSignal()
-        )  # after loading: Paddle brings a handler of its own for SIGTERM
+        )  # after loading: Paddle installs its own handler for SIGTERM
         engine = SandboxEngine(config, load, paddle, step_s=args.step_s, log=log)
         engine.runner.warm_up()
         print(f"ready {os.getpid()}", flush=True)
@@ -184,7 +183,7 @@ def _option(name: str) -> str:
 
 
 def _range(text: str) -> tuple[int, int]:
-    """`LOW:HIGH` or one number for both."""
+    """A range from `LOW:HIGH`, or from one number for both ends."""
     low, colon, high = text.partition(":")
     try:
         return int(low), int(high if colon else low)
@@ -195,26 +194,26 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _seconds(text: str) -> float:
-    return _least(text, "seconds")
+    return _not_negative(text, "number of seconds")
 
 
 def _steps(text: str) -> float:
-    return _least(text, "steps")
+    return _not_negative(text, "number of steps")
 
 
 def _share(text: str) -> float:
-    return _least(text, "a share")
+    return _not_negative(text, "share")
 
 
-def _least(text: str, what: str) -> float:
+def _not_negative(text: str, quantity: str) -> float:
     """A number, 0 or more."""
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of {what}: write 0 or more")
-    return found
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no {quantity}: write 0 or more")
+    return number
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -228,7 +227,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 class _StopSignal:
-    """True once SIGINT or SIGTERM came; the step in progress is finished first."""
+    """True after SIGINT or SIGTERM. The step in progress is finished first."""
 
     def __init__(self) -> None:
         self._stopped = False

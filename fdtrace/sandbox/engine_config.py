@@ -1,4 +1,4 @@
-"""The sizes that the sandbox engine runs with; the names are those of the `engine` table."""
+"""The configuration of the sandbox engine. Its names are those of the table `engine`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fdtrace.recorder.errors import UsageError
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Scheduling sizes and the model's. Raises `UsageError` where they contradict each other."""
+    """Sizes of the scheduler and of the model. UsageError if they contradict each other."""
 
     max_num_batched_tokens: int = 256
     """The scheduler's own limit, tokens a step."""
     max_num_seqs: int = 16
     """Most sequences that run at once; the number of slots."""
     num_speculative_tokens: int = 4
-    """Drafts a decode and step; the value is kept, though unused, where `spec_method` is None."""
+    """Drafts of a decode in a step. Without a `spec_method` the value has no effect."""
     spec_method: str | None = "ngram"
     """`ngram`, or None: no speculation."""
     block_size: int = 16
@@ -33,9 +33,9 @@ class EngineConfig:
     formula: str = "original"
     """The budget formula: a built-in name or an expression that `replayer` parses."""
     policy: str = "original"
-    """The scheduler version whose other rules are followed."""
+    """The version of FastDeploy's scheduler whose other rules apply."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """FastDeploy's scheduling variables (FD_…) that hold here, as `replayer.config` reads them."""
+    """FastDeploy's scheduling variables (FD_…) for this engine, as `replayer.config` reads them."""
     seed: int = 0
     """Seeds the weights and the load."""
     num_layers: int = 2
@@ -65,7 +65,7 @@ class EngineConfig:
         self._check_fit()
 
     def _check_fit(self) -> None:
-        """One sequence of full length must fit the KV cache, and unchunked prompts one step."""
+        """Check that the KV cache holds one sequence of full length, and that one step holds an unchunked prompt."""
         if self.num_blocks * self.block_size < self.max_model_len + self.num_drafts:
             raise UsageError(
                 "the KV blocks do not hold one sequence of max_model_len",
@@ -81,12 +81,12 @@ class EngineConfig:
 
     @property
     def num_drafts(self) -> int:
-        """Drafts that a decode really verifies in a step: 0 without a method."""
+        """Drafts that a decode really verifies in a step: 0 without a speculative method."""
         return self.num_speculative_tokens if self.spec_method else 0
 
     @property
     def max_profiled_tokens(self) -> int:
-        """Tokens of the forward that is run at start-up, so what memory is known to suffice for."""
+        """Tokens of the forward at start-up: memory is known to be enough for so many."""
         return self.max_num_batched_tokens
 
 

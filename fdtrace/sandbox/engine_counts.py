@@ -1,4 +1,4 @@
-"""The engine's own counts, made from what its forwards ran: what a recording of it has to equal."""
+"""The engine's own counts of what its forwards ran. A recording of the engine must equal them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class StepCounts:
     num_running: int
     num_waiting: int
     num_preempted: int
-    """By every scheduling call since the step before."""
+    """By all scheduling calls since the previous step."""
     num_stalled: int
     num_free_blocks: int
     rows: list[list[Any]]
-    """[request, kind, tokens, computed before, drafts, accepted, blocks] of each that ran."""
+    """[request, kind, tokens, computed before, drafts, accepted, blocks] of each request that ran."""
 
 
 @dataclass
@@ -50,10 +50,10 @@ class Counts:
     finished: int = 0
     aborted: int = 0
     hang: dict[str, Any] | None = None
-    """Since which step nothing moves, and in which state; None: it does not hang."""
+    """The step since which nothing makes progress, and the state then; None: the engine does not hang."""
 
     def add(self, step: StepCounts) -> None:
-        """Add one step's; preemptions are added call by call."""
+        """Add the counts of one step, without its preemptions: those are added call by call."""
         self.steps += 1
         self.tokens += step.num_tokens
         self.prefill_tokens += step.num_prefill_tokens
@@ -70,7 +70,7 @@ class Counts:
 
 
 class StepCounter:
-    """Counts steps as they are run, and logs each where a log is given."""
+    """Counts each step after it has run, and writes it to the log if there is one."""
 
     def __init__(self, limit: int, log: TextIO | None = None) -> None:
         self.counts = Counts()
@@ -79,7 +79,7 @@ class StepCounter:
         self._num_preempted = 0
 
     def scheduled(self, scheduled: Scheduled) -> None:
-        """Count a scheduling call, one that leads to no step included."""
+        """Count a scheduling call, also a call without a step."""
         self.counts.preemptions += len(scheduled.preempted)
         self._num_preempted += len(scheduled.preempted)
 

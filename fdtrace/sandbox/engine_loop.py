@@ -1,4 +1,4 @@
-"""The engine's loop: arrivals, scheduling, forward, update; one step after the other in one process."""
+"""The engine's loop: arrivals, scheduling, forward, update. One step follows another, in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fdtrace.sandbox.sandbox_scheduler import SandboxScheduler
 from fdtrace.sandbox.seeded_load import Load
 
 NAP_S = 0.02
-"""Longest sleep without a look at `stop`."""
+"""Longest sleep between two checks of `stop`, in seconds."""
 
 
 class SandboxEngine:
@@ -33,10 +33,10 @@ class SandboxEngine:
         self._step_s = step_s
         self._tick = 0
         self._idle = False
-        """Whether no call to come brings any request further: then only what comes from outside can."""
+        """Whether no further call can make progress: only an arrival or an abort can change that."""
 
     def run(self, *, max_steps: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
-        """Run whole steps until the end; the counts hold the hang that ended it, if one did."""
+        """Run whole steps until the end. Returns the counts, with the hang if one ended the run."""
         while not stop() and (max_steps is None or self.counts.steps < max_steps):
             begun = time.monotonic()
             scheduled, ran = self.run_once()
@@ -48,13 +48,13 @@ class SandboxEngine:
         return self.counts
 
     def run_once(self) -> tuple[Scheduled, bool]:
-        """One scheduling call and its forward; True where it ran tokens, so that it is a step.
+        """Run one scheduling call and its forward. True: the forward ran tokens, so it is a step.
 
-        Where nothing can move by itself, it first goes on to the step of the next arrival or abort.
+        If no call can make progress, time first jumps to the step of the next arrival or abort.
         """
         if self._idle:
             self._tick = max(self._tick, self._next_change() or 0)
-        number, outside = self.counts.steps, self._arrive()
+        step, outside = self.counts.steps, self._arrive()
         scheduled = self.scheduler.schedule()
         self._ledger.scheduled(scheduled)
         ran = self.runner.execute_model(scheduled)
@@ -62,7 +62,7 @@ class SandboxEngine:
             self._ledger.stepped(scheduled, self.runner)
             self._tick += 1
         self._update(scheduled)
-        hopeless = self.scheduler.is_hopeless(number, self._forward(), outside=outside)
+        hopeless = self.scheduler.is_hopeless(step, self._forward(), outside=outside)
         self._idle = hopeless or not (ran or self.scheduler.has_work)
         return scheduled, ran
 
@@ -70,7 +70,7 @@ class SandboxEngine:
         return self.load.next_change(len(self.scheduler.waiting))
 
     def _forward(self) -> Forward:
-        """What the forward ran, as the model's own tells it; which decodes stalled, the scheduler knows."""
+        """What the forward ran, in the form of the scheduler model. Stalled decodes are left to the scheduler."""
         rows = self.runner.ran
         prefills, decodes = ([row for row in rows if row.kind == kind] for kind in ("prefill", "decode"))
         return Forward(
@@ -83,7 +83,7 @@ class SandboxEngine:
         )
 
     def _arrive(self) -> bool:
-        """Hand over what is due; whether there was anything."""
+        """Give the scheduler the arrivals and aborts that are due. Returns whether there were any."""
         before = self.counts.arrived
         for request in self.load.arrivals(self._tick, len(self.scheduler.waiting)):
             self.counts.arrived += 1
@@ -94,7 +94,7 @@ class SandboxEngine:
         return bool(aborts) or self.counts.arrived > before
 
     def _update(self, scheduled: Scheduled) -> None:
-        """Tokens and finishes of the forward; the worker has let go of who was preempted or aborted."""
+        """Take the forward's tokens and finished requests. The worker has released preempted and aborted requests."""
         for ran in self.runner.ran:
             _advance(ran)
         self.scheduler.take_tokens(
@@ -125,7 +125,7 @@ class SandboxEngine:
 
 
 def _advance(ran: RanRow) -> None:
-    """A prefill's chunk is in the cache; a token that was sampled counts as computed (`SandboxRequest`)."""
+    """The chunk of a prefill is in the cache now; a sampled token counts as computed (see `SandboxRequest`)."""
     request = ran.request
     if ran.kind == "prefill":
         request.num_computed_tokens = ran.num_computed_tokens + ran.num_tokens

@@ -1,4 +1,4 @@
-"""Paddle, loaded late and quietly: how it is found, on which device it runs, what its allocator says."""
+"""Paddle: loads it when it is needed and without output, chooses its device, reads its allocator's figures."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ class FrameworkMemory(NamedTuple):
     peak_reserved_bytes: int
 
 
-"""Allocated, reserved, peak allocated, peak reserved; bytes."""
-
-
 def load(device: str = "cpu") -> Any:
-    """The module `paddle`, set to `device` (`cpu`, `gpu`, or `auto`: a GPU where there is one).
+    """The module `paddle`, set to `device` (`cpu`, `gpu`, or `auto`: a GPU if there is one).
 
-    One compute thread unless OMP_NUM_THREADS says otherwise: the engine shares a small machine with its
-    observer. Raises `FdtraceError` where Paddle is not installed, `UsageError` where there is no such device.
+    It uses one compute thread unless OMP_NUM_THREADS is set, because the engine shares a small machine with the
+    collector. FdtraceError if Paddle is not installed; UsageError if there is no such device.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOG_minloglevel", "2")
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # full float32: chunking must change no token
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # full float32: chunking must not change a token
     try:
         with _stdout_to_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,20 +56,20 @@ def _resolve(paddle: Any, device: str) -> str:
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """What libraries print while they load goes to stderr, at the level of descriptors: stdout is data."""
+    """A context in which stdout's descriptor leads to stderr: libraries print while they load, but stdout is data."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved_stdout = os.dup(1)
     try:
         os.dup2(2, 1)
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved_stdout, 1)
+        os.close(saved_stdout)
 
 
 class MemoryMeter:
-    """Paddle's own allocator figures for the device in use."""
+    """Reads the figures of Paddle's allocator for the device in use."""
 
     def __init__(self, paddle: Any) -> None:
         self._read, self._reset = (
@@ -80,11 +77,11 @@ class MemoryMeter:
         )
 
     def reset_peak(self) -> None:
-        """Let the peaks begin again at what is held."""
+        """Set the peaks back to the memory in use now."""
         self._reset()
 
     def read(self) -> FrameworkMemory | None:
-        """Allocated, reserved and their peaks in bytes; None where this Paddle does not count."""
+        """Allocated and reserved bytes, and their peaks; None if this Paddle does not count them."""
         try:
             return self._read()
         except (AttributeError, ValueError, RuntimeError):
@@ -113,7 +110,7 @@ def _on_cpu(paddle: Any) -> tuple[Callable[[], FrameworkMemory], Callable[[], No
     core = paddle.base.core
     current: Any = getattr(core, "host_memory_stat_current_value", None)
     peak: Any = getattr(core, "host_memory_stat_peak_value", None)
-    reset_one: Any = getattr(core, "host_memory_stat_reset_peak_value", None)
+    reset_peak: Any = getattr(core, "host_memory_stat_reset_peak_value", None)
 
     def read() -> FrameworkMemory:
         if current is None or peak is None:
@@ -126,8 +123,8 @@ def _on_cpu(paddle: Any) -> tuple[Callable[[], FrameworkMemory], Callable[[], No
         )
 
     def reset() -> None:
-        if reset_one is not None:
-            reset_one("Allocated", 0)
-            reset_one("Reserved", 0)
+        if reset_peak is not None:
+            reset_peak("Allocated", 0)
+            reset_peak("Reserved", 0)
 
     return read, reset

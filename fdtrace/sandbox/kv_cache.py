@@ -34,8 +34,7 @@ class PagedKVCache:
     def read(self, layer: int, block_tables: Any, batch: int) -> tuple[Any, Any]:
         """Keys and values of `batch` sequences, float [batch, blocks * block_size, heads, head_dim].
 
-        `block_tables` is int64 [batch * blocks], the sequences' tables padded to one length and laid end to
-        end.
+        `block_tables` is int64 [batch * blocks]: the sequences' tables, padded to one length, one after another.
         """
         shape = [batch, -1, *self._entry]
         cached_keys, cached_values = self._by_block[layer]

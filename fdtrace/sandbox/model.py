@@ -1,7 +1,7 @@
 """A small decoder-only transformer with seeded random weights, over the paged KV cache.
 
-Pre-norm layers of rotary multi-head attention and a gated feed-forward, an untied output head. Nothing is
-trained: the text means nothing, but every token depends on those before it.
+Pre-norm layers of rotary multi-head attention and a gated feed-forward, and an untied output head. Nothing is
+trained: the text has no meaning, but every token depends on the tokens before it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 
 ATTENTION_GAIN = 0.15
-"""How strongly a layer's attention is added. Random attention scatters the text, none leaves it a function of
-the last token alone; in between, greedy text falls into phrases that it repeats and leaves again."""
+"""How strongly a layer's attention is added. With strong random attention the text never repeats; without attention
+each token depends only on the token before. In between, greedy text repeats phrases for a while and leaves them."""
 EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Forward:
-    """What all layers of one forward share."""
+    """The data that all layers of one forward share."""
 
     cache: PagedKVCache
     where: Any
@@ -44,7 +44,7 @@ class _Forward:
 
 
 class Transformer:
-    """Next tokens for a `Batch`; keys and values go to and come from the cache."""
+    """Computes the next tokens of a `Batch`. It writes keys and values to the cache and reads them from there."""
 
     def __init__(self, paddle: Any, config: EngineConfig) -> None:
         self._paddle = paddle
@@ -83,7 +83,7 @@ class Transformer:
         return to_tensor(np.cos(angles).astype(np.float32)), to_tensor(np.sin(angles).astype(np.float32))
 
     def forward(self, batch: Batch, cache: PagedKVCache) -> NDArray[np.int32]:
-        """The argmax after each of `batch.logits`, int32; writes the batch's keys and values."""
+        """Run a batch and write its keys and values. Returns the argmax after each of `batch.logits`, int32."""
         paddle = self._paddle
         positions = paddle.to_tensor(batch.positions)
         rotation = paddle.gather(self._cos, positions), paddle.gather(self._sin, positions)
@@ -95,8 +95,8 @@ class Transformer:
             x = x + self._feed_forward(layer, self._norm(x))
         if not len(batch.logits):
             return np.zeros(0, dtype=np.int32)
-        wanted = self._norm(paddle.gather(x, paddle.to_tensor(batch.logits)))
-        chosen = paddle.argmax(paddle.matmul(wanted, self._head), axis=-1)
+        last_hidden = self._norm(paddle.gather(x, paddle.to_tensor(batch.logits)))
+        chosen = paddle.argmax(paddle.matmul(last_hidden, self._head), axis=-1)
         result: NDArray[np.int32] = chosen.numpy().astype(np.int32)
         return result
 
@@ -108,7 +108,7 @@ class Transformer:
         return self._paddle.matmul(self._paddle.nn.functional.silu(gate) * up, layer.down)
 
     def _rotate(self, x: Any, rotation: tuple[Any, Any]) -> Any:
-        """Turn pairs of x, float [num_tokens, heads, head_dim], by their positions' angles."""
+        """Rotate pairs of x, float [num_tokens, heads, head_dim], by the angles of their positions."""
         cos, sin = rotation
         a, b = self._paddle.chunk(x, 2, axis=-1)
         return self._paddle.concat([a * cos - b * sin, a * sin + b * cos], axis=-1)
@@ -126,11 +126,11 @@ class Transformer:
         q = self._rotate(q.reshape(shape), forward.rotation)
         k = self._rotate(k.reshape(shape), forward.rotation)
         forward.cache.write(index, forward.where, k.reshape([-1, self._hidden]), v)
-        parts = []
+        outputs = []
         for group, tables, mask in forward.groups:
             keys, values = forward.cache.read(index, tables, group.batch)
-            parts.append(self._attend(q[group.first : group.end], keys, values, mask))
-        return self._paddle.matmul(self._paddle.concat(parts, axis=0), layer.out)
+            outputs.append(self._attend(q[group.first : group.end], keys, values, mask))
+        return self._paddle.matmul(self._paddle.concat(outputs, axis=0), layer.out)
 
     def _attend(self, queries: Any, keys: Any, values: Any, mask: Any) -> Any:
         """Attention of queries, float [batch * length, heads, head_dim], over their sequences' blocks."""

@@ -1,4 +1,4 @@
-"""The worker: runs the forward that a scheduling call leads to, and says what really ran."""
+"""The worker: it runs the forward of a scheduling call, and reports what really ran."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fdtrace.sandbox.sandbox_request import SandboxRequest, Scheduled
 
 @dataclass(frozen=True)
 class RanRow:
-    """What one request ran in a forward, and what came of it. Tokens."""
+    """What one request ran in a forward, and what it emitted. Tokens."""
 
     request: SandboxRequest
     kind: Literal["prefill", "decode"]
@@ -33,25 +33,25 @@ class RanRow:
 
 
 class ModelRunner:
-    """Slots as the worker knows them, and the model. Attributes tell the latest forward that ran tokens.
+    """The worker's slots, and the model. The attributes describe the last forward that ran tokens.
 
-    A slot past its prefill decodes in every forward, whether or not the scheduling call named it, unless its
-    block table does not reach its last draft: then it is stalled (FastDeploy: `is_block_step`) and stays in
-    the batch.
+    A slot past its prefill decodes in every forward, even if the scheduling call did not name it. If its block table
+    does not reach its last draft, it is stalled (FastDeploy: `is_block_step`): it does not run, but stays in the
+    batch.
     """
 
     def __init__(self, config: EngineConfig, paddle: Any) -> None:
         self.config = config
         self.step = -1
-        """Number of the latest forward that ran tokens, from 0; -1 before the first."""
+        """Number of the last forward that ran tokens, from 0; -1 before the first one."""
         self.seq_lens_this_time: NDArray[np.int32] = np.zeros(config.max_num_seqs, dtype=np.int32)
         """Tokens that each slot ran."""
         self.accept_num: NDArray[np.int32] = np.zeros(config.max_num_seqs, dtype=np.int32)
-        """Tokens that each slot emitted; of a decode 1 + accepted drafts, cut at `max_tokens`."""
+        """Tokens that each slot emitted: for a decode 1 + accepted drafts, cut at `max_tokens`."""
         self.stalled: list[int] = []
-        """Slots that could not run: their block table is too short."""
+        """Slots that could not run because their block tables are too short."""
         self.memory: framework.FrameworkMemory | None = None
-        """Allocated, reserved, and this forward's peaks of both, bytes; None where Paddle does not count."""
+        """Allocated and reserved bytes, and this forward's peaks of both; None if Paddle does not count them."""
         self.ran: list[RanRow] = []
         self.slots: list[SandboxRequest | None] = [None] * config.max_num_seqs
         self._model = Transformer(paddle, config)
@@ -59,7 +59,7 @@ class ModelRunner:
         self._meter = framework.MemoryMeter(paddle)
 
     def execute_model(self, scheduled: Scheduled) -> bool:
-        """Run one forward; False where no token was to run: that is no step."""
+        """Run one forward. False: it had no tokens to run, so it is no step."""
         self._update_slots(scheduled)
         chunks = {request.slot for request, _, _ in scheduled.prefills}
         decodes = [
@@ -79,7 +79,7 @@ class ModelRunner:
         return True
 
     def warm_up(self) -> None:
-        """One forward of `max_profiled_tokens` tokens, before any request: what start-up profiling runs."""
+        """Run one forward of `max_profiled_tokens` tokens before any request, as start-up profiling does."""
         longest, table = self.config.max_model_len, range(self.config.num_blocks)
         lengths = [longest] * (self.config.max_profiled_tokens // longest)
         lengths += [rest] if (rest := self.config.max_profiled_tokens % longest) else []
@@ -87,17 +87,20 @@ class ModelRunner:
         self._model.forward(Batch.pack(rows, self.config.block_size), self._cache)
 
     def _update_slots(self, scheduled: Scheduled) -> None:
-        """Forget who left; seat who begins a prefill. Finished requests left after their last forward."""
-        gone = [request for request, *_ in scheduled.preempted] + scheduled.aborted
-        self.slots = [None if request in gone else request for request in self.slots]
+        """Free the slots of preempted and aborted requests, and fill those of new prefills.
+
+        The slots of finished requests were freed after their last forward.
+        """
+        leaving = [request for request, *_ in scheduled.preempted] + scheduled.aborted
+        self.slots = [None if request in leaving else request for request in self.slots]
         for request, _, _ in scheduled.prefills:
             self.slots[request.slot] = request
 
     def _decode(self, request: SandboxRequest) -> tuple[SandboxRequest, BatchRow]:
         tokens = request.tokens
         drafts = ngram.draft(tokens, self.config.num_drafts)
-        run = np.concatenate([tokens[-1:], drafts])
-        return request, BatchRow(run, len(tokens) - 1, request.block_table, num_logits=len(run))
+        inputs = np.concatenate([tokens[-1:], drafts])
+        return request, BatchRow(inputs, len(tokens) - 1, request.block_table, num_logits=len(inputs))
 
     def _run(self, work: Sequence[tuple[SandboxRequest, BatchRow]]) -> None:
         self._meter.reset_peak()
@@ -121,7 +124,7 @@ def _prefill(request: SandboxRequest, start: int, end: int) -> tuple[SandboxRequ
 
 
 def _outcome(request: SandboxRequest, row: BatchRow, chosen: NDArray[np.int32]) -> RanRow:
-    """What the argmaxes mean for a row: a decode emits what the model chose as far as it was drafted."""
+    """What a row emits, given the tokens that the model chose: a decode emits accepted drafts and one token more."""
     decode = request.prefilled
     drafts = row.tokens[1:] if decode else row.tokens[:0]
     accepted = ngram.count_accepted(drafts, chosen) if decode else 0

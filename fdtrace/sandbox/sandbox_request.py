@@ -1,4 +1,4 @@
-"""A request of the sandbox engine, and what one scheduling call decided about them."""
+"""A request of the sandbox engine, and the decisions of one scheduling call."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_SLOT = -1
-"""`SandboxRequest.slot` while it does not run."""
+"""`SandboxRequest.slot` of a request that does not run."""
 
 
 @dataclass(eq=False)
 class SandboxRequest:
-    """A sequence: its tokens, what of it is computed, and where its KV lies.
+    """A sequence: its tokens, how many of them are computed, and the KV blocks that hold them.
 
-    `num_computed_tokens` counts tokens whose work is done: of a prefill those already in the KV cache; of a
-    decode all of prompt and output, the last sampled one included (its own KV is written by the next step).
-    It changes after a forward, never between scheduling and forward.
+    `num_computed_tokens` is, during the prefill, the number of tokens in the KV cache. For a decode it is the whole
+    prompt and output, with the last sampled token, though the next step writes that token's KV. It changes only after
+    a forward, never between scheduling and forward.
     """
 
     request_id: str
@@ -27,19 +27,19 @@ class SandboxRequest:
     buffer: NDArray[np.int32] = field(repr=False)
     """Room for prompt and output; the first `num_total_tokens` are valid."""
     slot: int = NO_SLOT
-    """Row of the running batch; stable while it runs."""
+    """Row in the running batch; it does not change while the request runs."""
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens found in a prefix cache: 0, this engine has none."""
     num_prefill_tokens: int = 0
-    """Tokens that its prefill has to compute: the prompt, and after a preemption the output so far."""
+    """Tokens that its prefill has to compute: the prompt; after a preemption also the output so far."""
     block_table: list[int] = field(default_factory=list)
-    """Physical KV blocks; token position p lies in `block_table[p // block_size]`."""
+    """Physical KV blocks; the token at position p is in `block_table[p // block_size]`."""
 
     @classmethod
     def make(cls, request_id: str, prompt: NDArray[np.int32], max_tokens: int) -> SandboxRequest:
-        """A request of `prompt` (tokens) that makes `max_tokens` output tokens."""
+        """A request with the prompt `prompt` (tokens) that emits `max_tokens` output tokens."""
         buffer = np.zeros(len(prompt) + max_tokens, dtype=np.int32)
         buffer[: len(prompt)] = prompt
         return cls(request_id, len(prompt), max_tokens, buffer, num_prefill_tokens=len(prompt))
@@ -61,7 +61,7 @@ class SandboxRequest:
 
     @property
     def num_remaining_tokens(self) -> int:
-        """Output tokens that it may still make."""
+        """Output tokens that it may still emit."""
         return self.max_tokens - self.num_output_tokens
 
     @property
@@ -70,11 +70,11 @@ class SandboxRequest:
         return self.num_computed_tokens >= self.num_prefill_tokens
 
     def can_decode(self, num_drafts: int, block_size: int) -> bool:
-        """Whether its block table holds the sampled token and all drafts (FastDeploy: no `is_block_step`)."""
+        """Whether its block table has room for the sampled token and all drafts (else FastDeploy's `is_block_step`)."""
         return self.num_total_tokens - 1 + num_drafts < len(self.block_table) * block_size
 
     def append(self, tokens: list[int]) -> None:
-        """Take the tokens that a forward emitted; raises `ValueError` beyond `max_tokens`."""
+        """Append the tokens that a forward emitted. ValueError if they exceed `max_tokens`."""
         if len(tokens) > self.num_remaining_tokens:
             raise ValueError(f"{self.request_id}: {len(tokens)} tokens, {self.num_remaining_tokens} remain")
         total = self.num_total_tokens
@@ -84,12 +84,12 @@ class SandboxRequest:
 
 @dataclass
 class Scheduled:
-    """What one scheduling call decided. Counts are taken after it unless named otherwise."""
+    """What one scheduling call decided. Counts are those after the call unless said otherwise."""
 
     call: int
     """Number of the scheduling call, from 0; calls that schedule nothing count too."""
     token_budget: int
-    """Tokens that the formula let this call hand out, at its start."""
+    """The formula's budget when the call began."""
     num_scheduled_tokens: int
     """Tokens that the call itself counted."""
     num_running_decodes: int
@@ -106,6 +106,6 @@ class Scheduled:
     num_free_blocks: int
     num_blocks: int
     not_admitted: str | None
-    """Why the head of the queue stayed: `budget`, `blocks`, `slots`, `preemption`; None: nothing waited."""
+    """Why the head of the queue was not admitted: `budget`, `blocks`, `slots`, `preemption`; None: nothing waited."""
     num_missing_blocks: int | None
-    """KV blocks that it lacked, where `not_admitted` is `blocks`."""
+    """KV blocks that were missing for it, if `not_admitted` is `blocks`."""

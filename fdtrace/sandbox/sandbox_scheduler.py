@@ -1,4 +1,4 @@
-"""The engine's scheduler: `replayer`'s model decides; decisions become slots and physical KV blocks."""
+"""The engine's scheduler: the scheduler model decides, and this module assigns slots and physical KV blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fdtrace.sandbox.sandbox_request import NO_SLOT, SandboxRequest, Scheduled
 
 
 class SandboxScheduler:
-    """FastDeploy's V1 scheduling over `SandboxRequest`s; every change goes through the model."""
+    """FastDeploy's V1 scheduling for `SandboxRequest`s. The scheduler model makes every decision."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -42,14 +42,14 @@ class SandboxScheduler:
         self._blocks = BlockList(config.num_blocks)
         self._free_slots = list(range(config.max_num_seqs))
         self._requests: dict[str, SandboxRequest] = {}
-        """All that are not finished, by id."""
+        """All requests that are not finished, by id."""
         self._last: Decision | None = None
         self._leaving = 0
-        """Preempted and aborted requests that the worker has not let go of."""
+        """Preempted and aborted requests that the worker has not released yet."""
 
     @property
     def has_work(self) -> bool:
-        """Whether anything runs, waits or is on its way back to the queue."""
+        """Whether any request runs, waits, or is on its way back to the queue."""
         return bool(self.running or self.waiting or self._leaving)
 
     @property
@@ -58,7 +58,7 @@ class SandboxScheduler:
         return self._blocks.num_free
 
     def check(self) -> None:
-        """AssertionError where the model and what was made of its decisions disagree. For tests."""
+        """AssertionError if this scheduler and its model have different states. For tests."""
         model = self._model
         model.check()
         assert model.num_running == len(self.running)
@@ -69,7 +69,7 @@ class SandboxScheduler:
         assert sorted(stalled) == sorted(model.stalled())
 
     def add_request(self, request: SandboxRequest) -> None:
-        """A request enters the waiting queue; `UsageError` where it could grow over `max_model_len`."""
+        """A request enters the waiting queue. UsageError if it could become longer than `max_model_len`."""
         if request.num_prompt_tokens + request.max_tokens > self.config.max_model_len:
             raise UsageError(
                 f"{request.request_id} may grow to {request.num_prompt_tokens + request.max_tokens} tokens",
@@ -80,12 +80,12 @@ class SandboxScheduler:
         self.waiting.append(request)
 
     def abort_request(self, request: SandboxRequest) -> None:
-        """Its client gives it up: it goes when scheduling meets it as a decode. A finished one is let be."""
+        """A client aborts a request: it is removed when a call visits it as a decode. A finished request stays so."""
         if request.request_id in self._requests:
             self._model.apply(Aborted(request.request_id))
 
     def schedule(self) -> Scheduled:
-        """One scheduling call: tables and slots are as decided, no request has advanced yet."""
+        """Run one scheduling call. It sets block tables and slots; no request has advanced yet."""
         decision = self._last = self._model.apply(Schedule())
         preempted = [self._preempt(request_id, decision) for request_id in decision.preempted]
         aborted = [self._leave(request_id) for request_id in decision.aborted]
@@ -100,7 +100,7 @@ class SandboxScheduler:
         return self._scheduled(decision, preempted, aborted)
 
     def is_hopeless(self, step: int, forward: Forward, *, outside: bool) -> bool:
-        """Whether no call after the last one and its forward brings any request further: `HangWatch`."""
+        """Whether no call after the last one and its forward can make progress (see `HangWatch`)."""
         assert self._last is not None
         return self._watch.after_call(step, self._last, forward, moved=False, outside=outside)
 
@@ -114,20 +114,20 @@ class SandboxScheduler:
         self._model.apply(Emitted(emitted))
 
     def finish_request(self, request: SandboxRequest, reason: str) -> None:
-        """A request made its last token (`reason`: `length` or `stop`): slot and blocks are free."""
+        """A request emitted its last token (`reason`: `length` or `stop`): its slot and blocks become free."""
         self._model.apply(Finished(request.request_id))
         self._leave(request.request_id)
         del self._requests[request.request_id]
 
     def reschedule_request(self, request: SandboxRequest) -> None:
-        """The worker let go of a preempted request: it waits in front, to be prefilled output and all."""
+        """The worker released a preempted request: it waits at the front; its next prefill includes its output."""
         self._model.apply(Rescheduled(request.request_id))
         self._leaving -= 1
         request.num_prefill_tokens = request.num_total_tokens
         self.waiting.appendleft(request)
 
     def recycle_request(self, request: SandboxRequest) -> None:
-        """The worker let go of an aborted request: it is forgotten."""
+        """The worker released an aborted request: it is removed."""
         self._model.apply(Recycled(request.request_id))
         self._leaving -= 1
         del self._requests[request.request_id]
@@ -139,9 +139,12 @@ class SandboxScheduler:
             request.slot = self._free_slots.pop(0)
 
     def _grow(self, request: SandboxRequest) -> None:
-        """Physical blocks for those that the model counts: 0 where it was preempted after its extension."""
-        wanted = self._model.num_blocks_of(request.request_id) - len(request.block_table)
-        request.block_table += self._blocks.take(max(0, wanted))
+        """Take physical blocks so that the request has as many as the model counts.
+
+        The model counts 0 if it preempted the request after its extension.
+        """
+        num_new_blocks = self._model.num_blocks_of(request.request_id) - len(request.block_table)
+        request.block_table += self._blocks.take(max(0, num_new_blocks))
 
     def _preempt(self, request_id: str, decision: Decision) -> tuple[SandboxRequest, str, int, int]:
         request = self._requests[request_id]
@@ -189,7 +192,7 @@ class SandboxScheduler:
 
 
 def model_of(config: EngineConfig) -> Scheduler:
-    """`replayer`'s model of this configuration; raises `UsageError` where formula or policy make no sense."""
+    """The scheduler model for this configuration. UsageError if formula or policy are wrong."""
     sizes = SchedulerConfig(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,

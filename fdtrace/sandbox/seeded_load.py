@@ -1,4 +1,4 @@
-"""A seeded load of repeating text. It arrives by step, never by the clock: two runs are equal."""
+"""A seeded load of repeating text. Requests arrive by step, never by the clock, so two runs are equal."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ PHRASE_TOKENS = (4, 12)
 
 @dataclass(frozen=True)
 class LoadShape:
-    """Lengths are drawn evenly between their two ends, both included; tokens unless named otherwise."""
+    """The shape of a load. Lengths are drawn evenly from a range, both ends included; tokens unless said otherwise."""
 
     num_requests: int | None = None
     """Requests in all; None: no end."""
     prompt: tuple[int, int] = (24, 320)
     output: tuple[int, int] = (16, 128)
     arrival_gap: float = 1.5
-    """Mean steps between two arrivals (geometric); 0: none arrive but those that `backlog` asks for."""
+    """Mean steps between two arrivals (geometric); 0: only the requests that `backlog` needs arrive."""
     backlog: int = 0
-    """Requests kept waiting: as many arrive as the waiting queue lacks."""
+    """Requests kept waiting: if fewer wait, new ones arrive."""
     max_waiting: int = 64
-    """Requests that wait at most; further arrivals come later, so that an overloaded engine does not grow."""
+    """Most requests that wait. Further arrivals are delayed, so an overloaded engine's queue does not grow."""
     abort_share: float = 0.0
-    """Share of the requests that their client gives up, 0 to 1."""
+    """Share of the requests that their client aborts, 0 to 1."""
     abort_after: tuple[int, int] = (4, 40)
-    """Steps from arrival to that."""
+    """Steps from a request's arrival to its abort."""
 
     def check(self, config: EngineConfig) -> None:
-        """Raise `UsageError` where a request could never fit `config`, or where none ever comes."""
+        """UsageError if a request could not fit `config`, or if no request would ever arrive."""
         for name, (low, high) in (("prompt", self.prompt), ("output", self.output)):
             if not 1 <= low <= high:
                 raise UsageError(f"{name} lengths {low} to {high} make no range", hint="LOW:HIGH, 1 or more")
@@ -63,7 +63,7 @@ class LoadShape:
 
 
 class Load:
-    """What arrives, and what is given up, before the scheduling of each step."""
+    """The arrivals and aborts before the scheduling of each step."""
 
     def __init__(self, shape: LoadShape, config: EngineConfig) -> None:
         shape.check(config)
@@ -74,24 +74,24 @@ class Load:
             self._random.integers(0, config.vocab_size, self._random.integers(low, high + 1), dtype=np.int32)
             for _ in range(NUM_PHRASES)
         ]
-        self._made = 0
+        self._num_made = 0
         self._next_arrival = 0 if shape.arrival_gap else None
         self._aborts: dict[int, list[SandboxRequest]] = {}
 
     @property
     def exhausted(self) -> bool:
-        """Whether no request will come any more."""
-        return self._shape.num_requests is not None and self._made >= self._shape.num_requests
+        """Whether no more requests will arrive."""
+        return self._shape.num_requests is not None and self._num_made >= self._shape.num_requests
 
     def next_change(self, num_waiting: int) -> int | None:
-        """The next step before which a request arrives or is given up, given how many wait; None: none is."""
+        """The next step before which a request arrives or is aborted, if so many requests wait; None: there is none."""
         moments = list(self._aborts)
         if self._next_arrival is not None and not self.exhausted and num_waiting < self._shape.max_waiting:
             moments.append(self._next_arrival)
         return min(moments, default=None)
 
     def arrivals(self, step: int, num_waiting: int) -> list[SandboxRequest]:
-        """The requests that arrive before `step`, given how many wait."""
+        """The requests that arrive before `step`, if so many requests wait."""
         arrived: list[SandboxRequest] = []
         room = self._shape.max_waiting - num_waiting
         while self._next_arrival is not None and self._next_arrival <= step and len(arrived) < room:
@@ -104,7 +104,7 @@ class Load:
         return arrived
 
     def aborts(self, step: int) -> list[SandboxRequest]:
-        """The requests whose clients give up before `step`; some may have finished already."""
+        """The requests that their clients abort before `step`; some may have finished already."""
         due = [at for at in self._aborts if at <= step]
         return [request for at in sorted(due) for request in self._aborts.pop(at)]
 
@@ -112,17 +112,17 @@ class Load:
         shape, random = self._shape, self._random
         prompt = self._text(int(random.integers(shape.prompt[0], shape.prompt[1] + 1)))
         request = SandboxRequest.make(
-            f"req-{self._made}", prompt, int(random.integers(shape.output[0], shape.output[1] + 1))
+            f"req-{self._num_made}", prompt, int(random.integers(shape.output[0], shape.output[1] + 1))
         )
-        self._made += 1
+        self._num_made += 1
         if random.random() < shape.abort_share:
             after = int(random.integers(shape.abort_after[0], shape.abort_after[1] + 1))
             self._aborts.setdefault(step + after, []).append(request)
         return request
 
     def _text(self, num_tokens: int) -> NDArray[np.int32]:
-        """Phrases drawn again and again from the same few, cut at `num_tokens`."""
-        parts: list[NDArray[np.int32]] = []
-        while sum(len(part) for part in parts) < num_tokens:
-            parts.append(self._phrases[int(self._random.integers(NUM_PHRASES))])
-        return np.concatenate(parts)[:num_tokens]
+        """A text of phrases drawn from the same few, cut at `num_tokens`."""
+        phrases: list[NDArray[np.int32]] = []
+        while sum(len(phrase) for phrase in phrases) < num_tokens:
+            phrases.append(self._phrases[int(self._random.integers(NUM_PHRASES))])
+        return np.concatenate(phrases)[:num_tokens]

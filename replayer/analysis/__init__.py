@@ -1,1 +1,1 @@
-"""Why a step was so, how far a replay can be trusted, what became of a request."""
+"""Explains results: why a step ran what it ran, how far a replay can be trusted, what happened to a request."""

@@ -1,4 +1,4 @@
-"""The first step in which a replay departs from its recording, side by side, and the rule that differed."""
+"""The first step in which a replay differs from its recording: both side by side, and the rule that differed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ COMPARED = (
     "num_free_blocks",
     "token_budget",
 )
-"""What must be equal for a step to count as reproduced, where the recording knows it."""
+"""Columns that must be equal for a step to count as reproduced, if the recording has them."""
 
 STATE = ("num_running", "num_waiting", "num_free_blocks")
-"""What is shown of the state before."""
+"""Columns that show the state before the step."""
 
 RULES = (
     ("token_budget", "the budget formula: the calls began with other budgets"),
@@ -43,13 +43,13 @@ RULES = (
         "none: the recorded prefill and decode tokens are reproduced, and do not add up to num_tokens",
     ),
 )
-"""A column that differs -> the rule that it speaks of, the most telling column first."""
+"""Column that differs -> the rule that it points to. The most significant column comes first."""
 
 ROWS_RULE = "which requests ran, their tokens or their drafts: the figures of the whole step are equal"
-"""Where no column differs."""
+"""The rule if no column differs."""
 
 MOST_ROWS = 6
-"""Requests shown of each side."""
+"""At most so many requests are shown on each side."""
 
 
 def divergence_at(
@@ -61,18 +61,29 @@ def divergence_at(
     replayed_rows: RowsOfStep | None,
     reasons: Sequence[str],
 ) -> Divergence:
-    """The `at`-th step of both: it must be in both. Rows None: of one of them it is not known what ran."""
+    """Compare one step of a recording and its replay.
+
+    Args:
+        recording: the recording.
+        columns: the columns of the replay.
+        at: index of the step in both; it must be in both.
+        recorded_rows: gives the requests of a recorded step; None: they are not known.
+        replayed_rows: the same for the replay.
+        reasons: what the replay decided in this step.
+    """
     pairs = [(name, int(column(recording, name)[at]), int(columns[name][at])) for name in COMPARED]
-    known = tuple(pair for pair in pairs if MISSING not in pair)
-    different = {name for name, recorded, replayed in known if recorded != replayed}
+    compared = tuple(pair for pair in pairs if MISSING not in pair)
+    different = {name for name, recorded, replayed in compared if recorded != replayed}
     number = int(recording.steps["step"][at])
     only_recorded: tuple[str, ...] = ()
     only_replayed: tuple[str, ...] = ()
-    if recorded_rows is not None and replayed_rows is not None and (mine := recorded_rows(number)):
-        only_recorded, only_replayed = _unlike(mine, replayed_rows(int(columns["step"][at])), not different)
+    if recorded_rows is not None and replayed_rows is not None and (rows := recorded_rows(number)):
+        only_recorded, only_replayed = _different_rows(
+            rows, replayed_rows(int(columns["step"][at])), drafts=not different
+        )
     return Divergence(
         step=number,
-        compared=known,
+        compared=compared,
         before=() if at == 0 else _state(recording, at - 1),
         rule=next((rule for name, rule in RULES if name in different), ROWS_RULE),
         only_recorded=only_recorded,
@@ -86,14 +97,22 @@ def _state(recording: Recording, at: int) -> tuple[tuple[str, int], ...]:
     return tuple((name, value) for name, value in values if value != MISSING)
 
 
-def _unlike(
-    mine: list[StepRow], theirs: list[StepRow], drafts: bool
+def _different_rows(
+    recorded: list[StepRow], replayed: list[StepRow], *, drafts: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The requests of a step that only one of the two has, or has otherwise: kind, tokens and, if asked, drafts."""
-    ours, others = {_key(row, drafts) for row in mine}, {_key(row, drafts) for row in theirs}
+    """The rows that are only recorded, and those that are only replayed.
+
+    Rows are equal if request, kind, tokens and, with `drafts`, drafts are equal.
+    """
+    recorded_keys = {_key(row, drafts) for row in recorded}
+    replayed_keys = {_key(row, drafts) for row in replayed}
     return (
-        tuple(_as_text(row, drafts) for row in mine if _key(row, drafts) not in others)[:MOST_ROWS],
-        tuple(_as_text(row, drafts) for row in theirs if _key(row, drafts) not in ours)[:MOST_ROWS],
+        tuple(_as_text(row, drafts) for row in recorded if _key(row, drafts) not in replayed_keys)[
+            :MOST_ROWS
+        ],
+        tuple(_as_text(row, drafts) for row in replayed if _key(row, drafts) not in recorded_keys)[
+            :MOST_ROWS
+        ],
     )
 
 
@@ -102,14 +121,14 @@ def _key(row: StepRow, drafts: bool) -> tuple[str, str, int, int]:
 
 
 def _as_text(row: StepRow, drafts: bool) -> str:
-    said = f" with {row.num_draft_tokens} drafts" if drafts else ""
-    return f"{row.request_id} {row.kind} {row.num_tokens}{said} after {row.num_computed_tokens}"
+    drafts_text = f" with {row.num_draft_tokens} drafts" if drafts else ""
+    return f"{row.request_id} {row.kind} {row.num_tokens}{drafts_text} after {row.num_computed_tokens}"
 
 
 def equal_steps(recording: Recording, columns: Mapping[str, NDArray[Any]], common: int) -> NDArray[np.bool_]:
-    """Whether each of the first `common` steps is reproduced, in what both know."""
+    """Whether each of the first `common` steps is reproduced: all values that both have are equal."""
     equal = np.ones(common, dtype=bool)
     for name in COMPARED:
-        theirs, mine = column(recording, name)[:common], columns[name][:common]
-        equal &= (theirs == MISSING) | (mine == MISSING) | (theirs == mine)
+        recorded, replayed = column(recording, name)[:common], columns[name][:common]
+        equal &= (recorded == MISSING) | (replayed == MISSING) | (recorded == replayed)
     return equal

@@ -1,4 +1,4 @@
-"""What a rescheduled replay decided in one step, and why: the replay run again up to there, with reasons."""
+"""What a rescheduled replay decided in one step, and why. The replay runs again up to that step, with reasons."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCan
 from fdtrace.replayer.workload.workload import Workload
 
 MOST_REASONS = 6
-"""Reasons given of one step, where they stand in a sentence."""
+"""At most so many reasons of a step are listed in a sentence."""
 
-LOOK_EVERY = 500
-"""Steps between two looks at progress and cancellation."""
+CHECK_EVERY = 500
+"""Steps between two reports of progress; cancellation is checked at the same time."""
 
 
 @dataclass
 class Explained:
-    """The calls of one step; of several, all but the last ran nothing.
+    """The calls of one step. If there are several, only the last one ran tokens.
 
-    `num_running` and `num_waiting` are requests when the last call began, `num_free_blocks` the free blocks
-    then. `head` is the request at the head of the queue after the call, with the tokens of its prefill.
+    `num_running`, `num_waiting` (requests) and `num_free_blocks` are counted when the last call began. `head` is the
+    request at the head of the waiting queue after that call, with the tokens of its prefill.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Explained:
 
 
 class Explainer:
-    """Explains steps of one replay. A later step goes on from the one before; an earlier one begins anew."""
+    """Explains steps of one replay. For a later step it continues its run; for an earlier step it starts again."""
 
     def __init__(self, workload: Callable[[], Workload], formula: Formula, policy: Policy) -> None:
         self._workload, self._formula, self._policy = workload, formula, policy
@@ -47,7 +47,7 @@ class Explainer:
     def explain(
         self, step: int, progressed: Progressed | None = None, cancelled: Cancelled | None = None
     ) -> Explained:
-        """A step by its number, which may be that of a hang. ReplayCancelled when `cancelled()`."""
+        """Explain a step by its number; a hang's step works too. ReplayCancelled once `cancelled()` is true."""
         if self._last is not None and self._last.step == step:
             return self._last
         workload = self._workload()
@@ -61,7 +61,7 @@ class Explainer:
 
 
 def reasons_of_step(workload: Workload, formula: Formula, policy: Policy, at: int) -> list[str]:
-    """What a replay decides in its step number `at`, counted from 0, and why, in a few lines."""
+    """What a replay decides in its `at`-th step (counted from 0), and why, in a few lines."""
     explained = Explainer(lambda: workload, formula, policy).explain(workload.first_step + at)
     reasons = [reason.text for decision in explained.decisions for reason in decision.reasons]
     shown = reasons[:MOST_REASONS]
@@ -78,18 +78,18 @@ class _Run(Replay):
         self._explained = Explained(0)
 
     def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
-        log, scheduler, looked = self.log, self.model, -1
+        log, scheduler, last_check = self.log, self.model, -1
         self._explained = Explained(at)
         while log.num_steps <= at and not self.is_done():
             scheduler.explain = log.num_steps == at
             if not self._next_call():
                 break
-            if log.num_steps % LOOK_EVERY == 0 and log.num_steps != looked:
-                looked = log.num_steps
+            if log.num_steps % CHECK_EVERY == 0 and log.num_steps != last_check:
+                last_check = log.num_steps
                 if cancelled is not None and cancelled():
                     raise ReplayCancelled
                 if progressed is not None:
-                    progressed(looked, at)
+                    progressed(last_check, at)
         return self._explained
 
     def _next_call(self) -> bool:

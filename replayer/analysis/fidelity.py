@@ -1,4 +1,4 @@
-"""How far a rescheduled replay reproduces the recording that was made under the same formula and policy."""
+"""How far a rescheduled replay, under the formula and policy of the recording, reproduces that recording."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from fdtrace.replayer.recorded.step_state import column, formula_columns
 
 
 def recorded_formula(recording: Recording) -> str | None:
-    """Name of the built-in formula that the recording was made under; None: none of them, or it is not known.
+    """Name of the formula that the recording was made under; None: unknown.
 
-    None where the engine's scheduler is not modelled. The engine's configuration may name it; else it is the
-    first whose budget equals every recorded one.
+    It is the formula that the engine's configuration names; else the first built-in formula whose budget equals
+    every recorded budget. None also if the engine's scheduler is not modelled.
     """
     if not is_modelled(recording.engine):
         return None
-    named = recording.engine.config.get("formula")
-    if isinstance(named, str):
-        return named
+    configured = recording.engine.config.get("formula")
+    if isinstance(configured, str):
+        return configured
     budget = column(recording, "token_budget")
-    seen = budget != MISSING
-    if not seen.any():
+    recorded = budget != MISSING
+    if not recorded.any():
         return None
     variables = formula_columns(recording)
     for name, formula in BUILTIN.items():
-        if (formula.budgets(variables, recording.num_steps)[seen] == budget[seen]).all():
+        if (formula.budgets(variables, recording.num_steps)[recorded] == budget[recorded]).all():
             return name
     return None
 
 
 def recorded_under(recording: Recording, formula: Formula) -> bool:
-    """Whether the recording was made under this formula: by its name, or by what it computes for each step."""
+    """Whether the recording was made under this formula: its name is the same, or its values in each step are."""
     name = recorded_formula(recording)
     if name == formula.name:
         return True
@@ -59,16 +59,16 @@ def recorded_under(recording: Recording, formula: Formula) -> bool:
 def recorded_policy(recording: Recording) -> Policy:
     """The policy that the recording was made under.
 
-    Named in the configuration; else the one that reserves blocks as the recorded calls did, where the recording knows
-    that; else by engine and version.
+    It is the policy that the engine's configuration names. Otherwise, a recorded `new_token_ratio` shows release 2.6;
+    without one, engine and version decide.
     """
     engine = recording.engine
-    if engine.config.get("policy") not in POLICIES and _knows(recording, "new_token_ratio"):
+    if engine.config.get("policy") not in POLICIES and _has_values(recording, "new_token_ratio"):
         return RELEASE_2_6
     return policy_of_engine(engine)
 
 
-def _knows(recording: Recording, name: str) -> bool:
+def _has_values(recording: Recording, name: str) -> bool:
     values = recording.steps.get(name)
     return values is not None and bool((values != MISSING).any())
 
@@ -82,18 +82,24 @@ def fidelity_of(
     replayed_rows: RowsOfStep | None = None,
     digests: NDArray[np.int64] | None = None,
 ) -> Fidelity:
-    """The share of recorded steps that a replay reproduces, by position.
+    """Compare a replay with its recording, step by step in order.
 
-    `explain(i)` gives the reasons of the replay's i-th step. `digests` are those of the replay's
-    steps: then a step counts where also the same requests ran the same tokens and drafts.
+    Args:
+        recording: the recording.
+        columns: the columns of the replay.
+        explain: gives the reasons of the replay's i-th step.
+        recorded_rows: gives the requests of a recorded step.
+        replayed_rows: gives the requests of a replayed step.
+        digests: of the replay's steps. With them a step counts as reproduced only if the same requests ran the same
+            tokens and drafts.
     """
     recorded, replayed = recording.num_steps, len(columns["num_tokens"])
     common = min(recorded, replayed)
     equal = equal_steps(recording, columns, common)
     recorded_digests = None if digests is None else recording.step_digests()
     if digests is not None and recorded_digests is not None:
-        theirs = recorded_digests[:common]
-        equal &= (theirs == MISSING) | (theirs == digests[:common])
+        recorded_digests = recorded_digests[:common]
+        equal &= (recorded_digests == MISSING) | (recorded_digests == digests[:common])
     num_equal = int(equal.sum())
     if num_equal == recorded == replayed:
         return Fidelity(recorded, num_equal, None)
@@ -103,7 +109,7 @@ def fidelity_of(
         numbers = recording.steps["step"] if recorded > replayed else columns["step"]
         return Fidelity(recorded, num_equal, int(numbers[common]), text)
     at = int(np.argmin(equal))
-    found = divergence_at(
+    divergence = divergence_at(
         recording,
         columns,
         at,
@@ -111,21 +117,21 @@ def fidelity_of(
         replayed_rows=replayed_rows,
         reasons=explain(at) if explain is not None else (),
     )
-    return Fidelity(recorded, num_equal, found.step, _explanation(found), found)
+    return Fidelity(recorded, num_equal, divergence.step, _explanation(divergence), divergence)
 
 
-def _explanation(found: Divergence) -> str:
-    differs = "; ".join(
+def _explanation(divergence: Divergence) -> str:
+    differences = "; ".join(
         f"{name} {recorded} recorded, {replayed} replayed"
-        for name, recorded, replayed in found.compared
+        for name, recorded, replayed in divergence.compared
         if recorded != replayed
     )
-    before = ", ".join(f"{name} {value}" for name, value in found.before)
-    decided = "; ".join(found.reasons)
-    parts = [
-        differs,
-        f"the rule that differed: {found.rule}" if found.rule else "",
+    before = ", ".join(f"{name} {value}" for name, value in divergence.before)
+    decided = "; ".join(divergence.reasons)
+    sentences = [
+        differences,
+        f"the rule that differed: {divergence.rule}" if divergence.rule else "",
         f"after the step before: {before}" if before else "",
         f"the replay decided: {decided}" if decided else "",
     ]
-    return ". ".join(part for part in parts if part)
+    return ". ".join(sentence for sentence in sentences if sentence)

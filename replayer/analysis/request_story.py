@@ -1,4 +1,4 @@
-"""One request's life under one formula."""
+"""What happened to one request under one formula: its prefill chunks, its decodes, its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fdtrace.replayer.model.events import StepRow
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """One prefill chunk: its step, its tokens, those computed before."""
+    """One prefill chunk: its step, its tokens, and the request's tokens computed before it."""
 
     step: int
     num_tokens: int
@@ -22,7 +22,7 @@ class PrefillChunk:
 
 @dataclass
 class Decodes:
-    """Decode forwards with no other step of its history between them."""
+    """Decode forwards of a request in consecutive steps."""
 
     first: int
     last: int
@@ -33,20 +33,20 @@ class Decodes:
 
 @dataclass
 class Story:
-    """A request's life: steps by number, tokens. None is unknown, or did not happen.
+    """What happened to a request: step numbers and tokens. None: unknown, or it did not happen.
 
-    `parts` are chunks and runs of decodes in order. At a step in `restarts` its prefill begins anew: it had
-    been preempted before. A request that recording found running has no arrival.
+    `segments` are its prefill chunks and its runs of decodes, in order. At the steps in `restarts` its prefill starts
+    again after a preemption. A request that was running when the recording began has no arrival.
     """
 
     name: str
     request_id: str
     arrived: int | None
     num_prompt_tokens: int | None
-    parts: list[PrefillChunk | Decodes] = field(default_factory=list)
+    segments: list[PrefillChunk | Decodes] = field(default_factory=list)
     restarts: list[int] = field(default_factory=list)
     first_token: int | None = None
-    """The step whose forward gave its first output token: that of its last prompt chunk."""
+    """The step whose forward emitted its first output token: the step of its last prompt chunk."""
     finished: int | None = None
     finish_reason: str = ""
 
@@ -60,50 +60,50 @@ class Story:
     @property
     def chunks(self) -> list[PrefillChunk]:
         """The prefill chunks."""
-        return [part for part in self.parts if isinstance(part, PrefillChunk)]
+        return [segment for segment in self.segments if isinstance(segment, PrefillChunk)]
 
     @property
     def decodes(self) -> list[Decodes]:
         """The runs of decodes."""
-        return [part for part in self.parts if isinstance(part, Decodes)]
+        return [segment for segment in self.segments if isinstance(segment, Decodes)]
 
     @property
     def last(self) -> int | None:
         """The last step in which it ran."""
-        if not self.parts:
+        if not self.segments:
             return None
-        part = self.parts[-1]
-        return part.step if isinstance(part, PrefillChunk) else part.last
+        segment = self.segments[-1]
+        return segment.step if isinstance(segment, PrefillChunk) else segment.last
 
 
 def story_of(recording: Recording, history: History, request_id: str) -> Story | None:
-    """The story of a request, by its id; None where the history does not know its requests.
+    """The story of a request, by its id; None if the history does not know its requests.
 
-    Reads all its steps: call it off the screen's thread.
+    It reads all steps of the request: call it off the screen's thread.
     """
     if history.request_steps is None:
         return None
-    number = _entry(recording, request_id)
+    index = _request_index(recording, request_id)
     story = Story(history.name, request_id, None, None)
-    if number is not None:
-        story.arrived = _known(recording, "arrived_step", number)
-        story.num_prompt_tokens = _known(recording, "num_prompt_tokens", number)
+    if index is not None:
+        story.arrived = _request_value(recording, "arrived_step", index)
+        story.num_prompt_tokens = _request_value(recording, "num_prompt_tokens", index)
     _fill(story, history.request_steps(request_id))
-    if number is not None:
-        _end(story, recording, history, number)
+    if index is not None:
+        _end(story, recording, history, index)
     return story
 
 
-def _entry(recording: Recording, request_id: str) -> int | None:
+def _request_index(recording: Recording, request_id: str) -> int | None:
     ids = recording.requests.get("request_id")
     if ids is None:
         return None
-    return next((i for i, found in enumerate(ids.tolist()) if found == request_id), None)
+    return next((i for i, candidate in enumerate(ids.tolist()) if candidate == request_id), None)
 
 
-def _known(recording: Recording, name: str, number: int) -> int | None:
+def _request_value(recording: Recording, name: str, index: int) -> int | None:
     values = recording.requests.get(name)
-    return None if values is None or values[number] == MISSING else int(values[number])
+    return None if values is None or values[index] == MISSING else int(values[index])
 
 
 def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
@@ -112,9 +112,9 @@ def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
     for step, row in rows:
         if row.kind == "prefill":
             decodes = None
-            if story.parts and row.num_computed_tokens < computed:
+            if story.segments and row.num_computed_tokens < computed:
                 story.restarts.append(step)
-            story.parts.append(PrefillChunk(step, row.num_tokens, row.num_computed_tokens))
+            story.segments.append(PrefillChunk(step, row.num_tokens, row.num_computed_tokens))
             computed = row.num_computed_tokens + row.num_tokens
             prompt = story.num_prompt_tokens
             if story.first_token is None and (prompt is None or computed >= prompt):
@@ -123,21 +123,24 @@ def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
         computed = row.num_computed_tokens + row.num_tokens
         if decodes is None or step > decodes.last + 1:
             decodes = Decodes(step, step)
-            story.parts.append(decodes)
+            story.segments.append(decodes)
         decodes.last = step
         decodes.num_steps += 1
         decodes.num_draft_tokens += row.num_draft_tokens
         decodes.num_accepted_tokens += row.num_accepted_tokens
-    if story.parts and isinstance(story.parts[0], Decodes):
+    if story.segments and isinstance(story.segments[0], Decodes):
         story.first_token = None
 
 
-def _end(story: Story, recording: Recording, history: History, number: int) -> None:
-    """Where it ended: as recorded, else the last step in which it ran, where that is before the history's."""
+def _end(story: Story, recording: Recording, history: History, index: int) -> None:
+    """Set where the request ended: its recorded end; in a rescheduled history the last step in which it ran.
+
+    If that history hangs and the request ran in its last step, the request has no end.
+    """
     endings = recording.details.endings
-    finished, aborted = int(endings.finished_step[number]), int(endings.aborted_step[number])
+    finished, aborted = int(endings.finished_step[index]), int(endings.aborted_step[index])
     reasons = recording.requests.get("finish_reason")
-    reason = "" if reasons is None else str(reasons[number] or "")
+    reason = "" if reasons is None else str(reasons[index] or "")
     if history.how != "rescheduled":
         ended = finished if finished != MISSING else aborted
         story.finished = None if ended == MISSING else ended

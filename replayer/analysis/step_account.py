@@ -1,4 +1,4 @@
-"""One step of a history as a calculation: what it was allowed, what was charged, what ran."""
+"""One step of a history as a calculation: its budget, what was charged, what ran."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fdtrace.replayer.analysis.explain_step import Explained
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula, FormulaColumns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
-from fdtrace.replayer.formulas.worked_example import Arithmetic, parts, spelled_out
+from fdtrace.replayer.formulas.worked_example import Arithmetic, budget_and_charge, spelled_out
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.recorded.step_state import formula_columns
 
 
 @dataclass(frozen=True)
 class Account:
-    """Tokens, blocks and bytes of one step, as in `recorder.schema.STEP`; None is unknown.
+    """Tokens, blocks and bytes of one step, as in `recorder.schema.STEP`; None: unknown.
 
-    `budget` is what the formula gives (`arithmetic`: how), `token_budget` what the history has. `charge` is
-    what each running decode takes in the scheduling loop.
+    `arithmetic` is how the formula computes its budget; the value `token_budget` is the budget in the history.
+    `charge` is what each running decode takes from the budget in the scheduling loop.
     """
 
     step: int
@@ -36,10 +36,10 @@ class Account:
     values: Mapping[str, int | None]
     """The history's columns at this step."""
     before: Mapping[str, int | None]
-    """The same of the step before; empty: there is none."""
+    """The same of the previous step; empty: there is none."""
     not_admitted: str
     draft_tokens: int
-    """Drafts that a decode's forward verifies."""
+    """Drafts that each decode's forward verifies."""
     arithmetic: Arithmetic | None = None
     charge: int | None = None
     unknown: tuple[str, ...] = ()
@@ -55,13 +55,13 @@ class Account:
 
     @property
     def charged_decodes(self) -> int | None:
-        """Tokens that the call counted for decodes: in its loop, or reserved before it."""
+        """Tokens that the call counted for decodes: charged in its loop, or reserved before the loop."""
         scheduled, prefill = self["num_scheduled_tokens"], self["num_prefill_tokens"]
         return None if scheduled is None or prefill is None else scheduled - prefill
 
     @property
     def uncounted(self) -> int | None:
-        """Tokens that ran and that nobody counted; below 0: counted, and not run."""
+        """Tokens that ran but that the call did not count. Below 0: tokens that it counted but that did not run."""
         scheduled, ran = self["num_scheduled_tokens"], self["num_tokens"]
         return None if scheduled is None or ran is None else ran - scheduled
 
@@ -81,27 +81,26 @@ class Accountant:
     def account(
         self, history: History, formula: Formula | None, step: int, explained: Explained | None = None
     ) -> Account | None:
-        """The account of a step; None where the history has no such step.
+        """The account of a step; None if the history has no such step.
 
-        `explained` holds variables of a rescheduled step that its columns do not have.
+        `explained` gives those variables of a rescheduled step that its columns lack.
         """
         steps = history.columns["step"]
         at = int(np.searchsorted(steps, step))
         if at >= len(steps) or steps[at] != step:
             return None
-        values, before = _at(history, at), _at(history, at - 1) if at else {}
-        known = self._variables(history, step, values, explained)
-        return self._account(
-            Account(
-                step, history.limit, formula, values, before, _text(history, at), self.config.num_draft_tokens
-            ),
-            known,
+        values, before = _values_at(history, at), _values_at(history, at - 1) if at else {}
+        variables = self._variables(history, step, values, explained)
+        not_admitted = _not_admitted_at(history, at)
+        drafts = self.config.num_draft_tokens
+        return self._computed(
+            Account(step, history.limit, formula, values, before, not_admitted, drafts), variables
         )
 
     def hung(self, history: History, formula: Formula, explained: Explained) -> Account:
-        """The account of the call after which a replay hangs: it has no step."""
+        """The account of the call after which a replay hangs. No step belongs to that call."""
         steps = history.columns["step"]
-        before = _at(history, len(steps) - 1) if len(steps) else {}
+        before = _values_at(history, len(steps) - 1) if len(steps) else {}
         decision = explained.decisions[-1] if explained.decisions else None
         values: dict[str, int | None] = {}
         reason = ""
@@ -112,55 +111,53 @@ class Accountant:
             values["num_stalled"] = len(explained.forward.stalled) if explained.forward else 0
             values.update(num_tokens=0, num_prefill_tokens=0, num_decode_tokens=0)
             reason = decision.not_admitted or ""
-        known = self._variables(history, explained.step, values, explained)
+        variables = self._variables(history, explained.step, values, explained)
         drafts = self.config.num_draft_tokens
-        return self._account(
-            Account(explained.step, history.limit, formula, values, before, reason, drafts), known
+        return self._computed(
+            Account(explained.step, history.limit, formula, values, before, reason, drafts), variables
         )
 
     def _variables(
         self, history: History, step: int, values: Mapping[str, int | None], explained: Explained | None
     ) -> dict[str, int]:
-        found = {name: int(getattr(self._fixed, name)) for name in VARIABLES if name not in VARYING}
+        variables = {name: int(getattr(self._fixed, name)) for name in VARIABLES if name not in VARYING}
         if history.how != "rescheduled":
             at = int(np.searchsorted(self.recording.steps["step"], step))
             if at < self.recording.num_steps:
-                found.update({name: int(np.asarray(self._recorded[name])[at]) for name in VARYING})
-            return found
+                variables.update({name: int(np.asarray(self._recorded[name])[at]) for name in VARYING})
+            return variables
         decodes = values.get("num_running_decodes")
         if decodes is not None:
-            found["num_running_decodes"] = decodes
+            variables["num_running_decodes"] = decodes
         if explained is not None:
-            found.update(num_running=explained.num_running, num_waiting=explained.num_waiting)
-        return found
+            variables.update(num_running=explained.num_running, num_waiting=explained.num_waiting)
+        return variables
 
-    def _account(self, bare: Account, known: Mapping[str, int]) -> Account:
-        formula = bare.formula
+    def _computed(self, account: Account, variables: Mapping[str, int]) -> Account:
+        """The account with the formula's arithmetic and charge, or with the variables that are unknown."""
+        formula = account.formula
         if formula is None:
-            return bare
-        budget, charge = parts(formula.text)
-        named = set(re.findall(r"[A-Za-z_]\w*", formula.text))
-        used = [name for name in VARYING if name in named or not formula.text]
-        unknown = tuple(name for name in used if name not in known)
+            return account
+        budget, charge = budget_and_charge(formula.text)
+        names = set(re.findall(r"[A-Za-z_]\w*", formula.text))
+        used = [name for name in VARYING if name in names or not formula.text]
+        unknown = tuple(name for name in used if name not in variables)
         if unknown:
-            return _with(bare, unknown=unknown)
+            return _with(account, unknown=unknown)
         try:
             if formula.text:
-                own = spelled_out(charge, known)
-                return _with(
-                    bare,
-                    arithmetic=spelled_out(budget, known), charge=own.value,
-                )  # fmt: skip
-            return _with(bare, charge=formula.charge(Variables(**known)))
+                arithmetic = spelled_out(budget, variables)
+                return _with(account, arithmetic=arithmetic, charge=spelled_out(charge, variables).value)
+            return _with(account, charge=formula.charge(Variables(**variables)))
         except FdtraceError:
-            return bare
+            return account
 
 
 def _with(account: Account, **changes: Any) -> Account:
     return Account(**{**account.__dict__, **changes})
 
 
-def _at(history: History, at: int) -> dict[str, int | None]:
+def _values_at(history: History, at: int) -> dict[str, int | None]:
     return {
         name: None if (value := int(column[at])) == MISSING else value
         for name, column in history.columns.items()
@@ -168,6 +165,6 @@ def _at(history: History, at: int) -> dict[str, int | None]:
     }
 
 
-def _text(history: History, at: int) -> str:
+def _not_admitted_at(history: History, at: int) -> str:
     column = history.columns.get("not_admitted")
     return "" if column is None else str(column[at] or "")

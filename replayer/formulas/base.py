@@ -1,4 +1,4 @@
-"""What a budget formula is: the budget of a scheduling call, and what each running decode is charged in its
+"""The interface of a budget formula: the budget of a scheduling call, and the charge of each running decode in its
 loop.
 """
 
@@ -13,33 +13,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.formulas.variables import VARIABLES, Variables
 
 FormulaColumns = Mapping[str, "NDArray[np.int64] | int"]
-"""Variables by name: a scalar, or one entry a step."""
+"""Variables by name: a scalar, or an array with one entry for each step."""
 
 MAX_MAGNITUDE = 2**53
-"""Largest value of a formula and its parts: beyond it, arithmetic of floats is not exact."""
+"""Largest value of a formula and of its subexpressions. Beyond it, arithmetic of floats is not exact."""
 
 
 class Formula(ABC):
-    """A budget formula; a user's own class need not inherit from it, see `formula_from_class`."""
+    """A budget formula. A user's own class does not have to inherit from it: see `formula_from_class`."""
 
     name: str
     description: str = ""
     source: str = ""
     """The change that it comes from."""
     policy: str | None = None
-    """Name of the policy that comes with it where none is asked for; None: it is a budget alone."""
+    """Name of the policy that is used with it unless the user asks for another; None: it has none."""
     text: str = ""
-    """It as an expression, `BUDGET` or `BUDGET; charge CHARGE`; empty where it is none (a class)."""
+    """The formula as an expression, `BUDGET` or `BUDGET; charge CHARGE`; empty for a class."""
+
+    def __repr__(self) -> str:
+        """Its kind, its name, and its expression where it has one."""
+        expression = f": {printable(self.text)}" if self.text else ""
+        return f"<{type(self).__name__} {self.name!r}{expression}>"
 
     @abstractmethod
     def budget(self, v: Variables) -> int:
-        """Tokens that a scheduling call may hand out, at its start; 0 or less: none."""
+        """Tokens that a scheduling call may hand out, when it begins; 0 or less: none."""
 
     def charge(self, v: Variables) -> int:
-        """Tokens that each running decode takes from the budget as the call's loop comes to it."""
+        """Tokens that each running decode takes from the budget when the call's loop visits it."""
         return 0
 
     def budgets(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
@@ -51,19 +57,19 @@ class Formula(ABC):
         return _by_distinct_state(self.charge, columns, length)
 
 
-def whole(value: Any, what: str) -> int:
-    """`value` rounded down to a whole number; UsageError where it is none or too large."""
+def whole(value: Any, name: str) -> int:
+    """`value` rounded down to a whole number. UsageError, which calls it `name`, if it is no number or too large."""
     if isinstance(value, (int, float, np.integer, np.floating)) and abs(float(value)) <= MAX_MAGNITUDE:
         return math.floor(value)
     raise UsageError(
-        f"{what} is {value!r:.60}", why=f"a whole number of tokens of at most {MAX_MAGNITUDE} is needed"
+        f"{name} is {value!r:.60}", why=f"a whole number of tokens of at most {MAX_MAGNITUDE} is needed"
     )
 
 
 def _by_distinct_state(
     function: Callable[[Variables], int], columns: FormulaColumns, length: int
 ) -> NDArray[np.int64]:
-    """`function` of every step, called once for each state that differs."""
+    """`function` of every step. It is called once for each distinct state of the variables."""
     names: tuple[str, ...] = tuple(VARIABLES)
     values_of = {name: np.asarray(columns[name]) for name in names}
     fixed = {name: int(values) for name, values in values_of.items() if values.ndim == 0}
@@ -81,9 +87,11 @@ def _by_distinct_state(
 
 
 def _distinct(columns: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct rows of some columns, and for each row its number among them."""
+    """The distinct rows of some columns, and for each row its index among them."""
     numbers = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:  # rows as single numbers, renumbered after each column so that none gets large
+    for (
+        column
+    ) in columns:  # each row becomes one number; renumbering after each column keeps the numbers small
         values, index = np.unique(column, return_inverse=True)
         _, numbers = np.unique(numbers * len(values) + index.reshape(-1), return_inverse=True)
         numbers = numbers.reshape(-1)

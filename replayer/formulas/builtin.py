@@ -1,4 +1,4 @@
-"""The formulas built in: those of FastDeploy's fixes in order, and two that its reviewers spoke of."""
+"""The built-in formulas: those of FastDeploy's fixes, in order, and two from the reviews of those fixes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 
 class BuiltIn(Formula):
-    """A formula whose arithmetic does for columns what it does for one call."""
+    """A formula whose arithmetic works on columns as it does on the variables of one call."""
 
     def __init__(self) -> None:
         self.description = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
@@ -29,7 +29,7 @@ class BuiltIn(Formula):
 
 
 def _fixed_deployment(columns: FormulaColumns) -> bool:
-    """Whether no column but those that change from call to call varies."""
+    """Whether only the variables vary that change from call to call."""
     return all(np.ndim(columns[name]) == 0 for name in VARIABLES if name not in VARYING)
 
 
@@ -41,9 +41,9 @@ def _columnwise(
 
 
 class Original(BuiltIn):
-    """The whole limit; one token charged a decode, whatever its forward runs.
+    """The budget is the whole limit; each decode is charged one token, whatever its forward runs.
 
-    With speculation a decode's forward runs 1 + K tokens, K of them uncounted: that is the bug.
+    With speculation a decode's forward runs 1 + K tokens, and K of them are not counted: that is the bug.
     """
 
     name = "original"
@@ -58,9 +58,9 @@ class Original(BuiltIn):
 
 
 class Pr7438(BuiltIn):
-    """Every sequence that could run is reserved 1 + K tokens, running or not, down to a floor of 512 tokens.
+    """It reserves 1 + K tokens for each of max_num_seqs sequences, running or not, and keeps a floor of 512 tokens.
 
-    One token is still charged a decode, so what is reserved is charged again; and where the floor applies,
+    Each decode is still charged one token, so one of its reserved tokens is counted twice. Where the floor applies,
     the limit can be exceeded as before.
     """
 
@@ -72,18 +72,18 @@ class Pr7438(BuiltIn):
     )
 
     def budget(self, v: Variables) -> int:
-        most = v.max_num_batched_tokens
+        limit = v.max_num_batched_tokens
         reserved = v.max_num_seqs * (v.num_speculative_tokens + 1)
-        return max(most - reserved, min(most, 512))
+        return max(limit - reserved, min(limit, 512))
 
     def charge(self, v: Variables) -> int:
         return 1
 
 
 class Pr7499(BuiltIn):
-    """Every running decode is reserved 1 + K tokens, K as configured: 1 also without a speculative method.
+    """It reserves 1 + K tokens for each running decode, K as configured: 1 even without a speculative method.
 
-    Once the decodes use up the limit the budget is 0, and the call does not even extend their block tables.
+    Once the decodes use up the limit the budget is 0. Then the call does not even extend their block tables.
     """
 
     name = "pr7499"
@@ -95,9 +95,7 @@ class Pr7499(BuiltIn):
 
 
 class Pr7623(BuiltIn):
-    """Every running decode is reserved what it really runs: 1 + K tokens with a speculative method, 1
-    without.
-    """
+    """It reserves what each running decode really runs: 1 + K tokens with a speculative method, 1 without."""
 
     name = "pr7623"
     source = "FastDeploy #7623 (commit 5582b5af1)"
@@ -108,9 +106,9 @@ class Pr7623(BuiltIn):
 
 
 class Release26(Pr7623):
-    """The scheduler of release 2.6 whole: the budget of #7623, and its policy where no other is asked for.
+    """The whole scheduler of release 2.6: the budget of #7623, and the release's policy unless another is given.
 
-    Its policy reserves blocks by a decaying new-token ratio and preempts decodes alone.
+    The policy reserves blocks by a decaying new-token ratio and preempts only decodes.
     """
 
     name = "release_2_6"
@@ -119,7 +117,7 @@ class Release26(Pr7623):
 
 
 class Exact(BuiltIn):
-    """The whole limit; each decode charged what its forward really runs, as the call's loop comes to it.
+    """The budget is the whole limit; each decode is charged what its forward really runs, when the loop visits it.
 
     A decode is visited while any budget is left, so its block table is extended even in a full step.
     """
@@ -136,11 +134,10 @@ class Exact(BuiltIn):
 
 
 class Ternary(BuiltIn):
-    """#7438's reservation with a conditional that binds looser than meant: without speculation the budget is
-    1.
+    """#7438's reservation with missing parentheses around its conditional: without speculation the budget is 1.
 
-    `M - max_num_seqs * (K + 1) if speculation else 1` chooses between the whole difference and 1, where the
-    factor of `max_num_seqs` was to be chosen.
+    `M - max_num_seqs * (K + 1) if speculation else 1` chooses between the whole difference and 1. It was meant to
+    choose only the factor of `max_num_seqs`.
     """
 
     name = "ternary"
@@ -162,4 +159,4 @@ BUILTIN: dict[str, BuiltIn] = {
     formula.name: formula
     for formula in (Original(), Pr7438(), Pr7499(), Pr7623(), Release26(), Exact(), Ternary())
 }
-"""Name -> formula, in the order of the changes. `release_2_6` brings its policy along."""
+"""Name -> formula, in the order of the changes. `release_2_6` also sets the policy."""

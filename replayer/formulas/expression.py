@@ -1,4 +1,4 @@
-"""A checked expression, evaluated for one call or for a column of steps, with the same values and errors."""
+"""A checked expression. It is evaluated for one call or for a column of steps, with the same values and errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, FormulaColumns
 from fdtrace.replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse_expression
 from fdtrace.replayer.formulas.variables import VARIABLES, Variables
@@ -19,9 +20,15 @@ Array = NDArray[Any]
 
 
 class Expression:
-    """One expression over the variables. UsageError where it holds anything that is not offered.
+    """One expression over variables.
 
-    `owner` is what errors call it, as in `formula 'mine'`; `names` are its variables, else those of a formula.
+    Args:
+        text: the expression.
+        owner: what error messages call it, such as `formula 'mine'`.
+        names: the variables that it may use; None: those of a formula.
+
+    Raises:
+        UsageError: the expression contains something that is not allowed.
     """
 
     def __init__(self, text: str, owner: str, names: Collection[str] | None = None) -> None:
@@ -30,21 +37,25 @@ class Expression:
         self._root = parse_expression(text, owner, names)
         self._scalar = compiled(self._root)
 
+    def __repr__(self) -> str:
+        """Its owner and its text."""
+        return f"<{type(self).__name__} of {printable(self.owner)}: {printable(self.text)}>"
+
     @property
     def used(self) -> list[str]:
-        """The variables that it names, in their documented order."""
-        found = {node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)}
-        return [name for name in self._names if name in found]
+        """The variables that it uses, in their documented order."""
+        used_names = {node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)}
+        return [name for name in self._names if name in used_names]
 
     def scalar(self, v: Variables) -> Any:
-        """Its value for one call; UsageError names the variables where it cannot be computed."""
+        """Its value for one call. UsageError, with the values of the variables, if it cannot be computed."""
         try:
             return self._scalar(v)
         except Uncomputable as error:
             raise self._error(error.why, {name: getattr(v, name) for name in self.used}) from None
 
     def column(self, columns: FormulaColumns, length: int) -> Array:
-        """Its value for each of `length` steps; UsageError names the variables of the first that fails."""
+        """Its value for each of `length` steps. UsageError, with the variables of the first step that fails."""
         arrays = {name: np.asarray(column) for name, column in columns.items() if name in self._names}
         try:
             return _column(self._root, _Steps(arrays, np.arange(length)))
@@ -63,6 +74,8 @@ class Expression:
 
 
 class Uncomputable(Exception):
+    """An expression has no value: `why`, and `at` which entry of the columns."""
+
     def __init__(self, why: str, at: int = 0) -> None:
         super().__init__(why)
         self.why, self.at = why, at
@@ -72,7 +85,7 @@ class Uncomputable(Exception):
 
 
 def compiled(node: ast.expr) -> Scalar:
-    """A function of the variables that computes a part."""
+    """A function of the variables that computes a subexpression."""
     return _COMPILERS[type(node)](node)
 
 
@@ -110,12 +123,12 @@ def _unary(node: ast.UnaryOp) -> Scalar:
 
 
 def _boolean(node: ast.BoolOp) -> Scalar:
-    parts, stop_at = [compiled(part) for part in node.values], isinstance(node.op, ast.Or)
+    operands, stop_at = [compiled(operand) for operand in node.values], isinstance(node.op, ast.Or)
 
     def value(v: Variables) -> Any:
         result = None
-        for part in parts:
-            result = part(v)
+        for operand in operands:
+            result = operand(v)
             if bool(result) is stop_at:
                 break
         return result
@@ -129,8 +142,8 @@ def _comparison(node: ast.Compare) -> Scalar:
 
     def value(v: Variables) -> int:
         left = first(v)
-        for holds, part in rest:
-            right = part(v)
+        for holds, operand in rest:
+            right = operand(v)
             if not holds(left, right):
                 return 0
             left = right
@@ -147,8 +160,8 @@ def _conditional(node: ast.IfExp) -> Scalar:
 def _call(node: ast.Call) -> Scalar:
     assert isinstance(node.func, ast.Name)
     choose = min if node.func.id == "min" else max
-    parts = [compiled(part) for part in node.args]
-    return lambda v: choose([part(v) for part in parts])
+    arguments = [compiled(argument) for argument in node.args]
+    return lambda v: choose([argument(v) for argument in arguments])
 
 
 _COMPILERS: Mapping[type[ast.expr], Callable[[Any], Scalar]] = {
@@ -167,7 +180,7 @@ _COMPILERS: Mapping[type[ast.expr], Callable[[Any], Scalar]] = {
 
 
 class _Steps:
-    """Some of the steps, so that a part is computed only where its value is needed."""
+    """Some of the steps: a subexpression is computed only for the steps that need its value."""
 
     def __init__(self, columns: Mapping[str, Array], at: NDArray[np.int64]) -> None:
         self.columns, self.at = columns, at
@@ -195,7 +208,7 @@ def _binary_column(node: ast.BinOp, steps: _Steps) -> Array:
     left, right = _column(node.left, steps), _column(node.right, steps)
     if isinstance(node.op, DIVISIONS):
         _refuse_where(right == 0, steps, f"{ast.unparse(node.right)} is 0, and it divides")
-    if isinstance(node.op, ast.Mult):  # as floats first: a product of integers may wrap
+    if isinstance(node.op, ast.Mult):  # checked as floats first: a product of integers may overflow
         _refuse_where(np.abs(left.astype(np.float64) * right) > MAX_MAGNITUDE, steps, "too large a value")
     value: Array = BINARY[type(node.op)](left, right)
     _refuse_where(np.abs(value) > MAX_MAGNITUDE, steps, "too large a value")
@@ -244,8 +257,8 @@ def _call_column(node: ast.Call, steps: _Steps) -> Array:
     assert isinstance(node.func, ast.Name)
     choose = np.minimum if node.func.id == "min" else np.maximum
     value = _column(node.args[0], steps)
-    for part in node.args[1:]:
-        value = choose(value, _column(part, steps))
+    for argument in node.args[1:]:
+        value = choose(value, _column(argument, steps))
     return value
 
 

@@ -19,7 +19,7 @@ _CHARGE = re.compile(r"\s*charge\b\s*:?")
 
 
 class ExpressionFormula(Formula):
-    """The user's own formula: an expression for the budget, and one for the charge (0)."""
+    """The user's own formula: an expression for the budget, and one for the charge (default 0)."""
 
     source = "given by the user"
 
@@ -59,7 +59,7 @@ def _charged(value: Any, name: str) -> int:
 
 
 class ClassFormula(Formula):
-    """A formula of the user's own class; its values are checked."""
+    """A formula from a class of the user's own. The values that it returns are checked."""
 
     source = "given by the user"
 
@@ -87,10 +87,15 @@ class ClassFormula(Formula):
 
 
 def formula_from_class(cls: Any, name: str | None = None) -> Formula:
-    """The formula of a user's class: `budget(self, v)`, and `charge(self, v)` if it has one, `v` a
-    `Variables`.
+    """A formula from a user's class.
 
-    A class that inherits from `Formula` does as well. UsageError where it is none of these.
+    Args:
+        cls: a class with a method `budget(self, v)`, and `charge(self, v)` if it likes; `v` is a `Variables`. A
+            subclass of `Formula` is such a class too.
+        name: the formula's name; None: the class's.
+
+    Raises:
+        UsageError: it is no such class, or an instance cannot be made without arguments.
     """
     name = name or str(getattr(cls, "__name__", repr(cls)))
     if not isinstance(cls, type) or not callable(getattr(cls, "budget", None)):
@@ -111,7 +116,10 @@ def formula_from_class(cls: Any, name: str | None = None) -> Formula:
 
 
 def parse_formula(text: str) -> Formula:
-    """The formula that `text` names or spells out; UsageError shows what is wrong with it, and where."""
+    """The built-in formula that `text` names, or the formula that `text` writes out as `NAME: EXPRESSION`.
+
+    UsageError says what is wrong with the text, and where.
+    """
     text = text.strip()
     if text in BUILTIN:
         return BUILTIN[text]

@@ -1,7 +1,7 @@
-"""Which expressions are offered: everything else is refused, with where it stands.
+"""Which expressions are allowed. Everything else is refused, and the error shows its place in the text.
 
-Only numbers, documented names, arithmetic, comparisons, and, or, not, min, max and conditionals pass. No
-attributes, calls, subscripts, strings or powers; length, depth and numbers are bounded.
+Allowed are numbers, documented names, arithmetic, comparisons, `and`, `or`, `not`, `min`, `max` and conditionals. Not
+allowed are attributes, other calls, subscripts, strings and powers. Length, depth and numbers have limits.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ _NAMES = "the names that `fdtrace formulas` lists"
 
 
 def parse_expression(text: str, owner: str, names: Collection[str] | None = None) -> ast.expr:
-    """The checked syntax tree of `owner`; UsageError where it holds anything that is not offered.
+    """The checked syntax tree of an expression. UsageError if it contains something that is not allowed.
 
-    `owner` is what errors call it, as in `formula 'mine'`. `names` are the variables, else a formula's.
+    `owner` is what error messages call it, such as `formula 'mine'`. `names` are the variables that it may use; None:
+    those of a formula.
     """
     if len(text) > MAX_LENGTH:
         why = f"{len(text)} characters, at most {MAX_LENGTH} are read"
@@ -75,7 +76,7 @@ def parse_expression(text: str, owner: str, names: Collection[str] | None = None
 
 
 class _Checker:
-    """Walks a tree and refuses what is not offered."""
+    """Walks a syntax tree and refuses what is not allowed."""
 
     def __init__(self, owner: str, source: str, names: Collection[str] | None) -> None:
         self.owner, self.source, self.count = owner, source, 0
@@ -84,14 +85,14 @@ class _Checker:
 
     def refused(self, column: int, width: int, why: str) -> UsageError:
         marker = " " * column + "^" * max(1, min(width, len(self.source) - column))
-        what = f"{self.owner} cannot be used: {why}\n    {self.source}\n    {marker}"
-        return UsageError(what, hint=self.offered)
+        message = f"{self.owner} cannot be used: {why}\n    {self.source}\n    {marker}"
+        return UsageError(message, hint=self.offered)
 
-    def _refuse(self, part: ast.expr, why: str) -> UsageError:
-        """`ast` counts in bytes of UTF-8; the marker stands under characters."""
+    def _refuse(self, node: ast.expr, why: str) -> UsageError:
+        """The error for one node. `ast` counts bytes of UTF-8; the marker counts characters."""
         encoded = self.source.encode()
-        start = len(encoded[: part.col_offset].decode(errors="ignore"))
-        end = len(encoded[: part.end_col_offset].decode(errors="ignore"))
+        start = len(encoded[: node.col_offset].decode(errors="ignore"))
+        end = len(encoded[: node.end_col_offset].decode(errors="ignore"))
         return self.refused(start, end - start, why)
 
     def check(self, node: ast.expr, depth: int) -> None:
@@ -100,10 +101,10 @@ class _Checker:
             raise self._refuse(node, f"it has more than {MAX_NODES} parts")
         if depth > MAX_DEPTH:
             raise self._refuse(node, f"it is nested more than {MAX_DEPTH} deep")
-        for child in self._parts(node):
+        for child in self._operands(node):
             self.check(child, depth + 1)
 
-    def _parts(self, node: ast.expr) -> list[ast.expr]:  # noqa: PLR0911 - one line a kind
+    def _operands(self, node: ast.expr) -> list[ast.expr]:  # noqa: PLR0911 - one line a kind
         if isinstance(node, (ast.Constant, ast.Name)):
             self._check_leaf(node)
             return []

@@ -1,4 +1,4 @@
-"""The variables that a formula may use: what each means, and where its value comes from."""
+"""The variables that a formula may use, and the meaning of each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from fdtrace.replayer.config import SchedulerConfig
 
 @dataclass(slots=True)
 class Variables:
-    """What a formula sees of one scheduling call, at its start. Integers; one object is reused from call to
-    call.
-    """
+    """The values that a formula sees when a scheduling call begins. Integers. One object is used for many calls."""
 
     max_num_batched_tokens: int
     max_num_seqs: int

@@ -1,4 +1,4 @@
-"""A formula's expression as arithmetic: with the numbers of one call in the places of its names."""
+"""A formula's expression as arithmetic: the numbers of one call take the place of its names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _SIGNS: Mapping[type[ast.AST], tuple[str, int]] = {
     ast.Mod: ("%", 6), ast.Eq: ("==", 4), ast.NotEq: ("!=", 4), ast.Lt: ("<", 4), ast.LtE: ("<=", 4),
     ast.Gt: (">", 4), ast.GtE: (">=", 4), ast.And: ("and", 2), ast.Or: ("or", 1),
 }  # fmt: skip
-"""Sign and how tightly it binds."""
+"""Operator -> its sign and its precedence; a higher number binds tighter."""
 
 _CONDITIONAL, _NOT, _NEGATIVE, _ATOM = 0, 3, 7, 9
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`lines`: the expression with its numbers, then shorter and shorter, the last line its value.
+    """An expression worked out with the numbers of one call.
 
-    `because` says which side of an outer `min`, `max` or `if` decided, where that is clear.
+    `lines` begins with the expression with its numbers in it; each following line is shorter, and the last one is
+    the value. `because` says which side of an outer `min`, `max` or `if` decided, where that is clear.
     """
 
     text: str
@@ -37,7 +38,7 @@ class Arithmetic:
 
 
 def spelled_out(text: str, values: Mapping[str, int]) -> Arithmetic:
-    """`text` with `values` in it; UsageError where it is no expression, or cannot be computed."""
+    """`text` worked out with `values`. UsageError if it is no expression or cannot be computed."""
     root = parse_expression(text, "this formula")
     lines: list[str] = []
     because = _because(root, values)
@@ -51,24 +52,26 @@ def spelled_out(text: str, values: Mapping[str, int]) -> Arithmetic:
     return Arithmetic(_shown(root), (*lines, number(value)), value, tuple(because))
 
 
-def parts(text: str) -> tuple[str, str]:
-    """Budget and charge of a formula's text, `BUDGET` or `BUDGET; charge CHARGE`."""
+def budget_and_charge(text: str) -> tuple[str, str]:
+    """The two expressions of a formula's text, `BUDGET` or `BUDGET; charge CHARGE`."""
     budget, _, charge = text.partition(";")
     return budget.strip(), charge.strip().removeprefix("charge").lstrip(" :").strip() or "0"
 
 
 def number(value: float) -> str:
-    """A number as it stands in arithmetic."""
+    """A number as it is written in the arithmetic."""
     shown = str(int(value)) if float(value).is_integer() else f"{value:.4g}"
     return shown.replace("-", MINUS)
 
 
 class _Fill(ast.NodeTransformer):
+    """Replaces names by their values."""
+
     def __init__(self, values: Mapping[str, int]) -> None:
         self.values = values
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        node.args = [self.visit(part) for part in node.args]
+        node.args = [self.visit(argument) for argument in node.args]
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -83,21 +86,21 @@ def _value(node: ast.expr) -> Any:
 
 
 def _branches(node: ast.AST) -> bool:
-    return any(isinstance(part, (ast.Call, ast.IfExp)) for part in ast.walk(node))
+    return any(isinstance(inner, (ast.Call, ast.IfExp)) for inner in ast.walk(node))
 
 
 def _shorter(node: ast.expr) -> ast.expr:
-    """The same value in fewer signs: parts without a choice computed, then the choice made."""
+    """The next line: operands without a choice are computed first, then `min`, `max` or `if` chooses."""
     if isinstance(node, ast.IfExp):
         return node.body if _value(node.test) else node.orelse
-    if isinstance(node, ast.Call) and not all(isinstance(part, ast.Constant) for part in node.args):
-        return ast.Call(node.func, [_part(part) for part in node.args], [])
+    if isinstance(node, ast.Call) and not all(isinstance(argument, ast.Constant) for argument in node.args):
+        return ast.Call(node.func, [_shorter_operand(argument) for argument in node.args], [])
     if isinstance(node, ast.BinOp) and _branches(node):
-        return ast.BinOp(_part(node.left), node.op, _part(node.right))
+        return ast.BinOp(_shorter_operand(node.left), node.op, _shorter_operand(node.right))
     return ast.Constant(_value(node))
 
 
-def _part(node: ast.expr) -> ast.expr:
+def _shorter_operand(node: ast.expr) -> ast.expr:
     return node if isinstance(node, ast.Constant) else _shorter(node)
 
 
@@ -105,17 +108,16 @@ def _because(root: ast.expr, values: Mapping[str, int]) -> list[str]:
     """Which side an outermost choice took."""
     if isinstance(root, ast.Call):
         assert isinstance(root.func, ast.Name)
-        found = [(_value(_filled(part, values)), _shown(part)) for part in root.args]
+        arguments = [(_value(_filled(argument, values)), _shown(argument)) for argument in root.args]
         choose = max if root.func.id == "max" else min
-        best = choose(value for value, _ in found)
-        taken = [said for value, said in found if value == best]
-        others = [(value, said) for value, said in found if value != best]
-        if len(taken) > 1 or not others:
+        chosen_value = choose(value for value, _ in arguments)
+        chosen = [text for value, text in arguments if value == chosen_value]
+        rejected = [(value, text) for value, text in arguments if value != chosen_value]
+        if len(chosen) > 1 or not rejected:
             return []
-        beaten = ", ".join(said if said == number(v) else f"{said} = {number(v)}" for v, said in others)
-        why = "more than" if root.func.id == "max" else "less than"
-        own = "" if taken[0] == number(best) else f" = {number(best)}"
-        return [f"{root.func.id} takes {taken[0]}{own}, {why} {beaten}"]
+        comparison = "more than" if root.func.id == "max" else "less than"
+        rejected_text = ", ".join(_with_value(text, value) for value, text in rejected)
+        return [f"{root.func.id} takes {_with_value(chosen[0], chosen_value)}, {comparison} {rejected_text}"]
     if isinstance(root, ast.IfExp):
         holds = bool(_value(_filled(root.test, values)))
         branch = root.body if holds else root.orelse
@@ -126,6 +128,10 @@ def _because(root: ast.expr, values: Mapping[str, int]) -> list[str]:
     return []
 
 
+def _with_value(text: str, value: float) -> str:
+    return text if text == number(value) else f"{text} = {number(value)}"
+
+
 def _filled(node: ast.expr, values: Mapping[str, int]) -> ast.expr:
     copy = ast.parse(ast.unparse(node), mode="eval").body
     filled: ast.expr = _Fill(values).visit(copy)
@@ -133,9 +139,9 @@ def _filled(node: ast.expr, values: Mapping[str, int]) -> ast.expr:
 
 
 def _shown(node: ast.expr, least: int = 0, tight: bool = False) -> str:
-    """A part as text, in brackets where it binds less than `least`; `tight`: without spaces."""
-    text, binds = _text(node, tight)
-    return f"({text})" if binds < least else text
+    """A node as text, in parentheses if its precedence is below `least`; `tight`: without spaces."""
+    text, precedence = _text(node, tight)
+    return f"({text})" if precedence < least else text
 
 
 def _text(node: ast.expr, tight: bool) -> tuple[str, int]:  # noqa: PLR0911 - one line a kind
@@ -148,11 +154,13 @@ def _text(node: ast.expr, tight: bool) -> tuple[str, int]:  # noqa: PLR0911 - on
         return _binary(node, tight)
     if isinstance(node, ast.Compare):
         signs = [_SIGNS[type(op)][0] for op in node.ops]
-        rest = [f" {sign} {_shown(part, 5)}" for sign, part in zip(signs, node.comparators, strict=True)]
+        rest = [
+            f" {sign} {_shown(operand, 5)}" for sign, operand in zip(signs, node.comparators, strict=True)
+        ]
         return _shown(node.left, 5) + "".join(rest), 4
     if isinstance(node, ast.BoolOp):
-        sign, binds = _SIGNS[type(node.op)]
-        return f" {sign} ".join(_shown(part, binds + 1) for part in node.values), binds
+        sign, precedence = _SIGNS[type(node.op)]
+        return f" {sign} ".join(_shown(operand, precedence + 1) for operand in node.values), precedence
     if isinstance(node, ast.UnaryOp):
         if isinstance(node.op, ast.Not):
             return f"not {_shown(node.operand, _NOT)}", _NOT
@@ -163,14 +171,14 @@ def _text(node: ast.expr, tight: bool) -> tuple[str, int]:  # noqa: PLR0911 - on
         return f"{yes} if {test} else {no}", _CONDITIONAL
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
-    return f"{node.func.id}({', '.join(_shown(part) for part in node.args)})", _ATOM
+    return f"{node.func.id}({', '.join(_shown(operand) for operand in node.args)})", _ATOM
 
 
 def _binary(node: ast.BinOp, tight: bool) -> tuple[str, int]:
-    sign, binds = _SIGNS[type(node.op)]
-    product = binds == 6
-    left = _shown(node.left, binds, product or tight)
-    right = _shown(node.right, binds + 1, product or tight)
-    numbers = all(isinstance(part, (ast.Constant, ast.BinOp)) for part in (node.left, node.right))
+    sign, precedence = _SIGNS[type(node.op)]
+    product = precedence == 6
+    left = _shown(node.left, precedence, product or tight)
+    right = _shown(node.right, precedence + 1, product or tight)
+    numbers = all(isinstance(operand, (ast.Constant, ast.BinOp)) for operand in (node.left, node.right))
     close = tight or (product and numbers)
-    return (f"{left}{sign}{right}" if close else f"{left} {sign} {right}"), binds
+    return (f"{left}{sign}{right}" if close else f"{left} {sign} {right}"), precedence

@@ -1,1 +1,1 @@
-"""What a replay was: its steps, its outcome in figures, the steps in which a condition holds."""
+"""The result of a replay: its steps, its outcome in figures, and the steps in which a condition holds."""

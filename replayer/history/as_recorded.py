@@ -1,6 +1,4 @@
-"""What a formula would have allowed in each recorded step, every step keeping the state that it had. No
-model.
-"""
+"""What a formula would have allowed in each recorded step. Every step keeps its recorded state: there is no model."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import MemoryQuestion, outcome_of
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import fit_memory
-from fdtrace.replayer.recorded.step_state import column, formula_columns, known
+from fdtrace.replayer.recorded.step_state import column, column_or_zero, formula_columns
 
 RowsOfStep = Callable[[int], list[StepRow]]
-"""The requests of a recorded step, by its number; read from the trace by whoever has it."""
+"""Gives the requests of a step by the step's number. It usually reads the trace."""
 
-_KEPT = (
+_UNCHANGED = (
     "step",
     "num_running",
     "num_waiting",
@@ -32,9 +30,9 @@ _KEPT = (
     "num_free_blocks",
     "num_decode_tokens",
 )
+"""Columns of a recorded step that no formula changes."""
 
-
-_WHERE_RECORDED = (
+_OPTIONAL = (
     "num_running_decodes",
     "num_draft_tokens",
     "num_accepted_tokens",
@@ -45,24 +43,24 @@ _WHERE_RECORDED = (
     "schedule_us",
     "forward_us",
 )
-"""Further columns of a recorded step, where the recording has them."""
+"""Columns of a recorded step that some recordings do not have."""
 
 
-def _where_recorded(recording: Recording) -> dict[str, NDArray[Any]]:
-    return {name: recording.steps[name] for name in _WHERE_RECORDED if name in recording.steps}
+def _optional_columns(recording: Recording) -> dict[str, NDArray[Any]]:
+    return {name: recording.steps[name] for name in _OPTIONAL if name in recording.steps}
 
 
 def rows_of(recording: Recording) -> RowsOfStep:
-    """Reads the requests of a recorded step from the recording's own trace.
+    """A function that reads the requests of a recorded step from the recording's own trace.
 
-    They raise a TraceError where the recording is in memory without them: that nothing ran would be a wrong answer.
+    It raises a TraceError if the recording is in memory without them: an empty list would say that nothing ran.
     """
     read = recording.details.step_rows
 
     def rows(step: int) -> list[StepRow]:
         if read is None:
             raise TraceError(
-                f"the requests of step {step} are not known",
+                f"the requests of step {step} are not column_or_zero",
                 why="this recording is in memory, without the requests of each step",
                 hint="ask while its trace is open, or give `rows` that read them",
             )
@@ -74,12 +72,12 @@ def rows_of(recording: Recording) -> RowsOfStep:
 def recorded_history(
     recording: Recording, rows: RowsOfStep | None = None, memory: MemoryQuestion | None = None
 ) -> History:
-    """The recording itself, as the history that the replays stand beside; `rows` None: as `rows_of` has them."""
+    """The recording itself as a history, to compare replays with; `rows` None: those of `rows_of`."""
     memory = memory or MemoryQuestion(fit_memory(recording))
     rows = rows or rows_of(recording)
-    names = (*_KEPT, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
+    names = (*_UNCHANGED, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
-    columns.update(_where_recorded(recording))
+    columns.update(_optional_columns(recording))
     if memory.fit is not None:
         columns["reserved_bytes"] = column(recording, memory.fit.column)
     limit = recording.engine.max_num_batched_tokens
@@ -95,7 +93,7 @@ def recorded_history(
 
 
 def num_unfinished(recording: Recording) -> int:
-    """Requests that neither finished nor were aborted in the recording."""
+    """Requests that were neither finished nor aborted in the recording."""
     endings = recording.details.endings
     return int(((endings.finished_step == MISSING) & (endings.aborted_step == MISSING)).sum())
 
@@ -106,21 +104,23 @@ def as_recorded_history(
     memory: MemoryQuestion | None = None,
     rows: RowsOfStep | None = None,
 ) -> History:
-    """The recorded steps under another budget formula, exactly, state for state.
+    """The recorded steps under another budget formula; each step keeps its recorded state.
 
-    The decodes of a step run whatever the formula says: no formula chooses among them. Of the prompt tokens
-    that the step ran, those run that the formula would still hand out once the running decodes are charged.
-    So a step's tokens are its decode tokens and the lesser of its prefill tokens and that allowance
-    (`allowed` is the sum of the first and the last). UsageError where the formula cannot be computed for a
-    step.
+    All decodes of a step run, because a formula does not choose among decodes. The allowance of a step is the
+    formula's budget minus its charges for the running decodes. Of the recorded prefill tokens, at most that many run.
+    The column `allowed` is the step's decode tokens plus its allowance. UsageError if the formula cannot be computed
+    for a step.
     """
-    memory, read = memory or MemoryQuestion(fit_memory(recording)), rows or rows_of(recording)
+    memory, read_rows = memory or MemoryQuestion(fit_memory(recording)), rows or rows_of(recording)
     variables, length = formula_columns(recording), recording.num_steps
     budget = formula.budgets(variables, length)
     charged = formula.charges(variables, length) * np.asarray(variables["num_running_decodes"])
     allowance = np.maximum(budget - charged, 0)
-    decode, prefill = known(recording, "num_decode_tokens"), known(recording, "num_prefill_tokens")
-    columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in _KEPT}
+    decode, prefill = (
+        column_or_zero(recording, "num_decode_tokens"),
+        column_or_zero(recording, "num_prefill_tokens"),
+    )
+    columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in _UNCHANGED}
     columns["token_budget"] = budget
     columns["allowed"] = decode + allowance
     columns["num_prefill_tokens"] = np.minimum(prefill, allowance)
@@ -140,14 +140,14 @@ def as_recorded_history(
 
     def allowed_rows(step: int) -> list[StepRow]:
         at = int(np.searchsorted(numbers, step))
-        return _cut(read(step), int(allowance[at]))
+        return _cut(read_rows(step), int(allowance[at]))
 
     return History(formula.name, "as recorded", limit, columns, outcome, allowed_rows)
 
 
 def _cut(rows: list[StepRow], allowance: int) -> list[StepRow]:
-    """A step's rows with its chunks cut where the allowance ends."""
-    kept = []
+    """The rows of a step, with its chunks cut where the allowance ends."""
+    allowed = []
     for row in rows:
         if row.kind == "prefill":
             num_tokens = min(row.num_tokens, allowance)
@@ -156,5 +156,5 @@ def _cut(rows: list[StepRow], allowance: int) -> list[StepRow]:
                 continue
             if num_tokens < row.num_tokens:
                 row = StepRow(row.request_id, row.kind, num_tokens, row.num_computed_tokens)  # noqa: PLW2901
-        kept.append(row)
-    return kept
+        allowed.append(row)
+    return allowed

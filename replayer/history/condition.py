@@ -1,4 +1,4 @@
-"""A condition over the columns of a history's steps: which steps it holds in, and its value in one."""
+"""A condition over the columns of a history's steps: the steps in which it holds, and its value in one step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ NAMES = (
     "num_refused_tokens", "reserved_bytes", "allocated_bytes", "peak_reserved_bytes", "device_used_bytes",
     "schedule_us", "forward_us",
 )  # fmt: skip
-"""What a condition may name: columns of a step, its `limit`, and by how much it is exceeded (0: not)."""
+"""Names in a condition: columns of a step, its `limit`, and `excess`, the tokens over the limit (0: none)."""
 
 _DERIVED = ("limit", "excess")
 
 
 class Condition:
-    """An expression over `NAMES`, as `num_free_blocks < 8 and num_waiting > 0`.
+    """An expression over `NAMES`, such as `num_free_blocks < 8 and num_waiting > 0`.
 
-    UsageError where it is none, with the place that is wrong.
+    UsageError, with the place of the fault, if the text is no such expression.
     """
 
     def __init__(self, text: str) -> None:
@@ -36,41 +36,41 @@ class Condition:
     def steps(self, history: History) -> NDArray[np.int64]:
         """The numbers of the steps in which it holds, ascending.
 
-        A step in which a column that it names is not known counts as one in which it does not hold; so do all
-        of a history that has no such column. UsageError where it cannot be computed.
+        It does not hold in a step in which one of its columns is unknown. It holds in no step of a history that
+        lacks one of its columns. UsageError if it cannot be computed.
         """
-        columns, known = self._columns(history, slice(None))
+        columns, all_known = self._columns(history, slice(None))
         numbers = np.asarray(history.columns["step"], dtype=np.int64)
         if columns is None:
             return numbers[:0]
-        at = np.flatnonzero(known)
+        at = np.flatnonzero(all_known)
         picked = {name: column if column.ndim == 0 else column[at] for name, column in columns.items()}
         holds = self._expression.column(picked, len(at)) != 0
         return np.asarray(numbers[at[holds]])
 
     def value(self, history: History, at: int) -> float | None:
-        """Its value in the step at an index; None where that is not known. UsageError as above."""
-        columns, known = self._columns(history, slice(at, at + 1))
-        if columns is None or not known.all():
+        """Its value in the step at an index; None if it is unknown. UsageError if it cannot be computed."""
+        columns, all_known = self._columns(history, slice(at, at + 1))
+        if columns is None or not all_known.all():
             return None
         value = self._expression.column(columns, 1)[0]
         return float(value)
 
     def _columns(
-        self, history: History, part: slice
+        self, history: History, steps: slice
     ) -> tuple[dict[str, NDArray[Any]] | None, NDArray[np.bool_]]:
-        """The columns that it names, and where all of them are known; None: the history lacks one."""
-        tokens = np.asarray(history.columns["num_tokens"])[part]
-        known = np.ones(len(tokens), dtype=bool)
-        found: dict[str, NDArray[Any]] = {}
+        """The columns that it names, and in which steps all of them are known. None: the history lacks one."""
+        tokens = np.asarray(history.columns["num_tokens"])[steps]
+        all_known = np.ones(len(tokens), dtype=bool)
+        columns: dict[str, NDArray[Any]] = {}
         for name in self._expression.used:
             if name in _DERIVED:
                 excess = np.maximum(tokens - history.limit, 0)
-                found[name] = np.asarray(history.limit) if name == "limit" else excess
+                columns[name] = np.asarray(history.limit) if name == "limit" else excess
                 continue
             column = history.columns.get(name)
             if column is None:
-                return None, known
-            found[name] = np.asarray(column)[part]
-            known &= found[name] != MISSING
-        return found, known
+                return None, all_known
+            columns[name] = np.asarray(column)[steps]
+            all_known &= columns[name] != MISSING
+        return columns, all_known

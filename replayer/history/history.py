@@ -1,4 +1,4 @@
-"""What one replay (or the recording itself) says: a history of steps, and its outcome in figures."""
+"""The result of one replay, or of the recording itself: a history of steps, and its outcome in figures."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fdtrace.replayer.recorded.step_durations import Clock
 How = Literal["recorded", "as recorded", "rescheduled"]
 
 Order = Literal["lockstep", "recorded"]
-"""`lockstep`: a forward after each call, whose output the next call knows; `recorded`: calls, forwards and what came
-between them in the recorded order.
+"""`lockstep`: a forward follows each call, and the next call knows its output. `recorded`: calls, forwards and the
+events between them follow in the recorded order.
 """
 
 
 @dataclass(frozen=True)
 class Hang:
-    """Work pending and nothing moving: since which step, and why."""
+    """Requests are unfinished, but no step makes progress any more: since which step, and why."""
 
     step: int
     cause: str
@@ -31,67 +31,64 @@ class Hang:
 
 @dataclass(frozen=True)
 class Cut:
-    """A replay that its limit of steps ended, though requests were not done: no figure of it is that of the whole."""
+    """A replay ended at its limit of steps before its requests were done. Its figures cover only the steps that ran."""
 
     step: int
     """The first step that was not run."""
     max_steps: int
     num_unfinished: int
-    """Requests that were there and not done."""
+    """Requests that had arrived and were not finished."""
     num_to_come: int
     """Requests that had not arrived."""
 
     @property
     def text(self) -> str:
         """The cut as one line."""
-        left = [
-            f"{count} {what}"
-            for count, what in ((self.num_unfinished, "unfinished"), (self.num_to_come, "still to come"))
-            if count
-        ]
-        return f"cut at step {self.step} by the limit of {self.max_steps} steps, with {' and '.join(left)}"
+        counts = ((self.num_unfinished, "unfinished"), (self.num_to_come, "still to come"))
+        remaining = " and ".join(f"{count} {state}" for count, state in counts if count)
+        return f"cut at step {self.step} by the limit of {self.max_steps} steps, with {remaining}"
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """One step, recorded and replayed, that is not the same in both."""
+    """A step that differs between the recording and the replay."""
 
     step: int
     compared: tuple[tuple[str, int, int], ...]
-    """Column, recorded value, replayed value: all that the recording knows."""
+    """(column, recorded value, replayed value) of each column that both have."""
     before: tuple[tuple[str, int], ...]
-    """The state after the step before, equal in both."""
+    """The state after the previous step, equal in both."""
     rule: str
-    """The rule of scheduling that the first telling difference speaks of."""
+    """The scheduling rule that the most significant difference points to."""
     only_recorded: tuple[str, ...] = ()
-    """Requests that ran in this step otherwise, or not at all, in the replay; empty where it is not recorded."""
+    """Recorded requests that did not run in the replayed step, or ran differently; empty if rows are not recorded."""
     only_replayed: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-    """What the replay decided there, and why."""
+    """What the replay decided in this step, and why."""
 
 
 @dataclass(frozen=True)
 class CallDeparture:
-    """The first scheduling call that a replay decides otherwise than it was recorded."""
+    """The first scheduling call whose decision differs between the recording and the replay."""
 
     call: int
     differences: tuple[tuple[str, str, str], ...]
-    """What differs: its name, as recorded, as replayed."""
+    """(name, recorded value, replayed value) of each difference."""
     before: tuple[str, ...]
-    """The events since the second call before it, that call first."""
+    """The events before it: the last two calls, and what came after each."""
     reasons: tuple[str, ...] = ()
     """What the replay decided, and why."""
 
 
 @dataclass(frozen=True)
 class CallFidelity:
-    """How many scheduling calls of a deployment a replay in the order of its engine reproduces."""
+    """How many scheduling calls of a deployment are reproduced by a replay in the order of its engine."""
 
     num_calls: int
     num_equal: int
     departure: CallDeparture | None = None
     num_left_out: int = 0
-    """Recorded events that the replay's state did not allow, after a departure."""
+    """Recorded events that were left out: after the departure, the replay's state did not allow them."""
 
     @property
     def share(self) -> float:
@@ -101,16 +98,16 @@ class CallFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far a rescheduled replay reproduces the recording that was made under the same formula."""
+    """How far a rescheduled replay, under the formula of the recording, reproduces that recording."""
 
     num_steps: int
     num_equal: int
     first_divergence: int | None
     explanation: str = ""
     divergence: Divergence | None = None
-    """The first divergence side by side; None where there is none, or where one of the two is longer."""
+    """The first step that differs, side by side. None: no step differs, or one of the two is only longer."""
     calls: CallFidelity | None = None
-    """The same of scheduling calls; None where the replay was in lockstep: there each step has its call."""
+    """The same for scheduling calls. None: the replay was in lockstep, where each step has its own call."""
 
     @property
     def share(self) -> float:
@@ -120,7 +117,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A history in figures; tokens unless named otherwise. None: this recording does not show it."""
+    """A history in figures; in tokens unless the name says otherwise. None: unknown for this recording."""
 
     num_steps: int
     num_exceeded: int
@@ -128,31 +125,31 @@ class Outcome:
     peak_tokens: int
     total_tokens: int
     budget_use: float
-    """Mean of tokens run over the limit, 0 to 1 (above 1 where the limit is exceeded)."""
+    """Mean of the tokens that a step ran, divided by the limit: 0 to 1, above 1 where the limit is exceeded."""
     num_refused_tokens: int | None
-    """Prompt tokens held back in steps where they would have fitted under the limit."""
+    """Prompt tokens that the formula held back in steps that had room for them under the limit."""
     num_preemptions: int
     num_stalls: int
     num_unfinished: int
     hang: Hang | None = None
     cut: Cut | None = None
     reserved_high_water: int | None = None
-    """The allocator's high-water in bytes, recorded or implied by the fit of `replayer.memory`."""
+    """The allocator's high-water mark in bytes: recorded, or computed by `recorded.memory_fit`."""
     fidelity: Fidelity | None = None
     memory: MemoryFit | None = None
-    """What `reserved_high_water` comes from, and its error."""
+    """The fit of memory to tokens, with its error."""
     device_bytes: int | None = None
-    """The size of the device that was asked about."""
+    """The size of the device that the user asked about."""
     out_of_memory_step: int | None = None
-    """The first step that a device of that size would not have held; None: it would have held all."""
+    """The first step that needs more memory than such a device has; None: no step does."""
     clock: Clock | None = None
-    """By what requests arrived, where they were scheduled afresh."""
+    """How requests arrived; None: they were not rescheduled."""
     order: Order | None = None
-    """How calls and forwards followed each other, where requests were scheduled afresh."""
+    """How calls and forwards followed each other; None: requests were not rescheduled."""
 
     @property
     def why_not_done(self) -> str:
-        """How it did not come to its end: a hang with its cause, or a cut; empty where it did."""
+        """Why it did not run to its end: a hang with its cause, or a cut; empty if it did."""
         if self.hang is not None:
             return f"hangs at step {self.hang.step}: {self.hang.cause}"
         return "" if self.cut is None else self.cut.text
@@ -160,11 +157,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class History:
-    """The steps of one formula, columns of equal length, ascending by step.
+    """The steps under one formula, or of the recording: columns of equal length, ascending by step.
 
     `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
-    `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (int64; MISSING where
-    unknown), and `reserved_bytes` where memory is known; `not_admitted` is text. `rows(step)` gives the requests of a
+    `num_running`, `num_waiting`, `num_preempted`, `num_stalled` and `num_free_blocks` (int64; MISSING where
+    unknown), and `reserved_bytes` if memory is known. `not_admitted` is text. `rows(step)` gives the requests of a
     step.
     """
 
@@ -177,9 +174,16 @@ class History:
     request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = field(
         default=None, repr=False, compare=False
     )
-    """The steps in which a request ran, each with its row, by the request's id; None: it is not known."""
+    """Gives the steps in which a request ran, each with its row, by the request's id; None: rows are not known."""
 
     @property
     def exceeded(self) -> NDArray[np.int64]:
-        """Indices into the columns of the steps over the limit."""
+        """Indices (into the columns) of the steps over the limit."""
         return np.flatnonzero(self.columns["num_tokens"] > self.limit)
+
+    def __repr__(self) -> str:
+        """Its name, how it was replayed, its steps, and how many exceed the limit."""
+        counts = (
+            f"{len(self.columns['num_tokens'])} steps, {len(self.exceeded)} exceed the limit of {self.limit}"
+        )
+        return f"<{type(self).__name__} {self.name!r} ({self.how}): {counts}>"

@@ -1,4 +1,4 @@
-"""A history's figures, from its columns."""
+"""The outcome of a history, computed from its columns."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from fdtrace.replayer.recorded.step_durations import Clock
 
 @dataclass(frozen=True)
 class MemoryQuestion:
-    """How memory grows with a step's tokens, and the size of the device that is asked about."""
+    """How memory grows with a step's tokens, and the size of the device that the user asks about."""
 
     fit: MemoryFit | None
     device_bytes: int | None = None
 
     def with_reserved(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The columns with `reserved_bytes` as the fit implies it, where they have none and there is a fit."""
+        """The columns with a `reserved_bytes` computed by the fit, unless they have that column or there is no fit."""
         if self.fit is None or not len(columns["num_tokens"]) or "reserved_bytes" in columns:
             return dict(columns)
         return {**columns, "reserved_bytes": self.fit.reserved(columns["num_tokens"])}
 
     def answer(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """The outcome's figures of memory, from columns with `reserved_bytes`; none without a fit."""
+        """The memory figures of an outcome, from columns with `reserved_bytes`; empty without a fit."""
         if self.fit is None or not len(columns["num_tokens"]):
             return {}
         return self.of(columns["step"], columns["reserved_bytes"])
 
     def of(self, steps: NDArray[np.int64], reserved: NDArray[np.int64]) -> dict[str, Any]:
-        """The figures of steps with these reserved bytes."""
+        """The memory figures of steps with these reserved bytes."""
         assert self.fit is not None
-        found = {"memory": self.fit, "reserved_high_water": int(reserved.max())}
+        figures = {"memory": self.fit, "reserved_high_water": int(reserved.max())}
         if self.device_bytes is None:
-            return found
+            return figures
         over = first_over(reserved, self.device_bytes - self.fit.other_bytes)
         number = None if over is None else int(steps[over])
-        return {**found, "device_bytes": self.device_bytes, "out_of_memory_step": number}
+        return {**figures, "device_bytes": self.device_bytes, "out_of_memory_step": number}
 
 
 NOT_ASKED = MemoryQuestion(None)
@@ -59,7 +59,7 @@ def outcome_of(
     order: Order | None = None,
     memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
-    """The outcome of a history with these columns, as `MemoryQuestion.with_reserved` gives them."""
+    """The outcome of a history with these columns; `MemoryQuestion.with_reserved` has completed them."""
     tokens = columns["num_tokens"]
     over = tokens[tokens > limit]
     return Outcome(
@@ -86,10 +86,10 @@ def _total(values: NDArray[Any]) -> int:
 
 
 def outcome_dict(history: History) -> dict[str, Any]:
-    """A history's name, kind and outcome, of values that JSON knows."""
-    found = asdict(history.outcome)
+    """A history's name, kind and outcome, in values that JSON has."""
+    outcome = asdict(history.outcome)
     if history.outcome.fidelity is not None:
-        found["fidelity"]["share"] = history.outcome.fidelity.share
+        outcome["fidelity"]["share"] = history.outcome.fidelity.share
         if history.outcome.fidelity.calls is not None:
-            found["fidelity"]["calls"]["share"] = history.outcome.fidelity.calls.share
-    return {"name": history.name, "how": history.how, "limit": history.limit, **found}
+            outcome["fidelity"]["calls"]["share"] = history.outcome.fidelity.calls.share
+    return {"name": history.name, "how": history.how, "limit": history.limit, **outcome}

@@ -1,4 +1,4 @@
-"""KV blocks by number: what is free, what a request holds."""
+"""KV blocks, counted: how many are free, how many a request holds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from fdtrace.replayer.model.request import Request
 
 
 class BlockPool:
-    """The free blocks where nothing is shared: FastDeploy's `PrefixCacheManager` without prefix caching."""
+    """Free blocks without sharing: FastDeploy's `PrefixCacheManager` without prefix caching."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.num_free = num_blocks
 
     def can_allocate(self, num_blocks: int) -> bool:
-        """Whether so many blocks are free, or can be made free."""
+        """Whether `num_blocks` are free or can be made free."""
         return self.num_free >= num_blocks
 
     def allocate(self, request: Request, num_blocks: int) -> None:
@@ -25,7 +25,7 @@ class BlockPool:
         request.num_blocks += num_blocks
 
     def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
-        """Give a request that ran before the model begins its blocks; so many of its tokens are in the cache."""
+        """Give blocks to a request that ran before the model begins; `num_cached` of its tokens are in the cache."""
         self.allocate(request, num_blocks)
 
     def release(self, request: Request) -> None:
@@ -37,13 +37,13 @@ class BlockPool:
         """Give a request the cached blocks of its prefix."""
 
     def computed(self, request: Request, num_tokens: int) -> None:
-        """Note that so many tokens of a request's prefill are computed, or will be."""
+        """Note that the first `num_tokens` of a request's prefill are computed, or will be."""
 
     def output_cached(self, request: Request, num_tokens: int) -> None:
-        """Note that a request ended and so many of its tokens, output included, may be found again."""
+        """Note that a request ended, and its first `num_tokens` (prompt and output) can be reused from the cache."""
 
     def snapshot(self) -> Hashable:
-        """What its later answers follow from, beside the requests."""
+        """The state that decides its later answers, apart from the requests."""
         return self.num_free
 
     def check(self, holders: list[Request]) -> None:

@@ -1,4 +1,4 @@
-"""Blocks that an admission must leave free for the running requests: FastDeploy counts them in two ways."""
+"""Blocks that must stay free for the running requests when a prefill gets blocks. FastDeploy has two rules for it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class Reserve(ABC):
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
-        self.given: list[int] = []
+        self.recorded_thresholds: list[int] = []
         """Thresholds that a recorded call used, the last one first."""
         self.num_faults = 0
-        """Of those used, how many no output made meanwhile explains."""
+        """How many of the recorded thresholds cannot be explained by output that was emitted during the call."""
 
     @property
     def new_token_ratio(self) -> float | None:
-        """The share of the tokens still to come that blocks are kept for; None: it does not reserve by one."""
+        """The share of the remaining output tokens that blocks are reserved for; None: there is no such ratio."""
         return None
 
     @abstractmethod
     def snapshot(self) -> Hashable:
-        """All that its later answers follow from, beside the requests."""
+        """The state that decides its later answers, apart from the requests."""
 
     def threshold(self, num_new_blocks: int, state: State) -> int:
         """Free blocks needed to schedule a prefill that takes `num_new_blocks`.
@@ -34,16 +34,16 @@ class Reserve(ABC):
         FastDeploy: `ResourceManagerV1._get_can_schedule_prefill_threshold_block`. Before release 2.6
         speculation's extra block is added only where blocks are reserved at all.
         """
-        needed = self._own_threshold(num_new_blocks, state)
-        if not self.given:
+        needed = self._modelled_threshold(num_new_blocks, state)
+        if not self.recorded_thresholds:
             return needed
-        given = self.given.pop()
-        # Each running request may have made tokens meanwhile, and so needs a block less.
-        if not needed - len(state.running) <= given <= needed:
+        recorded = self.recorded_thresholds.pop()
+        # Each running request may have emitted tokens during the call, and then needs one block less.
+        if not needed - len(state.running) <= recorded <= needed:
             self.num_faults += 1
-        return given if given >= min(num_new_blocks, needed) else needed
+        return recorded if recorded >= min(num_new_blocks, needed) else needed
 
-    def _own_threshold(self, num_new_blocks: int, state: State) -> int:
+    def _modelled_threshold(self, num_new_blocks: int, state: State) -> int:
         reserved = self.reserved(state)
         needed = num_new_blocks if reserved is None else num_new_blocks + reserved
         if self.config.speculation and (reserved is not None or self.policy.spec_block_always):
@@ -52,15 +52,15 @@ class Reserve(ABC):
 
     @abstractmethod
     def reserved(self, state: State) -> int | None:
-        """Blocks kept for the running requests; None: the reserve is relaxed."""
+        """Blocks reserved for the running requests; None: the reserve is relaxed."""
 
     @abstractmethod
     def begin(self, value: float, *, relaxed: bool) -> None:
-        """Go on from a reserve that was found: a ratio, or a number of blocks that are asked for unless `relaxed`."""
+        """Start with the reserve of a recording: `value` as in `ReserveFound`; `relaxed`: no blocks are reserved."""
 
     @abstractmethod
     def preempted(self, state: State) -> None:
-        """A request was preempted: reserve afresh."""
+        """A request was preempted: start the reserve again."""
 
     @abstractmethod
     def scheduled(self) -> None:
@@ -68,10 +68,10 @@ class Reserve(ABC):
 
 
 class DecayingReserve(Reserve):
-    """A number of blocks a running request, less from call to call, again in full after a preemption.
+    """A number of blocks for each running request. It decays from call to call; a preemption restores it in full.
 
-    FastDeploy: `current_reserve_output_block_num` in `ResourceManagerV1`. Nothing is reserved until the first
-    preemption, nor once the number has come down to 0.
+    FastDeploy: `current_reserve_output_block_num` in `ResourceManagerV1`. Nothing is reserved before the first
+    preemption, or after the number has reached 0.
     """
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
@@ -96,7 +96,7 @@ class DecayingReserve(Reserve):
         self.relaxed = False
 
     def scheduled(self) -> None:
-        if self.relaxed:  # what is left of the number is not looked at before a preemption renews it
+        if self.relaxed:  # the number is not read until a preemption restores it
             return
         self.exact -= self.config.reserve_decay
         self.blocks = max(int(self.exact), self.config.reserve_min_blocks, 0)
@@ -105,8 +105,8 @@ class DecayingReserve(Reserve):
 
 
 class NewTokenRatio(Reserve):
-    """A share of what each running request may still make, a share that decays and is estimated at a
-    preemption.
+    """A share of the tokens that each running request may still emit. The share decays, and a preemption estimates
+    it again.
 
     FastDeploy 2.6: `_get_running_request_reserve_blocks` and `_reset_reserve_on_preemption` in
     `ResourceManagerV1`.
@@ -146,11 +146,13 @@ class NewTokenRatio(Reserve):
             self.ratio = self.config.init_new_token_ratio
             return
         now, running = state.num_forwards, state.running
-        made = sum(request.output_at(now) for request in running)
-        most = sum(request.max_tokens for request in running)
-        decodes = sum(request.prompt + request.output_at(now) > request.need_prefill for request in running)
-        ahead = 16 * self.config.block_size * decodes
-        self.ratio = min((made + ahead) / (most + 1), self.config.init_new_token_ratio)
+        num_output = sum(request.output_at(now) for request in running)
+        max_output = sum(request.max_tokens for request in running)
+        num_decodes = sum(
+            request.prompt + request.output_at(now) > request.need_prefill for request in running
+        )
+        num_ahead = 16 * self.config.block_size * num_decodes
+        self.ratio = min((num_output + num_ahead) / (max_output + 1), self.config.init_new_token_ratio)
 
     def scheduled(self) -> None:
         self.ratio = max(self.ratio - self.config.new_token_ratio_decay, self.config.min_new_token_ratio)

@@ -1,8 +1,8 @@
 """What the worker decodes: when each request's blocks run out, and when its output ends.
 
-A call does not look at requests that need nothing from it. A decode whose blocks run out enters `due`: with a plan, at
-a forward that is known ahead; without, when `emit` reports its tokens. So a call costs what changes in it, not what
-runs.
+A call does not visit requests that need nothing. A decode whose blocks run out enters `due`: with a plan, after a
+forward that is computed in advance; without a plan, when `emit` reports its tokens. So the cost of a call depends on
+how many requests change in it, not on how many run.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.request import NEVER, Request, Status
 
-LET_GO = (Status.PREEMPTED, Status.REQUEUED, Status.ABORTING)
-"""A call took them out of the worker's hands, and tokens of theirs may be under way."""
+PREEMPTED_OR_ABORTED = (Status.PREEMPTED, Status.REQUEUED, Status.ABORTING)
+"""A call has preempted or aborted them; a forward that runs already may still emit tokens of them."""
 
 
 class DecodingState:
-    """The part of a `State` that goes by forwards."""
+    """The part of a `State` that changes with each forward."""
 
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config, self.block_size = config, config.block_size
@@ -23,9 +23,9 @@ class DecodingState:
         self.due: dict[str, Request] = {}
         """Decodes whose free token slots are at or below `wake_slots`."""
         self.decoding: dict[str, Request] = {}
-        """Past their first token and not let go of: what a forward runs, in the worker's order."""
+        """Requests past their first token that are not preempted or aborted: a forward decodes them in this order."""
         self.first_decodes: set[str] = set()
-        """Of these, in the decode role, those whose first decode the next forward is: it always runs."""
+        """In the decode role, those of them that decode for the first time in the next forward: they never stall."""
         self.num_forwards = 0
         self.threshold = policy.threshold(config)
         self.wake_slots = max(self.threshold, config.num_draft_tokens - 1)
@@ -42,9 +42,9 @@ class DecodingState:
         return request.num_blocks * self.block_size - self.total(request)
 
     def needs_blocks(self, request: Request) -> bool:
-        """Whether a decode has so few free slots that a call extends it.
+        """Whether a decode has so few free token slots that a call extends its block table.
 
-        Outputs only grow, so that every decode in `due` has, where it wakes at the threshold.
+        Where `wake_slots` is the threshold itself, that is true of every decode in `due`, since outputs only grow.
         """
         if self.wake_slots == self.threshold:
             return request.id in self.due
@@ -62,21 +62,21 @@ class DecodingState:
         """The decodes that the next forward cannot run, in the worker's order."""
         if not self.due:
             return []
-        found = [r for r in self.due.values() if r.id in self.decoding and not self.can_decode(r)]
+        requests = [r for r in self.due.values() if r.id in self.decoding and not self.can_decode(r)]
         if self.first_decodes:
-            found = [r for r in found if r.id not in self.first_decodes]
-        if len(found) > 1:
-            found.sort(key=lambda request: request.rank)
-        return found
+            requests = [r for r in requests if r.id not in self.first_decodes]
+        if len(requests) > 1:
+            requests.sort(key=lambda request: request.rank)
+        return requests
 
     def emit(self, request: Request, num_tokens: int) -> None:
-        """A request made tokens. A running one decodes from now on (not in the prefill role, which stops there).
+        """A request emitted tokens. A running request decodes from now on; in the prefill role it stops instead.
 
-        Tokens of forwards that were under way when a call preempted or aborted their request count when it is
-        prefilled anew (FastDeploy: `TokenProcessor._process_batch_output` appends them whatever its status).
+        A forward may have been running when a call preempted or aborted the request. Its tokens then count in the
+        next prefill (FastDeploy: `TokenProcessor._process_batch_output` appends them in any status).
         """
         request.emitted += num_tokens
-        if request.status in LET_GO:
+        if request.status in PREEMPTED_OR_ABORTED:
             return
         if self.stops_after_prefill:
             request.become(Status.DECODE)
@@ -103,7 +103,7 @@ class DecodingState:
         self._finishes.setdefault(request.finish_at, []).append(request)
 
     def _watch(self, request: Request) -> None:
-        """Find when the request's free slots come down to `wake_slots`, and wake it then."""
+        """Compute when the request's free token slots will be down to `wake_slots`; it enters `due` then."""
         if self.stops_after_prefill:
             return
         plan, slots = request.plan, request.num_blocks * self.block_size - self.wake_slots
@@ -112,7 +112,7 @@ class DecodingState:
                 self.due[request.id] = request
             return
         needed = slots - request.prompt
-        if needed > plan.output:  # its blocks hold all that it will make
+        if needed > plan.output:  # its blocks hold its whole output
             request.wake_at = NEVER
             return
         wake_at = request.start - request.forwards + plan.reaching(max(0, needed - request.emitted))
@@ -125,7 +125,7 @@ class DecodingState:
             self._wakes.setdefault(wake_at, []).append(request)
 
     def forward(self, stalled: list[Request]) -> list[Request]:
-        """One forward of planned requests ran; gives those that it finished, in the worker's order."""
+        """One forward of requests with plans ran. Returns those that it finished, in the worker's order."""
         self.num_forwards += 1
         now = self.num_forwards
         self.first_decodes.clear()

@@ -18,16 +18,16 @@ NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
 class Arrived(NamedTuple):
     """A request was handed to the scheduler.
 
-    `max_tokens` bounds its output (None: up to max_model_len). `block_key(i)` stands, with prefix caching, for the
-    content of the i-th block of its tokens, equal for equal content; None: no block of it is like another's.
+    `max_tokens` limits its output (None: up to max_model_len). With prefix caching, `block_key(i)` identifies the
+    content of the i-th block of its tokens: equal keys mean equal content. None: it shares no block with others.
 
-    A replay knows what is to come: `accepts` are the drafts accepted in its 1st, 2nd, ... decode forward, and
-    `num_output_tokens` is where it stops. Then `Forwarded` advances it, and no `Emitted` is due for it. No decision
-    reads them ahead of their forward.
+    A replay knows the future: `accepts` are the drafts accepted in its 1st, 2nd, ... decode forward, and after
+    `num_output_tokens` it finishes. Then `Forwarded` advances it, and it needs no `Emitted`. No decision reads these
+    values before their forward has run.
 
-    Only an engine's real scheduler is given the rest. `drafts` are those verified in its decode forwards, where their
-    number differs. `restarts` are the indices of decode forwards that came after a preemption in which drafts were
-    thrown away. `after_idle`: the output of every forward had been taken when it came.
+    Only an engine's real scheduler uses the other fields. `drafts` are the drafts verified in each of its decode
+    forwards, where that number varies. `restarts` are the indices of decode forwards that followed a preemption which
+    discarded drafts. `after_idle`: when it arrived, the scheduler had already taken the output of every forward.
     """
 
     request_id: str
@@ -44,29 +44,31 @@ class Arrived(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A request that ran before the model begins: tokens computed, blocks held, output made so far."""
+    """A request that ran before the model begins: its computed tokens, its blocks, its output so far."""
 
     arrived: Arrived
     num_computed_tokens: int
     num_blocks: int
     num_emitted_tokens: int = 0
     num_forwards: int = 0
-    """Decode forwards that it has run: where in `accepts` it stands."""
+    """Decode forwards that it has run: its position in `accepts`."""
     decoding: bool = True
     waiting: bool = False
-    """Whether it has no blocks and waits to be run, or run anew; only an engine's real scheduler uses it."""
+    """Whether it holds no blocks and waits for its first or its next run. Only an engine's real scheduler uses it."""
     num_prefill_tokens: int | None = None
-    """Tokens that its prefill covers; None: its prompt."""
+    """Tokens that its prefill computes; None: its prompt."""
     place: Literal["running", "requeued", "preempted", "aborting"] = "running"
-    """Where it stands: in the running queue, back in the waiting queue, or let go of by a call and not yet by the
-    worker. Only a running one holds blocks.
+    """Its state: in the running queue; preempted and back in the waiting queue; or preempted or aborted by a call
+    while the worker has not released it yet. Only a running request holds blocks.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ReserveFound:
-    """What is kept free for running requests when the model begins: a ratio of the tokens still to come, or blocks
-    each, which are not asked for where it is `relaxed`.
+    """The reserve for running requests when the model begins.
+
+    `value` is a ratio of the tokens that they may still emit, or a number of blocks for each of them. `relaxed`: at
+    first no blocks are reserved.
     """
 
     value: float
@@ -75,8 +77,8 @@ class ReserveFound:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Blocks that the prefix cache held before the first step, as `Arrived.block_key` has them: for an engine's real
-    scheduler.
+    """Blocks that the prefix cache held before the first step, by the keys of `Arrived.block_key`. Only an engine's
+    real scheduler uses it.
     """
 
     blocks: tuple[Hashable, ...]
@@ -91,15 +93,16 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """A client aborted a request: it goes when the scheduler next meets it as a decode."""
+    """A client aborted a request. It is removed when a call next visits it as a decode."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Preallocate:
-    """In the prefill and decode roles: the engine asks for the slots and blocks of those that have arrived, in
-    their order and up to the first that is refused; answered by the ids of those that got them.
+    """In the prefill and decode roles: the engine asks for slots and blocks for the requests that have arrived.
+
+    They are served in their order, up to the first that is refused. The answer: the ids of those that were served.
     """
 
 
@@ -107,8 +110,8 @@ class Preallocate:
 class Joined:
     """A request that has its blocks joins the running queue.
 
-    Prefill role: the decode instance has blocks for it too. Decode role: its cache and its first token came
-    from the prefill instance.
+    Prefill role: the decode instance has blocks for it too. Decode role: its KV cache and its first token have
+    come from the prefill instance.
     """
 
     request_id: str
@@ -125,12 +128,14 @@ class Discarded:
 class Schedule:
     """One call of the scheduler; answered by a `Decision`.
 
-    A call that is replayed in the order of a recording brings what that call used: `not_ready`, the requests
-    whose preprocessing it found unfinished (None: those that no `Ready` was told of), `failed`, those whose
-    preprocessing it found failed, and `needed_blocks`, in their order, the free blocks that it asked for before
-    each chunk of a prefill (FastDeploy: `_get_can_schedule_prefill_threshold_block` of release 2.6 reads outputs
-    that change meanwhile). They are taken in place of the model's own; `Decision.num_reserve_faults` counts those
-    that no output made meanwhile explains.
+    A call that is replayed in the order of a recording carries the values which the recorded call used. They replace
+    the model's own:
+
+    - `not_ready`: requests whose preprocessing was not finished. None: those without a `Ready` event.
+    - `failed`: requests whose preprocessing had failed.
+    - `needed_blocks`: the free blocks that the call required before each chunk of a prefill, in order. FastDeploy's
+      `_get_can_schedule_prefill_threshold_block` (release 2.6) reads outputs that can grow during the call.
+      `Decision.num_reserve_faults` counts the values that such growth cannot explain.
     """
 
     not_ready: frozenset[str] | None = None
@@ -141,7 +146,7 @@ class Schedule:
 @dataclass(frozen=True, slots=True)
 class Emitted:
     """Tokens that requests emitted in a forward: one for a finished prefill, 1 + accepted drafts for a
-    decode. Those of requests that are gone are ignored, as FastDeploy's `stop_flags` has it.
+    decode. Tokens of requests that no longer exist are ignored, as by FastDeploy's `stop_flags`.
     """
 
     num_tokens: Mapping[str, int]
@@ -151,9 +156,9 @@ class Emitted:
 class Known:
     """Prompt and output tokens that the next call counts for decodes, in place of `Emitted`.
 
-    FastDeploy: `schedule()` reads `num_total_tokens`, which grows without its lock. With its first token since its
-    admission a request may be preempted as a decode (release 2.6: `TokenProcessor` sets RUNNING_DECODE). Told of a
-    prefill or of a request that is gone, it is ignored.
+    FastDeploy: `schedule()` reads `num_total_tokens`, which grows without its lock. After its first token since its
+    admission a request can be preempted as a decode (release 2.6: `TokenProcessor` sets RUNNING_DECODE). Entries of
+    prefills, and of requests that no longer exist, are ignored.
     """
 
     num_total_tokens: Mapping[str, int]
@@ -161,7 +166,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class OutputCached:
-    """A request made its last token and the full blocks of its `num_total_tokens` enter the prefix cache.
+    """A request emitted its last token, and the full blocks of its `num_total_tokens` enter the prefix cache.
 
     FastDeploy: `ResourceManagerV1.cache_output_tokens`, under `SchedulerConfig.output_caching`.
     """
@@ -176,14 +181,14 @@ class Forwarded:
 
 
 SCHEDULE, FORWARDED, PREALLOCATE = Schedule(), Forwarded(), Preallocate()
-"""One of each is enough: they hold nothing."""
+"""Shared instances: these events carry no data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request made its last token (in the prefill role: its cache is sent); its blocks are freed.
+    """A request emitted its last token (in the prefill role: its KV cache is sent); its blocks are freed.
 
-    FastDeploy does so in two halves, `Left` and `Freed`, and calls can come between them.
+    FastDeploy does this in two parts, `Left` and `Freed`. Scheduling calls can come between them.
     """
 
     request_id: str
@@ -198,8 +203,8 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """The blocks of a request that has left are freed: the second half of `finish_requests`. Nothing follows
-    where it held none.
+    """The blocks of a request that has left are freed: the second half of `finish_requests`. It changes nothing
+    if the request holds no blocks.
     """
 
     request_id: str
@@ -207,14 +212,14 @@ class Freed:
 
 @dataclass(frozen=True, slots=True)
 class Rescheduled:
-    """The worker let go of a preempted request: it goes to the front of the waiting queue."""
+    """The worker released a preempted request: it goes to the front of the waiting queue."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recycled:
-    """The worker let go of an aborted request: it is forgotten."""
+    """The worker released an aborted request: the scheduler removes it."""
 
     request_id: str
 
@@ -243,7 +248,7 @@ Event = Notification | Preallocate | Schedule | Forwarded
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why one decision of a call was made: the rule's kind, the request concerned, and the rule's figures."""
+    """Why a call made one of its decisions: the kind of rule, the request, and the rule's figures."""
 
     kind: str
     request_id: str | None
@@ -262,23 +267,24 @@ class Lack(NamedTuple):
 
     request_id: str
     num_needed_blocks: int
-    """Free blocks that it needed, those that are kept for the running requests included."""
+    """Free blocks that it needed, with the blocks that are reserved for running requests."""
     num_reserved_blocks: int = 0
-    """Of these, the blocks kept."""
+    """Of these, the reserved blocks."""
     is_running: bool = False
-    """Whether it is a running prefill; else the head of the queue."""
+    """True: it is a running prefill. False: it is the head of the waiting queue."""
 
 
 @dataclass(slots=True)
 class Decision:
     """What one call decided; tokens and blocks as named.
 
-    `chunks` are (request, first token, end token) of each prefill chunk in order of scheduling, `extended`
-    the decodes given new blocks. In the decode role a request that joined has a chunk of the one token that it
-    came with, though its forward decodes; one that is preempted there is gone (error 502) and does not come
-    back. `num_scheduled_tokens` is what the call counted: the chunks, and what its
-    formula charged for decodes. Counts of requests and free blocks are those after the call,
-    `num_running_decodes` that at its start.
+    `chunks` are (request, first token, end token) of each prefill chunk in order of scheduling. `extended` are
+    the decodes that got new blocks. `num_scheduled_tokens` is what the call counted: the chunks, and what its
+    formula charged for decodes. `num_running_decodes` is counted at the start of the call, the other requests and
+    the free blocks at its end.
+
+    In the decode role a request that joined has a chunk of one token, the token that it brought, though its forward
+    decodes. A request that is preempted in that role is lost (error 502) and does not come back.
     """
 
     call: int
@@ -298,19 +304,22 @@ class Decision:
     num_missing_blocks: int | None = None
     num_reserve_faults: int = 0
     lack: Lack | None = None
-    """The request whose blocks these were."""
+    """The request that `num_missing_blocks` is about."""
     reasons: list[Reason] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        """Whether the call handed nothing to the worker."""
+        """Whether the call gave the worker nothing to do."""
         return not (self.chunks or self.extended or self.preempted or self.aborted)
 
 
 @dataclass(slots=True)
 class Forward:
-    """What a forward of known acceptances ran: its tokens, the requests that stalled, that decode from now on
-    (their prefill being complete), and that it finished."""
+    """What a forward with known acceptances ran.
+
+    `stalled` are the requests that stalled. `started` completed their prefill and decode from now on. `finished`
+    emitted their last token.
+    """
 
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -327,7 +336,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One request in one step: tokens that it ran, and its tokens computed before."""
+    """One request in one step: the tokens that it ran, and its tokens computed before the step."""
 
     request_id: str
     kind: Literal["prefill", "decode"]

@@ -1,4 +1,4 @@
-"""What holds of the scheduler model between events."""
+"""Invariants of the scheduler model: what is true between two events."""
 
 from __future__ import annotations
 

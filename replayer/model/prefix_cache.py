@@ -1,8 +1,8 @@
-"""KV blocks with prefix caching: equal prefixes share blocks, and blocks that nobody uses stay until needed.
+"""KV blocks with prefix caching: equal prefixes share blocks, and unused blocks stay cached until they are needed.
 
-FastDeploy: `PrefixCacheManager` (cache_manager/prefix_cache_manager.py) on the GPU alone, no CPU cache and no
-storage. The order in which its heap of leaves evicts, ties included, follows from its operations, so they are
-the same here.
+FastDeploy: `PrefixCacheManager` (cache_manager/prefix_cache_manager.py), for the GPU only: no CPU cache, no storage.
+The order of eviction, ties included, depends on the exact sequence of its heap operations. So the operations here are
+the same.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Node:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no block of the cache continues it."""
+        """Whether it is cached and no cached block follows it."""
         return self.cached and not any(child.cached for child in self.children.values())
 
 
 class PrefixCache(BlockPool):
-    """Blocks of requests and of the cache; a request's first `cached_blocks` are the cache's."""
+    """Blocks of requests and of the cache. A request's first `cached_blocks` blocks belong to the cache."""
 
     def __init__(self, num_blocks: int, block_size: int, *, cache_once: bool = False) -> None:
         super().__init__(num_blocks)
@@ -49,13 +49,13 @@ class PrefixCache(BlockPool):
         self.root = Node(None, None, 0)
         self.num_nodes = 0
         self.num_owned_twice = 0
-        """Blocks that FastDeploy counts twice, see `computed`, less those that it then discards."""
+        """Blocks that FastDeploy counts twice (see `computed`), minus those that it discards later."""
         self._leaves: list[Node] = []
         self._leaf_set: set[Node] = set()
         self._clock = 0
 
     def can_allocate(self, num_blocks: int) -> bool:
-        """FastDeploy: `can_allocate_gpu_blocks`. Where too few are free, as many are evicted."""
+        """FastDeploy: `can_allocate_gpu_blocks`. If too few blocks are free, it evicts up to `num_blocks`."""
         if self.num_free < num_blocks:
             self._evict(num_blocks)
         return self.num_free >= num_blocks
@@ -63,8 +63,8 @@ class PrefixCache(BlockPool):
     def match(self, request: Request) -> None:
         """Give a request the cached blocks of its prefix, and count their tokens as computed.
 
-        FastDeploy: `ResourceManagerV1.get_prefix_cached_blocks`, `request_match_blocks`, `mm_match_block`. A
-        request that is cached whole computes its last block again.
+        FastDeploy: `ResourceManagerV1.get_prefix_cached_blocks`, `request_match_blocks`, `mm_match_block`. If all
+        blocks of a request are cached, it computes the last one again.
         """
         size, node, touched = self.block_size, self.root, False
         num_matched = 0
@@ -88,7 +88,7 @@ class PrefixCache(BlockPool):
             request.computed -= size
 
     def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
-        """Its first full blocks, of `num_cached` tokens, are those of the cache that hold the same, else enter it."""
+        """The full blocks of its first `num_cached` tokens: it shares those that are cached, and adds the others."""
         need_prefill, request.need_prefill = request.need_prefill, num_cached
         self.match(request)
         request.need_prefill = need_prefill
@@ -106,10 +106,10 @@ class PrefixCache(BlockPool):
     def computed(self, request: Request, num_tokens: int) -> None:
         """Put the full blocks of a request's first `num_tokens` into the cache.
 
-        FastDeploy: `update_cache_blocks`, `mm_build_path`. Two requests that compute the same prefix at once
-        both enter it, and the later entry hides the earlier one. A request that computes its last cached
-        block again in two chunks enters it a second time below itself: from then on FastDeploy counts that
-        block twice; with `cache_once` (release 2.6) it does not.
+        FastDeploy: `update_cache_blocks`, `mm_build_path`. If two requests compute the same prefix at the same time,
+        both add it, and the later entry hides the earlier one. If a request computes its last cached block again in
+        two chunks, it adds that block a second time, below itself: from then on FastDeploy counts the block twice.
+        With `cache_once` (release 2.6) it does not.
         """
         leaf, num_cached = request.leaf
         can_cache = num_tokens - num_tokens % self.block_size
@@ -128,7 +128,7 @@ class PrefixCache(BlockPool):
         request.cached_blocks = cached_blocks
 
     def output_cached(self, request: Request, num_tokens: int) -> None:
-        """The full blocks of prompt and output enter the cache; a request's copies of those there are freed.
+        """The full blocks of prompt and output enter the cache; the request's copies of cached blocks are freed.
 
         FastDeploy: `cache_output_blocks`.
         """
@@ -161,17 +161,17 @@ class PrefixCache(BlockPool):
         request.cached_blocks = num_tokens // size
 
     def release(self, request: Request) -> None:
-        """Take a request's own blocks back, and let go of those of the cache.
+        """Take a request's own blocks back, and release its share of the cache's blocks.
 
         FastDeploy: `ResourceManagerV1._free_blocks`, `release_block_ids`.
         """
         if request.leaf is not None:
-            self._let_go(request.leaf[0])
+            self._unshare(request.leaf[0])
         self._recycle(max(0, request.num_blocks - request.cached_blocks))
         request.num_blocks = request.cached_blocks = 0
         request.leaf = None
 
-    def _let_go(self, leaf: Node) -> None:
+    def _unshare(self, leaf: Node) -> None:
         node = leaf
         while node.parent is not None:
             node.shared_count -= 1
@@ -181,7 +181,7 @@ class PrefixCache(BlockPool):
             heapq.heappush(self._leaves, leaf)
 
     def _recycle(self, num_blocks: int) -> None:
-        """FastDeploy: `recycle_gpu_blocks`, which discards blocks where more would be free than there are."""
+        """FastDeploy: `recycle_gpu_blocks`. It discards blocks if more would be free than exist."""
         if self.num_free + num_blocks > self.num_blocks:
             self.num_owned_twice -= num_blocks
             return
@@ -209,17 +209,17 @@ class PrefixCache(BlockPool):
                 self._leaf_set.add(parent)
 
     def snapshot(self) -> Hashable:
-        """Its counts alone: which blocks are cached, and how long ago they were used, is not in it."""
+        """Only its counts: not which blocks are cached, nor when they were last used."""
         return self.num_free, self.num_nodes, self.num_owned_twice, len(self._leaves)
 
     @staticmethod
     def _key(request: Request, i: int) -> Hashable:
-        """What stands for the content of a request's i-th block, below its parent's."""
+        """The key for the content of a request's i-th block, among the children of the block before."""
         return (request.id, i) if request.block_key is None else request.block_key(i)
 
     def check(self, holders: list[Request]) -> None:
-        own = sum(max(0, request.num_blocks - request.cached_blocks) for request in holders)
+        num_uncached = sum(max(0, request.num_blocks - request.cached_blocks) for request in holders)
         assert 0 <= self.num_free <= self.num_blocks
-        found = own + self.num_nodes + self.num_free
-        assert found == self.num_blocks + self.num_owned_twice, (own, self.num_nodes, self.num_free)
+        total = num_uncached + self.num_nodes + self.num_free
+        assert total == self.num_blocks + self.num_owned_twice, (num_uncached, self.num_nodes, self.num_free)
         assert self._leaf_set == set(self._leaves)

@@ -19,20 +19,20 @@ class Status(str, Enum):
     """Where a request stands; FastDeploy's `RequestStatus` (engine/request.py), and its queues."""
 
     ASKING = "asking"
-    """In the prefill and decode roles: it has arrived, and holds nothing yet."""
+    """In the prefill and decode roles: it has arrived and holds no slot and no blocks yet."""
     PREALLOCATED = "preallocated"
-    """In the same roles: it has its slot and blocks, and does not run yet."""
+    """In the same roles: it has its slot and blocks but does not run yet."""
     WAITING = "waiting"
     PREFILL = "prefill"
-    """Running, no token emitted since its admission (RUNNING, or RUNNING_PREFILL of release 2.6)."""
+    """Running; no token emitted since its admission (RUNNING, or RUNNING_PREFILL of release 2.6)."""
     DECODE = "decode"
-    """Running, a token emitted since its admission (RUNNING_DECODE of release 2.6)."""
+    """Running; a token emitted since its admission (RUNNING_DECODE of release 2.6)."""
     PREEMPTED = "preempted"
-    """Its blocks are freed, and the worker has not let go of it yet."""
+    """Preempted: its blocks are freed, but the worker has not released it yet."""
     REQUEUED = "requeued"
     """Preempted, and back in the waiting queue."""
     ABORTING = "aborting"
-    """Its blocks are freed for an abort, and the worker has not let go of it yet."""
+    """Aborted: its blocks are freed, but the worker has not released it yet."""
     LEAVING = "leaving"
     """Finished and out of the running queue; its blocks are not freed yet."""
     FINISHED = "finished"
@@ -59,31 +59,33 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 
 _ONE_MORE = bytes(range(1, 256)) + b"\xff"
-"""What a forward makes, by what it accepted."""
+"""Accepted drafts of a forward -> tokens that it emits (one more), as a translation table of bytes."""
 
 MOST_ACCEPTED = 254
-"""The most drafts of a forward that an array of bytes holds for a `Plan`."""
+"""The most accepted drafts of a forward that a `Plan` takes from an array of bytes."""
 
 
 class Plan:
-    """The acceptances of one request, known beforehand: tokens that its decode forwards emit, summed up.
+    """The acceptances of one request, known beforehand: running sums of the tokens that its decode forwards emit.
 
-    The last acceptance repeats where they run out; none given means none accepted.
+    After the last acceptance in the list, that acceptance repeats. An empty list means that no draft is accepted.
     """
 
     __slots__ = ("_last", "output", "sums")
 
     def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
         self.output = output
-        made: Sequence[int]
+        emitted: Sequence[int]
         if not isinstance(accepts, np.ndarray):
-            made = [1 + n for n in accepts]
-        elif accepts.dtype == np.uint8:  # a workload's: a byte each, summed up with no numbers in between
-            made = accepts.tobytes().translate(_ONE_MORE)
+            emitted = [1 + n for n in accepts]
+        elif (
+            accepts.dtype == np.uint8
+        ):  # a workload's: a byte each; translating bytes makes no list of numbers first
+            emitted = accepts.tobytes().translate(_ONE_MORE)
         else:
-            made = (accepts + 1).tolist()
-        self.sums: list[int] = list(accumulate(made, initial=0))
-        self._last = made[-1] if made else 1
+            emitted = (accepts + 1).tolist()
+        self.sums: list[int] = list(accumulate(emitted, initial=0))
+        self._last = emitted[-1] if emitted else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""
@@ -92,7 +94,7 @@ class Plan:
         return self.sums[-1] + (forwards - len(self.sums) + 1) * self._last
 
     def reaching(self, tokens: int) -> int:
-        """The fewest decode forwards that emit at least `tokens`."""
+        """The smallest number of decode forwards that emit at least `tokens`."""
         if tokens <= self.sums[-1]:
             return bisect_left(self.sums, tokens)
         return len(self.sums) - 1 - (self.sums[-1] - tokens) // self._last
@@ -101,8 +103,8 @@ class Plan:
 class Request:
     """State of one request; sizes in tokens and blocks. Only the scheduler changes it.
 
-    Where a plan is known, the output so far follows from the number of forwards run, so that nothing needs to
-    be done for a decode in a forward in which nothing happens to it.
+    With a plan, the output so far is computed from the number of forwards run. So a forward in which nothing
+    else happens to a decode costs no work for that decode.
     """
 
     __slots__ = (
@@ -119,30 +121,34 @@ class Request:
         self.plan = plan
         self.status = Status.WAITING
         self.need_prefill = prompt
-        """Tokens that a (re)computed prefill covers: the prompt, and after a preemption the output so far."""
+        """Tokens that its prefill computes: the prompt; after a preemption also the output so far."""
         self.computed = 0
         self.num_blocks = 0
         self.order = NEVER
-        """Rank in the running queue: it is ascending along the queue."""
+        """Its number in the running queue. These numbers ascend along the queue."""
         self.emitted = 0
-        """Output so far; with a plan and while decoding, the tokens that prefills emitted."""
+        """Output tokens so far. With a plan, while it decodes: only the tokens that prefills emitted."""
         self.forwards = 0
         """Decode forwards run before `start`."""
         self.start = NEVER
-        """With a plan: the scheduler's forward from which on it decodes without a pause; NEVER: it does not
-        decode.
+        """With a plan: the scheduler's forward since which it decodes in every forward; a stall adds one. NEVER: it
+        does not decode.
         """
         self.wake_at = NEVER
+        """With a plan: after how many forwards of the scheduler its blocks run out. NEVER: they do not, or it is
+        in `due` already.
+        """
         self.finish_at = NEVER
+        """With a plan: after how many forwards of the scheduler it has emitted its last token."""
         self.aborting = False
-        """Whether a client aborted it and the scheduler has not met it yet."""
+        """Whether a client aborted it and no scheduling call has handled that yet."""
         self.block_key: Callable[[int], Hashable] | None = None
         self.cached_blocks = 0
         """Of its blocks, those that the prefix cache owns."""
         self.leaf: Any = None
-        """Its last node in the prefix cache, and the tokens up to there."""
+        """Its last node in the prefix cache, and the number of tokens up to that node."""
         self.rank = NEVER
-        """Rank in the worker's order."""
+        """Its number in the order in which the worker decodes."""
 
     def become(self, status: Status) -> None:
         """Change its status, as `TRANSITIONS` allows."""
@@ -150,13 +156,13 @@ class Request:
         self.status = status
 
     def output_at(self, forward: int) -> int:
-        """Output tokens made before the scheduler's forward number `forward`."""
+        """Output tokens emitted before the scheduler's forward number `forward`."""
         plan = self.plan
         if plan is None:
             return self.emitted
         done = self.forwards if self.start < 0 else self.forwards + forward - self.start
-        made = self.emitted + plan.after(done)
-        return made if made < plan.output else plan.output
+        num_tokens = self.emitted + plan.after(done)
+        return num_tokens if num_tokens < plan.output else plan.output
 
     def forwards_at(self, forward: int) -> int:
         """Decode forwards run before the scheduler's forward number `forward`."""

@@ -1,8 +1,7 @@
 """The prefill and decode roles: a deployment in which one instance prefills and another decodes.
 
-FastDeploy's `splitwise_role`. A request gets its slot and blocks before it runs, on both instances; what it needs
-of them is asked for by the engine (engine/common_engine.py and common_engine_prepare_mixin.py), outside
-`schedule()`.
+FastDeploy's `splitwise_role`. On both instances a request gets its slot and blocks before it runs. The engine asks for
+them outside `schedule()` (engine/common_engine.py and common_engine_prepare_mixin.py).
 """
 
 from __future__ import annotations
@@ -13,31 +12,35 @@ from fdtrace.replayer.model.state import SchedulerFailed, State
 
 
 def preallocate(state: State, reserve: Reserve) -> list[str]:
-    """Give slots and blocks to those that ask, in order and up to the first that gets none.
+    """Give slots and blocks to the requests that ask, in order, up to the first that gets none.
 
-    FastDeploy: `_fetch_request_prefill` asks again for one request until it is given, and
-    `_process_allocate_resource_requests` of the decode role stops at the first (FD_ENABLE_CACHE_TASK), or
-    refuses it and is asked again by the prefill instance, which does so in order
+    FastDeploy: in the prefill role `_fetch_request_prefill` repeats the question for one request until it gets
+    them. In the decode role `_process_allocate_resource_requests` stops at the first that gets none
+    (FD_ENABLE_CACHE_TASK), or refuses it; then the prefill instance asks again, in order
     (PREFILL_CONTINUOUS_REQUEST_DECODE_RESOURCES, the default).
     """
     granted: list[str] = []
     while state.asking and state.num_slots_taken() < state.config.max_num_seqs:
         request = state.asking[0]
-        given = _for_decode(state, reserve, request) if state.config.role == "decode" else _for_prefill(state)
-        if not given:
+        served = (
+            _for_decode(state, reserve, request) if state.config.role == "decode" else _for_prefill(state)
+        )
+        if not served:
             break
         granted.append(request.id)
     return granted
 
 
 def num_blocks_for(state: State, request: Request) -> int:
-    """Blocks of the whole prompt, and those of the first extension."""
+    """Blocks of the whole prompt, plus those of the first extension."""
     size = state.config.block_size
     return (request.prompt + size - 1) // size + state.config.enc_dec_block_num
 
 
 def num_blocks_asked(state: State) -> int | None:
-    """Blocks that the first request without a slot asks for, reserve and cached blocks aside; None: there is none."""
+    """Blocks that the first request without a slot asks for, without the reserve and before cached blocks are
+    subtracted. None: there is no such request.
+    """
     return num_blocks_for(state, state.asking[0]) if state.asking else None
 
 
@@ -58,10 +61,10 @@ def _for_prefill(state: State) -> bool:
 
 
 def _for_decode(state: State, reserve: Reserve, request: Request) -> bool:
-    """FastDeploy: `ResourceManagerV1.preallocate_resource_in_d`, which refuses while anything waits.
+    """FastDeploy: `ResourceManagerV1.preallocate_resource_in_d`. It refuses while any request waits.
 
-    Its threshold, cut to a sequence's most blocks where a speculative method is set, can be less than what is
-    then taken.
+    With a speculative method its threshold is limited to the most blocks of one sequence. So the threshold can be
+    smaller than the number of blocks that are then taken.
     """
     num_blocks = num_blocks_for(state, request)
     if state.waiting or not state.pool.can_allocate(reserve.threshold(num_blocks, state)):
@@ -74,17 +77,17 @@ def _for_decode(state: State, reserve: Reserve, request: Request) -> bool:
 def join(state: State, request: Request) -> None:
     """A request that has its blocks joins the running queue.
 
-    FastDeploy: `ResourceManagerV1.add_request_in_p`, and `add_prefilled_request`, which has its first token
-    scheduled as a chunk of one token: its blocks and the budget are asked for like a prefill's.
+    FastDeploy: `ResourceManagerV1.add_request_in_p` and `add_prefilled_request`. The latter schedules the first
+    token as a chunk of one token, which needs blocks and budget like a prefill's chunk.
     """
     state.join(request, num_emitted=1 if state.config.role == "decode" else 0)
 
 
 def check_prefill_role(state: State, num_blocks: int) -> None:
-    """SchedulerFailed where release 2.6 takes blocks for a running prefill that are not free.
+    """SchedulerFailed where release 2.6 would take blocks for a running prefill though too few are free.
 
-    FastDeploy: `schedule()` asks for no threshold in this role, and `get_new_block_nums` adds speculation's
-    block to each chunk, though the whole prompt has its blocks.
+    FastDeploy: in this role `schedule()` checks no threshold, and `get_new_block_nums` adds speculation's extra
+    block to each chunk although the whole prompt already has its blocks.
     """
     _check_free(state, num_blocks)
 

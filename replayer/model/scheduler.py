@@ -11,7 +11,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import reserve_of
-from fdtrace.replayer.model.decoding import LET_GO
+from fdtrace.replayer.model.decoding import PREEMPTED_OR_ABORTED
 from fdtrace.replayer.model.events import (
     SCHEDULE,
     Aborted,
@@ -42,13 +42,13 @@ from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
 from fdtrace.replayer.model.scheduler_queries import SchedulerQueries
 from fdtrace.replayer.model.scheduling_call import SchedulingCall
-from fdtrace.replayer.model.state import State, free, leave, resume, resume_let_go
+from fdtrace.replayer.model.state import State, free, leave, resume, resume_preempted_or_aborted
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
 
 def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
-    """FastDeploy frees blocks past the prefix cache in the decode role: `ResourceManagerV1._free_blocks`."""
+    """In the decode role FastDeploy frees blocks without the prefix cache: `ResourceManagerV1._free_blocks`."""
     if config.prefix_caching and config.role != "decode":
         return PrefixCache(config.num_blocks, config.block_size, cache_once=policy.cache_once)
     return BlockPool(config.num_blocks)
@@ -57,21 +57,21 @@ def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
 class Scheduler(SchedulerQueries):
     """A model of FastDeploy's V1 scheduler under a budget formula and a policy.
 
-    `apply` is the only way to change it. A live engine drives it as
+    `apply` is the only way to change it. A live engine drives it like this:
 
         decision = scheduler.apply(Schedule())
         ... run decision.chunks, and one decode step of each of scheduler.decodes() ...
         scheduler.apply(Emitted({request_id: tokens emitted}))
-        scheduler.apply(Finished(id)) for each that is done, Rescheduled(id) for each of decision.preempted,
+        scheduler.apply(Finished(id)) for each finished request, Rescheduled(id) for each of decision.preempted,
         Recycled(id) for each of decision.aborted
 
-    and a replay, which knows the acceptances beforehand, with `Forwarded()` in place of `Emitted` and
-    `Finished`. With `explain`, each decision carries its reasons.
+    A replay knows the acceptances beforehand. It sends `Forwarded()` in place of `Emitted` and `Finished`. With
+    `explain`, each decision carries its reasons.
 
-    In the prefill and decode roles an arrived request runs once it has been given its slot and blocks
-    (`Preallocate`) and the other instance is ready (`Joined`), else is `Discarded`. A prefill instance makes
-    one token of each request and frees it when its cache is sent: `Finished` is due, also after `Forwarded`. A
-    decode instance has no `Rescheduled`: what it preempts is gone.
+    In the prefill and decode roles an arrived request first gets a slot and blocks (`Preallocate`). It runs when the
+    other instance is ready (`Joined`); otherwise it is `Discarded`. A prefill instance emits one token for each
+    request and frees the request when its KV cache is sent: it needs `Finished`, also after `Forwarded`. A decode
+    instance has no `Rescheduled`: a request that it preempts is lost.
     """
 
     explains = True
@@ -118,11 +118,18 @@ class Scheduler(SchedulerQueries):
     @overload
     def apply(self, event: Notification) -> None: ...
     def apply(self, event: Event) -> Decision | Forward | list[str] | None:
-        """Take one event; `Schedule` gives the call's `Decision`, `Forwarded` what ran, `Preallocate` the
-        requests that got their blocks, all others nothing.
+        """Take one event.
 
-        KeyError: the event names a request that is not known, or not in a state in which it can happen.
-        SchedulerFailed: FastDeploy's scheduler would raise.
+        Args:
+            event: what happened, or what is to be done.
+
+        Returns:
+            For `Schedule` the call's `Decision`; for `Forwarded` what the forward ran; for `Preallocate` the ids of
+            the requests that got their blocks; else None.
+
+        Raises:
+            KeyError: the event names a request that does not exist, or whose state does not allow the event.
+            SchedulerFailed: FastDeploy's scheduler would raise here.
         """
         return self._handlers[type(event)](event)  # type: ignore[no-any-return]
 
@@ -154,7 +161,7 @@ class Scheduler(SchedulerQueries):
         if event.place == "running":
             resume(self._state, request, event.num_computed_tokens, event.num_blocks)
         else:
-            resume_let_go(self._state, request, Status(event.place))
+            resume_preempted_or_aborted(self._state, request, Status(event.place))
 
     def _reserve_found(self, event: ReserveFound) -> None:
         self._reserve.begin(event.value, relaxed=event.relaxed)
@@ -179,7 +186,7 @@ class Scheduler(SchedulerQueries):
         call.run(decision, charge=charge, explain=self.explain)
         self._chunks = decision.chunks
         counted = decision.token_budget - call.budget
-        if charge == 0:  # such a formula reserves the decodes' tokens beforehand
+        if charge == 0:  # such a formula has subtracted the decodes' tokens from the budget already
             counted += self.config.max_num_batched_tokens - decision.token_budget
         decision.num_scheduled_tokens = counted
         if event is not SCHEDULE:
@@ -191,9 +198,9 @@ class Scheduler(SchedulerQueries):
         return decision
 
     def _take_as_recorded(self, event: Schedule) -> None:
-        """What the call uses in place of the model's own."""
+        """Let the call use the recorded values of an event in place of the model's own."""
         self._call.not_ready, self._call.failed = event.not_ready, event.failed
-        self._reserve.given = list(event.needed_blocks[::-1])
+        self._reserve.recorded_thresholds = list(event.needed_blocks[::-1])
 
     def _emitted(self, event: Emitted) -> None:
         for request_id, num_tokens in event.num_tokens.items():
@@ -202,16 +209,17 @@ class Scheduler(SchedulerQueries):
                 self._state.emit(request, num_tokens)
 
     def _forwarded(self, event: Forwarded) -> Forward:
-        """A forward: chunks run whole, decodes run 1 + K tokens unless stalled (`is_block_step`), those of a
-        decode instance at first no more than one draft.
+        """One forward: each chunk runs whole; each decode runs 1 + K tokens unless it is stalled (`is_block_step`).
+
+        The first decode of a request on a decode instance has at most one draft.
         """
         state, config = self._state, self.config
         stalled = state.stalled()
         num_decodes = len(state.decoding) - len(stalled)
         num_tokens = num_decodes * (1 + config.num_draft_tokens)
         if state.first_decodes:
-            fewer = config.num_draft_tokens - config.num_draft_tokens_of(first=True)
-            num_tokens -= len(state.first_decodes) * fewer
+            num_missing_drafts = config.num_draft_tokens - config.num_draft_tokens_of(first=True)
+            num_tokens -= len(state.first_decodes) * num_missing_drafts
         forward = Forward(0, num_tokens, num_decodes, [request.id for request in stalled], [], [])
         done = state.forward(stalled)
         if config.role != "decode":
@@ -223,7 +231,7 @@ class Scheduler(SchedulerQueries):
         return forward
 
     def _finished(self, event: Finished) -> None:
-        """FastDeploy: `ResourceManagerV1.finish_requests`; a request that waits cannot finish there."""
+        """FastDeploy: `ResourceManagerV1.finish_requests`. It does not finish a waiting request."""
         request = self._state.requests[event.request_id]
         if request.status not in _CANNOT_FINISH:
             self._state.finish(request)
@@ -239,18 +247,18 @@ def _request_of(config: SchedulerConfig, event: Arrived) -> Request:
     plan = None
     if event.accepts is not None:
         if event.num_output_tokens is None:
-            raise KeyError(f"request {event.request_id!r}: acceptances are given, and no end of the output")
+            raise KeyError(f"request {event.request_id!r}: `accepts` without `num_output_tokens`")
         plan = Plan(event.accepts, event.num_output_tokens)
-    most = event.max_tokens
-    if most is None:  # as `_get_running_request_reserve_blocks` of release 2.6 has it
-        most = config.max_model_len - event.num_prompt_tokens
-    request = Request(event.request_id, event.num_prompt_tokens, most, event.ready, plan)
+    max_tokens = event.max_tokens
+    if max_tokens is None:  # as in `_get_running_request_reserve_blocks` of release 2.6
+        max_tokens = config.max_model_len - event.num_prompt_tokens
+    request = Request(event.request_id, event.num_prompt_tokens, max_tokens, event.ready, plan)
     request.block_key = event.block_key
     return request
 
 
 def _prefilled(state: State, chunks: list[tuple[str, int, int]], forward: Forward) -> list[Request]:
-    """The chunks of a forward: prefills that end make a token; gives those that end with it."""
+    """Run the chunks of a forward: each prefill that is complete emits a token. Returns the finished requests."""
     requests, done = state.requests, []
     for request_id, start, end in chunks:
         forward.num_prefill_tokens += end - start
@@ -274,7 +282,7 @@ def _take_known(state: State, event: Known) -> None:
             continue
         decodes = request.status in RUNNING and request.computed >= request.need_prefill
         num_new = num_total - state.total(request)
-        if num_new > 0 and (decodes or request.status in LET_GO):
+        if num_new > 0 and (decodes or request.status in PREEMPTED_OR_ABORTED):
             state.emit(request, num_new)
 
 
@@ -296,7 +304,7 @@ def _take_left(state: State, event: Left) -> None:
 
 
 def _take_freed(state: State, event: Freed) -> None:
-    """FastDeploy: its second section."""
+    """FastDeploy: the second section of the lock there."""
     request = state.leaving.get(event.request_id)
     if request is not None:
         free(state, request)

@@ -1,4 +1,4 @@
-"""What can be asked of the scheduler model."""
+"""Questions that the scheduler model answers. None of them changes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fdtrace.replayer.model.state import State
 
 
 class SchedulerQueries:
-    """The questions that a scheduler answers; none changes it."""
+    """The read-only half of a `Scheduler`."""
 
     config: SchedulerConfig
     formula: Formula
@@ -29,7 +29,7 @@ class SchedulerQueries:
 
     @property
     def num_requests(self) -> int:
-        """Requests known: running, waiting, or not let go of by the worker."""
+        """Requests in the scheduler: running, waiting, or not released by the worker yet."""
         return len(self._state.requests)
 
     @property
@@ -64,12 +64,12 @@ class SchedulerQueries:
 
     @property
     def num_preallocated_blocks(self) -> int:
-        """KV blocks that these hold."""
+        """KV blocks that preallocated requests hold."""
         return sum(request.num_blocks for request in self._state.preallocated.values())
 
     @property
     def num_blocks_asked(self) -> int | None:
-        """Free blocks that the first request without a slot asks for; None: there is none."""
+        """Free blocks that the first request without a slot asks for; None: there is no such request."""
         return num_blocks_asked(self._state)
 
     @property
@@ -79,30 +79,30 @@ class SchedulerQueries:
 
     @property
     def num_reserved_blocks(self) -> int | None:
-        """Free blocks that are kept for the running requests as it stands; None: none are."""
+        """Free blocks that are reserved for the running requests now; None: there is no reserve now."""
         return self._reserve.reserved(self._state)
 
     @property
     def new_token_ratio(self) -> float | None:
-        """The ratio that blocks are reserved by; None: they are reserved otherwise."""
+        """The new-token ratio of the reserve; None: the reserve does not use one."""
         return self._reserve.new_token_ratio
 
     @property
     def snapshot_is_whole(self) -> bool:
-        """Whether all later decisions follow from `snapshot`."""
+        """Whether `snapshot` holds everything that decides all later decisions."""
         return type(self._state.pool) is BlockPool
 
     def snapshot(self, decision: Decision) -> Hashable:
-        """The state after a call and its forward, equal for equal states as long as nothing comes from outside."""
+        """The state after a call and its forward. Equal snapshots go on equally until an event comes from outside."""
         state = self._state
         queues = (state.running, state.waiting, state.preempted.values())
         places = tuple(tuple(_place(request) for request in queue) for queue in queues)
-        given = tuple(state.preallocated), tuple(request.id for request in state.asking)
-        return self._reserve.snapshot(), state.pool.snapshot(), places, given
+        before_running = tuple(state.preallocated), tuple(request.id for request in state.asking)
+        return self._reserve.snapshot(), state.pool.snapshot(), places, before_running
 
     def num_held_back(self, decision: Decision) -> int:
-        """Prompt tokens that the budget of this call held back: of prefills cut short, and of the head of the
-        queue. Asked before the forward.
+        """Prompt tokens that did not fit into this call's budget: the rest of running prefills, and the head of the
+        waiting queue if the budget stopped it. Ask before the forward.
         """
         state = self._state
         if not state.prefilling and decision.not_admitted != "budget":
@@ -122,7 +122,7 @@ class SchedulerQueries:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs, waits, asks or is about to be rescheduled."""
+        """Whether no request runs, waits, asks for a slot, holds one before it runs, or is preempted."""
         state = self._state
         return not (state.running or state.waiting or state.preempted or state.asking or state.preallocated)
 
@@ -134,11 +134,11 @@ class SchedulerQueries:
         return self._state.requests[request_id].num_blocks
 
     def num_prefill_tokens_of(self, request_id: str) -> int:
-        """Tokens that a request's prefill covers: its prompt, and after a preemption its output so far."""
+        """Tokens that a request's prefill computes: its prompt; after a preemption also its output so far."""
         return self._state.requests[request_id].need_prefill
 
     def num_output_tokens_of(self, request_id: str) -> int:
-        """Output tokens that a request made."""
+        """Output tokens that a request has emitted."""
         return self._state.requests[request_id].output_at(self._state.num_forwards)
 
     def num_total_tokens_of(self, request_id: str) -> int:
@@ -146,12 +146,12 @@ class SchedulerQueries:
         return self._state.total(self._state.requests[request_id])
 
     def progress_of(self, request_id: str) -> tuple[int, int]:
-        """Tokens that a request of known acceptances emitted in prefills, and its decode forwards."""
+        """Of a request with known acceptances: the tokens that its prefills emitted, and its decode forwards."""
         request = self._state.requests[request_id]
         return request.emitted, request.forwards_at(self._state.num_forwards)
 
     def rows(self, decision: Decision) -> list[StepRow]:
-        """The requests of the forward that follows this call, asked between the two."""
+        """The requests of the forward that follows this call. Ask between the call and the forward."""
         return _rows(self._state, decision)
 
     def can_decode(self, request_id: str) -> bool:
@@ -159,24 +159,24 @@ class SchedulerQueries:
         return self._state.can_decode(self._state.requests[request_id])
 
     def decodes(self) -> list[str]:
-        """The requests that the next forward decodes, in the worker's order: stalled ones left out."""
+        """The requests that the next forward decodes, in the worker's order, without stalled ones."""
         return _decodes(self._state)
 
     def stalled(self) -> list[str]:
-        """The decodes that the next forward cannot run, their block tables being too short, in the worker's
+        """The decodes that the next forward cannot run because their block tables are too short, in the worker's
         order.
         """
         return [request.id for request in self._state.stalled()]
 
     def check(self) -> None:
-        """AssertionError where an invariant does not hold: blocks, queues, tokens."""
+        """AssertionError if an invariant of blocks, queues or tokens does not hold."""
         from fdtrace.replayer.model.invariants import check  # noqa: PLC0415 - only tests pay for it
 
         check(self._state)
 
 
 def _place(request: Request) -> tuple[Hashable, ...]:
-    """Where a request stands."""
+    """The state of one request in a snapshot."""
     return request.id, request.status, request.computed, request.need_prefill, request.num_blocks
 
 

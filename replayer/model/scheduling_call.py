@@ -32,15 +32,16 @@ class SchedulingCall:
         self.decision = Decision(0, 0, 0)
         self.aborted: list[Request] = []
         self.index = 0
-        """Where the loop stands in the running queue; kept only where positions matter."""
+        """Position of the loop in the running queue; maintained only while `track`."""
         self.track = False
         self.prefill_unmet = False
+        """Whether a running prefill waits for blocks in this call."""
         self.not_ready: frozenset[str] | None = None
-        """As `Schedule` has them, and `failed`."""
+        """As in `Schedule`; so is `failed`."""
         self.failed: frozenset[str] = frozenset()
 
     def run(self, decision: Decision, *, charge: int, explain: bool) -> None:
-        """Decide; the decision is filled and the state changed."""
+        """Run the call: fill the decision and change the state."""
         self.decision, self.budget, self.charge, self.explain = (
             decision,
             decision.token_budget,
@@ -66,31 +67,31 @@ class SchedulingCall:
     # The running requests -----------------------------------------------------------------------------------
 
     def _candidates(self) -> list[Request]:
-        """The running requests to which this call may do more than charge them, in order of admission."""
+        """The running requests that this call has to visit, in order of admission. The others it only charges."""
         state = self.state
-        found = list(state.prefilling.values())  # these are in order; decodes are among neither of the others
+        candidates = list(state.prefilling.values())  # already in order of admission
         if self.prefill_role or not (state.due or state.abort_wanted):
-            return found
-        found.extend(state.due.values())
+            return candidates
+        candidates.extend(state.due.values())
         for request in state.abort_wanted.values():
             if (
                 request.status in RUNNING
                 and request.id not in state.due
                 and request.id not in state.prefilling
             ):
-                found.append(request)
-        if len(found) > 1:
-            found.sort(key=ORDER)
-        return found
+                candidates.append(request)
+        if len(candidates) > 1:
+            candidates.sort(key=ORDER)
+        return candidates
 
     def _schedule_running(self) -> None:
         """Visit the running requests until the budget is used up or blocks run out.
 
-        A budget of 0 or less visits none: no block table is extended then.
+        With a budget of 0 or less none is visited, so no block table is extended.
         """
         for request in self._candidates():
             if request.status not in RUNNING:
-                continue  # this call preempted it
+                continue  # this call has preempted it
             if self.track:
                 position = self.state.position(request)
                 if position < self.index:
@@ -105,7 +106,7 @@ class SchedulingCall:
             self._charge(len(self.state.running) - self.index)
 
     def _charge(self, num_decodes: int) -> None:
-        """Charge decodes that need nothing else, until the budget is used up."""
+        """Charge decodes that need no visit, until the budget is used up."""
         if self.prefill_role or self.charge == 0 or num_decodes <= 0:
             return
         if self.charge > 0:
@@ -113,7 +114,7 @@ class SchedulingCall:
         self.budget -= num_decodes * self.charge
 
     def _visit(self, request: Request) -> bool:
-        """Do what a running request needs; False ends the loop."""
+        """Do what a running request needs. False: the loop ends here."""
         if request.computed < request.need_prefill:
             return self._continue_prefill(request)
         if request.aborting:
@@ -132,7 +133,7 @@ class SchedulingCall:
         self.decision.aborted.append(request.id)
 
     def _extend(self, request: Request) -> bool:
-        """Give a decode its next blocks, preempting others if needed; False: it went itself."""
+        """Give a decode its next blocks; preempt others if needed. False: it was preempted itself, or none can be."""
         num_blocks = self.config.enc_dec_block_num
         if not self.state.pool.can_allocate(num_blocks) and not self._preempt_for(request, num_blocks):
             return False
@@ -146,10 +147,10 @@ class SchedulingCall:
         return True
 
     def _continue_prefill(self, request: Request) -> bool:
-        """The next chunk of a running prefill.
+        """Schedule the next chunk of a running prefill.
 
-        Before release 2.6 it preempts others for its blocks. Since then it waits for them, those that
-        admission reserves included, and nothing is admitted meanwhile.
+        Before release 2.6 it preempts other requests to get blocks. Since release 2.6 it waits until enough blocks
+        are free, reserved blocks included; while it waits, no request is admitted.
         """
         num_tokens = self._num_new_tokens(request)
         if num_tokens == 0:
@@ -172,7 +173,7 @@ class SchedulingCall:
     # Preemption ---------------------------------------------------------------------------------------------
 
     def _preempt_for(self, request: Request, num_blocks: int) -> bool:
-        """Preempt running requests until `num_blocks` are free; False: `request` went itself, or none can go.
+        """Preempt running requests until `num_blocks` are free. False: `request` itself was preempted, or none can be.
 
         FastDeploy: `_trigger_preempt`.
         """
@@ -186,7 +187,9 @@ class SchedulingCall:
             if chosen is None:
                 self._because("nothing to preempt", request, num_blocks=num_blocks)
                 return False
-            if chosen.order < request.order:  # the queue moves up under FastDeploy's index: it steps over one
+            if (
+                chosen.order < request.order
+            ):  # the queue moves up, FastDeploy's loop index does not: it skips one
                 self.index, self.track = position + 1, True
             self._preempt(chosen, request, num_blocks)
             self.reserve.preempted(self.state)
@@ -220,8 +223,8 @@ class SchedulingCall:
     def _schedule_waiting(self) -> None:
         """Admit from the head of the waiting queue while budget, slots and blocks are left.
 
-        Nothing is admitted in a call that preempted. A request whose preprocessing is not ready, or that gets
-        no whole aligned chunk, goes to the end of the queue.
+        A call that preempted admits nothing. A request goes to the end of the queue if its preprocessing has not
+        finished, or if the budget has no room for one aligned chunk of it.
         """
         state = self.state
         if self.decision.preempted:
@@ -247,7 +250,7 @@ class SchedulingCall:
         state.requeue_skipped(skipped)
 
     def _is_ready(self, request: Request) -> bool:
-        """FastDeploy: `waiting_async_process`, whose futures may end while the call runs."""
+        """FastDeploy: `waiting_async_process`; its futures can end during the call."""
         if self.not_ready is not None:
             request.ready = request.id not in self.not_ready
         return request.ready
@@ -259,7 +262,7 @@ class SchedulingCall:
         return request
 
     def _admit(self, skipped: list[Request]) -> NotAdmitted | None:
-        """Admit the head of the queue with its first chunk; else why not, or None where it was skipped."""
+        """Admit the head of the queue with its first chunk. Returns why not; None: it was admitted, or skipped."""
         state = self.state
         request = state.waiting[0]
         if request.status is Status.REQUEUED:
@@ -285,7 +288,7 @@ class SchedulingCall:
     def _missing(
         self, kind: str, request: Request, num_blocks: int, threshold: int, *, is_running: bool = False
     ) -> None:
-        """A request needs `num_blocks`, and finds fewer free than the threshold asks for."""
+        """Note that a request needs `num_blocks`, but fewer blocks are free than its threshold requires."""
         free = self.state.pool.num_free
         self.decision.num_missing_blocks = threshold - free
         self.decision.lack = Lack(request.id, threshold, max(0, threshold - num_blocks), is_running)
@@ -307,7 +310,7 @@ class SchedulingCall:
             self.state.pool.computed(request, request.computed)
 
     def _num_new_tokens(self, request: Request) -> int:
-        """Tokens of the next chunk. FastDeploy: `_get_num_new_tokens`; chunks align in deterministic mode."""
+        """Tokens of the next chunk. FastDeploy: `_get_num_new_tokens`; in deterministic mode chunks are aligned."""
         left, budget = request.need_prefill - request.computed, self.budget
         num_tokens = left if left < budget else budget
         size = self.config.split_kv_size
@@ -320,7 +323,7 @@ class SchedulingCall:
         return num_tokens
 
     def _num_new_blocks(self, request: Request, num_tokens: int) -> int:
-        """Blocks to add for a chunk: FastDeploy's `get_new_block_nums`, one more with speculation."""
+        """Blocks to add for a chunk: FastDeploy's `get_new_block_nums`; with speculation one block more."""
         size = self.block_size
         num_blocks = (request.computed + num_tokens + size - 1) // size - request.num_blocks
         if num_blocks < 0 and self.policy.clamp_new_blocks:

@@ -22,34 +22,34 @@ class SchedulerFailed(Exception):
 
 
 class State(DecodingState):
-    """Everything that a call reads and changes."""
+    """Everything that a scheduling call reads and changes."""
 
     def __init__(self, config: SchedulerConfig, policy: Policy, pool: BlockPool) -> None:
         super().__init__(config, policy)
         self.pool = pool
         self.requests: dict[str, Request] = {}
         self.asking: deque[Request] = deque()
-        """Arrived in the prefill or decode role, without a slot."""
+        """In the prefill and decode roles: requests that have arrived and have no slot."""
         self.preallocated: dict[str, Request] = {}
-        """With their slots and blocks, not running yet."""
+        """Requests that have slots and blocks and do not run yet."""
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of admission."""
         self._orders: list[int] = []
-        """The `order` of each of them."""
+        """The `order` of each running request."""
         self.prefilling: dict[str, Request] = {}
-        """Running, prefill not complete."""
+        """Running requests whose prefill is not complete."""
         self.preempted: dict[str, Request] = {}
         self.aborting: dict[str, Request] = {}
         self.leaving: dict[str, Request] = {}
-        """Finished and forgotten, their blocks not freed yet."""
+        """Finished requests, no longer in `requests`, whose blocks are not freed yet."""
         self.num_lost_slots = 0
-        """Slots that count as taken by requests which ended while they were aborted."""
+        """Slots that stay taken because their request finished while it was being aborted."""
         self.abort_wanted: dict[str, Request] = {}
         self.num_requeued = 0
-        """Preempted requests in the waiting queue: they keep their slots."""
+        """Preempted requests in the waiting queue; they keep their slots."""
         self.num_skipped = 0
-        """Preempted requests that the call under way has skipped: they keep their slots too."""
+        """Preempted requests that the current call has skipped; they keep their slots too."""
         self._next_order = 0
 
     def position(self, request: Request) -> int:
@@ -58,11 +58,11 @@ class State(DecodingState):
 
     def num_held_slots(self) -> int:
         """Sequences that count against max_num_seqs, as `ResourceManagerV1.schedule` counts them."""
-        going = len(self.preempted) + len(self.aborting) + self.num_lost_slots
-        return len(self.running) + going + self.num_requeued
+        num_leaving = len(self.preempted) + len(self.aborting) + self.num_lost_slots
+        return len(self.running) + num_leaving + self.num_requeued
 
     def num_slots_taken(self) -> int:
-        """Slots of the worker that are given away (the rest is `ResourceManager.available_batch`)."""
+        """Slots of the worker that are taken (the others are `ResourceManager.available_batch`)."""
         return self.num_held_slots() + self.num_skipped + len(self.preallocated)
 
     def arrive(self, request: Request) -> None:
@@ -71,13 +71,13 @@ class State(DecodingState):
         self.waiting.append(request)
 
     def ask(self, request: Request) -> None:
-        """A request comes to those that ask for slots and blocks, as the last."""
+        """A request goes to the end of the queue of those that ask for a slot and blocks."""
         request.status = Status.ASKING
         self.requests[request.id] = request
         self.asking.append(request)
 
     def preallocate_head(self, num_blocks: int, num_computed: int) -> Request:
-        """The first that asks gets a slot and blocks; so many of its tokens count as computed."""
+        """The first request that asks gets a slot and `num_blocks`; `num_computed` of its tokens count as computed."""
         request = self.asking.popleft()
         request.become(Status.PREALLOCATED)
         self.allocate(request, num_blocks)
@@ -86,7 +86,7 @@ class State(DecodingState):
         return request
 
     def join(self, request: Request, num_emitted: int) -> None:
-        """A request that has its blocks joins the running queue; with a token of its output, to decode it."""
+        """A request that has its blocks joins the running queue. If it brings a token of its output, it decodes."""
         del self.preallocated[request.id]
         request.become(Status.DECODE if num_emitted else Status.PREFILL)
         request.emitted = num_emitted
@@ -95,7 +95,7 @@ class State(DecodingState):
         self.prefilling[request.id] = request
 
     def discard(self, request: Request) -> None:
-        """A request that has its blocks and does not run gives them back, and is forgotten."""
+        """A request that has its blocks and does not run gives them back and is removed."""
         del self.preallocated[request.id]
         request.become(Status.FINISHED)
         self.pool.release(request)
@@ -103,9 +103,9 @@ class State(DecodingState):
         del self.requests[request.id]
 
     def skip_head(self) -> Request:
-        """The head of the waiting queue steps out until `requeue_skipped`.
+        """The head of the waiting queue leaves it until `requeue_skipped`.
 
-        A preempted one does not count for its slot meanwhile, as FastDeploy looks for those in the queue.
+        If it was preempted, its slot is not counted until then: FastDeploy counts preempted requests in the queue.
         """
         request = self.waiting.popleft()
         if request.status is Status.REQUEUED:
@@ -120,8 +120,8 @@ class State(DecodingState):
         self.num_skipped = 0
 
     def admit_head(self) -> Request:
-        """The head of the waiting queue joins the running one. The call has seen that it may; only those that it
-        skipped can have the slots nevertheless: SchedulerFailed then.
+        """The head of the waiting queue joins the running queue. The call has checked that a slot is free, but that
+        check does not count the slots of skipped requests: SchedulerFailed if they hold all of them.
         """
         request = self.waiting.popleft()
         if request.status is Status.REQUEUED:
@@ -149,7 +149,9 @@ class State(DecodingState):
         request.computed += num_tokens
         if request.computed >= request.need_prefill:
             del self.prefilling[request.id]
-            if self.config.role == "decode":  # its chunk is the token that it came with: the forward decodes
+            if (
+                self.config.role == "decode"
+            ):  # its chunk is the one token that it brought: the forward decodes it
                 self._start_decoding(request)
                 self.first_decodes.add(request.id)
                 self._watch(request)
@@ -157,7 +159,7 @@ class State(DecodingState):
                 self._watch(request)
 
     def allocate(self, request: Request, num_blocks: int) -> None:
-        """Blocks for a request; a negative number is none."""
+        """Give blocks to a request; a negative number gives none."""
         if num_blocks > 0:
             self.pool.allocate(request, num_blocks)
 
@@ -168,9 +170,9 @@ class State(DecodingState):
         self._watch(request)
 
     def preempt(self, request: Request) -> None:
-        """A running request loses its blocks and its place; the worker is asked to let go of it.
+        """A running request loses its blocks and its place in the queue; the worker has to release it.
 
-        In the decode role it loses its slot too and is forgotten, as FastDeploy's `_trigger_preempt` has it.
+        In the decode role it also loses its slot and is removed, as in FastDeploy's `_trigger_preempt`.
         """
         if self.config.role == "decode":
             self.finish(request)
@@ -180,7 +182,7 @@ class State(DecodingState):
         self.preempted[request.id] = request
 
     def abort(self, request: Request) -> None:
-        """A running decode loses its blocks. It keeps its place until `drop_aborted`."""
+        """A running decode loses its blocks. It keeps its place in the queue until `drop_aborted`."""
         self._leave_worker(request, Status.ABORTING)
         self.aborting[request.id] = request
         request.aborting = False
@@ -205,13 +207,13 @@ class State(DecodingState):
         self.waiting.appendleft(request)
 
     def recycle(self, request: Request) -> None:
-        """An aborted request is forgotten."""
+        """An aborted request is removed."""
         del self.aborting[request.id]
         request.become(Status.FINISHED)
         del self.requests[request.id]
 
     def finish(self, request: Request) -> None:
-        """A request is done: its blocks are freed, and it is forgotten."""
+        """A request has finished: its blocks are freed, and it is removed."""
         if request.status in RUNNING:
             self._leave_running(request)
             self._leave_worker(request, Status.FINISHED)
@@ -234,7 +236,7 @@ class State(DecodingState):
 
 
 def leave(state: State, request: Request) -> None:
-    """A running request is done: it leaves its queue and is forgotten, and keeps its blocks until `free`."""
+    """A running request has finished: it leaves its queue and is removed. It keeps its blocks until `free`."""
     state._leave_running(request)
     request.become(Status.LEAVING)
     state._stop_decoding(request)
@@ -251,14 +253,14 @@ def free(state: State, request: Request) -> None:
 
 
 def drop_waiting(state: State, request: Request) -> None:
-    """A waiting request is forgotten: its preprocessing failed."""
+    """A waiting request is removed: its preprocessing failed."""
     state.waiting.remove(request)
     request.status = Status.FINISHED
     state._forget(request)
 
 
 def resume(state: State, request: Request, num_computed: int, num_blocks: int) -> None:
-    """A request that was running before the model begins takes its place."""
+    """A request that was running before the model begins joins the running queue."""
     state.requests[request.id] = request
     request.become(Status.PREFILL)
     state._enter_running(request)
@@ -274,7 +276,7 @@ def resume(state: State, request: Request, num_computed: int, num_blocks: int) -
         state._watch(request)
 
 
-def resume_let_go(state: State, request: Request, status: Status) -> None:
+def resume_preempted_or_aborted(state: State, request: Request, status: Status) -> None:
     """A request that a call had preempted or aborted before the model begins."""
     state.requests[request.id] = request
     request.status = status

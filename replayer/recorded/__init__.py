@@ -1,1 +1,1 @@
-"""What a recording implies: the state in which its calls began, how long steps take, how memory grows."""
+"""What can be computed from a recording: the state when each call began, how long steps take, how memory grows."""

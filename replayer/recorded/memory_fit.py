@@ -1,7 +1,7 @@
 """How much memory the framework's allocator reserves for the largest step so far, fitted from a recording.
 
-An allocator that caches keeps what it once reserved, so reserved memory grows at new maxima of tokens a step
-alone. Up to what was profiled at start-up it stays flat, beyond that it grows with the largest step.
+A caching allocator keeps what it has reserved. So reserved memory grows only when a step has more tokens than every
+step before. It stays flat up to the size that was profiled at start-up, and grows with the largest step beyond it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class MemoryFit:
     """reserved bytes = max(floor_bytes, base_bytes + bytes_per_token * the largest step's tokens)."""
 
     column: MemoryColumn
-    """What it is fitted to."""
+    """The recorded column that it is fitted to."""
     floor_bytes: int
     base_bytes: float
     bytes_per_token: float
     num_points: int
-    """New maxima at which the allocator grew: what the line is fitted from."""
+    """Points that the line is fitted to: new maxima of tokens a step at which reserved memory grew."""
     rms_error_bytes: float
-    """Of the fit, over all new maxima of tokens a step."""
+    """Error of the fit over all new maxima of tokens a step."""
     max_error_bytes: float
     max_tokens: int
-    """The largest recorded step: beyond it the fit extrapolates."""
+    """The largest recorded step. Beyond it the fit extrapolates."""
     other_bytes: int = 0
-    """What else the device held, the median over the steps where its use was sampled; 0 where it never was."""
+    """Other memory in use on the device: the median over the steps where it was sampled; 0 if it never was."""
 
     def reserved(self, num_tokens: NDArray[Any]) -> NDArray[np.int64]:
         """The allocator's reserved bytes after each step of a history."""
@@ -49,21 +49,21 @@ class MemoryFit:
         return int(self.reserved(np.array([peak_tokens]))[0])
 
     def first_over(self, num_tokens: NDArray[Any], device_bytes: int) -> int | None:
-        """Index of the first step that a device of `device_bytes` would not hold; None: it holds all."""
+        """Index of the first step that needs more memory than a device of `device_bytes` has; None: no step does."""
         return first_over(self.reserved(num_tokens), device_bytes - self.other_bytes)
 
 
 def first_over(reserved: NDArray[np.int64], available_bytes: int) -> int | None:
-    """Index of the first step with more reserved than is available; None: none has."""
+    """Index of the first step with more than `available_bytes` reserved; None: there is none."""
     over = np.flatnonzero(reserved > available_bytes)
     return int(over[0]) if over.size else None
 
 
 def fitted_column(recording: Recording) -> MemoryColumn:
-    """`reserved_bytes`, or `peak_reserved_bytes` where only that one grows.
+    """`reserved_bytes`, or `peak_reserved_bytes` if only that column grows.
 
-    On a CPU Paddle gives memory back after each forward: what is reserved between forwards stays flat, and only the
-    peak of each forward grows.
+    On a CPU Paddle frees memory after each forward: reserved memory between forwards stays flat, and only the peak of
+    each forward grows.
     """
     return (
         "peak_reserved_bytes"
@@ -79,26 +79,26 @@ def _grows(recording: Recording, name: MemoryColumn) -> bool:
 
 
 def _other(recording: Recording, name: MemoryColumn) -> int:
-    """Bytes of the device beside what the framework reserved."""
+    """Bytes in use on the device that the framework has not reserved."""
     used, reserved = column(recording, "device_used_bytes"), column(recording, name)
-    seen = (used != MISSING) & (reserved != MISSING)
-    return max(0, int(np.median(used[seen] - reserved[seen]))) if seen.any() else 0
+    both_known = (used != MISSING) & (reserved != MISSING)
+    return max(0, int(np.median(used[both_known] - reserved[both_known]))) if both_known.any() else 0
 
 
 def fit_memory(recording: Recording) -> MemoryFit | None:
-    """The fit of a recording; None where it knows no reserved bytes."""
+    """The fit of a recording; None if it has no reserved bytes."""
     name = fitted_column(recording)
     tokens, reserved = column(recording, "num_tokens"), column(recording, name)
-    seen = (reserved != MISSING) & (tokens != MISSING)
-    tokens, reserved = tokens[seen], reserved[seen]
+    both_known = (reserved != MISSING) & (tokens != MISSING)
+    tokens, reserved = tokens[both_known], reserved[both_known]
     if not len(tokens):
         return None
-    largest, water = np.maximum.accumulate(tokens), np.maximum.accumulate(reserved)
-    new = np.concatenate([[True], largest[1:] > largest[:-1]])
-    grew = np.concatenate([[False], water[1:] > water[:-1]]) & new
-    floor = int(water[0])
-    base, slope = _line(largest[grew], water[grew], _last_flat(largest, water), floor)
-    error = np.maximum(base + slope * largest[new], floor) - water[new]
+    largest, high_water = np.maximum.accumulate(tokens), np.maximum.accumulate(reserved)
+    is_maximum = np.concatenate([[True], largest[1:] > largest[:-1]])
+    grew = np.concatenate([[False], high_water[1:] > high_water[:-1]]) & is_maximum
+    floor = int(high_water[0])
+    base, slope = _line(largest[grew], high_water[grew], _last_flat(largest, high_water), floor)
+    error = np.maximum(base + slope * largest[is_maximum], floor) - high_water[is_maximum]
     return MemoryFit(
         column=name,
         floor_bytes=floor,
@@ -112,15 +112,15 @@ def fit_memory(recording: Recording) -> MemoryFit | None:
     )
 
 
-def _last_flat(largest: NDArray[np.int64], water: NDArray[np.int64]) -> int:
-    """The largest step that memory was reserved for from the start."""
-    return int(largest[water == water[0]][-1])
+def _last_flat(largest: NDArray[np.int64], high_water: NDArray[np.int64]) -> int:
+    """The largest step for which the memory reserved at the start was enough."""
+    return int(largest[high_water == high_water[0]][-1])
 
 
 def _line(
     tokens: NDArray[np.int64], reserved: NDArray[np.int64], flat: int, floor: int
 ) -> tuple[float, float]:
-    """Base and slope through the points of growth; with one, from the end of the flat part."""
+    """Base and slope through the points of growth; through one point, from the end of the flat part."""
     if len(tokens) == 0:
         return float(floor), 0.0
     if len(tokens) == 1:

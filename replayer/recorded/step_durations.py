@@ -1,6 +1,6 @@
 """When the requests of a recording arrive in a replay: by recorded step, or by recorded time.
 
-By time, a replayed step takes as long as its tokens say: durations are fitted from the recorded steps.
+By time, the duration of a replayed step is computed from its tokens. The formula is fitted to the recorded steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.recorded.step_state import column, known
+from fdtrace.replayer.recorded.step_state import column, column_or_zero
 
 ClockKind = Literal["steps", "time"]
 
@@ -26,8 +26,8 @@ FEWEST = 8
 class StepDurations:
     """A step takes base_us + us_per_prefill_token * its prefill tokens + us_per_decode_token * its decode tokens.
 
-    From the start of its scheduling call to the start of the next, microseconds. The errors are those of the
-    steps fitted.
+    Microseconds, from the start of its scheduling call to the start of the next one. The errors are those of the
+    fitted steps.
     """
 
     base_us: float
@@ -35,13 +35,13 @@ class StepDurations:
     us_per_decode_token: float
     num_steps: int
     variation: float
-    """Standard deviation of the durations fitted, as a share of their mean: where it is small, little is left that a
-    low `r_squared` could fail to explain.
+    """Standard deviation of the fitted durations, as a share of their mean. If it is small, a low `r_squared` does not
+    matter.
     """
     r_squared: float
-    """Share of the durations' variance that the fit explains, 1 at best."""
+    """Share of the durations' variance that the fit explains; 1 at best."""
     median_relative_error: float
-    """Half of the steps have a smaller error than this, as a share of their duration."""
+    """Median of the steps' errors, each as a share of the step's duration."""
 
     def of(self, num_prefill_tokens: int, num_decode_tokens: int) -> float:
         """Microseconds of one step."""
@@ -54,37 +54,39 @@ class StepDurations:
 
 @dataclass(frozen=True)
 class Clock:
-    """By what requests arrive in a replay."""
+    """Whether requests arrive in a replay by recorded step or by recorded time."""
 
     kind: ClockKind
     durations: StepDurations | None = None
-    """By time: how long a replayed step takes."""
+    """For arrivals by time: how long a replayed step takes."""
 
 
 BY_STEPS = Clock("steps")
 
 
 def call_times(recording: Recording) -> NDArray[np.int64]:
-    """When each step's scheduling call began, ns: before its forward by as long as the call took.
+    """When each step's scheduling call began, in ns: the start of its forward minus the duration of the call.
 
-    UsageError where the recording has no times.
+    UsageError if the recording has no times.
     """
-    began = column(recording, "ts")
-    if not len(began) or (began == MISSING).any():
+    forward_started = column(recording, "ts")
+    if not len(forward_started) or (forward_started == MISSING).any():
         raise UsageError("this recording has no times", hint="--clock steps")
-    return began - 1000 * known(recording, "schedule_us")
+    return forward_started - 1000 * column_or_zero(recording, "schedule_us")
 
 
 def fit_durations(recording: Recording) -> StepDurations:
-    """Least squares over the recorded steps, so that all of them together take as long as recorded; no term is
-    negative.
+    """Fit durations to the recorded steps by least squares; no term is negative.
 
-    Steps after which nothing ran or waited are not fitted, as the time to the next one was spent idle.
-    UsageError where too few steps are left.
+    The fitted steps together take as long as recorded. A step after which no request ran or waited is not fitted,
+    because the engine was idle until the next step. UsageError if too few steps remain.
     """
     took = np.diff(call_times(recording)) / 1000.0
-    prefill, decode = known(recording, "num_prefill_tokens"), known(recording, "num_decode_tokens")
-    busy = (_left(recording)[:-1] > 0) & (took > 0)
+    prefill, decode = (
+        column_or_zero(recording, "num_prefill_tokens"),
+        column_or_zero(recording, "num_decode_tokens"),
+    )
+    busy = (_num_remaining(recording)[:-1] > 0) & (took > 0)
     terms = np.stack([np.ones(len(took)), prefill[:-1], decode[:-1]], axis=1)[busy].astype(np.float64)
     took = took[busy]
     if len(took) < FEWEST:
@@ -107,20 +109,20 @@ def fit_durations(recording: Recording) -> StepDurations:
     )
 
 
-def _left(recording: Recording) -> NDArray[np.int64]:
-    """Requests that ran or waited after each step, those that it finished taken off."""
-    running, waiting = known(recording, "num_running"), known(recording, "num_waiting")
+def _num_remaining(recording: Recording) -> NDArray[np.int64]:
+    """Requests that ran or waited after each step, without those that it finished."""
+    running, waiting = column_or_zero(recording, "num_running"), column_or_zero(recording, "num_waiting")
     steps = np.asarray(recording.steps["step"], dtype=np.int64)
     finished = recording.details.endings.finished_step
     finished = finished[finished != MISSING]
     index = np.searchsorted(steps, finished)
-    gone = np.bincount(index[index < len(steps)], minlength=len(steps))
-    left: NDArray[np.int64] = running + waiting - gone
-    return left
+    num_finished = np.bincount(index[index < len(steps)], minlength=len(steps))
+    num_remaining: NDArray[np.int64] = running + waiting - num_finished
+    return num_remaining
 
 
 def _solve(terms: NDArray[np.float64], took: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The factors of least squares; a term that would be negative is left out, the largest such first."""
+    """The factors of least squares. Terms that would be negative are left out, the most negative one first."""
     active = np.ones(terms.shape[1], dtype=bool)
     while True:
         factors = np.zeros(terms.shape[1])

@@ -186,10 +186,10 @@ TEXTS = {
         json.dumps(small()).replace("128", "1" * 6000),
         ("`max_num_batched_tokens` must be at most",),
     ),
-    "a key twice": (json.dumps(small())[:-1] + ', "max_num_seqs": 4}', ("`max_num_seqs` stands twice",)),
+    "a key twice": (json.dumps(small())[:-1] + ', "max_num_seqs": 4}', ("`max_num_seqs` is there twice",)),
     "a key of a request twice": (
         json.dumps(small()).replace('"id": "b"', '"id": "b", "prompt": 3'),
-        ("`prompt` stands twice in `requests[1]`",),
+        ("`prompt` is there twice in `requests[1]`",),
     ),
 }
 

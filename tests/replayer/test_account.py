@@ -10,7 +10,7 @@ from fdtrace.replayer import BUILTIN, ORIGINAL, History, Replay, history_of, par
 from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.request_story import story_of
 from fdtrace.replayer.analysis.step_account import Accountant
-from fdtrace.replayer.formulas.worked_example import parts, spelled_out
+from fdtrace.replayer.formulas.worked_example import budget_and_charge, spelled_out
 from fdtrace.replayer.history.condition import Condition
 from fdtrace.replayer.workload.workload import Workload
 from tests.tui.recordings import case, golden, lab_recording, plain_steps, recording_of
@@ -183,5 +183,5 @@ def test_a_bad_condition_says_where() -> None:
 
 
 def test_the_parts_of_a_formulas_text() -> None:
-    assert parts("a - b; charge 1 + 2") == ("a - b", "1 + 2")
-    assert parts("a") == ("a", "0")
+    assert budget_and_charge("a - b; charge 1 + 2") == ("a - b", "1 + 2")
+    assert budget_and_charge("a") == ("a", "0")

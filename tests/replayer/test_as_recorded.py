@@ -56,6 +56,14 @@ def test_a_formula_that_charges_too_little_exceeds() -> None:
     assert (history.outcome.num_exceeded, history.outcome.max_excess) == (1, 15)
 
 
+def test_a_history_says_what_it_is() -> None:
+    history = as_recorded_history(recording(**STEPS), BUILTIN["original"])
+    assert repr(history) == "<History 'original' (as recorded): 3 steps, 1 exceed the limit of 100>"
+    assert repr(recorded_history(recording(**STEPS), rows=lambda _step: [])) == (
+        "<History 'recorded' (recorded): 3 steps, 1 exceed the limit of 100>"
+    )
+
+
 def test_tokens_refused_though_they_fitted() -> None:
     history = as_recorded_history(recording(**STEPS), parse_formula("tiny: 5"))
     assert history.columns["num_tokens"].tolist() == [5, 45, 44]

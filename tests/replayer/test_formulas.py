@@ -19,6 +19,7 @@ from fdtrace.replayer.formulas import (
     formula_from_class,
     parse_formula,
 )
+from fdtrace.replayer.formulas.expression import Expression
 
 
 def variables(**changes: int) -> Variables:
@@ -263,3 +264,27 @@ def test_a_class_of_the_users_own() -> None:
     for wrong in (3, int, Mine(), "Mine"):
         with pytest.raises(UsageError, match="is no formula"):
             formula_from_class(wrong)
+
+
+def test_a_formula_and_an_expression_say_what_they_are() -> None:
+    assert repr(BUILTIN["pr7499"]) == (
+        "<Pr7499 'pr7499': max_num_batched_tokens - num_running_decodes * (num_speculative_tokens + 1)>"
+    )
+    assert (
+        repr(parse_formula("mine: num_running; charge 2"))
+        == "<ExpressionFormula 'mine': num_running; charge 2>"
+    )
+
+    class Mine:
+        def budget(self, v: Variables) -> int:
+            return v.num_running
+
+    assert repr(formula_from_class(Mine)) == "<ClassFormula 'Mine'>"
+    assert (
+        repr(Expression("num_running + 1", "formula 'mine'"))
+        == "<Expression of formula 'mine': num_running + 1>"
+    )
+
+
+def test_the_repr_of_a_formula_shows_control_characters_as_escapes() -> None:
+    assert "\x1b" not in repr(parse_formula("mine: num_running # \x1b[2J"))

@@ -20,7 +20,10 @@ HELP = "Enter goes or edits · a adds · e edits · Space disables · d removes 
 
 
 class BreakList(ModalScreen["tuple[str, str] | None"]):
-    """Breakpoints, then watches. Left with what is to be asked for: `go`, `break` or `watch`, and a text."""
+    """Breakpoints, then watches.
+
+    It closes with None, or with what to do next and a text: `go` (a step), `break` or `watch` (text to edit).
+    """
 
     DEFAULT_CSS = """
     BreakList { align: center middle; }
@@ -81,7 +84,7 @@ class BreakList(ModalScreen["tuple[str, str] | None"]):
         return self._items[at] if at is not None and at < len(self._items) else None
 
     def action_close(self) -> None:
-        """Leave."""
+        """Close the list."""
         self.dismiss(None)
 
     def action_add(self) -> None:
@@ -89,14 +92,14 @@ class BreakList(ModalScreen["tuple[str, str] | None"]):
         self.dismiss(("break", ""))
 
     def action_disable(self) -> None:
-        """Disable, or enable."""
+        """Disable a breakpoint, or enable it again."""
         chosen = self._chosen
         if isinstance(chosen, Breakpoint):
             chosen.enabled = not chosen.enabled
             self._fill(self.query_one(OptionList).highlighted or 0)
 
     def action_remove(self) -> None:
-        """Remove."""
+        """Remove a breakpoint or a watch."""
         chosen = self._chosen
         if isinstance(chosen, Breakpoint):
             self.breaks.all.remove(chosen)
@@ -105,7 +108,7 @@ class BreakList(ModalScreen["tuple[str, str] | None"]):
         self._fill(self.query_one(OptionList).highlighted or 0)
 
     def action_edit(self) -> None:
-        """Take it off the list, and ask with its text."""
+        """Take an entry off the list, and ask for a new one that begins with its text."""
         chosen = self._chosen
         if chosen is None:
             return
@@ -117,15 +120,15 @@ class BreakList(ModalScreen["tuple[str, str] | None"]):
             self.dismiss(("watch", chosen.text))
 
     def action_down(self) -> None:
-        """The next one."""
+        """Select the next entry."""
         self.query_one(OptionList).action_cursor_down()
 
     def action_up(self) -> None:
-        """The one before."""
+        """Select the previous entry."""
         self.query_one(OptionList).action_cursor_up()
 
     def on_option_list_option_selected(self) -> None:
-        """Enter or a click: go to the step, or edit."""
+        """Enter or a click: go to the step of a step breakpoint; edit any other entry."""
         chosen = self._chosen
         if isinstance(chosen, Breakpoint) and chosen.kind == "step":
             self.dismiss(("go", chosen.text))

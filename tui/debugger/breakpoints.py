@@ -1,4 +1,4 @@
-"""Breakpoints: where to stop. No terminal."""
+"""Breakpoints: where to stop. Nothing here needs a terminal."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EVENTS = (
     "exceeded", "preempted", "stalled", "not_admitted", "hang", "arrived", "finished", "aborted", "extended",
     "skipped", "rescheduled", "error", "lost", "attached", "detached",
 )  # fmt: skip
-"""Kinds of events to break on. A replay tells the first five; a recording all but `hang`."""
+"""Kinds of events to break on. A replay has the first five; a recording has all but `hang`."""
 
 
 COLUMN_EVENTS = ("exceeded", "hang", "not_admitted", "arrived")
-"""Those that the columns of steps and requests tell, of a recording too."""
+"""Kinds that are read from the columns of steps and requests, for a recording too."""
 
 
 @dataclass(eq=False)
@@ -34,13 +34,13 @@ class Breakpoint:
     kind: Kind
     enabled: bool = True
     recorded: Ints | None = None
-    """Steps of the recording with this event; None: they are found from columns."""
+    """Steps of the recording with this event, as the trace has them; None: read them from columns."""
     _condition: Condition | None = None
     _hits: WeakKeyDictionary[Series, tuple[int, Ints]] = field(default_factory=WeakKeyDictionary)
 
     @classmethod
     def parse(cls, text: str) -> Breakpoint:
-        """A step's number, an event's kind, or a condition. UsageError says what is wrong with it, and where."""
+        """A step's number, a kind of event, or a condition. UsageError says what is wrong with the text, and where."""
         text = " ".join(text.split())
         if text.isascii() and text.isdigit():
             return cls(text, "step")
@@ -49,15 +49,15 @@ class Breakpoint:
         return cls(text, "condition", _condition=Condition(text))
 
     def hits(self, series: Series, recording: Recording) -> Ints:
-        """The steps of a history that it stops at, ascending. UsageError where it cannot be computed."""
-        known = self._hits.get(series)
-        if known is not None and known[0] == len(series):
-            return known[1]
-        found = np.unique(self._find(series, recording))
-        self._hits[series] = (len(series), found)
-        return found
+        """The steps of a history at which it stops, ascending. UsageError if they cannot be computed."""
+        cached = self._hits.get(series)
+        if cached is not None and cached[0] == len(series):
+            return cached[1]
+        steps = np.unique(self._compute_hits(series, recording))
+        self._hits[series] = (len(series), steps)
+        return steps
 
-    def _find(self, series: Series, recording: Recording) -> Ints:
+    def _compute_hits(self, series: Series, recording: Recording) -> Ints:
         if self.kind == "step":
             return np.array([int(self.text)], np.int64)
         if self._condition is not None:
@@ -67,7 +67,7 @@ class Breakpoint:
         return _event_steps(self.text, series, recording)
 
     def forget(self) -> None:
-        """What was found is found anew."""
+        """Forget the computed steps, so that they are computed again."""
         self._hits.clear()
 
 
@@ -79,18 +79,18 @@ def _event_steps(kind: str, series: Series, recording: Recording) -> Ints:
         return np.array([] if hang is None else [hang.step], np.int64)
     column = series.history.columns.get("not_admitted" if kind == "not_admitted" else f"num_{kind}")
     if column is not None:
-        there = column != "" if column.dtype == object else np.asarray(column) > 0
-        return np.asarray(series.step[there])
+        happened = column != "" if column.dtype == object else np.asarray(column) > 0
+        return np.asarray(series.step[happened])
     if kind == "arrived":
-        at = recording.requests.get("arrived_step")
+        steps = recording.requests.get("arrived_step")
     elif kind in ("finished", "aborted") and series.how != "rescheduled":
         endings = recording.details.endings
-        at = endings.finished_step if kind == "finished" else endings.aborted_step
+        steps = endings.finished_step if kind == "finished" else endings.aborted_step
     else:
-        at = None
-    if at is None:
+        steps = None
+    if steps is None:
         return np.zeros(0, np.int64)
-    return np.asarray(at[at != MISSING], dtype=np.int64)
+    return np.asarray(steps[steps != MISSING], dtype=np.int64)
 
 
 class Breakpoints:
@@ -100,20 +100,20 @@ class Breakpoints:
         self.all: list[Breakpoint] = []
 
     def add(self, text: str) -> Breakpoint:
-        """Add one; where it is there already, enable that. UsageError where it is none."""
+        """Add a breakpoint, or enable the one with the same text. UsageError if the text is no breakpoint."""
         new = Breakpoint.parse(text)
-        for known in self.all:
-            if known.text == new.text:
-                known.enabled = True
-                return known
+        for point in self.all:
+            if point.text == new.text:
+                point.enabled = True
+                return point
         self.all.append(new)
         return new
 
     def toggle_step(self, step: int) -> bool:
-        """Set a breakpoint on a step, or remove it; whether there is one then."""
-        for known in self.all:
-            if known.kind == "step" and int(known.text) == step:
-                self.all.remove(known)
+        """Set a breakpoint on a step, or remove it. Returns whether the step has one afterwards."""
+        for point in self.all:
+            if point.kind == "step" and int(point.text) == step:
+                self.all.remove(point)
                 return False
         self.all.append(Breakpoint(str(step), "step"))
         return True
@@ -121,8 +121,8 @@ class Breakpoints:
     def next(
         self, series: Series, recording: Recording, step: int, direction: int
     ) -> tuple[int, Breakpoint] | None:
-        """The nearest stop after a step (or before it), with its breakpoint; None: there is none."""
-        best: tuple[int, Breakpoint] | None = None
+        """The nearest stop after a step, or before it (`direction` -1), with its breakpoint; None: there is none."""
+        nearest: tuple[int, Breakpoint] | None = None
         for point in self.all:
             if not point.enabled:
                 continue
@@ -131,17 +131,17 @@ class Breakpoints:
             at = at if direction > 0 else at - 1
             if not 0 <= at < len(hits):
                 continue
-            found = int(hits[at])
-            if best is None or (found - best[0]) * direction < 0:
-                best = found, point
-        return best
+            stop = int(hits[at])
+            if nearest is None or (stop - nearest[0]) * direction < 0:
+                nearest = stop, point
+        return nearest
 
     def at(self, series: Series, recording: Recording, step: int) -> list[Breakpoint]:
-        """The enabled breakpoints that a step is a stop of."""
-        out = []
+        """The enabled breakpoints that stop at a step."""
+        points = []
         for point in self.all:
             hits = point.hits(series, recording) if point.enabled else ()
             at = int(np.searchsorted(hits, step)) if len(hits) else 0
             if at < len(hits) and hits[at] == step:
-                out.append(point)
-        return out
+                points.append(point)
+        return points

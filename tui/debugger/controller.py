@@ -1,4 +1,4 @@
-"""Breakpoints and watches: set, listed, gone to, shown."""
+"""The debugger's keys: set and list breakpoints, go to them, show watches."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fdtrace.tui.screen import Asks, ReplayScreen
 
 
 class Debugger:
-    """Stops at breakpoints, forwards and backwards, and shows watches."""
+    """Goes to breakpoints, forwards and backwards, and shows watches."""
 
     def __init__(self, screen: ReplayScreen, panes: Panes, prompt: Asks, count: Count) -> None:
         self.screen, self.panes, self.prompt, self.count = screen, panes, prompt, count
         self.breaks = Breakpoints()
         self.watches = Watches()
         self._shown = Static("", id="watches", markup=False)
-        self._event_steps = screen.background("events", self._have_events, screen.fail, every=True)
+        self._event_steps = screen.background("events", self._events_read, screen.fail, every=True)
 
     def compose(self) -> ComposeResult:
         """The lines of the watches."""
@@ -37,18 +37,18 @@ class Debugger:
     # Breakpoints
 
     def break_here(self) -> None:
-        """A breakpoint on this step, or none."""
+        """Set a breakpoint on the step at the cursor, or remove it."""
         self.count.clear()
         self.toggle_break(self.screen.session.cursor)
 
     def toggle_break(self, step: int) -> None:
         """Set a breakpoint on a step, or remove it."""
-        there = self.breaks.toggle_step(step)
-        self.screen.say(f"breakpoint on step {step}" if there else f"no breakpoint on step {step}")
+        is_set = self.breaks.toggle_step(step)
+        self.screen.say(f"breakpoint on step {step}" if is_set else f"no breakpoint on step {step}")
         self.show_breaks()
 
     def add_break(self, text: str) -> None:
-        """Add a breakpoint. UsageError says what is wrong with it."""
+        """Add a breakpoint. UsageError says what is wrong with the text."""
         point = self.breaks.add(text)
         try:
             hits = self._hits(point)
@@ -66,7 +66,7 @@ class Debugger:
         return 0 if series is None else len(point.hits(series, self.screen.session.recording))
 
     def _read_events(self, point: Breakpoint) -> None:
-        """The steps of an event that only the trace knows."""
+        """Read from the trace the steps of a kind of event that no column has."""
         source = self.screen.session.sources.event_steps
         columns = self.screen.session.recorded.history.columns
         if point.kind != "event" or source is None or f"num_{point.text}" in columns:
@@ -79,28 +79,28 @@ class Debugger:
 
         self._event_steps.want(work)
 
-    def _have_events(self, read: tuple[Breakpoint, Ints]) -> None:
-        point, steps = read
-        first, point.recorded = point.recorded is None, steps
+    def _events_read(self, result: tuple[Breakpoint, Ints]) -> None:
+        point, steps = result
+        first_time, point.recorded = point.recorded is None, steps
         point.forget()
-        if first:
+        if first_time:
             self.screen.say(f"breakpoint {point.text}: {len(steps)} steps of the recording")
             self.show_breaks()
 
-    def read_events_anew(self) -> None:
-        """The recording has grown: read again where its events are."""
+    def reread_events(self) -> None:
+        """The recording has grown: read the steps of its events again."""
         if not self._event_steps.busy:
             for point in self.breaks.all:
                 self._read_events(point)
 
     def show_breaks(self) -> None:
-        """Show the steps of breakpoints on the charts' axes."""
+        """Mark the steps of breakpoints on the charts' axes."""
         self.panes.mark(
             [int(point.text) for point in self.breaks.all if point.kind == "step" and point.enabled]
         )
 
     def to_breakpoint(self, direction: int) -> None:
-        """On to the next breakpoint, or back to the one before, in the active pane."""
+        """Go to the next breakpoint in the active pane, or to the previous one (`direction` -1)."""
         self.count.clear()
         series, session = self.panes.current.series, self.screen.session
         if not any(point.enabled for point in self.breaks.all):
@@ -126,7 +126,7 @@ class Debugger:
         return stop[0] if stop is not None and (due - stop[0]) * direction >= 0 else None
 
     def stopped_by(self, step: int) -> str:
-        """The breakpoints that a step is a stop of."""
+        """The texts of the breakpoints that stop at a step."""
         series = self.panes.current.series
         if series is None:
             return ""
@@ -134,23 +134,23 @@ class Debugger:
         return ", ".join(point.text for point in points)
 
     def break_list(self) -> None:
-        """The list of breakpoints, and of watches."""
+        """Open the list of breakpoints and watches."""
         series = self.panes.current.series
         counts = {id(point): self._hits(point) if series is not None else 0 for point in self.breaks.all}
         dialog = BreakList(self.breaks, self.watches, counts, self.screen.look().css_class)
-        self.screen.open_dialog(dialog, self._listed)
+        self.screen.open_dialog(dialog, self._list_closed)
 
-    def _listed(self, chosen: tuple[str, str] | None) -> None:
-        """What the list was left for: to go to a step, to add or edit, or nothing."""
+    def _list_closed(self, result: tuple[str, str] | None) -> None:
+        """Do what the list was closed with: go to a step, ask for a new text, or nothing."""
         self.show_breaks()
         self.show_watches()
-        if chosen is None:
+        if result is None:
             return
-        what, text = chosen
-        if what == "go":
+        action, text = result
+        if action == "go":
             self.screen.go(int(text), jump=True)
             return
-        kind: Ask = "watch" if what == "watch" else "break"
+        kind: Ask = "watch" if action == "watch" else "break"
         self.screen.call_after_refresh(partial(self.prompt.ask, kind, text))
 
     # Watches
@@ -160,13 +160,13 @@ class Debugger:
         self.prompt.ask("watch")
 
     def toggle_watch(self, text: str) -> None:
-        """Watch an expression, or watch it no longer. UsageError says what is wrong with it."""
-        there = self.watches.toggle(text)
+        """Watch an expression, or stop watching it. UsageError says what is wrong with it."""
+        is_watched = self.watches.toggle(text)
         self.show_watches()
-        self.screen.say(f"watching {text}" if there else f"{text} is watched no longer")
+        self.screen.say(f"watching {text}" if is_watched else f"{text} is watched no longer")
 
     def show_watches(self) -> None:
-        """A line a watch: its value in each pane at the cursor."""
+        """Show one line for each watch: its value at the cursor in each pane."""
         self._shown.display = bool(self.watches.all)
         if not self.watches.all:
             return

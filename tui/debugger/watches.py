@@ -1,4 +1,4 @@
-"""Watches: expressions whose values are shown. No terminal."""
+"""Watches: expressions whose values are shown. Nothing here needs a terminal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ class Watches:
         self.all: list[Condition] = []
 
     def toggle(self, text: str) -> bool:
-        """Add a watch, or remove the one that is there; whether it is there then. UsageError: it is none."""
+        """Add a watch, or remove it if it exists. Returns whether it exists afterwards.
+
+        UsageError if the text is no expression.
+        """
         new = Condition(text)
-        for known in self.all:
-            if known.text == new.text:
-                self.all.remove(known)
+        for watch in self.all:
+            if watch.text == new.text:
+                self.all.remove(watch)
                 return False
         self.all.append(new)
         return True
 
     def values(self, series: Sequence[Series | None], step: int) -> list[tuple[str, list[str]]]:
-        """Each watch with its value in each history."""
-        return [(watch.text, [_value(watch, one, step) for one in series]) for watch in self.all]
+        """The text of each watch, and its value at a step in each history; `-` where it has none."""
+        return [(watch.text, [_value(watch, history, step) for history in series]) for watch in self.all]
 
 
 def _value(watch: Condition, series: Series | None, step: int) -> str:

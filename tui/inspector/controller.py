@@ -122,7 +122,7 @@ class InspectorController:
 
     def _have_stories(self, stories: list[Story | None]) -> None:
         self.screen.say()
-        known = [story for story in stories if story is not None and (story.parts or story.arrived)]
+        known = [story for story in stories if story is not None and (story.segments or story.arrived)]
         if not known:
             self.screen.say("no step of that request is known here")
             return

@@ -82,14 +82,14 @@ def story_lines(story: Story, look: Look) -> list[tuple[int | None, str]]:
     lines: list[tuple[int | None, str]] = [(None, f"{story.name}: {_sum(story)}")]
     if story.arrived is not None:
         lines.append((story.arrived, _line(story.arrived, "arrived")))
-    for part in story.parts[:MOST_PARTS]:
+    for part in story.segments[:MOST_PARTS]:
         lines += _part(story, part)
-    if len(story.parts) > MOST_PARTS:
-        lines.append((None, f"    and {len(story.parts) - MOST_PARTS} more"))
+    if len(story.segments) > MOST_PARTS:
+        lines.append((None, f"    and {len(story.segments) - MOST_PARTS} more"))
     if story.finished is not None:
         why = f" ({story.finish_reason})" if story.finish_reason else ""
         lines.append((story.finished, _line(story.finished, f"finished{why}")))
-    elif story.parts:
+    elif story.segments:
         lines.append((None, "         not finished in this history"))
     return [*lines, (None, "")]
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fdtrace.recorder.printable import printable
 from fdtrace.replayer.analysis.step_account import Account
-from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, parts
+from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, budget_and_charge
 from fdtrace.replayer.model.events import Decision, Reason, StepRow
 from fdtrace.tui.inspector.inspector import Inspection
 from fdtrace.tui.theme import Look, memory_size
@@ -100,7 +100,7 @@ def _budget(page: Page, account: Account) -> None:
         page.say(f"= {_number(account['token_budget'])}", palette.strong)
         return
     arithmetic = account.arithmetic
-    page.say(parts(formula.text)[0].replace("*", TIMES).replace(" - ", f" {MINUS} "), palette.dim)
+    page.say(budget_and_charge(formula.text)[0].replace("*", TIMES).replace(" - ", f" {MINUS} "), palette.dim)
     for at, line in enumerate(arithmetic.lines):
         last = at == len(arithmetic.lines) - 1
         page.say(f"= {line}", palette.strong if last else None)

@@ -1,1 +1,1 @@
-"""Where one is on the replay screen: cursor, window, jumps, playing."""
+"""The position on the replay screen: cursor, window, jumps, playing."""

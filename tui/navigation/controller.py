@@ -1,4 +1,4 @@
-"""Where one is: steps, jumps and the trail of them, marks, playing, zoom."""
+"""Moves the cursor and the window: steps, jumps, marks, playing, zoom."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fdtrace.tui.panes.series import Window
 from fdtrace.tui.screen import ReplayScreen
 
 TICK = 1 / 30
-"""Seconds between two looks at the step that is due while it plays."""
+"""Seconds between two updates of the cursor while it plays."""
 
 
 class Stops(Protocol):
     """Where playing stops: the debugger's breakpoints."""
 
     def stop_between(self, step: int, due: int) -> int | None:
-        """The first breakpoint between two steps, the second one included."""
+        """The first step with a breakpoint after `step`, up to and including `due`; None: there is none."""
 
     def stopped_by(self, step: int) -> str:
-        """The breakpoints that a step is a stop of."""
+        """The texts of the breakpoints that stop at a step."""
 
 
 class Navigation:
@@ -41,23 +41,23 @@ class Navigation:
         self._ticker: Timer | None = None
 
     def begin(self) -> None:
-        """Have the clock tick; it stands until it plays."""
+        """Make the timer for playing. It is paused until something plays."""
         self._ticker = self.screen.every(TICK, self.tick, pause=True)
 
     # Counts, and digits that name a pane
 
     def digit(self, typed: str) -> None:
-        """A digit: a part of a count, or the pane with that number."""
-        fresh = not self.count.pending
+        """A digit was typed: it belongs to a count, or names a pane."""
+        is_first = not self.count.pending
         if not self.count.digit(typed, self.screen.clock(), self.screen.session.active):
             self.fit()
             return
-        if fresh or len(self.count.pending) == 1:
+        if is_first or len(self.count.pending) == 1:
             self.panes.activate_number(int(typed))
         self.screen.say()
 
     def take_count(self, *, by_pane: bool = False) -> int | None:
-        """The count typed before this key; a digit that was one gives the active pane back."""
+        """The count typed before this key. If a digit of it had changed the active pane, that change is undone."""
         undo = self.count.undo
         count = self.count.take(self.screen.clock(), by_pane=by_pane)
         if count is not None and undo is not None:
@@ -68,7 +68,7 @@ class Navigation:
     # Moving
 
     def go(self, step: int, message: str = "", *, jump: bool = False) -> None:
-        """Move the cursor to a step; what plays goes on from there. `jump`: it can be undone."""
+        """Move the cursor to a step; playing continues from there. `jump`: the move can be undone."""
         if jump:
             self.trail.leave(self.place)
         session = self.screen.session
@@ -83,16 +83,16 @@ class Navigation:
 
     @property
     def place(self) -> Place:
-        """Where one is."""
+        """The current step and window."""
         return Place(self.screen.session.cursor, self.screen.session.window)
 
     def step(self, direction: int) -> None:
-        """A step on or back, or as many as the count says."""
+        """Go one step on or back, or as many as the count says."""
         count = self.take_count() or 1
         self.go(self.screen.session.cursor + direction * count, jump=count > 1)
 
     def exceeded(self, direction: int) -> None:
-        """The next step over the limit in the active pane, or the one before."""
+        """Go to the next step over the limit in the active pane, or to the previous one (`direction` -1)."""
         count = self.take_count(by_pane=True) or 1
         series, cursor = self.panes.current.series, self.screen.session.cursor
         if series is None:
@@ -108,29 +108,29 @@ class Navigation:
         self.go(step, jump=True)
 
     def first(self) -> None:
-        """The first step."""
+        """Go to the first step."""
         self.take_count()
         self.go(self.screen.session.window.low, jump=True)
 
     def last(self) -> None:
-        """The last step, or the one that the count names."""
+        """Go to the last step, or to the step that the count names."""
         count = self.take_count()
         self.go(self.screen.session.window.high - 1 if count is None else count, jump=True)
 
     # Back and forward, marks
 
     def undo(self) -> None:
-        """Back to where the last jump left."""
-        self._turn(self.trail.back(self.place), "no jump to undo")
+        """Go back to the place before the last jump."""
+        self._return_to(self.trail.back(self.place), "no jump to undo")
 
     def redo(self) -> None:
-        """Forward again."""
-        self._turn(self.trail.forward(self.place), "no jump was undone")
+        """Make the undone jump again."""
+        self._return_to(self.trail.forward(self.place), "no jump was undone")
 
-    def _turn(self, place: Place | None, otherwise: str) -> None:
+    def _return_to(self, place: Place | None, message_if_none: str) -> None:
         self.take_count()
         if place is None:
-            self.screen.say(otherwise)
+            self.screen.say(message_if_none)
             return
         session = self.screen.session
         before, session.following = session.window, False
@@ -139,27 +139,27 @@ class Navigation:
         self.screen.moved(before)
 
     def mark(self) -> None:
-        """Mark this step with the letter that comes next."""
+        """Mark this step with the letter that is typed next."""
         self._ask_letter("mark", "mark with which letter?")
 
     def to_mark(self) -> None:
-        """Go to the mark whose letter comes next."""
+        """Go to the mark whose letter is typed next."""
         self._ask_letter("go", "to which mark?")
 
-    def _ask_letter(self, what: Literal["mark", "go"], question: str) -> None:
+    def _ask_letter(self, purpose: Literal["mark", "go"], question: str) -> None:
         self.count.clear()
-        self._letter_for = what
-        known = " ".join(f"{letter}={place.step}" for letter, place in sorted(self.marks.items()))
-        self.screen.say(f"{question} {known}")
+        self._letter_for = purpose
+        marks = " ".join(f"{letter}={place.step}" for letter, place in sorted(self.marks.items()))
+        self.screen.say(f"{question} {marks}")
 
     def took_letter(self, typed: str | None) -> bool:
-        """Whether a key was the letter of a mark."""
-        what, self._letter_for = self._letter_for, ""
-        if not what:
+        """Take a key as the letter of a mark, if one is asked for. Returns whether it did."""
+        purpose, self._letter_for = self._letter_for, ""
+        if not purpose:
             return False
         if not typed or not typed.isprintable() or typed.isspace():
             self.screen.say("no mark")
-        elif what == "mark":
+        elif purpose == "mark":
             self.marks[typed] = self.place
             self.screen.say(f"marked step {self.place.step} as {typed}")
         elif typed not in self.marks:
@@ -181,13 +181,13 @@ class Navigation:
         self.screen.say()
 
     def stop(self) -> None:
-        """Play no more."""
+        """Stop playing."""
         self.player.stop()
         if self._ticker is not None:
             self._ticker.pause()
 
     def tick(self) -> None:
-        """Move to the step that is due, or to the breakpoint before it."""
+        """Move to the step that is due, or to a breakpoint on the way to it."""
         session, due = self.screen.session, self.player.due(self.screen.clock())
         if due is None or due == session.cursor:
             return
@@ -211,27 +211,27 @@ class Navigation:
         self.screen.say(f"plays {self.player.speed:g} steps a second")
 
     def reverse(self) -> None:
-        """Play the other way."""
+        """Play in the other direction."""
         self.player.reverse(self.screen.session.cursor, self.screen.clock())
         self.screen.say("plays backwards" if self.player.backwards else "plays forwards")
 
     # Zoom and pan
 
     def look_at(self, window: Window) -> None:
-        """Show another window."""
+        """Show a window, if it is not the current one."""
         if window != self.screen.session.window:
             self.screen.session.window = window
             self.screen.show_window()
             self.screen.say()
 
     def zoom(self, factor: float) -> None:
-        """Zoom at the cursor, or in the middle where the cursor is not in sight."""
+        """Zoom at the cursor, or at the middle of the window if the cursor is outside it."""
         window, cursor = self.screen.session.window, self.screen.session.cursor
         at = cursor if window.start <= cursor < window.end else (window.start + window.end) // 2
         self.look_at(window.zoom(factor ** min(self.take_count() or 1, 40), at))
 
     def pan(self, share: float) -> None:
-        """Move the window, the cursor staying on its step."""
+        """Move the window; the cursor stays on its step."""
         self.look_at(self.screen.session.window.pan(share * (self.take_count() or 1)))
 
     def fit(self) -> None:

@@ -1,4 +1,4 @@
-"""Playing: which step is due, told from elapsed time, so that a late tick does not slow it down."""
+"""Playing: which step is due. It depends on elapsed time, so a late tick does not slow playing down."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SLOWEST, FASTEST = 0.5, 1_000_000.0
 
 @dataclass
 class Player:
-    """Steps a second, and since when it plays; times in seconds of any clock."""
+    """The speed in steps a second, and since when it plays. Times are seconds of any clock."""
 
     speed: float = 8.0
     backwards: bool = False
@@ -26,7 +26,7 @@ class Player:
         self._since, self._from = now, step
 
     def stop(self) -> None:
-        """Stop."""
+        """Stop playing."""
         self._since = None
 
     def due(self, now: float) -> int | None:
@@ -39,13 +39,13 @@ class Player:
     def change(self, factor: float, step: int, now: float) -> None:
         """Play `factor` times as fast, from `step` on."""
         self.speed = min(max(self.speed * factor, SLOWEST), FASTEST)
-        self._again(step, now)
+        self._restart(step, now)
 
     def reverse(self, step: int, now: float) -> None:
-        """Play the other way, from `step` on."""
+        """Play in the other direction, from `step` on."""
         self.backwards = not self.backwards
-        self._again(step, now)
+        self._restart(step, now)
 
-    def _again(self, step: int, now: float) -> None:
+    def _restart(self, step: int, now: float) -> None:
         if self.playing:
             self.start(step, now)

@@ -53,7 +53,7 @@ def help_text() -> Text:
         text.append(f"  {what:<24} {does}\n")
     text.append("\nReading a chart\n", style="bold")
     text.append("  The line is the limit. Above it, and on a break in it, a step exceeds it;\n")
-    text.append("  the marks below stand under every such step. LowerArea the line the area is\n")
+    text.append("  the marks below stand under every such step. Below the line the area is\n")
     text.append("  bright up to the mean of a column's steps, dim up to the highest.\n")
     text.append("  p: preempted, s: stalled, b: both. A crossed area: the replay hangs.\n")
     text.append("  A diamond (D) on the axis: from there on another history than recorded,\n")

@@ -25,9 +25,16 @@ def tokens_chart(
 ) -> str:
     """The chart of a history in `width` columns, with ANSI colours.
 
-    An area up to the highest step of each half column, the limit as a line, and above it what exceeds, with a
-    mark on the top of each such column: it stands one row above the limit at least, so that a single token
-    over is seen as well. `peak` tokens have room at least, so that charts below each other share a scale.
+    An area shows the highest step of each half column up to the limit, which is a line. Above the line a bar shows the
+    tokens over the limit, with a mark on top. The mark is at least one row above the line, so that a single token over
+    the limit is visible too.
+
+    Args:
+        series: the history.
+        width: columns of the chart.
+        peak: tokens that the scale reaches at least, so that several charts share one scale.
+        ascii: whether to draw with plain ASCII.
+        height: rows of the chart.
     """
     if not len(series):
         return ""
@@ -74,7 +81,7 @@ def _marker(glyph: str, colour: str) -> Any:
 
 
 def _stems(figure: Any, x: NDArray[Any], ends: tuple[float, NDArray[Any]], marker: Any) -> None:
-    """An upright line from `ends[0]` to each of `ends[1]`; plotext's `fillx` takes 1.8 s for 2,000 points."""
+    """A vertical line from `ends[0]` to each of `ends[1]`. plotext's own `fillx` takes 1.8 s for 2,000 points."""
     if not len(x):
         return
     base, tops = ends

@@ -1,4 +1,4 @@
-"""What `fdtrace replay --report` prints, and what `--json` hands to machines."""
+"""The output of `fdtrace replay --report`, and of `--json` for programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fdtrace.tui.report.sentences import call_departure_lines, divergence_table,
 from fdtrace.tui.theme import memory_size
 
 BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
-"""What the charts are drawn with where the console's encoding has it."""
+"""The characters of the charts. Plain ASCII replaces them if the console's encoding lacks them."""
 
 
 def render_report(
@@ -30,11 +30,16 @@ def render_report(
     console: Console,
     standstill: Standstill | None = None,
 ) -> None:
-    """Print the recording in a line or two, the formulas as a table, and a chart for each history. `standstill`: how
-    the engine stood still at the end of it.
+    """Print the recording in a line or two, the formulas as a table, and a chart for each history.
 
-    Sized to the console. Colours only where the console has them, and plain ASCII where its encoding has no
-    block characters; so a file or a pipe gets text that reads the same.
+    The report fits the console's width. It uses colours only if the console has them, and plain ASCII if the console's
+    encoding has no block characters. So the text reads the same in a file or a pipe.
+
+    Args:
+        recording: what was recorded.
+        histories: the recording as a history, and its replays.
+        console: where to print.
+        standstill: how the engine stood still at the end of the recording; None: it did not.
     """
     ascii = not _has_blocks(console)
     dot = "-" if ascii else "·"
@@ -66,9 +71,9 @@ def render_report(
 def histories_json(
     recording: Recording, histories: Sequence[History], standstill: Standstill | None = None
 ) -> dict[str, Any]:
-    """The same for machines: the engine's limits, each history's outcome, the numbers of its exceeded steps.
+    """The same for programs: the engine's limits, each history's outcome, the numbers of its exceeded steps.
 
-    Tokens, steps, bytes and shares as in `replayer.history.Outcome`; what cannot be told is None.
+    Tokens, steps, bytes and shares as in `replayer.history.history.Outcome`; unknown values are None.
     """
     engine = recording.engine
     return {
@@ -143,7 +148,7 @@ HEADINGS = (
 
 
 def _table(histories: Sequence[History], *, ascii: bool) -> Table:
-    """What each formula exceeds, wastes and implies, in that order."""
+    """One row for each history: what it exceeds, what it wastes, and its other figures, in that order."""
     lines = box.ASCII if ascii else box.SIMPLE_HEAD
     table = Table(box=lines, show_edge=False, padding=0)
     table.add_column("formula", overflow="fold", max_width=40)

@@ -1,4 +1,4 @@
-"""What a report says in words: why a replay hangs, how far it can be trusted, when a device would have run out."""
+"""The sentences of a report: why a replay hangs, how far it can be trusted, when a device would run out of memory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fdtrace.tui.theme import memory_size
 
 
 def sentences(history: History) -> list[str]:
-    """What does not go into a cell of the table, of one history."""
+    """The facts about one history that do not fit into a cell of the table."""
     outcome = history.outcome
-    out = []
+    lines = []
     if outcome.why_not_done:
-        out.append(outcome.why_not_done)
+        lines.append(outcome.why_not_done)
     if outcome.fidelity is not None:
-        out.append(_fidelity(outcome.fidelity))
+        lines.append(_fidelity(outcome.fidelity))
     if outcome.device_bytes is not None:
-        out.append(_device(history))
-    return out
+        lines.append(_device(history))
+    return lines
 
 
 def shared_sentences(histories: Sequence[History]) -> list[str]:
-    """What holds for all of them: by what requests arrived, and what memory was fitted from."""
+    """The facts that all histories share: how requests arrived, and what memory was fitted from."""
     clocks = [history.outcome.clock for history in histories if history.outcome.clock is not None]
     fits = [history.outcome.memory for history in histories if history.outcome.memory is not None]
     orders = [history.outcome.order for history in histories if history.outcome.order is not None]
@@ -52,23 +52,27 @@ def _fidelity(fidelity: Fidelity) -> str:
 
 
 def _orders(orders: Sequence[Order]) -> list[str]:
-    """Which replays were in lockstep, where not all were."""
+    """Which replays followed the recorded order and which were in lockstep; empty if all were in lockstep."""
     if "recorded" not in orders:
         return []
-    said = [
-        "order: under what recorded it, calls and forwards as the engine met them, by what each call knew"
+    lines = [
+        "order: under the formula that recorded, calls and forwards follow in the engine's order, each call with "
+        "what it knew then"
     ]
-    return [*said, "the others in lockstep, a forward after each call"] if "lockstep" in orders else said
+    if "lockstep" in orders:
+        lines.append("the others in lockstep, a forward after each call")
+    return lines
 
 
-def call_departure_lines(found: CallDeparture) -> list[str]:
-    """The first call that a replay decided otherwise, and what came before it."""
-    lines = [f"first departs at call {found.call}"]
+def call_departure_lines(departure: CallDeparture) -> list[str]:
+    """The first call whose decision differs in the replay, and what came before it."""
+    lines = [f"first departs at call {departure.call}"]
     lines += [
-        f"{name}: {recorded} recorded, {replayed} replayed" for name, recorded, replayed in found.differences
+        f"{name}: {recorded} recorded, {replayed} replayed"
+        for name, recorded, replayed in departure.differences
     ]
-    lines += [f"before it: {event}" for event in found.before]
-    return lines + [f"the replay decided: {reason}" for reason in found.reasons]
+    lines += [f"before it: {event}" for event in departure.before]
+    return lines + [f"the replay decided: {reason}" for reason in departure.reasons]
 
 
 def _device(history: History) -> str:
@@ -93,7 +97,7 @@ def _clock(clock: Clock) -> str:
 def _memory(fit: MemoryFit) -> str:
     if not fit.bytes_per_token:
         return f"memory: {fit.column} stays at {memory_size(fit.floor_bytes)}, whatever a step runs"
-    other = f"; {memory_size(fit.other_bytes)} more of the device are held beside" if fit.other_bytes else ""
+    other = f"; {memory_size(fit.other_bytes)} more of the device are in use" if fit.other_bytes else ""
     return (
         f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from "
         f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens (error "
@@ -102,13 +106,13 @@ def _memory(fit: MemoryFit) -> str:
     )
 
 
-def divergence_table(found: Divergence, *, ascii: bool) -> RenderableType:
+def divergence_table(divergence: Divergence, *, ascii: bool) -> RenderableType:
     """A step recorded and replayed, side by side; the state before, and the rule that differed."""
     table = Table(box=box.ASCII if ascii else box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column(f"step {found.step}")
+    table.add_column(f"step {divergence.step}")
     table.add_column("recorded", justify="right")
     table.add_column("replayed", justify="right")
-    for name, recorded, replayed in found.compared:
+    for name, recorded, replayed in divergence.compared:
         mark = "bold" if recorded != replayed else "dim"
         table.add_row(
             Text(printable(name), mark),
@@ -116,10 +120,10 @@ def divergence_table(found: Divergence, *, ascii: bool) -> RenderableType:
             Text(f"{printable(replayed)}{' <' if mark == 'bold' else '  '}", mark),
         )
     lines = []
-    if found.before:
-        lines.append("before it: " + ", ".join(f"{name} {value}" for name, value in found.before))
-    lines.append(f"the rule that differed: {found.rule}")
-    lines += [f"recorded alone: {row}" for row in found.only_recorded]
-    lines += [f"replayed alone: {row}" for row in found.only_replayed]
-    lines += [f"the replay decided: {reason}" for reason in found.reasons]
+    if divergence.before:
+        lines.append("before it: " + ", ".join(f"{name} {value}" for name, value in divergence.before))
+    lines.append(f"the rule that differed: {divergence.rule}")
+    lines += [f"recorded alone: {row}" for row in divergence.only_recorded]
+    lines += [f"replayed alone: {row}" for row in divergence.only_replayed]
+    lines += [f"the replay decided: {reason}" for reason in divergence.reasons]
     return Padding(Group(table, *(Text(printable(line)) for line in lines)), (0, 0, 0, 2))

@@ -1,1 +1,1 @@
-"""What stands below the charts: the step's figures, its requests, the rows of a query."""
+"""The area below the charts: the step's figures, its requests, the rows of a query."""

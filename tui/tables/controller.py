@@ -18,11 +18,11 @@ ROWS_AT_ONCE = 0.006
 """Seconds that the screen waits for the requests of a step: a third of a frame."""
 
 ROOM_FOR_BOTH = 40
-"""Rows of a screen from which on the summary stays beside the inspector."""
+"""A screen with at least so many rows shows the summary beside the inspector."""
 
 
 class Tables:
-    """Shows the summary at once, the requests when they are fetched; scrolls whatever stands below the charts."""
+    """Shows the summary at once and the requests when they are read; scrolls the area below the charts."""
 
     def __init__(
         self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Asks, count: Count
@@ -30,7 +30,7 @@ class Tables:
         self.screen, self.panes, self.lower, self.prompt, self.count = screen, panes, lower, prompt, count
         self.summary = StepSummary(id="summary", markup=False)
         self._rows = screen.background(
-            "rows", self._have_rows, self._rows_failed, finish_begun=True, wait=ROWS_AT_ONCE
+            "rows", self._rows_read, self._rows_failed, finish_begun=True, wait=ROWS_AT_ONCE
         )
 
     def compose(self) -> ComposeResult:
@@ -66,37 +66,37 @@ class Tables:
 
         self._rows.want(work)
 
-    def _have_rows(self, found: StepRows) -> None:
-        series, look = found.series, self.screen.look()
+    def _rows_read(self, result: StepRows) -> None:
+        series, look = result.series, self.screen.look()
         if series is self.panes.current.series:
-            title = describe(found.step, series.name, found.rows, series.limit, look.glyphs)
-            self.lower.requests.show(found.rows, title, look.palette)
+            title = describe(result.step, series.name, result.rows, series.limit, look.glyphs)
+            self.lower.requests.show(result.rows, title, look.palette)
 
     def _rows_failed(self, error: str) -> None:
         self.lower.requests.show((), one_line(error), self.screen.look().palette)
 
     def filter(self, text: str) -> None:
-        """Show the requests alone that hold a text."""
+        """Show only the requests that contain a text."""
         self.lower.requests.filter(text)
         self.screen.say()
 
     def close(self) -> bool:
-        """Select nothing, and show all requests; whether there was anything to undo."""
+        """Select nothing, and show all requests. Returns whether that changed anything."""
         table = self.lower.requests
-        was = table.selected is not None or bool(table.pattern)
+        changed = table.selected is not None or bool(table.pattern)
         table.selected = None
         table.filter("")
         self.screen.say()
-        return was
+        return changed
 
     # Keys
 
     def find(self) -> None:
-        """Ask for a part of requests' ids, or their kind."""
+        """Ask for a part of the requests' ids, or their kind."""
         self.prompt.ask("filter", self.lower.requests.pattern)
 
     def scroll(self, rows: int) -> None:
-        """The next row, or the one before; the inspector scrolls."""
+        """Go to the next row, or to the previous one; the inspector scrolls instead."""
         count = self.take_count()
         self.lower.shown.move(rows * count)
 
@@ -107,5 +107,5 @@ class Tables:
         return count or 1
 
     def scroll_page(self, pages: int) -> None:
-        """A page of rows."""
+        """Scroll by pages of rows."""
         self.lower.shown.scroll_pages(pages)

@@ -1,4 +1,4 @@
-"""What stands below the charts: the step's requests, the rows of a query, or the inspector."""
+"""The area below the charts: the step's requests, the rows of a query, or the inspector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REQUESTS, ROWS, INSPECTOR = "requests", "answers", "inspector"
 
 
 class LowerArea(ContentSwitcher):
-    """One of three, all of rows; the inspector opens over the other two, and closing it leads back."""
+    """Shows one of three views of rows. The inspector covers the other two; closing it shows the view below again."""
 
     DEFAULT_CSS = """
     LowerArea { height: 1fr; min-height: 5; }
@@ -21,7 +21,7 @@ class LowerArea(ContentSwitcher):
     """
 
     def __init__(self, css_class: str = "") -> None:
-        """`css_class`: that of widgets in ASCII, else empty."""
+        """`css_class`: the class of widgets in plain ASCII; empty on other terminals."""
         self.requests = RequestTable(id=REQUESTS)
         self.rows = AnswerTable(id=ROWS)
         self.inspector = InspectorPanel(id=INSPECTOR)
@@ -32,7 +32,7 @@ class LowerArea(ContentSwitcher):
 
     @property
     def shown(self) -> RowView:
-        """The one that is shown."""
+        """The view that is shown."""
         return {REQUESTS: self.requests, ROWS: self.rows}.get(self.current or "", self.inspector)
 
     @property
@@ -41,13 +41,13 @@ class LowerArea(ContentSwitcher):
         return self.current == INSPECTOR
 
     def inspect(self) -> None:
-        """Show the inspector over what is there."""
+        """Show the inspector over the current view."""
         if not self.inspecting:
             self._under = self.current or REQUESTS
         self._show(INSPECTOR)
 
     def leave_inspector(self) -> None:
-        """Show what was there before the inspector."""
+        """Show the view that the inspector covered."""
         self._show(self._under)
 
     def show_requests(self) -> None:

@@ -1,4 +1,4 @@
-"""SQL in the debugger: a query's rows in place of the requests; those with a `step` can be stepped through."""
+"""SQL in the debugger: a query's rows take the place of the requests. If they have a `step`, each row leads to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fdtrace.tui.tables.lower_area import LowerArea
 
 
 class Queries:
-    """Asks the trace off the screen's thread, and leads through the rows."""
+    """Runs queries off the screen's thread, and moves the cursor to the steps of their rows."""
 
     def __init__(self, screen: ReplayScreen, lower: LowerArea, prompt: Asks) -> None:
         self.screen, self.lower, self.prompt = screen, lower, prompt
@@ -23,7 +23,7 @@ class Queries:
         self.prompt.ask("sql")
 
     def query(self, text: str) -> None:
-        """Run a query. UsageError where there is nothing to ask."""
+        """Run a query. UsageError if there is no trace to query."""
         source = self.screen.session.sources.sql
         if source is None:
             raise UsageError("there is no trace to ask here", hint="open one with `fdtrace replay`")
@@ -45,17 +45,17 @@ class Queries:
             self.screen.go(table.step, jump=True)
 
     def _refused(self, error: str) -> None:
-        """The query makes no sense: ask again with it, and with what is wrong."""
+        """The query failed: show the error, and ask again with the same text."""
         self.prompt.ask("sql", self._query)
         self.prompt.show_trouble(error)
 
     def moved_to(self, step: int | None) -> None:
-        """Another row was selected: to its step."""
+        """Another row was selected: go to its step."""
         if step is not None and step != self.screen.session.cursor:
             self.screen.go(step)
 
     def close(self) -> bool:
-        """Show the requests again; whether rows were shown."""
+        """Show the requests again. Returns whether rows of a query were shown."""
         if self.lower.shown is not self.lower.rows:
             return False
         self.lower.show_requests()

@@ -1,4 +1,4 @@
-"""A query's rows as a table; a row with a `step` leads there."""
+"""A query's rows as a table. If a row names a `step`, selecting it moves the cursor to that step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_WIDTH = 40
 """Cells of a column at most."""
 
 SAMPLE = 500
-"""Rows that a column's width is taken from."""
+"""Rows that decide the width of a column."""
 
 
 class AnswerTable(RowView):
@@ -30,7 +30,7 @@ class AnswerTable(RowView):
     """
 
     class Moved(Message):
-        """Another row was selected; `step` None: its row names none."""
+        """Another row was selected; `step` None: the row names no step."""
 
         def __init__(self, step: int | None) -> None:
             super().__init__()
@@ -43,12 +43,12 @@ class AnswerTable(RowView):
         self._widths: list[int] = []
 
     def entitle_query(self, query: str) -> None:
-        """Name the query, once the table has its place on the screen."""
+        """Show the query in the border. Call it once the table has its size on the screen."""
         self.entitle(query)
         self.move(0)
 
     def show(self, answer: Answer, palette: Palette) -> None:
-        """Show rows, the first one selected."""
+        """Show rows, and select the first one."""
         self.answer, self.at, self.top, self._palette = answer, 0, 0, palette
         sample = [[_cell(value) for value in row] for row in answer.rows[:SAMPLE]]
         self._widths = [
@@ -59,22 +59,22 @@ class AnswerTable(RowView):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the answer that are here."""
+        """Rows of the answer."""
         return len(self.answer.rows)
 
     @property
     def step(self) -> int | None:
-        """The step that the selected row names."""
+        """The step that the selected row names; None: it names none."""
         if "step" not in self.answer.columns or not self.answer.rows:
             return None
         value = self.answer.rows[self.at][self.answer.columns.index("step")]
         return int(value) if isinstance(value, int) else None
 
     def subtitle(self) -> str:
-        """Which row is selected, and of how many."""
+        """The number of the selected row, and the number of rows."""
         count, more = self.num_rows, "+" if self.answer.more else ""
-        leads = ": j/k step through them" if "step" in self.answer.columns else ""
-        return f"{f'row {self.at + 1} of {count}{more}{leads}' if count else 'no rows'}, Esc closes"
+        hint = ": j/k step through them" if "step" in self.answer.columns else ""
+        return f"{f'row {self.at + 1} of {count}{more}{hint}' if count else 'no rows'}, Esc closes"
 
     def move(self, rows: int) -> None:
         """Select a row below, or above."""
@@ -88,7 +88,7 @@ class AnswerTable(RowView):
         self.move(pages * max(1, self.size.height - 2))
 
     def wheel(self, direction: int) -> None:
-        """Select the next row, or the one before."""
+        """Select the next row, or the previous one."""
         self.move(direction)
 
     def on_click(self, event: events.Click) -> None:

@@ -1,4 +1,4 @@
-"""The requests of the step at the cursor: a table that draws only the rows on the screen."""
+"""The requests of the step at the cursor, as a table that draws only the rows on the screen."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RequestTable(RowView):
     """
 
     class Chosen(Message):
-        """A click on the row that was selected already."""
+        """A click on the row that is already selected."""
 
         def __init__(self, request_id: str) -> None:
             super().__init__()
@@ -60,7 +60,7 @@ class RequestTable(RowView):
         self._id_width = MIN_ID
 
     def show(self, rows: Sequence[StepRow], title: str, palette: Palette) -> None:
-        """Show the rows of a step, from where the last one was scrolled to."""
+        """Show the rows of a step; the scroll position stays."""
         self.all, self._palette = rows, palette
         widest = max((len(printable(row.request_id, MAX_ID)) for row in rows), default=0) + 1
         self._id_width = max(MIN_ID, min(MAX_ID, widest))
@@ -68,24 +68,24 @@ class RequestTable(RowView):
         self.filter(self.pattern)
 
     def filter(self, pattern: str) -> None:
-        """Show the rows alone whose request or kind holds a text; all where it is empty."""
+        """Show only the rows whose request or kind contains a text; an empty text shows all."""
         self.pattern = pattern
-        wanted = pattern.lower()
-        self.rows = [row for row in self.all if wanted in row.request_id.lower() or wanted in row.kind]
+        text = pattern.lower()
+        self.rows = [row for row in self.all if text in row.request_id.lower() or text in row.kind]
         self.scroll_rows(0)
 
     @property
     def num_rows(self) -> int:
-        """Rows that the filter leaves."""
+        """Rows that pass the filter."""
         return len(self.rows)
 
     def subtitle(self) -> str:
-        """What is filtered, and which rows are on the screen."""
-        found = f"/{self.pattern}: {len(self.rows)} of {len(self.all)} " if self.pattern else ""
-        return found + self.span()
+        """The filter with its matches, and which rows are on the screen."""
+        matches = f"/{self.pattern}: {len(self.rows)} of {len(self.all)} " if self.pattern else ""
+        return matches + self.span()
 
     def move(self, rows: int) -> None:
-        """Select a row below, or above; the one on the screen's top where none is."""
+        """Select a row below, or above; if none is selected, the first one on the screen."""
         if not self.rows:
             return
         ids = [row.request_id for row in self.rows]
@@ -113,7 +113,7 @@ class RequestTable(RowView):
         row = self.rows[at]
         values = [
             printable(row.kind, 8), str(row.num_tokens), str(row.num_computed_tokens),
-            _some(row.num_draft_tokens, row), _some(row.num_accepted_tokens, row),
+            _decode_value(row.num_draft_tokens, row), _decode_value(row.num_accepted_tokens, row),
             "-" if row.num_blocks is None else str(row.num_blocks),
         ]  # fmt: skip
         style = palette.strong if row.kind == "prefill" else palette.blank
@@ -126,20 +126,20 @@ class RequestTable(RowView):
         return printable(request, MAX_ID)[: self._id_width - 1].ljust(self._id_width) + "".join(cells)
 
 
-def _some(value: int, row: StepRow) -> str:
+def _decode_value(value: int, row: StepRow) -> str:
     return str(value) if row.kind == "decode" else "-"
 
 
 def describe(step: int, name: str, rows: Sequence[StepRow], limit: int, glyphs: Glyphs) -> str:
-    """What a step ran as a sum: `2 prefills 819 + 61 decodes 305 = 1124, exceeds 1024 by 100`."""
-    parts = []
+    """What a step ran, as a sum: `2 prefills 819 + 61 decodes 305 = 1124, exceeds 1024 by 100`."""
+    terms = []
     for kind in ("prefill", "decode"):
         of_kind = [row.num_tokens for row in rows if row.kind == kind]
         if of_kind:
-            parts.append(f"{len(of_kind)} {kind}{'s' if len(of_kind) > 1 else ''} {sum(of_kind)}")
+            terms.append(f"{len(of_kind)} {kind}{'s' if len(of_kind) > 1 else ''} {sum(of_kind)}")
     head = f"step {step} {glyphs.dot} {name}"
-    if not parts:
+    if not terms:
         return f"{head}: no requests known"
     total = sum(row.num_tokens for row in rows)
     verdict = f"exceeds {limit} by {total - limit}" if total > limit else f"limit {limit}"
-    return f"{head}: {' + '.join(parts)} = {total}, {verdict}"
+    return f"{head}: {' + '.join(terms)} = {total}, {verdict}"

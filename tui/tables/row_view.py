@@ -1,4 +1,4 @@
-"""The base of the widgets that show rows: they scroll by themselves, and draw only the rows on the screen."""
+"""The base class of widgets that show rows. They do their own scrolling, and draw only the rows on the screen."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fdtrace.tui.theme import Palette
 
 
 class RowView(Widget):
-    """Rows of one line each, below `HEADING` lines that do not scroll. It is handed what is in memory already.
+    """Rows of one line each, below `HEADING` lines that do not scroll. All rows are in memory already.
 
-    It scrolls by itself: a ScrollView lays the whole screen out anew whenever the number of rows changes, which is at
-    almost every step.
+    It does its own scrolling. Textual's ScrollView computes the layout of the whole screen again when the number of
+    rows changes, and that number changes at almost every step.
     """
 
     HEADING: ClassVar[int] = 1
@@ -32,11 +32,11 @@ class RowView(Widget):
 
     @property
     def num_rows(self) -> int:
-        """Rows that there are."""
+        """The number of rows."""
         raise NotImplementedError
 
     def subtitle(self) -> str:
-        """What the border says below."""
+        """The text of the lower border."""
         raise NotImplementedError
 
     def heading(self, width: int, palette: Palette) -> Strip:
@@ -49,38 +49,38 @@ class RowView(Widget):
 
     @property
     def visible_rows(self) -> int:
-        """Rows that there is room for."""
+        """Rows that fit on the screen."""
         return max(1, self.size.height - self.HEADING)
 
     def span(self) -> str:
-        """Which rows are on the screen, where not all are; else empty."""
+        """Which rows are on the screen; empty if all are."""
         last = min(self.top + self.visible_rows, self.num_rows)
         return f"{self.top + 1}-{last} of {self.num_rows}" if self.num_rows > self.visible_rows else ""
 
     def entitle(self, title: str) -> None:
-        """Set the words of the border."""
+        """Set the text of the upper border."""
         self.border_title = Content(printable(title)[: max(0, self.size.width - 4)])
 
     def scroll_rows(self, rows: int) -> None:
-        """Scroll by rows; below 0 upwards."""
+        """Scroll down by rows; a negative number scrolls up."""
         self.top = max(0, min(self.top + rows, self.num_rows - self.visible_rows))
         self.border_subtitle = Content(printable(self.subtitle()))
         self.refresh()
 
     def bring_in_sight(self, at: int) -> None:
-        """Scroll as little as shows a row."""
+        """Scroll just so far that a row is visible."""
         self.scroll_rows(min(0, at - self.top) or max(0, at - self.top - self.visible_rows + 1))
 
     def scroll_pages(self, pages: int) -> None:
-        """Scroll by what is visible."""
+        """Scroll by pages; a page is as many rows as are visible."""
         self.scroll_rows(pages * self.visible_rows)
 
     def move(self, rows: int) -> None:
-        """What `j` and `k` do: the next row, or the one before."""
+        """What `j` and `k` do: go to the next row, or to the previous one."""
         self.scroll_rows(rows)
 
     def row_under(self, y: int) -> int | None:
-        """The row in a line of the widget; None: there is none."""
+        """The row on line `y` of the widget; None: there is none."""
         at = y - self.HEADING + self.top
         return at if self.top <= at < self.num_rows else None
 
@@ -88,7 +88,7 @@ class RowView(Widget):
         self.scroll_rows(0)
 
     def wheel(self, direction: int) -> None:
-        """The wheel turned, 1 downwards or -1 upwards."""
+        """The mouse wheel turned: 1 downwards, -1 upwards."""
         self.scroll_rows(3 * direction)
 
     def on_mouse_scroll_down(self) -> None:
@@ -108,5 +108,5 @@ class RowView(Widget):
         return self.heading(width, palette) if y < self.HEADING else self.row(at, width, palette)
 
     def line(self, text: str, style: Style, width: int) -> Strip:
-        """A text of one style, cut or filled to a width."""
+        """A text in one style, cut or padded to a width."""
         return Strip([Segment(text[:width].ljust(width), self._base + style)], width)

@@ -1,4 +1,4 @@
-"""The step at the cursor in figures, a line a pane."""
+"""The figures of the step at the cursor, one line for each pane."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME_WIDTH = 14
 
 @dataclass(frozen=True)
 class Line:
-    """One pane in the summary; `note` says why it has no such step, or no history yet (`series` None)."""
+    """One pane in the summary. `note` says why it has no such step, or (`series` None) no history yet."""
 
     number: int
     name: str
@@ -44,18 +44,18 @@ COLUMNS = (
     ("accepted", "num_accepted_tokens", 9),
     ("not admitted", "not_admitted", 13),
 )
-"""Heading, column of the history, width; the most important first: what does not fit is left out."""
+"""(heading, column of the history, width). The most important come first; those that do not fit are left out."""
 
 
 class StepSummary(Static):
-    """A line for each pane: what the step at the cursor was allowed, what ran, and by how much it exceeds."""
+    """One line for each pane: the budget of the step at the cursor, what ran, and by how much it exceeds the limit."""
 
     DEFAULT_CSS = (
         "StepSummary { height: auto; width: 1fr; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }"
     )
 
     def show(self, step: int, lines: Sequence[Line], look: Look) -> None:
-        """Show a step; the widget's height changes only with the number of lines."""
+        """Show a step. The widget's height depends only on the number of lines."""
         width = self.size.width or 80
         text = Text("\n", no_wrap=True, overflow="crop").join(
             [_heading(step, width, look.palette), *(_line(step, line, width, look) for line in lines)]
@@ -64,13 +64,13 @@ class StepSummary(Static):
 
 
 def _fitting(width: int) -> list[tuple[str, str, int]]:
-    left, out = width - NAME_WIDTH, []
+    room, columns = width - NAME_WIDTH, []
     for column in COLUMNS:
-        left -= column[2]
-        if left < 0:
+        room -= column[2]
+        if room < 0:
             break
-        out.append(column)
-    return out
+        columns.append(column)
+    return columns
 
 
 def _heading(step: int, width: int, palette: Palette) -> Text:
@@ -94,8 +94,8 @@ def _line(step: int, line: Line, width: int, look: Look) -> Text:
     return text
 
 
-def _cell(series: Series, of: tuple[str, str], step: int, look: Look) -> tuple[str, Style]:
-    (heading, column), palette = of, look.palette
+def _cell(series: Series, heading_and_column: tuple[str, str], step: int, look: Look) -> tuple[str, Style]:
+    (heading, column), palette = heading_and_column, look.palette
     ran = series.value("num_tokens", step) or 0
     excess = ran - series.limit
     if heading == "limit":
