@@ -27,7 +27,10 @@ ENGINES = {
         ),
         *("fastdeploy", "fastdeploy_worker"),
     ),
-    "vllm": ("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+    "vllm": (
+        *("row_table", "torch_allocator", "at_work"),
+        *("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+    ),
 }
 """The modules of each engine's adapters: an injected process is sent those of its own engine alone."""
 
@@ -39,7 +42,7 @@ ARMED = "armed"
 
 def order(engines: Any = tuple(ENGINES)) -> tuple[str, ...]:
     """The agent's modules for these engines, each after those that it imports."""
-    return (*FIRST, *(name for engine in engines for name in ENGINES[engine]), *LAST)
+    return (*FIRST, *dict.fromkeys(name for engine in engines for name in ENGINES[engine]), *LAST)
 
 
 def read_sources(directory: str, engines: Any = tuple(ENGINES)) -> dict[str, str]:
