@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from fdtrace.recorder import schema_views
 
-SCHEMA_VERSION = 2
-"""Raised with every change that an older reader would misread. 2: the table `call`."""
+SCHEMA_VERSION = 3
+"""Raised with every change that an older reader would misread. 2: the table `call`. 3: the budget of cache reads, and
+what is not admitted because of it or of the safety margin."""
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's storage version: 1.5 and 2.x both read it (2.0 would write 69, which 1.x cannot)."""
@@ -71,7 +72,7 @@ ENGINE = _table(
     "One row a recorded engine (a data-parallel rank).",
     "engine_id",
     ("engine_id", "INTEGER", "number of the engine in this trace, from 0"),
-    ("name", "VARCHAR", "`fastdeploy`, `vllm` or `sandbox`"),
+    ("name", "VARCHAR", "`fastdeploy`, `vllm`, `transformers` or `sandbox`"),
     ("version", "VARCHAR", "the engine's own version"),
     ("pid", "INTEGER", "process that schedules"),
     ("host", "VARCHAR", "host name"),
@@ -124,23 +125,33 @@ STEP = _table(
         "INTEGER",
         "tokens launched: predicted (overlap mode) or padded (vLLM); NULL where not told",
     ),
+    (
+        "cache_read_budget",
+        "INTEGER",
+        "KV cache tokens that the scheduling call could have read; NULL where the engine has no such budget",
+    ),
+    (
+        "num_cache_read_tokens",
+        "INTEGER",
+        "KV cache tokens that it counted against that; NULL where the batch reads through a block table, which needs none",
+    ),
     ("num_running", "INTEGER", "requests in the running queue after scheduling"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
     ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),
     ("num_preempted", "INTEGER", "requests preempted by the scheduling call"),
-    ("num_stalled", "INTEGER", "decodes that did not run: their block table was too short"),
+    ("num_stalled", "INTEGER", "decodes that did not run: their block table was too short (transformers: for whatever reason)"),
     ("num_free_blocks", "INTEGER", "KV blocks free after scheduling"),
     ("num_blocks", "INTEGER", "KV blocks in all"),
     (
         "not_admitted",
         "VARCHAR",
-        "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`; "
-        "NULL: nothing waited",
+        "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`, `cache_read` (the budget "
+        "of KV cache reads), `safety_margin` (too few KV blocks free to begin a prefill), `other`; NULL: nothing waited",
     ),
     (
         "num_missing_blocks",
         "INTEGER",
-        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`",
+        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks` or `safety_margin`",
     ),
     (
         "reserved_output_blocks",
@@ -214,6 +225,8 @@ CALL = _table(
     ("schedule_us", "INTEGER", "the call, microseconds; of several, the first"),
     ("token_budget", "INTEGER", "tokens that it could hand out at its start"),
     ("num_scheduled_tokens", "INTEGER", "tokens that it counted"),
+    ("cache_read_budget", "INTEGER", "as in `step`"),
+    ("num_cache_read_tokens", "INTEGER", "as in `step`"),
     ("num_running", "INTEGER", "requests in the running queue after it"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when it began"),
     ("num_prefilling", "INTEGER", "running requests in their prefill when it began"),

@@ -33,6 +33,7 @@ ADAPTERS = (
     ("fastdeploy_worker", "FastDeployWorkerAdapter"),
     ("vllm", "VllmAdapter"),
     ("vllm_worker", "VllmWorkerAdapter"),
+    ("transformers", "TransformersAdapter"),
 )
 """Module and class. The side that schedules before the side that runs, where an engine has both in one process."""
 

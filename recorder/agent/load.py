@@ -31,10 +31,17 @@ ENGINES = {
         *("row_table", "torch_allocator", "at_work"),
         *("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
     ),
+    "transformers": (
+        *("row_table", "torch_allocator", "at_work"),
+        *("transformers_config", "transformers_figures", "transformers_batch", "transformers"),
+    ),
 }
 """The modules of each engine's adapters: an injected process is sent those of its own engine alone."""
 
 LAST = ("adapters", "control", "arm")
+
+LIBRARIES = ("transformers",)
+"""Engines whose modules other serving engines import too: only where none of those is loaded is one at work."""
 
 ARMED = "armed"
 """Identity of an agent that was loaded from files, for whatever engine its process may import."""
@@ -69,8 +76,11 @@ def look(known: dict[str, list[str]]) -> dict[str, Any]:
     families = ("fastdeploy", "vllm", "sglang")
     package: Any = sys.modules.get(NAME)
     current = package.arm.current if package is not None else None
+    loaded = [name for name, modules in known.items() if not sys.modules.keys().isdisjoint(modules)]
+    if not sys.modules.keys().isdisjoint(families):
+        loaded = [name for name in loaded if name not in LIBRARIES]
     return {
-        "engines": [name for name, modules in known.items() if not sys.modules.keys().isdisjoint(modules)],
+        "engines": loaded,
         "modules": sorted(name for name in sys.modules if name.split(".")[0] in families)[:40],
         "agent": getattr(package, "identity", None),
         "in_use": current is not None and not current.gone,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Raised with every change of a layout or a list of names below; an agent and a collector of different protocols refuse
 each other."""
 
@@ -163,10 +163,12 @@ class CallFigures(NamedTuple):
     num_missing_blocks: int = -1
     head: int = -1
     reservation: int = -1
+    cache_read_budget: int = -1
+    num_cache_read_tokens: int = -1
 
 
 SCHEDULE_HEAD = Layout(ScheduleHead, "BBHIqqqq")
-FIGURES = Layout(CallFigures, "18i")
+FIGURES = Layout(CallFigures, "20i")
 SCHEDULE_FRAME = struct.Struct("<" + SCHEDULE_HEAD.codes + FIGURES.codes)
 """Head and figures, packed at once."""
 
@@ -305,7 +307,7 @@ class FinishHead(NamedTuple):
 FINISH_HEAD = Layout(FinishHead, "BBHIqqii")
 
 
-NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "other")
+NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "cache_read", "safety_margin", "other")
 
 EVENTS = (
     "arrived",
