@@ -239,7 +239,14 @@ class TransformersAdapter:
         if ended is None:
             return
         call, (ts, duration, reason, told) = ended
-        told = told._replace(num_preempted=self.preempted, num_aborted=self.aborted)
+        if self.preempted:
+            told = told._replace(
+                num_preempted=self.preempted,
+                num_running=len(self.scheduler.active_requests),
+                num_waiting=len(self.scheduler.waiting_requests),
+                num_free_blocks=self.blocks.free(),
+            )
+        told = told._replace(num_aborted=self.aborted)
         self.preempted = self.aborted = 0
         self.call += 1
         if call is None:  # it found work and handed out nothing: where an engine hangs there is no other

@@ -54,33 +54,48 @@ def configuration(options: argparse.Namespace) -> Any:
 
 
 class Log:
-    """The engine's own figures after each `schedule_batch`, and the tokens of each forward: a line each."""
+    """The engine's own figures after each batch that it prepared, with what is in the batch: a line each."""
 
     def __init__(self, path: str) -> None:
         self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the engine
+        self.batch: list[list[Any]] = []
 
     def watch(self, scheduler_class: Any) -> Any:
-        """The same class with a method around `schedule_batch` that writes what it left."""
+        """The same scheduler, of which it is noted what a batch has in it."""
         log = self
 
         class Watched(scheduler_class):  # type: ignore[misc]
             def schedule_batch(self, *budgets: int) -> Any:
                 result = super().schedule_batch(*budgets)
-                log.write(self, result)
+                log.batch = sorted(
+                    [f.state.request_id, f.query_length, f.state.position_offset] for f in result[0] or ()
+                )
                 return result
 
         return Watched
 
-    def write(self, scheduler: Any, result: Any) -> None:
+    def watch_preparing(self, processor_class: Any) -> None:
+        """Write a line where a batch is whole: requests may be offloaded for it after it was scheduled."""
+        prepare = processor_class.prepare_next_batch
+
+        def prepare_next_batch(processor: Any) -> bool:
+            prepared = bool(prepare(processor))
+            if prepared:
+                self.write(processor.scheduler)
+            return prepared
+
+        processor_class.prepare_next_batch = prepare_next_batch
+
+    def write(self, scheduler: Any) -> None:
         """One line."""
-        cache, batch = scheduler.cache, result[0] or []
+        cache = scheduler.cache
         if hasattr(cache, "get_num_free_blocks"):
             free = cache.get_num_free_blocks()
         else:
             free = round(cache.compute_free_capacity() * cache.num_blocks)
         line = {
             "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests), "free": free,
-            "rows": sorted([f.state.request_id, f.query_length, f.state.position_offset] for f in batch),
+            "rows": self.batch,
         }  # fmt: skip
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
@@ -98,7 +113,7 @@ class Client:
             [self.random.randrange(3, VOCABULARY) for _ in range(options.shared)] for _ in range(options.prefixes)
         ]
         self.failed = 0
-        self.delivered = 0
+        self.streamed: dict[str, int] = {}
 
     def send(self) -> None:
         """One request more."""
@@ -134,11 +149,18 @@ class Client:
         result = self.manager.get_result(timeout=0.1)
         if result is None:
             return False
-        self.delivered = max(self.delivered, 0) + 1
+        self.streamed[result.request_id] = len(result.generated_tokens)
+        if self.options.delivered:
+            self._note_delivered()
         if result.is_finished():
             self.answers[result.request_id] = result
             self.failed += result.error is not None
         return True
+
+    def _note_delivered(self) -> None:
+        """Keep in a file how many tokens this client has been given, for whoever kills this process."""
+        with open(self.options.delivered, "w", encoding="utf-8") as file:
+            file.write(str(sum(self.streamed.values())))
 
     def told(self) -> dict[str, Any]:
         """What came back."""
@@ -161,6 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--log", default="")
+    add("--delivered", default="", help="a file that says how many tokens the client was given")
     add("--layers", type=int, default=2)
     add("--width", type=int, default=64)
     add("--page-size", type=int, default=16)
@@ -190,11 +213,19 @@ def main() -> None:
     options = parse()
     import torch
     from transformers import GenerationConfig
-    from transformers.generation.continuous_batching import scheduler
+    from transformers.generation.continuous_batching import continuous_api, scheduler
 
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        import on_cpu
+
+        if options.offload_gib:
+            on_cpu.offload()
+        if options.asynchronous:
+            on_cpu.asynchronous()
     if options.log:
         log = Log(options.log)
+        log.watch_preparing(continuous_api.ContinuousBatchProcessor)
         for name, cls in list(scheduler.SCHEDULER_MAPPING.items()):
             scheduler.SCHEDULER_MAPPING[name] = log.watch(cls)
     model = tiny_model(options.layers, options.width)
