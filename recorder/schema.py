@@ -139,7 +139,11 @@ STEP = _table(
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
     ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),
     ("num_preempted", "INTEGER", "requests preempted by the scheduling call"),
-    ("num_stalled", "INTEGER", "decodes that did not run: their block table was too short (transformers: for whatever reason)"),
+    (
+        "num_stalled",
+        "INTEGER",
+        "decodes that did not run: their block table was too short (transformers: for whatever reason)",
+    ),
     ("num_free_blocks", "INTEGER", "KV blocks free after scheduling"),
     ("num_blocks", "INTEGER", "KV blocks in all"),
     (

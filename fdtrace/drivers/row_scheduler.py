@@ -1,4 +1,4 @@
-"""A real scheduler whose driver answers each step with a row a request, behind the interface of the replayer's model."""
+"""A real scheduler whose driver answers with a row a request, behind the interface of the replayer's model."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ first in its path. It needs nothing of fdtrace. A JSON object a line on stdin, a
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
 Admission, both budgets, the safety margin, KV blocks, prefix sharing, offloading and resets, and what a batch's tokens
-do to its requests are transformers' own code: `prepare_next_batch` and `update_batch` of its batch processor, called in
-the order of `_generation_loop_body`, or a batch ahead where that was asynchronous. Played are the tensors and the model.
+do to its requests are transformers' own code: `prepare_next_batch` and `update_batch` of its batch processor, in the
+order of `_generation_loop_body`, or a batch ahead where that was asynchronous. The tensors and the model are played.
 """
 
 from __future__ import annotations
@@ -90,7 +90,11 @@ class PlayedOutputs:
         for future in futures:
             if future.has_new_token:
                 state = future.state
-                tokens.append(self.playing[state.request_id].token(len(state.initial_tokens) + len(state.generated_tokens)))
+                tokens.append(
+                    self.playing[state.request_id].token(
+                        len(state.initial_tokens) + len(state.generated_tokens)
+                    )
+                )
         return futures, tokens, None
 
 
@@ -180,7 +184,11 @@ class TransformersEngine:
         if decodes:
             state.generated_tokens = played.tokens(made)[played.prompt :]
             state.tokens_to_process, state.remaining_prefill_tokens = [played.token(made - 1)], []
-        found = self.cache.search_prefix_match(name, played.tokens(computed + 1)) if self.cache.use_prefix_sharing else 0
+        found = (
+            self.cache.search_prefix_match(name, played.tokens(computed + 1))
+            if self.cache.use_prefix_sharing
+            else 0
+        )
         state.position_offset = found
         if hasattr(state, "allocated_blocks") and found:
             state.allocated_blocks = found // self.block_size
@@ -196,7 +204,9 @@ class TransformersEngine:
 
     def _allocate(self, state: Any, tokens: int) -> bool:
         store = getattr(self.cache, "can_store_request_tokens", None)
-        return bool(store(state, tokens) if store else self.scheduler._allocate_blocks_if_needed(state, tokens))
+        return bool(
+            store(state, tokens) if store else self.scheduler._allocate_blocks_if_needed(state, tokens)
+        )
 
     def _mark(self, state: Any, complete: int) -> None:
         """Let others share the blocks that are full, where blocks are shared."""
@@ -238,7 +248,9 @@ class TransformersEngine:
 
     def _decodes(self) -> int:
         return sum(
-            self.playing[name].prefills is False for name in self.scheduler.active_requests if name in self.playing
+            self.playing[name].prefills is False
+            for name in self.scheduler.active_requests
+            if name in self.playing
         )
 
     def step(self, aborted: list[str], budget: int | None) -> Message:
@@ -293,7 +305,8 @@ class TransformersEngine:
     def _free(self) -> int:
         if hasattr(self.cache, "get_num_free_blocks"):
             return int(self.cache.get_num_free_blocks())
-        return round(self.cache.compute_free_capacity() * self.cache.num_blocks)
+        free: int = round(self.cache.compute_free_capacity() * self.cache.num_blocks)
+        return free
 
     def _update(self, answer: Message) -> None:
         """The requests of the oldest batch take their tokens."""

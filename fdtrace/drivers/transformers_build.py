@@ -38,7 +38,9 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
 
     model = LlamaConfig(**MODEL, max_position_embeddings=sizes["max_model_len"])
     helper = distributed.DistributedHelper(
-        **taken_by(distributed.DistributedHelper, {"device_mesh": None, "cpu_group_timeout": None, "tp_plan": {}})
+        **taken_by(
+            distributed.DistributedHelper, {"device_mesh": None, "cpu_group_timeout": None, "tp_plan": {}}
+        )
     )
     config = ContinuousBatchingConfig(**_fields(ContinuousBatchingConfig, sizes, recorded))
     _take_sizes_as_they_are(caches)
@@ -52,7 +54,11 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
             setattr(cache, name, recorded["cache"][name])
     cls = scheduler.SCHEDULER_MAPPING.get(config.scheduler_type, scheduler.FIFOScheduler)
     margin = recorded.get("safety_margin", config.safety_margin)
-    chosen = cls(**taken_by(cls, {"cache": cache, "safety_margin": margin, "max_requests_per_batch": sizes["max_num_seqs"]}))
+    chosen = cls(
+        **taken_by(
+            cls, {"cache": cache, "safety_margin": margin, "max_requests_per_batch": sizes["max_num_seqs"]}
+        )
+    )
     processor = object.__new__(api.ContinuousBatchProcessor)
     vars(processor).update(
         cache=cache, config=model, cb_config=config, logit_processor=Nothing(), input_queue=queue.Queue(),
@@ -75,7 +81,8 @@ def _fields(cls: Any, sizes: Message, recorded: Message) -> Message:
     }
     page = "page_size" if "page_size" in names else "block_size"
     found.update({
-        page: sizes["block_size"], "num_blocks": sizes["num_blocks"], "max_batch_tokens": sizes["max_num_batched_tokens"],
+        page: sizes["block_size"], "num_blocks": sizes["num_blocks"],
+        "max_batch_tokens": sizes["max_num_batched_tokens"],
         "max_requests_per_batch": sizes["max_num_seqs"], "allow_block_sharing": sizes["prefix_caching"],
         "use_async_batching": False, "use_cuda_graph": False, "default_compile_level": 0,
     })  # fmt: skip
@@ -126,7 +133,9 @@ class Nothing:
 
     pad_inputs = False
 
-    def maybe_pad_inputs(self, num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool) -> tuple[int, int]:
+    def maybe_pad_inputs(
+        self, num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool
+    ) -> tuple[int, int]:
         """The same sizes."""
         return num_q_tokens, max_kv_read
 

@@ -17,7 +17,7 @@ from fdtrace.replayer.formulas.variables import Variables
 class DrivenTransformers(RowDrivenScheduler):
     """The batch processor of a transformers package; its token budget by `formula`, where one is given."""
 
-    engine = "transformers"
+    engine: str | None = "transformers"
     needs = "transformers and PyTorch, or with --scheduler transformers=DIR their requirements"
 
     def __init__(

@@ -1,8 +1,8 @@
 """transformers' continuous batching (generation/continuous_batching): its scheduler, its forwards, what they sampled.
 
 All of it is one thread of the process that serves, the generation loop. A step is one `schedule_batch()` that handed
-out tokens, the forward of that batch, and the `update_batch()` that takes in what it sampled. With asynchronous batching
-the next batch is scheduled before that, so the three are paired by what is in the batch, its `FutureRequestState`s.
+out tokens, the forward of that batch, and the `update_batch()` that takes in what it sampled. Asynchronously the next
+batch is scheduled before that, so the three are paired by what is in the batch, its `FutureRequestState`s.
 The forward is written before the requests of the batch are told their tokens: a kill after that loses nothing that a
 client has seen.
 """
@@ -17,7 +17,7 @@ from . import at_work, torch_allocator, wire
 from . import transformers_config as config
 from . import transformers_figures as figures
 from .hooks import Hook
-from .transformers_batch import BatchRows, CallInFlight
+from .transformers_batch import BatchRows, CallInFlight, sampled
 from .transformers_figures import Before, KVBlocks
 from .writer import Row
 
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from .control import Agent
     from .writer import Writer
 
-PACKAGE = "transformers.generation.continuous_batching."
+PACKAGE = config.PACKAGE
 API, SCHEDULER = PACKAGE + "continuous_api", PACKAGE + "scheduler"
-OFFLOADING, RUNNER, OUTPUTS = (PACKAGE + name for name in ("offloading_manager", "model_runner", "input_outputs"))
+OFFLOADING, RUNNER, OUTPUTS = (
+    PACKAGE + name for name in ("offloading_manager", "model_runner", "input_outputs")
+)
 
 
 Schedule = Tuple[int, int, str, wire.CallFigures]
@@ -51,7 +53,9 @@ class TransformersAdapter:
             Hook(SCHEDULER, "Scheduler", "add_waiting_request", self.before_add),
             Hook(SCHEDULER, "Scheduler", "finish_request", self.before_finish),
             Hook(SCHEDULER, "Scheduler", "clear_cancelled_requests", self.before_cancel),
-            Hook(OFFLOADING, "OffloadingManager", "offload_requests", self.before_offload, self.after_offload),
+            Hook(
+                OFFLOADING, "OffloadingManager", "offload_requests", self.before_offload, self.after_offload
+            ),
             Hook(RUNNER, "ModelRunner", "maybe_pad_inputs", _nothing, self.after_padding),
             Hook(OUTPUTS, "", "prepare_batch_update", _nothing, self.after_outputs),
         )
@@ -59,7 +63,7 @@ class TransformersAdapter:
 
     def begin(self, writer: Writer) -> None:
         self.writer = writer
-        self.active = self.begun = self.offloading = False
+        self.active = self.begun = self.offloading = self.offloaded = False
         self.processor: Any = None
         self.scheduler: Any = None
         self.in_margin: bool | None = None
@@ -71,8 +75,8 @@ class TransformersAdapter:
         self.ended: list[str] = []
         self.preempted = self.aborted = 0
         self.memory: Callable[[], wire.AllocatorFigures] | None = None
-        found = at_work.find(_processor_of)
-        if found is not None and _drives(found):
+        found = at_work.find(config.processor_of)
+        if found is not None and config.drives(found):
             self._begin_with(found)
             self.writer.engine(self.describe())
 
@@ -104,7 +108,7 @@ class TransformersAdapter:
         """Tokens of a request that were computed before a call (None: before the next one)."""
         for known in (*((call,) if call is not None else ()), *self.calls):
             if request_id in known.starts:
-                return known.starts[request_id]
+                return int(known.starts[request_id])
         if request_id in self.batch.prefilling:
             return int(state.position_offset)
         return len(state.initial_tokens) + len(state.generated_tokens)
@@ -157,7 +161,7 @@ class TransformersAdapter:
         self.offloading = getattr(manager, "scheduler", None) is self.scheduler
 
     def after_offload(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
-        self.offloading = False
+        self.offloading, self.offloaded = False, True
 
     def _preempt(self, state: Any) -> None:
         """A request gave its blocks back: to the CPU with what they held, or to be prefilled again."""
@@ -176,13 +180,13 @@ class TransformersAdapter:
     def before_prepare(self, processor: Any, args: Any, kwargs: Any) -> None:
         """A turn of the loop: the engine may be another one now, where the last one has nothing left to do."""
         known = self.scheduler
-        if processor is not self.processor and _drives(processor):
-            if known is None or not known.has_pending_requests():
-                self._write_call()
-                for call in list(self.calls):  # its results will never be taken
-                    self._write_forward(call, {})
-                self._begin_with(processor)
-                self.writer.has_keyframe = False
+        free = known is None or not known.has_pending_requests()
+        if processor is not self.processor and free and config.drives(processor):
+            self._write_call()
+            for call in list(self.calls):  # its results will never be taken
+                self._write_forward(call, {})
+            self._begin_with(processor)
+            self.writer.has_keyframe = False
         if processor is self.processor and not self.known:
             self.known = True
             for states in (self.scheduler.active_requests, self.scheduler.waiting_requests):
@@ -206,7 +210,9 @@ class TransformersAdapter:
         given = (*args, *kwargs.values())
         decodes = len(self.batch.rows) - len(self.batch.prefilling)
         prefilling = len(scheduler.active_requests) - decodes
-        return Before(time.time_ns(), time.perf_counter_ns(), decodes, prefilling, int(given[0]), int(given[1]))
+        return Before(
+            time.time_ns(), time.perf_counter_ns(), decodes, prefilling, int(given[0]), int(given[1])
+        )
 
     def after_margin(self, scheduler: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         self.in_margin = bool(result)
@@ -239,15 +245,11 @@ class TransformersAdapter:
         if ended is None:
             return
         call, (ts, duration, reason, told) = ended
-        if self.preempted:
-            told = told._replace(
-                num_preempted=self.preempted,
-                num_running=len(self.scheduler.active_requests),
-                num_waiting=len(self.scheduler.waiting_requests),
-                num_free_blocks=self.blocks.free(),
-            )
+        if self.offloaded:  # that came after the call, and it may evict cached blocks alone
+            reason, told = self._offloaded(reason, told)
         told = told._replace(num_aborted=self.aborted)
         self.preempted = self.aborted = 0
+        self.offloaded = False
         self.call += 1
         if call is None:  # it found work and handed out nothing: where an engine hangs there is no other
             if not self.calls:  # what runs is known, so that a recording can begin here, and a segment
@@ -259,6 +261,21 @@ class TransformersAdapter:
         call.schedule = self.call, ts, duration, reason, told
         if self.begun:
             self.writer.schedule(*call.schedule)
+
+    def _offloaded(self, reason: str, told: wire.CallFigures) -> tuple[str, wire.CallFigures]:
+        """A call as it is once requests were offloaded for it: those wait now."""
+        scheduler, head = self.scheduler, told.head
+        if self.preempted and not reason:
+            first = figures.head_of(scheduler, self.offloads)
+            head = -1 if first is None else self.writer.numbers.get(first.request_id, -1)
+            reason = "preemption" if first is not None else ""
+        return reason, told._replace(
+            num_preempted=self.preempted,
+            num_running=len(scheduler.active_requests),
+            num_waiting=len(scheduler.waiting_requests),
+            num_free_blocks=self.blocks.free(),
+            head=head,
+        )
 
     # Its forward.
 
@@ -299,7 +316,7 @@ class TransformersAdapter:
             if call.is_of(futures):
                 for earlier in self.calls[: self.calls.index(call)]:
                     self._write_forward(earlier, {})
-                self._write_forward(call, _sampled(futures, tokens))
+                self._write_forward(call, sampled(futures, tokens))
                 return
 
     def _write_forward(self, call: CallInFlight, emitted: dict[int, int]) -> None:
@@ -329,36 +346,6 @@ class TransformersAdapter:
             memoryview(call.tokens), memoryview(made),
         )  # fmt: skip
         self.number += 1
-
-
-def _sampled(futures: list[Any], tokens: list[int]) -> dict[int, int]:
-    """Which requests of a batch will take a token, by the rules of `update_batch`."""
-    found = {}
-    at = 0
-    statuses = type(futures[0].state.status)
-    finished, pending = statuses.FINISHED, statuses.PENDING
-    for place, future in enumerate(futures):
-        if not future.has_new_token:
-            continue
-        state, token = future.state, tokens[at]
-        at += 1
-        if state.status is finished or state.status is pending:
-            continue
-        limit = state.max_new_tokens
-        if limit is None or len(state.generated_tokens) < limit or token in state._eos_token_ids:
-            found[place] = 1
-    return found
-
-
-def _processor_of(manager: Any) -> Any:
-    """The batch processor of a manager whose loop runs; None of anything else."""
-    processor = getattr(manager, "__dict__", {}).get("batch_processor")
-    return processor if type(processor).__module__.startswith(PACKAGE) else None
-
-
-def _drives(processor: Any) -> bool:
-    """Whether it is not a follower in a tensor-parallel group: those have no queue of requests."""
-    return getattr(processor, "input_queue", None) is not None
 
 
 def _nothing(subject: Any, args: Any, kwargs: Any) -> None:

@@ -143,3 +143,22 @@ class BatchRows(RowTable):
         return config.running_row(
             state, computed, self.held.get(request_id, 0), self.cached.get(request_id, -1)
         )
+
+
+def sampled(futures: list[Any], tokens: list[int]) -> dict[int, int]:
+    """Which requests of a batch will take a token, by the rules of `update_batch`."""
+    found = {}
+    at = 0
+    statuses = type(futures[0].state.status)
+    finished, pending = statuses.FINISHED, statuses.PENDING
+    for place, future in enumerate(futures):
+        if not future.has_new_token:
+            continue
+        state, token = future.state, tokens[at]
+        at += 1
+        if state.status is finished or state.status is pending:
+            continue
+        limit = state.max_new_tokens
+        if limit is None or len(state.generated_tokens) < limit or token in state._eos_token_ids:
+            found[place] = 1
+    return found

@@ -11,6 +11,8 @@ from typing import Any
 
 from .writer import Row
 
+PACKAGE = "transformers.generation.continuous_batching."
+
 TEXTS = {"scheduler_type"}
 """The only texts of the configuration that are recorded: no path or name of a model is among them."""
 
@@ -81,7 +83,8 @@ def scheduling(processor: Any) -> dict[str, Any]:
             for manager in managers
         ],
         "use_async_batching": bool(getattr(processor, "use_async_batching", False)),
-        "offloads_to_cpu": getattr(getattr(processor, "offloading_manager", None), "_cpu_pool", None) is not None,
+        "offloads_to_cpu": getattr(getattr(processor, "offloading_manager", None), "_cpu_pool", None)
+        is not None,
         "tp_size": getattr(getattr(processor, "distributed_helper", None), "tp_size", 1),
     }
 
@@ -142,3 +145,14 @@ def prompt_hashes(state: Any, size: int) -> list[bytes]:
         ).digest()
         found.append(parent)
     return found
+
+
+def processor_of(manager: Any) -> Any:
+    """The batch processor of a manager whose loop runs; None of anything else."""
+    processor = getattr(manager, "__dict__", {}).get("batch_processor")
+    return processor if type(processor).__module__.startswith(PACKAGE) else None
+
+
+def drives(processor: Any) -> bool:
+    """Whether it is not a follower in a tensor-parallel group: those have no queue of requests."""
+    return getattr(processor, "input_queue", None) is not None

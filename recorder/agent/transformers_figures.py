@@ -34,11 +34,13 @@ class KVBlocks:
 
     def __init__(self, cache: Any) -> None:
         self.cache, self.managers = cache, config.managers_of(cache)
-        self.pool = getattr(cache, "pool", None)
+        self.pool: Any = getattr(cache, "pool", None)
         self.each = [getattr(manager, "blocks_per_sector", 1) for manager in self.managers]
         sectors = getattr(cache, "num_sectors", None)
         one = len(self.managers) == 1
-        self.num_blocks = int(sectors * self.each[0]) if one and sectors is not None else int(cache.num_blocks)
+        self.num_blocks = (
+            int(sectors * self.each[0]) if one and sectors is not None else int(cache.num_blocks)
+        )
         self.free: Callable[[], int] = self._free_of_a_share
         if hasattr(cache, "get_num_free_blocks"):
             self.free = cache.get_num_free_blocks
@@ -46,10 +48,12 @@ class KVBlocks:
             self.free = self._free_of_one
 
     def _free_of_one(self) -> int:
-        return int(self.pool.num_free_sectors * self.each[0] + self.pool.count_free_blocks(self.managers[0].index))
+        return int(
+            self.pool.num_free_sectors * self.each[0] + self.pool.count_free_blocks(self.managers[0].index)
+        )
 
     def _free_of_a_share(self) -> int:
-        """Groups of layers with blocks of different sizes: the free share of the memory, as blocks of the whole model."""
+        """Groups of layers with blocks of other sizes: the free share of the memory, as blocks of the whole model."""
         return int(self.cache.compute_free_capacity() * self.num_blocks)
 
     def of(self, request_id: str) -> int:
@@ -75,7 +79,9 @@ def head_of(scheduler: Any, offloads: bool) -> Any:
     first = next((waiting[name] for name in order if name in waiting), None)
     if not offloads or first is None or first.is_cpu_offloaded:
         return first
-    return next((waiting[name] for name in order if name in waiting and waiting[name].is_cpu_offloaded), first)
+    return next(
+        (waiting[name] for name in order if name in waiting and waiting[name].is_cpu_offloaded), first
+    )
 
 
 class Ended(NamedTuple):
@@ -89,9 +95,9 @@ class Ended(NamedTuple):
     cache_read: int
 
 
-def ended(result: Any) -> Ended:
+def ended(result: tuple[Any, ...]) -> Ended:
     """Of what `schedule_batch` returned."""
-    futures, fast, tokens, read = (*result, *(False, 0, 0)[len(result) - 1 :])
+    futures, fast, tokens, read = (*result, False, 0, 0)[:4]
     return Ended(futures, bool(fast), int(tokens), int(read))
 
 

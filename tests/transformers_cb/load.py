@@ -1,4 +1,4 @@
-"""Runs transformers' continuous batching on a tiny random model, and says what it did: `python load.py [OPTIONS]`, in an
+"""Runs transformers' continuous batching on a random model, and says what it did: `python load.py [OPTIONS]`, in an
 environment that has transformers and PyTorch. It needs nothing of fdtrace.
 
 It prints "ready PID" once it serves; at the end one JSON line: what the engine itself delivered and counted.
@@ -18,17 +18,31 @@ from typing import Any
 VOCABULARY = 512
 
 
-def tiny_model(layers: int, width: int) -> Any:
-    """A random Llama with weights of a fixed seed."""
+SIZES = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": VOCABULARY},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "vocab_size": 32000},
+}  # fmt: skip
+"""Models by name: `1b` has 1.1 billion weights."""
+
+
+def random_model(size: str, layers: int = 0, device: str = "cpu") -> Any:
+    """A random Llama with weights of a fixed seed; `layers` 0: as many as its size has."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
-    config = LlamaConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=4096,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    sizes = dict(SIZES[size])
+    if layers:
+        sizes["num_hidden_layers"] = layers
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
+    config = LlamaConfig(**sizes, max_position_embeddings=4096, dtype=kind)
+    there = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    with torch.device(device):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(there)
     model.set_attn_implementation("sdpa")
     return model
 
@@ -101,6 +115,47 @@ class Log:
         self.file.flush()
 
 
+class Timings:
+    """When each forward and the update after it began and ended (ns), and PyTorch's own allocator after the forward."""
+
+    def __init__(self, path: str) -> None:
+        self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the engine
+
+    def watch(self, processor_class: Any) -> None:
+        """Around the two methods, outside whatever hooks them later."""
+        forward, update, line = (
+            processor_class._generation_step,
+            processor_class.update_batch,
+            [0, 0, 0, 0, 0, 0],
+        )
+
+        def generation_step(processor: Any, model: Any) -> None:
+            line[0] = time.time_ns()
+            forward(processor, model)
+            line[2:] = allocator(processor.model_device)
+
+        def update_batch(processor: Any) -> None:
+            update(processor)
+            line[1] = time.time_ns()
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+
+        processor_class._generation_step, processor_class.update_batch = generation_step, update_batch
+
+
+def allocator(device: Any) -> list[int]:
+    """Bytes allocated and reserved now and at most, by PyTorch's own functions; zeros on a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return [0, 0, 0, 0]
+    read = (
+        torch.cuda.memory_allocated, torch.cuda.memory_reserved, torch.cuda.max_memory_allocated,
+        torch.cuda.max_memory_reserved,
+    )  # fmt: skip
+    return [function(device) for function in read]
+
+
 class Client:
     """Keeps `options.concurrency` requests under way, and checks what comes back."""
 
@@ -110,7 +165,8 @@ class Client:
         self.sent: dict[str, int] = {}
         self.answers: dict[str, Any] = {}
         self.heads = [
-            [self.random.randrange(3, VOCABULARY) for _ in range(options.shared)] for _ in range(options.prefixes)
+            [self.random.randrange(3, VOCABULARY) for _ in range(options.shared)]
+            for _ in range(options.prefixes)
         ]
         self.failed = 0
         self.streamed: dict[str, int] = {}
@@ -184,8 +240,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--log", default="")
     add("--delivered", default="", help="a file that says how many tokens the client was given")
-    add("--layers", type=int, default=2)
-    add("--width", type=int, default=64)
+    add("--timings", default="", help="a file of the times of each step, and of the allocator after it")
+    add("--model", choices=tuple(SIZES), default="tiny")
+    add("--layers", type=int, default=0)
+    add("--device", default="cpu")
+    add("--memory-gib", type=float, default=0.0, help="of the device, that PyTorch may use (0: all)")
     add("--page-size", type=int, default=16)
     add("--blocks", type=int, default=64)
     add("--batch-tokens", type=int, default=64)
@@ -208,15 +267,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Serve, and say what was served."""
-    options = parse()
+def prepare(options: argparse.Namespace) -> None:
+    """What is watched, and what stands in for a device that is not there."""
     import torch
-    from transformers import GenerationConfig
     from transformers.generation.continuous_batching import continuous_api, scheduler
 
     torch.set_num_threads(1)
-    if not torch.cuda.is_available():
+    if options.device == "cpu" and not torch.cuda.is_available():
         import on_cpu
 
         if options.offload_gib:
@@ -228,7 +285,20 @@ def main() -> None:
         log.watch_preparing(continuous_api.ContinuousBatchProcessor)
         for name, cls in list(scheduler.SCHEDULER_MAPPING.items()):
             scheduler.SCHEDULER_MAPPING[name] = log.watch(cls)
-    model = tiny_model(options.layers, options.width)
+    if options.timings:
+        Timings(options.timings).watch(continuous_api.ContinuousBatchProcessor)
+    if options.memory_gib:
+        share = options.memory_gib * 2**30 / torch.cuda.get_device_properties(options.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+def main() -> None:
+    """Serve, and say what was served."""
+    options = parse()
+    prepare(options)
+    from transformers import GenerationConfig
+
+    model = random_model(options.model, options.layers, options.device)
     generation = GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=-1, pad_token_id=0)
     manager = model.init_continuous_batching(
         generation_config=generation, continuous_batching_config=configuration(options)

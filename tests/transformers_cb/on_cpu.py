@@ -63,6 +63,8 @@ def asynchronous() -> None:
     pairs = importlib.import_module(PACKAGE + "input_outputs").ContinuousBatchingAsyncIOs
     if hasattr(pairs, "_supported_device_types"):
         pairs._supported_device_types = (*pairs._supported_device_types, "cpu")
+        return
+    offload()  # an earlier version asks for CUDA, and pins where it is there
     made = pairs.__init__
 
     def make(self: Any, *args: Any, **given: Any) -> None:
