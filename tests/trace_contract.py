@@ -39,7 +39,7 @@ RULES = {
     "a prefill goes on where it stopped, a decode past what it accepted, unless it was preempted": f"""
         WITH {ROWS}
         SELECT r.step, r.request FROM rows r LEFT JOIN taken_out t
-            ON t.engine_id = r.engine_id AND t.request = r.request AND t.step > r.step AND t.step <= r.next_step
+            ON t.engine_id = r.engine_id AND t.request = r.request AND t.step BETWEEN r.step AND r.next_step
         WHERE next_computed IS NOT NULL AND t.step IS NULL AND next_computed <> num_computed_tokens + CASE
             WHEN kind = 'prefill' AND next_kind = 'decode' THEN num_tokens + 1
             WHEN kind = 'prefill' THEN num_tokens ELSE 1 + num_accepted_tokens END

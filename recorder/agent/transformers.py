@@ -246,7 +246,9 @@ class TransformersAdapter:
             return
         call, (ts, duration, reason, told) = ended
         if self.offloaded:  # that came after the call, and it may evict cached blocks alone
-            reason, told = self._offloaded(reason, told)
+            head = figures.head_of(self.scheduler, self.offloads)
+            known = -1 if head is None else self.writer.numbers.get(head.request_id, -1)
+            reason, told = figures.offloaded(self.scheduler, self.blocks, reason, told, self.preempted, known)
         told = told._replace(num_aborted=self.aborted)
         self.preempted = self.aborted = 0
         self.offloaded = False
@@ -261,21 +263,6 @@ class TransformersAdapter:
         call.schedule = self.call, ts, duration, reason, told
         if self.begun:
             self.writer.schedule(*call.schedule)
-
-    def _offloaded(self, reason: str, told: wire.CallFigures) -> tuple[str, wire.CallFigures]:
-        """A call as it is once requests were offloaded for it: those wait now."""
-        scheduler, head = self.scheduler, told.head
-        if self.preempted and not reason:
-            first = figures.head_of(scheduler, self.offloads)
-            head = -1 if first is None else self.writer.numbers.get(first.request_id, -1)
-            reason = "preemption" if first is not None else ""
-        return reason, told._replace(
-            num_preempted=self.preempted,
-            num_running=len(scheduler.active_requests),
-            num_waiting=len(scheduler.waiting_requests),
-            num_free_blocks=self.blocks.free(),
-            head=head,
-        )
 
     # Its forward.
 

@@ -158,3 +158,17 @@ def of_call(
         cache_read_budget=before.cache_budget,
         num_cache_read_tokens=-1 if end.fast else end.cache_read,
     )
+
+
+def offloaded(
+    scheduler: Any, blocks: KVBlocks, reason: str, told: wire.CallFigures, preempted: int, head: int
+) -> tuple[str, wire.CallFigures]:
+    """A call's reason and figures once requests were offloaded for it: those wait now, with `head` (a number) first."""
+    if preempted and not reason and head >= 0:
+        reason, told = "preemption", told._replace(head=head)
+    return reason, told._replace(
+        num_preempted=preempted,
+        num_running=len(scheduler.active_requests),
+        num_waiting=len(scheduler.waiting_requests),
+        num_free_blocks=blocks.free(),
+    )

@@ -2,15 +2,15 @@
 
     python -m tests.gpu.check [--device cuda|cpu] [--json PATH] [--page PATH]
 
-Run by a Python that has PyTorch, transformers and fdtrace (`make test-gpu` makes one). What a CPU cannot show is
-skipped with its reason. The exit status is 1 where a part failed.
+Run by a Python that has fdtrace, and PyTorch and transformers where TRANSFORMERS_PYTHON names no other. What a CPU
+cannot show is skipped with its reason. The exit status is 1 where a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,24 +19,26 @@ from typing import Any
 
 from tests.gpu.page import page
 from tests.gpu.parts import PARTS, Failed, Skipped
-from tests.gpu.server import CPU, GPU
+from tests.gpu.server import CPU, ENGINE, GPU
 
 MOST_S = 420.0
 """No part begins later than this."""
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What it ran on."""
-    import torch
-    import transformers
+ASKED = """
+import json, platform, torch, transformers
+found = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+if torch.cuda.is_available():
+    of = torch.cuda.get_device_properties(0)
+    found |= {"gpu": of.name, "memory_gib": round(of.total_memory / 2**30, 1)}
+print(json.dumps(found))
+"""
 
-    found = {
-        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-        "device": device,
-    }  # fmt: skip
-    if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(0)
-        found["memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+
+def machine() -> dict[str, Any]:
+    """What the engine has, as its own Python says."""
+    done = subprocess.run([ENGINE, "-c", ASKED], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -67,22 +69,20 @@ def run(directory: Path, device: str, only: list[str]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Run, write, and say whether all is well."""
-    import torch
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: a GPU where there is one")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--page", type=Path, help="write a page of them there")
     parser.add_argument("--part", action="append", default=[], help="only this one; repeatable")
     args = parser.parse_args()
+    on = machine()
+    device = args.device or ("cuda" if "gpu" in on else "cpu")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fdtrace-gpu-") as name:
-        parts = run(Path(name), args.device, args.part)
-    found = {"machine": machine(args.device), "seconds": round(time.monotonic() - begun), "parts": parts}
+        parts = run(Path(name), device, args.part)
+    found = {"machine": on, "device": device, "seconds": round(time.monotonic() - begun), "parts": parts}
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if args.page:

@@ -20,7 +20,7 @@ machine without a GPU the same check runs with a tiny model, and skips what only
 def page(found: dict[str, Any]) -> str:
     """The page."""
     machine = found["machine"]
-    on = machine.get("gpu") or "a CPU, without a GPU"
+    on = machine.get("gpu") if found["device"] == "cuda" else "a CPU, without a GPU"
     lines = [
         HEAD,
         f"## Last run: {on}\n\n",

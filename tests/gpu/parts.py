@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.server import Recording, Server, Size, rows, serving
+from tests.gpu.server import ENGINE, Recording, Server, Size, rows, serving
 
 Figures = dict[str, Any]
 MIB = 2**20
@@ -213,10 +213,10 @@ def attaching(directory: Path, size: Size) -> Figures:
 
 
 def replay(trace: Path, *options: str) -> dict[str, Any]:
-    """`fdtrace replay --json`, with this Python for the scheduler."""
+    """`fdtrace replay --json`, with the engine's Python for its scheduler."""
     command = [sys.executable, "-m", "fdtrace", "replay", str(trace), "--json", *options]
     if "--scheduler" in options:
-        command += ["--scheduler-python", sys.executable]
+        command += ["--scheduler-python", ENGINE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(done.stderr[-500:])

@@ -18,6 +18,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 LOAD = ROOT / "tests" / "transformers_cb" / "load.py"
+ENGINE = os.environ.get("TRANSFORMERS_PYTHON") or sys.executable
+"""The Python that runs the engine: this one, where TRANSFORMERS_PYTHON names no other."""
+
 PATIENCE = 180.0
 """Seconds in which the engine serves, or does what is waited for."""
 
@@ -85,7 +88,7 @@ def serving(directory: Path, name: str, size: Size, *options: str) -> Iterator[S
     log, timings = directory / f"{name}.log", directory / f"{name}.timings"
     timings.touch()
     command = [
-        sys.executable, str(LOAD), "--log", str(log), "--timings", str(timings), "--requests", "1000000",
+        ENGINE, str(LOAD), "--log", str(log), "--timings", str(timings), "--requests", "1000000",
         "--seconds", "600", "--batch-tokens", str(size.budget), *size.options, *options,
     ]  # fmt: skip
     kept = {
