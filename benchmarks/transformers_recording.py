@@ -2,8 +2,8 @@
 
     TRANSFORMERS_PYTHON=… python benchmarks/transformers_recording.py [--layers 24] [--pairs 10] [--cycles 100]
 
-One load goes on all the time, and windows of it are recorded or not in turn (with, without, without, with). The ratio is
-of the median time from one step's end to the next, recorded to not, the median over the pairs. Then it attaches and
+One load goes on all the time, and windows of it are recorded or not in turn (with, without, without, with). The ratio
+is of the median time from one step's end to the next, recorded to not, the median over the pairs. Then it attaches and
 detaches again and again under the same load, whose requests must all be answered as they were asked.
 """
 

@@ -74,7 +74,7 @@ class RowDrivenScheduler(DrivenScheduler):
             num_prefill_tokens=answer["scheduled"] - sum(row[2] for row in decodes),
             num_decode_tokens=sum(row[2] for row in decodes),
             num_decodes=len(decodes),
-            stalled=[],
+            stalled=answer.get("stalled", []),
             started=[],
             finished=answer["finished"],
         )

@@ -18,98 +18,16 @@ order of `_generation_loop_body`, or a batch ahead where that was asynchronous. 
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers import transformers_build as build
     from fdtrace.drivers.serving import CannotGoOn, Message, run
+    from fdtrace.drivers.transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
 else:  # beside this script, without fdtrace
     import transformers_build as build
     from serving import CannotGoOn, Message, run
-
-STOP = 2
-"""The token that ends a request before its `max_tokens`; those of prompts and outputs are larger."""
-PLACEHOLDER = -1
-"""`TMP_TOKEN_ID` of transformers' requests.py."""
-
-
-class PlayedRequest:
-    """What the played model knows of a request: its tokens, how many it has emitted, whether it is in its prefill."""
-
-    def __init__(self, spec: Message, block_size: int) -> None:
-        self.prompt, self.output, self.max_tokens = spec["prompt"], spec["output"], spec["max_tokens"]
-        self._contents, self._block_size = spec["contents"], block_size
-        self.emitted = 0
-        self.prefills: bool | None = None
-        """Whether its chunks are a prefill's; None: it is not in the batch."""
-
-    def token(self, position: int) -> int:
-        """The token at a position of the whole sequence."""
-        if position == self.prompt + self.output - 1 and self.output < self.max_tokens:
-            return STOP
-        return int(self._contents[min(position // self._block_size, len(self._contents) - 1)])
-
-    def tokens(self, count: int) -> list[int]:
-        """The first tokens of the whole sequence."""
-        return [self.token(position) for position in range(count)]
-
-
-class PlayedOutputs:
-    """In the place of `ContinuousBatchingIOs`: the batches whose tokens are still to come, and their tokens."""
-
-    compute_stream = None
-
-    def __init__(self, playing: dict[str, PlayedRequest]) -> None:
-        self.playing = playing
-        self.in_flight: deque[list[Any]] = deque()
-        self.rows: list[list[Any]] = []
-
-    def prepare_batch_tensors(self, requests_in_batch: list[Any], *_: Any, **__: Any) -> None:
-        """What it does to the requests of a batch (input_outputs.py), without the tensors; and a row for each."""
-        self.rows = []
-        for future in requests_in_batch:
-            state, count = future.state, future.query_length
-            played = self.playing[state.request_id]
-            if played.prefills is None:
-                played.prefills = not (state.generated_tokens and count == 1 and future.has_new_token)
-            decodes = not played.prefills
-            emits = int(future.has_new_token and played.emitted < played.output)
-            self.rows.append([state.request_id, decodes, count, state.position_offset + decodes, emits])
-            played.emitted += emits
-            state.position_offset += count
-            if future.has_new_token:
-                played.prefills = False
-                state.tokens_to_process = [PLACEHOLDER]
-        self.in_flight.append(list(requests_in_batch))
-
-    def prepare_batch_update(self) -> tuple[list[Any], list[int], None]:
-        """The oldest batch and a token for each of its requests that makes one."""
-        futures = self.in_flight.popleft()
-        tokens = []
-        for future in futures:
-            if future.has_new_token:
-                state = future.state
-                tokens.append(
-                    self.playing[state.request_id].token(
-                        len(state.initial_tokens) + len(state.generated_tokens)
-                    )
-                )
-        return futures, tokens, None
-
-
-class Router:
-    """In the place of `OutputRouter`: nobody waits for results."""
-
-    def deliver_batch(self, outputs: list[Any]) -> None:
-        """They are in the requests."""
-
-    def deliver(self, output: Any) -> None:
-        """The same."""
-
-    def fail_and_deliver(self, state: Any, error: Exception) -> None:
-        """A request that cannot be served ends the replay."""
-        raise error
+    from transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
 
 
 class TransformersEngine:
@@ -118,14 +36,16 @@ class TransformersEngine:
     def __init__(self, sizes: Message, recorded: Message) -> None:
         from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
-        self.playing: dict[str, PlayedRequest] = {}
+        self.playing: dict[str, PlayedSequence] = {}
         self.outputs = PlayedOutputs(self.playing)
-        self.processor = build.build_processor(sizes, recorded, self.outputs, Router())
+        self.processor = build.build_processor(sizes, recorded, self.outputs, SilentRouter())
         self.scheduler, self.cache = self.processor.scheduler, self.processor.cache
         self.new_request, self.statuses = RequestState, RequestStatus
         self.block_size, self.budget = sizes["block_size"], sizes["max_num_batched_tokens"]
         self.ahead = 2 if self.processor.use_async_batching else 1
         self.preempted: list[str] = []
+        self.stalled: list[str] = []
+        """Decodes that the last call left out of the batch."""
         self.offloads = False
         self._watch()
 
@@ -147,6 +67,18 @@ class TransformersEngine:
             finish(request_id)
 
         self.scheduler.finish_request = finish_request
+        schedule = self.scheduler.schedule_batch
+
+        def schedule_batch(*budgets: int) -> Any:
+            result = schedule(*budgets)
+            ran = {future.state.request_id for future in result[0] or ()}
+            self.stalled = [
+                name for name in self.scheduler.active_requests
+                if name not in ran and name in self.playing and self.playing[name].prefills is False
+            ]  # fmt: skip
+            return result
+
+        self.scheduler.schedule_batch = schedule_batch
 
     # Requests -----------------------------------------------------------------------------------------------
 
@@ -155,13 +87,13 @@ class TransformersEngine:
         if "cached" in spec:
             self._cache(spec["cached"])
             return
-        played = self.playing[spec["id"]] = PlayedRequest(spec, self.block_size)
+        played = self.playing[spec["id"]] = PlayedSequence(spec, self.block_size)
         if spec.get("resumed"):
             self._resume(spec["id"], played, spec["resumed"])
         else:
             self.processor.input_queue.put(self._state(spec["id"], played, played.prompt))
 
-    def _state(self, name: str, played: PlayedRequest, tokens: int) -> Any:
+    def _state(self, name: str, played: PlayedSequence, tokens: int) -> Any:
         """Its state, as one that begins with its first `tokens`."""
         state = self.new_request(
             request_id=name, initial_tokens=played.tokens(tokens), eos_token_id=STOP,
@@ -171,7 +103,7 @@ class TransformersEngine:
             state._true_initial_tokens = played.prompt
         return state
 
-    def _resume(self, name: str, played: PlayedRequest, was: Message) -> None:
+    def _resume(self, name: str, played: PlayedSequence, was: Message) -> None:
         """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
         played.emitted = was["num_emitted_tokens"]
         made = played.prompt + played.emitted
@@ -293,6 +225,7 @@ class TransformersEngine:
         ]
         return {
             "rows": rows, "scheduled": sum(row[2] for row in rows), "preempted": self.preempted,
+            "stalled": self.stalled if rows else [],
             "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests),
             "free_blocks": self._free(), "head": None,
         }  # fmt: skip

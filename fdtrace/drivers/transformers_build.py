@@ -61,10 +61,10 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
     )
     processor = object.__new__(api.ContinuousBatchProcessor)
     vars(processor).update(
-        cache=cache, config=model, cb_config=config, logit_processor=Nothing(), input_queue=queue.Queue(),
+        cache=cache, config=model, cb_config=config, logit_processor=PlayedModel(), input_queue=queue.Queue(),
         cancel_queue=queue.Queue(), output_router=router, background_thread_status=api.BackgroundThreadStatus(),
         scheduler=chosen, distributed_helper=helper, do_sample=False, return_logprobs=False,
-        max_batch_tokens=sizes["max_num_batched_tokens"], inputs_and_outputs=outputs, model_runner=Nothing(),
+        max_batch_tokens=sizes["max_num_batched_tokens"], inputs_and_outputs=outputs, model_runner=PlayedModel(),
         use_async_batching=bool(recorded.get("use_async_batching")),
     )  # fmt: skip
     processor.offloading_manager = _offloading(offloading_manager, cache, chosen, config, helper, recorded)
@@ -128,7 +128,7 @@ def _offloading(module: Any, cache: Any, scheduler: Any, config: Any, helper: An
         torch.empty = empty
 
 
-class Nothing:
+class PlayedModel:
     """A model runner and a logits processor that leave everything as it is."""
 
     pad_inputs = False

@@ -17,8 +17,8 @@ from . import at_work, torch_allocator, wire
 from . import transformers_config as config
 from . import transformers_figures as figures
 from .hooks import Hook
-from .transformers_batch import BatchRows, CallInFlight, sampled
-from .transformers_figures import Before, KVBlocks
+from .transformers_batch import BatchMembers, ScheduledBatch, sampled
+from .transformers_figures import CallStart, KVBlocks
 from .writer import Row
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ class TransformersAdapter:
         self.scheduler: Any = None
         self.in_margin: bool | None = None
         self.call, self.number = -1, 0
-        self.ended_call: tuple[CallInFlight | None, Schedule] | None = None
-        self.calls: list[CallInFlight] = []
-        self.current: CallInFlight | None = None
-        self.batch = BatchRows()
+        self.ended_call: tuple[ScheduledBatch | None, Schedule] | None = None
+        self.calls: list[ScheduledBatch] = []
+        self.current: ScheduledBatch | None = None
+        self.batch = BatchMembers()
         self.ended: list[str] = []
         self.preempted = self.aborted = 0
         self.memory: Callable[[], wire.AllocatorFigures] | None = None
@@ -104,7 +104,7 @@ class TransformersAdapter:
                 continue
             yield row, batch.row(state, self._computed(call, request_id, state))
 
-    def _computed(self, call: CallInFlight | None, request_id: str, state: Any) -> int:
+    def _computed(self, call: ScheduledBatch | None, request_id: str, state: Any) -> int:
         """Tokens of a request that were computed before a call (None: before the next one)."""
         for known in (*((call,) if call is not None else ()), *self.calls):
             if request_id in known.starts:
@@ -199,7 +199,7 @@ class TransformersAdapter:
         if processor is self.processor:
             self._write_call()
 
-    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> Before | None:
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> CallStart | None:
         if scheduler is not self.scheduler or not self.known:
             return None
         self._write_call()
@@ -210,7 +210,7 @@ class TransformersAdapter:
         given = (*args, *kwargs.values())
         decodes = len(self.batch.rows) - len(self.batch.prefilling)
         prefilling = len(scheduler.active_requests) - decodes
-        return Before(
+        return CallStart(
             time.time_ns(), time.perf_counter_ns(), decodes, prefilling, int(given[0]), int(given[1])
         )
 
@@ -229,7 +229,7 @@ class TransformersAdapter:
             for future in end.futures:  # a fork came without being added
                 if future.state.request_id not in self.writer.numbers:
                     self._arrived(future.state, time.time_ns())
-            call = CallInFlight(list(end.futures), token.ts)
+            call = ScheduledBatch(list(end.futures), token.ts)
             self.batch.apply(call, self.blocks)
             self.calls.append(call)
         told = figures.of_call(
@@ -270,7 +270,7 @@ class TransformersAdapter:
         if self.calls and self.processor is not None and runner is self.processor.model_runner:
             self.calls[-1].launched = int(result[0])
 
-    def before_forward(self, processor: Any, args: Any, kwargs: Any) -> CallInFlight | None:
+    def before_forward(self, processor: Any, args: Any, kwargs: Any) -> ScheduledBatch | None:
         if processor is not self.processor or not self.calls or self.calls[-1].began:
             return None
         call = self.calls[-1]
@@ -282,7 +282,7 @@ class TransformersAdapter:
         if token is not None:
             self._ran(token)
 
-    def _ran(self, call: CallInFlight) -> None:
+    def _ran(self, call: ScheduledBatch) -> None:
         call.forward_us = (time.perf_counter_ns() - call.forward_us) // 1000
         if self.memory is not None:
             call.memory = self.memory()
@@ -306,7 +306,7 @@ class TransformersAdapter:
                 self._write_forward(call, sampled(futures, tokens))
                 return
 
-    def _write_forward(self, call: CallInFlight, emitted: dict[int, int]) -> None:
+    def _write_forward(self, call: ScheduledBatch, emitted: dict[int, int]) -> None:
         """Write the forward of a call; `emitted`: tokens of each of its futures, by its place."""
         writer = self.writer
         self._write_call()

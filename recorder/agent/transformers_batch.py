@@ -16,7 +16,7 @@ from .transformers_figures import KVBlocks
 from .writer import Row
 
 
-class CallInFlight:
+class ScheduledBatch:
     """One `schedule_batch()` that handed out tokens, until its forward is written. `futures`: its batch, by which its
     forward and its update are known; `tokens`: those of each row; `starts`: tokens computed before its chunk, of each
     request that it prefills; `began`: when its forward did (UTC ns; 0: not yet); `schedule`: what its own frame says.
@@ -48,7 +48,7 @@ class CallInFlight:
         return bool(futures) and futures[0] is self.futures[0]
 
 
-class BatchRows(RowTable):
+class BatchMembers(RowTable):
     """Which request holds which row, its KV blocks, and whether its prefill still goes on."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class BatchRows(RowTable):
         self.held[request_id], self.states[request_id] = blocks.of(request_id), state
         return self.take(request_id)
 
-    def apply(self, call: CallInFlight, blocks: KVBlocks) -> None:
+    def apply(self, call: ScheduledBatch, blocks: KVBlocks) -> None:
         """Take in the batch of a call, and keep with it what it changed."""
         rows, prefilling, row_of = self.rows, self.prefilling, call.row_of
         for future in call.futures:
@@ -104,7 +104,7 @@ class BatchRows(RowTable):
                 row for request_id, row in rows.items() if not tokens[row] and request_id not in prefilling
             ]
 
-    def _join(self, call: CallInFlight, future: Any, blocks: KVBlocks) -> int:
+    def _join(self, call: ScheduledBatch, future: Any, blocks: KVBlocks) -> int:
         state = future.state
         request_id, start = state.request_id, state.position_offset
         row = self._enter(state, blocks)
@@ -116,14 +116,14 @@ class BatchRows(RowTable):
         call.joined.append((row, self.row(state, start + decodes)))
         return row
 
-    def _chunk(self, call: CallInFlight, future: Any, row: int) -> None:
+    def _chunk(self, call: ScheduledBatch, future: Any, row: int) -> None:
         request_id = future.state.request_id
         call.starts[request_id] = future.state.position_offset
         call.prefills.append(row | wire.LAST_CHUNK if future.has_new_token else row)
         if future.has_new_token:
             self.prefilling.discard(request_id)
 
-    def _blocks(self, call: CallInFlight, blocks: KVBlocks) -> None:
+    def _blocks(self, call: ScheduledBatch, blocks: KVBlocks) -> None:
         """Requests that went on and hold more blocks, or fewer where equal ones are shared now."""
         tables, held = [manager.block_table for manager in blocks.managers], self.held
         one = tables[0] if len(tables) == 1 else None

@@ -8,7 +8,7 @@ from . import transformers_config as config
 from . import wire
 
 
-class Before(NamedTuple):
+class CallStart(NamedTuple):
     """What a call found: when it began (UTC ns, and by the clock of durations), requests that decode and that are in
     their prefill, the budgets that it was given.
     """
@@ -84,7 +84,7 @@ def head_of(scheduler: Any, offloads: bool) -> Any:
     )
 
 
-class Ended(NamedTuple):
+class CallResult(NamedTuple):
     """What a call gave: its batch (None: the cache is full), whether it reads by block table alone, tokens of it, KV
     cache tokens that it counted.
     """
@@ -95,14 +95,14 @@ class Ended(NamedTuple):
     cache_read: int
 
 
-def ended(result: tuple[Any, ...]) -> Ended:
+def ended(result: tuple[Any, ...]) -> CallResult:
     """Of what `schedule_batch` returned."""
     futures, fast, tokens, read = (*result, False, 0, 0)[:4]
-    return Ended(futures, bool(fast), int(tokens), int(read))
+    return CallResult(futures, bool(fast), int(tokens), int(read))
 
 
 def refusal(
-    scheduler: Any, head: Any, blocks: KVBlocks, before: Before, end: Ended, in_margin: bool | None
+    scheduler: Any, head: Any, blocks: KVBlocks, before: CallStart, end: CallResult, in_margin: bool | None
 ) -> Refusal:
     """The rule of `_process_candidates` that the head of the queue did not pass, in the order in which it asks.
 
@@ -134,7 +134,7 @@ def refusal(
 
 
 def of_call(
-    scheduler: Any, blocks: KVBlocks, before: Before, end: Ended, why: Refusal, numbers: dict[str, int], *,
+    scheduler: Any, blocks: KVBlocks, before: CallStart, end: CallResult, why: Refusal, numbers: dict[str, int], *,
     chunks: int, admitted: int, extended: int,
 ) -> wire.CallFigures:  # fmt: skip
     """The figures of a call; preemptions and aborts that follow it are added when it is written."""
