@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from fdtrace.recorder import schema_views
 
 SCHEMA_VERSION = 3
-"""Raised with every change that an older reader would misread. 2: the table `call`. 3: the budget of cache reads, and
-what is not admitted because of it or of the safety margin."""
+"""Raised with every change that an older reader would misread. 2: table `call`. 3: the budget of cache reads."""
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's storage version: 1.5 and 2.x both read it (2.0 would write 69, which 1.x cannot)."""
@@ -81,11 +80,7 @@ ENGINE = _table(
     ("dp_rank", "INTEGER", "data-parallel rank"),
     ("max_num_batched_tokens", "INTEGER", "the scheduler's own limit, tokens a step"),
     ("max_profiled_tokens", "INTEGER", "tokens a step that memory was profiled for at start-up"),
-    (
-        "num_max_dispatch_tokens_per_rank",
-        "INTEGER",
-        "expert-parallel dispatch buffer, tokens a rank and step",
-    ),
+    ("num_max_dispatch_tokens_per_rank", "INTEGER", "expert-parallel dispatch buffer, tokens a rank a step"),
     ("max_num_seqs", "INTEGER", "most sequences that run at once"),
     (
         "num_speculative_tokens",
@@ -125,32 +120,20 @@ STEP = _table(
         "INTEGER",
         "tokens launched: predicted (overlap mode) or padded (vLLM); NULL where not told",
     ),
-    (
-        "cache_read_budget",
-        "INTEGER",
-        "KV cache tokens that the scheduling call could have read; NULL where the engine has no such budget",
-    ),
-    (
-        "num_cache_read_tokens",
-        "INTEGER",
-        "KV cache tokens that it counted against that; NULL where the batch reads through a block table, which needs none",
-    ),
+    ("cache_read_budget", "INTEGER", "KV cache tokens that the call could read; NULL: no such budget"),
+    ("num_cache_read_tokens", "INTEGER", "those that it counted; NULL: read by a block table, without limit"),
     ("num_running", "INTEGER", "requests in the running queue after scheduling"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
     ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),
     ("num_preempted", "INTEGER", "requests preempted by the scheduling call"),
-    (
-        "num_stalled",
-        "INTEGER",
-        "decodes that did not run: their block table was too short (transformers: for whatever reason)",
-    ),
+    ("num_stalled", "INTEGER", "decodes that did not run: too few blocks (transformers: for any reason)"),
     ("num_free_blocks", "INTEGER", "KV blocks free after scheduling"),
     ("num_blocks", "INTEGER", "KV blocks in all"),
     (
         "not_admitted",
         "VARCHAR",
-        "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`, `cache_read` (the budget "
-        "of KV cache reads), `safety_margin` (too few KV blocks free to begin a prefill), `other`; NULL: nothing waited",
+        "why the head of the waiting queue stayed: `budget`, `blocks`, `slots`, `preemption`, `cache_read`, "
+        "`safety_margin` (of free KV blocks), `other`; NULL: nothing waited",
     ),
     (
         "num_missing_blocks",
@@ -297,11 +280,7 @@ REQUEST = _table(
     ("num_output_tokens", "INTEGER", "output tokens made, so far or at its finish"),
     ("finished_at", "TIMESTAMP_NS", "when it finished, UTC"),
     ("finish_reason", "VARCHAR", "`stop`, `length`, `abort`, `error`; NULL: not finished in this recording"),
-    (
-        "block_hashes",
-        "UBIGINT[]",
-        "with prefix caching, one a full prompt block, salted afresh for each trace",
-    ),
+    ("block_hashes", "UBIGINT[]", "with prefix caching, one a full prompt block, salted anew for each trace"),
 )
 
 EVENT = _table(

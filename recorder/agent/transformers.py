@@ -180,6 +180,7 @@ class TransformersAdapter:
     def before_prepare(self, processor: Any, args: Any, kwargs: Any) -> None:
         """A turn of the loop: the engine may be another one now, where the last one has nothing left to do."""
         known = self.scheduler
+        self.writer.ahead = len(self.calls)
         free = known is None or not known.has_pending_requests()
         if processor is not self.processor and free and config.drives(processor):
             self._write_call()
@@ -198,6 +199,7 @@ class TransformersAdapter:
     def after_prepare(self, processor: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if processor is self.processor:
             self._write_call()
+            self.writer.ahead = 0
 
     def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> CallStart | None:
         if scheduler is not self.scheduler or not self.known:
