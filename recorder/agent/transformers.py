@@ -63,6 +63,7 @@ class TransformersAdapter:
 
     def begin(self, writer: Writer) -> None:
         self.writer = writer
+        writer.first_step = 0
         self.active = self.begun = self.offloading = self.offloaded = False
         self.processor: Any = None
         self.scheduler: Any = None

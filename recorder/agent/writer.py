@@ -72,6 +72,8 @@ class Writer:
         self.arrived_steps: dict[str, int] = {}
         self.next_number = 0
         self.next_step = -1
+        self.first_step = -1
+        """The number of the first forward, where the adapter counts them itself."""
         self.ahead = 0
         """Forwards that are on their way: what an engine that schedules ahead meets now comes after them."""
         self.has_keyframe = False
@@ -94,7 +96,8 @@ class Writer:
     @property
     def coming_step(self) -> int:
         """The step of the call that comes next; -1 before the first forward is known."""
-        return self.next_step + self.ahead if self.next_step >= 0 else -1
+        step = self.next_step if self.next_step >= 0 else self.first_step
+        return step + self.ahead if step >= 0 else -1
 
     def number(self, request_id: str) -> int:
         """The number of a request in this process; a new one for an id not seen, or seen and finished."""
