@@ -35,16 +35,24 @@ class Size:
     larger_budget: int
     window_s: float
     pairs: int
+    cache_tokens: int
+    """KV cache tokens in all."""
 
 
 GPU = Size(
     "cuda",
     ("--model", "1b", "--device", "cuda", "--page-size", "32", "--blocks", "4096", "--concurrency", "48",
      "--prompt", "64:1400", "--output", "32:160"),
-    1024, 2048, 4.0, 6,
+    1024, 2048, 4.0, 6, 32 * 4096,
 )  # fmt: skip
 CPU = Size(
-    "cpu", ("--model", "tiny", "--blocks", "128", "--prompt", "8:120", "--output", "8:40"), 64, 128, 1.5, 2
+    "cpu",
+    ("--model", "tiny", "--blocks", "128", "--prompt", "8:120", "--output", "8:40"),
+    64,
+    128,
+    1.5,
+    2,
+    16 * 128,
 )
 
 

@@ -305,6 +305,8 @@ def main() -> None:
     )
     manager.start()
     while manager.batch_processor is None:
+        if not manager.is_running():
+            raise SystemExit("the generation loop ended before it began")
         time.sleep(0.01)
     print("ready", os.getpid(), flush=True)
     if options.wait_for_stdin:
