@@ -21,9 +21,9 @@ MEETING = """\
 ## How a call and a forward meet
 
 A **call** is one `schedule()` of the engine: table `call`. A **step** is one forward that ran tokens: table `step`.
-In vLLM and in the sandbox each call that hands out tokens has its own forward. FastDeploy schedules in one process and
-runs in others, and its decodes go on without a task. So a call may be late for the forward under way, a forward may
-take in the tasks of several calls, and most calls hand out nothing:
+In vLLM, transformers and the sandbox each call that hands out tokens has its own forward. FastDeploy schedules in one
+process and runs in others, and its decodes go on without a task. So a call may be late for the forward under way, a
+forward may take in the tasks of several calls, and most calls hand out nothing:
 
     schedule()   0        1  2  3     4        5  6  7  8  9  10 …
                  │tasks   │  ·  ·     │tasks   ·  ·  ·  ·  ·  ·       · handed out nothing
