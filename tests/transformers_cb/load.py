@@ -116,27 +116,26 @@ class Log:
 
 
 class Timings:
-    """When each forward and the update after it began and ended (ns), and PyTorch's own allocator after the forward."""
+    """When each forward and the update after it began and ended (ns), PyTorch's own allocator after the forward, and
+    the processor time (ns) that the loop's thread had taken by then.
+    """
 
     def __init__(self, path: str) -> None:
         self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the engine
 
     def watch(self, processor_class: Any) -> None:
         """Around the two methods, outside whatever hooks them later."""
-        forward, update, line = (
-            processor_class._generation_step,
-            processor_class.update_batch,
-            [0, 0, 0, 0, 0, 0],
-        )
+        forward, update = processor_class._generation_step, processor_class.update_batch
+        line = [0] * 7
 
         def generation_step(processor: Any, model: Any) -> None:
             line[0] = time.time_ns()
             forward(processor, model)
-            line[2:] = allocator(processor.model_device)
+            line[2:6] = allocator(processor.model_device)
 
         def update_batch(processor: Any) -> None:
             update(processor)
-            line[1] = time.time_ns()
+            line[1], line[6] = time.time_ns(), time.thread_time_ns()
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
 
@@ -215,8 +214,10 @@ class Client:
 
     def _note_delivered(self) -> None:
         """Keep in a file how many tokens this client has been given, for whoever kills this process."""
-        with open(self.options.delivered, "w", encoding="utf-8") as file:
+        part = self.options.delivered + ".part"
+        with open(part, "w", encoding="utf-8") as file:
             file.write(str(sum(self.streamed.values())))
+        os.replace(part, self.options.delivered)  # whoever reads it never finds it empty
 
     def told(self) -> dict[str, Any]:
         """What came back."""

@@ -67,6 +67,11 @@ def test_from_its_start_every_step_is_the_engines_own(engine: Engine, options: t
         assert count(trace, f"SELECT count(*) FROM step WHERE {unknown}") == 0
         if FEW_BLOCKS[1] in options and "--cancel" not in options:
             check_preemptions(trace, offloaded=bool(set(OFFLOAD) & set(options)))
+            come_back = count(trace, "SELECT count(*) FROM event WHERE kind = 'rescheduled'")
+            preempted = count(trace, "SELECT count(*) FROM event WHERE kind = 'preempted'")
+            # Scheduled ahead, a request may be taken out again before the forward of its coming back.
+            assert 0 < come_back <= preempted
+            assert come_back == preempted or "--asynchronous" in options
 
 
 def check_preemptions(trace: Trace, *, offloaded: bool) -> None:
@@ -76,7 +81,6 @@ def check_preemptions(trace: Trace, *, offloaded: bool) -> None:
     assert count(trace, "SELECT sum(num_preempted) FROM step") == len(events)
     assert all(event["freed_blocks"] > 0 and event["reason"] == "blocks" for event in events)
     assert any(event["discarded_tokens"] == 0 for event in events) == offloaded
-    assert count(trace, "SELECT count(*) FROM event WHERE kind = 'rescheduled'") == len(events)
 
 
 def test_a_refusal_says_which_budget_it_was_and_what_was_missing(engine: Engine) -> None:
