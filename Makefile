@@ -6,6 +6,17 @@ VLLM ?=
 VLLM_VENV ?= .venv-vllm$(addprefix -,$(VLLM))
 VLLM_READY := $(VLLM_VENV)/.installed
 
+TRANSFORMERS ?=
+TRANSFORMERS_VENV ?= .venv-transformers$(addprefix -,$(TRANSFORMERS))
+TRANSFORMERS_READY := $(TRANSFORMERS_VENV)/.installed
+
+# A machine with a GPU: its own Python, which has PyTorch and transformers; wheels from tests/gpu/wheels.sh.
+GPU_PYTHON ?= python3.12
+GPU_WHEELS ?= .gpu-wheels
+GPU_VENV ?= .venv-gpu
+GPU_JSON ?= gpu.json
+GPU_PAGE ?=
+
 # DUCKDB=1.5.0 holds the recorder to that DuckDB.
 DUCKDB ?=
 RECORDER_VENV ?= .venv-recorder-$(notdir $(PYTHON))$(addprefix -duckdb-,$(DUCKDB))
@@ -14,9 +25,9 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: two a processor.
 WORKERS ?= $(shell expr 2 \* $$(nproc))
 
-OFFLINE := $(filter-out benchmarks/vllm_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+OFFLINE := $(filter-out benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
-.PHONY: demo test test-recorder test-vllm check bench bench-vllm docs screens clean
+.PHONY: demo test test-recorder test-vllm test-transformers test-gpu check bench bench-vllm bench-transformers docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -31,6 +42,16 @@ test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its envir
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
 	    tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
 
+test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous batching on a CPU; TRANSFORMERS=5.19.0 for one
+	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
+	    tests/transformers_cb tests/recorder/test_any_adapter.py tests/fdtrace/test_transformers_scheduler.py
+	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m tests.gpu.check --device cpu
+
+test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
+	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --no-index --find-links $(GPU_WHEELS) --upgrade fdtrace
+	$(GPU_VENV)/bin/python -m tests.gpu.check --json $(GPU_JSON) $(addprefix --page ,$(GPU_PAGE))
+
 check: $(READY)           ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +63,9 @@ bench: $(READY)           ## every benchmark, one after the other
 bench-vllm: $(READY) $(VLLM_READY)  ## those that need a real vLLM
 	set -e; for name in attach recording; do \
 	    VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python benchmarks/vllm_$$name.py; done
+
+bench-transformers: $(READY) $(TRANSFORMERS_READY)  ## those that need transformers
+	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python benchmarks/transformers_recording.py --cycles 100
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
 	$(BIN)/python -m fdtrace.recorder.document > docs/trace.md
@@ -77,5 +101,9 @@ $(VLLM_READY): tests/vllm/make_environment.py
 	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
 
+$(TRANSFORMERS_READY): tests/transformers_cb/make_environment.py
+	$(PYTHON) tests/transformers_cb/make_environment.py $(TRANSFORMERS_VENV) $(TRANSFORMERS)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-recorder* .venv-vllm* demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts

@@ -128,8 +128,14 @@ class Replays:
         asked = args.formula or given or args.policy or args.clock != "steps"
         self.how: How = "as recorded" if args.as_recorded or not (modelled or asked) else "rescheduled"
         chosen = formulas(args.formula) if args.formula or not given else []
-        self.subjects: list[Formula | GivenScheduler] = [*chosen, *given]
-        self.texts = [*(args.formula or (DEFAULT if chosen else ())), *("" for _ in given)]
+        through = [one for one in given if one.engine == "transformers" == recording.engine.name]
+        if through:  # its scheduler takes its budget as an argument: formulas replay through it
+            budgeted = [through[0].under(formula) for formula in chosen]
+            chosen = []
+        else:
+            budgeted = []
+        self.subjects: list[Formula | GivenScheduler] = [*chosen, *budgeted, *given]
+        self.texts = [*(args.formula or (DEFAULT if chosen or budgeted else ())), *("" for _ in given)]
         if given and args.as_recorded:
             raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
         if args.as_recorded and args.clock != "steps":

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from fdtrace.drivers.driven_scheduler import DrivenScheduler
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import SchedulerConfig
+    from fdtrace.replayer.formulas import Formula
 
 DRIVERS = {
     "fastdeploy": "fastdeploy/engine/sched/resource_manager_v1.py",
     "vllm": "vllm/v1/core/sched/scheduler.py",
+    "transformers": "transformers/generation/continuous_batching/scheduler.py",
 }
 """Engine -> the file of a checkout that holds its scheduler."""
 
-INSTALLED = ("vllm",)
+INSTALLED = ("vllm", "transformers")
 """Engines that may also be an installed package of the Python that runs the driver."""
 
 QUIET = {
@@ -31,10 +33,14 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Variables for a driven vLLM: it logs only errors, and does not use the network."""
+"""Variables for a driven vLLM or transformers: it logs only errors, and does not use the network."""
 
-HINT = "--scheduler vllm, --scheduler vllm=DIR or --scheduler fastdeploy=DIR"
+OWN_SIZES = ("vllm", "transformers")
+"""Engines whose configuration no other engine's scheduler takes."""
+
+HINT = "--scheduler vllm, --scheduler transformers, --scheduler vllm=DIR or --scheduler fastdeploy=DIR"
 
 
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +49,9 @@ def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
         "--scheduler",
         action="append",
         metavar="ENGINE[=DIR]",
-        help="an engine's real scheduler, on the CPU, beside the formulas: fastdeploy=DIR, a checkout; vllm, the "
-        "installed package; vllm=DIR, a checkout or a directory of packages; repeatable",
+        help="an engine's real scheduler, on the CPU, beside the formulas: fastdeploy=DIR, a checkout; vllm or "
+        "transformers, the installed package; vllm=DIR, transformers=DIR, a checkout or a directory of packages; "
+        "repeatable",
     )
     parser.add_argument(
         "--scheduler-python",
@@ -63,13 +70,25 @@ class GivenScheduler:
     engine: str
     checkout: Path | None
     python: str
+    formula: Formula | None = None
+    """What its token budget is in place of its own; None: its own."""
+
+    def under(self, formula: Formula) -> GivenScheduler:
+        """The same with its token budget by a formula; UsageError where it takes none."""
+        if self.engine != "transformers":
+            raise UsageError(
+                f"{formula.name} cannot be the budget of --scheduler {self.name}",
+                why=f"{self.engine} computes its budget within its scheduling call",
+                hint="--as-recorded asks what a formula would have allowed in each recorded step",
+            )
+        return replace(self, name=formula.name, formula=formula)
 
     def refuse_others(self, recording: Recording) -> None:
         """UsageError if this scheduler cannot replay the recording because another engine made it."""
         from fdtrace.replayer.config import is_modelled
 
         engine = recording.engine
-        if (self.engine == "vllm") != (engine.name == "vllm"):
+        if self.engine != engine.name and not {self.engine, engine.name}.isdisjoint(OWN_SIZES):
             alternative = "" if is_modelled(engine) else f", or --scheduler {engine.name}"
             raise UsageError(
                 f"--scheduler {self.name} cannot reschedule a recording of {engine.name}",
@@ -95,12 +114,15 @@ class GivenScheduler:
         import fdtrace.drivers
         from fdtrace.drivers.child import Child
         from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
+        from fdtrace.drivers.transformers_scheduler import DrivenTransformers
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
         driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}_driver.py")
         with Child(driver, self.checkout, self.python, self._env(config, env, recorded or {})) as child:
             if self.engine == "vllm":
                 yield DrivenVllm(child, config, self.name, recorded or {})
+            elif self.engine == "transformers":
+                yield DrivenTransformers(child, config, self.name, recorded or {}, self.formula)
             else:
                 yield DrivenFastDeploy(child, config, self.name)
 
@@ -110,6 +132,8 @@ class GivenScheduler:
         if self.engine == "vllm":
             runner = recorded.get("scheduler", {}).get("use_v2_model_runner")
             return QUIET if runner is None else {**QUIET, "VLLM_USE_V2_MODEL_RUNNER": str(int(runner))}
+        if self.engine == "transformers":
+            return QUIET
         recorded_env = {name: str(value) for name, value in env.items() if name.startswith("FD_")}
         return {**recorded_env, **config.env()}
 

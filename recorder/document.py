@@ -21,9 +21,9 @@ MEETING = """\
 ## How a call and a forward meet
 
 A **call** is one `schedule()` of the engine: table `call`. A **step** is one forward that ran tokens: table `step`.
-In vLLM and in the sandbox, each call that hands out tokens has its own forward. FastDeploy schedules in one process and
-runs forwards in others, and its decodes go on without new tasks. So the tasks of a call may come too late for the
-forward under way, one forward may take the tasks of several calls, and most calls hand out nothing:
+In vLLM, transformers and the sandbox, each call that hands out tokens has its own forward. FastDeploy schedules in one
+process and runs forwards in others, and its decodes go on without new tasks. So the tasks of a call may come too late
+for the forward under way, one forward may take the tasks of several calls, and most calls hand out nothing:
 
     schedule()   0        1  2  3     4        5  6  7  8  9  10 …
                  │tasks   │  ·  ·     │tasks   ·  ·  ·  ·  ·  ·       · handed out nothing

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from fdtrace.recorder import schema_views
 
-SCHEMA_VERSION = 2
-"""Raised with every change that an older reader would misread. Version 2 brought the table `call`."""
+SCHEMA_VERSION = 3
+"""Raised with every change that an older reader would misread. Version 2 brought the table `call`, version 3 the budget
+of cache reads."""
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's storage version. DuckDB 1.5 and 2.x can both read it (2.0 would write 69, which 1.x cannot read)."""
@@ -71,7 +72,7 @@ ENGINE = _table(
     "One row for each recorded engine (a data-parallel rank).",
     "engine_id",
     ("engine_id", "INTEGER", "number of the engine in this trace, from 0"),
-    ("name", "VARCHAR", "`fastdeploy`, `vllm` or `sandbox`"),
+    ("name", "VARCHAR", "`fastdeploy`, `vllm`, `transformers` or `sandbox`"),
     ("version", "VARCHAR", "the engine's own version"),
     ("pid", "INTEGER", "process that schedules"),
     ("host", "VARCHAR", "host name"),
@@ -80,11 +81,7 @@ ENGINE = _table(
     ("dp_rank", "INTEGER", "data-parallel rank"),
     ("max_num_batched_tokens", "INTEGER", "the scheduler's own limit, tokens a step"),
     ("max_profiled_tokens", "INTEGER", "tokens a step that memory was profiled for at start-up"),
-    (
-        "num_max_dispatch_tokens_per_rank",
-        "INTEGER",
-        "expert-parallel dispatch buffer, tokens a rank and step",
-    ),
+    ("num_max_dispatch_tokens_per_rank", "INTEGER", "expert-parallel dispatch buffer, tokens a rank a step"),
     ("max_num_seqs", "INTEGER", "most sequences that run at once"),
     (
         "num_speculative_tokens",
@@ -124,23 +121,25 @@ STEP = _table(
         "INTEGER",
         "tokens launched: predicted (overlap mode) or padded (vLLM); NULL: not known",
     ),
+    ("cache_read_budget", "INTEGER", "KV cache tokens that the call could read; NULL: no such budget"),
+    ("num_cache_read_tokens", "INTEGER", "those that it counted; NULL: read by a block table, without limit"),
     ("num_running", "INTEGER", "requests in the running queue after scheduling"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
     ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),
     ("num_preempted", "INTEGER", "requests preempted by the scheduling call"),
-    ("num_stalled", "INTEGER", "decodes that did not run: their block table was too short"),
+    ("num_stalled", "INTEGER", "decodes that did not run: too few blocks (transformers: for any reason)"),
     ("num_free_blocks", "INTEGER", "KV blocks free after scheduling"),
     ("num_blocks", "INTEGER", "KV blocks in all"),
     (
         "not_admitted",
         "VARCHAR",
-        "why the head of the waiting queue was not admitted: `budget`, `blocks`, `slots`, `preemption`; "
-        "NULL: nothing waited",
+        "why the head of the waiting queue was not admitted: `budget`, `blocks`, `slots`, `preemption`, `cache_read`, "
+        "`safety_margin` (of free KV blocks), `other`; NULL: nothing waited",
     ),
     (
         "num_missing_blocks",
         "INTEGER",
-        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`",
+        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks` or `safety_margin`",
     ),
     (
         "reserved_output_blocks",
@@ -214,6 +213,8 @@ CALL = _table(
     ("schedule_us", "INTEGER", "the call, microseconds; of several, the first"),
     ("token_budget", "INTEGER", "tokens that it could hand out at its start"),
     ("num_scheduled_tokens", "INTEGER", "tokens that it counted"),
+    ("cache_read_budget", "INTEGER", "as in `step`"),
+    ("num_cache_read_tokens", "INTEGER", "as in `step`"),
     ("num_running", "INTEGER", "requests in the running queue after it"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when it began"),
     ("num_prefilling", "INTEGER", "running requests in their prefill when it began"),
@@ -283,7 +284,7 @@ REQUEST = _table(
     (
         "block_hashes",
         "UBIGINT[]",
-        "with prefix caching: one hash for each full prompt block, with a new salt for each trace",
+        "with prefix caching: a hash for each full prompt block; each trace has a new salt",
     ),
 )
 

@@ -18,7 +18,8 @@ EXCEEDED = View(
     "exceeded",
     "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
     "If memory was profiled for more tokens than the scheduler may hand out (a chunk is rounded up to an image's "
-    "end), that larger number is the limit.",
+    "end), that larger number is the limit. For a step over `cache_read_budget`, tokens are those of the KV cache that "
+    "it read.",
     """
     SELECT s.engine_id, s.step, s.ts,
            CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
@@ -40,6 +41,13 @@ EXCEEDED = View(
     WHERE s.num_tokens > e.scheduled
        OR s.num_tokens > e.max_profiled_tokens
        OR (s.num_prefill_tokens = 0 AND s.num_tokens > e.num_max_dispatch_tokens_per_rank)
+    UNION ALL
+    SELECT s.engine_id, s.step, s.ts, 'cache_read_budget', s.cache_read_budget, s.num_cache_read_tokens,
+           s.num_cache_read_tokens - s.cache_read_budget, NULL,
+           s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
+           s.reserved_bytes, s.reserved_bytes - p.reserved_bytes
+    FROM step s LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
+    WHERE s.num_cache_read_tokens > s.cache_read_budget
     """,
 )
 

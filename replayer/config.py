@@ -13,7 +13,7 @@ from fdtrace.recorder.trace.recording import EngineInfo
 
 Role = Literal["mixed", "prefill", "decode"]
 
-NOT_MODELLED = ("vllm",)
+NOT_MODELLED = ("vllm", "transformers")
 """Engines whose recordings FastDeploy's rules say nothing about: their own scheduler alone reschedules them."""
 
 

@@ -145,7 +145,7 @@ class DrivenScheduler(ABC):
             raise TargetError(f"the scheduler of {self._child.what} cannot be driven", why=answer["failed"])
         return answer
 
-    def _step(self, **more: list[str]) -> dict[str, Any]:
+    def _step(self, **more: Any) -> dict[str, Any]:
         """What the driver answers to the events so far: what its step decided and ran."""
         message = {"arrived": self._arrived, "aborted": self._aborted, **more}
         self._arrived, self._aborted = [], []

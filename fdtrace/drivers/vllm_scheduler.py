@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
-from fdtrace.drivers.driven_scheduler import DrivenScheduler
-from fdtrace.drivers.known import head_of
+from fdtrace.drivers.row_scheduler import RowDrivenScheduler
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, StepRow
 
 
-class DrivenVllm(DrivenScheduler):
+class DrivenVllm(RowDrivenScheduler):
     """The scheduler of a vLLM package. A decode runs the drafts that it has, or rests: each step has rows."""
 
-    keeps_rows = True
     engine = "vllm"
     needs = "vLLM, or with --scheduler vllm=DIR its requirements"
 
@@ -45,83 +42,7 @@ class DrivenVllm(DrivenScheduler):
     def _opening(self) -> dict[str, Any]:
         return {"sizes": asdict(self.config), "recorded": self.recorded}
 
-    def _spec(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
-        assert event.num_output_tokens is not None
-        most = event.max_tokens
-        drafts = event.drafts
-        return {
-            "id": event.request_id,
-            "prompt": event.num_prompt_tokens,
-            "contents": self._blocks(event),
-            "max_tokens": event.num_output_tokens if most is None else max(most, event.num_output_tokens),
-            "output": event.num_output_tokens,
-            "accepts": accepts,
-            "drafts": [] if drafts is None else [int(n) for n in drafts],
-            "restarts": list(event.restarts),
-            "after_idle": event.after_idle,
-            "resumed": resumed,
-        }
-
-    def _cache(self, event: Cached) -> None:
-        self._arrived.append({"cached": [self._token(block) for block in event.blocks]})
-
-    def _blocks(self, event: Arrived) -> list[int]:
-        """The token that each block of the whole sequence is made of: equal for equal content."""
-        assert event.num_output_tokens is not None
-        key = event.block_key
-        if key is None or not self.config.prefix_caching:
-            own: Hashable = (event.request_id, "own")
-            return [self._token(own)]
-        whole = -(-(event.num_prompt_tokens + event.num_output_tokens) // self.config.block_size)
-        return [self._token(key(block)) for block in range(whole)]
-
-    def _schedule(self) -> Decision:
-        answer = self._step()
-        return Decision(
-            call=self._calls - 1,
-            token_budget=answer["budget"],
-            num_running_decodes=answer["running_decodes"],
-            num_scheduled_tokens=answer["scheduled"],
-            chunks=[(row[0], row[3], row[3] + row[2]) for row in answer["rows"] if not row[1]],
-            preempted=answer["preempted"],
-            aborted=answer["aborted"],
-            num_free_blocks=answer["free_blocks"],
-            num_running=answer["running"],
-            num_waiting=answer["waiting"],
-            **head_of(answer),
-        )
-
     @property
     def num_blocks(self) -> int:
         """KV blocks that requests can have, all together: vLLM keeps one for itself (`BlockPool.null_block`)."""
         return self.config.num_blocks - 1
-
-    def _forwarded(self) -> Forward:
-        answer = self._answer
-        for name, decodes, *_, emitted in answer["rows"]:
-            known = self._known[name]
-            known.emitted += emitted
-            known.forwards += decodes
-        for name in (*answer["finished"], *answer["aborted"]):
-            self._known.pop(name, None)
-        decodes = [row for row in answer["rows"] if row[1]]
-        return Forward(
-            num_prefill_tokens=answer["scheduled"] - sum(row[2] for row in decodes),
-            num_decode_tokens=sum(row[2] for row in decodes),
-            num_decodes=len(decodes),
-            stalled=[],
-            started=[],
-            finished=answer["finished"],
-        )
-
-    def num_output_tokens_of(self, request_id: str) -> int:
-        """Output tokens that a request made."""
-        known = self._known[request_id]
-        return min(known.emitted, known.plan.output)
-
-    def rows(self, decision: Decision) -> list[StepRow]:
-        """The requests of the forward that follows this call, in the order in which they were scheduled."""
-        return [
-            StepRow(name, "decode" if decodes else "prefill", num_tokens, before, drafts, accepted, blocks)
-            for name, decodes, num_tokens, before, drafts, accepted, blocks, _ in self._answer["rows"]
-        ]

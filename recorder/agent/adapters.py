@@ -33,6 +33,7 @@ ADAPTERS = (
     ("fastdeploy_worker", "FastDeployWorkerAdapter"),
     ("vllm", "VllmAdapter"),
     ("vllm_worker", "VllmWorkerAdapter"),
+    ("transformers", "TransformersAdapter"),
 )
 """Module and class. If an engine has both sides in one process, the side that schedules comes first."""
 

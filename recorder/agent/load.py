@@ -27,11 +27,21 @@ ENGINES = {
         ),
         *("fastdeploy", "fastdeploy_worker"),
     ),
-    "vllm": ("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+    "vllm": (
+        *("row_table", "torch_allocator", "at_work"),
+        *("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+    ),
+    "transformers": (
+        *("row_table", "torch_allocator", "at_work"),
+        *("transformers_config", "transformers_figures", "transformers_batch", "transformers"),
+    ),
 }
 """The modules of each engine's adapters. An injected process gets only those of its own engine."""
 
 LAST = ("adapters", "control", "arm")
+
+LIBRARIES = ("transformers",)
+"""Engines whose modules other serving engines import too: only where none of those is loaded is one at work."""
 
 ARMED = "armed"
 """Identity of an agent that was loaded from files. It has the modules of all engines: its process may import any."""
@@ -39,7 +49,7 @@ ARMED = "armed"
 
 def order(engines: Any = tuple(ENGINES)) -> tuple[str, ...]:
     """The agent's modules for these engines. Each comes after the modules that it imports."""
-    return (*FIRST, *(name for engine in engines for name in ENGINES[engine]), *LAST)
+    return (*FIRST, *dict.fromkeys(name for engine in engines for name in ENGINES[engine]), *LAST)
 
 
 def read_sources(directory: str, engines: Any = tuple(ENGINES)) -> dict[str, str]:
@@ -65,10 +75,11 @@ def find_engines(hooked_modules: dict[str, list[str]]) -> dict[str, Any]:
     families = ("fastdeploy", "vllm", "sglang")
     package: Any = sys.modules.get(NAME)
     current = package.arm.current if package is not None else None
+    loaded = [name for name, modules in hooked_modules.items() if not sys.modules.keys().isdisjoint(modules)]
+    if not sys.modules.keys().isdisjoint(families):
+        loaded = [name for name in loaded if name not in LIBRARIES]
     return {
-        "engines": [
-            name for name, modules in hooked_modules.items() if not sys.modules.keys().isdisjoint(modules)
-        ],
+        "engines": loaded,
         "modules": sorted(name for name in sys.modules if name.split(".")[0] in families)[:40],
         "agent": getattr(package, "identity", None),
         "in_use": current is not None and not current.gone,

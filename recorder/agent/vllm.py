@@ -21,9 +21,9 @@ from array import array
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Iterable, NamedTuple
 
+from . import at_work, wire
 from . import vllm_config as config
 from . import vllm_figures as figures
-from . import wire
 from .hooks import Hook
 from .vllm_batch import BatchRows, CallInFlight
 from .vllm_figures import EndedCall
@@ -90,19 +90,11 @@ class VllmAdapter:
         self._find()
 
     def _find(self) -> None:
-        """Find a scheduler on the threads' stacks and describe the engine at once: an idle engine makes no calls."""
-        frames: Any = list(sys._current_frames().values())
-        while frames and self.scheduler is None:
-            at = frames.pop()
-            code = at.f_code
-            if code.co_varnames[:1] == ("self",) and not code.co_filename.startswith("<fdtrace"):
-                scheduler = getattr(at.f_locals.get("self"), "__dict__", {}).get("scheduler")
-                if type(scheduler).__module__.startswith("vllm.") and hasattr(scheduler, "vllm_config"):
-                    self.scheduler, self.began_at = scheduler, time.time_ns()
-                    self.writer.engine(self.describe())
-            if at.f_back is not None:
-                frames.append(at.f_back)
-        frames = at = None  # one of them is this frame: it would keep itself and its arguments alive
+        """Find the scheduler, and describe the engine at once: an idle engine makes no calls."""
+        self.scheduler = at_work.find(_scheduler_of)
+        if self.scheduler is not None:
+            self.began_at = time.time_ns()
+            self.writer.engine(self.describe())
 
     def describe(self) -> dict[str, Any]:
         row = config.describe(self.scheduler)
@@ -320,3 +312,11 @@ class VllmAdapter:
         error = sys.exc_info()[1]
         if isinstance(error, Exception):
             self.writer.event("error", None, "%s in the engine's step" % type(error).__name__)
+
+
+def _scheduler_of(core: Any) -> Any:
+    """The scheduler of an EngineCore; None of anything else."""
+    scheduler = getattr(core, "__dict__", {}).get("scheduler")
+    if type(scheduler).__module__.startswith("vllm.") and hasattr(scheduler, "vllm_config"):
+        return scheduler
+    return None

@@ -11,9 +11,8 @@ from typing import Any
 from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
+from .row_table import RowTable
 from .writer import KeyframeRow
-
-FEWEST_ROWS = 16
 
 
 class CallInFlight:
@@ -40,15 +39,11 @@ class CallInFlight:
         self.dropped: set[str] = set()
 
 
-class BatchRows:
+class BatchRows(RowTable):
     """Which running request holds which row, how many KV blocks it holds, and whether it is still in its prefill."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, int] = {}
-        self.ids: list[str] = []
-        self.by_row: tuple[str, ...] = ()
-        self.free: list[int] = []
-        self.vacated: list[int] = []
+        super().__init__()
         self.held: dict[str, int] = {}
         self.cached: dict[str, int] = {}
         self.prefilling: set[str] = set()
@@ -56,24 +51,12 @@ class BatchRows:
     def enter(self, scheduler: Any, request: Any) -> int:
         """Give a request a row."""
         request_id = request.request_id
-        if not self.free:
-            size = len(self.ids)
-            self.ids += [""] * max(FEWEST_ROWS, size)
-            self.free = list(range(len(self.ids) - 1, size - 1, -1))
-        row = self.rows[request_id] = self.free.pop()
-        self.ids[row] = request_id
-        self.by_row = ()
         self.held[request_id] = figures.blocks_of(scheduler, request_id)
-        return row
+        return self.take(request_id)
 
     def leave(self, request_id: str) -> None:
         """Free a request's row. The size of its prefix cache hit is kept until `forget`."""
-        row = self.rows.pop(request_id, None)
-        if row is not None:
-            self.ids[row] = ""
-            self.by_row = ()
-            self.free.append(row)
-            self.vacated.append(row)
+        self.give_back(request_id)
         self.prefilling.discard(request_id)
         self.held.pop(request_id, None)
 
@@ -96,7 +79,7 @@ class BatchRows:
         fresh = scheduled.keys() - self.rows.keys()
         for request_id in [name for name in scheduled if name in fresh] if fresh else ():
             call.joined.append(self._join(scheduler, output, request_id))
-        call.vacated, self.vacated = self.vacated, []
+        call.vacated = self.told()
         for request_id in [name for name in self.prefilling if name in scheduled]:
             request, row = scheduler.requests[request_id], self.rows[request_id]
             last = request.num_computed_tokens >= request.num_tokens
@@ -108,7 +91,7 @@ class BatchRows:
             if request_id in self.held and request_id not in fresh:
                 self.held[request_id] += count
                 call.blocks.append((self.rows[request_id], self.held[request_id]))
-        self.by_row = call.rows = self.by_row or tuple(self.ids)
+        call.rows = self.requests()
 
     def _join(self, scheduler: Any, output: Any, request_id: str) -> tuple[int, KeyframeRow]:
         request = scheduler.requests[request_id]

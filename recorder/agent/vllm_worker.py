@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
+from . import torch_allocator, wire
 from . import vllm_config as config
-from . import wire
 from .hooks import Hook
 from .vllm import RAN, STAMP, Ran, VllmAdapter
 from .writer import KeyframeRow
@@ -34,8 +33,6 @@ MODULES = tuple(
     )
 )
 """vLLM's model runners: one module for each platform, and the second version of the GPU's."""
-
-UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
 class Running:
@@ -101,7 +98,7 @@ class VllmWorkerAdapter:
         if self.runner is None:
             self.runner, self.active = runner, True
             self.rank = getattr(getattr(runner, "parallel_config", None), "rank", 0) or 0
-            self.memory = allocator(runner)
+            self.memory = torch_allocator.reader(getattr(runner, "device", None))
         self.running = Running(output)
         return self.running
 
@@ -155,7 +152,7 @@ class VllmWorkerAdapter:
     def _ran(self) -> None:
         ran, self.running = self.running, None
         assert ran is not None
-        memory = self.memory() if self.memory is not None else UNKNOWN_MEMORY
+        memory = self.memory() if self.memory is not None else torch_allocator.UNKNOWN
         if self._engine() is not None:
             setattr(ran.output, RAN, Ran(ran.ts, ran.duration_us, ran.launched, memory))
             return
@@ -169,28 +166,3 @@ class VllmWorkerAdapter:
 
 def _nothing(runner: Any, args: Any, kwargs: Any) -> None:
     """A `before` for hooks that need only the result."""
-
-
-def allocator(runner: Any) -> Callable[[], wire.AllocatorFigures] | None:
-    """A function that reads PyTorch's CUDA caching allocator for the runner's device; None if it has none (a CPU)."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    device = getattr(runner, "device", None)
-    if cuda is None or getattr(device, "type", "") != "cuda":
-        return None
-    statistics = cuda.memory_stats_as_nested_dict
-
-    def read() -> wire.AllocatorFigures:
-        counts = statistics(device)
-        allocated, reserved = counts["allocated_bytes"]["all"], counts["reserved_bytes"]["all"]
-        return wire.AllocatorFigures(
-            allocated_bytes=allocated["current"],
-            reserved_bytes=reserved["current"],
-            peak_allocated_bytes=allocated["peak"],
-            peak_reserved_bytes=reserved["peak"],
-        )
-
-    try:
-        read()
-    except Exception:  # an allocator of another kind keeps no statistics
-        return None
-    return read

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
 not work together."""
 
@@ -164,10 +164,12 @@ class CallFigures(NamedTuple):
     num_missing_blocks: int = -1
     head: int = -1
     reservation: int = -1
+    cache_read_budget: int = -1
+    num_cache_read_tokens: int = -1
 
 
 SCHEDULE_HEAD = HeadLayout(ScheduleHead, "BBHIqqqq")
-FIGURES = HeadLayout(CallFigures, "18i")
+FIGURES = HeadLayout(CallFigures, "20i")
 SCHEDULE_FRAME = struct.Struct("<" + SCHEDULE_HEAD.codes + FIGURES.codes)
 """Head and figures, packed together."""
 
@@ -306,7 +308,7 @@ class FinishHead(NamedTuple):
 FINISH_HEAD = HeadLayout(FinishHead, "BBHIqqii")
 
 
-NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "other")
+NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "cache_read", "safety_margin", "other")
 
 EVENTS = (
     "arrived",

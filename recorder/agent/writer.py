@@ -72,6 +72,10 @@ class Writer:
         self.arrived_steps: dict[str, int] = {}
         self.next_number = 0
         self.next_step = -1
+        self.first_step = -1
+        """The number of the first forward, where the adapter counts them itself."""
+        self.ahead = 0
+        """Forwards that are on their way: what an engine that schedules ahead meets now comes after them."""
         self.has_keyframe = False
         self.attached_by = attached_by
         self.idle: IdleCalls | None = None
@@ -88,6 +92,12 @@ class Writer:
             if self.attached_by:
                 self.event("attached", reason=self.attached_by)
                 self.attached_by = ""
+
+    @property
+    def coming_step(self) -> int:
+        """The step of the call that comes next; -1 before the first forward is known."""
+        step = self.next_step if self.next_step >= 0 else self.first_step
+        return step + self.ahead if step >= 0 else -1
 
     def number(self, request_id: str) -> int:
         """This process's number of a request. It is new for an id that was not seen, or that has finished."""
@@ -106,7 +116,7 @@ class Writer:
     def request(self, request_id: str, ts: int, prompt: int, max_tokens: int) -> None:
         """A request that arrived. `ts` -1: it was there before the recording."""
         text = request_id.encode()
-        step = self.next_step if ts >= 0 else -1
+        step = self.coming_step if ts >= 0 else -1
         if ts >= 0:
             self.arrived_steps[request_id] = step
         head = wire.RequestHead(
@@ -296,7 +306,7 @@ class Writer:
             detail_length=len(more),
             request=number,
             unused=0,
-            step=self.next_step,
+            step=self.coming_step,
             ts=time.time_ns(),
         )
         self.put(wire.EVENT_HEAD.struct.pack(*head) + why + more)

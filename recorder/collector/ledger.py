@@ -53,6 +53,11 @@ class Ledger:
             live.preempted = False
             self.event("rescheduled", step, number)
 
+    def is_out(self, number: int) -> bool:
+        """Whether a request lost its row and has not come back."""
+        request = self.live.get(number)
+        return request is not None and request.preempted
+
     def preempted(self, number: int) -> None:
         """A request lost its row, and will come back later."""
         if number in self.live:

@@ -120,6 +120,8 @@ class OneProcessEngine(Engine):
             self._keyframe(frame.step)
         for row in frame.vacated:
             self.steps.hold(row, MISSING, 0, 0)
+        if frame.is_keyframe or any(self.ledger.is_out(joined.head.request) for joined in frame.joined):
+            self.steps.flush()  # what they made before is counted before their rows say how much that is
         for joined in frame.joined:
             head = joined.head
             self.ledger.joined(head.request, joined.request, self._next_step)

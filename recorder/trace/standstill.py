@@ -103,6 +103,8 @@ class Standstill:
             "budget": f"does not fit the token budget of {self.token_budget}",
             "slots": f"waits for a slot: {self.num_running} requests run",
             "preemption": "waits, as a call that preempts admits nothing",
+            "cache_read": "needs more KV cache reads than the call's budget of them had left",
+            "safety_margin": f"waits for the safety margin of free KV blocks ({free} of {all_blocks} are free)",
         }
         return f"{head} {reasons.get(self.not_admitted or '', 'is not ready to be scheduled')}"
 

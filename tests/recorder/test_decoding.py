@@ -299,3 +299,28 @@ def test_signed_items_of_every_size_are_decoded() -> None:
         assert items.itemsize == wire.ITEM_SIZES[code]
         assert np.frombuffer(items, f"<i{items.itemsize}").tolist() == [1, -1, 3]
     assert mmap.PAGESIZE <= ring.PAGE
+
+
+def test_what_a_request_made_before_it_was_preempted_is_counted_once(tmp_path: Path) -> None:
+    """Its row says how much that is as it comes back, all in one reading."""
+    page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
+    writer = Writer(page, 2, 1 << 18, dict, list)
+    writer.boundary()
+    writer.request("a", 1, 3, 99)
+
+    def forward(step: int, tokens: int, *, prefill: bool) -> None:
+        writer.schedule(step, step, 1, "", wire.CallFigures())
+        chunk = array("H", [wire.LAST_CHUNK] if prefill else []).tobytes()
+        ran, made = (memoryview(array("h", [count])) for count in (tokens, 1))
+        writer.forward(step, step, step, 1, -1, wire.AllocatorFigures(), chunk, b"", ran, made)
+
+    writer.batch((), [(0, KeyframeRow("a", 3, 99, 0, 1, 0, 0))])
+    forward(0, 3, prefill=True)
+    forward(1, 1, prefill=False)
+    writer.event("preempted", "a", "blocks")
+    writer.batch((0,), [(0, KeyframeRow("a", 3, 99, 0, 1, 0, 2))])
+    forward(2, 5, prefill=True)
+    collected = Collected(tmp_path / "1-1.ring")
+    collected.read()
+    collected.flush()
+    assert collected.decoder.ledger.live[0].num_output_tokens == 3

@@ -1,0 +1,149 @@
+"""Builds the continuous batching processor of a transformers package from recorded sizes: no model, no device.
+
+Imported by `transformers_driver.py` from beside it. Versions differ in what these classes take: what is there is looked at.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdtrace.drivers.serving import Message
+
+MODEL = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 32,
+         "intermediate_size": 32, "vocab_size": 64}  # fmt: skip
+"""A model's sizes; scheduling reads nothing of them but how large a block is, which is only a unit here."""
+
+FORCED = ("max_tokens_read", "read_cache_limit", "max_decode_fast_path_length", "max_blocks_per_request")
+"""What the cache derives from the model and the device: taken as it was recorded."""
+
+
+def taken_by(function: Any, given: Message) -> Message:
+    """Of the given arguments those that this version's function or class takes."""
+    return {name: value for name, value in given.items() if name in inspect.signature(function).parameters}
+
+
+def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any) -> Any:
+    """A `ContinuousBatchProcessor` with a scheduler, a cache and an offloading manager of its own, and a played model:
+    `outputs` stands in for its inputs and outputs, `router` for what delivers results.
+    """
+    import torch
+    from transformers import LlamaConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+    from transformers.generation.continuous_batching import cache as caches
+    from transformers.generation.continuous_batching import continuous_api as api
+    from transformers.generation.continuous_batching import distributed, offloading_manager, scheduler
+
+    model = LlamaConfig(**MODEL, max_position_embeddings=sizes["max_model_len"])
+    helper = distributed.DistributedHelper(
+        **taken_by(
+            distributed.DistributedHelper, {"device_mesh": None, "cpu_group_timeout": None, "tp_plan": {}}
+        )
+    )
+    config = ContinuousBatchingConfig(**_fields(ContinuousBatchingConfig, sizes, recorded))
+    _take_sizes_as_they_are(caches)
+    given = {
+        "config": model, "continuous_batching_config": config, "device": torch.device("cpu"),
+        "distributed_helper": helper, "dtype": torch.float16, "tp_size": None,
+    }  # fmt: skip
+    cache = caches.PagedAttentionCache(**taken_by(caches.PagedAttentionCache, given))
+    for name in FORCED:
+        if name in recorded.get("cache", {}) and hasattr(cache, name):
+            setattr(cache, name, recorded["cache"][name])
+    cls = scheduler.SCHEDULER_MAPPING.get(config.scheduler_type, scheduler.FIFOScheduler)
+    margin = recorded.get("safety_margin", config.safety_margin)
+    chosen = cls(
+        **taken_by(
+            cls, {"cache": cache, "safety_margin": margin, "max_requests_per_batch": sizes["max_num_seqs"]}
+        )
+    )
+    processor = object.__new__(api.ContinuousBatchProcessor)
+    vars(processor).update(
+        cache=cache, config=model, cb_config=config, logit_processor=PlayedModel(), input_queue=queue.Queue(),
+        cancel_queue=queue.Queue(), output_router=router, background_thread_status=api.BackgroundThreadStatus(),
+        scheduler=chosen, distributed_helper=helper, do_sample=False, return_logprobs=False,
+        max_batch_tokens=sizes["max_num_batched_tokens"], inputs_and_outputs=outputs, model_runner=PlayedModel(),
+        use_async_batching=bool(recorded.get("use_async_batching")),
+    )  # fmt: skip
+    processor.offloading_manager = _offloading(offloading_manager, cache, chosen, config, helper, recorded)
+    return processor
+
+
+def _fields(cls: Any, sizes: Message, recorded: Message) -> Message:
+    """The configuration's fields: those that were recorded, and the sizes of this replay over them."""
+    names = cls.__dataclass_fields__
+    found = {
+        name: value
+        for name, value in recorded.get("continuous_batching_config", {}).items()
+        if name in names and not isinstance(value, (list, dict))
+    }
+    page = "page_size" if "page_size" in names else "block_size"
+    found.update({
+        page: sizes["block_size"], "num_blocks": sizes["num_blocks"],
+        "max_batch_tokens": sizes["max_num_batched_tokens"],
+        "max_requests_per_batch": sizes["max_num_seqs"], "allow_block_sharing": sizes["prefix_caching"],
+        "use_async_batching": False, "use_cuda_graph": False, "default_compile_level": 0,
+    })  # fmt: skip
+    if page == "page_size":
+        found.pop("block_size", None)  # its deprecated name
+    found.pop("use_default_compile_configs", None)
+    found.pop("max_cached_graphs", None)
+    found["max_blocks_per_request"] = found.get("max_blocks_per_request") or 0
+    return {name: value for name, value in found.items() if name in names}
+
+
+def _take_sizes_as_they_are(caches: Any) -> None:
+    """What this machine has free says nothing of the device that was recorded."""
+    handler = caches.PagedAttentionMemoryHandler
+    handler._check_footprint = lambda self, tokens, blocks, *_: (tokens, blocks)
+
+
+def _offloading(module: Any, cache: Any, scheduler: Any, config: Any, helper: Any, recorded: Message) -> Any:
+    """The offloading manager; its pool has as many blocks as the recorded one had."""
+    import torch
+
+    space = config.cpu_offload_space if recorded.get("offloads_to_cpu", True) else 0.0
+    known = recorded.get("cache", {}).get("bytes_per_sector")
+    if space and known:
+        space = space * cache.bytes_per_sector / known
+    empty = torch.empty
+
+    def plain(*size: Any, pin_memory: bool = False, **given: Any) -> Any:
+        return empty(*size, **given)
+
+    torch.empty = plain  # what is to be pinned needs an accelerator
+    try:
+        return module.OffloadingManager(
+            **taken_by(
+                module.OffloadingManager,
+                {
+                    "cache": cache, "scheduler": scheduler, "cpu_offload_space_gib": space, "safety_threshold": 1.0,
+                    "compute_stream": None, "distributed_helper": helper,
+                },
+            )
+        )  # fmt: skip
+    finally:
+        torch.empty = empty
+
+
+class PlayedModel:
+    """A model runner and a logits processor that leave everything as it is."""
+
+    pad_inputs = False
+
+    def maybe_pad_inputs(
+        self, num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool
+    ) -> tuple[int, int]:
+        """The same sizes."""
+        return num_q_tokens, max_kv_read
+
+    def check_kwargs(self, *_: Any) -> None:
+        """No request asks for anything."""
+
+
+def version() -> str:
+    """The package's version."""
+    return str(getattr(sys.modules.get("transformers"), "__version__", "unknown"))

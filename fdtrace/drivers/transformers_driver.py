@@ -1,0 +1,271 @@
+"""Drives the continuous batching scheduler of a transformers package on the CPU, step by step, as a process of its own.
+
+    python transformers_driver.py [DIRECTORY]
+
+Run by a Python that can import transformers and PyTorch; DIRECTORY (a checkout's `src`, a site-packages directory) goes
+first in its path. It needs nothing of fdtrace. A JSON object a line on stdin, an answer a line on what was stdout:
+
+    {"open": {"sizes": …, "recorded": …}}         -> {"opened": transformers' version}
+    {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran; `budget`: tokens it may hand out
+    {"arrived": …, "aborted": …, "look": true}    -> what the next call will find: running, waiting, running_decodes
+    anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
+
+Admission, both budgets, the safety margin, KV blocks, prefix sharing, offloading and resets, and what a batch's tokens
+do to its requests are transformers' own code: `prepare_next_batch` and `update_batch` of its batch processor, in the
+order of `_generation_loop_body`, or a batch ahead where that was asynchronous. The tensors and the model are played.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdtrace.drivers import transformers_build as build
+    from fdtrace.drivers.serving import CannotGoOn, Message, run
+    from fdtrace.drivers.transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
+else:  # beside this script, without fdtrace
+    import transformers_build as build
+    from serving import CannotGoOn, Message, run
+    from transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
+
+
+class TransformersEngine:
+    """transformers' batch processor with a played model."""
+
+    def __init__(self, sizes: Message, recorded: Message) -> None:
+        from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+
+        self.playing: dict[str, PlayedSequence] = {}
+        self.outputs = PlayedOutputs(self.playing)
+        self.processor = build.build_processor(sizes, recorded, self.outputs, SilentRouter())
+        self.scheduler, self.cache = self.processor.scheduler, self.processor.cache
+        self.new_request, self.statuses = RequestState, RequestStatus
+        self.block_size, self.budget = sizes["block_size"], sizes["max_num_batched_tokens"]
+        self.ahead = 2 if self.processor.use_async_batching else 1
+        self.preempted: list[str] = []
+        self.stalled: list[str] = []
+        """Decodes that the last call left out of the batch."""
+        self.offloads = False
+        self._watch()
+
+    def close(self) -> None:
+        """Nothing is outside the process."""
+
+    def _watch(self) -> None:
+        """Note which requests are taken out of the batch while one is prepared: those are offloaded or reset."""
+        finish = self.scheduler.finish_request
+
+        def finish_request(request_id: str) -> None:
+            if self.offloads and request_id in self.playing:
+                state = self.scheduler.active_requests.get(request_id)
+                self.preempted.append(request_id)
+                played = self.playing[request_id]
+                played.prefills = None
+                if state is not None:
+                    played.emitted = len(state.initial_tokens) - played.prompt + len(state.generated_tokens)
+            finish(request_id)
+
+        self.scheduler.finish_request = finish_request
+        schedule = self.scheduler.schedule_batch
+
+        def schedule_batch(*budgets: int) -> Any:
+            result = schedule(*budgets)
+            ran = {future.state.request_id for future in result[0] or ()}
+            self.stalled = [
+                name for name in self.scheduler.active_requests
+                if name not in ran and name in self.playing and self.playing[name].prefills is False
+            ]  # fmt: skip
+            return result
+
+        self.scheduler.schedule_batch = schedule_batch
+
+    # Requests -----------------------------------------------------------------------------------------------
+
+    def add(self, spec: Message) -> None:
+        """A request arrives, or is taken up as it was; or blocks are in the prefix cache before any does."""
+        if "cached" in spec:
+            self._cache(spec["cached"])
+            return
+        played = self.playing[spec["id"]] = PlayedSequence(spec, self.block_size)
+        if spec.get("resumed"):
+            self._resume(spec["id"], played, spec["resumed"])
+        else:
+            self.processor.input_queue.put(self._state(spec["id"], played, played.prompt))
+
+    def _state(self, name: str, played: PlayedSequence, tokens: int) -> Any:
+        """Its state, as one that begins with its first `tokens`."""
+        state = self.new_request(
+            request_id=name, initial_tokens=played.tokens(tokens), eos_token_id=STOP,
+            max_new_tokens=played.max_tokens - (tokens - played.prompt),
+        )  # fmt: skip
+        if tokens > played.prompt:
+            state._true_initial_tokens = played.prompt
+        return state
+
+    def _resume(self, name: str, played: PlayedSequence, was: Message) -> None:
+        """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
+        played.emitted = was["num_emitted_tokens"]
+        made = played.prompt + played.emitted
+        if was["waiting"]:
+            self.scheduler.add_waiting_request(self._state(name, played, made))
+            return
+        decodes = bool(was["decoding"])
+        state = self._state(name, played, played.prompt if decodes else made)
+        computed = made - 1 if decodes else was["num_computed_tokens"]
+        if decodes:
+            state.generated_tokens = played.tokens(made)[played.prompt :]
+            state.tokens_to_process, state.remaining_prefill_tokens = [played.token(made - 1)], []
+        found = (
+            self.cache.search_prefix_match(name, played.tokens(computed + 1))
+            if self.cache.use_prefix_sharing
+            else 0
+        )
+        state.position_offset = found
+        if hasattr(state, "allocated_blocks") and found:
+            state.allocated_blocks = found // self.block_size
+        if computed > found and not self._allocate(state, computed - found):
+            raise RuntimeError(f"no KV blocks for {name}, which runs when the recording begins")
+        state.position_offset = computed
+        if not decodes:
+            state.remaining_prefill_tokens = state.initial_tokens[computed:]
+        state.status = self.statuses.DECODING if decodes else self.statuses.PREFILLING
+        played.prefills = not decodes
+        self._mark(state, computed // self.block_size - found // self.block_size)
+        self.scheduler.active_requests[name] = state
+
+    def _allocate(self, state: Any, tokens: int) -> bool:
+        store = getattr(self.cache, "can_store_request_tokens", None)
+        return bool(
+            store(state, tokens) if store else self.scheduler._allocate_blocks_if_needed(state, tokens)
+        )
+
+    def _mark(self, state: Any, complete: int) -> None:
+        """Let others share the blocks that are full, where blocks are shared."""
+        if complete <= 0 or not self.cache.use_prefix_sharing:
+            return
+        if hasattr(self.cache, "mark_complete_blocks"):
+            self.cache.mark_complete_blocks(state, dict.fromkeys(self.cache.cache_allocators, complete))
+        else:
+            self.cache.mark_shareable_blocks_as_complete(state, complete)
+
+    def _cache(self, contents: list[int]) -> None:
+        """Blocks that nobody holds, with these contents, where there is room for them."""
+        tokens = [token for token in contents for _ in range(self.block_size)]
+        state = self.new_request(request_id="cached", initial_tokens=[*tokens, STOP])
+        found = self.cache.search_prefix_match("cached", state.initial_tokens)
+        state.position_offset = found
+        if len(tokens) > found and self._allocate(state, len(tokens) - found):
+            self._mark(state, (len(tokens) - found) // self.block_size)
+        self.cache.free_blocks("cached")
+
+    # Steps --------------------------------------------------------------------------------------------------
+
+    def answer(self, message: Message) -> Message:
+        """To one message."""
+        for spec in message["arrived"]:
+            self.add(spec)
+        for name in message["aborted"]:
+            self.processor.cancel_queue.put(name)
+        if message.get("look"):
+            return self._look(len(message["aborted"]))
+        return self.step(message["aborted"], message.get("budget"))
+
+    def _look(self, aborted: int) -> Message:
+        running, queued = len(self.scheduler.active_requests), self.processor.input_queue.qsize()
+        return {
+            "running": running, "waiting": len(self.scheduler.waiting_requests) + queued,
+            "running_decodes": self._decodes(),
+        }  # fmt: skip
+
+    def _decodes(self) -> int:
+        return sum(
+            self.playing[name].prefills is False
+            for name in self.scheduler.active_requests
+            if name in self.playing
+        )
+
+    def step(self, aborted: list[str], budget: int | None) -> Message:
+        """What happens up to and with the next forward that runs tokens; where nothing more can run, up to there."""
+        known = [name for name in aborted if name in self.playing]
+        answer: Message = {"finished": [], "aborted": known, "scheduler_ns": 0, "rows": []}
+        self.preempted = []
+        self.processor.max_batch_tokens = self.budget if budget is None else max(0, budget)
+        ran = self._prepare(answer)
+        for name in known:
+            self.playing.pop(name, None)
+        answer.update(self._found(answer))
+        if ran and len(self.outputs.in_flight) >= self.ahead:
+            self._update(answer)
+        elif not ran:
+            while self.outputs.in_flight:
+                self._update(answer)
+        answer["idle"] = not (self.playing or self.outputs.in_flight)
+        return answer
+
+    def _prepare(self, answer: Message) -> bool:
+        """A turn of the loop up to the forward; whether it runs tokens."""
+        answer["budget"] = self.processor.max_batch_tokens
+        answer["running_decodes"] = self._decodes()
+        self.offloads, self.outputs.rows = True, []
+        began = time.thread_time_ns()
+        try:
+            return bool(self.processor.prepare_next_batch())
+        except Exception as error:
+            raise CannotGoOn("schedule", error) from error
+        finally:
+            self.offloads = False
+            answer["scheduler_ns"] += time.thread_time_ns() - began
+
+    def _found(self, answer: Message) -> Message:
+        scheduler, tables = self.scheduler, self._tables()
+        rows = [
+            [name, decodes, count, before, 0, 0, sum(len(table.get(name, ())) for table in tables), emits]
+            for name, decodes, count, before, emits in self.outputs.rows
+        ]
+        return {
+            "rows": rows, "scheduled": sum(row[2] for row in rows), "preempted": self.preempted,
+            "stalled": self.stalled if rows else [],
+            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests),
+            "free_blocks": self._free(), "head": None,
+        }  # fmt: skip
+
+    def _tables(self) -> list[dict[str, list[int]]]:
+        managers = getattr(self.cache, "cache_allocators", None)
+        found = list(managers.values()) if managers is not None else self.cache.group_cache_managers
+        return [manager.block_table for manager in found]
+
+    def _free(self) -> int:
+        if hasattr(self.cache, "get_num_free_blocks"):
+            return int(self.cache.get_num_free_blocks())
+        free: int = round(self.cache.compute_free_capacity() * self.cache.num_blocks)
+        return free
+
+    def _update(self, answer: Message) -> None:
+        """The requests of the oldest batch take their tokens."""
+        futures = self.outputs.in_flight[0]
+        began = time.thread_time_ns()
+        self.processor.update_batch()
+        answer["scheduler_ns"] += time.thread_time_ns() - began
+        there = self.scheduler.active_requests.keys() | self.scheduler.waiting_requests.keys()
+        for future in futures:
+            name = future.state.request_id
+            if name not in there and name in self.playing:
+                answer["finished"].append(name)
+                if not any(name == f.state.request_id for batch in self.outputs.in_flight for f in batch):
+                    self.playing.pop(name)
+
+
+def _open(message: Message) -> TransformersEngine:
+    try:
+        import transformers.generation.continuous_batching.continuous_api  # noqa: F401
+    except Exception as error:
+        raise CannotGoOn("import", error) from error
+    try:
+        return TransformersEngine(message["sizes"], message["recorded"])
+    except Exception as error:
+        raise CannotGoOn("open", error) from error
+
+
+if __name__ == "__main__":
+    run(_open, build.version)

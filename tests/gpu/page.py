@@ -1,0 +1,42 @@
+"""docs/gpu.md, from what a check found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HEAD = """# On a GPU
+
+`make test-gpu` checks fdtrace on a machine with one NVIDIA GPU, Python 3.12, PyTorch and transformers 5, in one command
+of at most seven minutes. Where there is no network, `tests/gpu/wheels.sh` collects beforehand what it needs into
+`.gpu-wheels` (under 60 MiB), which goes along with the tree. It makes a model of 1.1 billion random weights, runs
+transformers' continuous batching under load, and attaches to it from another process by ptrace, as to any server. On a
+machine without a GPU the same check runs with a tiny model, and skips what only a GPU shows.
+
+`make test-gpu GPU_PAGE=docs/gpu.md` writes this page anew.
+
+"""
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page."""
+    machine = found["machine"]
+    on = machine.get("gpu") if found["device"] == "cuda" else "a CPU, without a GPU"
+    lines = [
+        HEAD,
+        f"## Last run: {on}\n\n",
+        f"Python {machine['python']}, PyTorch {machine['torch']}, transformers {machine['transformers']}; "
+        f"{found['seconds']} s in all.\n\n",
+        "| part | what it shows | | found |\n|---|---|---|---|\n",
+    ]
+    for part in found["parts"]:
+        told = part.get("why") or ", ".join(_figure(name, value) for name, value in part["figures"].items())
+        lines.append(f"| `{part['part']}` | {part['about']} | {part['state']} | {told} |\n")
+    return "".join(lines)
+
+
+def _figure(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        value = " ".join(f"{one:.3f}" for one in value)
+    elif isinstance(value, float):
+        value = f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{name.replace('_', ' ')} {value}"
