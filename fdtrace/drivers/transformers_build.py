@@ -1,6 +1,6 @@
 """Builds the continuous batching processor of a transformers package from recorded sizes: no model, no device.
 
-Imported by `transformers_driver.py` from beside it. Versions differ in what these classes take: what is there is looked at.
+Imported by `transformers_driver.py` from beside it. Versions differ in what these classes take: it asks them.
 """
 
 from __future__ import annotations
