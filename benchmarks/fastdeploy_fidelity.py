@@ -74,7 +74,7 @@ def record(trace: Path, checkout: str, case: Path, seconds: float) -> None:
 def attach(trace: Path, checkout: str, case: Path, seconds: float) -> None:
     """The middle of a deployment: it runs for half of the time before, and goes on after."""
     with subprocess.Popen(
-        _deployment(case, 3 * seconds), env=_environment(checkout), stdout=subprocess.PIPE, text=True,
+        _deployment(case, 2 * seconds), env=_environment(checkout), stdout=subprocess.PIPE, text=True,
         stderr=subprocess.DEVNULL,
     ) as server:  # fmt: skip
         assert server.stdout is not None

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder
 from fdtrace.drivers.known import head_of, prompt_runs
 from fdtrace.drivers.scheduler import DrivenScheduler
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.recording import MISSING, EngineInfo
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (
     Arrived,
@@ -37,6 +38,22 @@ class DrivenFastDeploy(DrivenScheduler):
         self._preallocated: dict[str, int] = {}
         """Requests that have their slots and blocks and did not join -> these blocks."""
         super().__init__(child, config, name)
+
+    def in_order_of(self, engine: EngineInfo) -> FastDeployInOrder | None:
+        """This checkout's scheduler, led through the recorded order of a deployment; before any other event.
+
+        None where the recording does not say that this code decided it, or had other sizes.
+        """
+        recorded = engine.config.get("scheduler_code")
+        if (
+            recorded is None
+            or self.config != SchedulerConfig.from_engine(engine)
+            or self.config.role != "mixed"
+        ):
+            return None
+        if self._ask({"code": True})["code"] != recorded:
+            return None
+        return FastDeployInOrder(self._ask, self.config, self.name, self._token)
 
     def _opening(self) -> dict[str, Any]:
         return asdict(self.config)

@@ -134,6 +134,9 @@ class FastDeployAdapter:
         keeps = config.keeps_aborted_slots(self.manager)
         if keeps is not None:
             row["config"]["keeps_aborted_slots"] = keeps
+        code = config.code_digest(self.manager, self.manager.cache_manager)
+        if code is not None:
+            row["config"]["scheduler_code"] = code
         return dict(row, part="engine", token=self.token, ts=time.time_ns())
 
     def snapshot(self) -> Iterable[tuple[int, Row]]:

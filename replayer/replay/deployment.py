@@ -14,11 +14,9 @@ import numpy as np
 
 from fdtrace.recorder.order import CallOrder
 from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
-from fdtrace.replayer.config import Policy
-from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import CallFidelity
 from fdtrace.replayer.model.events import Decision
-from fdtrace.replayer.model.scheduler import Scheduler
+from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
 from fdtrace.replayer.replay.ordered import OrderedReplay
 from fdtrace.replayer.replay.recorded_order import RecordedOrder
 from fdtrace.replayer.replay.row_log import RowLog
@@ -33,7 +31,10 @@ LOOK_EVERY = 2000
 
 
 class DeploymentReplay:
-    """Replays a recording whose trace has the order of its calls; `log` has its steps, `calls` its calls."""
+    """Replays a recording whose trace has the order of its calls; `log` has its steps, `calls` its calls.
+
+    `scheduler` decides the calls: the model under what recorded, or the real scheduler that recorded.
+    """
 
     order: Literal["recorded"] = "recorded"
     hang = cut = None
@@ -43,10 +44,7 @@ class DeploymentReplay:
         recording: Recording,
         order: CallOrder,
         workload: Workload,
-        formula: Formula,
-        policy: Policy,
-        *,
-        explain: bool = False,
+        scheduler: OrderedScheduler,
     ) -> None:
         self.recording, self.workload = recording, workload
         by_id = {request.request_id: request for request in workload.requests}
@@ -54,7 +52,7 @@ class DeploymentReplay:
         ids = recording.requests["request_id"].tolist()
         self.numbers: dict[str, int] = dict(zip(ids, numbers, strict=True))
         self.requests = {number: by_id[name] for number, name in zip(numbers, ids, strict=True)}
-        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.scheduler = scheduler
         self.calls = OrderedReplay(self.scheduler, RecordedOrder(order, self.requests))
         self.worker = Worker(workload.config, by_id)
         self.log = RowLog(self.worker, workload)
