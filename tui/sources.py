@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.panes.jobs import Replay, Rows
 
@@ -57,7 +58,8 @@ class Sources:
     Each may raise an FdtraceError, which the screen shows. `request_steps` and `events` tell of the recording;
     `event_steps` gives the steps of an event's kind. `replay_of` makes a replay of what `-f` of the command
     takes. Of a recording in progress `tail(step)` gives the steps recorded after a step, and `recording` all of
-    it, as far as it has come.
+    it, as far as it has come. Where calls and forwards do not come in pairs, `calls` gives the scheduling calls of a
+    step, and `lags` for each step how many forwards before it its call had not taken in (MISSING: unknown); else None.
     """
 
     rows: Rows | None = None
@@ -68,3 +70,5 @@ class Sources:
     replay_of: Callable[[str], Replay] | None = None
     tail: Callable[[int], Tail] | None = None
     recording: Callable[[], Recording] | None = None
+    calls: Callable[[int], StepCalls | None] | None = None
+    lags: Callable[[], NDArray[np.int64] | None] | None = None

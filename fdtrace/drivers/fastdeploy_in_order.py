@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
-from fdtrace.drivers.known import FIRST_TOKEN, prompt_runs
+from fdtrace.drivers.known import FIRST_TOKEN, head_of, prompt_runs
 from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (
@@ -104,21 +104,7 @@ class FastDeployInOrder:
         self._blocks, self._need = answer["blocks"], answer["need"]
         self.num_requests = answer["requests"]
         self._calls += 1
-        return Decision(
-            call=self._calls - 1,
-            token_budget=MISSING,
-            num_running_decodes=answer["running_decodes"],
-            num_scheduled_tokens=MISSING,
-            chunks=[(name, start, end) for name, start, end in answer["chunks"]],
-            extended=answer["extended"],
-            preempted=answer["preempted"],
-            aborted=answer["aborted"],
-            errors=[(error[0], error[-1]) for error in answer["errors"]],
-            num_free_blocks=answer["free_blocks"],
-            num_running=answer["running"],
-            num_waiting=answer["waiting"],
-            num_reserve_faults=answer["faults"],
-        )
+        return decision_of(answer, self._calls - 1)
 
     def num_blocks_of(self, request_id: str) -> int:
         """KV blocks of a request that the last call scheduled or extended."""
@@ -141,3 +127,23 @@ def _state_of(resumed: Resumed) -> dict[str, Any]:
         "num_emitted_tokens": int(resumed.num_emitted_tokens),
         "num_prefill_tokens": resumed.num_prefill_tokens,
     }
+
+
+def decision_of(answer: dict[str, Any], call: int) -> Decision:
+    """What a call of FastDeploy's decided, as its driver answers; the budget that it began with is not known."""
+    return Decision(
+        call=call,
+        token_budget=MISSING,
+        num_running_decodes=answer["running_decodes"],
+        num_scheduled_tokens=MISSING,
+        chunks=[(name, start, end) for name, start, end in answer["chunks"]],
+        extended=answer["extended"],
+        preempted=answer["preempted"],
+        aborted=answer["aborted"],
+        errors=[(error[0], error[-1]) for error in answer["errors"]],
+        num_free_blocks=answer["free_blocks"],
+        num_running=answer["running"],
+        num_waiting=answer["waiting"],
+        num_reserve_faults=answer.get("faults", 0),
+        **head_of(answer),
+    )

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
-from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder
-from fdtrace.drivers.known import head_of, prompt_runs
+from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder, decision_of
+from fdtrace.drivers.known import prompt_runs
 from fdtrace.drivers.scheduler import DrivenScheduler
-from fdtrace.recorder.recording import MISSING, EngineInfo
+from fdtrace.recorder.recording import EngineInfo
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (
     Arrived,
@@ -116,21 +116,7 @@ class DrivenFastDeploy(DrivenScheduler):
     def _schedule(self) -> Decision:
         answer = self._step(**self._notices)
         self._notices = {name: [] for name in self._notices}
-        return Decision(
-            call=self._calls - 1,
-            token_budget=MISSING,
-            num_running_decodes=answer["running_decodes"],
-            num_scheduled_tokens=MISSING,
-            chunks=[(name, start, end) for name, start, end in answer["chunks"]],
-            extended=answer["extended"],
-            preempted=answer["preempted"],
-            aborted=answer["aborted"],
-            errors=[(error[0], error[-1]) for error in answer["errors"]],
-            num_free_blocks=answer["free_blocks"],
-            num_running=answer["running"],
-            num_waiting=answer["waiting"],
-            **head_of(answer),
-        )
+        return decision_of(answer, self._calls - 1)
 
     def _forwarded(self) -> Forward:
         answer, known = self._answer, self._known

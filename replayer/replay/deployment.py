@@ -7,7 +7,7 @@ and the worker runs the forwards that belonged to the recorded call, with the re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
 from fdtrace.replayer.history.history import CallFidelity
 from fdtrace.replayer.model.events import Decision
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
-from fdtrace.replayer.replay.ordered import OrderedReplay
+from fdtrace.replayer.replay.ordered import Decided, OrderedReplay
 from fdtrace.replayer.replay.recorded_order import RecordedOrder
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.worker import Slot, Worker, tasks_of
@@ -63,6 +63,11 @@ class DeploymentReplay:
 
     def run(self, looked: Looked | None = None) -> None:
         """Decide every call and run every forward."""
+        for _ in self.advance(looked):
+            pass
+
+    def advance(self, looked: Looked | None = None) -> Iterator[Decided]:
+        """Each call, once its forwards have run."""
         self._run_forwards(MISSING)
         for done, decided in enumerate(self.calls.calls()):
             decision = decided.decision
@@ -75,6 +80,7 @@ class DeploymentReplay:
             self._run_forwards(decided.recorded.call)
             if looked is not None and done % LOOK_EVERY == 0:
                 looked(self.log.num_steps)
+            yield decided
 
     def _run_forwards(self, call: int) -> None:
         limit = self.workload.config.max_num_batched_tokens
