@@ -95,6 +95,8 @@ class InitialRequest:
     decoding: bool
     num_total_tokens: int = MISSING
     """Its tokens when it first decoded, the one sampled last included; MISSING: it did not in this recording."""
+    first_step: int = MISSING
+    """The first recorded step that it ran in."""
 
 
 @dataclass(frozen=True, eq=False)

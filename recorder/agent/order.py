@@ -75,14 +75,14 @@ class OrderWriter:
         from the frames so far.
         """
         self.lap = self.writer.ring.lap
-        lists = told[2:10]
+        lists: tuple[Any, ...] = told[2:10]
         words = self._words(told, running) if running is not None or any(lists) else b""
         number = self.writer.numbers.get
         refused = wire_order.NOBODY if told.refused is None else number(told.refused, wire_order.NOBODY)
         head = wire_order.DECIDED_HEAD.struct.pack(
             wire.DECIDED,
             running is not None,
-            *map(len, lists),
+            *[len(one) for one in lists],
             0,
             len(told.computed),
             refused,
