@@ -11,9 +11,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
-
-from fdtrace.recorder.recording import MISSING
 
 MOST_CALLS = 12
 """Calls shown of one step, the last ones."""
