@@ -5,7 +5,8 @@
 LAB_DIR holds fastdeploy_deployment.py, which runs FastDeploy's own engine and worker loop on a CPU and plays the model
 alone; FASTDEPLOY_PYTHON is a Python that has what they import. Each configuration is recorded from its start, and once
 more by attaching in its middle. A recording that is in `--traces` already (VERSION-CASE.fdtrace, and
-VERSION-CASE-attached.fdtrace) is not made again. Each is replayed under the formula and the policy that recorded it.
+VERSION-CASE-attached.fdtrace) is not made again. Each is replayed under the formula and the policy that recorded it,
+and by FastDeploy's own scheduler of the checkout, led through the same events.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.history.history import Fidelity
 from fdtrace.replayer.recorded.step_state import column_or_zero
+from fdtrace.schedulers import given_schedulers
 
 PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
 LAB = Path(os.environ.get("LAB_DIR", "."))
@@ -74,7 +77,7 @@ def record(trace: Path, checkout: str, case: Path, seconds: float) -> None:
 def attach(trace: Path, checkout: str, case: Path, seconds: float) -> None:
     """The middle of a deployment: it runs for half of the time before, and goes on after."""
     with subprocess.Popen(
-        _deployment(case, 3 * seconds), env=_environment(checkout), stdout=subprocess.PIPE, text=True,
+        _deployment(case, 2 * seconds), env=_environment(checkout), stdout=subprocess.PIPE, text=True,
         stderr=subprocess.DEVNULL,
     ) as server:  # fmt: skip
         assert server.stdout is not None
@@ -101,8 +104,8 @@ def _run(command: list[str], checkout: str) -> None:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
-def figures(trace: Path) -> list[str]:
-    """The cells of one recording: what it holds, and how much of it is reproduced."""
+def figures(trace: Path, checkout: str) -> list[str]:
+    """The cells of one recording: what it holds, and how much of it is reproduced, by the model and the real code."""
     with open_trace(trace) as opened:
         recording = opened.recording()
         over = int((recording.steps["num_tokens"] > recording.engine.max_num_batched_tokens).sum())
@@ -110,7 +113,7 @@ def figures(trace: Path) -> list[str]:
             f"{recording.num_steps:,}", f"{over:,}", f"{total(recording, 'num_preempted'):,}",
             f"{total(recording, 'num_stalled'):,}",
         ]  # fmt: skip
-        return cells + replayed(recording)
+        return cells + replayed(recording) + driven(recording, checkout)
 
 
 def total(recording: Recording, name: str) -> int:
@@ -123,8 +126,21 @@ def replayed(recording: Recording) -> list[str]:
     name = recorded_formula(recording)
     if name is None or name not in BUILTIN:
         return ["-", "-", "no built-in formula has its budgets"]
-    fidelity = Experiment(recording).reschedule(BUILTIN[name]).outcome.fidelity
-    assert fidelity is not None
+    return cells_of(Experiment(recording).reschedule(BUILTIN[name]).outcome.fidelity)
+
+
+def driven(recording: Recording, checkout: str) -> list[str]:
+    """The same by the real scheduler of a checkout."""
+    experiment, engine = Experiment(recording), recording.engine
+    (given,) = given_schedulers([f"fastdeploy={checkout}"], PYTHON)
+    with given.open(experiment.workload.config, engine.env, engine.config) as scheduler:
+        return cells_of(experiment.reschedule(scheduler).outcome.fidelity)
+
+
+def cells_of(fidelity: Fidelity | None) -> list[str]:
+    """Calls and forwards, and where the replay first departs."""
+    if fidelity is None:
+        return ["-", "-", "its code is not that which recorded"]
     forwards = f"{fidelity.share:.1%} of {fidelity.num_steps:,}"
     calls = fidelity.calls
     if calls is None:
@@ -147,9 +163,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         traces = options.traces or Path(scratch)
         traces.mkdir(exist_ok=True)
-        print("| version | configuration | recorded | forwards | over the limit | preempted | stalled rows | calls "
-              "reproduced | forwards reproduced | first departs |")  # fmt: skip
-        print("|---" * 10 + "|")
+        print("| version | configuration | recorded | forwards | over the limit | preempted | stalled rows "
+              "| model: calls | forwards | first departs | real code: calls | forwards | first departs |")  # fmt: skip
+        print("|---" * 13 + "|")
         for version, checkout in (one.split("=", 1) for one in options.versions):
             for name in options.case or CASES:
                 case = Path(scratch) / f"{name}.json"
@@ -159,7 +175,12 @@ def main() -> None:
                     if not trace.exists() and not options.kept:
                         make(trace, checkout, case, options.seconds)
                     if trace.exists() and not trace.with_name(f"{trace.name}.parts").exists():
-                        cells = [version, name, "in its middle" if how else "from its start", *figures(trace)]
+                        cells = [
+                            version,
+                            name,
+                            "in its middle" if how else "from its start",
+                            *figures(trace, checkout),
+                        ]
                         print(f"| {' | '.join(cells)} |", flush=True)
 
 

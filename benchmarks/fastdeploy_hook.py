@@ -1,11 +1,12 @@
 """What the hooks add to FastDeploy's real `schedule()` and `execute_model()`, as a ratio, at 32, 128 and 256 requests.
 
-    FASTDEPLOY_SRC=CHECKOUT LAB_DIR=DIR python benchmarks/fastdeploy_hook.py [--steps N] [--drafts K]
+    FASTDEPLOY_SRC=CHECKOUT LAB_DIR=DIR python benchmarks/fastdeploy_hook.py [--steps N] [--drafts K] [--beside DIR]
 
 Run it by a Python that has what FastDeploy's scheduler imports; it needs nothing else of fdtrace's. LAB_DIR holds
 fastdeploy_lab.py, which drives FastDeploy's own classes and plays the forward alone. The same engine steps on, its
 methods hooked in seven steps and not in the next seven, so that both are measured on the same requests in one run. One
-request in sixty leaves in each step, and another comes with a prefill.
+request in sixty leaves in each step, and another comes with a prefill. `--beside` names another checkout of fdtrace,
+whose agent takes its turn too: what recording cost before a change, and after it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ sys.path[:0] = [str(ROOT), os.environ.get("LAB_DIR", ".")]
 
 import fastdeploy_lab as lab  # noqa: E402
 
-from fdtrace.recorder.agent import load, ring, wire  # noqa: E402
+from fdtrace.recorder.agent import ring  # noqa: E402
 
 COUNTS = (32, 128, 256)
 
@@ -33,22 +35,34 @@ BLOCK = 7
 
 
 class Toggle:
-    """The agent, recording into a ring that nobody reads, and its hooks in place or not."""
+    """An agent, recording into a ring that nobody reads, and its hooks in place or not."""
 
-    def __init__(self, directory: str) -> None:
-        arm: Any = load.load(load.read_sources(str(ROOT / "recorder" / "agent")))
-        self.agent = arm.Agent(keep_hooks=True)
+    def __init__(self, checkout: Path, directory: str, number: int) -> None:
+        source = checkout / "recorder" / "agent"
+        loader: dict[str, Any] = {}
+        exec(compile((source / "load.py").read_text(), "load.py", "exec"), loader)
+        loader["NAME"] = f"_fdtrace_agent_{number}"
+        arm = loader["load"](loader["read_sources"](str(source)))
+        package = sys.modules[loader["NAME"]]
+        try:
+            self.agent = arm.Agent(keep_hooks=True)
+        except TypeError:  # an earlier one always kept them
+            self.agent = arm.Agent()
         self.agent.install()
-        self.agent.attend()
+        if hasattr(self.agent, "attend"):
+            self.agent.attend()
         self.agent.start(
             {
                 "id": "benchmark",
                 "dir": directory,
                 "segments": ring.DEFAULT_SEGMENTS,
                 "segment_size": ring.DEFAULT_SEGMENT_SIZE,
-                "protocol": wire.PROTOCOL,
+                "protocol": package.wire.PROTOCOL,
             }
         )
+        self.hook(False)
+        self.bytes = self.calls = 0
+        self._began = 0
 
     def hook(self, on: bool) -> None:
         """Put the wrappers in place, or FastDeploy's own methods."""
@@ -59,10 +73,16 @@ class Toggle:
             if order is not None and order.manager is not None:
                 order.manager.lock = order.stand_in if on else order.stand_in.lock
 
+    def written(self) -> int:
+        """Bytes of the ring that are written, the rest of segments that were left included."""
+        at = self.agent.writer.ring
+        return int(at.lap * ring.DEFAULT_SEGMENT_SIZE + at.offset % ring.DEFAULT_SEGMENT_SIZE)
+
     def end(self) -> None:
         """Record no more."""
         if self.agent.problem:
             raise SystemExit(f"the agent switched itself off: {self.agent.problem}")
+        self.hook(True)
         self.agent.stop("end")
         self.hook(False)
 
@@ -116,29 +136,54 @@ class Engine:
         return self.worker.step()["schedule_ns"] / 1000, self.forward_ns / 1000
 
 
-def measure(count: int, steps: int, drafts: int, forward_ms: float) -> dict[str, list[list[float]]]:
-    """For `schedule` and `execute_model`: microseconds without the hooks, and with them."""
-    times: dict[str, list[list[float]]] = {"schedule": [[], []], "execute_model": [[], []]}
-    with tempfile.TemporaryDirectory() as directory:
+METHODS = ("schedule", "execute_model")
+
+
+def measure(
+    count: int, steps: int, drafts: int, forward_ms: float, checkouts: list[Path]
+) -> tuple[dict[str, list[list[float]]], list[float]]:
+    """For each method, microseconds without hooks and with those of each checkout; bytes a step of each."""
+    times: dict[str, list[list[float]]] = {
+        method: [[] for _ in range(1 + len(checkouts))] for method in METHODS
+    }
+    written, counted = [0] * len(checkouts), [0] * len(checkouts)
+    with ExitStack() as stack:
         engine = Engine(count, drafts, forward_ms)
-        toggle = Toggle(directory)
-        for step in range(2 * steps + 60):
+        directories = [stack.enter_context(tempfile.TemporaryDirectory()) for _ in checkouts]
+        toggles = [Toggle(*one) for one in zip(checkouts, directories, range(len(checkouts)), strict=True)]
+        for step in range((1 + len(checkouts)) * steps + 60):
             # What changed while the hooks were off is told anew in the first hooked step: it is not counted.
-            on = step // BLOCK % 2
-            toggle.hook(bool(on))
+            on = step // BLOCK % (1 + len(checkouts))
+            if not step % BLOCK:
+                for at, toggle in enumerate(toggles):
+                    if at + 1 != on:
+                        toggle.hook(False)
+                for at, toggle in enumerate(toggles):
+                    if at + 1 == on:
+                        toggle.hook(True)
+            before = toggles[on - 1].written() if on else 0
             scheduled, forward = engine.step()
-            if step >= 60 and step % BLOCK:
-                times["schedule"][on].append(scheduled)
-                times["execute_model"][on].append(forward)
-        toggle.end()
-    return times
+            if step < 60 or not step % BLOCK:
+                continue
+            times["schedule"][on].append(scheduled)
+            times["execute_model"][on].append(forward)
+            if on:
+                written[on - 1] += toggles[on - 1].written() - before
+                counted[on - 1] += 1
+        for toggle in toggles:
+            toggle.end()
+    return times, [total / max(number, 1) for total, number in zip(written, counted, strict=True)]
 
 
 def main() -> None:
-    """Print a line for each method and count."""
+    """Print a line for each method, count and checkout."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--drafts", type=int, default=4)
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout of fdtrace")
+    parser.add_argument(
+        "--count", type=int, action="append", help="requests that run (default: 32, 128, 256)"
+    )
     parser.add_argument(
         "--forward-ms",
         type=float,
@@ -146,20 +191,26 @@ def main() -> None:
         help="what the played model takes; 0: the runner's own host code alone",
     )
     options = parser.parse_args()
+    checkouts = [*([options.beside] if options.beside else []), ROOT]
+    names = ["beside", "this"][-len(checkouts) :]
     print(
-        "method          requests   plain us   hooked us   adds us   ratio   (medians; ratio of 20th percentiles)"
+        "method         agent   requests  plain us  hooked us  adds us (20th perc.)  ratio (20th perc.)  bytes a step"
     )
-    for count in COUNTS:
-        for method, (plain, hooked) in measure(
-            count, options.steps, options.drafts, options.forward_ms
-        ).items():
-            middle = [statistics.median(values) for values in (plain, hooked)]
-            fifth = [statistics.quantiles(values, n=5)[0] for values in (plain, hooked)]
-            print(
-                f"{method:15} {count:8d} {middle[0]:10.1f} {middle[1]:11.1f} {middle[1] - middle[0]:9.1f} "
-                f"{middle[1] / middle[0]:7.3f}   ({fifth[1] / fifth[0]:.3f})",
-                flush=True,
-            )
+    for count in options.count or COUNTS:
+        times, written = measure(count, options.steps, options.drafts, options.forward_ms, checkouts)
+        for method, (plain, *hooked) in times.items():
+            for name, with_hooks, size in zip(names, hooked, written, strict=True):
+                print(line(f"{method:14} {name:6} {count:9d}", plain, with_hooks, size), flush=True)
+
+
+def line(head: str, plain: list[float], hooked: list[float], size: float) -> str:
+    """Medians and 20th percentiles, in words."""
+    middle = [statistics.median(values) for values in (plain, hooked)]
+    fifth = [statistics.quantiles(values, n=5)[0] for values in (plain, hooked)]
+    return (
+        f"{head} {middle[0]:9.1f} {middle[1]:10.1f} {middle[1] - middle[0]:8.1f} ({fifth[1] - fifth[0]:7.1f})"
+        f"     {middle[1] / middle[0]:7.3f} ({fifth[1] / fifth[0]:.3f}) {size:12.0f}"
+    )
 
 
 if __name__ == "__main__":

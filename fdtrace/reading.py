@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fdtrace.recorder.step_calls import CallLags, StepCalls
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.recorder.trace.trace import Trace
@@ -54,6 +55,7 @@ class TraceReader:
         self._opened_file: tuple[int, int] | None = None
         self._opened_at = 0.0
         self._created: Any = None
+        self._lags: tuple[Trace, CallLags | None] | None = None
         with self._lock:
             trace = self._open()
             self.live = self._grows = trace.in_parts
@@ -154,6 +156,30 @@ class TraceReader:
 
         query = "SELECT DISTINCT step FROM event WHERE engine_id = $1 AND kind = $2 AND step IS NOT NULL ORDER BY 1"
         return np.array([row[0] for row in self._rows(query, kind)], np.int64)
+
+    def calls(self, step: int) -> StepCalls | None:
+        """The scheduling calls of a step, where calls and forwards do not come in pairs."""
+        from fdtrace.recorder.step_calls import read_step_calls
+
+        with self._reading() as trace:
+            lags = self._lags_of(trace)
+            return None if lags is None else read_step_calls(trace.db, self.engine_id, step, lags)
+
+    def lags(self) -> NDArray[np.int64] | None:
+        """For each step, how many forwards before it its call had not taken in; None: calls and forwards are pairs."""
+        from fdtrace.recorder.step_calls import read_step_lags
+
+        with self._reading() as trace:
+            lags = self._lags_of(trace)
+            return None if lags is None else read_step_lags(trace.db, self.engine_id, lags)
+
+    def _lags_of(self, trace: Trace) -> CallLags | None:
+        """Read once of a trace that does not change."""
+        from fdtrace.recorder.step_calls import read_lags
+
+        if self._lags is None or self._lags[0] is not trace:
+            self._lags = trace, read_lags(trace.db, self.engine_id)
+        return self._lags[1]
 
     def sql(self, text: str) -> Answer:
         """The rows of a query. UsageError if DuckDB cannot run it, or if it takes too long."""

@@ -244,4 +244,6 @@ def sources_of(reader: TraceReader, replays: Replays) -> Sources:
         replay_of=replays.of,
         tail=reader.tail if reader.live else None,
         recording=reader.recording if reader.live else None,
+        calls=reader.calls,
+        lags=reader.lags,
     )

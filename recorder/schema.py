@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from fdtrace.recorder import schema_views
 
 SCHEMA_VERSION = 3
-"""Raised with every change that an older reader would misread. Version 2 brought the table `call`, version 3 the budget
-of cache reads."""
+"""Raised with every change that an older reader would misread. 2 brought the table `call`, 3 the cache read budget."""
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's storage version. DuckDB 1.5 and 2.x can both read it (2.0 would write 69, which 1.x cannot read)."""

@@ -20,9 +20,10 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.as_recorded import RowsOfStep, as_recorded_history, recorded_history, rows_of
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
+from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.step_durations import ClockKind
-from fdtrace.replayer.replay.any_scheduler import AnyScheduler
+from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
 from fdtrace.replayer.replay.deployment import DeploymentReplay
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
@@ -132,13 +133,17 @@ class Experiment:
 
         Returns:
             The replay. Its outcome has the fidelity where it should reproduce the recording: under the formula and
-            the policy that recorded, or by the real scheduler of an engine that is not modelled.
+            the policy that recorded, or by the real scheduler that recorded.
 
         Raises:
             UsageError: a formula cannot reschedule this recording.
         """
         if isinstance(by, Formula):
             return self._by_formula(by, policy, progressed, cancelled)
+        if isinstance(by, OrderTaker) and self.clock == "steps":
+            order, in_order = self.recording.details.order, by.in_order_of(self.recording.engine)
+            if order is not None and in_order is not None:
+                return self._in_order(order, in_order, progressed, cancelled)
         recorded = recorded_policy(self.recording)
         same = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
         run = Replay(self.workload, by, recorded, min_steps=self.recording.num_steps if same else 0)
@@ -155,7 +160,8 @@ class Experiment:
         same = chosen is recorded and recorded_under(self.recording, by)
         order = self.recording.details.order if same and self.clock == "steps" else None
         if order is not None:
-            return self._in_order(order, by, chosen, progressed, cancelled)
+            model = Scheduler(self.workload.config, by, chosen, explain=True)
+            return self._in_order(order, model, progressed, cancelled)
         run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
         history = history_of(run, self.memory)
@@ -166,13 +172,12 @@ class Experiment:
     def _in_order(
         self,
         order: CallOrder,
-        by: Formula,
-        policy: Policy,
+        by: OrderedScheduler,
         progressed: Progressed | None,
         cancelled: Cancelled | None,
     ) -> History:
-        """The recording under what recorded it, in the order in which its engine met its events."""
-        run = DeploymentReplay(self.recording, order, self.workload, by, policy, explain=True)
+        """The recording by what recorded it, in the order in which its engine met its events."""
+        run = DeploymentReplay(self.recording, order, self.workload, by)
 
         def looked(steps: int) -> None:
             if cancelled is not None and cancelled():

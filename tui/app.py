@@ -27,6 +27,7 @@ from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
 from fdtrace.tui.inspector.panel import InspectorPanel
 from fdtrace.tui.keys import ESCAPE, KEYS, bindings, do
+from fdtrace.tui.lag import LagTrack
 from fdtrace.tui.live import Live
 from fdtrace.tui.navigation.controller import Navigation
 from fdtrace.tui.navigation.counts import Count
@@ -123,7 +124,8 @@ class ReplayApp(App[None]):
         self.tables = Tables(self, self.panes, self.lower, self.prompt, count)
         self.queries = Queries(self, self.lower, self.prompt)
         self.inspector = InspectorController(self, self.panes, self.lower, self.prompt)
-        self.live = Live(self, self.panes, self.debugger, self.inspector, self.status)
+        self.lag = LagTrack(self, self.panes)
+        self.live = Live(self, self.panes, self.debugger, self.inspector, self.status, self.lag)
         self.prompt.answers = {
             "filter": self.tables.filter, "sql": self.queries.query, "watch": self.debugger.toggle_watch,
             "break": self.debugger.add_break, "add": self.panes.add_formula, "edit": self.panes.change_formula,

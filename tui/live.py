@@ -16,6 +16,7 @@ from fdtrace.replayer.replay.run import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
+from fdtrace.tui.lag import LagTrack
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.screen import ReplayScreen
@@ -86,8 +87,9 @@ class Live:
         debugger: Debugger,
         inspector: InspectorController,
         status: StatusLines,
+        lag: LagTrack,
     ) -> None:
-        self.screen, self.panes, self.status = screen, panes, status
+        self.screen, self.panes, self.status, self.lag = screen, panes, status, lag
         self.debugger, self.inspector = debugger, inspector
         self._columns = GrowingColumns(screen.session.recording.steps)
         self._reads = screen.background("tail", self._take_in, self._unreadable)
@@ -97,6 +99,7 @@ class Live:
         """Follow the recording, if it is in progress."""
         session = self.screen.session
         if session.sources.tail is None:
+            self.lag.begin()
             return
         session.following = True
         self._timer = self.screen.every(EVERY, self._request_read)
@@ -185,6 +188,7 @@ class Live:
             self.screen.session.recording = whole
             self.inspector.model.renew(whole)
         self.panes.restart_all()
+        self.lag.begin()
         self.status.show_head()
         self.screen.show_all()
         self.screen.say("the recording is complete; its replays start again")

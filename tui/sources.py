@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.model.events import StepRow
@@ -58,7 +59,8 @@ class Sources:
     Each may raise an FdtraceError, which the screen shows. `rows`, `request_steps` and `events` read the recording;
     `event_steps` gives the steps with a kind of event. `replay_of` makes a replay from a text as `-f` takes it. For a
     recording in progress, `tail(step)` gives the steps recorded after a step, and `recording` the whole recording so
-    far.
+    far. If calls and forwards do not come in pairs, `calls` gives the scheduling calls of a step, and `lags` gives for
+    each step how many earlier forwards its call had not taken in (MISSING: unknown); otherwise both are None.
     """
 
     rows: RowsOfStep | None = None
@@ -69,3 +71,5 @@ class Sources:
     replay_of: Callable[[str], PaneReplay] | None = None
     tail: Callable[[int], NewSteps] | None = None
     recording: Callable[[], Recording] | None = None
+    calls: Callable[[int], StepCalls | None] | None = None
+    lags: Callable[[], NDArray[np.int64] | None] | None = None

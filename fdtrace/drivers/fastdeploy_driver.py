@@ -6,9 +6,12 @@ Run by a Python that can import Paddle and FastDeploy's requirements; it needs n
 on stdin, an answer a line on what was stdout (FastDeploy's own prints go to stderr):
 
     {"open": {sizes and switches}}                -> {"opened": FastDeploy's version}
+    {"code": true}                                -> {"code": what names the scheduler's code}
     {"preallocate": [requests], "sent": [ids]}    -> {"preallocated": [ids]}, in the prefill and decode roles
     {"arrived": [requests], "aborted": [ids],
      "joined": [ids], "discarded": [ids]}         -> what this step decided and ran
+    {"known": {id: tokens}, "event": […]}         -> {"taken": whether it could happen}, of a recording's events
+    {"known": {id: tokens}, "call": {…}}          -> what this call decided, in the order of a recording
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
 Scheduling is FastDeploy's own code. The forward is played: a scheduled chunk runs whole; every request past its prefill
@@ -22,12 +25,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.fastdeploy_driver_config import build_config
+    from fdtrace.drivers.fastdeploy_driver_config import build_config, code_digest
     from fdtrace.drivers.fastdeploy_driver_roles import RoleRequests
+    from fdtrace.drivers.fastdeploy_events import RecordedEvents
     from fdtrace.drivers.serving import CannotGoOn, Message, run
 else:  # beside this script, without fdtrace
-    from fastdeploy_driver_config import build_config
+    from fastdeploy_driver_config import build_config, code_digest
     from fastdeploy_driver_roles import RoleRequests
+    from fastdeploy_events import RecordedEvents
     from serving import CannotGoOn, Message, run
 
 
@@ -61,6 +66,8 @@ class FastDeployEngine:
         self.others = RoleRequests(self.role, self.manager, self.drafts)
         """Requests that do not run yet, in the prefill and decode roles."""
         self.playing: dict[str, PlayedRequest] = {}
+        self.recorded: RecordedEvents | None = None
+        """Where it is led through a recording's events: nothing is played then."""
         self.decoding: dict[str, Any] = {}
         """Requests past their first token that the worker holds, in the order in which it came to that."""
 
@@ -72,7 +79,6 @@ class FastDeployEngine:
 
     def _request(self, spec: Message) -> Any:
         tokens = [token for token, count in spec["prompt"] for _ in range(count)]
-        self.playing[spec["id"]] = PlayedRequest(spec)
         return self.new_request(
             {
                 "request_id": spec["id"],
@@ -85,6 +91,7 @@ class FastDeployEngine:
     def add(self, spec: Message) -> None:
         """A request arrives, and is ready: its preprocessing is awaited."""
         request = self._request(spec)
+        self.playing[spec["id"]] = PlayedRequest(spec)
         if spec.get("resumed"):
             self._resume(request, spec["resumed"])
             return
@@ -145,9 +152,19 @@ class FastDeployEngine:
 
     def answer(self, message: Message) -> Message:
         """To one message."""
+        if "code" in message:
+            return {"code": code_digest(self.manager, self.manager.cache_manager)}
         if "preallocate" in message:
             return self.preallocate(message["preallocate"], message["sent"])
+        if "known" in message:
+            return self.recorded_event(message)
         return self.step(message)
+
+    def recorded_event(self, message: Message) -> Message:
+        """An event of a recording, or a call of it."""
+        if self.recorded is None:
+            self.recorded = RecordedEvents(self.manager, self._request, self.statuses)
+        return self.recorded.answer(message, self._schedule)
 
     def preallocate(self, arrived: list[Message], sent: list[str]) -> Message:
         """Who gets slots and blocks before the call."""
@@ -170,6 +187,15 @@ class FastDeployEngine:
         known = [name for name in message["aborted"] if name in self.playing]
         if known:
             manager.add_abort_req_ids(known)
+        answer, took = self._schedule()
+        answer.update(self._forward(answer["chunks"]))
+        answer["scheduler_ns"] = took + self._settle(answer)
+        answer["idle"] = not (manager.running or manager.waiting or manager.to_be_rescheduled_request_id_set)
+        return answer
+
+    def _schedule(self) -> tuple[Message, int]:
+        """One call: what it decided, and nanoseconds of CPU that it took."""
+        manager = self.manager
         decodes = sum(1 for r in manager.running if r.num_computed_tokens >= r.need_prefill_tokens)
         began = time.thread_time_ns()
         try:
@@ -188,10 +214,7 @@ class FastDeployEngine:
             "errors": [[str(part) for part in error] for error in errors],
         }
         answer.update(self._sort(tasks))
-        answer.update(self._forward(answer["chunks"]))
-        answer["scheduler_ns"] = took + self._settle(answer)
-        answer["idle"] = not (manager.running or manager.waiting or manager.to_be_rescheduled_request_id_set)
-        return answer
+        return answer, took
 
     def _head(self) -> list[Any] | None:
         """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON."""

@@ -5,7 +5,9 @@ Loaded by `fastdeploy_driver.py`, which runs as a file of its own.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ def build_config(sizes: Message) -> Any:
             "cache_queue_port": str(os.getpid()),
         }
     )
+    cache.enable_output_caching = sizes["output_caching"]
     cache.enc_dec_block_num = sizes["enc_dec_block_num"]
     cache.bytes_per_token_per_layer = cache.bytes_per_layer_per_block = cache.bytes_per_block = 1
     speculation = fd.SpeculativeConfig({})
@@ -59,6 +62,18 @@ def build_config(sizes: Message) -> Any:
     )
     _speculate(speculation, sizes)
     return found
+
+
+def code_digest(*parts: Any) -> str | None:
+    """Names the code of a scheduler, as the recorder names it (`recorder.agent.fastdeploy_config.code_digest`)."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        for part in parts:
+            with open(sys.modules[type(part).__module__].__file__ or "", "rb") as file:
+                digest.update(file.read())
+    except (OSError, KeyError, AttributeError):
+        return None
+    return digest.hexdigest()
 
 
 def _speculate(config: Any, sizes: Message) -> None:

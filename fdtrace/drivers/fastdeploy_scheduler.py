@@ -7,8 +7,9 @@ from typing import Any
 
 from fdtrace.drivers.child import Child
 from fdtrace.drivers.driven_scheduler import DrivenScheduler
-from fdtrace.drivers.known import head_of, prompt_runs
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder, decision_of
+from fdtrace.drivers.known import prompt_runs
+from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (
     Arrived,
@@ -27,7 +28,7 @@ from fdtrace.replayer.model.events import (
 class DrivenFastDeploy(DrivenScheduler):
     """The `ResourceManagerV1` of a checkout. It does not say with which budget it began a call."""
 
-    engine = "fastdeploy"
+    engine: str | None = "fastdeploy"
     needs = "Paddle and this engine's requirements"
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
@@ -37,6 +38,22 @@ class DrivenFastDeploy(DrivenScheduler):
         self._preallocated: dict[str, int] = {}
         """Requests that have their slots and blocks and did not join -> these blocks."""
         super().__init__(child, config, name)
+
+    def in_order_of(self, engine: EngineInfo) -> FastDeployInOrder | None:
+        """This checkout's scheduler, led through the recorded order of a deployment; before any other event.
+
+        None where the recording does not say that this code decided it, or had other sizes.
+        """
+        recorded = engine.config.get("scheduler_code")
+        if (
+            recorded is None
+            or self.config != SchedulerConfig.from_engine(engine)
+            or self.config.role != "mixed"
+        ):
+            return None
+        if self._ask({"code": True})["code"] != recorded:
+            return None
+        return FastDeployInOrder(self._ask, self.config, self.name, self._token)
 
     def _opening(self) -> dict[str, Any]:
         return asdict(self.config)
@@ -99,21 +116,7 @@ class DrivenFastDeploy(DrivenScheduler):
     def _schedule(self) -> Decision:
         answer = self._step(**self._notices)
         self._notices = {name: [] for name in self._notices}
-        return Decision(
-            call=self._calls - 1,
-            token_budget=MISSING,
-            num_running_decodes=answer["running_decodes"],
-            num_scheduled_tokens=MISSING,
-            chunks=[(name, start, end) for name, start, end in answer["chunks"]],
-            extended=answer["extended"],
-            preempted=answer["preempted"],
-            aborted=answer["aborted"],
-            errors=[(error[0], error[-1]) for error in answer["errors"]],
-            num_free_blocks=answer["free_blocks"],
-            num_running=answer["running"],
-            num_waiting=answer["waiting"],
-            **head_of(answer),
-        )
+        return decision_of(answer, self._calls - 1)
 
     def _forwarded(self) -> Forward:
         answer, known = self._answer, self._known

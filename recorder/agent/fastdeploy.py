@@ -109,6 +109,8 @@ class FastDeployAdapter:
             *Roles(self, MODULE, CLASS).hooks,
         )
         self.active = False
+        self.code: str | None = None
+        """What names the scheduler's code; empty: it cannot be named."""
 
     def begin(self, writer: Writer) -> None:
         self.writer = writer
@@ -134,6 +136,10 @@ class FastDeployAdapter:
         keeps = config.keeps_aborted_slots(self.manager)
         if keeps is not None:
             row["config"]["keeps_aborted_slots"] = keeps
+        if self.code is None:  # described anew in each segment of the ring; files are read once
+            self.code = config.code_digest(self.manager, self.manager.cache_manager) or ""
+        if self.code:
+            row["config"]["scheduler_code"] = self.code
         return dict(row, part="engine", token=self.token, ts=time.time_ns())
 
     def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:

@@ -115,6 +115,20 @@ def keeps_aborted_slots(manager: Any) -> bool | None:
     return None if code is None else "to_be_aborted_req_id_set" not in code.co_names
 
 
+def code_digest(*parts: Any) -> str | None:
+    """Names the code of a scheduler: a digest of the source files that define these objects' classes. By it a replay
+    knows whether the scheduler of a checkout is the one that was recorded. None where a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        for part in parts:
+            with open(sys.modules[type(part).__module__].__file__ or "", "rb") as file:
+                digest.update(file.read())
+    except (OSError, KeyError, AttributeError):  # a module that has no file of its own
+        return None
+    return digest.hexdigest()
+
+
 def profiled_tokens(config: Any) -> int | None:
     """Tokens that memory was profiled for at start-up (`FDConfig.get_max_chunk_tokens`); None where it does not say."""
     try:

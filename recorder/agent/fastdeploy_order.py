@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
@@ -29,9 +28,6 @@ THRESHOLD = "_get_can_schedule_prefill_threshold_block"
 
 BY_RATIO = "_get_running_request_reserve_blocks"
 """With this method they depend on outputs that are appended meanwhile; else they follow from the queues."""
-
-
-_COMPUTED = attrgetter("num_computed_tokens")
 
 
 class FastDeployOrder:
@@ -150,8 +146,9 @@ class FastDeployOrder:
 
     def _guarded(self, handler: Callable[[Any, Any], None], frame: FrameType) -> None:
         agent = self.agent
-        if not agent.on or agent.pid != os.getpid():  # a child of the process that is recorded
-            return
+        mark = agent.mark
+        if not agent.on or (not mark[0] if mark is not None else agent.pid != os.getpid()):
+            return  # a child of the process that is recorded, or nothing is recorded
         try:
             with agent.lock:
                 if agent.on and self.manager is not None:
@@ -189,7 +186,10 @@ class FastDeployOrder:
         if self.whole or not self._follows(running):
             self.whole = True
             self.running = {request.request_id: request for request in running}
-        before, self.computed = self.computed, array("I", map(_COMPUTED, running))
+        before, self.computed = (
+            self.computed,
+            array("I", [request.num_computed_tokens for request in running]),
+        )
         news = self.whole or tasks or skipped or errors or self.started or self.needed_blocks
         if not news and self.computed == before:
             return

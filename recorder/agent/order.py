@@ -75,6 +75,24 @@ class OrderWriter:
         from the frames so far.
         """
         self.lap = self.writer.ring.lap
+        lists: tuple[Any, ...] = told[2:10]
+        words = self._words(told, running) if running is not None or any(lists) else b""
+        number = self.writer.numbers.get
+        refused = wire_order.NOBODY if told.refused is None else number(told.refused, wire_order.NOBODY)
+        head = wire_order.DECIDED_HEAD.struct.pack(
+            wire.DECIDED,
+            running is not None,
+            *[len(one) for one in lists],
+            0,
+            len(told.computed),
+            refused,
+            told.call,
+            told.ts,
+        )
+        self.writer.put(head + words + told.computed.tobytes(), ends_idle=False)
+
+    def _words(self, told: Decided, running: list[str] | None) -> bytes:
+        """The lists of a call, in the order in which `Decided` has them, and the running queue."""
         number = self.writer.numbers.get
         words = array("I")
         for request_id, start, end in told.chunks:
@@ -83,19 +101,8 @@ class OrderWriter:
         for request_id, tokens in told.preempted:
             words.extend((number(request_id, wire_order.NOBODY), max(tokens, 0)))
         for requests in (told.aborted, told.skipped, told.failed, told.started):
-            if requests:
-                words.extend([number(request_id, wire_order.NOBODY) for request_id in requests])
+            words.extend([number(request_id, wire_order.NOBODY) for request_id in requests])
         words.extend(told.needed_blocks)
         if running is not None:
             words.extend([number(request_id, wire_order.NOBODY) for request_id in running])
-        words.extend(told.computed)
-        lists: tuple[list[Any], ...] = (
-            told.chunks, told.extended, told.preempted, told.aborted, told.skipped, told.failed, told.started,
-            told.needed_blocks,
-        )  # fmt: skip
-        counts = map(len, lists)
-        refused = wire_order.NOBODY if told.refused is None else number(told.refused, wire_order.NOBODY)
-        head = wire_order.DECIDED_HEAD.struct.pack(
-            wire.DECIDED, running is not None, *counts, 0, len(told.computed), refused, told.call, told.ts
-        )
-        self.writer.put(head + words.tobytes(), ends_idle=False)
+        return words.tobytes()

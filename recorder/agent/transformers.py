@@ -32,7 +32,7 @@ OFFLOADING, RUNNER, OUTPUTS = (
 )
 
 
-Schedule = Tuple[int, int, str, wire.CallFigures]
+TimedFigures = Tuple[int, int, str, wire.CallFigures]
 """When a call began (UTC ns), its microseconds, why the head of the queue stayed, its figures."""
 
 
@@ -69,7 +69,7 @@ class TransformersAdapter:
         self.scheduler: Any = None
         self.in_margin: bool | None = None
         self.call, self.number = -1, 0
-        self.ended_call: tuple[ScheduledBatch | None, Schedule] | None = None
+        self.ended_call: tuple[ScheduledBatch | None, TimedFigures] | None = None
         self.calls: list[ScheduledBatch] = []
         self.current: ScheduledBatch | None = None
         self.batch = BatchMembers()

@@ -199,7 +199,8 @@ class Reader:
         return self.db.execute(
             "SELECT q.request, arg_min(q.num_computed_tokens, q.step), arg_min(coalesce(q.num_blocks, 0), q.step), "
             "arg_min(q.kind, q.step) = 'decode', "
-            f"coalesce(arg_min(q.num_computed_tokens, q.step) FILTER (WHERE q.kind = 'decode'), {MISSING}) "
+            f"coalesce(arg_min(q.num_computed_tokens, q.step) FILTER (WHERE q.kind = 'decode'), {MISSING}), "
+            "min(q.step) "
             "FROM step_request q JOIN request r USING (engine_id, request) "
             f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {clauses}",
             [self.engine_id],

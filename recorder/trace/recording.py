@@ -59,6 +59,8 @@ class InitialRequest:
     decoding: bool
     num_total_tokens: int = MISSING
     """Its prompt and output tokens when it first decoded, with the token sampled last; MISSING: it did not decode."""
+    first_step: int = MISSING
+    """The first recorded step that it ran in."""
 
 
 @dataclass(frozen=True, eq=False)

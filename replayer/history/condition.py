@@ -16,7 +16,7 @@ NAMES = (
     "num_decode_tokens", "num_draft_tokens", "num_accepted_tokens", "num_running", "num_running_decodes",
     "num_waiting", "num_preempted", "num_stalled", "num_free_blocks", "num_missing_blocks",
     "num_refused_tokens", "reserved_bytes", "allocated_bytes", "peak_reserved_bytes", "device_used_bytes",
-    "schedule_us", "forward_us",
+    "schedule_us", "forward_us", "num_unseen_steps",
 )  # fmt: skip
 """Names in a condition: columns of a step, its `limit`, and `excess`, the tokens over the limit (0: none)."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol, overload
+from typing import Protocol, overload, runtime_checkable
 
+from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import (
@@ -110,6 +111,45 @@ class AnyScheduler(Protocol):
         """Prompt tokens that the budget of a call held back, asked before its forward; 0 if it explains
         nothing.
         """
+
+
+class OrderedScheduler(Protocol):
+    """A scheduler that takes a recorded deployment's events in their order, and no forwards: a worker apart from it
+    runs what its calls hand out.
+    """
+
+    explains: bool
+    """Whether its decisions hold the budget, and why the head of the waiting queue stayed."""
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have arrived and not gone."""
+
+    @overload
+    def apply(self, event: Schedule) -> Decision: ...
+    @overload
+    def apply(self, event: Notification) -> None: ...
+
+    def num_blocks_of(self, request_id: str) -> int:
+        """KV blocks of a request that the last call scheduled or extended."""
+
+    def num_prefill_tokens_of(self, request_id: str) -> int:
+        """Tokens that the prefill of a request covers which the last call scheduled."""
+
+    def num_held_back(self, decision: Decision) -> int:
+        """Prompt tokens that the budget of a call held back; 0 if it explains nothing."""
+
+
+@runtime_checkable
+class OrderTaker(Protocol):
+    """A scheduler that can be led through the recorded order of the engine whose code it is."""
+
+    def in_order_of(self, engine: EngineInfo) -> OrderedScheduler | None:
+        """The same scheduler, taking that order; None where its code or its sizes are not those of that engine."""
 
 
 def scheduler_by(

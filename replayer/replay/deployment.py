@@ -7,7 +7,8 @@ and the worker runs the forwards that belonged to the recorded call, with the re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,12 +16,10 @@ import numpy as np
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import InitialRequest, Recording
-from fdtrace.replayer.config import Policy
-from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import CallFidelity
 from fdtrace.replayer.model.events import Decision
-from fdtrace.replayer.model.scheduler import Scheduler
-from fdtrace.replayer.replay.ordered import OrderedReplay
+from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
+from fdtrace.replayer.replay.ordered import CallComparison, OrderedReplay
 from fdtrace.replayer.replay.recorded_order import RecordedOrder
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.worker import Slot, Worker, tasks_of
@@ -34,7 +33,10 @@ LOOK_EVERY = 2000
 
 
 class DeploymentReplay:
-    """Replays a recording whose trace has the order of its calls; `log` has its steps, `calls` its calls."""
+    """Replays a recording whose trace has the order of its calls; `log` has its steps, `calls` its calls.
+
+    `scheduler` decides the calls: the model under what recorded, or the real scheduler that recorded.
+    """
 
     order: Literal["recorded"] = "recorded"
     hang = cut = None
@@ -44,10 +46,7 @@ class DeploymentReplay:
         recording: Recording,
         order: CallOrder,
         workload: Workload,
-        formula: Formula,
-        policy: Policy,
-        *,
-        explain: bool = False,
+        scheduler: OrderedScheduler,
     ) -> None:
         self.recording, self.workload = recording, workload
         by_id = {request.request_id: request for request in workload.requests}
@@ -55,17 +54,24 @@ class DeploymentReplay:
         ids = recording.requests["request_id"].tolist()
         self.numbers: dict[str, int] = dict(zip(ids, numbers, strict=True))
         self.requests = {number: by_id[name] for number, name in zip(numbers, ids, strict=True)}
-        self.scheduler = Scheduler(workload.config, formula, policy, explain=explain)
+        self.scheduler = scheduler
         self.calls = OrderedReplay(self.scheduler, RecordedOrder(order, self.requests))
         self.worker = Worker(workload.config, by_id)
         self.log = RowLog(self.worker, workload)
         self.steps_after = steps_by_call(order, recording)
+        self._landing: dict[int, list[Slot]] = {}
+        """What calls before the recording had handed out: slots, by the forward at which they reach the worker."""
         self._resume(order)
         self._decision = Decision(0, MISSING, MISSING, MISSING)
         self._num_preempted = self._num_held_back = 0
 
     def run(self, looked: Looked | None = None) -> None:
         """Decide every call and run every forward."""
+        for _ in self.advance(looked):
+            pass
+
+    def advance(self, looked: Looked | None = None) -> Iterator[CallComparison]:
+        """Each call, once its forwards have run."""
         self._run_forwards(MISSING)
         for done, decided in enumerate(self.calls.calls()):
             decision = decided.decision
@@ -78,10 +84,13 @@ class DeploymentReplay:
             self._run_forwards(decided.recorded.call)
             if looked is not None and done % LOOK_EVERY == 0:
                 looked(self.log.num_steps)
+            yield decided
 
     def _run_forwards(self, call: int) -> None:
         limit = self.workload.config.max_num_batched_tokens
         for _ in range(self.steps_after.get(call, 0)):
+            if self._landing:
+                self._land_earlier()
             forward = self.worker.forward()
             refused = max(0, min(self._num_held_back, limit - forward.num_tokens))
             self.log.record_forward(self._decision, forward, self._num_preempted, refused)
@@ -98,11 +107,37 @@ class DeploymentReplay:
         return CallFidelity(calls.num_calls, calls.num_equal, calls.departure, calls.num_left_out)
 
     def _resume(self, order: CallOrder) -> None:
-        """Requests that ran before the first forward hold slots, with the blocks that the first call found."""
-        found = _blocks_found(order)
+        """Requests that ran before the first forward hold slots, with the blocks that the first call found.
+
+        Tasks of calls before the recording may have been on their way to the worker then: their requests first ran, or
+        got their blocks, in a later forward.
+        """
+        found, begins = _found(order), int(self.recording.steps["step"][0])
         for first in self.recording.details.initial:
-            request, blocks = self.requests[first.request], found.get(first.request, 0)
-            self.worker.resume(_slot(request, first, max(blocks, first.num_blocks)))
+            request = self.requests[first.request]
+            computed, blocks = found.get(first.request, (0, 0))
+            slot = _slot(request, first, max(blocks, first.num_blocks))
+            if first.decoding and first.first_step > begins:
+                self._landing.setdefault(first.first_step - begins, []).append(replace(slot))
+                slot.num_blocks = 0
+            elif not first.decoding and computed > slot.cached and not _handed_out(order, first):
+                end = min(computed, request.num_prompt_tokens)
+                self._landing.setdefault(first.first_step - begins, []).append(replace(slot, end=end))
+            self.worker.resume(slot)
+
+    def _land_earlier(self) -> None:
+        """What calls before the recording had handed out reaches the worker."""
+        for slot in self._landing.pop(self.log.num_steps, ()):
+            now = self.worker.slots.get(slot.request_id)
+            if now is not None:
+                now.num_blocks, now.end = max(now.num_blocks, slot.num_blocks), max(now.end, slot.end)
+
+
+def _handed_out(order: CallOrder, first: InitialRequest) -> bool:
+    """Whether a recorded call handed out the chunk that a request ran first."""
+    did = order.did
+    chunks = (did["did"] == "chunk") & (did["request"] == first.request)
+    return bool((chunks & (did["num_computed_tokens"] == first.num_computed_tokens)).any())
 
 
 def _slot(request: WorkRequest, first: InitialRequest, num_blocks: int) -> Slot:
@@ -121,12 +156,15 @@ def _slot(request: WorkRequest, first: InitialRequest, num_blocks: int) -> Slot:
     return Slot(request.request_id, computed, computed, need, num_blocks, left)
 
 
-def _blocks_found(order: CallOrder) -> dict[int, int]:
-    """Blocks of each request that the first recorded call found running."""
+def _found(order: CallOrder) -> dict[int, tuple[int, int]]:
+    """Tokens computed and blocks of each request that the first recorded call found running."""
     changes, found = order.changes, {}
     for at in np.flatnonzero(changes["kind"] == "found").tolist():
         detail = json.loads(changes["detail"][at])
-        found[int(changes["request"][at])] = int(detail.get("num_blocks", 0))
+        found[int(changes["request"][at])] = (
+            int(detail.get("num_computed_tokens", 0)),
+            int(detail.get("num_blocks", 0)),
+        )
     return found
 
 

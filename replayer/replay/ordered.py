@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from fdtrace.replayer.history.history import CallDeparture
 from fdtrace.replayer.model.events import Decision, Known, Notification, Rescheduled, Resumed, Schedule
-from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
+from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
 
 KEPT_CALLS = 2
 """A departure is shown with the events since that many calls before it."""
@@ -89,7 +89,7 @@ class OrderedReplay:
     differs stays different until it heals by itself. Events that its state does not allow then are left out.
     """
 
-    def __init__(self, scheduler: Scheduler, events: Iterable[RecordedEvent]) -> None:
+    def __init__(self, scheduler: OrderedScheduler, events: Iterable[RecordedEvent]) -> None:
         self.scheduler = scheduler
         self._events = iter(events)
         self.num_calls = self.num_equal = self.num_left_out = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.model.request import Plan
-from fdtrace.replayer.model.scheduler import Scheduler
+from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
 from fdtrace.replayer.workload.workload import WorkRequest
 
 
@@ -35,7 +35,7 @@ class Tasks:
     dropped: tuple[str, ...]
 
 
-def tasks_of(scheduler: Scheduler, decision: Decision) -> Tasks:
+def tasks_of(scheduler: OrderedScheduler, decision: Decision) -> Tasks:
     """The tasks of a call, asked for right after it."""
     blocks, need = scheduler.num_blocks_of, scheduler.num_prefill_tokens_of
     kept = (request_id for request_id in decision.extended if request_id not in decision.preempted)

@@ -71,7 +71,9 @@ def ring() -> Ring:
 
 @pytest.fixture
 def order(ring: Ring) -> FastDeployOrder:
-    agent: Any = SimpleNamespace(lock=threading.Lock(), on=True, pid=__import__("os").getpid(), writer=ring)
+    agent: Any = SimpleNamespace(
+        lock=threading.Lock(), on=True, pid=__import__("os").getpid(), mark=None, writer=ring
+    )
     order = FastDeployOrder(agent, "", "")
     order.begin(ring)  # type: ignore[arg-type]
     return order

@@ -27,16 +27,21 @@ DATA = Path(__file__).parents[1] / "data" / "deployments"
 NAMES = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
 
 
+def tables_of(db: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Make the tables of the recording of that name."""
+    tables = json.loads(gzip.decompress((DATA / f"{name}.json.gz").read_bytes()))
+    for table in schema.TABLES:
+        columns = tables.get(table.name, {})
+        rows = list(zip(*(columns.get(column, []) for column in table.names), strict=True))
+        create(db, table.name, table)
+        if rows:
+            insert(db, table.name, table, columns_of(table, rows))
+
+
 def opened(name: str) -> Recording:
     """The recording of that name, read as from any trace, and in memory."""
-    tables = json.loads(gzip.decompress((DATA / f"{name}.json.gz").read_bytes()))
     with duckdb.connect() as db:
-        for table in schema.TABLES:
-            columns = tables.get(table.name, {})
-            rows = list(zip(*(columns.get(column, []) for column in table.names), strict=True))
-            create(db, table.name, table)
-            if rows:
-                insert(db, table.name, table, columns_of(table, rows))
+        tables_of(db, name)
         (row,) = db.execute("FROM engine").fetchall()
         engine = engine_info(dict(zip(schema.ENGINE.names, row, strict=True)))
         return recording_of(db, engine, ()).loaded()

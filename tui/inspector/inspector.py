@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.analysis.explain_call import OrderedExplainer
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant
@@ -35,6 +37,7 @@ class Inspection:
     account: Account | None = None
     rows: Sequence[StepRow] = ()
     events: Sequence[StepEvent] = ()
+    calls: StepCalls | None = None
     explained: Explained | None = None
     absent: str = ""
     error: str = ""
@@ -119,10 +122,13 @@ class Inspector:
             self.recording_now()
         account = self._accountant_now.account(series.history, self.formula(replay), step)
         events: Sequence[StepEvent] = ()
-        if replay.how == "recorded" and self.sources.events is not None:
-            events = self.sources.events(step)
+        calls: StepCalls | None = None
+        if replay.how == "recorded":
+            events = self.sources.events(step) if self.sources.events is not None else ()
+            calls = self.sources.calls(step) if self.sources.calls is not None else None
         rows = series.history.rows(step)
-        return replace(found, account=account, rows=rows, events=events, share=0.0 if explains else None)
+        share = 0.0 if explains else None
+        return replace(found, account=account, rows=rows, events=events, calls=calls, share=share)
 
     def _explain(
         self,
@@ -155,7 +161,10 @@ class Inspector:
             policy = replay.policy or recorded_policy(recording)
             clock = history.outcome.clock
             workload = partial(self._workload, recording, "steps" if clock is None else clock.kind)
-            known = self._explainers[at] = (replay, recording, Explainer(workload, replay.formula, policy))
+            explainer = Explainer(workload, replay.formula, policy)
+            if history.outcome.order == "recorded":
+                explainer = OrderedExplainer(recording, workload, replay.formula, policy)
+            known = self._explainers[at] = (replay, recording, explainer)
         return known[2]
 
     def _workload(self, recording: Recording, clock: ClockKind) -> Workload:

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
-from rich.style import Style
 from rich.text import Text
 
-from fdtrace.recorder.printable import printable
 from fdtrace.replayer.analysis.step_account import Account
 from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, budget_and_charge
 from fdtrace.replayer.model.events import Decision, Reason, StepRow
+from fdtrace.tui.inspector.calls_text import calls_section
 from fdtrace.tui.inspector.inspector import Inspection
+from fdtrace.tui.inspector.page import Page
 from fdtrace.tui.theme import Look, memory_size
-
-_ASCII = str.maketrans({MINUS: "-", TIMES: "*"})
-
-
-class Page:
-    """Lines of text of one width, each wrapped where it is too long."""
-
-    def __init__(self, width: int, look: Look) -> None:
-        self.width, self.look, self.lines = max(16, width), look, list[Text]()
-
-    def say(self, text: str, style: Style | None = None, indent: int = 2, more: int = 2) -> None:
-        """A paragraph; `more`: cells that its other lines are set in by, beyond the first."""
-        text = printable(text)
-        if self.look.glyphs.border == "ascii":
-            text = text.translate(_ASCII)
-        wrapped = textwrap.wrap(
-            text, self.width, initial_indent=" " * indent, subsequent_indent=" " * (indent + more)
-        )
-        self.lines += [Text(line, style or Style.null(), no_wrap=True) for line in wrapped]
-
-    def head(self, text: str) -> None:
-        """A heading."""
-        self.lines.append(Text(printable(text)[: self.width], self.look.palette.head, no_wrap=True))
-
-    def row(self, cells: Sequence[str], widths: Sequence[int], style: Style | None = None) -> None:
-        """A line of a table, the first column left, the others right."""
-        name = printable(cells[0])[: widths[0]].ljust(widths[0])
-        cells = [cells[0], *map(printable, cells[1:])]
-        rest = "".join(cell.rjust(cells_) for cell, cells_ in zip(cells[1:], widths[1:], strict=True))
-        self.lines.append(Text((f"  {name}{rest}")[: self.width], style or Style.null(), no_wrap=True))
 
 
 def inspection_lines(found: Inspection, width: int, look: Look) -> list[Text]:
@@ -65,6 +34,8 @@ def inspection_lines(found: Inspection, width: int, look: Look) -> list[Text]:
     _budget(page, account)
     _charged(page, found, account)
     _state(page, found, account)
+    if found.calls is not None:
+        calls_section(page, found.calls)
     _decided(page, found)
     _requests(page, found, account)
     return page.lines

@@ -58,6 +58,20 @@ def queue_rows(pen: Pen, queues: tuple[Ints, Ints], scale: Scale) -> list[Strip]
     return rows
 
 
+MANY = 10
+"""Forwards unseen from which on a column shows a sign in place of the number."""
+
+
+def lag_row(pen: Pen, lags: Ints | None) -> Strip:
+    """How many forwards a step's call was behind: the most in each column, as a digit; `+`: more than nine."""
+    codes, classes = pen.blank()
+    if lags is not None:
+        known = lags > 0
+        codes[known] = pen.code("0123456789+")[np.minimum(lags[known] - 1, MANY)]
+        classes[known] = np.where(lags[known] - 1 > 1, EVENT, PEAK)
+    return pen.row(codes, classes, "lag")
+
+
 def memory_rows(pen: Pen, envelope: Envelope, rows: int, scale: Scale) -> list[Strip]:
     """The most bytes reserved, in `rows` rows; empty where this history does not tell them."""
     reserved = np.zeros(pen.columns, np.int64) if envelope.reserved is None else envelope.reserved

@@ -10,13 +10,14 @@ from fdtrace.tui.panes.series import Series
 
 @dataclass(frozen=True)
 class Scale:
-    """The most tokens, bytes and requests that any pane shows, and whether any has events: alike in all."""
+    """The most of each that any pane shows, and whether any has events: alike in all. `lag`: forwards unseen."""
 
     tokens: int
     reserved: int = 0
     running: int = 0
     waiting: int = 0
     events: bool = False
+    lag: int = 0
 
     @classmethod
     def of(cls, shown: Iterable[Series]) -> Scale:
@@ -30,18 +31,20 @@ class Scale:
             max(one.peak_running for one in histories),
             max(one.peak_waiting for one in histories),
             any(one.marks_events for one in histories),
+            max(one.peak_lag for one in histories),
         )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows for what: `over` above the fence, `under` below it, `queues`, `memory`, and whether events have one."""
+    """Rows for what: `over` above the fence, `under` below it, `memory`; whether events, queues and lag have theirs."""
 
     over: int
     under: int
     events: bool
     queues: bool
     memory: int
+    lag: bool = False
 
     @classmethod
     def of(cls, height: int, limit: int, scale: Scale) -> Layout:
@@ -49,7 +52,8 @@ class Layout:
         memory = 0 if not scale.reserved else 3 if height >= 16 else 2 if height >= 12 else 1
         events = scale.events and height >= 9
         queues = bool(scale.running or scale.waiting) and height >= 14
-        plot = max(2, height - 3 - memory - events - 2 * queues)
+        lag = bool(scale.lag) and height >= 10
+        plot = max(2, height - 3 - memory - events - 2 * queues - lag)
         excess = max(0.0, scale.tokens / max(limit, 1) - 1)
         under = max(1, min(plot - 1, int(plot / (1 + excess))))
-        return cls(plot - under, under, events, queues, memory)
+        return cls(plot - under, under, events, queues, memory, lag)

@@ -16,6 +16,10 @@ from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.column_values import MISSING, Ints
 from fdtrace.replayer.history.history import History
 
+LAG = "num_unseen_steps"
+"""A column of a history: for each step, how many earlier forwards its call had not taken in."""
+
+
 MIN_SPAN = 8
 """Fewest steps that a window shows."""
 
@@ -135,6 +139,8 @@ class Series:
         self._preempted = _running(np.maximum(self._column("num_preempted"), 0))
         self._stalled = _running(np.maximum(self._column("num_stalled"), 0))
         self._running_requests = np.maximum(self._column("num_running"), 0)
+        lag = columns.get(LAG)
+        self.lag: Ints | None = None if lag is None else np.asarray(lag, dtype=np.int64)
         self._waiting_requests = np.maximum(self._column("num_waiting"), 0)
 
     def _column(self, name: str) -> Ints:
@@ -173,6 +179,11 @@ class Series:
     def peak_waiting(self) -> int:
         """Most requests waiting at any step; 0 where that is not known."""
         return int(self._waiting_requests.max(initial=0))
+
+    @cached_property
+    def peak_lag(self) -> int:
+        """Most forwards that a call had not taken in; 0 where that is not known."""
+        return 0 if self.lag is None else int(self.lag.max(initial=0))
 
     @cached_property
     def marks_events(self) -> bool:
@@ -246,6 +257,14 @@ class Series:
         starts, ends = window.edges(width)
         low, high = np.searchsorted(self.step, starts), np.searchsorted(self.step, ends)
         return _highest(self._running_requests, low, high), _highest(self._waiting_requests, low, high)
+
+    def lags(self, window: Window, width: int) -> Ints | None:
+        """One more than the most forwards unseen in each of `width` columns of the window; 0: not known there."""
+        if self.lag is None:
+            return None
+        starts, ends = window.edges(width)
+        low, high = np.searchsorted(self.step, starts), np.searchsorted(self.step, ends)
+        return _highest(self.lag + 1, low, high)
 
 
 def _running(values: NDArray[np.generic]) -> Ints:

@@ -35,7 +35,7 @@ from fdtrace.tui.panes.cells import (
     Pen,
     eighths_of,
 )  # fmt: skip
-from fdtrace.tui.panes.chart_rows import axis_row, event_row, exceeded_row, memory_rows, queue_rows
+from fdtrace.tui.panes.chart_rows import axis_row, event_row, exceeded_row, lag_row, memory_rows, queue_rows
 from fdtrace.tui.panes.layout import Layout, Scale
 from fdtrace.tui.panes.series import Envelope, Series, Window
 from fdtrace.tui.theme import Look, memory_size, tokens
@@ -74,6 +74,8 @@ def draw(
     rows.append(exceeded_row(pen, envelope, series.exceeded_in(window)))
     if layout.events:
         rows.append(event_row(pen, envelope))
+    if layout.lag:
+        rows.append(lag_row(pen, series.lags(window, columns)))
     if layout.queues:
         rows.extend(queue_rows(pen, series.queues(window, columns), scale))
     if layout.memory:
@@ -88,6 +90,8 @@ def _label_width(series: Series, scale: Scale, layout: Layout, width: int) -> in
         labels.append(memory_size(scale.reserved))
     if layout.queues:
         labels.append("wait")
+    if layout.lag:
+        labels.append("lag")
     return min(max(map(len, labels)) + 1, max(1, width // 2))
 
 

@@ -1,0 +1,151 @@
+"""FastDeploy's real scheduler led through the events of a recorded deployment, behind the interface of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+from fdtrace.drivers.known import FIRST_TOKEN, head_of, prompt_runs
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.model.events import (
+    Aborted,
+    Arrived,
+    Decision,
+    Freed,
+    Known,
+    Left,
+    Notification,
+    OutputCached,
+    Recycled,
+    Rescheduled,
+    ReserveFound,
+    Resumed,
+    Schedule,
+)
+
+AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
+
+NAMED = {Aborted: "aborted", Left: "left", Freed: "freed", Rescheduled: "requeued", Recycled: "recycled"}
+"""Events that name a request and nothing else, as `fastdeploy_events` has them."""
+
+
+class FastDeployInOrder:
+    """The `ResourceManagerV1` of a checkout, for a replay in recorded order; `ask` has its process answer a message.
+
+    It gives no reasons for what it decides, and does not say with which budget it began a call.
+    """
+
+    explains = False
+
+    def __init__(
+        self, ask: AskDriver, config: SchedulerConfig, name: str, token: Callable[[Any], int]
+    ) -> None:
+        self.config, self.name, self._ask, self._token = config, name, ask, token
+        self.num_requests = 0
+        """Requests that the engine knows after the last call."""
+        self._known: dict[str, int] = {}
+        self._blocks: dict[str, int] = {}
+        self._need: dict[str, int] = {}
+        self._calls = 0
+
+    @overload
+    def apply(self, event: Schedule) -> Decision: ...
+    @overload
+    def apply(self, event: Notification) -> None: ...
+    def apply(self, event: Notification | Schedule) -> Decision | None:
+        """As the model's `apply`. KeyError: the event cannot happen in the state that the engine is in."""
+        if isinstance(event, Schedule):
+            return self._schedule(event)
+        if isinstance(event, Known):
+            self._known.update(event.num_total_tokens)
+            return None
+        answer = self._tell(event=self._event(event))
+        if not answer["taken"]:
+            raise KeyError(event)
+        return None
+
+    def _tell(self, **what: Any) -> dict[str, Any]:
+        message = {"known": self._known, **what}
+        self._known = {}
+        return self._ask(message)
+
+    def _event(self, event: Notification) -> list[Any]:
+        if isinstance(event, Arrived):
+            return ["queued", self._spec(event)]
+        if isinstance(event, Resumed):
+            return ["found", self._spec(event.arrived), _state_of(event)]
+        if isinstance(event, ReserveFound):
+            return ["reserve", event.value, event.relaxed]
+        if isinstance(event, OutputCached):
+            return ["output_cached", event.request_id, event.num_total_tokens]
+        if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled)):
+            return [NAMED[type(event)], event.request_id]
+        raise TypeError(f"no recording in order has a {type(event).__name__}")
+
+    def _spec(self, event: Arrived) -> dict[str, Any]:
+        """A request, with what each block of its output is made of: equal for equal content."""
+        size, most = self.config.block_size, event.max_tokens
+        prompt, _ = prompt_runs(self.config, event, self._token)
+        if most is None:
+            most = self.config.max_model_len - event.num_prompt_tokens
+        first, last = event.num_prompt_tokens // size, (event.num_prompt_tokens + most) // size
+        contents = [FIRST_TOKEN]
+        if self.config.prefix_caching:
+            key = event.block_key or (lambda block: (event.request_id, block))
+            contents = [self._token(key(block)) for block in range(first, last + 1)]
+        return {"id": event.request_id, "prompt": prompt, "contents": contents, "max_tokens": most}
+
+    def _schedule(self, event: Schedule) -> Decision:
+        call = {
+            "not_ready": sorted(event.not_ready or ()),
+            "failed": sorted(event.failed),
+            "needed": list(event.needed_blocks),
+        }
+        answer = self._tell(call=call)
+        self._blocks, self._need = answer["blocks"], answer["need"]
+        self.num_requests = answer["requests"]
+        self._calls += 1
+        return decision_of(answer, self._calls - 1)
+
+    def num_blocks_of(self, request_id: str) -> int:
+        """KV blocks of a request that the last call scheduled or extended."""
+        return self._blocks[request_id]
+
+    def num_prefill_tokens_of(self, request_id: str) -> int:
+        """Tokens that the prefill of a request covers which the last call scheduled."""
+        return self._need[request_id]
+
+    def num_held_back(self, decision: Decision) -> int:
+        """Not known."""
+        return 0
+
+
+def _state_of(resumed: Resumed) -> dict[str, Any]:
+    return {
+        "place": resumed.place,
+        "num_computed_tokens": int(resumed.num_computed_tokens),
+        "num_blocks": int(resumed.num_blocks),
+        "num_emitted_tokens": int(resumed.num_emitted_tokens),
+        "num_prefill_tokens": resumed.num_prefill_tokens,
+    }
+
+
+def decision_of(answer: dict[str, Any], call: int) -> Decision:
+    """What a call of FastDeploy's decided, as its driver answers; the budget that it began with is not known."""
+    return Decision(
+        call=call,
+        token_budget=MISSING,
+        num_running_decodes=answer["running_decodes"],
+        num_scheduled_tokens=MISSING,
+        chunks=[(name, start, end) for name, start, end in answer["chunks"]],
+        extended=answer["extended"],
+        preempted=answer["preempted"],
+        aborted=answer["aborted"],
+        errors=[(error[0], error[-1]) for error in answer["errors"]],
+        num_free_blocks=answer["free_blocks"],
+        num_running=answer["running"],
+        num_waiting=answer["waiting"],
+        num_reserve_faults=answer.get("faults", 0),
+        **head_of(answer),
+    )

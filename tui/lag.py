@@ -1,0 +1,46 @@
+"""How far behind its forwards an engine scheduled: read from the trace off the screen's thread, shown as a track."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
+from fdtrace.tui.panes.controller import Panes
+from fdtrace.tui.panes.series import LAG, Series
+from fdtrace.tui.screen import ReplayScreen
+
+
+class LagTrack:
+    """Adds the lag of each step to the recording's pane, once it is read: that takes a look at all calls.
+
+    A recording in progress has it when it has ended.
+    """
+
+    def __init__(self, screen: ReplayScreen, panes: Panes) -> None:
+        self.screen, self.panes = screen, panes
+        self._reads = screen.background("lag", self._have, screen.fail)
+
+    def begin(self) -> None:
+        """Read it, where the recording is complete and has it."""
+        read = self.screen.session.sources.lags
+        if read is None:
+            return
+
+        def work(deliver: Deliver[NDArray[np.int64] | None], _cancelled: Cancelled) -> None:
+            deliver(read())
+
+        self._reads.want(work)
+
+    def _have(self, lags: NDArray[np.int64] | None) -> None:
+        session = self.screen.session
+        known = session.recorded.history
+        if lags is None or len(lags) != len(session.recorded) or (lags < 0).all():
+            return
+        history = replace(known, columns={**known.columns, LAG: lags})
+        session.recorded = Series(history)
+        self.panes.set_recorded(history, session.recorded)
+        self.panes.show_again()
