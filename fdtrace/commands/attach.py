@@ -77,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
 def _tell(watch: Watch, reached: list[Reached]) -> None:
     for process in reached:
         held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
-        state = "armed, waiting for its first step" if process.waiting else f"attached ({process.method}{held})"
+        state = (
+            "armed, waiting for its first step" if process.waiting else f"attached ({process.method}{held})"
+        )
         watch.progress.note(f"process {process.pid}: {state}")
 
 
