@@ -176,9 +176,9 @@ Frame = (
     | QueueFrame
 )
 
-READABLE_BEFORE_KEYFRAME = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame, QueueFrame)
+BEFORE_KEYFRAME = (EngineFrame, RequestFrame, HashesFrame, EventFrame, FinishFrame, QueueFrame)
 """Frames of an engine's ring that can be decoded before its first keyframe."""
-READABLE_BEFORE_KEYFRAME_OF_RANK = (*READABLE_BEFORE_KEYFRAME, MemoryFrame, TasksFrame)
+RANK_BEFORE_KEYFRAME = (*BEFORE_KEYFRAME, MemoryFrame, TasksFrame)
 """The same for a ring that only a further rank writes."""
 
 

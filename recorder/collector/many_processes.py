@@ -2,10 +2,9 @@
 
 The forwards are the steps. Each forward belongs to one scheduling call. That is the last call whose tasks had reached
 the worker: a TASKS frame names it, because the call's number travels with the tasks. Or it is a later call that handed
-out nothing and had ended when the forward began.
-
-The collector first feeds what the scheduling process wrote, and then what the workers wrote, which it read earlier. So
-a call is always known before its forwards. Clocks decide only about the calls that handed out nothing.
+out nothing and had ended when the forward began. The collector first feeds what the scheduling process wrote, and then
+what the workers wrote, which it read earlier. So a call is always known before its forwards. Clocks decide only about
+the calls that handed out nothing.
 """
 
 from __future__ import annotations
@@ -106,11 +105,7 @@ class ManyProcessEngine(Engine):
 
     def _may_start(self, frame: Frame) -> bool:
         """Whether a frame can be decoded before the first keyframe. After a keyframe, all frames can."""
-        readable = (
-            frames.READABLE_BEFORE_KEYFRAME_OF_RANK
-            if self.part.kind == "rank"
-            else frames.READABLE_BEFORE_KEYFRAME
-        )
+        readable = frames.RANK_BEFORE_KEYFRAME if self.part.kind == "rank" else frames.BEFORE_KEYFRAME
         if isinstance(frame, readable) or (isinstance(frame, frames.BatchFrame) and frame.is_keyframe):
             return True
         self.part.lost_frames += self.part.lost_from >= 0
