@@ -2,7 +2,7 @@
 
 Loaded by `fastdeploy_driver.py`, which runs as a file of its own. Nothing is played here. The recording says when
 requests came, how many of their tokens the engine knew, and when they ended, were put back and were forgotten.
-FastDeploy's code decides what follows. If it has no method for an event, its state is set as the engine process sets it.
+FastDeploy's code decides what follows. If it has no method for an event, its state is set as the engine does it.
 """
 
 from __future__ import annotations
