@@ -22,7 +22,7 @@ from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import Rings
 from fdtrace.recorder.collector.saved import damaged, read_saved_state
 from fdtrace.recorder.collector.store import Store
-from fdtrace.recorder.collector.tables import TEXT, columns_of
+from fdtrace.recorder.collector.tables import TEXT, check_range, columns_of
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
@@ -204,19 +204,29 @@ class Collector:
             schema.SCHEMA_VERSION, __version__, self.session.created_at, ended, self.state, self.ended_by,
             json.dumps(self.notes),
         )  # fmt: skip
-        live = [row for engine in self.rings.engines for row in engine.ledger.live_rows()]
         return {
             "trace": columns_of(schema.TRACE, [trace]),
             "engine": columns_of(
                 schema.ENGINE, [self._engine_row(engine) for engine in self.rings.engines if engine.row]
             ),
-            "_live_request": columns_of(schema.REQUEST, live),
-            "_live_call": self._live_calls(),
+            **self._live_tables(),
         }
 
-    def _live_calls(self) -> ColumnArrays:
-        pieces = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    def _live_tables(self) -> dict[str, ColumnArrays]:
+        """Requests and calls that go on. An engine whose numbers do not fit is left out, and its rings are rejected."""
+        requests, calls = [columns_of(schema.REQUEST, [])], [CallRows(MISSING).live()]
+        for engine in self.rings.engines:
+            try:
+                own_requests = columns_of(schema.REQUEST, engine.ledger.live_rows())
+                own_calls = engine.call_rows.live()
+                check_range(schema.REQUEST, own_requests)
+                check_range(schema.CALL, own_calls)
+            except (OverflowError, ValueError, TypeError) as error:
+                self.rings.reject(engine, error)
+                continue
+            requests.append(own_requests)
+            calls.append(own_calls)
+        return {"_live_request": _joined(requests), "_live_call": _joined(calls)}
 
     def _engine_row(self, engine: Engine) -> tuple[Any, ...]:
         opened_times = [tail.reader.opened_ns for tail in self.tails if tail.decoder is engine]
@@ -252,6 +262,10 @@ class Collector:
         self.store.close()
         finish.remove_parts(self.store)
         os.close(self.lock)
+
+
+def _joined(pieces: list[ColumnArrays]) -> ColumnArrays:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def take_lock(parts: Path) -> int:

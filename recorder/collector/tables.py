@@ -13,6 +13,7 @@ from fdtrace.recorder.collector.order_decoder import DID
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
 TEXT = {"VARCHAR"}
+INT32 = np.iinfo(np.int32)
 
 
 def create(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table) -> None:
@@ -68,3 +69,13 @@ def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> ColumnArrays
         else:
             columns[column.name] = np.array([-1 if v is None else v for v in values], np.int64)
     return columns
+
+
+def check_range(table: schema.Table, columns: ColumnArrays) -> None:
+    """ValueError if a number does not fit the INTEGER column that it is for: no agent writes such numbers."""
+    for column in table.columns:
+        numbers = columns.get(column.name)
+        if column.type != "INTEGER" or numbers is None or not len(numbers):
+            continue
+        if numbers.min() < INT32.min or numbers.max() > INT32.max:
+            raise ValueError(f"a {column.name} beyond 32 bits")

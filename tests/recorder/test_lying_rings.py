@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fdtrace.recorder.agent import ring, wire
@@ -129,6 +129,9 @@ def test_a_header_that_lies_ends_that_ring_alone(name: str) -> None:
         max_size=12,
     ),
 )
+@example(
+    seed=0, changes=[(0, 0, 1), (0, 0, 1), (9, 0, 1), (0, 0, 1), (320, 65535, 2)]
+)  # a request's number over 2^31
 def test_any_corruption_of_a_ring_leaves_the_others_whole(
     seed: int, changes: list[tuple[int, int, int]]
 ) -> None:
