@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
+    from fdtrace.drivers.children import Children
     from fdtrace.drivers.scheduler import DrivenScheduler
     from fdtrace.recorder.recording import Recording
     from fdtrace.replayer.config import SchedulerConfig
@@ -79,22 +80,37 @@ class GivenScheduler:
 
     @contextmanager
     def open(
-        self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
+        self,
+        config: SchedulerConfig,
+        env: Mapping[str, Any],
+        recorded: Mapping[str, Any] | None = None,
+        *,
+        changed: Mapping[str, Any] | None = None,
+        children: Children | None = None,
     ) -> Iterator[DrivenScheduler]:
         """Its scheduler of these sizes, under these variables of the engine, in a process that ends with it.
 
-        `recorded`: the rest of the engine's configuration, as `engine.config` of a recording has it. UsageError where
-        it refuses the configuration, TargetError where it cannot be imported or driven.
+        `recorded`: the rest of the engine's configuration, as `engine.config` of a recording has it; `changed`:
+        settings that are others, by the engine's own names. `children` may keep the process for the next one.
+        UsageError where it refuses the configuration, TargetError where it cannot be imported or driven.
         """
         import fdtrace.drivers
-        from fdtrace.drivers.child import Child
+        from fdtrace.drivers.children import Children
         from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
         driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}.py")
-        with Child(driver, self.checkout, self.python, self._env(config, env, recorded or {})) as child:
+        variables = self._env(config, env, recorded or {})
+        with ExitStack() as stack:
+            # FastDeploy's scheduler holds shared memory under its process's number: each has a process of its own.
+            kept = (
+                children
+                if children is not None and self.engine == "vllm"
+                else stack.enter_context(Children())
+            )
+            child = stack.enter_context(kept.child(driver, self.checkout, self.python, variables))
             if self.engine == "vllm":
-                yield DrivenVllm(child, config, self.name, recorded or {})
+                yield DrivenVllm(child, config, self.name, recorded or {}, changed or {})
             else:
                 yield DrivenFastDeploy(child, config, self.name)
 
@@ -104,8 +120,12 @@ class GivenScheduler:
         if self.engine == "vllm":
             runner = recorded.get("scheduler", {}).get("use_v2_model_runner")
             return QUIET if runner is None else {**QUIET, "VLLM_USE_V2_MODEL_RUNNER": str(int(runner))}
-        given = {name: str(value) for name, value in env.items() if name.startswith("FD_")}
-        return {**given, **config.env()}
+        from fdtrace.replayer.workload.case_variables import MODELLED
+
+        others = {
+            name: str(value) for name, value in env.items() if name.startswith("FD_") and name not in MODELLED
+        }
+        return {**others, **config.env()}
 
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.replayer.history.latency import Latencies
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
@@ -149,6 +150,14 @@ class Outcome:
     """By what requests arrived, where they were scheduled afresh."""
     order: Order | None = None
     """How calls and forwards followed each other, where requests were scheduled afresh."""
+    settings: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
+    """What was changed of the recorded engine's settings, by its own names."""
+    num_rejected: int = 0
+    """Requests that an engine of these settings would answer with 400."""
+    latency: Latencies | None = None
+    """What clients waited, recorded or told by the clock's time model; None: it is not known, or not asked."""
+    modelled: tuple[str, ...] = ()
+    """What the result rests on beside the recording and the scheduler's rules, a sentence each."""
 
     @property
     def why_not_done(self) -> str:

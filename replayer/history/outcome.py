@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,13 @@ def _total(values: NDArray[Any]) -> int:
 
 def outcome_dict(history: History) -> dict[str, Any]:
     """A history's name, kind and outcome, of values that JSON knows."""
-    found = asdict(history.outcome)
+    outcome = history.outcome
+    if outcome.clock is not None and outcome.clock.model is not None:
+        outcome = replace(outcome, clock=replace(outcome.clock, model=None))
+    found = asdict(outcome)
+    model = None if history.outcome.clock is None else history.outcome.clock.model
+    if model is not None:
+        found["clock"]["model"] = model.as_dict()
     if history.outcome.fidelity is not None:
         found["fidelity"]["share"] = history.outcome.fidelity.share
         if history.outcome.fidelity.calls is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer.recorded.step_state import column, known
+from fdtrace.replayer.recorded.time_model import TimeModel
 
 ClockKind = Literal["steps", "time"]
 
@@ -58,6 +59,8 @@ class Clock:
     kind: ClockKind
     durations: StepDurations | None = None
     """By time: how long a replayed step takes."""
+    model: TimeModel | None = None
+    """The same from all that its batch holds, where that is known: it then takes the place of `durations`."""
 
 
 BY_STEPS = Clock("steps")
@@ -83,7 +86,7 @@ def fit_durations(recording: Recording) -> StepDurations:
     """
     took = np.diff(call_times(recording)) / 1000.0
     prefill, decode = known(recording, "num_prefill_tokens"), known(recording, "num_decode_tokens")
-    busy = (_left(recording)[:-1] > 0) & (took > 0)
+    busy = (requests_left(recording)[:-1] > 0) & (took > 0)
     terms = np.stack([np.ones(len(took)), prefill[:-1], decode[:-1]], axis=1)[busy].astype(np.float64)
     took = took[busy]
     if len(took) < FEWEST:
@@ -106,7 +109,7 @@ def fit_durations(recording: Recording) -> StepDurations:
     )
 
 
-def _left(recording: Recording) -> NDArray[np.int64]:
+def requests_left(recording: Recording) -> NDArray[np.int64]:
     """Requests that ran or waited after each step, those that it finished taken off."""
     running, waiting = known(recording, "num_running"), known(recording, "num_waiting")
     steps = np.asarray(recording.steps["step"], dtype=np.int64)

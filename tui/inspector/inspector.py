@@ -154,7 +154,9 @@ class Inspector:
             assert replay.formula is not None
             policy = replay.policy or recorded_policy(recording)
             clock = history.outcome.clock
-            workload = partial(self._workload, recording, "steps" if clock is None else clock.kind)
+            workload = replay.workload or partial(
+                self._workload, recording, "steps" if clock is None else clock.kind
+            )
             known = self._explainers[at] = (replay, recording, Explainer(workload, replay.formula, policy))
         return known[2]
 

@@ -1,0 +1,211 @@
+"""`-w 'NAME: KEY=VALUE, …'` of the command line: one replay with a formula or a scheduler, and changed settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fdtrace.formulas import LONGEST_NAME, LONGEST_TEXT, formula
+from fdtrace.recorder.errors import UsageError
+from fdtrace.schedulers import GivenScheduler, given_schedulers
+
+if TYPE_CHECKING:
+    from fdtrace.recorder.recording import EngineInfo, Recording
+    from fdtrace.replayer.config import Policy
+    from fdtrace.replayer.formulas import Formula
+    from fdtrace.replayer.recorded.step_durations import ClockKind
+    from fdtrace.replayer.workload.under_settings import ChangedSettings
+
+ASSIGNED = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)")
+OWN_KEYS = ("formula", "scheduler", "policy", "arrivals", "acceptances")
+"""Keys of a variant that are no setting of the engine."""
+EXAMPLE = "'seqs 64: max_num_seqs=64, formula=pr7499'"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One replay to be made: who schedules, under which settings, and how requests come.
+
+    Where neither a formula nor a scheduler is given, it is scheduled by what recorded: `resolved` fills that in.
+    """
+
+    name: str
+    text: str = ""
+    """As it was given, for editing it."""
+    formula: Formula | None = None
+    scheduler: GivenScheduler | None = None
+    policy: Policy | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed settings as given; `changed` reads them for one engine."""
+    arrivals: str | None = None
+    acceptances: str = "drawn"
+
+    def changed(self, engine: EngineInfo) -> ChangedSettings:
+        """Its settings by the names of a recorded engine. UsageError where that has no such settings."""
+        from fdtrace.replayer.workload.engine_settings import read_settings
+        from fdtrace.replayer.workload.under_settings import ChangedSettings
+
+        values = read_settings(engine, self.settings)
+        return ChangedSettings(values, "drawn" if self.acceptances == "drawn" else "recorded")
+
+
+def is_variant(text: str) -> bool:
+    """Whether a text is a variant, and not a formula: it assigns something."""
+    return ASSIGNED.match(_parts(text)[1]) is not None
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Its name, empty where it has none, and the rest."""
+    name, colon, rest = text.partition(":")
+    return (name.strip(), rest) if colon and "=" not in name else ("", text)
+
+
+def variant(text: str, python: str) -> Variant:
+    """The variant that `-w` gives; `python` runs the driver of a scheduler.
+
+    Raises:
+        UsageError: it is none, or what it names does not exist.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise UsageError(
+            f"a variant of {len(text)} characters is too long", why=f"at most {LONGEST_TEXT} are read"
+        )
+    name, rest = _parts(text)
+    assigned: dict[str, str] = {}
+    for part in _split(rest):
+        match = ASSIGNED.match(part)
+        if match is None:
+            raise UsageError(f"{part.strip()!r} of a variant assigns nothing", hint=EXAMPLE)
+        key = match[1]
+        if key in assigned:
+            raise UsageError(f"{key} is given twice in one variant")
+        assigned[key] = part[match.end() :].strip()
+        if not assigned[key]:
+            raise UsageError(f"{key} has no value", hint=EXAMPLE)
+    if not assigned:
+        raise UsageError(f"{text.strip()!r} is no variant", why="it changes nothing", hint=EXAMPLE)
+    return variant_of(name or rest.strip(), assigned, python, text.strip())
+
+
+def variant_of(name: str, given: Mapping[str, Any], python: str, text: str = "") -> Variant:
+    """The variant of a name, keys and values. UsageError as for `variant`."""
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UsageError(
+            f"a variant cannot be called {name[:40]!r}",
+            why=f"1 to {LONGEST_NAME} characters fit beside its figures",
+        )
+    found = Variant(name, text or name)
+    for key, value in given.items():
+        if key in OWN_KEYS:
+            found = _with_own(found, key, value, python)
+    return replace(found, settings={key: value for key, value in given.items() if key not in OWN_KEYS})
+
+
+def _with_own(found: Variant, key: str, value: Any, python: str) -> Variant:
+    if key == "scheduler":
+        return replace(found, scheduler=given_schedulers([str(value)], python)[0])
+    if key == "formula":
+        return replace(found, formula=_formula(found.name, value))
+    if key == "policy":
+        from fdtrace.replayer.config import parse_policy
+
+        return replace(found, policy=parse_policy(value) if isinstance(value, str) else value)
+    if key == "acceptances":
+        if value not in ("drawn", "recorded"):
+            raise UsageError(f"acceptances={value} is neither drawn nor recorded")
+        return replace(found, acceptances=str(value))
+    return replace(found, arrivals=str(value))
+
+
+def _formula(name: str, value: Any) -> Formula:
+    """A built-in name, FILE.py:CLASS, or an expression, which then has the variant's name."""
+    from fdtrace.formulas import CLASS, as_formulas
+    from fdtrace.replayer.formulas import BUILTIN
+
+    if not isinstance(value, str):
+        return as_formulas(value)[0]
+    if value in BUILTIN or CLASS.match(value):
+        return formula(value)
+    plain = re.sub(r"\W", "_", name)
+    return formula(f"{plain if plain[:1].isalpha() else f'_{plain}'}: {value}")
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas, those in brackets let be."""
+    parts, depth, begin = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth <= 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [part for part in (*parts, text[begin:]) if part.strip()]
+
+
+def refuse_equal_names(variants: Iterable[Variant]) -> None:
+    """UsageError where two have one name."""
+    seen: set[str] = {"recorded"}
+    for one in variants:
+        if one.name in seen:
+            taken = "the recording's own" if one.name == "recorded" else "given twice"
+            raise UsageError(f"the name {one.name!r} is {taken}", hint=f"-w {EXAMPLE}")
+        seen.add(one.name)
+
+
+def variants_of(
+    formulas: Sequence[Formula], schedulers: Sequence[GivenScheduler], texts: Sequence[str]
+) -> list[Variant]:
+    """Formulas and schedulers that change no setting, with the texts that gave the formulas."""
+    plain = [Variant(one.name, text, formula=one) for one, text in zip(formulas, texts, strict=True)]
+    return [*plain, *(Variant(one.name, "", scheduler=one) for one in schedulers)]
+
+
+def with_what_recorded(one: Variant, recording: Recording, python: str) -> Variant:
+    """A variant scheduled by what recorded: the formula that did, or the engine's own scheduler."""
+    from fdtrace.replayer.analysis.fidelity import recorded_formula
+    from fdtrace.replayer.config import is_modelled
+    from fdtrace.replayer.formulas import BUILTIN
+
+    if not is_modelled(recording.engine):
+        (scheduler,) = given_schedulers([recording.engine.name], python)
+        return replace(one, scheduler=scheduler)
+    name = recorded_formula(recording)
+    if name not in BUILTIN:
+        raise UsageError(
+            f"{one.name} does not say by which formula",
+            why="which one recorded is not known"
+            if name is None
+            else f"{name!r} recorded, which is not built in",
+            hint=f"{one.name}: formula=pr7499, …",
+        )
+    return replace(one, formula=BUILTIN[name])
+
+
+def clock_kind(arrivals: str) -> ClockKind:
+    """What `--arrivals` or `arrivals=` says. UsageError."""
+    kinds: dict[str, ClockKind] = {"steps": "steps", "recorded": "time", "time": "time"}
+    if arrivals not in kinds:
+        raise UsageError(f"arrivals {arrivals!r} are not known", hint="recorded (by time), or steps")
+    return kinds[arrivals]
+
+
+def clock_of_variant(one: Variant, told: ClockKind | None) -> ClockKind:
+    """Its own, else what is told, else by time where settings change: in steps, slower steps would bring requests
+    later.
+    """
+    if one.arrivals is not None:
+        return clock_kind(one.arrivals)
+    return told or ("time" if one.settings else "steps")
+
+
+def refuse_as_recorded(
+    given: Sequence[GivenScheduler], told: Sequence[Variant], clock: ClockKind | None
+) -> None:
+    """UsageError where `--as-recorded` is given with what only a rescheduled replay has."""
+    if given:
+        raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
+    if clock not in (None, "steps"):
+        raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
+    if told:
+        raise UsageError("--as-recorded changes no setting", why="each step keeps the state that it had")
