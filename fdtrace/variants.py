@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.recorded.step_durations import ClockKind
     from fdtrace.replayer.workload.under_settings import ChangedSettings
+    from fdtrace.replayer.workload.workload import Workload
 
 ASSIGNED = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)")
 OWN_KEYS = ("formula", "scheduler", "policy", "arrivals", "acceptances")
@@ -209,3 +210,32 @@ def refuse_as_recorded(
         raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
     if told:
         raise UsageError("--as-recorded changes no setting", why="each step keeps the state that it had")
+
+
+def engine_of(workload: Workload, name: str) -> EngineInfo:
+    """What a workload without a recording would be run by: an engine of its configuration."""
+    from fdtrace.recorder.recording import EngineInfo
+
+    config = workload.config
+    return EngineInfo(
+        engine_id=0,
+        name=name,
+        version="",
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        num_speculative_tokens=config.num_speculative_tokens,
+        block_size=config.block_size,
+        num_blocks=config.num_blocks,
+        max_model_len=config.max_model_len,
+        spec_method=config.spec_method,
+        chunked_prefill=config.chunked_prefill,
+        prefix_caching=config.prefix_caching,
+    )
+
+
+def workload_of(workload: Workload, one: Variant) -> Workload:
+    """A workload under a variant's settings; more drafts accept what it gives. UsageError as for a recording."""
+    from fdtrace.replayer.workload.under_settings import ChangedSettings, workload_under
+
+    engine = engine_of(workload, "fastdeploy" if one.scheduler is None else one.scheduler.engine)
+    return workload_under(workload, engine, ChangedSettings(one.changed(engine).values, "recorded"))
