@@ -16,6 +16,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments, given_schedulers
 from fdtrace.sizes import size_of
 from fdtrace.variants import (
+    OWN_KEYS,
     Variant,
     clock_kind,
     clock_of_variant,
@@ -203,6 +204,17 @@ class Replays(AbstractContextManager["Replays"]):
             )
         return self._experiments[key]
 
+    @property
+    def settings(self) -> list[str]:
+        """What a variant of this recording may assign, for those who type it."""
+        from fdtrace.replayer.config import is_modelled
+        from fdtrace.replayer.workload.engine_settings import knobs_of
+
+        engine, names = self.recording.engine, [*knobs_of(self.recording.engine)]
+        if not is_modelled(engine):
+            names += [name for name in engine.config.get("scheduler_config") or {} if name not in names]
+        return [*names, *OWN_KEYS]
+
     def _timing_of(self, recording: Recording) -> RecordedTiming | None:
         """How long steps take, one for all replays of a recording; None where none of them goes by time."""
         from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
@@ -325,6 +337,7 @@ def sources_of(reader: TraceReader, replays: Replays) -> Sources:
         event_steps=reader.event_steps,
         sql=reader.sql,
         replay_of=replays.of,
+        settings=replays.settings,
         tail=reader.tail if reader.live else None,
         recording=reader.recording if reader.live else None,
     )

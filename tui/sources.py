@@ -57,7 +57,7 @@ class Sources:
     Each may raise an FdtraceError, which the screen shows. `request_steps` and `events` tell of the recording;
     `event_steps` gives the steps of an event's kind. `replay_of` makes a replay of what `-f` of the command
     takes. Of a recording in progress `tail(step)` gives the steps recorded after a step, and `recording` all of
-    it, as far as it has come.
+    it, as far as it has come. `settings` are names that what is given to `replay_of` may assign.
     """
 
     rows: Rows | None = None
@@ -66,5 +66,6 @@ class Sources:
     event_steps: Callable[[str], NDArray[np.int64]] | None = None
     sql: Callable[[str], Answer] | None = None
     replay_of: Callable[[str], Replay] | None = None
+    settings: Sequence[str] = ()
     tail: Callable[[int], Tail] | None = None
     recording: Callable[[], Recording] | None = None
