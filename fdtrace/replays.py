@@ -18,8 +18,9 @@ from fdtrace.sizes import size_of
 from fdtrace.variants import (
     OWN_KEYS,
     Variant,
-    clock_kind,
     clock_of_variant,
+    coming_of,
+    coming_of_variant,
     is_variant,
     refuse_as_recorded,
     refuse_equal_names,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from fdtrace.replayer.history.history import History, How
     from fdtrace.replayer.recorded.batch_rows import BatchRows
     from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
-    from fdtrace.replayer.recorded.step_durations import ClockKind
     from fdtrace.replayer.workload.workload import Workload
     from fdtrace.tui.background import Cancelled
     from fdtrace.tui.panes.jobs import Progress, Replay
@@ -74,8 +74,8 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--arrivals",
         metavar="A",
         help="when requests come in a rescheduled replay: steps, before the same step as recorded; recorded, at the "
-        "recorded time, with step durations fitted from the recording (default: steps; "
-        "where settings change, recorded)",
+        "recorded time, with step durations fitted from the recording; closed, when a client has got its answer; "
+        "rate=1.5x, faster (default: steps; where settings change recorded, or closed where the recording shows it)",
     )
     parser.add_argument(
         "--clock", choices=("steps", "time"), help="an older name: time is --arrivals recorded"
@@ -131,7 +131,7 @@ class Replays(AbstractContextManager["Replays"]):
         self.policy = policy_of(args.policy)
         given = given_schedulers(args.scheduler, args.scheduler_python)
         told = [variant(text, args.scheduler_python) for text in args.variant or ()]
-        clock = clock_of(args)
+        clock = arrivals_of(args)
         asked = args.formula or given or told or args.policy or clock not in (None, "steps")
         self.how: How = (
             "as recorded"
@@ -193,14 +193,14 @@ class Replays(AbstractContextManager["Replays"]):
         from fdtrace.replayer.experiment import Experiment
 
         changed = one.changed(recording.engine)
-        clock = clock_of_variant(one, self.clock)
+        clock, coming = coming_of_variant(one, self.clock)
         timing = self._timing_of(recording)
-        key = (id(recording), clock, changed.acceptances, *sorted(changed.values.items()))
+        key = (id(recording), clock, coming, changed.acceptances, *sorted(changed.values.items()))
         if key not in self._experiments:
             if self.reader is not None:
                 self._experiments.clear()  # the recording has grown
             self._experiments[key] = Experiment(
-                recording, self.rows, clock, self.device_bytes, changed, timing, self.slo
+                recording, self.rows, clock, self.device_bytes, changed, timing, self.slo, coming
             )
         return self._experiments[key]
 
@@ -319,11 +319,12 @@ class Replays(AbstractContextManager["Replays"]):
         return replace(found, name=one.name)
 
 
-def clock_of(args: argparse.Namespace) -> ClockKind | None:
-    """By what requests arrive, as the command line says; None: it does not."""
+def arrivals_of(args: argparse.Namespace) -> str | None:
+    """How requests come, as the command line says; None: it does not. UsageError where that is not known."""
     if args.arrivals is None:
-        return None if args.clock is None else cast("ClockKind", args.clock)
-    return clock_kind(args.arrivals)
+        return cast("str | None", args.clock)
+    coming_of(args.arrivals)
+    return cast("str", args.arrivals)
 
 
 def sources_of(reader: TraceReader, replays: Replays) -> Sources:

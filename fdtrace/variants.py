@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.recorded.step_durations import ClockKind
+    from fdtrace.replayer.workload.closed_loop import ComingRequests
     from fdtrace.replayer.workload.under_settings import ChangedSettings
     from fdtrace.replayer.workload.workload import Workload
 
@@ -183,26 +184,45 @@ def with_what_recorded(one: Variant, recording: Recording, python: str) -> Varia
     return replace(one, formula=BUILTIN[name])
 
 
-def clock_kind(arrivals: str) -> ClockKind:
-    """What `--arrivals` or `arrivals=` says. UsageError."""
-    kinds: dict[str, ClockKind] = {"steps": "steps", "recorded": "time", "time": "time"}
-    if arrivals not in kinds:
-        raise UsageError(f"arrivals {arrivals!r} are not known", hint="recorded (by time), or steps")
-    return kinds[arrivals]
+def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
+    """What `--arrivals` or `arrivals=` says: steps, recorded, closed, rate=1.5x. UsageError."""
+    from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
+
+    plain: dict[str, tuple[ClockKind, ComingRequests]] = {
+        "steps": ("steps", AS_RECORDED),
+        "recorded": ("time", AS_RECORDED),
+        "time": ("time", AS_RECORDED),
+        "closed": ("time", ComingRequests(closed=True)),
+    }
+    if arrivals in plain:
+        return plain[arrivals]
+    match = re.fullmatch(r"rate\s*=\s*([0-9.]+)\s*x?", arrivals.strip())
+    rate = float(match[1]) if match is not None and match[1].count(".") < 2 and match[1] != "." else 0.0
+    if not 0.001 <= rate <= 1000:
+        raise UsageError(
+            f"arrivals {arrivals!r} are not known", hint="recorded (by time), steps, closed, or rate=1.5x"
+        )
+    return "time", ComingRequests(rate=rate, closed=False)
 
 
-def clock_of_variant(one: Variant, told: ClockKind | None) -> ClockKind:
+def coming_of_variant(one: Variant, told: str | None) -> tuple[ClockKind, ComingRequests]:
     """Its own, else what is told, else by time where settings change: in steps, slower steps would bring requests
-    later.
+    later. Clients that wait for their answers do so in the replay too, unless it is told otherwise.
     """
-    if one.arrivals is not None:
-        return clock_kind(one.arrivals)
-    return told or ("time" if one.settings else "steps")
+    from fdtrace.replayer.workload.closed_loop import AS_FOUND, AS_RECORDED
+
+    arrivals = told if one.arrivals is None else one.arrivals
+    if arrivals is not None:
+        return coming_of(arrivals)
+    return ("time", AS_FOUND) if one.settings else ("steps", AS_RECORDED)
 
 
-def refuse_as_recorded(
-    given: Sequence[GivenScheduler], told: Sequence[Variant], clock: ClockKind | None
-) -> None:
+def clock_of_variant(one: Variant, told: str | None) -> ClockKind:
+    """By what requests arrive under a variant."""
+    return coming_of_variant(one, told)[0]
+
+
+def refuse_as_recorded(given: Sequence[GivenScheduler], told: Sequence[Variant], clock: str | None) -> None:
     """UsageError where `--as-recorded` is given with what only a rescheduled replay has."""
     if given:
         raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")

@@ -28,6 +28,7 @@ from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.deployment import DeploymentReplay
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
+from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.startup_checks import refuse_unservable
 from fdtrace.replayer.workload.under_settings import UNCHANGED, ChangedSettings, workload_under
@@ -103,11 +104,12 @@ class Experiment:
         changed_settings: ChangedSettings = UNCHANGED,
         timing: RecordedTiming | None = None,
         slo: Mapping[str, float] | None = None,
+        coming: ComingRequests = AS_RECORDED,
     ) -> None:
         """`changed_settings` of the engine, and `timing`, with which replays by time tell what clients wait (`slo`: the
-        objectives, microseconds by name).
+        objectives, microseconds by name); `coming`: how requests come by time.
         """
-        self.timing, self.slo = timing, slo or {}
+        self.timing, self.slo, self.coming = timing, slo or {}, coming
         self.recording, self.clock, self.changed_settings = recording, clock, changed_settings
         known = rows is not None or recording.details.step_rows is not None
         self.rows = rows or rows_of(recording)
@@ -118,7 +120,10 @@ class Experiment:
     def workload(self) -> Workload:
         """The recorded requests."""
         recorded = workload_from_recording(self.recording, self.clock)
-        return self._with_time_model(workload_under(recorded, self.recording.engine, self.changed_settings))
+        workload = workload_under(recorded, self.recording.engine, self.changed_settings)
+        if self.clock == "time":
+            workload = with_coming(workload, self.recording, self.coming)
+        return self._with_time_model(workload)
 
     def _with_time_model(self, workload: Workload) -> Workload:
         """By time, steps take what their batches say. UsageError where settings change and that cannot be told."""
@@ -231,9 +236,9 @@ class Experiment:
     def _history_of(self, run: Replay) -> History:
         history, workload = history_of(run, self.memory), self.workload
         if run.timed is not None:
-            latency = replayed_latencies(run.timed, workload, self.slo)
+            latency = replayed_latencies(run.timed, workload, run.came, self.slo)
             history = changed(history, outcome=changed(history.outcome, latency=latency))
-        if not self.changed_settings:
+        if not (self.changed_settings or workload.notes):
             return history
         settings = dict(self.changed_settings.values)
         told = changed(

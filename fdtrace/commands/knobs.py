@@ -18,7 +18,7 @@ OWN = (
     ("formula", "text", "a built-in name, an expression, or FILE.py:CLASS", "the token budget; else what recorded"),
     ("policy", "text", "original | release_2_6", "the version of the modelled scheduler"),
     ("scheduler", "text", "ENGINE[=DIR]", "an engine's real scheduler in place of the model"),
-    ("arrivals", "text", "recorded | steps", "when requests come: at the recorded time, or before the same step"),
+    ("arrivals", "text", "recorded | steps | closed | rate=1.5x", "when requests come: docs/whatif.md"),
     ("acceptances", "text", "drawn | recorded", "of more drafts: drawn from the request's record, or none beyond it"),
 )  # fmt: skip
 """What a variant may say beside settings."""

@@ -20,6 +20,7 @@ from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.variants import (
     Variant,
     clock_of_variant,
+    coming_of_variant,
     refuse_equal_names,
     variant,
     variant_of,
@@ -95,9 +96,9 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
     def experiment(self, one: Variant) -> Experiment:
         """The recording under a variant's settings."""
         if one.name not in self._experiments:
-            clock, changed = clock_of_variant(one, self.clock), one.changed(self.recording.engine)
+            (clock, coming), changed = coming_of_variant(one, self.clock), one.changed(self.recording.engine)
             self._experiments[one.name] = Experiment(
-                self.recording, None, clock, self.device_bytes, changed, self.timing, self.slo
+                self.recording, None, clock, self.device_bytes, changed, self.timing, self.slo, coming
             )
         return self._experiments[one.name]
 

@@ -169,11 +169,21 @@ def _whole(values: NDArray[Any]) -> list[int]:
     return found
 
 
-def replayed_latencies(timed: TimedSteps, workload: Workload, slo: Mapping[str, float]) -> Latencies:
-    """What clients would have waited in a replay by time."""
+def replayed_latencies(
+    timed: TimedSteps, workload: Workload, came: Mapping[str, float], slo: Mapping[str, float]
+) -> Latencies:
+    """What clients would have waited in a replay by time; `came`: when those came that waited for an answer."""
     requests = workload.requests
+    arrived = [
+        np.nan
+        if one.resumed is not None
+        else came.get(one.request_id, np.nan)
+        if one.think is not None
+        else one.arrival
+        for one in requests
+    ]
     clients = Clients(
-        np.array([np.nan if one.resumed is not None else one.arrival for one in requests], dtype=np.float64),
+        np.array(arrived, dtype=np.float64),
         [one.num_prompt_tokens for one in requests],
         [one.num_output_tokens for one in requests],
         np.array([one.abort_after is None and one.target is None for one in requests], dtype=bool),

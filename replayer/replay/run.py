@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from fdtrace.replayer.config import ORIGINAL, Policy
@@ -129,6 +129,7 @@ class Replay:
         self.after_call(decision, forward, counted)
         if counted:
             self._clock += self._duration(forward, rows)
+        stepper.answered(self._clock)
         return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
@@ -147,6 +148,11 @@ class Replay:
             resumed = request.resumed
             if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
                 self.log.resumed(request.request_id)
+
+    @property
+    def came(self) -> Mapping[str, float]:
+        """When the requests came that wait for an answer to another, on the clock."""
+        return self._stepper.came
 
     @property
     def num_unfinished(self) -> int:

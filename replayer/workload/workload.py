@@ -62,6 +62,10 @@ class WorkRequest:
     """
     after_idle: bool = False
     """Whether the engine had nothing left to do when it came."""
+    think: int | None = None
+    """It comes so long after a client has got its answer, and `arrival` tells its place in the order alone; None: it
+    comes at its `arrival`.
+    """
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""

@@ -15,9 +15,10 @@ from fdtrace.cli import main
 from fdtrace.live import screen_of
 from fdtrace.reading import TraceReader
 from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.workload.closed_loop import ComingRequests
 from fdtrace.replays import add_replay_arguments
 from fdtrace.tui.prompt.completion import completed
-from fdtrace.variants import is_variant, variant
+from fdtrace.variants import coming_of, coming_of_variant, is_variant, variant
 from tests.fdtrace.test_simulate import case
 from tests.tui.screens import inspector_of, of, settled, until
 
@@ -130,6 +131,27 @@ def test_variants_stand_in_the_report_and_in_json(timed: Path, capsys: Captured)
     said = capsys.readouterr().out
     assert "TTFT ms" in said
     assert "time: form" in said
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "clock", "coming"),
+    [
+        ("steps", "steps", ComingRequests(closed=False)),
+        ("recorded", "time", ComingRequests(closed=False)),
+        ("closed", "time", ComingRequests(closed=True)),
+        ("rate=1.5x", "time", ComingRequests(1.5, False)),
+        ("rate = 2", "time", ComingRequests(2.0, False)),
+    ],
+)
+def test_how_requests_come(arrivals: str, clock: str, coming: ComingRequests) -> None:
+    assert coming_of(arrivals) == (clock, coming)
+    assert coming_of_variant(variant(f"a: K=1, arrivals={arrivals}", "python"), "steps") == (clock, coming)
+
+
+@pytest.mark.parametrize("arrivals", ["rate=0", "rate=", "rate=..", "rate=1e9", "often"])
+def test_how_they_do_not(arrivals: str) -> None:
+    with pytest.raises(UsageError, match="are not known"):
+        coming_of(arrivals)
 
 
 def test_check_holds_a_variant_to_its_own_limit(trace: Path, capsys: Captured) -> None:

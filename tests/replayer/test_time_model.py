@@ -22,6 +22,8 @@ from fdtrace.replayer.recorded.batch_rows import BatchRows
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.time_forms import TimeForm, non_negative
 from fdtrace.replayer.recorded.time_model import fit_time_model
+from fdtrace.replayer.replay.run import Replay
+from fdtrace.replayer.workload.closed_loop import AS_FOUND, ComingRequests, closed_loop_of
 from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
 
@@ -232,3 +234,72 @@ def test_changed_settings_are_not_told_by_time_where_steps_say_nothing(
         Experiment(recording, clock="time", changed_settings=changed, timing=timing).workload  # noqa: B018
     plain = Experiment(recording, clock="time", timing=timing)
     assert plain.reschedule(BUILTIN["original"]).outcome.latency is None
+
+
+# Who comes when ---------------------------------------------------------------------------------------------
+
+
+def with_clients(recording: Recording, num_clients: int) -> Recording:
+    """The recording as if so many clients had each waited for an answer before the next request."""
+    free = [10**18] * num_clients
+    arrived, finished = [], []
+    for i in range(len(recording.requests["request_id"])):
+        at = free.index(min(free))
+        arrived.append(free[at] + 2_000_000)
+        finished.append(arrived[-1] + 300_000_000 + 17_000_000 * (i % 7))
+        free[at] = finished[-1]
+    return replace(
+        recording,
+        requests={**recording.requests, "arrived_at": np.array(arrived), "finished_at": np.array(finished)},
+    )
+
+
+def test_clients_that_wait_for_their_answers_are_found_and_wait_in_the_replay(
+    timed: tuple[Recording, BatchRows],
+) -> None:
+    recording, rows = timed
+    recording = with_clients(recording, 6)
+    found = closed_loop_of(recording)
+    assert found is not None
+    assert found.num_clients == 6
+    experiment = Experiment(
+        recording, clock="time", timing=RecordedTiming(recording, lambda: rows), coming=AS_FOUND
+    )
+    run = Replay(experiment.workload, BUILTIN["original"])
+    most = 0
+    while not run.is_done():
+        assert run.advance()
+        most = max(most, run.scheduler.num_requests)
+    assert most == 6
+    assert len(run.came) == 80 - 6
+    history = experiment.reschedule(BUILTIN["original"])
+    assert "6 clients that wait for their answers" in history.outcome.modelled[0]
+    assert history.outcome.latency is not None
+    assert history.outcome.latency.num_requests == 80
+    assert history.outcome.latency.ttft_us.p99 < history.outcome.latency.latency_us.p50
+    few = ChangedSettings(read_settings(recording.engine, {"max_num_seqs": 2}))
+    slow = Experiment(
+        recording, clock="time", timing=experiment.timing, coming=AS_FOUND, changed_settings=few
+    ).reschedule(BUILTIN["original"])
+    assert slow.columns["num_waiting"].max() <= 4, "no more than the clients that are not served"
+
+
+def test_open_traffic_is_not_taken_for_clients_that_wait(timed: tuple[Recording, BatchRows]) -> None:
+    recording, _ = timed
+    rng = np.random.default_rng(1)
+    arrived = 10**18 + np.cumsum(rng.exponential(250e6, 80)).astype(np.int64)
+    finished = arrived + rng.exponential(2e9, 80).astype(np.int64)
+    opened = replace(
+        recording, requests={**recording.requests, "arrived_at": arrived, "finished_at": finished}
+    )
+    assert closed_loop_of(opened) is None
+    with pytest.raises(UsageError, match="no clients that wait for their answers"):
+        Experiment(opened, clock="time", coming=ComingRequests(closed=True)).workload  # noqa: B018
+
+
+def test_requests_come_faster(timed: tuple[Recording, BatchRows]) -> None:
+    recording, _ = timed
+    plain = Experiment(recording, clock="time").workload
+    fast = Experiment(recording, clock="time", coming=ComingRequests(rate=2.0, closed=False)).workload
+    assert fast.requests[-1].arrival == pytest.approx(plain.requests[-1].arrival / 2, abs=1)
+    assert "2 times as fast" in fast.notes[0]
