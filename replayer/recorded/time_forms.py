@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 P, N, D, KV, ATTENTION = range(5)
 """Columns of `batch_rows.FEATURES`."""
-LEAST_SIDE = 20
+LEAST_SIDE = 12
 """Steps that each side of `roofline` must explain."""
 ROUNDS = 40
 
@@ -117,8 +117,10 @@ def fit_hinges(features: Floats, took: Floats) -> TimeForm:
 def fit_roofline(features: Floats, took: Floats) -> TimeForm | None:
     """`roofline`; None where one side would explain next to nothing."""
     memory, compute = _sides(features)
-    tokens = features[:, P] + features[:, D]
-    by_compute = tokens > np.median(tokens)
+    prefill = features[:, P]
+    if not (prefill > 0).any():
+        return None
+    by_compute = prefill > np.quantile(prefill[prefill > 0], 0.3)
     for _ in range(ROUNDS):
         if min(by_compute.sum(), (~by_compute).sum()) < LEAST_SIDE:
             return None

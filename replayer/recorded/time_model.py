@@ -122,17 +122,17 @@ def fit_time_model(features: Floats, took: Floats) -> TimeModel:
             hint="arrivals=steps; or record longer",
         )
     regions = list(_regions(features))
-    best: tuple[float, int] | None = None
-    for at in range(len(FORMS)):
-        told = [_held_out(at, features, took, held, name) for name, held in regions]
-        known = [one for one in told if one is not None]
-        if len(known) < len(told) or FORMS[at](features, took) is None:
-            continue
-        error = _error(known) if known else _error([_required(at, features, took, _second(took), "")])
-        if best is None or error < CLEARLY * best[0]:
-            best = (error, at)
-    assert best is not None  # the first form can always be fitted
-    return _checked(best[1], features, took, regions)
+    asked = regions or [("every second step", _second(took))]
+    best, told_best = 0, [_required(0, features, took, held, name) for name, held in asked]
+    for at in range(1, len(FORMS)):
+        told = [_held_out(at, features, took, held, name) for name, held in asked]
+        both = [(one, other) for one, other in zip(told, told_best, strict=True) if one is not None]
+        if 2 * len(both) < len(asked) or FORMS[at](features, took) is None:
+            continue  # too little is left of a side of it, so that nothing speaks for it
+        if _error([one for one, _ in both]) < CLEARLY * _error([other for _, other in both]):
+            best = at
+            told_best = [one or other for one, other in zip(told, told_best, strict=True)]
+    return _checked(best, features, took, regions)
 
 
 def _checked(
