@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import duckdb
 
-    from fdtrace.recorder.recording import Recording
-    from fdtrace.recorder.trace import Trace
+    from fdtrace.recorder.trace.recording import Recording
+    from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.model.events import StepRow
     from fdtrace.replayer.recorded.batch_rows import BatchRows
 
@@ -23,8 +23,8 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.recorder.loading import STEP_ROWS
-        from fdtrace.recorder.trace import reading
+        from fdtrace.recorder.trace.loading import STEP_ROWS
+        from fdtrace.recorder.trace.trace import reading
         from fdtrace.replayer.model.events import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
@@ -36,7 +36,7 @@ class RecordedRows:
     def batch_rows(self, recording: Recording) -> BatchRows | None:
         """The requests of every step; None where they are too many to be taken into memory."""
         from fdtrace.library.engine_recording import rows_in_memory
-        from fdtrace.recorder.trace import reading
+        from fdtrace.recorder.trace.trace import reading
 
         with reading(self.trace.path):
             found = rows_in_memory(self.trace.db.cursor(), recording)

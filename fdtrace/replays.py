@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from fdtrace.formulas import DEFAULT
+from fdtrace.formula_texts import DEFAULT
 from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments, given_schedulers
@@ -31,16 +31,16 @@ from fdtrace.variants import (
 
 if TYPE_CHECKING:
     from fdtrace.reading import TraceReader
-    from fdtrace.recorder.recording import Recording
+    from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.experiment import Experiment
-    from fdtrace.replayer.history.as_recorded import Rows
+    from fdtrace.replayer.history.as_recorded import RowsOfStep
     from fdtrace.replayer.history.history import History, How
     from fdtrace.replayer.recorded.batch_rows import BatchRows
     from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
+    from fdtrace.replayer.replay.run import Cancelled
     from fdtrace.replayer.workload.workload import Workload
-    from fdtrace.tui.background import Cancelled
-    from fdtrace.tui.panes.jobs import Progress, Replay
+    from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
     from fdtrace.tui.sources import Sources
 
 
@@ -115,11 +115,11 @@ class Replays(AbstractContextManager["Replays"]):
         self,
         recording: Recording,
         args: argparse.Namespace,
-        rows: RecordedRows | Rows,
+        rows: RecordedRows | RowsOfStep,
         reader: TraceReader | None = None,
     ) -> None:
         from fdtrace.drivers.children import Children
-        from fdtrace.formulas import formulas
+        from fdtrace.formula_texts import formulas
         from fdtrace.replayer.analysis.token_times import parse_slo
         from fdtrace.replayer.config import is_modelled
 
@@ -242,13 +242,13 @@ class Replays(AbstractContextManager["Replays"]):
         said.clear()
         return histories
 
-    def later(self) -> list[Replay]:
+    def later(self) -> list[PaneReplay]:
         """The replays as panes that fill while the screen is in use."""
         return [self._later(one) for one in self.variants]
 
-    def of(self, text: str) -> Replay:
+    def of(self, text: str) -> PaneReplay:
         """One more pane, for a formula or a variant given on the screen; UsageError where it is neither."""
-        from fdtrace.formulas import formula
+        from fdtrace.formula_texts import formula
 
         if is_variant(text):
             found = self._resolved(variant(text, self.args.scheduler_python))
@@ -261,9 +261,9 @@ class Replays(AbstractContextManager["Replays"]):
             self._experiments.clear()
         return self._later(found)
 
-    def _later(self, one: Variant) -> Replay:
+    def _later(self, one: Variant) -> PaneReplay:
         from fdtrace.replayer.experiment import policy_with
-        from fdtrace.tui.panes.jobs import Replay
+        from fdtrace.tui.panes.jobs import PaneReplay
 
         computed_from: list[Recording] = []
         compute = partial(self._compute, one, computed_from=computed_from)
@@ -272,18 +272,18 @@ class Replays(AbstractContextManager["Replays"]):
             return computed_from[0] if computed_from else None
 
         if one.formula is None:
-            return Replay(one.name, self.how, compute, text=one.text, recording=recording)
+            return PaneReplay(one.name, self.how, compute, text=one.text, recording=recording)
         policy = one.policy or self.policy or policy_with(one.formula)
 
         def workload() -> Workload:
             return self._experiment_of(recording() or self.recording, one).workload
 
-        return Replay(one.name, self.how, compute, one.formula, policy, one.text, recording, workload)
+        return PaneReplay(one.name, self.how, compute, one.formula, policy, one.text, recording, workload)
 
     def _compute(
         self,
         one: Variant,
-        progress: Progress,
+        progress: ShareDone,
         cancelled: Cancelled | None,
         computed_from: list[Recording] | None = None,
     ) -> History:

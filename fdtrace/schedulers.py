@@ -14,8 +14,8 @@ from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
     from fdtrace.drivers.children import Children
-    from fdtrace.drivers.scheduler import DrivenScheduler
-    from fdtrace.recorder.recording import Recording
+    from fdtrace.drivers.driven_scheduler import DrivenScheduler
+    from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import SchedulerConfig
 
 DRIVERS = {

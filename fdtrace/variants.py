@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fdtrace.formulas import LONGEST_NAME, LONGEST_TEXT, formula
+from fdtrace.formula_texts import LONGEST_NAME, LONGEST_TEXT, formula
 from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import GivenScheduler, given_schedulers
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.recording import EngineInfo, Recording
+    from fdtrace.recorder.trace.recording import EngineInfo, Recording
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.recorded.step_durations import ClockKind
@@ -123,7 +123,7 @@ def _with_own(found: Variant, key: str, value: Any, python: str) -> Variant:
 
 def _formula(name: str, value: Any) -> Formula:
     """A built-in name, FILE.py:CLASS, or an expression, which then has the variant's name."""
-    from fdtrace.formulas import CLASS, as_formulas
+    from fdtrace.formula_texts import CLASS, as_formulas
     from fdtrace.replayer.formulas import BUILTIN
 
     if not isinstance(value, str):
@@ -234,7 +234,7 @@ def refuse_as_recorded(given: Sequence[GivenScheduler], told: Sequence[Variant],
 
 def engine_of(workload: Workload, name: str) -> EngineInfo:
     """What a workload without a recording would be run by: an engine of its configuration."""
-    from fdtrace.recorder.recording import EngineInfo
+    from fdtrace.recorder.trace.recording import EngineInfo
 
     config = workload.config
     return EngineInfo(

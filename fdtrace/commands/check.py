@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.errors import TraceError
     from fdtrace.recorder.printable import printable
-    from fdtrace.recorder.standstill import standstill_of
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.standstill import standstill_of
+    from fdtrace.recorder.trace.trace import open_trace
     from fdtrace.replays import Replays
 
     with open_trace(args.trace) as trace:

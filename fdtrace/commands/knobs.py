@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.recording import EngineInfo
+    from fdtrace.recorder.trace.recording import EngineInfo
 
 OWN = (
     ("formula", "text", "a built-in name, an expression, or FILE.py:CLASS", "the token budget; else what recorded"),
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Print them."""
     import json
 
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.trace import open_trace
 
     with open_trace(args.trace) as trace:
         engine = trace.recording(args.engine).engine
@@ -77,7 +77,7 @@ def knobs_of_engine(engine: EngineInfo, schedulers: list[str] | None, python: st
 def _of_vllm(engine: EngineInfo, schedulers: list[str] | None, python: str) -> list[Mapping[str, Any]]:
     import fdtrace.drivers
     from fdtrace.drivers.child import Child
-    from fdtrace.drivers.scheduler import open_driver
+    from fdtrace.drivers.driven_scheduler import open_driver
     from fdtrace.drivers.vllm_scheduler import DrivenVllm
     from fdtrace.recorder.errors import UsageError
     from fdtrace.replayer.workload.engine_settings import VLLM_SIZES, recorded_value

@@ -1,6 +1,6 @@
 """Changed settings of a vLLM package, checked by its own configuration classes, and the list of those that there are.
 
-Imported by `vllm.py` from beside it. A recording holds what vLLM derived when it started; where the setting that it was
+Imported by `vllm_driver.py` from beside it. A recording holds what vLLM derived when it started; where the setting that it was
 derived from changes, it is derived anew.
 """
 

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 from fdtrace.drivers.children import Children
-from fdtrace.formulas import DEFAULT, FormulaLike, as_formulas
+from fdtrace.formula_texts import DEFAULT, FormulaLike, as_formulas
 from fdtrace.library.engine_recording import RowsInMemory
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import Experiment, History, Policy
 from fdtrace.replayer.analysis.token_times import parse_slo
 from fdtrace.replayer.recorded.batch_rows import BatchRows

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fdtrace.formulas import FormulaLike
+from fdtrace.formula_texts import FormulaLike
 from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
 from fdtrace.library.replay_variants import VariantReplayer, VariantsLike, chosen_variants
 from fdtrace.library.result_table import ResultTable

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.history.latency import Latencies, Percentiles
 from fdtrace.replayer.recorded.batch_rows import BatchRows
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming

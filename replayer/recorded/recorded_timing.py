@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.recorded.batch_rows import BatchRows
 from fdtrace.replayer.recorded.step_durations import call_times, requests_left
 from fdtrace.replayer.recorded.time_model import TimeModel, fit_time_model

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.recorded.step_durations import call_times
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 

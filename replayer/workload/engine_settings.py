@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import EngineInfo
+from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.workload.case_variables import LARGEST, read_variables
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 

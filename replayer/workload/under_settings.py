@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import MISSING, EngineInfo
+from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.workload.engine_settings import Settings, changed_config
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact

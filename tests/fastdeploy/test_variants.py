@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder.recording import Recording
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import Experiment

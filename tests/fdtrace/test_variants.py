@@ -12,9 +12,9 @@ import pytest
 
 import fdtrace
 from fdtrace.cli import main
-from fdtrace.live import screen_of
 from fdtrace.reading import TraceReader
 from fdtrace.recorder.errors import UsageError
+from fdtrace.replay_screen import screen_of
 from fdtrace.replayer.workload.closed_loop import ComingRequests
 from fdtrace.replays import add_replay_arguments
 from fdtrace.tui.prompt.completion import completed

@@ -20,8 +20,8 @@ from fdtrace.cli import main
 from fdtrace.drivers.children import Children
 from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import EngineInfo, Recording
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.recording import EngineInfo, Recording
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.workload.engine_settings import read_settings

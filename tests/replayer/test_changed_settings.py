@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import EngineInfo, Recording
+from fdtrace.recorder.trace.recording import EngineInfo, Recording
 from fdtrace.replayer import BUILTIN
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import History

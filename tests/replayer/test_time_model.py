@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN
 from fdtrace.replayer.analysis.token_times import Clients, latencies, parse_slo
 from fdtrace.replayer.experiment import Experiment
