@@ -33,6 +33,7 @@ COMMANDS = {
     "replay": "replay a trace under other budget formulas",
     "simulate": "schedule a workload with no trace",
     "check": "for CI: does a formula exceed the limit, or hang?",
+    "knobs": "the settings of a recorded engine that a replay can change",
     "formulas": "the budget formulas, what each computes and where it comes from",
 }
 

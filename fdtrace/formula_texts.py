@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from fdtrace.recorder.errors import UsageError
 
@@ -21,6 +21,9 @@ CLASS = re.compile(r"(?P<file>.+\.py):(?P<cls>[A-Za-z_]\w*)\Z")
 DEFAULT = ("original", "pr7438", "pr7499")
 """The formulas of a replay without `-f`: the bug, its first fix, and the fix of the fix."""
 
+
+FormulaLike = Union[str, "Formula", type]
+"""A built-in name, `name: EXPRESSION`, `FILE.py:CLASS`; a formula; a class with `budget(self, v)`."""
 
 LONGEST_TEXT = 4096
 """Most characters of a text for `-f`."""

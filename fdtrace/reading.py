@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.model.events import StepRow
+    from fdtrace.replayer.recorded.batch_rows import BatchRows
     from fdtrace.tui.sources import Answer, NewSteps, StepEvent
 
 REQUEST_STEPS = f"""
@@ -137,6 +138,14 @@ class TraceReader:
         from fdtrace.replayer.model.events import StepRow
 
         return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
+
+    def batch_rows(self, recording: Recording) -> BatchRows | None:
+        """The requests of every step of a recording; None where they are too many to be taken into memory."""
+        from fdtrace.library.engine_recording import rows_in_memory
+
+        with self._reading() as trace:
+            found = rows_in_memory(trace.db, recording)
+        return None if found is None else found.batches(recording)
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""

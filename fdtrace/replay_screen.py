@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,9 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
     from fdtrace.tui.app import ReplayApp
 
     replays = Replays(reader.first, args, reader.rows, reader)
-    return ReplayApp(reader.first, replays.later(), sources=sources_of(reader, replays), **options)
+    screen = ReplayApp(reader.first, replays.later(), sources=sources_of(reader, replays), **options)
+    weakref.finalize(screen, replays.children.close)
+    return screen
 
 
 def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: StopSignals) -> str:

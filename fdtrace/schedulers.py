@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
+    from fdtrace.drivers.children import Children
     from fdtrace.drivers.driven_scheduler import DrivenScheduler
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import SchedulerConfig
@@ -98,7 +99,13 @@ class GivenScheduler:
 
     @contextmanager
     def open(
-        self, config: SchedulerConfig, env: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
+        self,
+        config: SchedulerConfig,
+        env: Mapping[str, Any],
+        recorded: Mapping[str, Any] | None = None,
+        *,
+        changed: Mapping[str, Any] | None = None,
+        children: Children | None = None,
     ) -> Iterator[DrivenScheduler]:
         """The engine's scheduler in a process of its own. The process ends with the context.
 
@@ -106,21 +113,28 @@ class GivenScheduler:
             config: the scheduler's sizes.
             env: the engine's environment variables.
             recorded: the rest of the engine's configuration, as in `engine.config` of a recording.
+            changed: settings that differ from the recorded ones, by the engine's own names.
+            children: processes that may serve several replays; None: this replay has a process of its own.
 
         Raises:
             UsageError: the scheduler refuses the configuration.
             TargetError: it cannot be imported or driven.
         """
         import fdtrace.drivers
-        from fdtrace.drivers.child import Child
+        from fdtrace.drivers.children import Children
         from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.transformers_scheduler import DrivenTransformers
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
         driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}_driver.py")
-        with Child(driver, self.checkout, self.python, self._env(config, env, recorded or {})) as child:
+        variables = self._env(config, env, recorded or {})
+        with ExitStack() as stack:
+            # FastDeploy's scheduler holds shared memory under its process's number: each has a process of its own.
+            shared = children is not None and self.engine == "vllm"
+            kept = children if shared and children is not None else stack.enter_context(Children())
+            child = stack.enter_context(kept.child(driver, self.checkout, self.python, variables))
             if self.engine == "vllm":
-                yield DrivenVllm(child, config, self.name, recorded or {})
+                yield DrivenVllm(child, config, self.name, recorded or {}, changed or {})
             elif self.engine == "transformers":
                 yield DrivenTransformers(child, config, self.name, recorded or {}, self.formula)
             else:
@@ -134,8 +148,12 @@ class GivenScheduler:
             return QUIET if runner is None else {**QUIET, "VLLM_USE_V2_MODEL_RUNNER": str(int(runner))}
         if self.engine == "transformers":
             return QUIET
-        recorded_env = {name: str(value) for name, value in env.items() if name.startswith("FD_")}
-        return {**recorded_env, **config.env()}
+        from fdtrace.replayer.workload.case_variables import MODELLED
+
+        others = {
+            name: str(value) for name, value in env.items() if name.startswith("FD_") and name not in MODELLED
+        }
+        return {**others, **config.env()}
 
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:

@@ -153,6 +153,12 @@ class SchedulerConfig:
             found["FD_DETERMINISTIC_SPLIT_KV_SIZE"] = str(self.split_kv_size)
         return found
 
+    def env_value(self, name: str) -> int | float | None:
+        """What one of FastDeploy's variables is here; None: no field of this follows from it."""
+        found = _ENV_FIELDS.get(name)
+        value: int | float | None = None if found is None else getattr(self, found[0])
+        return value
+
     @classmethod
     def from_engine(cls, engine: EngineInfo) -> SchedulerConfig:
         """The configuration of a recorded engine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
 from typing import Literal
@@ -15,6 +15,7 @@ from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import reasons_of_step
 from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
+from fdtrace.replayer.analysis.token_times import recorded_latencies, replayed_latencies
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.as_recorded import RowsOfStep, as_recorded_history, recorded_history, rows_of
@@ -22,12 +23,16 @@ from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.recorded.memory_fit import fit_memory
+from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
 from fdtrace.replayer.replay.deployment import DeploymentReplay
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
+from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
 from fdtrace.replayer.workload.from_recording import workload_from_recording
+from fdtrace.replayer.workload.startup_checks import refuse_unservable
+from fdtrace.replayer.workload.under_settings import UNCHANGED, ChangedSettings, workload_under
 from fdtrace.replayer.workload.workload import Workload
 
 HowToReplay = Literal["as recorded", "rescheduled"]
@@ -97,8 +102,16 @@ class Experiment:
         rows: RowsOfStep | None = None,
         clock: ClockKind = "steps",
         device_bytes: int | None = None,
+        changed_settings: ChangedSettings = UNCHANGED,
+        timing: RecordedTiming | None = None,
+        slo: Mapping[str, float] | None = None,
+        coming: ComingRequests = AS_RECORDED,
     ) -> None:
-        self.recording, self.clock = recording, clock
+        """`changed_settings` of the engine, and `timing`, with which replays by time tell what clients wait (`slo`: the
+        objectives, microseconds by name); `coming`: how requests come by time.
+        """
+        self.timing, self.slo, self.coming = timing, slo or {}, coming
+        self.recording, self.clock, self.changed_settings = recording, clock, changed_settings
         known = rows is not None or recording.details.step_rows is not None
         self.rows = rows or rows_of(recording)
         self._rows_to_compare = self.rows if known else None
@@ -107,11 +120,40 @@ class Experiment:
     @cached_property
     def workload(self) -> Workload:
         """The recorded requests."""
-        return workload_from_recording(self.recording, self.clock)
+        recorded = workload_from_recording(self.recording, self.clock)
+        workload = workload_under(recorded, self.recording.engine, self.changed_settings)
+        if self.clock == "time":
+            workload = with_coming(workload, self.recording, self.coming)
+        return self._with_time_model(workload)
+
+    def _with_time_model(self, workload: Workload) -> Workload:
+        """By time, steps take what their batches say. UsageError where settings change and that cannot be told."""
+        if self.clock != "time" or self.timing is None:
+            return workload
+        if "async_scheduling" in self.changed_settings.values:
+            raise UsageError(
+                "how long a step takes with another async_scheduling cannot be told",
+                why="the scheduler's own time is a part of a step in one, and hidden behind the forward in the other",
+                hint="arrivals=steps",
+            )
+        try:
+            model = self.timing.model
+        except UsageError:
+            if self.changed_settings:
+                raise
+            return workload
+        return changed(workload, clock=changed(workload.clock, model=model))
 
     def recorded(self) -> History:
         """The recording itself."""
-        return recorded_history(self.recording, self.rows, self.memory)
+        history = recorded_history(self.recording, self.rows, self.memory)
+        if self.timing is None:
+            return history
+        try:
+            latency = recorded_latencies(self.timing, self.slo)
+        except UsageError:
+            return history  # a replay by time says why it cannot be told
+        return changed(history, outcome=changed(history.outcome, latency=latency))
 
     def as_recorded(self, formula: Formula) -> History:
         """Every step in the state that it had, under a formula."""
@@ -146,9 +188,10 @@ class Experiment:
                 return self._in_order(order, in_order, progressed, cancelled)
         recorded = recorded_policy(self.recording)
         same = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
+        same = same and not self.changed_settings
         run = Replay(self.workload, by, recorded, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
-        history = history_of(run, self.memory)
+        history = self._history_of(run)
         return self._with_fidelity(history, digests=self._digests(run)) if same else history
 
     def _by_formula(
@@ -157,14 +200,16 @@ class Experiment:
         refuse_unmodelled(self.recording, by.name)
         recorded = recorded_policy(self.recording)
         chosen = policy or policy_with(by) or recorded
-        same = chosen is recorded and recorded_under(self.recording, by)
+        same = chosen is recorded and recorded_under(self.recording, by) and not self.changed_settings
+        if self.changed_settings:
+            refuse_unservable(self.recording, self.workload, by.name, chosen)
         order = self.recording.details.order if same and self.clock == "steps" else None
         if order is not None:
             model = Scheduler(self.workload.config, by, chosen, explain=True)
             return self._in_order(order, model, progressed, cancelled)
         run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
-        history = history_of(run, self.memory)
+        history = self._history_of(run)
         if not same:
             return history
         return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
@@ -192,6 +237,19 @@ class Experiment:
         assert fidelity is not None
         with_calls = changed(fidelity, calls=run.call_fidelity())
         return changed(history, outcome=changed(history.outcome, fidelity=with_calls))
+
+    def _history_of(self, run: Replay) -> History:
+        history, workload = history_of(run, self.memory), self.workload
+        if run.timed is not None:
+            latency = replayed_latencies(run.timed, workload, run.came, self.slo)
+            history = changed(history, outcome=changed(history.outcome, latency=latency))
+        if not (self.changed_settings or workload.notes):
+            return history
+        settings = dict(self.changed_settings.values)
+        told = changed(
+            history.outcome, settings=settings, num_rejected=workload.num_rejected, modelled=workload.notes
+        )
+        return changed(history, outcome=told)
 
     def _digests(self, run: Replay) -> NDArray[np.int64] | None:
         reader = run.log.reader()

@@ -61,6 +61,7 @@ class Sources:
     recording in progress, `tail(step)` gives the steps recorded after a step, and `recording` the whole recording so
     far. If calls and forwards do not come in pairs, `calls` gives the scheduling calls of a step, and `lags` gives for
     each step how many earlier forwards its call had not taken in (MISSING: unknown); otherwise both are None.
+    `settings` are the names that a variant for `replay_of` may set.
     """
 
     rows: RowsOfStep | None = None
@@ -69,6 +70,7 @@ class Sources:
     event_steps: Callable[[str], NDArray[np.int64]] | None = None
     sql: Callable[[str], Answer] | None = None
     replay_of: Callable[[str], PaneReplay] | None = None
+    settings: Sequence[str] = ()
     tail: Callable[[int], NewSteps] | None = None
     recording: Callable[[], Recording] | None = None
     calls: Callable[[int], StepCalls | None] | None = None

@@ -17,11 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
+    from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.errors import TraceError
     from fdtrace.recorder.printable import printable
     from fdtrace.recorder.trace.standstill import standstill_of
     from fdtrace.recorder.trace.trace import open_trace
-    from fdtrace.replays import RecordedRows, Replays
+    from fdtrace.replays import Replays
 
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
                 hint=f"`fdtrace info {args.trace}` says what it holds",
             )
         rows = RecordedRows(trace, recording.engine.engine_id)
-        histories = Replays(recording, args, rows).now()[1:]
+        with Replays(recording, args, rows) as replays:
+            histories = replays.now()[1:]
     failed = 0
     for history in histories:
         outcome = history.outcome

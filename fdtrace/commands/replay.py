@@ -53,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
+    from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.trace.standstill import standstill_of
     from fdtrace.recorder.trace.trace import open_trace
-    from fdtrace.replays import RecordedRows, Replays
+    from fdtrace.replays import Replays
 
     drawing = args.svg is not None or args.html is not None
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         return _show(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
-        replays = Replays(recording, args, RecordedRows(trace, recording.engine.engine_id))
-        histories = replays.now() if recording.num_steps else []
+        with Replays(recording, args, RecordedRows(trace, recording.engine.engine_id)) as replays:
+            histories = replays.now() if recording.num_steps else []
         still = standstill_of(trace, recording.engine.engine_id)
     if args.json:
         _print_json(recording, histories, still)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.replay.any_scheduler import AnyScheduler
     from fdtrace.replayer.workload.workload import Workload
-    from fdtrace.schedulers import GivenScheduler
     from fdtrace.simulated import Simulated
+    from fdtrace.variants import Variant
 
 MOST_NOTES = 8
 """Notes printed of one workload, before their number alone."""
@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workload", type=Path, metavar="WORKLOAD.json", help="configuration and requests")
     parser.add_argument(
         "-f", "--formula", action="append", metavar="FORMULA", help="as for `fdtrace replay`; repeatable"
+    )
+    parser.add_argument(
+        "-w",
+        "--variant",
+        action="append",
+        metavar="VARIANT",
+        help="'NAME: formula=F, KEY=VALUE, …': with changed settings of the workload, as for `fdtrace replay`; "
+        "repeatable",
     )
     parser.add_argument(
         "--policy", metavar="P", help="scheduler version (default: that of the formula's time)"
@@ -65,12 +73,16 @@ def run(args: argparse.Namespace) -> int:
     """Simulate to the end of the workload, to a hang, or to the limit of steps; 1 for the last two."""
     from fdtrace.replayer.workload.from_case import workload_from_case
     from fdtrace.schedulers import given_schedulers
+    from fdtrace.variants import refuse_equal_names, variant, variants_of
     from fdtrace.workload_file import read_case
 
     if args.max_steps is not None and args.max_steps < 1:
         raise UsageError(f"--max-steps is {args.max_steps}", hint="1 or more")
     given = given_schedulers(args.scheduler, args.scheduler_python)
-    chosen: list[Formula | GivenScheduler] = [*_formulas(args, bool(given)), *given]
+    told = [variant(text, args.scheduler_python) for text in args.variant or ()]
+    formulas = _formulas(args, bool(given or told))
+    chosen = [*variants_of(formulas, given, [one.name for one in formulas]), *map(_complete, told)]
+    refuse_equal_names(chosen)
     workload = workload_from_case(read_case(args.workload), max_steps=args.max_steps)
     outputs = _outputs(args, [by.name for by in chosen])
     _say_notes(workload)
@@ -85,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _compare(
     args: argparse.Namespace,
     workload: Workload,
-    chosen: Sequence[Formula | GivenScheduler],
+    chosen: Sequence[Variant],
     outputs: Sequence[Path | None],
 ) -> int:
     """Print what each did. Where one cannot be run, the others are printed all the same, and its error last."""
@@ -129,7 +141,7 @@ def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
 
 @contextmanager
 def _scheduler(
-    workload: Workload, by: Formula | GivenScheduler, policy_name: str | None
+    workload: Workload, by: Variant, policy_name: str | None
 ) -> Iterator[tuple[AnyScheduler, list[str]]]:
     """The scheduler, and what FastDeploy would refuse of this workload: its version that the model follows."""
     from fdtrace.replayer.config import ORIGINAL
@@ -137,25 +149,41 @@ def _scheduler(
     from fdtrace.replayer.model.scheduler import Scheduler
     from fdtrace.replayer.workload.startup_checks import refusals
     from fdtrace.replays import policy_of
-    from fdtrace.schedulers import GivenScheduler
+    from fdtrace.variants import engine_of
 
-    if isinstance(by, GivenScheduler):
+    if by.scheduler is not None:
         env = (workload.case or {}).get("env") or {}
-        with by.open(workload.config, env) as driven:
+        changed = by.changed(engine_of(workload, by.scheduler.engine)).values
+        with by.scheduler.open(workload.config, env, changed=changed) as driven:
             yield driven, []
     else:
-        policy = policy_of(policy_name) or policy_with(by) or ORIGINAL
-        refused = refusals(workload.config, by.name, policy, workload.requests)
-        yield Scheduler(workload.config, by, policy, explain=False), [refusal.text for refusal in refused]
+        assert by.formula is not None
+        policy = by.policy or policy_of(policy_name) or policy_with(by.formula) or ORIGINAL
+        refused = refusals(workload.config, by.formula.name, policy, workload.requests)
+        scheduler = Scheduler(workload.config, by.formula, policy, explain=False)
+        yield scheduler, [refusal.text for refusal in refused]
 
 
-def _simulate(
-    workload: Workload, by: Formula | GivenScheduler, policy: str | None, out: TextIO | None
-) -> Simulated:
+def _complete(one: Variant) -> Variant:
+    """A variant of a workload, which has no recording to say who schedules. UsageError."""
+    if one.arrivals is not None:
+        raise UsageError(f"{one.name} has arrivals", why="a workload says itself when its requests come")
+    if one.formula is None and one.scheduler is None:
+        raise UsageError(
+            f"{one.name} does not say by which formula", hint=f"-w '{one.name}: formula=pr7499, …'"
+        )
+    return one
+
+
+def _simulate(workload: Workload, by: Variant, policy: str | None, out: TextIO | None) -> Simulated:
     from fdtrace.replayer.model.state import SchedulerFailed
     from fdtrace.replayer.replay.simulation import Simulation, decision_line, golden_line
     from fdtrace.simulated import Simulated
+    from fdtrace.variants import workload_of
 
+    given, workload = workload, workload_of(workload, by)
+    for note in workload.notes[len(given.notes) :]:
+        sys.stderr.write(f"fdtrace: {by.name}: {note}\n")
     with _scheduler(workload, by, policy) as (scheduler, refused):
         simulation = Simulation(workload, scheduler)
         simulated = Simulated(by.name, simulation, refused)

@@ -43,6 +43,10 @@ def open_driver(child: Child, opening: dict[str, Any], needs: str) -> None:
             why=f"{why}, in {child.python}",
             hint=f"--scheduler-python PATH: a Python that has {needs}",
         )
+    if answer["where"] == "settings":
+        raise UsageError(
+            f"{what} refuses these settings", why=why, hint="`fdtrace knobs TRACE` lists what they may be"
+        )
     raise UsageError(
         f"{what} refuses this configuration",
         why=why,

@@ -18,7 +18,8 @@ class CannotGoOn(Exception):
     """Reported to whoever drives, with where it happened."""
 
     def __init__(self, where: str, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
+        plain = where == "settings"  # told in words of its own
+        super().__init__(str(error) if plain else f"{type(error).__name__}: {error}")
         self.where = where
 
 

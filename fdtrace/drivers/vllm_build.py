@@ -15,6 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fdtrace.drivers.vllm_settings import check_scheduler, derive_again
+else:  # beside this script, without fdtrace
+    from vllm_settings import check_scheduler, derive_again
+
+if TYPE_CHECKING:
     from fdtrace.drivers.serving import Message
 
 MODEL = {
@@ -53,10 +58,14 @@ def set_recorded(config: Any, recorded: Message) -> None:
             object.__setattr__(config, name, value)
 
 
-def build_config(sizes: Message, recorded: Message) -> Any:
-    """A `VllmConfig` of these sizes; `recorded` holds vLLM's own fields by config, as a recording has them."""
+def build_config(sizes: Message, recorded: Message, changed: Message | None = None) -> Any:
+    """A `VllmConfig` of these sizes; `recorded` holds vLLM's own fields by config, as a recording has them, those that
+    are `changed` among them.
+    """
     from vllm import config as vllm
 
+    if changed:
+        check_scheduler(vllm, sizes, recorded.get("scheduler_config") or {})
     _answer_for_no_platform()
     with open("config.json", "w", encoding="utf-8") as file:
         json.dump({**MODEL, "max_position_embeddings": sizes["max_model_len"]}, file)
@@ -95,6 +104,7 @@ def build_config(sizes: Message, recorded: Message) -> Any:
     _parallel(found.parallel_config, recorded.get("parallel_config") or {})
     cache.enable_prefix_caching = sizes["prefix_caching"]
     cache.num_gpu_blocks = sizes["num_blocks"]
+    derive_again(found, changed or {})
     return found
 
 

@@ -5,7 +5,8 @@
 Run by a Python that can import vLLM, or its requirements where DIRECTORY holds the package (a checkout, a site-packages
 directory); it needs nothing of fdtrace. A JSON object a line on stdin, an answer a line on what was stdout:
 
-    {"open": {"sizes": …, "recorded": …}}         -> {"opened": vLLM's version}
+    {"open": {"sizes": …, "recorded": …, "changed": …}}  -> {"opened": vLLM's version}
+    {"open": {"knobs": recorded}}, then anything  -> {"knobs": [what can be changed]}
     {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
@@ -22,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers import vllm_build as build
-    from fdtrace.drivers.serving import CannotGoOn, Message, run
+    from fdtrace.drivers.serving import CannotGoOn, Message, ServedEngine, run
+    from fdtrace.drivers.vllm_settings import KnobList, Refused, with_changes
 else:  # beside this script, without fdtrace
     import vllm_build as build
-    from serving import CannotGoOn, Message, run
+    from serving import CannotGoOn, Message, ServedEngine, run
+    from vllm_settings import KnobList, Refused, with_changes
 
 STOP = 2
 """The token that ends a request before its `max_tokens`; those of prompts and outputs are larger."""
@@ -83,12 +86,13 @@ class PlayedVllmRequest:
 class VllmEngine:
     """vLLM's scheduler with a played worker."""
 
-    def __init__(self, sizes: Message, recorded: Message) -> None:
+    def __init__(self, sizes: Message, recorded: Message, changed: Message) -> None:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
         from vllm.v1.request import Request, RequestStatus
 
-        config = build.build_config(sizes, recorded)
+        recorded = with_changes(sizes, recorded, changed)
+        config = build.build_config(sizes, recorded, changed)
         self.scheduler = build.build_scheduler(config, sizes, recorded)
         self.new_request, self.statuses, self.sampling = Request, RequestStatus, SamplingParams
         self.output, self.draft_ids = ModelRunnerOutput, DraftTokenIds
@@ -307,13 +311,17 @@ class VllmEngine:
             self.scheduler.update_draft_token_ids(self.draft_ids(there, drafts))
 
 
-def _open(message: Message) -> VllmEngine:
+def _open(message: Message) -> ServedEngine:
     try:
         import vllm.v1.core.sched.scheduler  # noqa: F401
     except Exception as error:
         raise CannotGoOn("import", error) from error
     try:
-        return VllmEngine(message["sizes"], message["recorded"])
+        if "knobs" in message:
+            return KnobList(message["knobs"])
+        return VllmEngine(message["sizes"], message["recorded"], message.get("changed") or {})
+    except Refused as refused:
+        raise CannotGoOn("settings", refused) from None
     except Exception as error:
         raise CannotGoOn("open", error) from error
 

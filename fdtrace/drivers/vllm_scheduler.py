@@ -18,8 +18,16 @@ class DrivenVllm(RowDrivenScheduler):
     engine = "vllm"
     needs = "vLLM, or with --scheduler vllm=DIR its requirements"
 
-    def __init__(self, child: Child, config: SchedulerConfig, name: str, recorded: Mapping[str, Any]) -> None:
-        """`recorded`: vLLM's own sizes and switches, by config, as `engine.config` of a recording has them.
+    def __init__(
+        self,
+        child: Child,
+        config: SchedulerConfig,
+        name: str,
+        recorded: Mapping[str, Any],
+        changed: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`recorded`: vLLM's own sizes and switches, by config, as `engine.config` of a recording has them; `changed`:
+        settings that are others, by vLLM's own names.
 
         UsageError where what it was recorded with cannot be had here.
         """
@@ -36,11 +44,11 @@ class DrivenVllm(RowDrivenScheduler):
                 why="when they came is not in the recording",
                 hint="--as-recorded",
             )
-        self.recorded = dict(recorded)
+        self.recorded, self.changed = dict(recorded), dict(changed or {})
         super().__init__(child, config, name)
 
     def _opening(self) -> dict[str, Any]:
-        return {"sizes": asdict(self.config), "recorded": self.recorded}
+        return {"sizes": asdict(self.config), "recorded": self.recorded, "changed": self.changed}
 
     @property
     def num_blocks(self) -> int:

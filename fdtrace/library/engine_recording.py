@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fdtrace.library.result_table import ResultTable
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, RecordedRow, Recording
+from fdtrace.replayer.recorded.batch_rows import BatchRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +88,16 @@ class RowsInMemory:
             )
         ]
 
+    def batches(self, recording: Recording) -> BatchRows:
+        """The same as a time model takes them; rows of steps that the recording does not have are left out."""
+        steps = np.asarray(recording.steps["step"])
+        there = np.isin(self.step, steps)
+        tokens, computed, _, accepted, _ = self.figures[there].T.astype(np.int64)
+        at = np.searchsorted(steps, self.step[there])
+        return BatchRows(
+            at, self.request[there].astype(np.int64), self.prefill[there], tokens, computed, accepted
+        )
+
     def steps_of(self, request_id: str) -> list[int]:
         """The steps in which a request ran, ascending."""
         entries = [at for at, known in enumerate(self.ids) if known == request_id]
@@ -108,15 +119,15 @@ class DetailsWithRows(LoadedDetails):
 
 def recording_with_rows(db: duckdb.DuckDBPyConnection, loaded: Recording) -> Recording:
     """A loaded recording with the requests of its steps, where they are not more than `MOST_ROWS`."""
-    rows = _rows_of(db, loaded)
+    rows = rows_in_memory(db, loaded)
     if rows is None:
         return loaded
     known = {one.name: getattr(loaded.details, one.name) for one in fields(LoadedDetails)}
     return replace(loaded, details=DetailsWithRows(**known, rows=rows))
 
 
-def _rows_of(db: duckdb.DuckDBPyConnection, recording: Recording) -> RowsInMemory | None:
-    """None where there are too many."""
+def rows_in_memory(db: duckdb.DuckDBPyConnection, recording: Recording) -> RowsInMemory | None:
+    """The requests of every recorded step; None where there are more than `MOST_ROWS`."""
     number = recording.engine.engine_id
     count = db.execute("SELECT count(*) FROM step_request WHERE engine_id = $1", [number]).fetchall()[0][0]
     if count > MOST_ROWS:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fdtrace.formula_texts import DEFAULT, as_formulas
+from fdtrace.formula_texts import FormulaLike
 from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
+from fdtrace.library.replay_variants import VariantReplayer, VariantsLike, chosen_variants
 from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
@@ -25,9 +27,6 @@ FIGURES = (
 """Of an outcome, what a table of runs shows, in this order."""
 MAY_BE_NEGATIVE = ("token_budget", "allowed")
 """Columns of a step in which -1 is a number: what a formula computed."""
-
-FormulaLike = str | Formula | type
-"""A built-in name, `name: EXPRESSION`, `FILE.py:CLASS`; a formula; a class with `budget(self, v)`."""
 
 
 @dataclass(frozen=True)
@@ -210,49 +209,60 @@ class Runs(Mapping[str, ReplayRun]):
 
 def replay(
     recording: EngineRecording | str | os.PathLike[str],
-    formulas: FormulaLike | Sequence[FormulaLike] = DEFAULT,
+    formulas: FormulaLike | Sequence[FormulaLike] | None = None,
     *,
+    variants: VariantsLike = (),
     as_recorded: bool = False,
     policy: str | Policy | None = None,
-    clock: Literal["steps", "time"] = "steps",
+    clock: Literal["steps", "time"] | None = None,
     device_bytes: int | None = None,
+    slo: str | None = None,
+    scheduler_python: str = sys.executable,
 ) -> Runs:
     """Replay a recording under token-budget formulas.
 
     Args:
         recording: from `trace.recording()`, or the path of a trace.
         formulas: one or several: a built-in name (`fdtrace formulas` lists them), `name: EXPRESSION`,
-            `FILE.py:CLASS`, or a class with `budget(self, v)`.
+            `FILE.py:CLASS`, or a class with `budget(self, v)`. None: those that `fdtrace replay` takes by itself, or
+            none beside variants.
+        variants: replays with changed settings: texts as `-w` takes them (`"few: max_num_seqs=8"`), or by name a
+            mapping of settings and of `formula`, `policy`, `scheduler`, `arrivals`, `acceptances`.
         as_recorded: keep the state that each recorded step had (exact, needs no model), instead of scheduling the
             recorded requests afresh by the model of FastDeploy's scheduler.
         policy: the scheduler's version, by its name; None: that which the formula brings, or that recorded.
-        clock: by what requests arrive when rescheduled: the recorded step, or the recorded time.
+        clock: by what requests arrive when rescheduled: the recorded step, or the recorded time. None: by step, and
+            by time where settings change.
         device_bytes: tell the step at which a device of so many bytes would have run out of memory.
+        slo: objectives of a request, as `"ttft=500ms,itl=50ms"`: `outcome.latency.goodput_per_s` counts by them.
+        scheduler_python: a Python that can import the engine whose scheduler a variant asks for.
 
     Returns:
         The recording as `runs["recorded"]`, and a run a formula.
 
     Raises:
-        UsageError: a formula is none, cannot be computed, or cannot reschedule this engine's recording.
+        UsageError: a formula or a variant is none, cannot be computed, or cannot reschedule this engine's recording.
         TraceError: nothing was recorded, or (given a path) the file is no trace.
     """
     if isinstance(recording, (str, os.PathLike)):
         with open_library_trace(recording) as trace:
             recording = trace.recording()
-    chosen = as_formulas(formulas)
     asked = parse_policy(policy) if isinstance(policy, str) else policy
-    value = recording.value
-    experiment = Experiment(value, None, clock, device_bytes)
-    rows = value.details.step_rows
+    chosen = chosen_variants(recording.value, formulas, variants, scheduler_python)
+    replayer = VariantReplayer(recording.value, chosen, clock, device_bytes, slo)
+    rows = recording.value.details.step_rows
     memory_rows = rows if isinstance(rows, RowsInMemory) else None
-    runs = [ReplayRun(experiment.recorded(), None, memory_rows)]
-    for formula in chosen:
-        if as_recorded:
-            runs.append(ReplayRun(experiment.as_recorded(formula), None, memory_rows))
-        else:
-            history = experiment.reschedule(formula, asked)
-            by = asked or policy_with(formula) or recorded_policy(value)
-            runs.append(ReplayRun(history, _explaining(experiment, formula, by, history), memory_rows))
+    runs = [ReplayRun(replayer.recorded(), None, memory_rows)]
+    with replayer:
+        for one in chosen:
+            if as_recorded:
+                runs.append(ReplayRun(replayer.as_recorded(one), None, memory_rows))
+                continue
+            history, explain = replayer.reschedule(one, asked), None
+            if one.formula is not None:
+                by = one.policy or asked or policy_with(one.formula) or recorded_policy(recording.value)
+                explain = _explaining(replayer.experiment(one), one.formula, by, history)
+            runs.append(ReplayRun(history, explain, memory_rows))
     return Runs(runs)
 
 

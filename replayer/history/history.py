@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.replayer.history.latency import Latencies
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
@@ -146,6 +147,14 @@ class Outcome:
     """How requests arrived; None: they were not rescheduled."""
     order: Order | None = None
     """How calls and forwards followed each other; None: requests were not rescheduled."""
+    settings: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
+    """What was changed of the recorded engine's settings, by its own names."""
+    num_rejected: int = 0
+    """Requests that an engine of these settings would answer with 400."""
+    latency: Latencies | None = None
+    """What clients waited, recorded or told by the clock's time model; None: it is not known, or not asked."""
+    modelled: tuple[str, ...] = ()
+    """What the result rests on beside the recording and the scheduler's rules, a sentence each."""
 
     @property
     def why_not_done(self) -> str:

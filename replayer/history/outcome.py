@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,13 @@ def _total(values: NDArray[Any]) -> int:
 
 def outcome_dict(history: History) -> dict[str, Any]:
     """A history's name, kind and outcome, in values that JSON has."""
-    outcome = asdict(history.outcome)
+    plain = history.outcome
+    model = None if plain.clock is None else plain.clock.model
+    if plain.clock is not None and model is not None:  # it has a way of its own to become JSON
+        plain = replace(plain, clock=replace(plain.clock, model=None))
+    outcome = asdict(plain)
+    if model is not None:
+        outcome["clock"]["model"] = model.as_dict()
     if history.outcome.fidelity is not None:
         outcome["fidelity"]["share"] = history.outcome.fidelity.share
         if history.outcome.fidelity.calls is not None:

@@ -15,6 +15,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.recorded.step_state import column, column_or_zero
+from fdtrace.replayer.recorded.time_model import TimeModel
 
 ClockKind = Literal["steps", "time"]
 
@@ -59,6 +60,8 @@ class Clock:
     kind: ClockKind
     durations: StepDurations | None = None
     """For arrivals by time: how long a replayed step takes."""
+    model: TimeModel | None = None
+    """The same from all that its batch holds, where that is known: it then takes the place of `durations`."""
 
 
 BY_STEPS = Clock("steps")
@@ -86,7 +89,7 @@ def fit_durations(recording: Recording) -> StepDurations:
         column_or_zero(recording, "num_prefill_tokens"),
         column_or_zero(recording, "num_decode_tokens"),
     )
-    busy = (_num_remaining(recording)[:-1] > 0) & (took > 0)
+    busy = (requests_left(recording)[:-1] > 0) & (took > 0)
     terms = np.stack([np.ones(len(took)), prefill[:-1], decode[:-1]], axis=1)[busy].astype(np.float64)
     took = took[busy]
     if len(took) < FEWEST:
@@ -109,7 +112,7 @@ def fit_durations(recording: Recording) -> StepDurations:
     )
 
 
-def _num_remaining(recording: Recording) -> NDArray[np.int64]:
+def requests_left(recording: Recording) -> NDArray[np.int64]:
     """Requests that ran or waited after each step, without those that it finished."""
     running, waiting = column_or_zero(recording, "num_running"), column_or_zero(recording, "num_waiting")
     steps = np.asarray(recording.steps["step"], dtype=np.int64)

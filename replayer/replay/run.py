@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from fdtrace.replayer.config import ORIGINAL, Policy
@@ -11,12 +11,14 @@ from fdtrace.replayer.history.history import Cut, Hang
 from fdtrace.replayer.model.events import (
     Decision,
     Forward,
+    StepRow,
 )
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.step_log import StepLog
 from fdtrace.replayer.replay.stepper import Stepper
+from fdtrace.replayer.replay.timed_steps import TimedSteps
 from fdtrace.replayer.workload.workload import Workload
 
 Progressed = Callable[[int, int], None]
@@ -69,6 +71,9 @@ class Replay:
         self._clock = 0.0
         """Steps so far, or microseconds where requests arrive by time."""
         self._durations = workload.clock.durations
+        model = workload.clock.model
+        self.timed = None if model is None else TimedSteps(model, workload)
+        """By time, with a time model: when each step began and ended."""
         self._idle_calls = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
@@ -115,6 +120,7 @@ class Replay:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
         held_back = scheduler.num_held_back(decision)
+        rows = () if self.timed is None else scheduler.rows(decision)
         forward = stepper.run(self._clock, self._number(), decision)
         if stepper.ended:
             self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
@@ -122,14 +128,18 @@ class Replay:
         counted = self.log.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
         if counted:
-            self._clock += 1 if self._durations is None else self._duration(forward)
+            self._clock += self._duration(forward, rows)
+        stepper.answered(self._clock)
         return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for those who watch."""
 
-    def _duration(self, forward: Forward) -> float:
-        assert self._durations is not None
+    def _duration(self, forward: Forward, rows: Sequence[StepRow]) -> float:
+        if self.timed is not None:
+            return self.timed.take(self._clock, rows)
+        if self._durations is None:
+            return 1.0
         return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
 
     def arrive(self) -> None:
@@ -138,6 +148,11 @@ class Replay:
             resumed = request.resumed
             if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
                 self.log.resumed(request.request_id)
+
+    @property
+    def came(self) -> Mapping[str, float]:
+        """When the requests came that wait for an answer to another, on the clock."""
+        return self._stepper.came
 
     @property
     def num_unfinished(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import insort
+from collections import deque
 from collections.abc import Sequence
 
 from fdtrace.replayer.model.events import (
@@ -42,11 +44,15 @@ class Stepper:
         """Requests that ended in the last turn: finished, aborted, failed, or discarded."""
         self._handover = Handover(scheduler, workload)
         self._next = self._next_abort = 0
-        self._aborts = sorted(
+        self._aborts: list[tuple[float, str]] = sorted(
             (request.arrival + request.abort_after, request.request_id)
             for request in workload.requests
-            if request.abort_after is not None
+            if request.abort_after is not None and request.think is None
         )
+        self._answers: deque[float] = deque()
+        """Since when clients that have got an answer are free to come again, the first first."""
+        self.came: dict[str, float] = {}
+        """When those came that wait for an answer."""
         self._outside = False
         self._begun = not workload.cached
 
@@ -57,8 +63,17 @@ class Stepper:
 
     @property
     def next_arrival(self) -> float | None:
-        """When the next request arrives; None: all have."""
-        return self.workload.requests[self._next].arrival if self.num_to_come else None
+        """When the next request arrives; None: all have, or it waits for an answer to another."""
+        return self._arrival_of(self.workload.requests[self._next]) if self.num_to_come else None
+
+    def _arrival_of(self, request: WorkRequest) -> float | None:
+        if request.think is None:
+            return request.arrival
+        return self._answers[0] + request.think if self._answers else None
+
+    def answered(self, now: float) -> None:
+        """The answers to what ended in the last turn have reached their clients."""
+        self._answers.extend([now] * len(self.ended))
 
     @property
     def next_event(self) -> float | None:
@@ -74,7 +89,7 @@ class Stepper:
                 self.scheduler.apply(Cached(blocks))
             self._begun = True
         requests, first = self.workload.requests, self._next
-        while self._next < len(requests) and requests[self._next].arrival <= now:
+        while (arrival := self.next_arrival) is not None and arrival <= now:
             self._enter(requests[self._next], now)
             self._next += 1
         self._outside = self._outside or self._next > first
@@ -88,6 +103,10 @@ class Stepper:
 
     def _enter(self, request: WorkRequest, now: float) -> None:
         self.scheduler.apply(request.resumed or request.arrived())
+        if request.think is not None:
+            self.came[request.request_id] = self._answers.popleft() + request.think
+            if request.abort_after is not None:
+                insort(self._aborts, (now + request.abort_after, request.request_id))
         if request.resumed is not None and request.resumed.decoding and self._handover.role == "prefill":
             self._handover.sending(request.request_id, now)
 

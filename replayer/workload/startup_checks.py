@@ -6,11 +6,14 @@ ever come to it must be said beside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy, SchedulerConfig
-from fdtrace.replayer.workload.workload import WorkRequest
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 MOST_SEQUENCES, LEAST_MODEL_LEN = 512, 16
 MOST_NAMED = 3
@@ -21,6 +24,8 @@ SPECULATION = "`SpeculativeConfig.check_legality_parameters` in config.py"
 POSTPROCESS = "`CacheConfig.postprocess` in config.py"
 ADMISSION = "`EngineClient.add_requests` in entrypoints/engine_client.py"
 SPLIT_KV = "`_validate_split_kv_size` in envs.py"
+
+NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,17 @@ def refusals(
         *_blocks(config),
         *_prompts(config, requests),
     ]
+
+
+def refuse_unservable(recording: Recording, workload: Workload, formula: str, policy: Policy) -> None:
+    """UsageError where the version of FastDeploy that has this formula and policy would not start with a workload's
+    changed configuration, though it would with the recorded one.
+    """
+    recorded = refusals(SchedulerConfig.from_engine(recording.engine), formula, policy)
+    before = {NUMBER.sub("", one.text) for one in recorded}
+    for refusal in refusals(workload.config, formula, policy):
+        if NUMBER.sub("", refusal.text) not in before:
+            raise UsageError("FastDeploy would not start with these settings", why=refusal.text)
 
 
 def _tokens_per_seq(config: SchedulerConfig, formula: str, policy: Policy) -> int:

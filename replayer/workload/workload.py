@@ -62,6 +62,10 @@ class WorkRequest:
     """
     after_idle: bool = False
     """Whether the engine had nothing left to do when it came."""
+    think: int | None = None
+    """It comes so long after a client has got its answer, and `arrival` tells its place in the order alone; None: it
+    comes at its `arrival`.
+    """
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -96,6 +100,8 @@ class Workload:
     runs_to_limit: bool = False
     """Whether steps go on up to `max_steps` also where it hangs, as those of the lab's cases do that set it."""
     notes: tuple[str, ...] = ()
-    """What of the case is not taken as it stands."""
+    """What of the case is not taken as it stands, and what of a recording under changed settings is modelled."""
+    num_rejected: int = 0
+    """Requests of the recording that an engine of changed settings would answer with 400."""
     cached: tuple[tuple[Hashable, ...], ...] = ()
     """Chains of blocks, each as `block_key` has them, that the prefix cache held before the first step."""

@@ -19,13 +19,13 @@ import pytest
 
 import fdtrace.drivers
 from fdtrace.cli import main
+from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder import schema
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import EngineInfo, Recording
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity, History
-from fdtrace.replays import RecordedRows
 from fdtrace.schedulers import given_schedulers
 from tests.replayer.conftest import read_case
 

@@ -8,6 +8,7 @@ Requests come and are aborted at random iterations; acceptances, drafts and stop
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import queue
@@ -20,6 +21,8 @@ from concurrent.futures import Future
 from typing import Any
 
 STOP, SHARED = 2, 7
+MOST_GIVEN = 2
+"""Drafts that a forward of a given request accepts at most."""
 
 
 class Later(Future[Any]):
@@ -41,6 +44,8 @@ class Worker:
         self.output_cls, self.drafts_cls = ModelRunnerOutput, DraftTokenIds
         self.total: dict[str, int] = {}
         self.ends: dict[str, int] = {}
+        self.given: dict[str, int] = {}
+        """Requests whose acceptances follow from their own forwards, and so many of these so far."""
         self.computed: dict[str, int] = {}
         self.prefills: dict[str, bool] = {}
         self.sampled: list[str] = []
@@ -73,7 +78,7 @@ class Worker:
             drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))
             last = starts[name] + tokens - drafts >= self.total[name]
             decodes = not self.prefills[name]
-            accepted = self.rng.randint(0, drafts) if decodes else 0
+            accepted = self._accepted(name, drafts) if decodes else 0
             if decodes or last:
                 self.prefills[name] = False
                 made.append([self._token(name, i) for i in range(1 + accepted)])
@@ -94,10 +99,18 @@ class Worker:
             pooler_output=[],
         )
 
+    def _accepted(self, name: str, drafts: int) -> int:
+        if name not in self.given:
+            return self.rng.randint(0, drafts)
+        self.given[name] += 1
+        return min(drafts, random.Random(f"{name} {self.given[name]}").randint(0, MOST_GIVEN))
+
     def _token(self, name: str, more: int) -> int:
         return STOP if self.total[name] + more == self.ends[name] else 50_000 + self.total[name] + more
 
     def take_draft_token_ids(self) -> Any:
+        if self.given:
+            return self.drafts_cls(list(self.sampled), [[9] * self.drafts for _ in self.sampled])
         proposed = [
             [9] * self.rng.choice((0, self.drafts, self.rng.randint(0, self.drafts))) for _ in self.sampled
         ]
@@ -186,15 +199,21 @@ class Clients:
         self.known: dict[str, Any] = {}
 
     def arrive(self, build: Any, hasher: Any) -> None:
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.request import Request
-
-        rng, worker, name = self.rng, self.worker, f"r{len(self.requests)}"
+        rng = self.rng
         prompt = rng.randint(1, self.asked["longest"])
         shared = rng.choice((0, min(prompt, 48)))
         output, most = rng.randint(1, 60), rng.randint(1, 60)
+        self._add(f"r{len(self.requests)}", prompt, shared, output, max(output, most), build, hasher)
+
+    def _add(
+        self, name: str, prompt: int, shared: int, output: int, most: int, build: Any, hasher: Any
+    ) -> None:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        worker = self.worker
         tokens = [SHARED] * shared + [1000 + len(self.requests)] * (prompt - shared)
-        sampling = SamplingParams(max_tokens=max(output, most), ignore_eos=True, stop_token_ids=[STOP])
+        sampling = SamplingParams(max_tokens=most, ignore_eos=True, stop_token_ids=[STOP])
         given = {
             "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
             "eos_token_id": None, "block_hasher": hasher,
@@ -207,6 +226,16 @@ class Clients:
             "hashes": [hash(value) & (1 << 63) - 1 for value in request.block_hashes],
         }  # fmt: skip
         self.scheduler.add_request(request)
+
+    def bring(self, given: list[dict[str, Any]], build: Any, hasher: Any) -> None:
+        """Given requests come before the step that they name."""
+        while len(self.requests) < len(given):
+            one = given[len(self.requests)]
+            idle = not self.scheduler.has_requests()
+            if one["arrival"] > len(self.recorder.steps) and not idle:
+                return
+            self.worker.given[one["id"]] = 0
+            self._add(one["id"], one["prompt"], one["shared"], one["output"], one["output"], build, hasher)
 
     def abort(self) -> None:
         from vllm.v1.request import RequestStatus
@@ -227,7 +256,11 @@ class Clients:
 def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
     """Steps, rows by step, requests."""
     sizes, recorded = asked["sizes"], asked["recorded"]
-    config = build.build_config(sizes, recorded)
+    changed = asked.get("changed") or {}
+    if changed:
+        with_changes = importlib.import_module("vllm_settings").with_changes
+        recorded = with_changes(sizes, recorded, changed)
+    config = build.build_config(sizes, recorded, changed)
     scheduler = build.build_scheduler(config, sizes, recorded)
     hasher = build.block_hasher(sizes, recorded)
     rng = random.Random(asked["seed"])
@@ -236,7 +269,11 @@ def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
     recorder = Recorder(scheduler, worker)
     engine = engine_of(scheduler, config, worker, in_flight)
     clients = Clients(asked, scheduler, worker, recorder)
-    for _ in range(asked["iterations"]):
+    given = asked.get("given")
+    while given is not None and (len(clients.requests) < len(given) or scheduler.has_requests()):
+        clients.bring(given, build, hasher)
+        engine.post_step(engine.step_fn()[1])
+    for _ in range(0 if given is not None else asked["iterations"]):
         while len(clients.requests) < asked["requests"] and rng.random() < asked["rate"]:
             clients.arrive(build, hasher)
         if scheduler.requests and rng.random() < 0.03:
@@ -258,6 +295,8 @@ def main() -> None:
     os.dup2(2, 1)
     sys.path.insert(1, drivers)
     import vllm_build as build
+
+    importlib.import_module("vllm_settings")  # asked for again
 
     sys.path.remove(drivers)
     os.chdir(tempfile.mkdtemp())

@@ -160,7 +160,9 @@ class Inspector:
             assert replay.formula is not None
             policy = replay.policy or recorded_policy(recording)
             clock = history.outcome.clock
-            workload = partial(self._workload, recording, "steps" if clock is None else clock.kind)
+            workload = replay.workload or partial(
+                self._workload, recording, "steps" if clock is None else clock.kind
+            )
             explainer = Explainer(workload, replay.formula, policy)
             if history.outcome.order == "recorded":
                 explainer = OrderedExplainer(recording, workload, replay.formula, policy)

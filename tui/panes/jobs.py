@@ -12,6 +12,7 @@ from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history.history import History, How
 from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.workload.workload import Workload
 from fdtrace.tui.background import sentence
 from fdtrace.tui.panes.series import Series
 
@@ -29,6 +30,7 @@ class PaneReplay:
     With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
     what a rescheduled step decided. `text` is what gave it, as `-f` of the command takes it. `recording` gives the
     recording that it was computed from, where that is another than the screen's: one in progress has grown since.
+    `workload` gives what was scheduled, where that is not the recorded one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class PaneReplay:
     policy: Policy | None = None
     text: str = ""
     recording: Callable[[], Recording | None] = lambda: None
+    workload: Callable[[], Workload] | None = None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from textual.widgets import Static
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.printable import printable_lines
 from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.prompt.completion import SettingNames
 from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
 from fdtrace.tui.prompt.step_numbers import parse_step
 from fdtrace.tui.screen import ReplayScreen
@@ -21,6 +22,9 @@ COMMANDS: dict[str, Ask] = {
     "r": "request", "request": "request", "sql": "sql", "find": "filter",
 }  # fmt: skip
 """First words of the line at `:`, and what they ask for."""
+
+VARIANTS: tuple[Ask, ...] = ("add", "edit")
+"""What may be answered by a variant, whose settings are completed."""
 
 Answers = Mapping[Ask, Callable[[str], None]]
 """What does what was asked for, by what was asked. FdtraceError: the answer makes no sense."""
@@ -56,6 +60,7 @@ class PromptLine:
         self.status.line.display = False
         self._box.display = True
         self._label.update(ASKS[kind][0])
+        self.line.suggester = SettingNames(self.screen.session.sources.settings) if kind in VARIANTS else None
         self.line.open(kind, text)
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ ASKS: dict[Ask, tuple[str, str]] = {
     "sql": ("sql>", "FROM exceeded"),
     "watch": ("watch>", "an expression over a step's columns: num_tokens - token_budget"),
     "break": ("break>", "a step, an event's kind, or num_free_blocks < 8 and num_waiting > 0"),
-    "add": ("formula>", "pr7623, or mine: max_num_batched_tokens - num_running_decodes * 5"),
-    "edit": ("formula>", "mine: max_num_batched_tokens - num_running_decodes * 5"),
+    "add": ("replay>", "pr7623, mine: max_num_batched_tokens - 5, or few: max_num_seqs=8, formula=pr7499"),
+    "edit": ("replay>", "mine: max_num_batched_tokens - num_running_decodes * 5, or few: max_num_seqs=8"),
     "request": ("request>", "a request's id"),
 }
 """What the bottom line asks for: its label, and an example."""

@@ -17,6 +17,7 @@ from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
+from fdtrace.tui.report.latency_table import latency_table
 from fdtrace.tui.report.sentences import call_departure_lines, divergence_table, sentences, shared_sentences
 from fdtrace.tui.theme import memory_size
 
@@ -52,6 +53,9 @@ def render_report(
         return
     console.print()
     console.print(_table(histories, ascii=ascii))
+    if any(history.outcome.latency is not None for history in histories):
+        console.print()
+        console.print(latency_table(histories, ascii=ascii))
     for history in histories:
         for sentence in sentences(history):
             console.print(Text(printable(f"{history.name}: {sentence}")))

@@ -23,6 +23,13 @@ def sentences(history: History) -> list[str]:
     lines = []
     if outcome.why_not_done:
         lines.append(outcome.why_not_done)
+    if outcome.num_rejected or outcome.modelled:
+        lines += outcome.modelled
+    if outcome.latency is not None and outcome.latency.num_steps_beyond:
+        lines.append(
+            f"{outcome.latency.num_steps_beyond} of {outcome.num_steps} steps hold more than any recorded one: their "
+            "times are extrapolated"
+        )
     if outcome.fidelity is not None:
         lines.append(_fidelity(outcome.fidelity))
     if outcome.device_bytes is not None:
@@ -35,7 +42,8 @@ def shared_sentences(histories: Sequence[History]) -> list[str]:
     clocks = [history.outcome.clock for history in histories if history.outcome.clock is not None]
     fits = [history.outcome.memory for history in histories if history.outcome.memory is not None]
     orders = [history.outcome.order for history in histories if history.outcome.order is not None]
-    return [*map(_clock, clocks[:1]), *_orders(orders), *map(_memory, fits[:1])]
+    told = list(dict.fromkeys(_clock(clock) for clock in clocks))
+    return [*told, *_orders(orders), *map(_memory, fits[:1])]
 
 
 def _fidelity(fidelity: Fidelity) -> str:
@@ -86,6 +94,8 @@ def _device(history: History) -> str:
 def _clock(clock: Clock) -> str:
     if clock.durations is None:
         return "clock: requests arrive by recorded step"
+    if clock.model is not None:
+        return f"clock: requests arrive by recorded time. {clock.model.text}"
     fit = clock.durations
     return (
         f"clock: requests arrive by recorded time; a step takes {fit.base_us:.0f} us, {fit.us_per_prefill_token:.2f} "

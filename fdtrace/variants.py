@@ -1,0 +1,261 @@
+"""`-w 'NAME: KEY=VALUE, …'` of the command line: one replay with a formula or a scheduler, and changed settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fdtrace.formula_texts import LONGEST_NAME, LONGEST_TEXT, formula
+from fdtrace.recorder.errors import UsageError
+from fdtrace.schedulers import GivenScheduler, given_schedulers
+
+if TYPE_CHECKING:
+    from fdtrace.recorder.trace.recording import EngineInfo, Recording
+    from fdtrace.replayer.config import Policy
+    from fdtrace.replayer.formulas import Formula
+    from fdtrace.replayer.recorded.step_durations import ClockKind
+    from fdtrace.replayer.workload.closed_loop import ComingRequests
+    from fdtrace.replayer.workload.under_settings import ChangedSettings
+    from fdtrace.replayer.workload.workload import Workload
+
+ASSIGNED = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)")
+OWN_KEYS = ("formula", "scheduler", "policy", "arrivals", "acceptances")
+"""Keys of a variant that are no setting of the engine."""
+EXAMPLE = "'seqs 64: max_num_seqs=64, formula=pr7499'"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One replay to be made: who schedules, under which settings, and how requests come.
+
+    Where neither a formula nor a scheduler is given, it is scheduled by what recorded: `resolved` fills that in.
+    """
+
+    name: str
+    text: str = ""
+    """As it was given, for editing it."""
+    formula: Formula | None = None
+    scheduler: GivenScheduler | None = None
+    policy: Policy | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed settings as given; `changed` reads them for one engine."""
+    arrivals: str | None = None
+    acceptances: str = "drawn"
+
+    def changed(self, engine: EngineInfo) -> ChangedSettings:
+        """Its settings by the names of a recorded engine. UsageError where that has no such settings."""
+        from fdtrace.replayer.workload.engine_settings import read_settings
+        from fdtrace.replayer.workload.under_settings import ChangedSettings
+
+        values = read_settings(engine, self.settings)
+        return ChangedSettings(values, "drawn" if self.acceptances == "drawn" else "recorded")
+
+
+def is_variant(text: str) -> bool:
+    """Whether a text is a variant, and not a formula: it assigns something."""
+    return ASSIGNED.match(_parts(text)[1]) is not None
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Its name, empty where it has none, and the rest."""
+    name, colon, rest = text.partition(":")
+    return (name.strip(), rest) if colon and "=" not in name else ("", text)
+
+
+def variant(text: str, python: str) -> Variant:
+    """The variant that `-w` gives; `python` runs the driver of a scheduler.
+
+    Raises:
+        UsageError: it is none, or what it names does not exist.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise UsageError(
+            f"a variant of {len(text)} characters is too long", why=f"at most {LONGEST_TEXT} are read"
+        )
+    name, rest = _parts(text)
+    assigned: dict[str, str] = {}
+    for part in _split(rest):
+        match = ASSIGNED.match(part)
+        if match is None:
+            raise UsageError(f"{part.strip()!r} of a variant assigns nothing", hint=EXAMPLE)
+        key = match[1]
+        if key in assigned:
+            raise UsageError(f"{key} is given twice in one variant")
+        assigned[key] = part[match.end() :].strip()
+        if not assigned[key]:
+            raise UsageError(f"{key} has no value", hint=EXAMPLE)
+    if not assigned:
+        raise UsageError(f"{text.strip()!r} is no variant", why="it changes nothing", hint=EXAMPLE)
+    return variant_of(name or rest.strip(), assigned, python, text.strip())
+
+
+def variant_of(name: str, given: Mapping[str, Any], python: str, text: str = "") -> Variant:
+    """The variant of a name, keys and values. UsageError as for `variant`."""
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UsageError(
+            f"a variant cannot be called {name[:40]!r}",
+            why=f"1 to {LONGEST_NAME} characters fit beside its figures",
+        )
+    found = Variant(name, text or name)
+    for key, value in given.items():
+        if key in OWN_KEYS:
+            found = _with_own(found, key, value, python)
+    return replace(found, settings={key: value for key, value in given.items() if key not in OWN_KEYS})
+
+
+def _with_own(found: Variant, key: str, value: Any, python: str) -> Variant:
+    if key == "scheduler":
+        return replace(found, scheduler=given_schedulers([str(value)], python)[0])
+    if key == "formula":
+        return replace(found, formula=_formula(found.name, value))
+    if key == "policy":
+        from fdtrace.replayer.config import parse_policy
+
+        return replace(found, policy=parse_policy(value) if isinstance(value, str) else value)
+    if key == "acceptances":
+        if value not in ("drawn", "recorded"):
+            raise UsageError(f"acceptances={value} is neither drawn nor recorded")
+        return replace(found, acceptances=str(value))
+    return replace(found, arrivals=str(value))
+
+
+def _formula(name: str, value: Any) -> Formula:
+    """A built-in name, FILE.py:CLASS, or an expression, which then has the variant's name."""
+    from fdtrace.formula_texts import CLASS, as_formulas
+    from fdtrace.replayer.formulas import BUILTIN
+
+    if not isinstance(value, str):
+        return as_formulas(value)[0]
+    if value in BUILTIN or CLASS.match(value):
+        return formula(value)
+    plain = re.sub(r"\W", "_", name)
+    return formula(f"{plain if plain[:1].isalpha() else f'_{plain}'}: {value}")
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas, those in brackets let be."""
+    parts, depth, begin = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth <= 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [part for part in (*parts, text[begin:]) if part.strip()]
+
+
+def refuse_equal_names(variants: Iterable[Variant]) -> None:
+    """UsageError where two have one name."""
+    seen: set[str] = {"recorded"}
+    for one in variants:
+        if one.name in seen:
+            taken = "the recording's own" if one.name == "recorded" else "given twice"
+            raise UsageError(f"the name {one.name!r} is {taken}", hint=f"-w {EXAMPLE}")
+        seen.add(one.name)
+
+
+def variants_of(
+    formulas: Sequence[Formula], schedulers: Sequence[GivenScheduler], texts: Sequence[str]
+) -> list[Variant]:
+    """Formulas and schedulers that change no setting, with the texts that gave the formulas."""
+    plain = [Variant(one.name, text, formula=one) for one, text in zip(formulas, texts, strict=True)]
+    return [*plain, *(Variant(one.name, "", scheduler=one) for one in schedulers)]
+
+
+def with_what_recorded(one: Variant, recording: Recording, python: str) -> Variant:
+    """A variant scheduled by what recorded: the formula that did, or the engine's own scheduler."""
+    from fdtrace.replayer.analysis.fidelity import recorded_formula
+    from fdtrace.replayer.config import is_modelled
+    from fdtrace.replayer.formulas import BUILTIN
+
+    if not is_modelled(recording.engine):
+        (scheduler,) = given_schedulers([recording.engine.name], python)
+        return replace(one, scheduler=scheduler)
+    name = recorded_formula(recording)
+    if name not in BUILTIN:
+        raise UsageError(
+            f"{one.name} does not say by which formula",
+            why="which one recorded is not known"
+            if name is None
+            else f"{name!r} recorded, which is not built in",
+            hint=f"{one.name}: formula=pr7499, …",
+        )
+    return replace(one, formula=BUILTIN[name])
+
+
+def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
+    """What `--arrivals` or `arrivals=` says: steps, recorded, closed, rate=1.5x. UsageError."""
+    from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
+
+    plain: dict[str, tuple[ClockKind, ComingRequests]] = {
+        "steps": ("steps", AS_RECORDED),
+        "recorded": ("time", AS_RECORDED),
+        "time": ("time", AS_RECORDED),
+        "closed": ("time", ComingRequests(closed=True)),
+    }
+    if arrivals in plain:
+        return plain[arrivals]
+    match = re.fullmatch(r"rate\s*=\s*([0-9.]+)\s*x?", arrivals.strip())
+    rate = float(match[1]) if match is not None and match[1].count(".") < 2 and match[1] != "." else 0.0
+    if not 0.001 <= rate <= 1000:
+        raise UsageError(
+            f"arrivals {arrivals!r} are not known", hint="recorded (by time), steps, closed, or rate=1.5x"
+        )
+    return "time", ComingRequests(rate=rate, closed=False)
+
+
+def coming_of_variant(one: Variant, told: str | None) -> tuple[ClockKind, ComingRequests]:
+    """Its own, else what is told, else by time where settings change: in steps, slower steps would bring requests
+    later. Clients that wait for their answers do so in the replay too, unless it is told otherwise.
+    """
+    from fdtrace.replayer.workload.closed_loop import AS_FOUND, AS_RECORDED
+
+    arrivals = told if one.arrivals is None else one.arrivals
+    if arrivals is not None:
+        return coming_of(arrivals)
+    return ("time", AS_FOUND) if one.settings else ("steps", AS_RECORDED)
+
+
+def clock_of_variant(one: Variant, told: str | None) -> ClockKind:
+    """By what requests arrive under a variant."""
+    return coming_of_variant(one, told)[0]
+
+
+def refuse_as_recorded(given: Sequence[GivenScheduler], told: Sequence[Variant], clock: str | None) -> None:
+    """UsageError where `--as-recorded` is given with what only a rescheduled replay has."""
+    if given:
+        raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
+    if clock not in (None, "steps"):
+        raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
+    if told:
+        raise UsageError("--as-recorded changes no setting", why="each step keeps the state that it had")
+
+
+def engine_of(workload: Workload, name: str) -> EngineInfo:
+    """What a workload without a recording would be run by: an engine of its configuration."""
+    from fdtrace.recorder.trace.recording import EngineInfo
+
+    config = workload.config
+    return EngineInfo(
+        engine_id=0,
+        name=name,
+        version="",
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        num_speculative_tokens=config.num_speculative_tokens,
+        block_size=config.block_size,
+        num_blocks=config.num_blocks,
+        max_model_len=config.max_model_len,
+        spec_method=config.spec_method,
+        chunked_prefill=config.chunked_prefill,
+        prefix_caching=config.prefix_caching,
+    )
+
+
+def workload_of(workload: Workload, one: Variant) -> Workload:
+    """A workload under a variant's settings; more drafts accept what it gives. UsageError as for a recording."""
+    from fdtrace.replayer.workload.under_settings import ChangedSettings, workload_under
+
+    engine = engine_of(workload, "fastdeploy" if one.scheduler is None else one.scheduler.engine)
+    return workload_under(workload, engine, ChangedSettings(one.changed(engine).values, "recorded"))

@@ -1,0 +1,67 @@
+"""How long the recorded steps took, by what their batches held: read and fitted once for all replays of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.recorded.batch_rows import BatchRows
+from fdtrace.replayer.recorded.step_durations import call_times, requests_left
+from fdtrace.replayer.recorded.time_model import TimeModel, fit_time_model
+
+
+class RecordedTiming:
+    """The rows of a recording's steps, and the time model fitted from them."""
+
+    def __init__(self, recording: Recording, read: Callable[[], BatchRows | None]) -> None:
+        """`read` gives the requests of every step; None: they are too many to be taken into memory."""
+        self.recording, self._read = recording, read
+
+    @cached_property
+    def rows(self) -> BatchRows | None:
+        """The requests of every step."""
+        return self._read()
+
+    @cached_property
+    def calls(self) -> NDArray[np.int64]:
+        """When each step's scheduling call began, ns. UsageError where the recording has no times."""
+        return call_times(self.recording)
+
+    @cached_property
+    def features(self) -> NDArray[np.float64]:
+        """`batch_rows.FEATURES` of each step. UsageError where the rows are too many."""
+        if self.rows is None:
+            raise UsageError(
+                "how long a step takes cannot be told from this recording",
+                why="the requests of its steps are too many to be taken into memory",
+                hint="arrivals=steps",
+            )
+        return self.rows.features(self.recording.num_steps)
+
+    @cached_property
+    def busy(self) -> NDArray[np.bool_]:
+        """After which steps something ran or waited: the time to the next call was this step's."""
+        took = np.diff(self.calls)
+        found: NDArray[np.bool_] = (requests_left(self.recording)[:-1] > 0) & (took > 0)
+        return found
+
+    @cached_property
+    def model(self) -> TimeModel:
+        """Fitted from the steps that had another right after them. UsageError where it says nothing."""
+        took = np.diff(self.calls)[self.busy] / 1000.0
+        return fit_time_model(self.features[:-1][self.busy], took)
+
+    @cached_property
+    def ends_us(self) -> NDArray[np.float64]:
+        """When each step ended, microseconds since the first call: with the next call, or as long as it should take."""
+        starts = (self.calls - self.calls[0]) / 1000.0
+        ends = starts + self.model.form.us(self.features)
+        ends[:-1][self.busy] = starts[1:][self.busy]
+        ends[:-1] = np.minimum(ends[:-1], starts[1:])
+        found: NDArray[np.float64] = ends
+        return found

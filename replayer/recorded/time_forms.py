@@ -1,0 +1,181 @@
+"""Forms of a step's duration over what its batch held: each is fitted by least squares, none of its terms negative.
+
+    tokens    a + b·prefill tokens + c·decode tokens
+    additive  the same, and prefilling requests, KV tokens that are read, attention of the chunks
+    hinges    the same, and bends: in prefill and in decode tokens, and for "has a prefill"
+    roofline  max(a + b·KV tokens, c + d·tokens + e·attention): the memory or the arithmetic, whichever takes longer
+
+A GPU is nearest to the last or the one before it, a CPU to the second. Which one holds is asked of the recording
+(`time_model.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+P, N, D, KV, ATTENTION = range(5)
+"""Columns of `batch_rows.FEATURES`."""
+LEAST_SIDE = 12
+"""Steps that each side of `roofline` must explain."""
+ROUNDS = 40
+
+
+class TimeForm(ABC):
+    """A fitted form."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called."""
+
+    @abstractmethod
+    def us(self, features: Floats) -> Floats:
+        """Microseconds of each row of features."""
+
+
+@dataclass(frozen=True, eq=False)
+class SumOfTerms(TimeForm):
+    """A sum of terms, each a multiple of a column of features or of what lies over a bend in it."""
+
+    called: str
+    factors: Floats
+    columns: tuple[int, ...]
+    bends: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.called
+
+    def us(self, features: Floats) -> Floats:
+        """Microseconds of each row of features."""
+        found: Floats = _terms(features, self.columns, self.bends) @ self.factors
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Roofline(TimeForm):
+    """The longer of two sums."""
+
+    memory: Floats
+    compute: Floats
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return "roofline"
+
+    def us(self, features: Floats) -> Floats:
+        """Microseconds of each row of features."""
+        memory, compute = _sides(features)
+        return np.maximum(memory @ self.memory, compute @ self.compute)
+
+
+def _terms(features: Floats, columns: tuple[int, ...], bends: tuple[tuple[int, float], ...]) -> Floats:
+    parts: list[Any] = [np.ones(len(features)), *(features[:, column] for column in columns)]
+    parts += [
+        (features[:, column] > 0).astype(float) if at < 0 else np.maximum(features[:, column] - at, 0)
+        for column, at in bends
+    ]
+    return np.stack(parts, axis=1)
+
+
+def _sides(features: Floats) -> tuple[Floats, Floats]:
+    ones = np.ones(len(features))
+    memory = np.stack([ones, features[:, KV]], axis=1)
+    compute = np.stack([ones, features[:, P] + features[:, D], features[:, ATTENTION]], axis=1)
+    return memory, compute
+
+
+def fit_tokens(features: Floats, took: Floats) -> TimeForm:
+    """`tokens`."""
+    return _sum("tokens", features, took, (P, D))
+
+
+def fit_additive(features: Floats, took: Floats) -> TimeForm:
+    """`additive`."""
+    return _sum("additive", features, took, (P, D, N, KV, ATTENTION))
+
+
+def fit_hinges(features: Floats, took: Floats) -> TimeForm:
+    """`hinges`: bends at quarters of what the steps had, where these differ."""
+    bends: list[tuple[int, float]] = [(P, -1.0)]
+    for column in (P, D):
+        some = features[features[:, column] > 0, column]
+        if len(some):
+            bends += [(column, at) for at in sorted(set(np.quantile(some, (0.25, 0.5, 0.75)).tolist()))]
+    return _sum("hinges", features, took, (P, D, N, KV, ATTENTION), tuple(bends))
+
+
+def fit_roofline(features: Floats, took: Floats) -> TimeForm | None:
+    """`roofline`; None where one side would explain next to nothing."""
+    memory, compute = _sides(features)
+    prefill = features[:, P]
+    if not (prefill > 0).any():
+        return None
+    by_compute = prefill > np.quantile(prefill[prefill > 0], 0.3)
+    for _ in range(ROUNDS):
+        if min(by_compute.sum(), (~by_compute).sum()) < LEAST_SIDE:
+            return None
+        found = Roofline(
+            non_negative(memory[~by_compute], took[~by_compute]),
+            non_negative(compute[by_compute], took[by_compute]),
+        )
+        again = compute @ found.compute > memory @ found.memory
+        if (again == by_compute).all():
+            break
+        by_compute = again
+    return found
+
+
+FORMS = (fit_tokens, fit_additive, fit_hinges, fit_roofline)
+"""From the simplest on."""
+
+
+def _sum(
+    name: str,
+    features: Floats,
+    took: Floats,
+    columns: tuple[int, ...],
+    bends: tuple[tuple[int, float], ...] = (),
+) -> TimeForm:
+    terms = _terms(features, columns, bends)
+    return SumOfTerms(name, non_negative(terms, took), columns, bends)
+
+
+def non_negative(terms: Floats, took: Floats) -> Floats:
+    """The factors of least squares, none of them negative (Lawson and Hanson, Solving Least Squares Problems, 23)."""
+    scale = np.maximum(np.abs(terms).max(axis=0), 1e-12)
+    scaled = terms / scale
+    factors, passive = np.zeros(terms.shape[1]), np.zeros(terms.shape[1], dtype=bool)
+    for _ in range(3 * terms.shape[1]):
+        gradient = scaled.T @ (took - scaled @ factors)
+        gradient[passive] = -np.inf
+        if gradient.max() <= 1e-9 * max(1.0, float(np.abs(took).max()) * len(took)):
+            break
+        passive[int(gradient.argmax())] = True
+        factors = _within(scaled, took, factors, passive)
+    found: Floats = factors / scale
+    return found
+
+
+def _within(terms: Floats, took: Floats, factors: Floats, passive: NDArray[np.bool_]) -> Floats:
+    """The best factors of the passive terms; those that would turn negative leave on the way."""
+    while True:
+        wanted = np.zeros(len(factors))
+        wanted[passive] = np.linalg.lstsq(terms[:, passive], took, rcond=None)[0]
+        low = passive & (wanted <= 0)
+        if not low.any():
+            return wanted
+        step = float((factors[low] / np.maximum(factors[low] - wanted[low], 1e-300)).min())
+        factors = factors + step * (wanted - factors)
+        passive &= factors > 1e-12
+        if not passive.any():
+            return np.zeros(len(factors))

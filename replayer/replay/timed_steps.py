@@ -1,0 +1,59 @@
+"""The steps of a replay that goes by time: what each held, when it began and ended."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.recorded.batch_rows import BatchRows, features_of
+from fdtrace.replayer.recorded.time_model import TimeModel
+from fdtrace.replayer.workload.workload import Workload
+
+_FIELDS = 6
+
+
+class TimedSteps:
+    """Takes the rows of each step, tells how long it lasts, and keeps both."""
+
+    def __init__(self, model: TimeModel, workload: Workload) -> None:
+        self.model = model
+        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
+        self._rows = array("q")
+        self._starts, self._ends = array("d"), array("d")
+        self.num_beyond = 0
+        """Steps with more of something than the model was fitted from."""
+
+    def take(self, now: float, rows: Sequence[StepRow]) -> float:
+        """A step that begins now, in microseconds; how long it lasts."""
+        step = len(self._starts)
+        for row in rows:
+            number, prefill = self._numbers[row.request_id], row.kind == "prefill"
+            figures = (row.num_tokens, row.num_computed_tokens, row.num_accepted_tokens)
+            self._rows.extend((step, number, prefill, *figures))
+        features = features_of(list(rows))
+        lasts = self.model.us(features)
+        self.num_beyond += self.model.beyond(features)
+        self._starts.append(now)
+        self._ends.append(now + lasts)
+        return lasts
+
+    @property
+    def rows(self) -> BatchRows:
+        """The requests of every step."""
+        table = np.frombuffer(bytes(self._rows), dtype=np.int64).reshape(-1, _FIELDS)
+        step, request, prefill, tokens, computed, accepted = (table[:, i] for i in range(_FIELDS))
+        return BatchRows(step, request, prefill.astype(bool), tokens, computed, accepted)
+
+    @property
+    def starts_us(self) -> NDArray[np.float64]:
+        """When each step began."""
+        return np.frombuffer(bytes(self._starts), dtype=np.float64)
+
+    @property
+    def ends_us(self) -> NDArray[np.float64]:
+        """When each step ended."""
+        return np.frombuffer(bytes(self._ends), dtype=np.float64)

@@ -1,0 +1,232 @@
+"""The recorded requests as they meet an engine of other settings: what of them changes with it.
+
+Most settings change nothing of a request. Three do: another K (what its drafts would have been accepted), another block
+size (what its blocks hold), and a shorter `max_model_len` (whether it is served at all, and where it ends).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import EngineInfo
+from fdtrace.replayer.config import SchedulerConfig, is_modelled
+from fdtrace.replayer.workload.engine_settings import Settings, changed_config
+from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
+
+AcceptanceKind = Literal["drawn", "recorded"]
+"""Of a larger K, what the drafts that were not recorded are taken to bring: drawn from the request's own record, or
+nothing.
+"""
+
+
+@dataclass(frozen=True)
+class ChangedSettings:
+    """Settings that a replay has other than recorded."""
+
+    values: Settings = field(default_factory=dict)
+    """By the engine's own names, as `read_settings` gives them."""
+    acceptances: AcceptanceKind = "drawn"
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+
+UNCHANGED = ChangedSettings()
+
+
+def workload_under(workload: Workload, engine: EngineInfo, changed: ChangedSettings) -> Workload:
+    """The recorded workload on an engine of changed settings; its notes say what of it is modelled.
+
+    Raises:
+        UsageError: what was recorded does not tell what would have happened.
+    """
+    if not changed:
+        return workload
+    before = workload.config
+    config = changed_config(before, engine, changed.values)
+    requests, notes = list(workload.requests), list(workload.notes)
+    requests, num_rejected = _within(requests, before, config, modelled=is_modelled(engine))
+    if num_rejected:
+        notes.append(
+            f"{num_rejected} requests are rejected: with their output they are longer than max_model_len "
+            f"{config.max_model_len}"
+        )
+    if config.num_draft_tokens != before.num_draft_tokens:
+        drafts = _Drafts(before.num_draft_tokens, config.num_draft_tokens, changed.acceptances)
+        requests = [drafts.request(one) for one in requests]
+        notes.append(drafts.note)
+    cached = workload.cached
+    if config.block_size != before.block_size or not config.prefix_caching:
+        requests = [_with_blocks(one, before, config) for one in requests]
+        cached = _chains(cached, before, config) if config.prefix_caching else ()
+    if config.num_blocks == before.num_blocks and "max_num_batched_tokens" in changed.values:
+        notes.append(
+            f"the KV blocks stay {config.num_blocks}: a start-up that profiles memory may leave others"
+        )
+    return replace(
+        workload,
+        config=config,
+        requests=tuple(requests),
+        cached=cached,
+        notes=tuple(notes),
+        num_rejected=num_rejected,
+    )
+
+
+def _changed(request: WorkRequest, **changes: Any) -> WorkRequest:
+    """The request with changes, also in the state in which the recording began with it."""
+    found = replace(request, **changes)
+    if found.resumed is None:
+        return found
+    return replace(found, resumed=replace(found.resumed, arrived=found.arrived()))
+
+
+# A shorter max_model_len ------------------------------------------------------------------------------------
+
+
+def _within(
+    requests: Sequence[WorkRequest], before: SchedulerConfig, config: SchedulerConfig, *, modelled: bool
+) -> tuple[list[WorkRequest], int]:
+    """The requests that are served, each ended at max_model_len; and how many are not.
+
+    FastDeploy answers 400 to a prompt that leaves no room for two tokens (`EngineClient.add_requests`), vLLM to one
+    whose prompt and max_tokens are longer together (`entrypoints/openai`, `_validate_input`).
+    """
+    most = config.max_model_len
+    if most >= before.max_model_len:
+        return list(requests), 0
+    kept = []
+    for request in requests:
+        asked = request.num_output_tokens if request.max_tokens is None else request.max_tokens
+        if request.num_prompt_tokens + (2 if modelled else asked) > most:
+            continue
+        room = most - request.num_prompt_tokens
+        target = request.target
+        output, target = min(request.num_output_tokens, room), None if target is None else min(target, room)
+        kept.append(_changed(request, num_output_tokens=output, target=target))
+    return kept, len(requests) - len(kept)
+
+
+# Another number of drafts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """What a request's forwards accept with `now` drafts, where they were recorded with `before`.
+
+    With fewer, a forward accepts at most as many. With more, a forward that accepted all its recorded drafts accepts
+    further ones, position by position, as often as this request accepted its last recorded position once it had come so
+    far. Draws are fixed by the request's id, the forward and the position: the same for every variant.
+    """
+
+    before: int
+    now: int
+    how: AcceptanceKind
+
+    @property
+    def note(self) -> str:
+        """What a result rests on."""
+        if self.now <= self.before:
+            return (
+                f"modelled: of the {self.before} recorded drafts a forward accepts the first {self.now} at most; "
+                "beyond the recorded forwards as in the last"
+            )
+        if self.how == "recorded":
+            return f"modelled: of {self.now} drafts a forward accepts what was recorded of {self.before}, none beyond"
+        return (
+            f"modelled: drafts beyond the recorded {self.before} are accepted as often as the request itself "
+            "accepted its last recorded position (drawn position by position, the same draws in every variant)"
+        )
+
+    def request(self, request: WorkRequest) -> WorkRequest:
+        """The request with these acceptances."""
+        accepts = np.asarray(request.accepts, dtype=np.int64)
+        given = None if request.drafts is None else np.asarray(request.drafts, dtype=np.int64)
+        full = np.ones(len(accepts), bool) if given is None else (given >= self.before) | (given == MISSING)
+        drafts = None
+        if given is not None:
+            drafts = np.minimum(given, self.now)
+            if self.now > self.before:
+                drafts[full & (given != MISSING)] = self.now
+        most = accepts if self.now > self.before else np.minimum(accepts, self.now)
+        if self.now > self.before and self.how == "drawn":
+            most = accepts + self._more(request.request_id, accepts, full)
+        if not self.now:
+            drafts = None
+        return _changed(request, accepts=compact(most), drafts=drafts)
+
+    def _more(
+        self, request_id: str, accepts: NDArray[np.int64], full: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        more = np.zeros(len(accepts), np.int64)
+        came = int((full & (accepts >= self.before - 1)).sum())
+        if not came:
+            return more
+        share = float((full & (accepts >= self.before)).sum()) / came
+        for at in np.flatnonzero(full & (accepts >= self.before)).tolist():
+            while more[at] < self.now - self.before and _drawn(request_id, at, int(more[at])) < share:
+                more[at] += 1
+        return more
+
+
+def _drawn(request_id: str, forward: int, position: int) -> float:
+    """A number from 0 up to 1, the same whenever it is asked."""
+    text = f"{request_id}\0{forward}\0{position}".encode(errors="surrogatepass")
+    return zlib.crc32(text) / 2**32
+
+
+# Other blocks -----------------------------------------------------------------------------------------------
+
+
+def _with_blocks(request: WorkRequest, before: SchedulerConfig, config: SchedulerConfig) -> WorkRequest:
+    if not config.prefix_caching:
+        key: BlockKey | None = None
+    elif request.block_key is None:
+        return request
+    else:
+        key = _joined(request.block_key, _times(before, config))
+    found = _changed(request, block_key=key)
+    if found.resumed is None:
+        return found
+    num_blocks = -(-found.resumed.num_blocks * before.block_size // config.block_size)
+    return replace(found, resumed=replace(found.resumed, num_blocks=num_blocks))
+
+
+def _times(before: SchedulerConfig, config: SchedulerConfig) -> int:
+    """Recorded blocks of a new one."""
+    if config.block_size % before.block_size:
+        raise UsageError(
+            f"a block_size of {config.block_size} cannot be replayed with prefix caching",
+            why=f"what prompts have in common is recorded in blocks of {before.block_size} tokens",
+            hint="a multiple of it, or enable_prefix_caching=false",
+        )
+    return config.block_size // before.block_size
+
+
+def _joined(key: BlockKey, times: int) -> BlockKey:
+    def joined(block: int) -> Hashable:
+        return tuple(key(block * times + i) for i in range(times))
+
+    return key if times == 1 else joined
+
+
+def _chains(
+    cached: Sequence[tuple[Hashable, ...]], before: SchedulerConfig, config: SchedulerConfig
+) -> tuple[tuple[Any, ...], ...]:
+    times = _times(before, config)
+    if times == 1:
+        return tuple(cached)
+    whole = (len(chain) // times for chain in cached)
+    return tuple(
+        tuple(tuple(chain[i * times : (i + 1) * times]) for i in range(count))
+        for chain, count in zip(cached, whole, strict=True)
+        if count
+    )

@@ -1,0 +1,54 @@
+"""What clients waited in each history, as a table of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fdtrace.recorder.printable import printable
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.latency import Latencies, Percentiles
+
+HEADINGS = (
+    "TTFT ms\np50/p95/p99",
+    "ITL ms\np50/p95/p99",
+    "latency s\np50/p95/p99",
+    "tokens\n/s",
+    "busy",
+)
+
+
+def latency_table(histories: Sequence[History], *, ascii: bool) -> Table:
+    """A row a history: of the recording as recorded, of replays by time as the time model tells."""
+    table = Table(box=box.ASCII if ascii else box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("time", overflow="fold", max_width=30)
+    good = any(one.outcome.latency and one.outcome.latency.goodput_per_s is not None for one in histories)
+    for heading in (*HEADINGS, *(("good\nreq/s",) if good else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for history in histories:
+        latency = history.outcome.latency
+        cells = ["-"] * (len(HEADINGS) + good) if latency is None else _cells(latency, good=good)
+        table.add_row(Text(printable(history.name), "bold"), *cells)
+    return table
+
+
+def _cells(latency: Latencies, *, good: bool) -> list[str]:
+    cells = [
+        _three(latency.ttft_us, 1e3),
+        _three(latency.itl_us, 1e3),
+        _three(latency.latency_us, 1e6),
+        f"{latency.output_tokens_per_s:.4g}",
+        f"{latency.busy_share:.0%}",
+    ]
+    return (
+        [*cells, "-" if latency.goodput_per_s is None else f"{latency.goodput_per_s:.3g}"] if good else cells
+    )
+
+
+def _three(values: Percentiles, unit: float) -> str:
+    return "/".join(
+        "-" if one is None else f"{one / unit:.3g}" for one in (values.p50, values.p95, values.p99)
+    )
