@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,9 @@ from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
-from fdtrace.replayer.replay.deployment import DeploymentReplay
+from fdtrace.replayer.replay.deployment import DeploymentReplay, Looked
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.from_recording import workload_from_recording
@@ -108,6 +110,11 @@ class Experiment:
         """The recorded requests."""
         return workload_from_recording(self.recording, self.clock)
 
+    @cached_property
+    def _pipeline(self) -> RecordedPipeline | None:
+        """The recorded deployment, as replays under other formulas go by it; None: it was in lockstep."""
+        return recorded_pipeline(self.recording, self.workload)
+
     def recorded(self) -> History:
         """The recording itself."""
         return recorded_history(self.recording, self.rows, self.memory)
@@ -153,9 +160,12 @@ class Experiment:
         recorded = recorded_policy(self.recording)
         chosen = policy or policy_with(by) or recorded
         same = chosen is recorded and recorded_under(self.recording, by)
-        order = self.recording.details.order if same and self.clock == "steps" else None
-        if order is not None:
-            return self._in_order(order, by, chosen, progressed, cancelled)
+        order = self.recording.details.order if self.clock == "steps" else None
+        looked = partial(_looked, self.recording.num_steps, progressed, cancelled)
+        if order is not None and same:
+            return self._in_order(order, by, chosen, looked)
+        if order is not None and not same and (found := self.in_pipeline(by, chosen, looked)) is not None:
+            return found
         run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
         history = history_of(run, self.memory)
@@ -163,23 +173,34 @@ class Experiment:
             return history
         return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
 
+    def in_pipeline(
+        self, by: Formula, policy: Policy | None = None, looked: Looked | None = None
+    ) -> History | None:
+        """The requests of a recorded deployment as clients sent them, through a model of its pipeline.
+
+        `reschedule` does this under what did not record it. Under what did, it tells how much of a prediction is the
+        pipeline's own error.
+
+        Returns:
+            The replay; None where the recording was in lockstep, or has too little to go by.
+        """
+        if self._pipeline is None:
+            return None
+        found = self._pipeline.replay(
+            by, policy or policy_with(by) or recorded_policy(self.recording), looked
+        )
+        history = history_of(found.run, self.memory)
+        return changed(history, outcome=changed(history.outcome, pipeline=found.figures))
+
     def _in_order(
         self,
         order: CallOrder,
         by: Formula,
         policy: Policy,
-        progressed: Progressed | None,
-        cancelled: Cancelled | None,
+        looked: Looked,
     ) -> History:
         """The recording under what recorded it, in the order in which its engine met its events."""
         run = DeploymentReplay(self.recording, order, self.workload, by, policy, explain=True)
-
-        def looked(steps: int) -> None:
-            if cancelled is not None and cancelled():
-                raise ReplayCancelled
-            if progressed is not None:
-                progressed(steps, self.recording.num_steps)
-
         run.run(looked)
         reader = run.log.reader()
         history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
@@ -214,6 +235,14 @@ class Experiment:
         return changed(history, outcome=changed(history.outcome, fidelity=fidelity))
 
 
+def _looked(expected: int, progressed: Progressed | None, cancelled: Cancelled | None, steps: int) -> None:
+    """Say so many steps; ReplayCancelled when asked to stop."""
+    if cancelled is not None and cancelled():
+        raise ReplayCancelled
+    if progressed is not None:
+        progressed(steps, expected)
+
+
 def refuse_unmodelled(recording: Recording, name: str) -> None:
     """UsageError where a formula cannot reschedule this recording: its engine follows other rules."""
     engine = recording.engine
@@ -232,7 +261,9 @@ def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy 
     return Experiment(recording).reschedule(by, policy)
 
 
-def history_of(run: Replay | DeploymentReplay, memory: MemoryQuestion = NOT_ASKED) -> History:
+def history_of(
+    run: Replay | DeploymentReplay | PipelineReplay, memory: MemoryQuestion = NOT_ASKED
+) -> History:
     """The history of a replay that has been run."""
     columns = memory.with_reserved(run.log.columns())
     limit = run.workload.config.max_num_batched_tokens

@@ -17,6 +17,7 @@ from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
 from fdtrace.replayer.experiment import policy_with
+from fdtrace.replayer.history.history import Order
 
 FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
@@ -25,6 +26,13 @@ FIGURES = (
 """Of an outcome, what a table of runs shows, in this order."""
 MAY_BE_NEGATIVE = ("token_budget", "allowed")
 """Columns of a step in which -1 is a number: what a formula computed."""
+
+MODES: dict[Order, str] = {
+    "lockstep": "in lockstep",
+    "recorded": "in recorded order",
+    "pipeline": "as a pipeline",
+}
+"""How calls and forwards of a rescheduled run followed each other, in words."""
 
 FormulaLike = str | Formula | type
 """A built-in name, `name: EXPRESSION`, `FILE.py:CLASS`; a formula; a class with `budget(self, v)`."""
@@ -157,7 +165,8 @@ class ReplayRun:
         outcome = self.outcome
         over = f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed {self.limit} tokens"
         left = f", {outcome.why_not_done}" if outcome.why_not_done else ""
-        how = "" if self.how == self.name else f" ({self.how})"
+        said = self.how if outcome.order is None else f"{self.how}, {MODES[outcome.order]}"
+        how = "" if self.how == self.name else f" ({said})"
         return f"<ReplayRun {self.name}{how}: {over}, by {outcome.max_excess} at most{left}>"
 
 
@@ -184,8 +193,9 @@ class Runs(Mapping[str, ReplayRun]):
         return name in self._runs
 
     def table(self) -> ResultTable:
-        """One row a run: `name`, `how`, steps over the limit, excess, peak, tokens refused, budget use (0 to 1), steps,
-        preemptions, stalls, requests unfinished, bytes; `ends`: why it did not come to its end, None where it did.
+        """One row a run: `name`, `how`, `order` (as `Outcome`), steps over the limit, excess, peak, tokens refused,
+        budget use (0 to 1), steps, preemptions, stalls, requests unfinished, bytes; `ends`: why it did not come to its
+        end, None where it did.
         """
         rows = []
         for run in self._runs.values():
@@ -194,6 +204,7 @@ class Runs(Mapping[str, ReplayRun]):
                 {
                     "name": run.name,
                     "how": run.how,
+                    "order": run.outcome.order,
                     **{name: known[name] for name in FIGURES},
                     "fidelity": None if run.outcome.fidelity is None else run.outcome.fidelity.share,
                     "ends": run.outcome.why_not_done or None,

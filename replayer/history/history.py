@@ -15,9 +15,9 @@ from fdtrace.replayer.recorded.step_durations import Clock
 
 How = Literal["recorded", "as recorded", "rescheduled"]
 
-Order = Literal["lockstep", "recorded"]
+Order = Literal["lockstep", "recorded", "pipeline"]
 """`lockstep`: a forward after each call, whose output the next call knows; `recorded`: calls, forwards and what came
-between them in the recorded order.
+between them in the recorded order; `pipeline`: each as it falls, on the recorded times of a deployment's parts.
 """
 
 
@@ -119,6 +119,37 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class PipelineFigures:
+    """What a replay of a deployment's pipeline says beside its steps; milliseconds."""
+
+    duration_ms: float
+    """From the first request's coming to the end of the last forward."""
+    first_token_p50_ms: float
+    """Time to first token: from a request's coming to the end of the forward that made its first token."""
+    first_token_p95_ms: float
+    first_token_p50_slower_ms: float
+    """The same at the median, were every forward 2% slower."""
+    disturbed: float
+    """Share of the recorded time in which the recorded host stood still, 0 to 1."""
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether so much of the time to first token is waiting that a small error of pace changes it much."""
+        return self.first_token_p50_slower_ms > (1 + SENSITIVE) * self.first_token_p50_ms
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether the recorded host stood still for so long that times of the recording are not the engine's."""
+        return self.disturbed > DISTURBED
+
+
+SENSITIVE, DISTURBED = 0.06, 0.03
+"""The median of the time to first token is unsure where 2% of pace change it by more than that; a recording counts as
+disturbed where its host stood still for a larger share of the time.
+"""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A history in figures; tokens unless named otherwise. None: this recording does not show it."""
 
@@ -149,6 +180,8 @@ class Outcome:
     """By what requests arrived, where they were scheduled afresh."""
     order: Order | None = None
     """How calls and forwards followed each other, where requests were scheduled afresh."""
+    pipeline: PipelineFigures | None = None
+    """What a replay of a deployment's pipeline says beside."""
 
     @property
     def why_not_done(self) -> str:

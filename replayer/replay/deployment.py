@@ -7,7 +7,7 @@ and the worker runs the forwards that belonged to the recorded call, with the re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -98,10 +98,26 @@ class DeploymentReplay:
 
     def _resume(self, order: CallOrder) -> None:
         """Requests that ran before the first forward hold slots, with the blocks that the first call found."""
-        found = _blocks_found(order)
-        for first in self.recording.details.initial:
-            request, blocks = self.requests[first.request], found.get(first.request, 0)
-            self.worker.resume(_slot(request, first, max(blocks, first.num_blocks)))
+        for slot in resumed_slots(self.recording, order, self.requests):
+            self.worker.resume(slot)
+
+
+def resumed_slots(
+    recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]
+) -> Iterator[Slot]:
+    """What the worker held before the first recorded forward; `requests` by their numbers."""
+    found = _blocks_found(order)
+    for first in recording.details.initial:
+        blocks = max(found.get(first.request, 0), first.num_blocks)
+        yield _slot(requests[first.request], first, blocks)
+
+
+def requests_by_number(recording: Recording, workload: Workload) -> dict[int, WorkRequest]:
+    """The requests of a recording's workload, by the recording's numbers."""
+    by_id = {request.request_id: request for request in workload.requests}
+    columns = recording.requests
+    pairs = zip(columns["request"].tolist(), columns["request_id"].tolist(), strict=True)
+    return {number: by_id[name] for number, name in pairs}
 
 
 def _slot(request: WorkRequest, first: InitialRequest, num_blocks: int) -> Slot:

@@ -86,10 +86,32 @@ def test_every_call_and_every_forward_is_reproduced(recording: Recording) -> Non
     assert history.outcome.num_stalls == int(recording.steps["num_stalled"].sum())
 
 
-def test_another_formula_is_replayed_in_lockstep(tight: Recording) -> None:
+def test_another_formula_is_replayed_as_a_pipeline(tight: Recording) -> None:
     history = replayed(tight, "pr7499")
-    assert history.outcome.order == "lockstep"
+    assert history.outcome.order == "pipeline"
     assert history.outcome.fidelity is None
+    assert (history.outcome.num_exceeded, history.outcome.peak_tokens) == (
+        0,
+        tight.engine.max_num_batched_tokens,
+    )
+    assert history.outcome.pipeline is not None
+    assert history.outcome.pipeline.first_token_p50_ms > 0
+
+
+def test_the_pipeline_alone_stays_near_what_was_recorded(recording: Recording) -> None:
+    """Without the recorded order, under what recorded it: as many forwards, tokens and preemptions, about.
+
+    These were recorded on busy machines, and are short.
+    """
+    name = recorded_formula(recording)
+    assert name is not None
+    found = Experiment(recording).in_pipeline(BUILTIN[name])
+    assert found is not None
+    outcome, steps = found.outcome, recording.steps
+    assert abs(outcome.num_steps - recording.num_steps) <= 0.08 * recording.num_steps
+    assert abs(outcome.total_tokens - steps["num_tokens"].sum()) <= 0.1 * steps["num_tokens"].sum()
+    assert abs(outcome.num_preemptions - steps["num_preempted"].sum()) <= 1
+    assert abs(outcome.peak_tokens - steps["num_tokens"].max()) <= 0.05 * steps["num_tokens"].max()
 
 
 def test_without_its_order_a_recording_is_replayed_in_lockstep(tight: Recording) -> None:

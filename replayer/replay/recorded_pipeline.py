@@ -1,0 +1,112 @@
+"""A recorded deployment as replays under other formulas and policies go by it: its times, and what clients did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fdtrace.recorder.order import CallOrder
+from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.config import Policy
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history.history import PipelineFigures
+from fdtrace.replayer.model.events import Resumed
+from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
+from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
+from fdtrace.replayer.replay.beginning import Beginning
+from fdtrace.replayer.replay.deployment import Looked, requests_by_number, resumed_slots
+from fdtrace.replayer.replay.fetching import Sent
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.recorded_order import found_at_first
+from fdtrace.replayer.workload.sent import aborted_at, sent_at
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
+
+SLOWER = 0.02
+"""How much slower the forwards of the second replay are, which tells how sure the time to first token is."""
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """One replay, and what it says beside its steps."""
+
+    run: PipelineReplay
+    figures: PipelineFigures
+
+
+class RecordedPipeline:
+    """Replays one recorded deployment."""
+
+    def __init__(self, workload: Workload, times: PipelineTimes, beginning: Beginning) -> None:
+        self.workload, self.times, self.beginning = workload, times, beginning
+        self._sent = {one.request.request_id: one.at for one in beginning.sent}
+
+    def replay(self, formula: Formula, policy: Policy, looked: Looked | None = None) -> PipelineRun:
+        """A replay under a formula and a policy."""
+        run = PipelineReplay(self.workload, self.times, self.beginning, formula, policy, explain=True)
+        run.run(looked)
+        slower = PipelineReplay(self.workload, self.times.slower(SLOWER), self.beginning, formula, policy)
+        slower.run(looked)
+        p50, p95 = self._waits(run)
+        began = min(self._sent.values(), default=0.0)
+        figures = PipelineFigures(
+            max(0.0, run.ends[-1] - began) if run.ends else 0.0,
+            p50,
+            p95,
+            self._waits(slower)[0],
+            self.times.disturbed,
+        )
+        return PipelineRun(run, figures)
+
+    def _waits(self, run: PipelineReplay) -> tuple[float, float]:
+        waits = [at - self._sent[name] for name, at in run.first_tokens.items() if name in self._sent]
+        return (float(np.median(waits)), float(np.percentile(waits, 95))) if waits else (0.0, 0.0)
+
+
+def recorded_pipeline(recording: Recording, workload: Workload) -> RecordedPipeline | None:
+    """The pipeline of a recording; None where it was in lockstep, or has too little to go by."""
+    order = recording.details.order
+    if order is None or is_lockstep(recording, order):
+        return None
+    times = fit_pipeline(recording, order)
+    if times is None:
+        return None
+    return RecordedPipeline(workload, times, _beginning(recording, order, workload))
+
+
+def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Beginning:
+    requests = requests_by_number(recording, workload)
+    first = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
+    sent = sent_at(recording, order)
+    return Beginning(
+        first,
+        tuple(Sent(requests[number], at) for number, at in sent.items() if number in requests),
+        aborted_at(recording, order, requests),
+        tuple(found_at_first(order, requests)),
+        tuple(resumed_slots(recording, order, requests)),
+        _unseen(recording, order, requests),
+        _until(recording, workload),
+    )
+
+
+def _until(recording: Recording, workload: Workload) -> float | None:
+    if all(request.target is None for request in workload.requests):
+        return None
+    steps = recording.steps
+    return (int(steps["ts"][-1]) - int(steps["ts"][0])) / 1e6 + max(0, int(steps["forward_us"][-1])) / 1e3
+
+
+def _unseen(recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]) -> dict[str, int]:
+    """Tokens of forwards under way when it began: the worker's slots have them, the first call had not."""
+    counted = {
+        event.arrived.request_id: event.arrived.num_prompt_tokens + event.num_emitted_tokens
+        for event in found_at_first(order, requests)
+        if isinstance(event, Resumed) and event.place == "running"
+    }
+    found = {}
+    for slot in resumed_slots(recording, order, requests):
+        made = slot.cached + 1 - counted.get(slot.request_id, slot.cached + 1)
+        if slot.cached >= slot.need and made > 0:
+            found[slot.request_id] = made
+    return found
