@@ -13,6 +13,7 @@ from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import Experiment, Formula, History, Outcome, StepRow, outcome_dict
+from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
@@ -271,6 +272,8 @@ def _explaining(
     experiment: Experiment, formula: Formula, policy: Policy, history: History
 ) -> Callable[[int], StepReasons]:
     explainer = Explainer(lambda: experiment.workload, formula, policy)
+    if history.outcome.order == "pipeline":
+        explainer = PipelineExplainer(experiment.recording, lambda: experiment.workload, formula, policy)
 
     def explain(step: int) -> StepReasons:
         numbers, hang = history.columns["step"], history.outcome.hang

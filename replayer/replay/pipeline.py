@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from fdtrace.recorder.recording import MISSING
@@ -30,6 +30,7 @@ from fdtrace.replayer.model.events import (
     Aborted,
     Decision,
     Emitted,
+    Forward,
     Freed,
     Left,
     OutputCached,
@@ -42,6 +43,7 @@ from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
 from fdtrace.replayer.replay.beginning import Beginning
 from fdtrace.replayer.replay.fetching import LOOKS_EVERY_MS, ClientQueue
 from fdtrace.replayer.replay.row_log import RowLog
+from fdtrace.replayer.replay.token_processor import TokenProcessor
 from fdtrace.replayer.replay.worker import Tasks, Worker, tasks_of
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
@@ -95,8 +97,7 @@ class PipelineReplay:
         self._agenda: list[tuple[float, int, Callable[[float], None]]] = []
         self._num_planned = 0
         self._handed: _HandedOut | None = None
-        self._outputs: deque[tuple[float, str, int]] = deque()
-        self._outputs_done = -math.inf
+        self._outputs = TokenProcessor(times)
         self._answers: list[str] = []
         """Preempted and aborted requests that the worker has let go of and not answered for."""
         self._fetching = self._sleeping = False
@@ -132,9 +133,9 @@ class PipelineReplay:
         for slot in start.slots:
             self.worker.resume(slot)
         for name, count in start.unseen.items():
-            self._outputs.append((start.at, name, count))
+            self._outputs.add(start.at, name, count)
         for at, name in start.aborts:
-            self._plan(at, lambda _, name=name: self._abort(name))  # type: ignore[misc]
+            self._plan(at, partial(self._abort, name=name))
         self._plan(start.at, self._call)
         self._plan(start.at, self._look_at_queue)
         if self.policy.fetches_in_thread:
@@ -169,12 +170,14 @@ class PipelineReplay:
             self._rest(now, step)
             return
         self.num_calls += 1
+        before = scheduler.num_running, scheduler.num_waiting, scheduler.num_free_blocks
         try:
             decision = scheduler.apply(SCHEDULE)
         except SchedulerFailed as failure:
             self.hang = Hang(self.workload.first_step + step, f"the scheduler fails: {failure}")
             return
         self._num_held_back = scheduler.num_held_back(decision)
+        self.after_call(decision, before)
         if decision.is_empty:
             self._decision = decision
             self._watch(decision)
@@ -189,6 +192,12 @@ class PipelineReplay:
         if self._sleeping:
             self._sleeping = False
             self._plan(visible + POLL_MS / 2, self._look_at_queue)
+
+    def after_call(self, decision: Decision, before: tuple[int, int, int]) -> None:
+        """Called after each call, for those who watch. `before`: requests that ran and waited, and free blocks."""
+
+    def after_forward(self, decision: Decision, forward: Forward) -> None:
+        """Called after each step, with the call that it belongs to."""
 
     def _rest(self, now: float, step: int) -> None:
         """Nothing is there to be scheduled: calls go on in their rhythm until something else happens."""
@@ -225,7 +234,7 @@ class PipelineReplay:
             self._plan(coming, self._fetch)
             return
         taken = self._clients.fetch(now, self.scheduler.num_free_slots)
-        self._plan(now + self.times.fetch, lambda at: self._fetched(at, taken))
+        self._plan(now + self.times.fetch, partial(self._fetched, taken=taken))
 
     def _fetched(self, now: float, taken: Sequence[WorkRequest]) -> None:
         for request in taken:
@@ -240,7 +249,7 @@ class PipelineReplay:
         else:
             self._fetch(now)
 
-    def _abort(self, name: str) -> None:
+    def _abort(self, now: float, name: str) -> None:
         if name in self.scheduler:
             self.scheduler.apply(Aborted(name))
 
@@ -270,6 +279,7 @@ class PipelineReplay:
         refused = max(0, min(self._num_held_back, limit - forward.num_tokens))
         self.log.record_forward(self._decision, forward, self._num_preempted, refused)
         self._num_preempted = 0
+        self.after_forward(self._decision, forward)
         self.ends.append(end)
         for name in (*forward.started, *forward.finished):
             self.first_tokens.setdefault(name, end)
@@ -287,30 +297,19 @@ class PipelineReplay:
 
     def _output(self, out: float, step: int) -> None:
         """What a forward made, and the answers for requests that were let go of, on their way to the engine."""
-        emitted, answers = self.worker.emitted, self._answers
+        emitted, answers, self._answers = self.worker.emitted, self._answers, []
         if not emitted and not answers:
             return
-        times = self.times
-        at = max(out, self._outputs_done) + max(0.0, times.first_output + times.output_wait.at(step))
-        self._answers = []
+        taken = self._outputs.forwarded(out, step, emitted, answers)
         for name in answers:
-            self._plan(at, lambda when, name=name: self._let_go(when, name))  # type: ignore[misc]
-            at += times.output_row
-        slots = self.worker.slots
-        for name, count in emitted.items():
-            self._outputs.append((at, name, count))
-            if name not in slots:
-                self._plan(at, lambda when, name=name, step=step: self._last(when, name, step))  # type: ignore[misc]
-            at += times.output_row
-        self._outputs_done = at
+            self._plan(taken[name], partial(self._let_go, name=name))
+        for name in emitted:
+            if name not in self.worker.slots:
+                self._plan(taken[name], partial(self._last, name=name, step=step))
 
     def _take_in(self, now: float) -> None:
         """Let the tokens count that have been taken in by now."""
-        outputs = self._outputs
-        found: dict[str, int] = {}
-        while outputs and outputs[0][0] <= now:
-            _, name, count = outputs.popleft()
-            found[name] = found.get(name, 0) + count
+        found = self._outputs.taken_in(now)
         if found:
             self.scheduler.apply(Emitted(found))
 
@@ -323,7 +322,7 @@ class PipelineReplay:
             and name in self.scheduler
         ):
             self.scheduler.apply(OutputCached(name, self.scheduler.num_total_tokens_of(name)))
-        self._plan(now + self.times.leave.at(step), lambda at: self._leave(at, name))
+        self._plan(now + self.times.leave.at(step), partial(self._leave, name=name))
 
     def _leave(self, now: float, name: str) -> None:
         if name not in self.scheduler:

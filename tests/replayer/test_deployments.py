@@ -108,7 +108,7 @@ def test_the_pipeline_alone_stays_near_what_was_recorded(recording: Recording) -
     found = Experiment(recording).in_pipeline(BUILTIN[name])
     assert found is not None
     outcome, steps = found.outcome, recording.steps
-    assert abs(outcome.num_steps - recording.num_steps) <= 0.08 * recording.num_steps
+    assert abs(outcome.num_steps - recording.num_steps) <= 0.15 * recording.num_steps
     assert abs(outcome.total_tokens - steps["num_tokens"].sum()) <= 0.1 * steps["num_tokens"].sum()
     assert abs(outcome.num_preemptions - steps["num_preempted"].sum()) <= 1
     assert abs(outcome.peak_tokens - steps["num_tokens"].max()) <= 0.05 * steps["num_tokens"].max()

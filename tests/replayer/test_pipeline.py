@@ -11,12 +11,15 @@ import pytest
 
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer import ORIGINAL, RELEASE_2_6, Policy, SchedulerConfig
+from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
+from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import BySize, BySteps, PipelineTimes
 from fdtrace.replayer.replay.beginning import Beginning
 from fdtrace.replayer.replay.fetching import ClientQueue, Sent
 from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from tests.replayer.test_deployments import opened, order_of, with_order
 
@@ -222,3 +225,20 @@ def test_calls_that_knew_every_forward_are_in_lockstep(tight: Recording) -> None
     knowing = with_order(tight, seen={"call": seen["call"], "step": last})
     assert is_lockstep(knowing, order_of(knowing))
     assert is_lockstep(tight, replace(order, seen={"call": np.zeros(0, int), "step": np.zeros(0, int)}))
+
+
+def test_a_step_is_explained_by_the_call_that_it_belongs_to(tight: Recording) -> None:
+    formula = BUILTIN["pr7499"]
+    history = Experiment(tight).reschedule(formula)
+    explainer = PipelineExplainer(tight, lambda: workload_from_recording(tight), formula, ORIGINAL)
+    columns = history.columns
+    for at in (0, 7, 40, 20, 100):
+        step = int(columns["step"][at])
+        found = explainer.explain(step)
+        assert found.forward is not None
+        assert found.forward.num_tokens == columns["num_tokens"][at]
+        (decision,) = found.decisions
+        assert (decision.token_budget, decision.num_running) == (
+            columns["token_budget"][at],
+            columns["num_running"][at],
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fdtrace.recorder.recording import Recording
+from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant
@@ -155,7 +156,10 @@ class Inspector:
             policy = replay.policy or recorded_policy(recording)
             clock = history.outcome.clock
             workload = partial(self._workload, recording, "steps" if clock is None else clock.kind)
-            known = self._explainers[at] = (replay, recording, Explainer(workload, replay.formula, policy))
+            explainer = Explainer(workload, replay.formula, policy)
+            if history.outcome.order == "pipeline":
+                explainer = PipelineExplainer(recording, workload, replay.formula, policy)
+            known = self._explainers[at] = (replay, recording, explainer)
         return known[2]
 
     def _workload(self, recording: Recording, clock: ClockKind) -> Workload:
