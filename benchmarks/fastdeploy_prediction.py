@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from fastdeploy_fidelity import record
 
 from fdtrace.recorder.trace import open_trace
@@ -64,16 +65,18 @@ class Figures:
     preempted: int
     stalled: int
     first_token: float
+    pace: float
+    """Milliseconds from one forward to the next, at the median."""
     unsure: bool = False
     disturbed: float = 0.0
 
     @classmethod
-    def of(cls, history: History, first_token: float, **more: Any) -> Figures:
+    def of(cls, history: History, first_token: float, pace: float, **more: Any) -> Figures:
         """Those of a history."""
         found = history.outcome
         return cls(
             found.num_steps, found.num_exceeded, found.peak_tokens, found.num_preemptions, found.num_stalls,
-            first_token, **more,
+            first_token, pace, **more,
         )  # fmt: skip
 
     def cells(self, beside: Figures | None = None) -> list[str]:
@@ -83,7 +86,7 @@ class Figures:
             for name in ("forwards", "over", "peak", "preempted", "stalled", "first_token")
         ]
         cells[-1] += " (unsure)" if self.unsure else ""
-        return cells
+        return [*cells, f"{self.pace:.1f}"]
 
 
 def _cell(value: float, other: float | None) -> str:
@@ -95,7 +98,9 @@ def recorded(trace: Path) -> Figures:
     """What really happened."""
     with open_trace(trace) as opened:
         waits = [row["wait"] for row in opened.rows(FIRST_TOKENS)]
-        return Figures.of(Experiment(opened.recording()).recorded(), median(waits))
+        recording = opened.recording()
+        pace = float(np.median(np.diff(recording.steps["ts"]))) / 1e6
+        return Figures.of(Experiment(recording).recorded(), median(waits), pace)
 
 
 def predicted(trace: Path, version: str) -> Figures:
@@ -110,7 +115,11 @@ def predicted(trace: Path, version: str) -> Figures:
     figures = found.outcome.pipeline
     assert figures is not None
     return Figures.of(
-        found, figures.first_token_p50_ms, unsure=figures.is_saturated, disturbed=figures.disturbed
+        found,
+        figures.first_token_p50_ms,
+        figures.pace_ms,
+        unsure=figures.is_saturated,
+        disturbed=figures.disturbed,
     )
 
 
@@ -144,8 +153,8 @@ def main() -> None:
     checkouts = dict(one.split("=", 1) for one in options.versions)
     versions = list(checkouts)
     print("| configuration | version | | forwards | over the limit | peak tokens | preempted | stalled rows "
-          "| time to first token p50, ms |")  # fmt: skip
-    print("|---" * 9 + "|")
+          "| time to first token p50, ms | ms a step |")  # fmt: skip
+    print("|---" * 10 + "|")
     with tempfile.TemporaryDirectory() as scratch:
         traces = options.traces or Path(scratch)
         traces.mkdir(exist_ok=True)

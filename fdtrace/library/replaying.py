@@ -18,7 +18,7 @@ from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
 from fdtrace.replayer.experiment import policy_with
-from fdtrace.replayer.history.history import Order
+from fdtrace.replayer.history.history import ORDERS
 
 FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
@@ -27,13 +27,6 @@ FIGURES = (
 """Of an outcome, what a table of runs shows, in this order."""
 MAY_BE_NEGATIVE = ("token_budget", "allowed")
 """Columns of a step in which -1 is a number: what a formula computed."""
-
-MODES: dict[Order, str] = {
-    "lockstep": "in lockstep",
-    "recorded": "in recorded order",
-    "pipeline": "as a pipeline",
-}
-"""How calls and forwards of a rescheduled run followed each other, in words."""
 
 FormulaLike = str | Formula | type
 """A built-in name, `name: EXPRESSION`, `FILE.py:CLASS`; a formula; a class with `budget(self, v)`."""
@@ -166,7 +159,7 @@ class ReplayRun:
         outcome = self.outcome
         over = f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed {self.limit} tokens"
         left = f", {outcome.why_not_done}" if outcome.why_not_done else ""
-        said = self.how if outcome.order is None else f"{self.how}, {MODES[outcome.order]}"
+        said = self.how if outcome.order is None else f"{self.how}, {ORDERS[outcome.order]}"
         how = "" if self.how == self.name else f" ({said})"
         return f"<ReplayRun {self.name}{how}: {over}, by {outcome.max_excess} at most{left}>"
 

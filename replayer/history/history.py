@@ -19,6 +19,8 @@ Order = Literal["lockstep", "recorded", "pipeline"]
 """`lockstep`: a forward after each call, whose output the next call knows; `recorded`: calls, forwards and what came
 between them in the recorded order; `pipeline`: each as it falls, on the recorded times of a deployment's parts.
 """
+ORDERS: dict[Order, str] = {"lockstep": "lockstep", "recorded": "recorded order", "pipeline": "pipeline"}
+"""What each is called where it is shown."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class PipelineFigures:
     first_token_p95_ms: float
     first_token_p50_slower_ms: float
     """The same at the median, were every forward 2% slower."""
+    pace_ms: float
+    """From the end of one forward to that of the next, at the median."""
     disturbed: float
     """Share of the recorded time in which the recorded host stood still, 0 to 1."""
 

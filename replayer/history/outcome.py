@@ -92,4 +92,7 @@ def outcome_dict(history: History) -> dict[str, Any]:
         found["fidelity"]["share"] = history.outcome.fidelity.share
         if history.outcome.fidelity.calls is not None:
             found["fidelity"]["calls"]["share"] = history.outcome.fidelity.calls.share
+    if history.outcome.pipeline is not None:
+        found["pipeline"]["is_saturated"] = history.outcome.pipeline.is_saturated
+        found["pipeline"]["is_disturbed"] = history.outcome.pipeline.is_disturbed
     return {"name": history.name, "how": history.how, "limit": history.limit, **found}

@@ -55,6 +55,7 @@ class RecordedPipeline:
             p50,
             p95,
             self._waits(slower)[0],
+            float(np.median(np.diff(run.ends))) if len(run.ends) > 1 else 0.0,
             self.times.disturbed,
         )
         return PipelineRun(run, figures)

@@ -13,17 +13,11 @@ from rich.text import Text
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.standstill import Standstill
-from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.history import ORDERS, History
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
-from fdtrace.tui.report.sentences import (
-    ORDER_NAMES,
-    call_departure_lines,
-    divergence_table,
-    sentences,
-    shared_sentences,
-)
+from fdtrace.tui.report.sentences import call_departure_lines, divergence_table, sentences, shared_sentences
 from fdtrace.tui.theme import memory_size
 
 BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
@@ -163,7 +157,7 @@ def _table(histories: Sequence[History], *, ascii: bool) -> Table:
 def _how(history: History) -> str:
     """How it was made: where requests were scheduled afresh, also how calls and forwards followed each other."""
     order = history.outcome.order
-    return history.how if order is None else f"{history.how}, {ORDER_NAMES[order]}"
+    return history.how if order is None else f"{history.how}, {ORDERS[order]}"
 
 
 def _cells(history: History) -> list[Text]:

@@ -59,8 +59,7 @@ def _fidelity(fidelity: Fidelity) -> str:
     return text + (f" ({fidelity.explanation})" if fidelity.explanation else "")
 
 
-ORDER_NAMES: dict[Order, str] = {"lockstep": "lockstep", "recorded": "recorded order", "pipeline": "pipeline"}
-ORDERS: dict[Order, str] = {
+HOW_ORDERED: dict[Order, str] = {
     "recorded": "in the recorded order: calls and forwards as the engine met them, by what each call knew",
     "pipeline": "as a pipeline: worker, token processor and scheduling loop each on their recorded times",
     "lockstep": "in lockstep: a forward after each call, which knows its output",
@@ -75,7 +74,7 @@ def _orders(histories: Sequence[History]) -> list[str]:
             names.setdefault(history.outcome.order, []).append(history.name)
     if not names.keys() - {"lockstep"}:
         return []
-    return [f"{', '.join(names[order])} {how}" for order, how in ORDERS.items() if order in names]
+    return [f"{', '.join(names[order])} {how}" for order, how in HOW_ORDERED.items() if order in names]
 
 
 def _pipeline(figures: PipelineFigures) -> list[str]:
