@@ -18,8 +18,10 @@ from fdtrace.replayer.recorded.step_state import known
 
 MOST_FITTED = 4000
 """Steps that the token processor is fitted to: each candidate takes a walk through them."""
-FETCHES_IN = 1.0
-"""From a request's coming to the waiting queue at most, where the engine waits for it; most may come to a busy one."""
+FETCHES_IN = 2.0
+"""From a request's coming to the waiting queue at most, where the engine waits for it; many may come to a busy one."""
+NEARLY = 0.995
+"""Values that explain so much of what the best one does count as good."""
 STANDSTILL = 3.0
 """A forward, or the pause after one, of so many times the typical length counts as a standstill of the host."""
 
@@ -183,7 +185,8 @@ class _Fit:
                 own[step] = between[i]
         several = self.order.calls["num_calls"] > 1
         found = np.concatenate([within[self.idle & several], own[np.isfinite(own)]])
-        return BySteps(float(np.median(found)) if len(found) else 5.2, own)
+        usual = found[found <= STANDSTILL * np.median(found)] if len(found) else found
+        return BySteps(float(usual.mean()) if len(usual) else 5.2, own)
 
     def _call(self) -> float:
         return float(np.median(self.order.calls["schedule_us"][~self.idle])) / 1e3
@@ -251,7 +254,8 @@ class _Fit:
             )
             if request in when and arrived != MISSING
         ]
-        return min(FETCHES_IN, float(np.percentile(found, 5))) if found else FETCHES_IN
+        soon = [wait for wait in found if wait <= FETCHES_IN]
+        return float(np.median(soon)) if soon else FETCHES_IN / 2
 
     def _disturbed(self, pause: Times, plain: NDArray[np.bool_], typical: float) -> float:
         usual = float(np.median(self.took))
@@ -261,11 +265,13 @@ class _Fit:
 
 
 def _within_most(low: Times, high: Times) -> float:
-    """The value that lies within most bounds; the middle one where several do."""
+    """The value that lies within most bounds. Of those that nearly do, a late one: most bounds are only on one side, as
+    what takes long is seen only where it makes tasks miss a forward.
+    """
     candidates = np.arange(0.2, 30.0, 0.1)
     fits = np.array([int(((low <= value) & (value <= high)).sum()) for value in candidates])
-    best = np.flatnonzero(fits == fits.max())
-    return float(candidates[best[len(best) // 2]])
+    best = np.flatnonzero(fits >= NEARLY * fits.max())
+    return float(candidates[best[3 * len(best) // 4]])
 
 
 def _misses(
