@@ -132,7 +132,7 @@ class PipelineFigures:
     first_token_p50_slower_ms: float
     """The same at the median, were every forward 2% slower."""
     pace_ms: float
-    """From the end of one forward to that of the next, at the median."""
+    """From the end of one forward to that of the next, on average but for the longest twentieth."""
     disturbed: float
     """Share of the recorded time in which the recorded host stood still, 0 to 1."""
 

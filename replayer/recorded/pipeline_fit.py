@@ -20,10 +20,14 @@ MOST_FITTED = 4000
 """Steps that the token processor is fitted to: each candidate takes a walk through them."""
 FETCHES_IN = 2.0
 """From a request's coming to the waiting queue at most, where the engine waits for it; many may come to a busy one."""
-NEARLY = 0.995
+NEARLY = 0.98
 """Values that explain so much of what the best one does count as good."""
-STANDSTILL = 3.0
-"""A forward, or the pause after one, of so many times the typical length counts as a standstill of the host."""
+STANDSTILL, LONG = 3.0, 5.0
+"""A forward of so many times the typical length counts as a standstill of the host, and so does a pause of so many
+times that in which tasks usually come.
+"""
+RESTS = 5.2
+"""After an idle call, where none was recorded: FastDeploy sleeps 5 ms."""
 
 
 def fit_pipeline(recording: Recording, order: CallOrder) -> PipelineTimes | None:
@@ -97,21 +101,19 @@ class _Fit:
         leave, free = self._finishes(first, row, wait)
         return PipelineTimes(
             terms, rest, alone, tasks, check, hand_over, self._next_calls(), self._rests(), first, row, wait, leave,
-            free, self._fetch(), self._call(), self._disturbed(pause, plain, alone.typical),
+            free, self._fetch(), self._call(), self._disturbed(pause, ~waited, tasks.typical),
         )  # fmt: skip
 
     def _by_steps(self, values: Times, chosen: NDArray[np.bool_]) -> BySteps:
         own = np.where(chosen & np.isfinite(values), values, np.nan)
-        found = own[np.isfinite(own)]
-        return BySteps(float(np.median(found)) if len(found) else 0.0, own)
+        return BySteps(_usual(own[np.isfinite(own)]), own)
 
     def _with_tasks(self, pause: Times, chosen: NDArray[np.bool_]) -> BySize:
         steps = np.flatnonzero(chosen & np.isfinite(pause))
         sizes = np.zeros(len(pause), np.int64)
         mine = self.entered != MISSING
         np.add.at(sizes, self.entered[mine], self.prompts[mine])
-        typical = float(np.median(pause[steps])) if len(steps) else 0.0
-        return BySize.of(typical, steps, sizes[steps], pause[steps])
+        return BySize.of(_usual(pause[steps]), steps, sizes[steps], pause[steps])
 
     def _prompts(self) -> NDArray[np.int64]:
         """Prompt tokens of the requests whose chunks each call handed out."""
@@ -185,8 +187,7 @@ class _Fit:
                 own[step] = between[i]
         several = self.order.calls["num_calls"] > 1
         found = np.concatenate([within[self.idle & several], own[np.isfinite(own)]])
-        usual = found[found <= STANDSTILL * np.median(found)] if len(found) else found
-        return BySteps(float(usual.mean()) if len(usual) else 5.2, own)
+        return BySteps(_usual(found) or RESTS, own)
 
     def _call(self) -> float:
         return float(np.median(self.order.calls["schedule_us"][~self.idle])) / 1e3
@@ -257,11 +258,18 @@ class _Fit:
         soon = [wait for wait in found if wait <= FETCHES_IN]
         return float(np.median(soon)) if soon else FETCHES_IN / 2
 
-    def _disturbed(self, pause: Times, plain: NDArray[np.bool_], typical: float) -> float:
+    def _disturbed(self, pause: Times, busy: NDArray[np.bool_], typical: float) -> float:
         usual = float(np.median(self.took))
-        still = np.maximum(self.took - STANDSTILL * usual, 0.0).sum()
-        still += np.maximum(pause[plain] - STANDSTILL * (usual + typical), 0.0)[1:].sum()
+        still = (
+            self.took[self.took > STANDSTILL * usual].sum() + pause[busy][pause[busy] > LONG * typical].sum()
+        )
         return float(still / max(self.end[-1] - self.begin[0], 1e-9))
+
+
+def _usual(values: Times) -> float:
+    """The mean of the values but for those that are many times the typical one; 0 where there are none."""
+    usual = values[values <= LONG * np.median(values)] if len(values) else values
+    return float(usual.mean()) if len(usual) else 0.0
 
 
 def _within_most(low: Times, high: Times) -> float:

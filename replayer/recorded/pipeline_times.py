@@ -23,6 +23,12 @@ LEAST = 0.05
 """No forward takes less."""
 
 
+def pace_of(moments: Times) -> float:
+    """Milliseconds from one forward to the next, on average but for the longest twentieth, most of which are idle."""
+    apart = np.sort(np.diff(moments))
+    return float(apart[: len(apart) - len(apart) // 20].mean()) if len(apart) else 0.0
+
+
 @dataclass(frozen=True)
 class BySteps:
     """One quantity: its typical value, and its own at the recorded steps that have one (else NaN)."""

@@ -14,7 +14,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures
 from fdtrace.replayer.model.events import Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
-from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
+from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning
 from fdtrace.replayer.replay.deployment import Looked, requests_by_number, resumed_slots
 from fdtrace.replayer.replay.fetching import Sent
@@ -55,7 +55,7 @@ class RecordedPipeline:
             p50,
             p95,
             self._waits(slower)[0],
-            float(np.median(np.diff(run.ends))) if len(run.ends) > 1 else 0.0,
+            pace_of(np.array(run.ends)),
             self.times.disturbed,
         )
         return PipelineRun(run, figures)
