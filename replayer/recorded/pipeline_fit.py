@@ -20,6 +20,8 @@ MOST_FITTED = 4000
 """Steps that the token processor is fitted to: each candidate takes a walk through them."""
 FETCHES_IN = 2.0
 """From a request's coming to the waiting queue at most, where the engine waits for it; many may come to a busy one."""
+LOCKSTEP = 0.95
+"""Share of the calls that knew all outputs, from which on a recording counts as one in lockstep."""
 NEARLY = 0.98
 """Values that explain so much of what the best one does count as good."""
 STANDSTILL, LONG = 3.0, 5.0
@@ -50,13 +52,13 @@ def _begun_at(order: CallOrder, numbers: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def is_lockstep(recording: Recording, order: CallOrder) -> bool:
-    """Whether most calls knew the outputs of every forward that had begun."""
+    """Whether nearly all calls knew the outputs of every forward that had begun."""
     seen = order.seen
     if not len(seen["call"]):
         return True
     begun = np.searchsorted(recording.steps["ts"], _begun_at(order, seen["call"])) - 1
     behind = recording.steps["step"][np.maximum(begun, 0)] - seen["step"]
-    return bool((behind <= 0).mean() > 0.5)
+    return bool((behind <= 0).mean() > LOCKSTEP)
 
 
 class _Fit:

@@ -24,5 +24,7 @@ class Beginning:
     """The same, as the worker holds it."""
     unseen: Mapping[str, int] = field(default_factory=dict)
     """Tokens that these had made and no call had counted."""
+    ended: tuple[str, ...] = ()
+    """Requests that the first call found running, though the worker had ended them."""
     until: float | None = None
     """When the replay ends, where the recording ended before its requests did."""

@@ -64,10 +64,9 @@ class _HandedOut:
 
 
 class PipelineReplay:
-    """One run of a workload. Steps are the forwards that ran tokens.
+    """One run of a workload, until all requests have ended; where the recording ended before, as long as that.
 
-    It ends when all requests have. Where the recording ended before, it ends at the same time.
-    """
+    Steps are the forwards that ran tokens."""
 
     order: Literal["pipeline"] = "pipeline"
 
@@ -134,6 +133,8 @@ class PipelineReplay:
             self.worker.resume(slot)
         for name, count in start.unseen.items():
             self._outputs.add(start.at, name, count)
+        for name in start.ended:
+            self._plan(start.at + self.times.leave.typical, partial(self._leave, name=name))
         for at, name in start.aborts:
             self._plan(at, partial(self._abort, name=name))
         self._plan(start.at, self._call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,9 @@ from fdtrace.replayer.replay.deployment import Looked, requests_by_number, resum
 from fdtrace.replayer.replay.fetching import Sent
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.recorded_order import found_at_first
+from fdtrace.replayer.replay.worker import Slot
 from fdtrace.replayer.workload.sent import aborted_at, sent_at
-from fdtrace.replayer.workload.workload import Workload, WorkRequest
+from fdtrace.replayer.workload.workload import Workload
 
 SLOWER = 0.02
 """How much slower the forwards of the second replay are, which tells how sure the time to first token is."""
@@ -80,13 +81,21 @@ def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Be
     requests = requests_by_number(recording, workload)
     first = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
     sent = sent_at(recording, order)
+    found = tuple(found_at_first(order, requests))
+    slots = tuple(resumed_slots(recording, order, requests))
+    running = {
+        event.arrived.request_id: event
+        for event in found
+        if isinstance(event, Resumed) and event.place == "running"
+    }
     return Beginning(
         first,
         tuple(Sent(requests[number], at) for number, at in sent.items() if number in requests),
         aborted_at(recording, order, requests),
-        tuple(found_at_first(order, requests)),
-        tuple(resumed_slots(recording, order, requests)),
-        _unseen(recording, order, requests),
+        found,
+        slots,
+        _unseen(slots, running),
+        tuple(name for name in running if name not in {slot.request_id for slot in slots}),
         _until(recording, workload),
     )
 
@@ -98,16 +107,13 @@ def _until(recording: Recording, workload: Workload) -> float | None:
     return (int(steps["ts"][-1]) - int(steps["ts"][0])) / 1e6 + max(0, int(steps["forward_us"][-1])) / 1e3
 
 
-def _unseen(recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]) -> dict[str, int]:
+def _unseen(slots: Sequence[Slot], running: Mapping[str, Resumed]) -> dict[str, int]:
     """Tokens of forwards under way when it began: the worker's slots have them, the first call had not."""
-    counted = {
-        event.arrived.request_id: event.arrived.num_prompt_tokens + event.num_emitted_tokens
-        for event in found_at_first(order, requests)
-        if isinstance(event, Resumed) and event.place == "running"
-    }
     found = {}
-    for slot in resumed_slots(recording, order, requests):
-        made = slot.cached + 1 - counted.get(slot.request_id, slot.cached + 1)
-        if slot.cached >= slot.need and made > 0:
-            found[slot.request_id] = made
+    for slot in slots:
+        event = running.get(slot.request_id)
+        if event is not None and slot.cached >= slot.need:
+            made = slot.cached + 1 - event.arrived.num_prompt_tokens - event.num_emitted_tokens
+            if made > 0:
+                found[slot.request_id] = made
     return found

@@ -14,11 +14,13 @@ from fdtrace.replayer import ORIGINAL, RELEASE_2_6, Policy, SchedulerConfig
 from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.model.events import Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import BySize, BySteps, PipelineTimes
 from fdtrace.replayer.replay.beginning import Beginning
 from fdtrace.replayer.replay.fetching import ClientQueue, Sent
 from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.worker import Slot
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from tests.replayer.test_deployments import opened, order_of, with_order
@@ -158,6 +160,31 @@ def test_aborted_and_preempted_requests_leave_when_the_worker_has_answered() -> 
     gone = replayed(sent, config=config, aborts=((40.0, "a"),))
     assert gone.log.num_steps < run.log.num_steps
     assert gone.num_unfinished == 0
+
+
+def test_what_was_there_when_the_recording_began_goes_on() -> None:
+    """`a` decodes, two of its tokens are under way; `b` has ended in the worker, and its blocks are held."""
+    a, b = request("a", 100, 10), request("b", 200, 5)
+    found = tuple(
+        Resumed(one.arrived()._replace(accepts=None, num_output_tokens=None), one.num_prompt_tokens, 4, made)
+        for one, made in ((a, 3), (b, 5))
+    )
+    slots = (Slot("a", 104, 104, 104, 4, 5),)
+    workload = Workload(CONFIG, (a, b))
+    start = Beginning(0.0, (), (), found, slots, {"a": 2}, ("b",))
+    run = PipelineReplay(workload, TIMES, start, BUILTIN["original"], ORIGINAL)
+    run.run()
+    assert run.log.num_steps == 5
+    assert run.num_unfinished == 0
+    assert run.scheduler.num_free_blocks >= CONFIG.num_blocks - 4  # the last one's are about to be freed
+    assert run.log.columns()["num_running"][0] == 2
+
+
+def test_a_replay_ends_with_a_recording_that_was_cut() -> None:
+    sent = [(request("a", output=500, target=20), 0.0)]
+    run = replayed(sent, until=200.0)
+    assert 200.0 <= run.ends[-1] < 200.0 + 2 * (FORWARD + PAUSE)
+    assert (run.num_unfinished, run.hang) == (1, None)
 
 
 def test_a_budget_of_nothing_hangs() -> None:
