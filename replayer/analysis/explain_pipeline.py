@@ -64,7 +64,8 @@ class _Watched(PipelineReplay):
     """Stops after the step that is asked for, counted from 0."""
 
     def __init__(self, pipeline: RecordedPipeline, formula: Formula, policy: Policy, asked: int) -> None:
-        super().__init__(pipeline.workload, pipeline.times, pipeline.beginning, formula, policy, explain=True)
+        beginning = pipeline.beginning_of(policy)
+        super().__init__(pipeline.workload, pipeline.times, beginning, formula, policy, explain=True)
         self._asked = asked
         self._last_call: Decision | None = None
         self._asked_forward: Forward | None = None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.recording import MISSING, Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures
-from fdtrace.replayer.model.events import Resumed
+from fdtrace.replayer.model.events import ReserveFound, Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning
@@ -39,15 +39,20 @@ class PipelineRun:
 class RecordedPipeline:
     """Replays one recorded deployment."""
 
-    def __init__(self, workload: Workload, times: PipelineTimes, beginning: Beginning) -> None:
+    def __init__(
+        self, workload: Workload, times: PipelineTimes, beginning: Beginning, *, by_ratio: bool
+    ) -> None:
+        """`by_ratio`: whether the recorded scheduler reserved blocks by a ratio."""
+        self.by_ratio = by_ratio
         self.workload, self.times, self.beginning = workload, times, beginning
         self._sent = {one.request.request_id: one.at for one in beginning.sent}
 
     def replay(self, formula: Formula, policy: Policy, looked: Looked | None = None) -> PipelineRun:
         """A replay under a formula and a policy."""
-        run = PipelineReplay(self.workload, self.times, self.beginning, formula, policy, explain=True)
+        beginning = self.beginning_of(policy)
+        run = PipelineReplay(self.workload, self.times, beginning, formula, policy, explain=True)
         run.run(looked)
-        slower = PipelineReplay(self.workload, self.times.slower(SLOWER), self.beginning, formula, policy)
+        slower = PipelineReplay(self.workload, self.times.slower(SLOWER), beginning, formula, policy)
         slower.run(looked)
         p50, p95 = self._waits(run)
         began = min(self._sent.values(), default=0.0)
@@ -60,6 +65,13 @@ class RecordedPipeline:
             self.times.disturbed,
         )
         return PipelineRun(run, figures)
+
+    def beginning_of(self, policy: Policy) -> Beginning:
+        """What a replay under a policy begins with: its own reserve, where the recorded one is of another kind."""
+        start = self.beginning
+        if policy.new_token_ratio == self.by_ratio:
+            return start
+        return replace(start, found=tuple(one for one in start.found if not isinstance(one, ReserveFound)))
 
     def _waits(self, run: PipelineReplay) -> tuple[float, float]:
         waits = [at - self._sent[name] for name, at in run.first_tokens.items() if name in self._sent]
@@ -74,7 +86,8 @@ def recorded_pipeline(recording: Recording, workload: Workload) -> RecordedPipel
     times = fit_pipeline(recording, order)
     if times is None:
         return None
-    return RecordedPipeline(workload, times, _beginning(recording, order, workload))
+    by_ratio = bool((recording.steps.get("new_token_ratio", np.full(1, MISSING)) != MISSING).any())
+    return RecordedPipeline(workload, times, _beginning(recording, order, workload), by_ratio=by_ratio)
 
 
 def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Beginning:

@@ -19,9 +19,13 @@ from fdtrace.recorder.loading import engine_info
 from fdtrace.recorder.order import CallOrder
 from fdtrace.recorder.recording import Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
+from fdtrace.replayer.model.events import ReserveFound
+from fdtrace.replayer.replay.recorded_pipeline import recorded_pipeline
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 DATA = Path(__file__).parents[1] / "data" / "deployments"
 NAMES = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
@@ -96,6 +100,19 @@ def test_another_formula_is_replayed_as_a_pipeline(tight: Recording) -> None:
     )
     assert history.outcome.pipeline is not None
     assert history.outcome.pipeline.first_token_p50_ms > 0
+
+
+def test_another_policy_begins_with_its_own_reserve(tight: Recording) -> None:
+    """The recorded one keeps 16 blocks free for each request: that is no ratio."""
+    pipeline = recorded_pipeline(tight, workload_from_recording(tight))
+    assert pipeline is not None
+    kinds = [
+        {type(event) for event in pipeline.beginning_of(policy).found} for policy in (ORIGINAL, RELEASE_2_6)
+    ]
+    assert [ReserveFound in one for one in kinds] == [True, False]
+    run = pipeline.replay(BUILTIN["pr7623"], RELEASE_2_6).run
+    assert run.scheduler.new_token_ratio is not None
+    assert run.scheduler.new_token_ratio <= 1
 
 
 def test_the_pipeline_alone_stays_near_what_was_recorded(recording: Recording) -> None:
