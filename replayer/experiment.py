@@ -274,7 +274,7 @@ def history_of(
         num_unfinished=run.num_unfinished,
         hang=run.hang,
         cut=run.cut,
-        clock=run.workload.clock,
+        clock=None if run.order == "pipeline" else run.workload.clock,
         order=run.order,
         memory=memory,
     )

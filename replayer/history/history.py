@@ -181,7 +181,7 @@ class Outcome:
     out_of_memory_step: int | None = None
     """The first step that a device of that size would not have held; None: it would have held all."""
     clock: Clock | None = None
-    """By what requests arrived, where they were scheduled afresh."""
+    """By what requests arrived, where they were scheduled afresh; None as a pipeline: as clients sent them."""
     order: Order | None = None
     """How calls and forwards followed each other, where requests were scheduled afresh."""
     pipeline: PipelineFigures | None = None

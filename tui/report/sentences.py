@@ -61,7 +61,8 @@ def _fidelity(fidelity: Fidelity) -> str:
 
 HOW_ORDERED: dict[Order, str] = {
     "recorded": "in the recorded order: calls and forwards as the engine met them, by what each call knew",
-    "pipeline": "as a pipeline: worker, token processor and scheduling loop each on their recorded times",
+    "pipeline": "as a pipeline: worker, token processor and scheduling loop each on their recorded times, requests as "
+    "clients sent them",
     "lockstep": "in lockstep: a forward after each call, which knows its output",
 }
 
