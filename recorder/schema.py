@@ -272,7 +272,7 @@ REQUEST = _table(
     ("engine_id", "INTEGER", "the engine"),
     ("request", "INTEGER", "number of the request in this trace"),
     ("request_id", "VARCHAR", "the engine's own id"),
-    ("arrived_at", "TIMESTAMP_NS", "when the scheduler got it, UTC; NULL: before recording began"),
+    ("arrived_at", "TIMESTAMP_NS", "when the engine got it from a client, UTC; NULL: before recording began"),
     ("arrived_step", "BIGINT", "it came before the scheduling of this step; NULL: before recording began"),
     ("num_prompt_tokens", "INTEGER", "tokens of the prompt"),
     ("max_tokens", "INTEGER", "most output tokens that it may generate"),

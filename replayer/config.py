@@ -224,6 +224,9 @@ class Policy:
     cache_once: bool = False
     """Leave a block that the prefix cache gave, and that a request computes again, in the cache as it is."""
 
+    fetches_in_thread: bool = False
+    """In a deployment: a thread of its own fetches what clients sent; else each scheduling call begins with that."""
+
     def threshold(self, config: SchedulerConfig) -> int:
         """Free token slots at which a decode gets new blocks.
 
@@ -253,6 +256,7 @@ RELEASE_2_6 = Policy(
     clamp_new_blocks=True,
     spec_block_always=True,
     cache_once=True,
+    fetches_in_thread=True,
 )
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (ORIGINAL, RELEASE_2_6)}
 

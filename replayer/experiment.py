@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as changed
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,9 @@ from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
-from fdtrace.replayer.replay.deployment import DeploymentReplay
+from fdtrace.replayer.replay.deployment import DeploymentReplay, Looked
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
@@ -144,6 +146,11 @@ class Experiment:
             return workload
         return changed(workload, clock=changed(workload.clock, model=model))
 
+    @cached_property
+    def _pipeline(self) -> RecordedPipeline | None:
+        """The recorded deployment, as replays under other formulas go by it; None: it was in lockstep."""
+        return recorded_pipeline(self.recording, self.workload)
+
     def recorded(self) -> History:
         """The recording itself."""
         history = recorded_history(self.recording, self.rows, self.memory)
@@ -185,7 +192,8 @@ class Experiment:
         if isinstance(by, OrderTaker) and self.clock == "steps":
             order, in_order = self.recording.details.order, by.in_order_of(self.recording.engine)
             if order is not None and in_order is not None:
-                return self._in_order(order, in_order, progressed, cancelled)
+                looked = partial(_looked, self.recording.num_steps, progressed, cancelled)
+                return self._in_order(order, in_order, looked)
         recorded = recorded_policy(self.recording)
         same = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
         same = same and not self.changed_settings
@@ -203,10 +211,13 @@ class Experiment:
         same = chosen is recorded and recorded_under(self.recording, by) and not self.changed_settings
         if self.changed_settings:
             refuse_unservable(self.recording, self.workload, by.name, chosen)
-        order = self.recording.details.order if same and self.clock == "steps" else None
-        if order is not None:
+        order = self.recording.details.order if self.clock == "steps" else None
+        looked = partial(_looked, self.recording.num_steps, progressed, cancelled)
+        if order is not None and same:
             model = Scheduler(self.workload.config, by, chosen, explain=True)
-            return self._in_order(order, model, progressed, cancelled)
+            return self._in_order(order, model, looked)
+        if order is not None and (predicted := self.in_pipeline(by, chosen, looked)) is not None:
+            return predicted
         run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
         run.run(progressed, cancelled)
         history = self._history_of(run)
@@ -214,22 +225,32 @@ class Experiment:
             return history
         return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
 
+    def in_pipeline(
+        self, by: Formula, policy: Policy | None = None, looked: Looked | None = None
+    ) -> History | None:
+        """The requests of a recorded deployment as clients sent them, through a model of its pipeline.
+
+        `reschedule` does this under what did not record it. Under what did, it tells how much of a prediction is the
+        pipeline's own error.
+
+        Returns:
+            The replay; None where the recording was in lockstep, or has too little to go by.
+        """
+        if self._pipeline is None:
+            return None
+        chosen = policy or policy_with(by) or recorded_policy(self.recording)
+        predicted = self._pipeline.replay(by, chosen, looked)
+        history = self._with_changes(history_of(predicted.run, self.memory))
+        return changed(history, outcome=changed(history.outcome, pipeline=predicted.figures))
+
     def _in_order(
         self,
         order: CallOrder,
         by: OrderedScheduler,
-        progressed: Progressed | None,
-        cancelled: Cancelled | None,
+        looked: Looked,
     ) -> History:
         """The recording by what recorded it, in the order in which its engine met its events."""
         run = DeploymentReplay(self.recording, order, self.workload, by)
-
-        def looked(steps: int) -> None:
-            if cancelled is not None and cancelled():
-                raise ReplayCancelled
-            if progressed is not None:
-                progressed(steps, self.recording.num_steps)
-
         run.run(looked)
         reader = run.log.reader()
         history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
@@ -243,6 +264,11 @@ class Experiment:
         if run.timed is not None:
             latency = replayed_latencies(run.timed, workload, run.came, self.slo)
             history = changed(history, outcome=changed(history.outcome, latency=latency))
+        return self._with_changes(history)
+
+    def _with_changes(self, history: History) -> History:
+        """The history with what was changed of the engine's settings, and what the result rests on."""
+        workload = self.workload
         if not (self.changed_settings or workload.notes):
             return history
         settings = dict(self.changed_settings.values)
@@ -277,6 +303,14 @@ class Experiment:
         return changed(history, outcome=changed(history.outcome, fidelity=fidelity))
 
 
+def _looked(expected: int, progressed: Progressed | None, cancelled: Cancelled | None, steps: int) -> None:
+    """Say so many steps; ReplayCancelled when asked to stop."""
+    if cancelled is not None and cancelled():
+        raise ReplayCancelled
+    if progressed is not None:
+        progressed(steps, expected)
+
+
 def refuse_unmodelled(recording: Recording, name: str) -> None:
     """UsageError where a formula cannot reschedule this recording: its engine follows other rules."""
     engine = recording.engine
@@ -295,7 +329,9 @@ def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy 
     return Experiment(recording).reschedule(by, policy)
 
 
-def history_of(run: Replay | DeploymentReplay, memory: MemoryQuestion = NOT_ASKED) -> History:
+def history_of(
+    run: Replay | DeploymentReplay | PipelineReplay, memory: MemoryQuestion = NOT_ASKED
+) -> History:
     """The history of a replay that has been run."""
     columns = memory.with_reserved(run.log.columns())
     limit = run.workload.config.max_num_batched_tokens
@@ -306,7 +342,7 @@ def history_of(run: Replay | DeploymentReplay, memory: MemoryQuestion = NOT_ASKE
         num_unfinished=run.num_unfinished,
         hang=run.hang,
         cut=run.cut,
-        clock=run.workload.clock,
+        clock=None if run.order == "pipeline" else run.workload.clock,
         order=run.order,
         memory=memory,
     )

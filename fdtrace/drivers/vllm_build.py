@@ -15,12 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fdtrace.drivers.serving import Message
     from fdtrace.drivers.vllm_settings import check_scheduler, derive_again
 else:  # beside this script, without fdtrace
     from vllm_settings import check_scheduler, derive_again
-
-if TYPE_CHECKING:
-    from fdtrace.drivers.serving import Message
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

@@ -15,10 +15,12 @@ from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import Experiment, Formula, History, Outcome, StepRow, outcome_dict
+from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
 from fdtrace.replayer.experiment import policy_with
+from fdtrace.replayer.history.history import ORDERS
 
 FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
@@ -156,7 +158,8 @@ class ReplayRun:
         outcome = self.outcome
         over = f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed {self.limit} tokens"
         left = f", {outcome.why_not_done}" if outcome.why_not_done else ""
-        how = "" if self.how == self.name else f" ({self.how})"
+        said = self.how if outcome.order is None else f"{self.how}, {ORDERS[outcome.order]}"
+        how = "" if self.how == self.name else f" ({said})"
         return f"<ReplayRun {self.name}{how}: {over}, by {outcome.max_excess} at most{left}>"
 
 
@@ -183,8 +186,9 @@ class Runs(Mapping[str, ReplayRun]):
         return name in self._runs
 
     def table(self) -> ResultTable:
-        """One row a run: `name`, `how`, steps over the limit, excess, peak, tokens refused, budget use (0 to 1), steps,
-        preemptions, stalls, requests unfinished, bytes; `ends`: why it did not come to its end, None where it did.
+        """One row a run: `name`, `how`, `order` (as `Outcome`), steps over the limit, excess, peak, tokens refused,
+        budget use (0 to 1), steps, preemptions, stalls, requests unfinished, bytes; `ends`: why it did not come to its
+        end, None where it did.
         """
         rows = []
         for run in self._runs.values():
@@ -193,6 +197,7 @@ class Runs(Mapping[str, ReplayRun]):
                 {
                     "name": run.name,
                     "how": run.how,
+                    "order": run.outcome.order,
                     **{name: known[name] for name in FIGURES},
                     "fidelity": None if run.outcome.fidelity is None else run.outcome.fidelity.share,
                     "ends": run.outcome.why_not_done or None,
@@ -270,6 +275,8 @@ def _explaining(
     experiment: Experiment, formula: Formula, policy: Policy, history: History
 ) -> Callable[[int], StepReasons]:
     explainer = Explainer(lambda: experiment.workload, formula, policy)
+    if history.outcome.order == "pipeline":
+        explainer = PipelineExplainer(experiment.recording, lambda: experiment.workload, formula, policy)
 
     def explain(step: int) -> StepReasons:
         numbers, hang = history.columns["step"], history.outcome.hang

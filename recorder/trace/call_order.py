@@ -6,7 +6,7 @@ of the outputs by then: nothing else that was recorded tells that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -22,7 +22,8 @@ CHANGES = ("queued", "abort_wanted", "requeued", "left", "freed", "recycled", "o
 """The kinds of `event` that change the queues, or that say what was there when the recording began."""
 
 _CALLS = f"""
-SELECT call, num_calls, idle::BIGINT AS idle, epoch_ns(ts) AS ts, coalesce(schedule_us, 0)::BIGINT AS schedule_us,
+SELECT call, num_calls, idle::BIGINT AS idle, epoch_ns(ts) AS ts, epoch_ns(last_ts) AS last_ts,
+       coalesce(schedule_us, 0)::BIGINT AS schedule_us,
        num_running, num_waiting, num_free_blocks,
        coalesce(first_step, {MISSING}) AS first_step
 FROM call WHERE engine_id = $1 ORDER BY call
@@ -40,10 +41,27 @@ SELECT call, request, num_total_tokens FROM call_request
 WHERE engine_id = $1 AND did IS NULL AND num_total_tokens IS NOT NULL
 """
 
+_SEEN = """
+SELECT k.call, max(q.step) AS step
+FROM (SELECT call, request, num_total_tokens FROM call_request
+      WHERE engine_id = $1 AND did IS NULL AND num_total_tokens IS NOT NULL) k
+ASOF JOIN (
+    SELECT request, step, num_computed_tokens FROM step_request WHERE engine_id = $1
+    QUALIFY num_computed_tokens > coalesce(max(num_computed_tokens) OVER (
+        PARTITION BY request ORDER BY step ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), -1)
+) q ON k.request = q.request AND k.num_total_tokens > q.num_computed_tokens
+GROUP BY k.call ORDER BY k.call
+"""
+"""As the view `call_lag`: the last step of which each call had outputs that the call before had not."""
+
 _CHANGES = f"""
 SELECT call, epoch_ns(ts) AS ts, kind, coalesce(request, {MISSING}) AS request, coalesce(detail, '{{}}') AS detail
 FROM event WHERE engine_id = $1 AND call IS NOT NULL AND kind IN {CHANGES} ORDER BY call, ts
 """
+
+
+def _nothing_seen() -> Columns:
+    return {"call": np.zeros(0, np.int64), "step": np.zeros(0, np.int64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +78,8 @@ class CallOrder(ByValue):
     did: Columns
     known: Columns
     changes: Columns
+    seen: Columns = field(default_factory=_nothing_seen)
+    """`call` and `step`: the last step whose outputs that call had taken in, where it had new ones."""
 
 
 def read_order(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallOrder | None:
@@ -77,7 +97,9 @@ def read_order(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallOrder | Non
     if lost or not 0 < count <= MOST_ROWS:
         return None
     calls, did, known, changes = (_numpy(db, query, engine_id) for query in (_CALLS, _DID, _KNOWN, _CHANGES))
-    return None if not len(changes["call"]) else CallOrder(calls, _by_call(did), _by_call(known), changes)
+    if not len(changes["call"]):
+        return None
+    return CallOrder(calls, _by_call(did), _by_call(known), changes, _numpy(db, _SEEN, engine_id))
 
 
 def _by_call(columns: Columns) -> Columns:

@@ -16,10 +16,12 @@ from fdtrace.replayer.recorded.step_durations import Clock
 
 How = Literal["recorded", "as recorded", "rescheduled"]
 
-Order = Literal["lockstep", "recorded"]
+Order = Literal["lockstep", "recorded", "pipeline"]
 """`lockstep`: a forward follows each call, and the next call knows its output. `recorded`: calls, forwards and the
-events between them follow in the recorded order.
+events between them follow in the recorded order. `pipeline`: each part of a deployment runs on its recorded times.
 """
+ORDERS: dict[Order, str] = {"lockstep": "lockstep", "recorded": "recorded order", "pipeline": "pipeline"}
+"""What each is called where it is shown."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,39 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class PipelineFigures:
+    """What a replay of a deployment's pipeline says beside its steps; milliseconds."""
+
+    duration_ms: float
+    """From the first request's coming to the end of the last forward."""
+    first_token_p50_ms: float
+    """Time to first token: from a request's coming to the end of the forward that made its first token."""
+    first_token_p95_ms: float
+    first_token_p50_slower_ms: float
+    """The same at the median, were every forward 2% slower."""
+    pace_ms: float
+    """From the end of one forward to that of the next, on average but for the longest twentieth."""
+    disturbed: float
+    """Share of the recorded time in which the recorded host stood still, 0 to 1."""
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether so much of the time to first token is waiting that a small error of pace changes it much."""
+        return self.first_token_p50_slower_ms > (1 + SENSITIVE) * self.first_token_p50_ms
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether the recorded host stood still for so long that times of the recording are not the engine's."""
+        return self.disturbed > DISTURBED
+
+
+SENSITIVE, DISTURBED = 0.06, 0.03
+"""The median of the time to first token is unsure where 2% of pace change it by more than that; a recording counts as
+disturbed where its host stood still for a larger share of the time.
+"""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A history in figures; in tokens unless the name says otherwise. None: unknown for this recording."""
 
@@ -144,9 +179,11 @@ class Outcome:
     out_of_memory_step: int | None = None
     """The first step that needs more memory than such a device has; None: no step does."""
     clock: Clock | None = None
-    """How requests arrived; None: they were not rescheduled."""
+    """How requests arrived; None: they were not rescheduled, or a pipeline took them as clients sent them."""
     order: Order | None = None
     """How calls and forwards followed each other; None: requests were not rescheduled."""
+    pipeline: PipelineFigures | None = None
+    """What a replay of a deployment's pipeline adds."""
     settings: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
     """What was changed of the recorded engine's settings, by its own names."""
     num_rejected: int = 0

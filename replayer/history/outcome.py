@@ -98,4 +98,7 @@ def outcome_dict(history: History) -> dict[str, Any]:
         outcome["fidelity"]["share"] = history.outcome.fidelity.share
         if history.outcome.fidelity.calls is not None:
             outcome["fidelity"]["calls"]["share"] = history.outcome.fidelity.calls.share
+    if history.outcome.pipeline is not None:
+        outcome["pipeline"]["is_saturated"] = history.outcome.pipeline.is_saturated
+        outcome["pipeline"]["is_disturbed"] = history.outcome.pipeline.is_disturbed
     return {"name": history.name, "how": history.how, "limit": history.limit, **outcome}

@@ -38,6 +38,11 @@ class SchedulerQueries:
         return len(self._state.waiting)
 
     @property
+    def num_free_slots(self) -> int:
+        """Slots of the worker that no request holds (FastDeploy: `ResourceManager.available_batch`)."""
+        return max(0, self.config.max_num_seqs - self._state.num_slots_taken())
+
+    @property
     def num_free_blocks(self) -> int:
         """Free KV blocks."""
         return self._state.pool.num_free
@@ -128,6 +133,14 @@ class SchedulerQueries:
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._state.requests
+
+    def is_preempted(self, request_id: str) -> bool:
+        """Whether a call preempted it and the worker has not let go of it."""
+        return request_id in self._state.preempted
+
+    def is_aborting(self, request_id: str) -> bool:
+        """The same of an abort."""
+        return request_id in self._state.aborting
 
     def num_blocks_of(self, request_id: str) -> int:
         """KV blocks that a request holds."""

@@ -140,6 +140,24 @@ def _handed_out(order: CallOrder, first: InitialRequest) -> bool:
     return bool((chunks & (did["num_computed_tokens"] == first.num_computed_tokens)).any())
 
 
+def resumed_slots(
+    recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]
+) -> Iterator[Slot]:
+    """What the worker held before the first recorded forward; `requests` by their numbers."""
+    found = _found(order)
+    for first in recording.details.initial:
+        _, blocks = found.get(first.request, (0, 0))
+        yield _slot(requests[first.request], first, max(blocks, first.num_blocks))
+
+
+def requests_by_number(recording: Recording, workload: Workload) -> dict[int, WorkRequest]:
+    """The requests of a recording's workload, by the recording's numbers."""
+    by_id = {request.request_id: request for request in workload.requests}
+    columns = recording.requests
+    pairs = zip(columns["request"].tolist(), columns["request_id"].tolist(), strict=True)
+    return {number: by_id[name] for number, name in pairs}
+
+
 def _slot(request: WorkRequest, first: InitialRequest, num_blocks: int) -> Slot:
     """The slot of a request at its first recorded forward; a prefill goes on with its next chunk.
 

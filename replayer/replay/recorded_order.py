@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING, Columns
 from fdtrace.replayer.model.events import (
@@ -137,6 +139,14 @@ class RecordedOrder:
             frozenset(lists["failed"]),
             tuple(needed),
         )
+
+
+def found_at_first(order: CallOrder, requests: Mapping[int, WorkRequest]) -> Iterator[Notification]:
+    """What the first recorded call found there."""
+    whole, changes = RecordedOrder(order, requests), order.changes
+    for at in np.flatnonzero(changes["kind"] == "found").tolist():
+        number, detail = int(changes["request"][at]), json.loads(changes["detail"][at])
+        yield from whole._change("found", requests.get(number), detail)
 
 
 _DID = ("request", "did", "num_computed_tokens", "num_tokens", "num_total_tokens", "num_needed_blocks")

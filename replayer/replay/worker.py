@@ -68,6 +68,8 @@ class Worker:
     def __init__(self, config: SchedulerConfig, requests: Mapping[str, WorkRequest]) -> None:
         self.config, self.requests = config, requests
         self.slots: dict[str, Slot] = {}
+        self.emitted: dict[str, int] = {}
+        """Output tokens that each request made in the last forward."""
         self._plans: dict[str, Plan] = {}
         self._num_decodes: dict[str, int] = {}
         self._rows: list[StepRow] = []
@@ -93,7 +95,7 @@ class Worker:
 
     def forward(self) -> Forward:
         """One forward: each chunk that landed and was not run yet, and each decode whose blocks hold its drafts."""
-        self._rows = []
+        self._rows, self.emitted = [], {}
         forward = Forward(0, 0, 0, [], [], [])
         for slot in list(self.slots.values()):
             if slot.cached >= slot.need:
@@ -132,6 +134,7 @@ class Worker:
         self._emit(slot, made, forward)
 
     def _emit(self, slot: Slot, num_tokens: int, forward: Forward) -> None:
+        self.emitted[slot.request_id] = num_tokens
         slot.left -= num_tokens
         if slot.left <= 0:
             forward.finished.append(slot.request_id)

@@ -21,7 +21,7 @@ import pytest
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.analysis.fidelity import recorded_formula
-from fdtrace.replayer.experiment import reschedule
+from fdtrace.replayer.experiment import Experiment, reschedule
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import History
 from tests.fastdeploy.conftest import Stand
@@ -166,6 +166,34 @@ def test_a_deployment_is_replayed_call_by_call(lab: Stand, more: dict[str, Any])
     done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_reproduced(lab.trace)
+
+
+OPEN = {
+    "seed": 3, "max_num_seqs": 32, "max_model_len": 4096, "max_num_batched_tokens": 512, "num_blocks": 400,
+    "num_speculative_tokens": 3, "prompts": [40, 300, 900], "outputs": [10, 60, 200], "rate": 10, "num_requests": 60,
+}  # fmt: skip
+
+
+def test_a_deployment_is_predicted_from_what_clients_sent(lab: Stand) -> None:
+    """Without the recorded order: what its parts took and its clients sent gives as many steps over, about."""
+    command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, OPEN), "120"]
+    done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with open_trace(lab.trace) as trace:
+        fetched = trace.rows(
+            "SELECT count(*) AS n FROM request r JOIN event e USING (engine_id, request) "
+            "WHERE e.kind = 'queued' AND e.ts < r.arrived_at"
+        )
+        assert fetched == [{"n": 0}]
+        recording = trace.recording()
+        found = Experiment(recording).in_pipeline(BUILTIN[recorded_formula(recording) or ""])
+    assert found is not None
+    outcome, tokens = found.outcome, recording.steps["num_tokens"]
+    over = int((tokens > recording.engine.max_num_batched_tokens).sum())
+    assert outcome.num_unfinished == 0
+    assert abs(outcome.num_steps - recording.num_steps) <= 0.15 * recording.num_steps
+    assert abs(outcome.num_exceeded - over) <= 0.15 * over
+    assert abs(outcome.total_tokens - tokens.sum()) <= 0.02 * tokens.sum()
 
 
 def test_a_deployment_is_attached_to_in_the_middle_twice(lab: Stand) -> None:

@@ -175,7 +175,7 @@ def test_a_workload_is_simulated_from_a_dictionary_or_a_file(capsys: pytest.Capt
 
 
 def test_reprs_tell(runs: fdtrace.Runs) -> None:
-    assert "<ReplayRun pr7499 (rescheduled): 0 of " in repr(runs)
+    assert "<ReplayRun pr7499 (rescheduled, lockstep): 0 of " in repr(runs)
     assert repr(runs["original"].exceeded).startswith("<ResultTable original, exceeded: ")
     page = runs.table()._repr_html_()
     assert "<th>num_exceeded</th>" in page

@@ -19,9 +19,13 @@ from fdtrace.recorder.trace.details import recording_of
 from fdtrace.recorder.trace.loading import engine_info
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
+from fdtrace.replayer.model.events import ReserveFound
+from fdtrace.replayer.replay.recorded_pipeline import recorded_pipeline
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 DATA = Path(__file__).parents[1] / "data" / "deployments"
 NAMES = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
@@ -91,10 +95,45 @@ def test_every_call_and_every_forward_is_reproduced(recording: Recording) -> Non
     assert history.outcome.num_stalls == int(recording.steps["num_stalled"].sum())
 
 
-def test_another_formula_is_replayed_in_lockstep(tight: Recording) -> None:
+def test_another_formula_is_replayed_as_a_pipeline(tight: Recording) -> None:
     history = replayed(tight, "pr7499")
-    assert history.outcome.order == "lockstep"
+    assert history.outcome.order == "pipeline"
     assert history.outcome.fidelity is None
+    assert (history.outcome.num_exceeded, history.outcome.peak_tokens) == (
+        0,
+        tight.engine.max_num_batched_tokens,
+    )
+    assert history.outcome.pipeline is not None
+    assert history.outcome.pipeline.first_token_p50_ms > 0
+
+
+def test_another_policy_begins_with_its_own_reserve(tight: Recording) -> None:
+    """The recorded one keeps 16 blocks free for each request: that is no ratio."""
+    pipeline = recorded_pipeline(tight, workload_from_recording(tight))
+    assert pipeline is not None
+    kinds = [
+        {type(event) for event in pipeline.beginning_of(policy).found} for policy in (ORIGINAL, RELEASE_2_6)
+    ]
+    assert [ReserveFound in one for one in kinds] == [True, False]
+    run = pipeline.replay(BUILTIN["pr7623"], RELEASE_2_6).run
+    assert run.scheduler.new_token_ratio is not None
+    assert run.scheduler.new_token_ratio <= 1
+
+
+def test_the_pipeline_alone_stays_near_what_was_recorded(recording: Recording) -> None:
+    """Without the recorded order, under what recorded it: as many forwards, tokens and preemptions, about.
+
+    These were recorded on busy machines, and are short.
+    """
+    name = recorded_formula(recording)
+    assert name is not None
+    found = Experiment(recording).in_pipeline(BUILTIN[name])
+    assert found is not None
+    outcome, steps = found.outcome, recording.steps
+    assert abs(outcome.num_steps - recording.num_steps) <= 0.15 * recording.num_steps
+    assert abs(outcome.total_tokens - steps["num_tokens"].sum()) <= 0.1 * steps["num_tokens"].sum()
+    assert abs(outcome.num_preemptions - steps["num_preempted"].sum()) <= 1
+    assert abs(outcome.peak_tokens - steps["num_tokens"].max()) <= 0.05 * steps["num_tokens"].max()
 
 
 def test_without_its_order_a_recording_is_replayed_in_lockstep(tight: Recording) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fdtrace.replayer.history.as_recorded import recorded_history
-from fdtrace.replayer.history.history import Fidelity, Hang, History
+from fdtrace.replayer.history.history import Fidelity, Hang, History, PipelineFigures
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.report.report import histories_json, render_report
@@ -127,3 +127,43 @@ def test_json_holds_outcomes_and_the_exceeded_steps() -> None:
     assert pr7438["exceeded_steps"] == []
     assert pr7438["how"] == "rescheduled"
     assert loaded["engine"]["max_num_batched_tokens"] == LIMIT
+
+
+def as_pipeline(history: History, **figures: float) -> History:
+    """The history as one of a pipeline's replay."""
+    known = {
+        "duration_ms": 9000.0, "first_token_p50_ms": 40.0, "first_token_p95_ms": 200.0,
+        "first_token_p50_slower_ms": 40.5, "pace_ms": 7.0, "disturbed": 0.0,
+    }  # fmt: skip
+    found = PipelineFigures(**(known | figures))
+    return replace(history, outcome=replace(history.outcome, order="pipeline", pipeline=found))
+
+
+def test_each_replay_says_how_calls_and_forwards_followed_each_other() -> None:
+    recorded, one, other = lab_histories()
+    other = replace(other, outcome=replace(other.outcome, order="lockstep"))
+    text = printed([recorded, as_pipeline(one), other], width=200)
+    assert "rescheduled, pipeline" in text
+    assert "rescheduled, lockstep" in text
+    assert (
+        "pr7438 as a pipeline: worker, token processor and scheduling loop each on their recorded times"
+        in text
+    )
+    assert "pr7499 in lockstep: a forward after each call, which knows its output" in text
+    assert "pr7438: time to first token 40 ms at the median, 200 ms at p95\n" in text
+    assert "unsure" not in text
+    assert "stood still" not in text
+    (found,) = histories_json(lab_recording(CASE), [as_pipeline(one)])["formulas"]
+    assert found["order"] == "pipeline"
+    assert not found["pipeline"]["is_saturated"]
+    assert not found["pipeline"]["is_disturbed"]
+
+
+def test_what_makes_a_prediction_unsure_is_said() -> None:
+    one = lab_histories()[1]
+    saturated = printed(
+        [as_pipeline(one, first_token_p50_ms=400.0, first_token_p50_slower_ms=480.0)], width=200
+    )
+    assert "unsure, as most of it is waiting: 480 ms at the median were forwards 2% slower" in saturated
+    busy = printed([as_pipeline(one, disturbed=0.12)], width=200)
+    assert "the recorded host stood still for 12% of the time" in busy

@@ -9,6 +9,7 @@ from functools import partial
 from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_call import OrderedExplainer
+from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant
@@ -166,6 +167,8 @@ class Inspector:
             explainer = Explainer(workload, replay.formula, policy)
             if history.outcome.order == "recorded":
                 explainer = OrderedExplainer(recording, workload, replay.formula, policy)
+            elif history.outcome.order == "pipeline":
+                explainer = PipelineExplainer(recording, workload, replay.formula, policy)
             known = self._explainers[at] = (replay, recording, explainer)
         return known[2]
 

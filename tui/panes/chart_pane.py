@@ -16,6 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from fdtrace.recorder.printable import printable
+from fdtrace.replayer.history.history import ORDERS
 from fdtrace.tui.panes.border import figures
 from fdtrace.tui.panes.jobs import Job
 from fdtrace.tui.panes.layout import Scale
@@ -139,7 +140,10 @@ class ChartPane(Widget):
         room = max(0, self.size.width - 4)
         name = printable(self.job.replay.name, 200)
         mark = "*" if self.active and glyphs.border == "ascii" else ""
-        how = self.job.replay.how
+        how: str = self.job.replay.how
+        order = None if self.series is None else self.series.history.outcome.order
+        if order is not None and order != "lockstep":
+            how += f", {ORDERS[order]}"
         long, short = f"{self.number}{mark} {name} {glyphs.dot} {how}", f"{self.number}{mark} {name}"
         self.border_title = Content(_fit([long if how != name else short, short], room, glyphs))
         series = self.series

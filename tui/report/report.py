@@ -13,7 +13,7 @@ from rich.text import Text
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.recorder.trace.standstill import Standstill
-from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.history import ORDERS, History
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
@@ -163,13 +163,19 @@ def _table(histories: Sequence[History], *, ascii: bool) -> Table:
     return table
 
 
+def _how(history: History) -> str:
+    """How it was made: where requests were scheduled afresh, also how calls and forwards followed each other."""
+    order = history.outcome.order
+    return history.how if order is None else f"{history.how}, {ORDERS[order]}"
+
+
 def _cells(history: History) -> list[Text]:
     outcome = history.outcome
     bad = "bold red" if outcome.num_exceeded else ""
     memory, refused = outcome.reserved_high_water, outcome.num_refused_tokens
     name = Text(printable(history.name), "bold")
     if history.how != history.name:
-        name.append(f"\n{history.how}", "not bold dim")
+        name.append(f"\n{_how(history)}", "not bold dim")
     steps = Text(str(outcome.num_steps))
     if outcome.hang is not None:
         steps.append("\nHANGS", "bold red")
@@ -202,7 +208,7 @@ def _chart(history: History, console: Console, dot: str, *, peak: int, ascii: bo
         if outcome.num_steps
         else "no step under"
     )
-    how = "" if history.how == history.name else f" {dot} {history.how}"
+    how = "" if history.how == history.name else f" {dot} {_how(history)}"
     title = Text(printable(f"{history.name}{how} {dot} "), "bold")
     title.append(
         f"{over} the limit of {history.limit} tokens a step", "bold red" if outcome.num_exceeded else "bold"

@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.history.history import CallDeparture, Divergence, Fidelity, History, Order
+from fdtrace.replayer.history.history import (
+    CallDeparture,
+    Divergence,
+    Fidelity,
+    History,
+    Order,
+    PipelineFigures,
+)
 from fdtrace.replayer.recorded.memory_fit import MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.tui.theme import memory_size
@@ -32,6 +39,8 @@ def sentences(history: History) -> list[str]:
         )
     if outcome.fidelity is not None:
         lines.append(_fidelity(outcome.fidelity))
+    if outcome.pipeline is not None:
+        lines += _pipeline(outcome.pipeline)
     if outcome.device_bytes is not None:
         lines.append(_device(history))
     return lines
@@ -41,9 +50,8 @@ def shared_sentences(histories: Sequence[History]) -> list[str]:
     """The facts that all histories share: how requests arrived, and what memory was fitted from."""
     clocks = [history.outcome.clock for history in histories if history.outcome.clock is not None]
     fits = [history.outcome.memory for history in histories if history.outcome.memory is not None]
-    orders = [history.outcome.order for history in histories if history.outcome.order is not None]
-    told = list(dict.fromkeys(_clock(clock) for clock in clocks))
-    return [*told, *_orders(orders), *map(_memory, fits[:1])]
+    clock_lines = dict.fromkeys(_clock(clock) for clock in clocks)
+    return [*clock_lines, *_orders(histories), *map(_memory, fits[:1])]
 
 
 def _fidelity(fidelity: Fidelity) -> str:
@@ -59,17 +67,43 @@ def _fidelity(fidelity: Fidelity) -> str:
     return text + (f" ({fidelity.explanation})" if fidelity.explanation else "")
 
 
-def _orders(orders: Sequence[Order]) -> list[str]:
-    """Which replays followed the recorded order and which were in lockstep; empty if all were in lockstep."""
-    if "recorded" not in orders:
+HOW_ORDERED: dict[Order, str] = {
+    "recorded": "in the recorded order: calls and forwards as the engine met them, by what each call knew",
+    "pipeline": "as a pipeline: worker, token processor and scheduling loop each on their recorded times, requests as "
+    "clients sent them",
+    "lockstep": "in lockstep: a forward after each call, which knows its output",
+}
+
+
+def _orders(histories: Sequence[History]) -> list[str]:
+    """How each replay was made, where not all were in lockstep."""
+    names: dict[Order, list[str]] = {}
+    for history in histories:
+        if history.outcome.order is not None:
+            names.setdefault(history.outcome.order, []).append(history.name)
+    if not names.keys() - {"lockstep"}:
         return []
-    lines = [
-        "order: under the formula that recorded, calls and forwards follow in the engine's order, each call with "
-        "what it knew then"
-    ]
-    if "lockstep" in orders:
-        lines.append("the others in lockstep, a forward after each call")
-    return lines
+    return [f"{', '.join(names[order])} {how}" for order, how in HOW_ORDERED.items() if order in names]
+
+
+def _pipeline(figures: PipelineFigures) -> list[str]:
+    """The time to first token that a replay predicts, and what makes it unsure."""
+    text = (
+        f"time to first token {figures.first_token_p50_ms:,.0f} ms at the median, "
+        f"{figures.first_token_p95_ms:,.0f} ms at p95"
+    )
+    if figures.is_saturated:
+        text += (
+            f"; unsure, as most of it is waiting: {figures.first_token_p50_slower_ms:,.0f} ms at the median "
+            "were forwards 2% slower"
+        )
+    out = [text]
+    if figures.is_disturbed:
+        out.append(
+            f"the recorded host stood still for {figures.disturbed:.0%} of the time: its times are not the engine's "
+            "alone; record on a quiet one"
+        )
+    return out
 
 
 def call_departure_lines(departure: CallDeparture) -> list[str]:

@@ -1,0 +1,90 @@
+"""What the calls behind one step of a pipeline's replay decided, and why: the replay run again up to there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.analysis.explain_step import Explained, Explainer
+from fdtrace.replayer.config import Policy
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.model.events import Decision, Forward
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
+from fdtrace.replayer.replay.run import Cancelled, Progressed, ReplayCancelled
+from fdtrace.replayer.workload.workload import Workload
+
+KEPT = 1000
+"""Calls of which is kept what stood before them: a step belongs to one of the last ones."""
+
+
+class PipelineExplainer(Explainer):
+    """As `Explainer`, of a replay as a pipeline: a step shows the call that it belongs to, the last one whose tasks had
+    come or a later one that handed out nothing. Each step that is asked for takes a replay up to it.
+    """
+
+    def __init__(
+        self, recording: Recording, workload: Callable[[], Workload], formula: Formula, policy: Policy
+    ) -> None:
+        super().__init__(workload, formula, policy)
+        self._recording = recording
+        self._pipeline: RecordedPipeline | None = None
+
+    def explain(
+        self, step: int, progressed: Progressed | None = None, cancelled: Cancelled | None = None
+    ) -> Explained:
+        """A step by its number, which may be that of a hang. ReplayCancelled when `cancelled()`."""
+        if self._last is not None and self._last.step == step:
+            return self._last
+        self._pipeline = self._pipeline or recorded_pipeline(self._recording, self._workload())
+        if self._pipeline is None:
+            raise TraceError("the times of this deployment are not recorded")
+        at = step - self._pipeline.workload.first_step
+        run = _Watched(self._pipeline, self._formula, self._policy, at)
+
+        def looked(steps: int) -> None:
+            if cancelled is not None and cancelled():
+                raise ReplayCancelled
+            if progressed is not None:
+                progressed(steps, at)
+
+        with suppress(_Reached):
+            run.run(looked)
+        self._last = run.explained(step)
+        return self._last
+
+
+class _Reached(Exception):
+    """The step that was asked for has run."""
+
+
+class _Watched(PipelineReplay):
+    """Stops after the step that is asked for, counted from 0."""
+
+    def __init__(self, pipeline: RecordedPipeline, formula: Formula, policy: Policy, asked: int) -> None:
+        beginning = pipeline.beginning_of(policy)
+        super().__init__(pipeline.workload, pipeline.times, beginning, formula, policy, explain=True)
+        self._asked = asked
+        self._last_call: Decision | None = None
+        self._asked_forward: Forward | None = None
+        self._states: dict[int, tuple[Decision, tuple[int, int, int], tuple[str, int] | None]] = {}
+
+    def after_call(self, decision: Decision, before: tuple[int, int, int]) -> None:
+        self._states[id(decision)] = decision, before, self.scheduler.head_of_queue
+        self._last_call = decision
+        if len(self._states) > KEPT:
+            del self._states[next(iter(self._states))]
+
+    def after_forward(self, decision: Decision, forward: Forward) -> None:
+        if self.log.num_steps == self._asked + 1:
+            self._last_call, self._asked_forward = decision, forward
+            raise _Reached
+
+    def explained(self, step: int) -> Explained:
+        """What is known of the step."""
+        if self._last_call is None or id(self._last_call) not in self._states:
+            return Explained(step, [], self._asked_forward)
+        decision, (running, waiting, free), head = self._states[id(self._last_call)]
+        return Explained(step, [decision], self._asked_forward, running, waiting, free, head)

@@ -1,0 +1,30 @@
+"""What a replay of a deployment's pipeline begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fdtrace.replayer.model.events import Notification
+from fdtrace.replayer.replay.fetching import Sent
+from fdtrace.replayer.replay.worker import Slot
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a replay begins with: milliseconds since the first recorded forward."""
+
+    at: float
+    """When the first call begins."""
+    sent: tuple[Sent, ...]
+    aborts: tuple[tuple[float, str], ...] = ()
+    found: tuple[Notification, ...] = ()
+    """What was there already, as the model takes it."""
+    slots: tuple[Slot, ...] = ()
+    """The same, as the worker holds it."""
+    unseen: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that these had made and no call had counted."""
+    ended: tuple[str, ...] = ()
+    """Requests that the first call found running, though the worker had ended them."""
+    until: float | None = None
+    """When the replay ends, where the recording ended before its requests did."""

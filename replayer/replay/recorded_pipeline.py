@@ -1,0 +1,133 @@
+"""A recorded deployment as replays under other formulas and policies go by it: its times, and what clients did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.config import Policy
+from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.history.history import PipelineFigures
+from fdtrace.replayer.model.events import ReserveFound, Resumed
+from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
+from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
+from fdtrace.replayer.replay.beginning import Beginning
+from fdtrace.replayer.replay.deployment import Looked, requests_by_number, resumed_slots
+from fdtrace.replayer.replay.fetching import Sent
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.recorded_order import found_at_first
+from fdtrace.replayer.replay.worker import Slot
+from fdtrace.replayer.workload.sent import aborted_at, sent_at
+from fdtrace.replayer.workload.workload import Workload
+
+SLOWER = 0.02
+"""How much slower the forwards of the second replay are, which tells how sure the time to first token is."""
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """One replay, and what it says beside its steps."""
+
+    run: PipelineReplay
+    figures: PipelineFigures
+
+
+class RecordedPipeline:
+    """Replays one recorded deployment."""
+
+    def __init__(
+        self, workload: Workload, times: PipelineTimes, beginning: Beginning, *, by_ratio: bool
+    ) -> None:
+        """`by_ratio`: whether the recorded scheduler reserved blocks by a ratio."""
+        self.by_ratio = by_ratio
+        self.workload, self.times, self.beginning = workload, times, beginning
+        self._sent = {one.request.request_id: one.at for one in beginning.sent}
+
+    def replay(self, formula: Formula, policy: Policy, looked: Looked | None = None) -> PipelineRun:
+        """A replay under a formula and a policy."""
+        beginning = self.beginning_of(policy)
+        run = PipelineReplay(self.workload, self.times, beginning, formula, policy, explain=True)
+        run.run(looked)
+        slower = PipelineReplay(self.workload, self.times.slower(SLOWER), beginning, formula, policy)
+        slower.run(looked)
+        p50, p95 = self._waits(run)
+        began = min(self._sent.values(), default=0.0)
+        figures = PipelineFigures(
+            max(0.0, run.ends[-1] - began) if run.ends else 0.0,
+            p50,
+            p95,
+            self._waits(slower)[0],
+            pace_of(np.array(run.ends)),
+            self.times.disturbed,
+        )
+        return PipelineRun(run, figures)
+
+    def beginning_of(self, policy: Policy) -> Beginning:
+        """What a replay under a policy begins with: its own reserve, where the recorded one is of another kind."""
+        start = self.beginning
+        if policy.new_token_ratio == self.by_ratio:
+            return start
+        return replace(start, found=tuple(one for one in start.found if not isinstance(one, ReserveFound)))
+
+    def _waits(self, run: PipelineReplay) -> tuple[float, float]:
+        waits = [at - self._sent[name] for name, at in run.first_tokens.items() if name in self._sent]
+        return (float(np.median(waits)), float(np.percentile(waits, 95))) if waits else (0.0, 0.0)
+
+
+def recorded_pipeline(recording: Recording, workload: Workload) -> RecordedPipeline | None:
+    """The pipeline of a recording; None where it was in lockstep, or has too little to go by."""
+    order = recording.details.order
+    if order is None or is_lockstep(recording, order):
+        return None
+    times = fit_pipeline(recording, order)
+    if times is None:
+        return None
+    by_ratio = bool((recording.steps.get("new_token_ratio", np.full(1, MISSING)) != MISSING).any())
+    return RecordedPipeline(workload, times, _beginning(recording, order, workload), by_ratio=by_ratio)
+
+
+def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Beginning:
+    requests = requests_by_number(recording, workload)
+    first = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
+    sent = sent_at(recording, order)
+    found = tuple(found_at_first(order, requests))
+    slots = tuple(resumed_slots(recording, order, requests))
+    running = {
+        event.arrived.request_id: event
+        for event in found
+        if isinstance(event, Resumed) and event.place == "running"
+    }
+    return Beginning(
+        first,
+        tuple(Sent(requests[number], at) for number, at in sent.items() if number in requests),
+        aborted_at(recording, order, requests),
+        found,
+        slots,
+        _unseen(slots, running),
+        tuple(name for name in running if name not in {slot.request_id for slot in slots}),
+        _until(recording, workload),
+    )
+
+
+def _until(recording: Recording, workload: Workload) -> float | None:
+    if all(request.target is None for request in workload.requests):
+        return None
+    steps = recording.steps
+    return (int(steps["ts"][-1]) - int(steps["ts"][0])) / 1e6 + max(0, int(steps["forward_us"][-1])) / 1e3
+
+
+def _unseen(slots: Sequence[Slot], running: Mapping[str, Resumed]) -> dict[str, int]:
+    """Tokens of forwards under way when it began: the worker's slots have them, the first call had not."""
+    found = {}
+    for slot in slots:
+        event = running.get(slot.request_id)
+        if event is not None and slot.cached >= slot.need:
+            made = slot.cached + 1 - event.arrived.num_prompt_tokens - event.num_emitted_tokens
+            if made > 0:
+                found[slot.request_id] = made
+    return found
