@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.model.events import StepRow
-    from fdtrace.replayer.recorded.batch_rows import BatchRows
+    from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
     from fdtrace.tui.sources import Answer, NewSteps, StepEvent
 
 REQUEST_STEPS = f"""
@@ -139,7 +139,7 @@ class TraceReader:
 
         return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
 
-    def batch_rows(self, recording: Recording) -> BatchRows | None:
+    def batch_rows(self, recording: Recording) -> BatchRowColumns | None:
         """The requests of every step of a recording; None where they are too many to be taken into memory."""
         from fdtrace.library.engine_recording import rows_in_memory
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.model.events import StepRow
-    from fdtrace.replayer.recorded.batch_rows import BatchRows
+    from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 
 
 class RecordedRows:
@@ -33,7 +33,7 @@ class RecordedRows:
         with reading(self.trace.path):
             return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
-    def batch_rows(self, recording: Recording) -> BatchRows | None:
+    def batch_rows(self, recording: Recording) -> BatchRowColumns | None:
         """The requests of every step; None where they are too many to be taken into memory."""
         from fdtrace.library.engine_recording import rows_in_memory
         from fdtrace.recorder.trace.trace import reading

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.history.as_recorded import RowsOfStep
     from fdtrace.replayer.history.history import History, How
-    from fdtrace.replayer.recorded.batch_rows import BatchRows
+    from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
     from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
     from fdtrace.replayer.replay.run import Cancelled
     from fdtrace.replayer.workload.workload import Workload
@@ -156,7 +156,7 @@ class Replays(AbstractContextManager["Replays"]):
         self.timed = any(clock_of_variant(one, clock) == "time" for one in self.variants)
         """Whether one of them goes by time."""
         source = rows if isinstance(rows, RecordedRows) else reader
-        self.batch_source: Callable[[Recording], BatchRows | None] | None = (
+        self.batch_source: Callable[[Recording], BatchRowColumns | None] | None = (
             None if source is None else source.batch_rows
         )
         self._timing: RecordedTiming | None = None

@@ -9,7 +9,7 @@ from fdtrace.replayer.config import (
     is_modelled,
     parse_policy,
 )
-from fdtrace.replayer.experiment import Experiment, history_of, replay_recording, reschedule
+from fdtrace.replayer.experiment import Experiment, replay_recording, reschedule
 from fdtrace.replayer.formulas import (
     BUILTIN,
     VARIABLES,
@@ -42,6 +42,7 @@ from fdtrace.replayer.model.events import (
 )
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
+from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.run import Replay, ReplayCancelled
 from fdtrace.replayer.replay.simulation import Simulation, golden_line
 from fdtrace.replayer.workload.from_case import workload_from_case

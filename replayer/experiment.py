@@ -20,15 +20,15 @@ from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.as_recorded import RowsOfStep, as_recorded_history, recorded_history, rows_of
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
+from fdtrace.replayer.history.outcome import MemoryQuestion
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
 from fdtrace.replayer.replay.deployment import DeploymentReplay, Looked
-from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
+from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
@@ -327,25 +327,3 @@ def refuse_unmodelled(recording: Recording, name: str) -> None:
 def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy | None = None) -> History:
     """The recorded requests scheduled afresh, with the fidelity where it is what recorded."""
     return Experiment(recording).reschedule(by, policy)
-
-
-def history_of(
-    run: Replay | DeploymentReplay | PipelineReplay, memory: MemoryQuestion = NOT_ASKED
-) -> History:
-    """The history of a replay that has been run."""
-    columns = memory.with_reserved(run.log.columns())
-    limit = run.workload.config.max_num_batched_tokens
-    outcome = outcome_of(
-        columns,
-        limit,
-        num_refused_tokens=int(columns["num_refused_tokens"].sum()) if run.scheduler.explains else None,
-        num_unfinished=run.num_unfinished,
-        hang=run.hang,
-        cut=run.cut,
-        clock=None if run.order == "pipeline" else run.workload.clock,
-        order=run.order,
-        memory=memory,
-    )
-    reader = run.log.reader()
-    name = run.scheduler.name
-    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run time
+if TYPE_CHECKING:
+    from fdtrace.drivers.serving import Message
+
 
 CACHE = ("num_gpu_blocks_override", "block_size", "enable_prefix_caching")
 SPECULATION = ("num_speculative_tokens",)

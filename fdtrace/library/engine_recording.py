@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fdtrace.library.result_table import ResultTable
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, RecordedRow, Recording
-from fdtrace.replayer.recorded.batch_rows import BatchRows
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,13 +88,13 @@ class RowsInMemory:
             )
         ]
 
-    def batches(self, recording: Recording) -> BatchRows:
+    def batches(self, recording: Recording) -> BatchRowColumns:
         """The same as a time model takes them; rows of steps that the recording does not have are left out."""
         steps = np.asarray(recording.steps["step"])
         there = np.isin(self.step, steps)
         tokens, computed, _, accepted, _ = self.figures[there].T.astype(np.int64)
         at = np.searchsorted(steps, self.step[there])
-        return BatchRows(
+        return BatchRowColumns(
             at, self.request[there].astype(np.int64), self.prefill[there], tokens, computed, accepted
         )
 

@@ -15,7 +15,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import Experiment, History, Policy
 from fdtrace.replayer.analysis.token_times import parse_slo
-from fdtrace.replayer.recorded.batch_rows import BatchRows
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.variants import (
     Variant,
@@ -81,7 +81,7 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
         self.children = Children()
         self._experiments: dict[str, Experiment] = {}
 
-    def _batches(self) -> BatchRows | None:
+    def _batches(self) -> BatchRowColumns | None:
         rows = self.recording.details.step_rows
         return rows.batches(self.recording) if isinstance(rows, RowsInMemory) else None
 

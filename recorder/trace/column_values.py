@@ -19,6 +19,7 @@ ColumnArrays = dict[str, NDArray[Any]]
 """The same as `Columns`, for code that still builds the table."""
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def same_value(left: Any, right: Any) -> bool:

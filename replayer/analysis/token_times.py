@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, Floats
 from fdtrace.replayer.history.latency import Latencies, Percentiles
-from fdtrace.replayer.recorded.batch_rows import BatchRows
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.replay.timed_steps import TimedSteps
 from fdtrace.replayer.workload.workload import Workload
 
-Floats = NDArray[np.float64]
 OBJECTIVES = ("ttft", "itl", "tpot", "latency")
 """What `--slo` may bound: of a request its time to first token, the mean time between its steps and between its tokens,
 and the time to its last token.
@@ -66,7 +65,7 @@ class _Times:
     gaps: list[float] = field(default_factory=list)
 
 
-def _times_of(rows: BatchRows, ends: Floats, clients: Clients) -> _Times:
+def _times_of(rows: BatchRowColumns, ends: Floats, clients: Clients) -> _Times:
     """A prefill makes a token where it reaches the last of the request's tokens, a decode one and those accepted."""
     count = len(clients.prompts)
     first, last = [np.nan] * count, [np.nan] * count
@@ -101,7 +100,7 @@ def _times_of(rows: BatchRows, ends: Floats, clients: Clients) -> _Times:
 
 
 def latencies(
-    rows: BatchRows,
+    rows: BatchRowColumns,
     starts: Floats,
     ends: Floats,
     clients: Clients,

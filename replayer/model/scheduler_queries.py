@@ -99,25 +99,13 @@ class SchedulerQueries:
 
     def snapshot(self, decision: Decision) -> Hashable:
         """The state after a call and its forward. Equal snapshots go on equally until an event comes from outside."""
-        state = self._state
-        queues = (state.running, state.waiting, state.preempted.values())
-        places = tuple(tuple(_place(request) for request in queue) for queue in queues)
-        before_running = tuple(state.preallocated), tuple(request.id for request in state.asking)
-        return self._reserve.snapshot(), state.pool.snapshot(), places, before_running
+        return self._reserve.snapshot(), *_snapshot(self._state)
 
     def num_held_back(self, decision: Decision) -> int:
         """Prompt tokens that did not fit into this call's budget: the rest of running prefills, and the head of the
         waiting queue if the budget stopped it. Ask before the forward.
         """
-        state = self._state
-        if not state.prefilling and decision.not_admitted != "budget":
-            return 0
-        demand = 0
-        for request in state.prefilling.values():
-            demand += request.need_prefill - request.computed
-        if decision.not_admitted == "budget" and state.waiting:
-            demand += state.waiting[0].need_prefill
-        return demand
+        return _num_held_back(self._state, decision)
 
     @property
     def head_of_queue(self) -> tuple[str, int] | None:
@@ -186,6 +174,24 @@ class SchedulerQueries:
         from fdtrace.replayer.model.invariants import check  # noqa: PLC0415 - only tests pay for it
 
         check(self._state)
+
+
+def _snapshot(state: State) -> tuple[Hashable, ...]:
+    queues = (state.running, state.waiting, state.preempted.values())
+    places = tuple(tuple(_place(request) for request in queue) for queue in queues)
+    before_running = tuple(state.preallocated), tuple(request.id for request in state.asking)
+    return state.pool.snapshot(), places, before_running
+
+
+def _num_held_back(state: State, decision: Decision) -> int:
+    if not state.prefilling and decision.not_admitted != "budget":
+        return 0
+    demand = 0
+    for request in state.prefilling.values():
+        demand += request.need_prefill - request.computed
+    if decision.not_admitted == "budget" and state.waiting:
+        demand += state.waiting[0].need_prefill
+    return demand
 
 
 def _place(request: Request) -> tuple[Hashable, ...]:

@@ -15,7 +15,7 @@ decodes, tokens computed before that are read, and of each chunk its tokens time
 
 
 @dataclass(frozen=True, eq=False)
-class BatchRows:
+class BatchRowColumns:
     """A row a request and step, ascending by step; arrays of one entry a row."""
 
     step: NDArray[np.int64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.recorded.batch_rows import BatchRows
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.step_durations import call_times, requests_left
 from fdtrace.replayer.recorded.time_model import TimeModel, fit_time_model
 
@@ -18,12 +18,12 @@ from fdtrace.replayer.recorded.time_model import TimeModel, fit_time_model
 class RecordedTiming:
     """The rows of a recording's steps, and the time model fitted from them."""
 
-    def __init__(self, recording: Recording, read: Callable[[], BatchRows | None]) -> None:
+    def __init__(self, recording: Recording, read: Callable[[], BatchRowColumns | None]) -> None:
         """`read` gives the requests of every step; None: they are too many to be taken into memory."""
         self.recording, self._read = recording, read
 
     @cached_property
-    def rows(self) -> BatchRows | None:
+    def rows(self) -> BatchRowColumns | None:
         """The requests of every step."""
         return self._read()
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from fdtrace.recorder.trace.column_values import Floats
 
 P, N, D, KV, ATTENTION = range(5)
 """Columns of `batch_rows.FEATURES`."""

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.trace.column_values import Floats
 from fdtrace.replayer.recorded.batch_rows import FEATURES
-from fdtrace.replayer.recorded.time_forms import FORMS, KV, D, Floats, P, TimeForm
+from fdtrace.replayer.recorded.time_forms import FORMS, KV, D, P, TimeForm
 
 FEWEST_TIMED = 60
 """Steps that a choice of form needs: 30 do not suffice, 100 say what 1,600 say."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.replayer.recorded.batch_rows import BatchRows, features_of
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns, features_of
 from fdtrace.replayer.recorded.time_model import TimeModel
 from fdtrace.replayer.workload.workload import Workload
 
@@ -42,11 +42,11 @@ class TimedSteps:
         return lasts
 
     @property
-    def rows(self) -> BatchRows:
+    def rows(self) -> BatchRowColumns:
         """The requests of every step."""
         table = np.frombuffer(bytes(self._rows), dtype=np.int64).reshape(-1, _FIELDS)
         step, request, prefill, tokens, computed, accepted = (table[:, i] for i in range(_FIELDS))
-        return BatchRows(step, request, prefill.astype(bool), tokens, computed, accepted)
+        return BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
 
     @property
     def starts_us(self) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ Value = bool | int | float | str | None
 """What a setting may be."""
 Settings = Mapping[str, Value]
 """Changed settings, by the engine's own names."""
-Kind = Literal["whole number", "number", "true or false", "text"]
+SettingKind = Literal["whole number", "number", "true or false", "text"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Knob:
     """A setting that scheduling depends on."""
 
     name: str
-    kind: Kind
+    kind: SettingKind
     range: str
     text: str
     field: str = ""
@@ -43,7 +43,7 @@ def _size(name: str, text: str, field: str = "", least: int = 1, more: str = "")
     return Knob(name, "whole number", f"{least} or more{more}", text, field or name, least)
 
 
-def _variable(name: str, kind: Kind, text: str) -> Knob:
+def _variable(name: str, kind: SettingKind, text: str) -> Knob:
     ranges = {"whole number": "0 or more", "number": "0 or more", "true or false": "0 or 1"}
     return Knob(name, kind, ranges[kind], text)
 

@@ -14,10 +14,11 @@ import pytest
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Acceptance, Endings, InitialRequest, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
-from fdtrace.replayer.experiment import history_of, replay_recording, reschedule
+from fdtrace.replayer.experiment import replay_recording, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.run import Replay, ReplayCancelled
 from fdtrace.replayer.replay.simulation import Simulation
 from fdtrace.replayer.workload.from_case import workload_from_case

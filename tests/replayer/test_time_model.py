@@ -18,7 +18,7 @@ from fdtrace.replayer.analysis.token_times import Clients, latencies, parse_slo
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import outcome_dict
-from fdtrace.replayer.recorded.batch_rows import BatchRows
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.time_forms import TimeForm, non_negative
 from fdtrace.replayer.recorded.time_model import fit_time_model
@@ -114,7 +114,7 @@ def test_tokens_of_requests_are_dated_by_the_steps_that_made_them() -> None:
         (3, 0, 0, 2, 13, 0), (4, 1, 0, 2, 5, 1),
     ]  # fmt: skip
     step, request, prefill, tokens, computed, accepted = np.array(rows).T
-    batch = BatchRows(step, request, prefill.astype(bool), tokens, computed, accepted)
+    batch = BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
     starts = np.array([0.0, 100, 200, 300, 400]) * 1000
     clients = Clients(np.array([0.0, 50_000.0]), [10, 3], [4, 3], np.array([True, True]))
     found = latencies(batch, starts, starts + 100_000, clients, parse_slo("ttft=180ms, latency=0.42s"))
@@ -140,7 +140,7 @@ def test_objectives_that_make_no_sense(text: str) -> None:
 # A recording of known durations, replayed under other settings -----------------------------------------------
 
 
-def batches_of(history: History, recording: Recording) -> BatchRows:
+def batches_of(history: History, recording: Recording) -> BatchRowColumns:
     numbers = {name: i for i, name in enumerate(recording.requests["request_id"].tolist())}
     rows = [
         (
@@ -151,7 +151,7 @@ def batches_of(history: History, recording: Recording) -> BatchRows:
         for row in history.rows(step)
     ]
     step, request, prefill, tokens, computed, accepted = np.array(rows, dtype=np.int64).T
-    return BatchRows(step, request, prefill.astype(bool), tokens, computed, accepted)
+    return BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def timed(
     case_of: Callable[[str], dict[str, Any]],
     golden_of: Callable[[str, str], list[dict[str, Any]]],
     recording_of: Callable[..., Recording],
-) -> tuple[Recording, BatchRows]:
+) -> tuple[Recording, BatchRowColumns]:
     """A recording whose steps took what `gpu` says, each request there just before its recorded step."""
     plain = recording_of(case_of("tight_blocks"), golden_of("tight_blocks", "original"), "original")
     rows = batches_of(Experiment(plain).reschedule(BUILTIN["original"]), plain)
@@ -171,7 +171,7 @@ def timed(
     return replace(plain, steps=steps, requests=requests), rows
 
 
-def test_a_replay_by_time_tells_what_clients_waited(timed: tuple[Recording, BatchRows]) -> None:
+def test_a_replay_by_time_tells_what_clients_waited(timed: tuple[Recording, BatchRowColumns]) -> None:
     recording, rows = timed
     timing = RecordedTiming(recording, lambda: rows)
     experiment = Experiment(recording, clock="time", timing=timing, slo=parse_slo("ttft=1s"))
@@ -192,7 +192,7 @@ def test_a_replay_by_time_tells_what_clients_waited(timed: tuple[Recording, Batc
     assert found["largest"]["prefill_tokens"] == rows.features(recording.num_steps)[:, 0].max()
 
 
-def test_other_settings_are_told_as_they_would_have_been(timed: tuple[Recording, BatchRows]) -> None:
+def test_other_settings_are_told_as_they_would_have_been(timed: tuple[Recording, BatchRowColumns]) -> None:
     """The truth: the same replay on a clock that `gpu` itself drives."""
     recording, rows = timed
     timing = RecordedTiming(recording, lambda: rows)
@@ -225,7 +225,7 @@ class _Gpu(TimeForm):
 
 
 def test_changed_settings_are_not_told_by_time_where_steps_say_nothing(
-    timed: tuple[Recording, BatchRows],
+    timed: tuple[Recording, BatchRowColumns],
 ) -> None:
     recording, _ = timed
     timing = RecordedTiming(recording, lambda: None)
@@ -255,7 +255,7 @@ def with_clients(recording: Recording, num_clients: int) -> Recording:
 
 
 def test_clients_that_wait_for_their_answers_are_found_and_wait_in_the_replay(
-    timed: tuple[Recording, BatchRows],
+    timed: tuple[Recording, BatchRowColumns],
 ) -> None:
     recording, rows = timed
     recording = with_clients(recording, 6)
@@ -284,7 +284,7 @@ def test_clients_that_wait_for_their_answers_are_found_and_wait_in_the_replay(
     assert slow.columns["num_waiting"].max() <= 4, "no more than the clients that are not served"
 
 
-def test_open_traffic_is_not_taken_for_clients_that_wait(timed: tuple[Recording, BatchRows]) -> None:
+def test_open_traffic_is_not_taken_for_clients_that_wait(timed: tuple[Recording, BatchRowColumns]) -> None:
     recording, _ = timed
     rng = np.random.default_rng(1)
     arrived = 10**18 + np.cumsum(rng.exponential(250e6, 80)).astype(np.int64)
@@ -297,7 +297,7 @@ def test_open_traffic_is_not_taken_for_clients_that_wait(timed: tuple[Recording,
         Experiment(opened, clock="time", coming=ComingRequests(closed=True)).workload  # noqa: B018
 
 
-def test_requests_come_faster(timed: tuple[Recording, BatchRows]) -> None:
+def test_requests_come_faster(timed: tuple[Recording, BatchRowColumns]) -> None:
     recording, _ = timed
     plain = Experiment(recording, clock="time").workload
     fast = Experiment(recording, clock="time", coming=ComingRequests(rate=2.0, closed=False)).workload

@@ -1,0 +1,31 @@
+"""The history of a replay that has been run."""
+
+from __future__ import annotations
+
+from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
+from fdtrace.replayer.replay.deployment import DeploymentReplay
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.run import Replay
+
+
+def history_of(
+    run: Replay | DeploymentReplay | PipelineReplay, memory: MemoryQuestion = NOT_ASKED
+) -> History:
+    """The history of a replay that has been run."""
+    columns = memory.with_reserved(run.log.columns())
+    limit = run.workload.config.max_num_batched_tokens
+    outcome = outcome_of(
+        columns,
+        limit,
+        num_refused_tokens=int(columns["num_refused_tokens"].sum()) if run.scheduler.explains else None,
+        num_unfinished=run.num_unfinished,
+        hang=run.hang,
+        cut=run.cut,
+        clock=None if run.order == "pipeline" else run.workload.clock,
+        order=run.order,
+        memory=memory,
+    )
+    reader = run.log.reader()
+    name = run.scheduler.name
+    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)
