@@ -17,7 +17,7 @@ machine without a GPU the same check runs with a tiny model, and skips what only
 """
 
 
-BUSY = """What needs a GPU is skipped. Times are of a machine of two cores that did other work too, and say little.
+BUSY = """What needs a GPU is skipped. Times on a CPU say little: the engine shares it with whatever else runs.
 
 """
 
