@@ -66,6 +66,7 @@ bench-vllm: $(READY) $(VLLM_READY)  ## those that need a real vLLM
 
 bench-transformers: $(READY) $(TRANSFORMERS_READY)  ## those that need transformers
 	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python benchmarks/transformers_recording.py --cycles 100
+	$(TRANSFORMERS_VENV)/bin/python benchmarks/transformers_adapter.py
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
 	$(BIN)/python -m fdtrace.recorder.document > docs/trace.md

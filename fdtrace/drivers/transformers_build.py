@@ -92,6 +92,7 @@ def _fields(cls: Any, sizes: Message, recorded: Message) -> Message:
     found.pop("use_default_compile_configs", None)
     found.pop("max_cached_graphs", None)
     found["max_blocks_per_request"] = found.get("max_blocks_per_request") or 0
+    found["max_memory_percent"] = found.get("max_memory_percent") or 0.9
     return {name: value for name, value in found.items() if name in names}
 
 

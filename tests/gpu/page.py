@@ -17,6 +17,11 @@ machine without a GPU the same check runs with a tiny model, and skips what only
 """
 
 
+BUSY = """What needs a GPU is skipped. Times on a CPU say little: the engine shares it with whatever else runs.
+
+"""
+
+
 def page(found: dict[str, Any]) -> str:
     """The page."""
     machine = found["machine"]
@@ -26,11 +31,12 @@ def page(found: dict[str, Any]) -> str:
         f"## Last run: {on}\n\n",
         f"Python {machine['python']}, PyTorch {machine['torch']}, transformers {machine['transformers']}; "
         f"{found['seconds']} s in all.\n\n",
+        BUSY if found["device"] == "cpu" else "",
         "| part | what it shows | | found |\n|---|---|---|---|\n",
     ]
     for part in found["parts"]:
         told = part.get("why") or ", ".join(_figure(name, value) for name, value in part["figures"].items())
-        lines.append(f"| `{part['part']}` | {part['about']} | {part['state']} | {told} |\n")
+        lines.append(f"| `{part['part']}` | {' '.join(part['about'].split())} | {part['state']} | {told} |\n")
     return "".join(lines)
 
 
