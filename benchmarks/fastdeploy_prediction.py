@@ -23,7 +23,7 @@ from typing import Any
 
 from fastdeploy_fidelity import record
 
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.config import POLICIES
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN

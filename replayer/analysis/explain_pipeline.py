@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula

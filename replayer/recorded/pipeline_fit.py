@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.recorded.pipeline_times import BySize, BySteps, PipelineTimes, Times
 from fdtrace.replayer.recorded.step_durations import FEWEST
 from fdtrace.replayer.recorded.step_state import known

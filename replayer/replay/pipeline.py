@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
+
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import Cut, Hang

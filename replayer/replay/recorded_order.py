@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING, Columns
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, Columns
+from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,

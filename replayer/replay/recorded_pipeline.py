@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures

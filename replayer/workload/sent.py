@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.workload.workload import WorkRequest
 
 

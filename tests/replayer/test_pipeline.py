@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import ORIGINAL, RELEASE_2_6, Policy, SchedulerConfig
 from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.experiment import Experiment
