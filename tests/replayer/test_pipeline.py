@@ -97,6 +97,10 @@ def test_one_request_is_fetched_at_a_time_and_only_while_none_waits() -> None:
     run = replayed([(request("a", 470), 0.0), (request("b", 470), 0.0), (request("c", 470), 0.0)])
     assert [rows(run, step) for step in range(2)] == [{"a": 470}, {"a": 1, "b": 470}]
     assert run.first_tokens["a"] < run.first_tokens["b"] < run.first_tokens["c"]
+    few = replace(CONFIG, num_blocks=25)
+    columns = replayed([(request(name, 300, 20), 0.0) for name in "abcdefghij"], config=few).log.columns()
+    preempts = int(np.argmax(columns["num_preempted"] > 0))  # what comes back waits beside it
+    assert columns["num_waiting"][:preempts].max() == 1
 
 
 def test_whole_prompts_are_fetched_several_at_once() -> None:
