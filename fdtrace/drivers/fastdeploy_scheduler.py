@@ -28,7 +28,7 @@ from fdtrace.replayer.model.events import (
 class DrivenFastDeploy(DrivenScheduler):
     """The `ResourceManagerV1` of a checkout. It does not say with which budget it began a call."""
 
-    engine = "fastdeploy"
+    engine: str | None = "fastdeploy"
     needs = "Paddle and this engine's requirements"
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
