@@ -11,9 +11,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
-
-from fdtrace.recorder.recording import MISSING
 
 MOST_ROWS = 5_000_000
 """Rows of `step_request` up to which lags are read: the view `call_lag` sorts them all."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import LAG, Series
 from fdtrace.tui.screen import ReplayScreen

@@ -1,6 +1,6 @@
 """A driven FastDeploy scheduler led through the events of a recording, one after another, by its own methods.
 
-Loaded by `fastdeploy.py`, which runs as a file of its own. Nothing is played here: what was recorded says when requests
+Loaded by `fastdeploy_driver.py`, which runs as a file of its own. Nothing is played here: what was recorded says when requests
 came, how many of their tokens the engine knew, when they ended, were put back and were forgotten; what follows from it
 FastDeploy's code decides. Where it has no method for an event, its state is set as the engine process sets it.
 """

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.drivers.known import head_of
-from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, StepRow

@@ -30,7 +30,7 @@ BY_RATIO = "_get_running_request_reserve_blocks"
 """With this method they depend on outputs that are appended meanwhile; else they follow from the queues."""
 
 
-class Order:
+class FastDeployOrder:
     """Looks on while one manager's lock is held, and tells an `OrderWriter` what happened."""
 
     def __init__(self, agent: Agent, module: str, cls: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
-from .writer import Row
+from .writer import KeyframeRow
 
 FEWEST_ROWS = 16
 
@@ -33,7 +33,7 @@ class CallInFlight:
         self.schedule: tuple[Any, ...] = ()
         self.rows: tuple[str, ...] = ()
         self.vacated: list[int] = []
-        self.joined: list[tuple[int, Row]] = []
+        self.joined: list[tuple[int, KeyframeRow]] = []
         self.blocks: list[tuple[int, int]] = []
         self.prefills: list[int] = []
         self.starts: dict[str, int] = {}
@@ -110,7 +110,7 @@ class BatchRows:
                 call.blocks.append((self.rows[request_id], self.held[request_id]))
         self.by_row = call.rows = self.by_row or tuple(self.ids)
 
-    def _join(self, scheduler: Any, output: Any, request_id: str) -> tuple[int, Row]:
+    def _join(self, scheduler: Any, output: Any, request_id: str) -> tuple[int, KeyframeRow]:
         request = scheduler.requests[request_id]
         row = self.enter(scheduler, request)
         start = request.num_computed_tokens - output.num_scheduled_tokens[request_id]
@@ -121,7 +121,7 @@ class BatchRows:
             self.prefilling.add(request_id)
         return row, self.row(request, start)
 
-    def row(self, request: Any, computed: int) -> Row:
+    def row(self, request: Any, computed: int) -> KeyframeRow:
         """What a frame says of a request with `computed` tokens before its next step."""
         request_id = request.request_id
         return config.running_row(

@@ -17,7 +17,7 @@ from . import vllm_config as config
 from . import wire
 from .hooks import Hook
 from .vllm import RAN, STAMP, Ran, VllmAdapter
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -84,7 +84,7 @@ class VllmWorkerAdapter:
             "dp_rank": rank,
         }  # fmt: skip
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         return ()
 
     def _engine(self) -> VllmAdapter | None:

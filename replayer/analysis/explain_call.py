@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import overload
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import LOOK_EVERY, Explained, Explainer
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Notification, Schedule
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.replay.deployment import DeploymentReplay
-from fdtrace.replayer.replay.ordered import Decided
+from fdtrace.replayer.replay.ordered import CallComparison
 from fdtrace.replayer.replay.run import Cancelled, Progressed, ReplayCancelled
 from fdtrace.replayer.workload.workload import Workload
 
@@ -86,7 +86,7 @@ class _Calls:
         self._watched = _Watched(Scheduler(workload.config, formula, policy, explain=True))
         self._steps = recording.steps["step"].tolist()
         self._run = DeploymentReplay(recording, order, workload, self._watched)
-        self._decided: Iterator[Decided] = self._run.advance()
+        self._decided: Iterator[CallComparison] = self._run.advance()
         self._looked_at = 0
         """Steps that are explained or passed over."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Protocol, overload, runtime_checkable
 
-from fdtrace.recorder.recording import EngineInfo
+from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import (

@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import InitialRequest, Recording
 from fdtrace.replayer.history.history import CallFidelity
 from fdtrace.replayer.model.events import Decision
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
-from fdtrace.replayer.replay.ordered import Decided, OrderedReplay
+from fdtrace.replayer.replay.ordered import CallComparison, OrderedReplay
 from fdtrace.replayer.replay.recorded_order import RecordedOrder
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.worker import Slot, Worker, tasks_of
@@ -69,7 +70,7 @@ class DeploymentReplay:
         for _ in self.advance(looked):
             pass
 
-    def advance(self, looked: Looked | None = None) -> Iterator[Decided]:
+    def advance(self, looked: Looked | None = None) -> Iterator[CallComparison]:
         """Each call, once its forwards have run."""
         self._run_forwards(MISSING)
         for done, decided in enumerate(self.calls.calls()):

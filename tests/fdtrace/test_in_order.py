@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.drivers import fastdeploy_config as driver_config
+from fdtrace.drivers import fastdeploy_driver_config as driver_config
 from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder
 from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
 from fdtrace.recorder.agent import fastdeploy_config as agent_config
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.recording import Recording
 from fdtrace.recorder.step_calls import read_lags, read_step_calls, read_step_lags
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_call import OrderedExplainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.experiment import Experiment
