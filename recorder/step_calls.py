@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.column_values import MISSING
 
+MOST_ROWS = 5_000_000
+"""Rows of `step_request` up to which lags are read: the view `call_lag` sorts them all."""
+
 MOST_CALLS = 12
 """Calls shown of one step, the last ones."""
 
@@ -141,7 +144,7 @@ class CallLags:
 
 
 def read_lags(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallLags | None:
-    """The lags of all calls; None where the trace does not have what calls knew. It reads every row of the trace."""
+    """The lags of all calls; None where the trace does not have what calls knew, or has more than `MOST_ROWS`."""
     if not _ordered(db, engine_id):
         return None
     query = "SELECT call, seen_step FROM call_lag WHERE engine_id = $1 ORDER BY call"
@@ -217,8 +220,9 @@ def _ordered(db: duckdb.DuckDBPyConnection, engine_id: int) -> bool:
     if not {"call", "call_request"} <= tables:
         return False
     query = "SELECT count(*) FROM (SELECT 1 FROM call_request WHERE engine_id = $1 LIMIT 1)"
-    ((count,),) = db.execute(query, [engine_id]).fetchall()
-    return bool(count)
+    ((known,),) = db.execute(query, [engine_id]).fetchall()
+    ((rows,),) = db.execute("SELECT count(*) FROM step_request WHERE engine_id = $1", [engine_id]).fetchall()
+    return bool(known) and rows <= MOST_ROWS
 
 
 def _numpy(db: duckdb.DuckDBPyConnection, query: str, engine_id: int) -> dict[str, NDArray[np.int64]]:

@@ -29,7 +29,12 @@ from fdtrace.schedulers import given_schedulers
 from tests.fdtrace.test_schedulers import PYTHON, SOURCE, real
 from tests.replayer.test_deployments import NAMES, opened, order_of, with_order
 
-OF = {"tight": "original", "aborts_prefix_caching": "original", "release_2_6": "release_2_6"}
+OF = {
+    "attached": "later",
+    "tight": "original",
+    "aborts_prefix_caching": "original",
+    "release_2_6": "release_2_6",
+}
 """The version that recorded each."""
 
 CONFIG = SchedulerConfig(max_num_batched_tokens=64, max_num_seqs=4, num_blocks=20, max_model_len=256)

@@ -84,7 +84,7 @@ def with_order(recording: Recording, **changes: Any) -> Recording:
 
 def test_every_call_and_every_forward_is_reproduced(recording: Recording) -> None:
     order = order_of(recording)
-    assert (order.did["did"] == "preempted").any() or (order.did["num_needed_blocks"] >= 0).any()
+    assert (order.did["did"] == "extended").any()
     history = replayed(recording)
     fidelity = fidelity_of(history)
     assert fidelity.calls is not None
@@ -92,7 +92,24 @@ def test_every_call_and_every_forward_is_reproduced(recording: Recording) -> Non
     assert fidelity.calls.num_equal == fidelity.calls.num_calls == int(order.calls["num_calls"].sum())
     assert (fidelity.num_equal, fidelity.first_divergence) == (recording.num_steps, None)
     assert history.outcome.order == "recorded"
-    assert history.outcome.num_stalls == int(recording.steps["num_stalled"].sum())
+    if (
+        not recording.details.initial
+    ):  # else some had tasks on their way to the worker, which counts as a stall here
+        assert history.outcome.num_stalls == int(recording.steps["num_stalled"].sum())
+
+
+def test_tasks_from_before_the_recording_reach_the_worker_in_their_forward() -> None:
+    """Without that the requests that they are for run too early: their first steps differ."""
+    recording = opened("attached")
+    begins = int(recording.steps["step"][0])
+    late = [first for first in recording.details.initial if first.first_step > begins]
+    assert late
+    details: Any = recording.details
+    there = tuple(replace(first, first_step=begins) for first in details.initial)
+    fidelity = fidelity_of(replayed(replace(recording, details=replace(details, initial=there))))
+    assert fidelity.calls is not None
+    assert fidelity.calls.departure is None
+    assert fidelity.first_divergence == begins
 
 
 def test_another_formula_is_replayed_as_a_pipeline(tight: Recording) -> None:
