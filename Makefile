@@ -69,7 +69,7 @@ bench-transformers: $(READY) $(TRANSFORMERS_READY)  ## those that need transform
 	$(TRANSFORMERS_VENV)/bin/python benchmarks/transformers_adapter.py
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
-	$(BIN)/python -m fdtrace.recorder.document > docs/trace.md
+	$(BIN)/python -m fdtrace.recorder.schema_docs > docs/trace.md
 
 SCREENS := docs/screens
 FORMULAS := -f pr7438 -f pr7499

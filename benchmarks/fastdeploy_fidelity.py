@@ -28,7 +28,7 @@ from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity
 from fdtrace.replayer.recorded.step_state import column_or_zero
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 
 PYTHON = os.environ.get("FASTDEPLOY_PYTHON", sys.executable)
 LAB = Path(os.environ.get("LAB_DIR", "."))

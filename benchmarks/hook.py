@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fdtrace.recorder import delivery
+from fdtrace.recorder import agent_delivery
 from fdtrace.recorder.agent import load, ring, wire
 from fdtrace.sandbox import runner as runner_module
 from fdtrace.sandbox import sandbox_scheduler as scheduler_module
@@ -103,7 +103,7 @@ def hooked(directory: Path) -> tuple[Any, dict[tuple[type, str], Any]]:
     """The agent, recording into a ring of its own, and the wrapped methods."""
     for (owner, name), method in canned_methods().items():
         setattr(owner, name, method)
-    arm: ModuleType = load.load(load.read_sources(str(delivery.AGENT)))
+    arm: ModuleType = load.load(load.read_sources(str(agent_delivery.AGENT)))
     session = {
         "id": "bench", "dir": str(directory), "output": "", "protocol": wire.PROTOCOL,
         "segments": ring.DEFAULT_SEGMENTS, "segment_size": ring.DEFAULT_SEGMENT_SIZE,

@@ -27,9 +27,9 @@ import numpy as np
 
 from fdtrace.replayer.config import SchedulerConfig, parse_policy
 from fdtrace.replayer.formulas import parse_formula
-from fdtrace.replayer.replay.run import Replay
+from fdtrace.replayer.replay.workload_replay import Replay
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 
 DRAFTS, ACCEPTED = 4, 0.6
 STEPS_A_REQUEST = 123

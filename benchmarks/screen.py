@@ -39,10 +39,10 @@ from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recordin
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import run_replay
+from fdtrace.tui.panes.draw_chart import draw
 from fdtrace.tui.panes.jobs import PaneReplay
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
-from fdtrace.tui.panes.step_chart import draw
 from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.theme import BLOCKS, DARK, Look
 

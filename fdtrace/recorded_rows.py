@@ -23,7 +23,7 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.recorder.trace.loading import STEP_ROWS
+        from fdtrace.recorder.trace.read_tables import STEP_ROWS
         from fdtrace.recorder.trace.trace import reading
         from fdtrace.replayer.model.events import StepRow
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdtrace.formula_texts import LONGEST_NAME, LONGEST_TEXT, formula
 from fdtrace.recorder.errors import UsageError
-from fdtrace.schedulers import GivenScheduler, given_schedulers
+from fdtrace.scheduler_option import GivenScheduler, given_schedulers
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.recording import EngineInfo, Recording

@@ -142,7 +142,7 @@ def conclude(watch: Watch, done: dict[str, Any]) -> None:
 
 def discard(session: Session, supervisor: Supervisor | None) -> None:
     """Nothing was recorded: leave nothing behind."""
-    from fdtrace.recorder.collector.saved import remove_published  # brings DuckDB: not for `--help`
+    from fdtrace.recorder.collector.saved_state import remove_published  # brings DuckDB: not for `--help`
 
     if supervisor is not None:
         supervisor.cancel()

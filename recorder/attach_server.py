@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from fdtrace.recorder import agent_processes, delivery
+from fdtrace.recorder import agent_delivery, agent_processes
 from fdtrace.recorder.agent import load
 from fdtrace.recorder.errors import FdtraceError, TargetError
 from fdtrace.recorder.inject import (
@@ -52,7 +52,7 @@ def attach(pid: int, session: Session, *, force: bool = False) -> list[Reached]:
         TargetError: no process has an engine, or none can be reached. Then nothing was changed.
     """
     check_process(pid)
-    delivery.prepare()
+    agent_delivery.prepare()
     with first_in_line():
         return _attach(pid, session, force)
 
@@ -129,7 +129,7 @@ def _inject(pid: int, session: Session, force: bool) -> Reached:
         _check_namespace(pid)
     try:
         with enter(pid, force=force) as (entry, conversation):
-            status = delivery.deliver(conversation, session)
+            status = agent_delivery.deliver(conversation, session)
     except InjectError as error:
         if _is_armed(pid):
             error.why += f"; it is armed, but has no mailbox in {session.mailboxes}: it has made no call yet, or could "

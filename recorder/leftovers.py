@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fdtrace.recorder.agent import ring
-from fdtrace.recorder.inject import meeting
+from fdtrace.recorder.creator_process import CreatorProcess
+from fdtrace.recorder.inject import callback_socket
 from fdtrace.recorder.inject.users import User, acting_as
-from fdtrace.recorder.maker import Maker
 from fdtrace.recorder.ring_directory import RingDirectory, every_directory
 
 LOCK = "collector.lock"
@@ -84,12 +84,12 @@ def _is_written(rings: RingDirectory, name: str) -> bool:
 
 def _meetings() -> Iterator[tuple[Path, User]]:
     me = os.geteuid()
-    for parent in map(Path, meeting.DIRECTORIES):
+    for parent in map(Path, callback_socket.DIRECTORIES):
         names = []
         with contextlib.suppress(OSError):
             names = os.listdir(parent)
         for name in names:
-            maker = _maker_in(name, meeting.PREFIX)
+            maker = _maker_in(name, callback_socket.PREFIX)
             if maker is None or not maker.is_gone:
                 continue
             with contextlib.suppress(OSError):
@@ -98,8 +98,8 @@ def _meetings() -> Iterator[tuple[Path, User]]:
                     yield parent / name, User(status.st_uid, status.st_gid)
 
 
-def _maker_in(name: str, prefix: str) -> Maker | None:
+def _maker_in(name: str, prefix: str) -> CreatorProcess | None:
     """The maker in a name of ours: prefix, maker, a dash, and more."""
     if not name.startswith(prefix):
         return None
-    return Maker.parse(name[len(prefix) :].rpartition("-")[0])
+    return CreatorProcess.parse(name[len(prefix) :].rpartition("-")[0])

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fdtrace.recorder.agent import mailbox
+from fdtrace.recorder.creator_process import CreatorProcess
 from fdtrace.recorder.errors import TargetError
 from fdtrace.recorder.inject.users import User, acting_as, user_name
-from fdtrace.recorder.maker import Maker
 
 BASES = (Path("/dev/shm"), Path("/tmp"))
 """Where such directories may be, the best first: in memory, or on a disk."""
@@ -44,7 +44,7 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Owner:
     """The owner of a directory of rings: the fdtrace that made it, and the parts of its recording."""
 
-    maker: Maker
+    maker: CreatorProcess
     parts: str
     device: int
     inode: int
@@ -53,14 +53,14 @@ class Owner:
     def of(cls, parts: Path) -> Owner:
         """This process as the owner, for the parts at a path."""
         status = os.stat(parts)
-        return cls(Maker.this(), str(parts.absolute()), status.st_dev, status.st_ino)
+        return cls(CreatorProcess.this(), str(parts.absolute()), status.st_dev, status.st_ino)
 
     @classmethod
     def parse(cls, text: bytes) -> Owner | None:
         """The owner that `dump` wrote; None if the text is something else."""
         try:
             fields = json.loads(text)
-            maker = Maker.parse(fields["maker"])
+            maker = CreatorProcess.parse(fields["maker"])
             return (
                 None
                 if maker is None

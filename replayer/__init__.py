@@ -19,7 +19,7 @@ from fdtrace.replayer.formulas import (
     parse_formula,
 )
 from fdtrace.replayer.history.history import Cut, Fidelity, Hang, History, Outcome
-from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -43,8 +43,8 @@ from fdtrace.replayer.model.events import (
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.replay_history import history_of
-from fdtrace.replayer.replay.run import Replay, ReplayCancelled
 from fdtrace.replayer.replay.simulation import Simulation, golden_line
+from fdtrace.replayer.replay.workload_replay import Replay, ReplayCancelled
 from fdtrace.replayer.workload.from_case import workload_from_case
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 

@@ -20,17 +20,17 @@ from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.as_recorded import RowsOfStep, as_recorded_history, recorded_history, rows_of
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome import MemoryQuestion
+from fdtrace.replayer.history.outcome_figures import MemoryQuestion
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
-from fdtrace.replayer.replay.deployment import DeploymentReplay, Looked
+from fdtrace.replayer.replay.deployment_replay import DeploymentReplay, Looked
 from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
-from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.startup_checks import refuse_unservable

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.agent import load
-from fdtrace.recorder.document import document
+from fdtrace.recorder.schema_docs import document
 from tests.house_graph import FLOORS, Module, arrows, circles, lines_with_bases, modules, sources
 
 ROOT = Path(__file__).parents[1]

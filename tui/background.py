@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 
 T = TypeVar("T")
 

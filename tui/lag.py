@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import LAG, Series
-from fdtrace.tui.screen import ReplayScreen
+from fdtrace.tui.screen_protocol import ReplayScreen
 
 
 class LagTrack:

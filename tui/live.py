@@ -12,14 +12,14 @@ from textual.timer import Timer
 
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
 from fdtrace.tui.lag import LagTrack
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
-from fdtrace.tui.screen import ReplayScreen
+from fdtrace.tui.screen_protocol import ReplayScreen
 from fdtrace.tui.sources import NewSteps
 from fdtrace.tui.status_lines import StatusLines
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attach, record, detach; 0 when the trace is written."""
-    from fdtrace.recorder import attach_server, delivery
+    from fdtrace.recorder import agent_delivery, attach_server
     from fdtrace.recorder.inject import check_process
     from fdtrace.recorder.session import Session
     from fdtrace.recorder.supervise import Supervisor
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     supervisor = None
     with StopSignals() as signals:
         try:
-            delivery.prepare()
+            agent_delivery.prepare()
             begun = time.perf_counter()
             reached = attach_server.attach(args.pid, session, force=args.force)
             took = time.perf_counter() - begun
@@ -86,7 +86,7 @@ def _tell(watch: Watch, reached: list[Reached]) -> None:
 def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
     """Record until something ends it; what the collector said last."""
     if args.tui:
-        from fdtrace.replay_screen import on_screen
+        from fdtrace.open_replay_screen import on_screen
 
         reason = on_screen(args.output, args.formula, watch, signals)
     else:

@@ -7,7 +7,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace check`."""
-    from fdtrace.replays import add_replay_arguments
+    from fdtrace.build_replays import add_replay_arguments
 
     add_replay_arguments(parser)
     parser.add_argument(
@@ -17,12 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
+    from fdtrace.build_replays import Replays
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.errors import TraceError
     from fdtrace.recorder.printable import printable
     from fdtrace.recorder.trace.standstill import standstill_of
     from fdtrace.recorder.trace.trace import open_trace
-    from fdtrace.replays import Replays
 
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)

@@ -26,7 +26,7 @@ OWN = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace knobs`."""
-    from fdtrace.schedulers import add_scheduler_arguments
+    from fdtrace.scheduler_option import add_scheduler_arguments
 
     parser.add_argument("trace", type=Path, metavar="TRACE")
     parser.add_argument("--engine", type=int, metavar="N", help="which engine of a trace of several")
@@ -81,7 +81,7 @@ def _of_vllm(engine: EngineInfo, schedulers: list[str] | None, python: str) -> l
     from fdtrace.drivers.vllm_scheduler import DrivenVllm
     from fdtrace.recorder.errors import UsageError
     from fdtrace.replayer.workload.engine_settings import VLLM_SIZES, recorded_value
-    from fdtrace.schedulers import QUIET, given_schedulers
+    from fdtrace.scheduler_option import QUIET, given_schedulers
 
     given = given_schedulers(schedulers or [engine.name], python)[0]
     if given.engine != engine.name:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def environment(session: Session) -> dict[str, str]:
     """The environment that arms CMD and its children: our `sitecustomize` first on PYTHONPATH."""
-    from fdtrace.recorder.delivery import AGENT
+    from fdtrace.recorder.agent_delivery import AGENT
 
     paths = [str(AGENT / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return dict(

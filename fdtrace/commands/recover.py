@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.progress import Progress
     from fdtrace.recorder import attach_server
     from fdtrace.recorder.collector.process import recover
-    from fdtrace.recorder.collector.saved import check_parts
+    from fdtrace.recorder.collector.saved_state import check_parts
     from fdtrace.recorder.session import Session, parts_directory
 
     path: Path = args.trace

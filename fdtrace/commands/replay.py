@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace replay`."""
-    from fdtrace.replays import add_replay_arguments
+    from fdtrace.build_replays import add_replay_arguments
 
     add_replay_arguments(parser)
     how = parser.add_mutually_exclusive_group()
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
+    from fdtrace.build_replays import Replays
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.trace.standstill import standstill_of
     from fdtrace.recorder.trace.trace import open_trace
-    from fdtrace.replays import Replays
 
     drawing = args.svg is not None or args.html is not None
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
@@ -78,9 +78,9 @@ def _show(args: argparse.Namespace) -> int:
     """The screen itself, or a picture of it."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from fdtrace.reading import TraceReader
+    from fdtrace.open_replay_screen import screen_of
     from fdtrace.recorder.errors import TraceError
-    from fdtrace.replay_screen import screen_of
+    from fdtrace.trace_reader import TraceReader
 
     drawing = args.svg is not None or args.html is not None
     terminal = _terminal(args, drawing)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.replay.any_scheduler import AnyScheduler
     from fdtrace.replayer.workload.workload import Workload
-    from fdtrace.simulated import Simulated
+    from fdtrace.simulation_result import Simulated
     from fdtrace.variants import Variant
 
 MOST_NOTES = 8
@@ -37,7 +37,7 @@ MOST_NOTES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace simulate`."""
-    from fdtrace.schedulers import add_scheduler_arguments
+    from fdtrace.scheduler_option import add_scheduler_arguments
 
     parser.add_argument("workload", type=Path, metavar="WORKLOAD.json", help="configuration and requests")
     parser.add_argument(
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate to the end of the workload, to a hang, or to the limit of steps; 1 for the last two."""
     from fdtrace.replayer.workload.from_case import workload_from_case
-    from fdtrace.schedulers import given_schedulers
+    from fdtrace.scheduler_option import given_schedulers
     from fdtrace.variants import refuse_equal_names, variant, variants_of
     from fdtrace.workload_file import read_case
 
@@ -101,7 +101,7 @@ def _compare(
     outputs: Sequence[Path | None],
 ) -> int:
     """Print what each did. Where one cannot be run, the others are printed all the same, and its error last."""
-    from fdtrace.simulated import print_json, print_table
+    from fdtrace.simulation_result import print_json, print_table
 
     results: list[Simulated] = []
     errors: list[FdtraceError] = []
@@ -124,8 +124,8 @@ def _compare(
 
 
 def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
+    from fdtrace.build_replays import policy_of
     from fdtrace.formula_texts import formulas
-    from fdtrace.replays import policy_of
 
     policy = policy_of(args.policy)
     if args.formula:
@@ -144,11 +144,11 @@ def _scheduler(
     workload: Workload, by: Variant, policy_name: str | None
 ) -> Iterator[tuple[AnyScheduler, list[str]]]:
     """The scheduler, and what FastDeploy would refuse of this workload: its version that the model follows."""
+    from fdtrace.build_replays import policy_of
     from fdtrace.replayer.config import ORIGINAL
     from fdtrace.replayer.experiment import policy_with
     from fdtrace.replayer.model.scheduler import Scheduler
     from fdtrace.replayer.workload.startup_checks import refusals
-    from fdtrace.replays import policy_of
     from fdtrace.variants import engine_of
 
     if by.scheduler is not None:
@@ -178,7 +178,7 @@ def _complete(one: Variant) -> Variant:
 def _simulate(workload: Workload, by: Variant, policy: str | None, out: TextIO | None) -> Simulated:
     from fdtrace.replayer.model.state import SchedulerFailed
     from fdtrace.replayer.replay.simulation import Simulation, decision_line, golden_line
-    from fdtrace.simulated import Simulated
+    from fdtrace.simulation_result import Simulated
     from fdtrace.variants import workload_of
 
     given, workload = workload, workload_of(workload, by)

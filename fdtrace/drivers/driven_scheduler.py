@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from typing import Any, overload
 
 from fdtrace.drivers.child import Child
-from fdtrace.drivers.known import FIRST_TOKEN, KnownRequest, state_of
+from fdtrace.drivers.driven_requests import FIRST_TOKEN, KnownRequest, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (

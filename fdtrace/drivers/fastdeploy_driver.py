@@ -25,15 +25,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fdtrace.drivers.driver_protocol import CannotGoOn, Message, run
     from fdtrace.drivers.fastdeploy_driver_config import build_config, code_digest
     from fdtrace.drivers.fastdeploy_driver_roles import RoleRequests
     from fdtrace.drivers.fastdeploy_events import RecordedEvents
-    from fdtrace.drivers.serving import CannotGoOn, Message, run
 else:  # beside this script, without fdtrace
+    from driver_protocol import CannotGoOn, Message, run
     from fastdeploy_driver_config import build_config, code_digest
     from fastdeploy_driver_roles import RoleRequests
     from fastdeploy_events import RecordedEvents
-    from serving import CannotGoOn, Message, run
 
 
 class PlayedRequest:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.serving import Message
+    from fdtrace.drivers.driver_protocol import Message
 
 
 def build_config(sizes: Message) -> Any:

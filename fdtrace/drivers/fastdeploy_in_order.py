@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
-from fdtrace.drivers.known import FIRST_TOKEN, head_of, prompt_runs
+from fdtrace.drivers.driven_requests import FIRST_TOKEN, head_of, prompt_runs
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (

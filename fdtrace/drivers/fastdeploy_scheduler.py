@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.driven_requests import prompt_runs
 from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder, decision_of
-from fdtrace.drivers.known import prompt_runs
 from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (

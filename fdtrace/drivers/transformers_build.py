@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.serving import Message
+    from fdtrace.drivers.driver_protocol import Message
 
 MODEL = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 32,
          "intermediate_size": 32, "vocab_size": 64}  # fmt: skip

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers import transformers_build as build
-    from fdtrace.drivers.serving import CannotGoOn, Message, run
+    from fdtrace.drivers.driver_protocol import CannotGoOn, Message, run
     from fdtrace.drivers.transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
 else:  # beside this script, without fdtrace
     import transformers_build as build
-    from serving import CannotGoOn, Message, run
+    from driver_protocol import CannotGoOn, Message, run
     from transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.serving import Message
+    from fdtrace.drivers.driver_protocol import Message
 
 STOP = 2
 """The token that ends a request before its `max_tokens`; those of prompts and outputs are larger."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.serving import Message
+    from fdtrace.drivers.driver_protocol import Message
     from fdtrace.drivers.vllm_settings import check_scheduler, derive_again
 else:  # beside this script, without fdtrace
     from vllm_settings import check_scheduler, derive_again

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers import vllm_build as build
-    from fdtrace.drivers.serving import CannotGoOn, Message, ServedEngine, run
+    from fdtrace.drivers.driver_protocol import CannotGoOn, Message, ServedEngine, run
     from fdtrace.drivers.vllm_settings import KnobList, Refused, with_changes
 else:  # beside this script, without fdtrace
     import vllm_build as build
-    from serving import CannotGoOn, Message, ServedEngine, run
+    from driver_protocol import CannotGoOn, Message, ServedEngine, run
     from vllm_settings import KnobList, Refused, with_changes
 
 STOP = 2

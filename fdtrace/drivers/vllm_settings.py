@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.serving import Message
+    from fdtrace.drivers.driver_protocol import Message
 
 
 CACHE = ("num_gpu_blocks_override", "block_size", "enable_prefix_caching")

@@ -23,7 +23,7 @@ from fdtrace.replayer import (
     parse_policy,
     workload_from_case,
 )
-from fdtrace.simulated import Simulated
+from fdtrace.simulation_result import Simulated
 from fdtrace.workload_file import read_case
 
 COUNTED = ("preempted", "extended", "stalled", "aborted", "finished")

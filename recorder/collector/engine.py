@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fdtrace.recorder.collector.call_rows import CallRows
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.ledger import Ledger
-from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import ColumnArrays
@@ -54,7 +54,7 @@ class Engine(Protocol):
         """How many forwards were decoded since the last `take`."""
         return self.steps.num_waiting
 
-    def feed(self, part: Part, chunk: FrameBlock) -> None:
+    def feed(self, part: EngineRing, chunk: FrameBlock) -> None:
         """Decode consecutive frames of one ring. Sets `part.past` at a frame that is beyond the last step."""
 
     def take(self, read_at: int) -> Decoded:

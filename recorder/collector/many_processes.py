@@ -16,17 +16,17 @@ from fdtrace.recorder.collector import frames, stalls
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded, Engine
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.forward_calls import ForwardCalls
 from fdtrace.recorder.collector.frames import UNSEEN, CallFrame, ForwardFrame, Frame, frames_of
 from fdtrace.recorder.collector.held_rows import HeldRows
 from fdtrace.recorder.collector.ledger import Ledger, OpenRequest
 from fdtrace.recorder.collector.order_decoder import OrderDecoder
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
-from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.prompt_hash_salt import salted
 from fdtrace.recorder.collector.ranks import Ranks
 from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.request_numbers import RequestNumbers
-from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
@@ -46,7 +46,7 @@ class ManyProcessEngine(Engine):
     def __init__(self, engine_id: int, max_steps: int | None = None, salt: bytes = b"") -> None:
         self.engine_id, self.max_steps, self.salt = engine_id, max_steps, salt
         self.row: dict[str, Any] | None = None
-        self.part = Part("engine")
+        self.part = EngineRing("engine")
         self.ledger = Ledger(engine_id)
         self.requests = RequestNumbers(self.ledger)
         self.call_rows = CallRows(engine_id)
@@ -73,7 +73,7 @@ class ManyProcessEngine(Engine):
         """The step to which frames that come now belong."""
         return self.step + 1
 
-    def feed(self, part: Part, chunk: FrameBlock) -> None:
+    def feed(self, part: EngineRing, chunk: FrameBlock) -> None:
         """As `Engine.feed`."""
         self.part = part
         if chunk.lost:

@@ -7,6 +7,7 @@ from typing import Any
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded, Engine
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.frames import (
     UNSEEN,
     BatchFrame,
@@ -22,9 +23,8 @@ from fdtrace.recorder.collector.frames import (
     frames_of,
 )
 from fdtrace.recorder.collector.ledger import Ledger
-from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.prompt_hash_salt import salted
 from fdtrace.recorder.collector.reader import FrameBlock
-from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
@@ -55,7 +55,7 @@ class OneProcessEngine(Engine):
         """The step to which frames that come now belong; MISSING before the first step is known."""
         return self.step + 1 if self.step >= 0 else MISSING
 
-    def feed(self, part: Part, chunk: FrameBlock) -> None:
+    def feed(self, part: EngineRing, chunk: FrameBlock) -> None:
         """As `Engine.feed`."""
         if chunk.lost:
             self._lose(chunk.lost, chunk.first_forward)

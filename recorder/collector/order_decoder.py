@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire_order
+from fdtrace.recorder.collector.events_without_step import Undated
 from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
-from fdtrace.recorder.collector.undated import Undated
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")

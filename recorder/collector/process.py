@@ -20,7 +20,7 @@ from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import Rings
-from fdtrace.recorder.collector.saved import damaged, read_saved_state
+from fdtrace.recorder.collector.saved_state import damaged, read_saved_state
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import TEXT, check_range, columns_of
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail

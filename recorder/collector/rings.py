@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from fdtrace.recorder.collector.engine import Decoded, Engine
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.many_processes import ManyProcessEngine
 from fdtrace.recorder.collector.one_process import OneProcessEngine
-from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import BadRing, FrameBlock, Position, RingReader
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, MOST_HELD, RingTail
 from fdtrace.recorder.errors import TraceError
@@ -131,7 +131,7 @@ class Rings:
         kind = _kind(tail)
         if not kind:
             tail.decoder = OneProcessEngine(len(self.engines), self.max_steps, self.salt)
-            tail.part = Part("")
+            tail.part = EngineRing("")
             self.engines.append(tail.decoder)
         elif kind == "engine":
             self._join(tail, self._new_engine(tail.about.get("token")))
@@ -150,7 +150,7 @@ class Rings:
 
     def _join(self, tail: RingTail, engine: ManyProcessEngine) -> None:
         assert tail.about is not None
-        tail.decoder, tail.part = engine, Part(_kind(tail), tail.about.get("rank") or 0)
+        tail.decoder, tail.part = engine, EngineRing(_kind(tail), tail.about.get("rank") or 0)
         if tail.part.kind == "engine":
             engine.begins = tail.about.get("ts") or 0
 
@@ -191,7 +191,7 @@ class Rings:
             tail = self.open(name, Position(**saved["position"]))
             if tail is not None and saved["engine"] is not None:
                 tail.decoder = self.engines[saved["engine"]]
-                tail.part = Part.from_state(saved["part"]) if saved["part"] else None
+                tail.part = EngineRing.from_state(saved["part"]) if saved["part"] else None
 
 
 def _kind(tail: RingTail) -> str:

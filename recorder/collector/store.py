@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.retire import Retired
+from fdtrace.recorder.collector.replaced_files import Retired
 from fdtrace.recorder.collector.tables import values
 from fdtrace.recorder.collector.views import SMALL, Views
 from fdtrace.recorder.errors import TraceError

@@ -9,7 +9,7 @@ from typing import Any
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.engine import Engine
-from fdtrace.recorder.collector.part import Part
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.reader import BadRing, FrameBlock, Position, RingReader
 from fdtrace.recorder.printable import printable
 
@@ -29,7 +29,7 @@ class RingTail:
 
     reader: RingReader
     decoder: Engine | None = None
-    part: Part | None = None
+    part: EngineRing | None = None
     about: dict[str, Any] | None = None
     token: int | None = None
     held: list[tuple[Position, FrameBlock]] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from fdtrace.recorder.inject.conversation import Conversation
 from fdtrace.recorder.inject.injector import InjectionResult, enter, run_in_process
-from fdtrace.recorder.inject.quiet import first_in_line, rest
+from fdtrace.recorder.inject.no_interruptions import first_in_line, rest
 from fdtrace.recorder.inject.target import Target, check_process, check_target, is_python
 from fdtrace.recorder.inject.tree import Process, is_same_process, process_tree
 

@@ -18,7 +18,7 @@ from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 from fdtrace.recorder.inject.inject_errors import AgentFailed
-from fdtrace.recorder.inject.quiet import is_first_in_line, put_first, rest
+from fdtrace.recorder.inject.no_interruptions import is_first_in_line, put_first, rest
 
 # It is one `exec` call, so that no name is left in the target's __main__. It uses _socket, because socket may be
 # patched (gevent), and nothing but CPython 3.9's standard library. Both namespaces are cleared at the end: their

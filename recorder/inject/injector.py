@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fdtrace.recorder.inject import inject_errors, parked
-from fdtrace.recorder.inject.borrow import Borrowed
+from fdtrace.recorder.inject import inject_errors, thread_choice
+from fdtrace.recorder.inject.borrowed_thread import Borrowed
+from fdtrace.recorder.inject.callback_socket import Meeting
 from fdtrace.recorder.inject.conversation import Conversation
-from fdtrace.recorder.inject.meeting import Meeting
+from fdtrace.recorder.inject.no_interruptions import in_own_thread, rest, undelayed
 from fdtrace.recorder.inject.proc import read_small
-from fdtrace.recorder.inject.quiet import in_own_thread, rest, undelayed
 from fdtrace.recorder.inject.target import Target, check_target, refused
 from fdtrace.recorder.inject.tree import is_same_process
 
@@ -179,7 +179,7 @@ def _by_ptrace(target: Target, text: bytes) -> Entry:
 
 def _choose(target: Target, attempt: int, *, may_queue: bool) -> int | None:
     """A parked thread. If none is parked, a running one with `may_queue`, else None."""
-    threads = [t for t in parked.sorted_threads(target.pid) if t.num_filters <= target.filters_allowed]
+    threads = [t for t in thread_choice.sorted_threads(target.pid) if t.num_filters <= target.filters_allowed]
     waiting = [thread.tid for thread in threads if thread.is_parked]
     if waiting:
         return waiting[attempt % len(waiting)]
@@ -193,9 +193,9 @@ def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> EntryMethod | N
     """Make the thread start the text; None if the thread is not (or no longer) at a place where it can."""
     method: EntryMethod | None = None
     with contextlib.suppress(ProcessLookupError), borrowed:
-        if parked.is_parked(borrowed.registers):
+        if thread_choice.is_parked(borrowed.registers):
             method = "ptrace"
-        elif may_queue and parked.is_between_calls(borrowed.registers):
+        elif may_queue and thread_choice.is_between_calls(borrowed.registers):
             method = "pending"
         if method is not None:
             borrowed.start(text, pending=method == "pending")
@@ -205,7 +205,7 @@ def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> EntryMethod | N
 
 def _nothing_found(target: Target) -> inject_errors.InjectError:
     check_target(target.pid, force=True)  # the process may have been stopped in the meantime
-    threads = parked.sorted_threads(target.pid)
+    threads = thread_choice.sorted_threads(target.pid)
     if threads and all(thread.state == "D" for thread in threads):
         place = read_small(f"/proc/{target.pid}/wchan", "unknown")
         return inject_errors.Stuck(target.pid, place)

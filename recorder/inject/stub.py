@@ -18,8 +18,8 @@ import itertools
 import struct
 from collections.abc import Mapping
 
-from fdtrace.recorder.inject.parked import reissued
 from fdtrace.recorder.inject.ptrace import Registers
+from fdtrace.recorder.inject.thread_choice import reissued
 
 _NEW_THREAD, _PENDING_CALL, _SAVED, _XSTATE = 0x180, 0x200, 0x240, 0x300
 _PAGE = 4096

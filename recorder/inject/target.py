@@ -7,11 +7,11 @@ import platform
 from dataclasses import dataclass
 
 from fdtrace.recorder.inject import inject_errors
-from fdtrace.recorder.inject.escape import find_instructions
 from fdtrace.recorder.inject.memory import Mapping, ProcessMemory, mappings
 from fdtrace.recorder.inject.proc import num_filters, read_small, read_stat, read_status
 from fdtrace.recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
 from fdtrace.recorder.inject.python import Python, find_python
+from fdtrace.recorder.inject.signal_frame import find_instructions
 from fdtrace.recorder.inject.users import User, user_in
 
 _CAP_SYS_PTRACE = 1 << 19

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.call_order import CallOrder, read_order
-from fdtrace.recorder.trace.loading import Reader
+from fdtrace.recorder.trace.read_tables import Reader
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     Endings,

@@ -12,9 +12,9 @@ from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Notification, Schedule
 from fdtrace.replayer.model.scheduler import Scheduler
-from fdtrace.replayer.replay.deployment import DeploymentReplay
-from fdtrace.replayer.replay.ordered import CallComparison
-from fdtrace.replayer.replay.run import Cancelled, Progressed, ReplayCancelled
+from fdtrace.replayer.replay.deployment_replay import DeploymentReplay
+from fdtrace.replayer.replay.ordered_replay import CallComparison
+from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, ReplayCancelled
 from fdtrace.replayer.workload.workload import Workload
 
 

@@ -13,7 +13,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Forward
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
-from fdtrace.replayer.replay.run import Cancelled, Progressed, ReplayCancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, ReplayCancelled
 from fdtrace.replayer.workload.workload import Workload
 
 KEPT = 1000

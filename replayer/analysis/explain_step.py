@@ -9,7 +9,7 @@ from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Forward
 from fdtrace.replayer.model.scheduler import Scheduler
-from fdtrace.replayer.replay.run import Cancelled, Progressed, Replay, ReplayCancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, Replay, ReplayCancelled
 from fdtrace.replayer.workload.workload import Workload
 
 MOST_REASONS = 6

@@ -13,7 +13,7 @@ from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome import MemoryQuestion, outcome_of
+from fdtrace.replayer.history.outcome_figures import MemoryQuestion, outcome_of
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.step_state import column, column_or_zero, formula_columns

@@ -40,8 +40,8 @@ from fdtrace.replayer.model.events import (
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
+from fdtrace.replayer.model.schedule_rules import SchedulingCall
 from fdtrace.replayer.model.scheduler_queries import SchedulerQueries
-from fdtrace.replayer.model.scheduling_call import SchedulingCall
 from fdtrace.replayer.model.state import State, free, leave, resume, resume_preempted_or_aborted
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)

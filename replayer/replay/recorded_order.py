@@ -22,7 +22,7 @@ from fdtrace.replayer.model.events import (
     ReserveFound,
     Resumed,
 )
-from fdtrace.replayer.replay.ordered import RecordedCall, RecordedEvent, rescheduled
+from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.workload.workload import WorkRequest
 
 PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting"]] = {

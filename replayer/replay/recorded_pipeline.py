@@ -17,7 +17,7 @@ from fdtrace.replayer.model.events import ReserveFound, Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning
-from fdtrace.replayer.replay.deployment import Looked, requests_by_number, resumed_slots
+from fdtrace.replayer.replay.deployment_replay import Looked, requests_by_number, resumed_slots
 from fdtrace.replayer.replay.fetching import Sent
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.recorded_order import found_at_first

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
-from fdtrace.replayer.replay.deployment import DeploymentReplay
+from fdtrace.replayer.history.outcome_figures import NOT_ASKED, MemoryQuestion, outcome_of
+from fdtrace.replayer.replay.deployment_replay import DeploymentReplay
 from fdtrace.replayer.replay.pipeline import PipelineReplay
-from fdtrace.replayer.replay.run import Replay
+from fdtrace.replayer.replay.workload_replay import Replay
 
 
 def history_of(

@@ -12,7 +12,7 @@ import pytest
 
 from fdtrace.recorder.agent.fastdeploy_order import FastDeployOrder
 from fdtrace.recorder.trace.trace import Trace, open_trace
-from fdtrace.replayer.replay.deployment import steps_by_call
+from fdtrace.replayer.replay.deployment_replay import steps_by_call
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.test_contract import count, finished
 

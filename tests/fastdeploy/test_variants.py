@@ -24,7 +24,7 @@ from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.test_lab import CASES, LAB, PYTHON, SOURCE, decided
 

@@ -25,7 +25,7 @@ from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity
 from fdtrace.replayer.model.events import Arrived, Freed, Known, Left, Rescheduled, Schedule
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_schedulers import PYTHON, SOURCE, real
 from tests.replayer.test_deployments import NAMES, opened, order_of, with_order
 

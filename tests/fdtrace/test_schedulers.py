@@ -21,7 +21,7 @@ from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_simulate import CASES, NOT_DONE, VERSIONS, case, golden, lines_of
 from tests.replayer.conftest import make_recording, read_case
 from tests.replayer.test_reschedule import begun_at

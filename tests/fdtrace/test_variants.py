@@ -11,12 +11,12 @@ import duckdb
 import pytest
 
 import fdtrace
+from fdtrace.build_replays import add_replay_arguments
 from fdtrace.cli import main
-from fdtrace.reading import TraceReader
+from fdtrace.open_replay_screen import screen_of
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replay_screen import screen_of
 from fdtrace.replayer.workload.closed_loop import ComingRequests
-from fdtrace.replays import add_replay_arguments
+from fdtrace.trace_reader import TraceReader
 from fdtrace.tui.prompt.completion import completed
 from fdtrace.variants import coming_of, coming_of_variant, is_variant, variant
 from tests.fdtrace.test_simulate import case

@@ -18,14 +18,14 @@ from fdtrace.drivers.vllm_scheduler import DrivenVllm
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.digest import digests_of
-from fdtrace.recorder.trace.loading import restarts
+from fdtrace.recorder.trace.read_tables import restarts
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording, RowScan, StepDigests
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.analysis.divergence import COMPARED
 from fdtrace.replayer.analysis.fidelity import fidelity_of
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.workload.block_contents import Blocks, Prefixes
-from fdtrace.schedulers import DRIVERS
+from fdtrace.scheduler_option import DRIVERS
 
 Captured = pytest.CaptureFixture[str]
 

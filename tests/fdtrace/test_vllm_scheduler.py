@@ -26,7 +26,7 @@ from fdtrace.recorder.trace.recording import EngineInfo, Recording
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity, History
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 from tests.replayer.conftest import read_case
 
 Captured = pytest.CaptureFixture[str]

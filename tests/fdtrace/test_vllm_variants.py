@@ -26,7 +26,7 @@ from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
-from fdtrace.schedulers import given_schedulers
+from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_vllm_scheduler import NGRAM, PYTHON, SIZES, real, trace_of
 
 Captured = pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.errors import TargetError
-from fdtrace.recorder.inject import check_target, inject_errors, injector, parked, run_in_process
+from fdtrace.recorder.inject import check_target, inject_errors, injector, run_in_process, thread_choice
 from tests.inject.conftest import Start, refusal, untouched
 
 
@@ -139,7 +139,7 @@ def test_one_thread_traced_by_another(start: Start) -> None:
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="tracemalloc no longer takes the GIL there")
 def test_a_thread_that_cannot_start_another_is_left_to_put_itself_back(start: Start) -> None:
     program = start("tracing_memory")
-    program.wait_until(lambda: any(t.call == 35 for t in parked.sorted_threads(program.pid)))
+    program.wait_until(lambda: any(t.call == 35 for t in thread_choice.sorted_threads(program.pid)))
     assert refusal(program.pid).code == "no_trap"
     with open(f"/proc/{program.pid}/fd/{program.counter(1)}", "wb") as pipe:
         pipe.write(b"x")

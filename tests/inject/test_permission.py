@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder.inject import inject_errors, meeting, run_in_process, target
+from fdtrace.recorder.inject import callback_socket, inject_errors, run_in_process, target
 from fdtrace.recorder.inject.proc import read_status
 from tests.inject.conftest import INSTALL, Start, refusal, untouched
 
@@ -172,7 +172,7 @@ def test_root_attaches_to_another_user_s_process(start: Start, monkeypatch: pyte
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory() as sockets:  # pytest's own directories are this user's alone
         os.chmod(sockets, 0o1777)
-        monkeypatch.setattr(meeting, "DIRECTORIES", (sockets,))
+        monkeypatch.setattr(callback_socket, "DIRECTORIES", (sockets,))
         try:
             assert process.stdout is not None
             process.stdout.readline()

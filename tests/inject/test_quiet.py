@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fdtrace.recorder.inject import first_in_line, quiet, rest
+from fdtrace.recorder.inject import first_in_line, no_interruptions, rest
 
 
 @pytest.fixture
@@ -36,6 +36,6 @@ def test_others_get_as_long_as_was_taken_and_never_for_long(slept: list[float]) 
         rest()
         compute(0.05)
         rest()
-    assert 0.003 <= slept[0] <= quiet._LONGEST_REST_S
-    assert slept[1] == quiet._LONGEST_REST_S
+    assert 0.003 <= slept[0] <= no_interruptions._LONGEST_REST_S
+    assert slept[1] == no_interruptions._LONGEST_REST_S
     assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.inject import check_target, injector, run_in_process
-from fdtrace.recorder.inject.quiet import in_own_thread
+from fdtrace.recorder.inject.no_interruptions import in_own_thread
 from tests.inject.conftest import Start
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="the target does not tell its version")

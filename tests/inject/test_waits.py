@@ -8,10 +8,10 @@ import signal
 import pytest
 
 from fdtrace.recorder.inject import check_target, run_in_process
-from fdtrace.recorder.inject.borrow import Borrowed
+from fdtrace.recorder.inject.borrowed_thread import Borrowed
 from fdtrace.recorder.inject.memory import ProcessMemory
-from fdtrace.recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, sorted_threads
-from fdtrace.recorder.inject.quiet import in_own_thread
+from fdtrace.recorder.inject.no_interruptions import in_own_thread
+from fdtrace.recorder.inject.thread_choice import RESTART_SYSCALL, WAITS, call_of, is_parked, sorted_threads
 from tests.inject.conftest import Running, Start
 
 CALLS = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from fdtrace.recorder.delivery import AGENT
+from fdtrace.recorder.agent_delivery import AGENT
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
 

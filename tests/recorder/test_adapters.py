@@ -12,8 +12,8 @@ from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.sandbox import SandboxAdapter
 from fdtrace.recorder.agent.writer import Writer
 from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.one_process import OneProcessEngine
-from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import RingReader
 from fdtrace.sandbox.framework import FrameworkMemory
 
@@ -42,7 +42,7 @@ def recorded(
     chunk = RingReader(str(directory / "1-1.ring")).read()
     assert chunk is not None
     decoder = OneProcessEngine(0)
-    decoder.feed(Part(""), chunk)
+    decoder.feed(EngineRing(""), chunk)
     return decoder.take(0), {number: known.request_id for number, known in decoder.ledger.live.items()}
 
 

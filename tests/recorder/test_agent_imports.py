@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from graphlib import TopologicalSorter
 
-from fdtrace.recorder.delivery import AGENT
+from fdtrace.recorder.agent_delivery import AGENT
 
 
 def test_no_module_of_the_agent_imports_one_that_imports_it() -> None:

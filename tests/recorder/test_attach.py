@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder import attach_server, delivery
+from fdtrace.recorder import agent_delivery, attach_server
 from fdtrace.recorder.agent import load, mailbox
 from fdtrace.recorder.errors import TargetError
 from fdtrace.recorder.inject import run_in_process
@@ -135,7 +135,7 @@ def test_an_agent_of_another_version_that_was_left_is_replaced(
     left = run_in_process(
         idle_engine.pid, f"{package}result = [package.identity, hasattr(package, 'old')]"
     ).value
-    assert left == [delivery.identity(("sandbox",)), False]
+    assert left == [agent_delivery.identity(("sandbox",)), False]
 
 
 def test_an_agent_that_has_left_takes_no_more_orders(

@@ -12,9 +12,9 @@ import pytest
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import IDLE_RESOLUTION_NS, KeyframeRow, Writer
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.many_processes import ManyProcessEngine
 from fdtrace.recorder.collector.one_process import OneProcessEngine
-from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import RingReader
 
 SIZE = 1 << 18
@@ -57,7 +57,7 @@ def rows_of(decoded: list[Any], *names: str) -> list[tuple[int, ...]]:
 
 def decode(process: Process, decoder: OneProcessEngine, *, final: bool = True) -> list[Any]:
     while (chunk := process.reader.read()) is not None:
-        decoder.feed(Part(""), chunk)
+        decoder.feed(EngineRing(""), chunk)
     return decoder.take(0 if final else 1).calls
 
 
@@ -132,7 +132,7 @@ class Deployment:
 
     def __init__(self, directory: Path, segments: int = 4) -> None:
         self.engine, self.worker = Process(directory, "engine"), Process(directory, "worker", segments)
-        self.parts = {id(self.engine): Part("engine"), id(self.worker): Part("worker")}
+        self.parts = {id(self.engine): EngineRing("engine"), id(self.worker): EngineRing("worker")}
         self.joined = ManyProcessEngine(0)
 
     def read(self, *, final: bool = True) -> list[Any]:
@@ -203,7 +203,7 @@ def test_every_figure_of_a_call_reaches_the_column_of_its_name(
         joined = ManyProcessEngine(5)
         chunk = engine.reader.read()
         assert chunk is not None
-        joined.feed(Part("engine"), chunk)
+        joined.feed(EngineRing("engine"), chunk)
         (columns,) = joined.take(0).calls
     else:
         (columns,) = decode(engine, OneProcessEngine(5))

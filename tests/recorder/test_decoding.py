@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import KeyframeRow, Writer
+from fdtrace.recorder.collector.engine_ring import EngineRing
 from fdtrace.recorder.collector.one_process import OneProcessEngine
-from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import Position, RingReader
 
 SEQS = 6
@@ -116,7 +116,7 @@ class Collected:
 
     def read(self) -> None:
         while (chunk := self.reader.read()) is not None:
-            self.decoder.feed(Part(""), chunk)
+            self.decoder.feed(EngineRing(""), chunk)
 
     def flush(self) -> None:
         out = self.decoder.take(1)

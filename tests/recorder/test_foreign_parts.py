@@ -21,7 +21,7 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.recorder import agent_processes
 from fdtrace.recorder.collector.process import recover
-from fdtrace.recorder.collector.saved import check_parts
+from fdtrace.recorder.collector.saved_state import check_parts
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.ring_directory import RingDirectory
 from fdtrace.recorder.session import Session, parts_directory

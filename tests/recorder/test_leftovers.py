@@ -15,8 +15,8 @@ import pytest
 
 from fdtrace.recorder import attach_server, leftovers
 from fdtrace.recorder.agent.ring import process_start
-from fdtrace.recorder.inject import meeting
-from fdtrace.recorder.maker import Maker
+from fdtrace.recorder.creator_process import CreatorProcess
+from fdtrace.recorder.inject import callback_socket
 from fdtrace.recorder.ring_directory import Owner, RingDirectory
 from fdtrace.recorder.session import Session
 from tests.recorder.helpers import ROOT, start_engine
@@ -101,8 +101,8 @@ def test_rings_of_an_fdtrace_that_lives_stay(tmp_path: Path) -> None:
 def test_rings_that_were_not_finished_go(tmp_path: Path) -> None:
     """Killed between making the directory and saying whose it is."""
     session = Session.create(tmp_path / "t.duckdb")
-    gone = Maker(Maker.this().namespace, os.getpid(), process_start(os.getpid()) + 1)
-    for maker, goes in ((gone, True), (Maker.this(), False)):
+    gone = CreatorProcess(CreatorProcess.this().namespace, os.getpid(), process_start(os.getpid()) + 1)
+    for maker, goes in ((gone, True), (CreatorProcess.this(), False)):
         path = Path(session.dir).with_name(f"new-{maker}-0123456789ab")
         path.mkdir(mode=0o700)
         leftovers.sweep()
@@ -127,32 +127,34 @@ def test_directories_that_merely_look_like_ours_stay(tmp_path: Path) -> None:
 def test_sockets_directories_go_once_their_maker_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meeting, "DIRECTORIES", (str(tmp_path),))
-    here = Maker.this()
+    monkeypatch.setattr(callback_socket, "DIRECTORIES", (str(tmp_path),))
+    here = CreatorProcess.this()
     makers = {
-        "gone": Maker(here.namespace, here.pid, here.start + 1),
+        "gone": CreatorProcess(here.namespace, here.pid, here.start + 1),
         "here": here,
-        "elsewhere": Maker(here.namespace + 1, here.pid, here.start + 1),
+        "elsewhere": CreatorProcess(here.namespace + 1, here.pid, here.start + 1),
     }
     paths = {}
     for name, maker in makers.items():
-        paths[name] = tmp_path / f"{meeting.PREFIX}{maker}-x_1"
+        paths[name] = tmp_path / f"{callback_socket.PREFIX}{maker}-x_1"
         paths[name].mkdir(mode=0o700)
         (paths[name] / "s").touch()
-    (tmp_path / f"{meeting.PREFIX}thesis").mkdir()
-    (tmp_path / f"{meeting.PREFIX}{makers['gone']}-link").symlink_to(tmp_path / f"{meeting.PREFIX}thesis")
+    (tmp_path / f"{callback_socket.PREFIX}thesis").mkdir()
+    (tmp_path / f"{callback_socket.PREFIX}{makers['gone']}-link").symlink_to(
+        tmp_path / f"{callback_socket.PREFIX}thesis"
+    )
     leftovers.sweep()
     assert not paths["gone"].exists()
     assert paths["here"].exists()
     assert paths["elsewhere"].exists()
-    assert (tmp_path / f"{meeting.PREFIX}thesis").exists()
+    assert (tmp_path / f"{callback_socket.PREFIX}thesis").exists()
 
 
 @pytest.mark.parametrize("text", ["", "1", "1-2", "1-2-3-4", "a-b-c", "1-2-٣", "-1-2-3", "1-2-" + "9" * 40])
 def test_only_what_a_maker_writes_is_one(text: str) -> None:
-    assert Maker.parse(text) is None
+    assert CreatorProcess.parse(text) is None
     assert Owner.parse(text.encode()) is None
-    assert Maker.parse(str(Maker.this())) == Maker.this()
+    assert CreatorProcess.parse(str(CreatorProcess.this())) == CreatorProcess.this()
 
 
 def test_an_attach_that_is_killed_leaves_what_the_next_removes(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_an_attach_that_is_killed_leaves_what_the_next_removes(tmp_path: Path) -
     assert done.returncode == -signal.SIGKILL, done.stderr
     rings = Path(done.stdout.strip())
     assert rings.exists()
-    sockets = [name for name in os.listdir("/tmp") if name.startswith(meeting.PREFIX)]
+    sockets = [name for name in os.listdir("/tmp") if name.startswith(callback_socket.PREFIX)]
     assert sockets
     session = Session.create(tmp_path / "next.duckdb")
     assert not rings.exists()
@@ -183,7 +185,7 @@ def test_an_attach_that_is_killed_leaves_what_the_next_removes(tmp_path: Path) -
 
 
 def _is_gone(name: str) -> bool:
-    maker = Maker.parse(name.removeprefix(meeting.PREFIX).rpartition("-")[0])
+    maker = CreatorProcess.parse(name.removeprefix(callback_socket.PREFIX).rpartition("-")[0])
     return maker is not None and maker.is_gone
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from fdtrace.recorder.collector import retire
+from fdtrace.recorder.collector import replaced_files
 from fdtrace.recorder.collector.process import PUBLISH
 from fdtrace.recorder.session import parts_directory
 from tests.recorder.helpers import (
@@ -120,12 +120,12 @@ def test_a_replaced_file_stays_for_who_has_the_database_open(
     leases: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not leases:
-        monkeypatch.setattr(retire, "is_open", lambda fd: None)
-        monkeypatch.setattr(retire, "GRACE", 0.3)
+        monkeypatch.setattr(replaced_files, "is_open", lambda fd: None)
+        monkeypatch.setattr(replaced_files, "GRACE", 0.3)
     trace, part = tmp_path / "t.duckdb", tmp_path / "step-00000001.parquet"
     duckdb.connect(str(trace)).close()
     part.touch()
-    retired = retire.Retired(trace)
+    retired = replaced_files.Retired(trace)
     reader = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(trace)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -134,7 +134,7 @@ def test_a_replaced_file_stays_for_who_has_the_database_open(
     retired.add([str(part)])
     retired.replacing()
     trace.unlink()
-    time.sleep(2 * max(retire.SETTLE, 0.3))
+    time.sleep(2 * max(replaced_files.SETTLE, 0.3))
     assert not retired.sweep()
     assert part.exists()
     reader.communicate(b"\n")

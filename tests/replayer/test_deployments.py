@@ -16,7 +16,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.tables import columns_of, create, insert
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.details import recording_of
-from fdtrace.recorder.trace.loading import engine_info
+from fdtrace.recorder.trace.read_tables import engine_info
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6

@@ -20,7 +20,7 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Schedule,
 )
-from fdtrace.replayer.replay.ordered import OrderedReplay, RecordedCall, RecordedEvent, rescheduled
+from fdtrace.replayer.replay.ordered_replay import OrderedReplay, RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.replay.worker import DispatchedChunk, Tasks, Worker
 from fdtrace.replayer.workload.workload import WorkRequest
 

@@ -17,10 +17,10 @@ from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.experiment import replay_recording, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.replay.replay_history import history_of
-from fdtrace.replayer.replay.run import Replay, ReplayCancelled
 from fdtrace.replayer.replay.simulation import Simulation
+from fdtrace.replayer.replay.workload_replay import Replay, ReplayCancelled
 from fdtrace.replayer.workload.from_case import workload_from_case
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 

@@ -17,12 +17,12 @@ from fdtrace.replayer import BUILTIN
 from fdtrace.replayer.analysis.token_times import Clients, latencies, parse_slo
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.time_forms import TimeForm, non_negative
 from fdtrace.replayer.recorded.time_model import fit_time_model
-from fdtrace.replayer.replay.run import Replay
+from fdtrace.replayer.replay.workload_replay import Replay
 from fdtrace.replayer.workload.closed_loop import AS_FOUND, ComingRequests, closed_loop_of
 from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings

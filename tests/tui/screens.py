@@ -11,7 +11,7 @@ from textual.widgets import Static
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import parse_formula, replay_recording
 from fdtrace.replayer.history.history import History, How
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.inspector.panel import InspectorPanel
 from fdtrace.tui.panes.jobs import PaneReplay, ShareDone

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Background, Deliver, Work
 
 

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from fdtrace.recorder.errors import FdtraceError, TraceError
 from fdtrace.replayer.history import as_recorded
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.panes.jobs import PaneReplay, ShareDone

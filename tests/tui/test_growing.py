@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from textual.pilot import Pilot
 
-from fdtrace.reading import TraceReader
-from fdtrace.replay_screen import screen_of
-from fdtrace.replays import add_replay_arguments
+from fdtrace.build_replays import add_replay_arguments
+from fdtrace.open_replay_screen import screen_of
+from fdtrace.trace_reader import TraceReader
 from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.inspector.panel import InspectorPanel

@@ -8,7 +8,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.app import ReplayApp
 from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows

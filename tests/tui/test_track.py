@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.history.history import Hang
+from fdtrace.tui.panes.draw_chart import Chart, draw
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
-from fdtrace.tui.panes.step_chart import Chart, draw
 from fdtrace.tui.theme import ANSI, ASCII, BLOCKS, DARK, Look, memory_size, tokens
 from tests.tui.recordings import history_of, lab_history, plain_steps
 

@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import Ints
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.debugger.breakpoint_list import BreakList
 from fdtrace.tui.debugger.breakpoints import COLUMN_EVENTS, Breakpoint, Breakpoints
@@ -17,7 +17,7 @@ from fdtrace.tui.debugger.watches import Watches
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.prompt.prompt import Ask
-from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Asks, ReplayScreen
 
 
 class Debugger:

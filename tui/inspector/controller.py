@@ -8,13 +8,13 @@ from rich.text import Text
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.request_story import Story, story_of
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Asks, ReplayScreen
 from fdtrace.tui.tables.lower_area import LowerArea
 
 TITLE = Style(bold=True, underline=True)

@@ -17,7 +17,7 @@ from fdtrace.replayer.formulas import BUILTIN, Formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_durations import ClockKind
-from fdtrace.replayer.replay.run import Cancelled, ReplayCancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled, ReplayCancelled
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload
 from fdtrace.tui.background import sentence

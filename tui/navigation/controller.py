@@ -12,7 +12,7 @@ from fdtrace.tui.navigation.jumps import Place, Trail
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Window
-from fdtrace.tui.screen import ReplayScreen
+from fdtrace.tui.screen_protocol import ReplayScreen
 
 TICK = 1 / 30
 """Seconds between two updates of the cursor while it plays."""

@@ -18,10 +18,10 @@ from textual.widget import Widget
 from fdtrace.recorder.printable import printable
 from fdtrace.replayer.history.history import ORDERS
 from fdtrace.tui.panes.border import figures
+from fdtrace.tui.panes.draw_chart import Chart, draw
 from fdtrace.tui.panes.jobs import Job
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
-from fdtrace.tui.panes.step_chart import Chart, draw
 from fdtrace.tui.theme import Glyphs, Look
 
 BAR = 20

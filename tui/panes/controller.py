@@ -9,13 +9,13 @@ from textual.containers import Horizontal
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, PaneReplay
 from fdtrace.tui.panes.series import Series, absence
-from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Asks, ReplayScreen
 from fdtrace.tui.status_lines import StatusLines
 
 POLL = 0.1

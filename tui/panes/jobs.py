@@ -11,7 +11,7 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history.history import History, How
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.replayer.workload.workload import Workload
 from fdtrace.tui.background import sentence
 from fdtrace.tui.panes.series import Series

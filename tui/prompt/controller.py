@@ -14,7 +14,7 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.prompt.completion import SettingNames
 from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
 from fdtrace.tui.prompt.step_numbers import parse_step
-from fdtrace.tui.screen import ReplayScreen
+from fdtrace.tui.screen_protocol import ReplayScreen
 from fdtrace.tui.status_lines import StatusLines, one_line
 
 COMMANDS: dict[str, Ask] = {

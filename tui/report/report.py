@@ -14,7 +14,7 @@ from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.recorder.trace.standstill import Standstill
 from fdtrace.replayer.history.history import ORDERS, History
-from fdtrace.replayer.history.outcome import outcome_dict
+from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.report.latency_table import latency_table

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 
-from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.screen import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Asks, ReplayScreen
 from fdtrace.tui.status_lines import one_line
 from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.requests import StepRows, describe

@@ -18,8 +18,8 @@ import os
 import struct
 
 from fdtrace.recorder.inject.memory import Mapping, ProcessMemory
-from fdtrace.recorder.inject.parked import call_of, is_between_calls
 from fdtrace.recorder.inject.ptrace import Registers
+from fdtrace.recorder.inject.thread_choice import call_of, is_between_calls
 
 _SYSCALL_RET = b"\x0f\x05\xc3"
 _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"  # mov rax, 15 / syscall: __restore_rt of glibc and musl

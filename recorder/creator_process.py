@@ -9,7 +9,7 @@ from fdtrace.recorder.agent.ring import process_start
 
 
 @dataclass(frozen=True)
-class Maker:
+class CreatorProcess:
     """Identifies a process even after its pid is reused: pid, start time (clock ticks since boot) and pid namespace."""
 
     namespace: int
@@ -17,12 +17,12 @@ class Maker:
     start: int
 
     @classmethod
-    def this(cls) -> Maker:
+    def this(cls) -> CreatorProcess:
         """This process."""
         return cls(_namespace(), os.getpid(), process_start(os.getpid()))
 
     @classmethod
-    def parse(cls, text: str) -> Maker | None:
+    def parse(cls, text: str) -> CreatorProcess | None:
         """The maker that `str` wrote; None if the text is something else."""
         fields = text.split("-")
         if len(fields) != 3 or not all(

@@ -15,11 +15,11 @@ import tempfile
 import time
 from types import TracebackType
 
+from fdtrace.recorder.creator_process import CreatorProcess
 from fdtrace.recorder.inject.conversation import bootstrap
 from fdtrace.recorder.inject.inject_errors import NoPtrace, TargetEnded
 from fdtrace.recorder.inject.target import shares_our_files
 from fdtrace.recorder.inject.users import User, acting_as
-from fdtrace.recorder.maker import Maker
 
 DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 PREFIX = "fdtrace-attach-"
@@ -107,7 +107,7 @@ def _make_directory(pid: int) -> tuple[str, str]:
     for parent in DIRECTORIES:
         try:
             # Each side must reach it by a path that fits into a socket address.
-            path = tempfile.mkdtemp(prefix=f"{PREFIX}{Maker.this()}-", dir=f"{root}{parent}")
+            path = tempfile.mkdtemp(prefix=f"{PREFIX}{CreatorProcess.this()}-", dir=f"{root}{parent}")
         except OSError as error:
             problems.append(f"{parent}: {error.strerror}")
             continue

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import FdtraceError, TraceError
 
 if TYPE_CHECKING:
-    from fdtrace.reading import TraceReader
+    from fdtrace.trace_reader import TraceReader
     from fdtrace.tui.app import ReplayApp
     from fdtrace.tui.sources import NewSteps
     from fdtrace.watch import StopSignals, Watch
@@ -23,10 +23,10 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
 
     Args:
         reader: reads the trace.
-        args: parsed arguments, as `fdtrace.replays.add_replay_arguments` adds them.
+        args: parsed arguments, as `fdtrace.build_replays.add_replay_arguments` adds them.
         options: further arguments of `ReplayApp`, such as `terminal` and `step`.
     """
-    from fdtrace.replays import Replays, sources_of
+    from fdtrace.build_replays import Replays, sources_of
     from fdtrace.tui.app import ReplayApp
 
     replays = Replays(reader.first, args, reader.rows, reader)
@@ -91,9 +91,9 @@ def _first_steps(path: Path) -> str | None:
 
 def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -> None:
     """Show the recording until the user leaves the screen. `failed` receives the error if the collector fails."""
-    from fdtrace.reading import TraceReader
+    from fdtrace.build_replays import add_replay_arguments
     from fdtrace.replayer.config import is_modelled
-    from fdtrace.replays import add_replay_arguments
+    from fdtrace.trace_reader import TraceReader
     from fdtrace.tui.app import run_app
 
     parser = argparse.ArgumentParser()

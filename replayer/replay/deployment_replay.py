@@ -19,7 +19,7 @@ from fdtrace.recorder.trace.recording import InitialRequest, Recording
 from fdtrace.replayer.history.history import CallFidelity
 from fdtrace.replayer.model.events import Decision
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
-from fdtrace.replayer.replay.ordered import CallComparison, OrderedReplay
+from fdtrace.replayer.replay.ordered_replay import CallComparison, OrderedReplay
 from fdtrace.replayer.replay.recorded_order import RecordedOrder
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.worker import Slot, Worker, tasks_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError
-from fdtrace.recorder.trace.loading import ROW, STEP_ROWS
+from fdtrace.recorder.trace.read_tables import ROW, STEP_ROWS
 
 if TYPE_CHECKING:
     import numpy as np

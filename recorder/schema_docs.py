@@ -1,4 +1,4 @@
-"""Writes the documentation of the trace from its schema: `python -m fdtrace.recorder.document` prints docs/trace.md."""
+"""Writes docs/trace.md from the schema: `python -m fdtrace.recorder.schema_docs` prints it."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-from fdtrace.recorder.inject import inject_errors, parked, ptrace, stub
-from fdtrace.recorder.inject.escape import lay_frame
+from fdtrace.recorder.inject import inject_errors, ptrace, stub, thread_choice
 from fdtrace.recorder.inject.memory import ProcessMemory
 from fdtrace.recorder.inject.ptrace import Registers, Tracee
+from fdtrace.recorder.inject.signal_frame import lay_frame
 from fdtrace.recorder.inject.target import Target
 
 _PATIENCE_S = 1.0
@@ -119,7 +119,7 @@ class Borrowed:
             self._tracee.resume(deliver=number)  # a signal for the program, which was just being delivered
         if self._saved is not None:
             raise self._starved()
-        place = parked.describe(self.target.pid, self.tid)
+        place = thread_choice.describe(self.target.pid, self.tid)
         raise inject_errors.Stuck(self.target.pid, f"thread {self.tid} in {place}")
 
     def _starved(self) -> inject_errors.InjectError:
@@ -200,8 +200,8 @@ class Borrowed:
                     self._stop()
                     return
             ptrace.doze()
-        why = f"after {_PATIENCE_S:g} s it is still in {parked.describe(self.target.pid, self.tid)}"
-        if pending or parked.waits_for_mutex(self.target.pid, self.tid):
+        why = f"after {_PATIENCE_S:g} s it is still in {thread_choice.describe(self.target.pid, self.tid)}"
+        if pending or thread_choice.waits_for_mutex(self.target.pid, self.tid):
             self._stop()  # the thread may itself hold the mutex, and then the call would never return
             raise inject_errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
         # If we tore the thread out of the call, it might leave locks locked. It restores itself when the call returns.
@@ -223,11 +223,11 @@ class Borrowed:
                 return  # the kernel detaches a running thread when the thread that traces it, ours, ends
             registers = self._tracee.registers()
             if self._saved is None or self._has_restored_itself(registers):
-                self._tracee.set_registers(parked.undisturbed(registers))
+                self._tracee.set_registers(thread_choice.undisturbed(registers))
             else:
                 self._tracee.set_signal_mask(self._saved.signal_mask)
                 self._tracee.set_extended_state(self._saved.extended_state)
-                self._tracee.set_registers(parked.undisturbed(self._saved.registers))
+                self._tracee.set_registers(thread_choice.undisturbed(self._saved.registers))
             self._tracee.detach()
         except ProcessLookupError:
             pass  # the thread has ended

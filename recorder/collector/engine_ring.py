@@ -10,7 +10,7 @@ from fdtrace.recorder.trace.column_values import MISSING
 
 
 @dataclass
-class Part:
+class EngineRing:
     """One ring of an engine of several rings: maps the ring's own numbers of requests and steps to the trace's."""
 
     kind: str
@@ -39,7 +39,7 @@ class Part:
         self.lost_frames, self.lost_from = 0, MISSING
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Part:
+    def from_state(cls, state: dict[str, Any]) -> EngineRing:
         """The part that saved `state`."""
         numbers = {int(local): number for local, number in state.pop("numbers").items()}
         return cls(numbers=numbers, **state)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from fdtrace.formula_texts import DEFAULT
 from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder.errors import UsageError
-from fdtrace.schedulers import add_scheduler_arguments, given_schedulers
+from fdtrace.scheduler_option import add_scheduler_arguments, given_schedulers
 from fdtrace.sizes import size_of
 from fdtrace.variants import (
     OWN_KEYS,
@@ -30,7 +30,6 @@ from fdtrace.variants import (
 )
 
 if TYPE_CHECKING:
-    from fdtrace.reading import TraceReader
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.experiment import Experiment
@@ -38,8 +37,9 @@ if TYPE_CHECKING:
     from fdtrace.replayer.history.history import History, How
     from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
     from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
-    from fdtrace.replayer.replay.run import Cancelled
+    from fdtrace.replayer.replay.workload_replay import Cancelled
     from fdtrace.replayer.workload.workload import Workload
+    from fdtrace.trace_reader import TraceReader
     from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
     from fdtrace.tui.sources import Sources
 
