@@ -26,7 +26,7 @@ MEASURED = """
 import json, sys, time
 begun = time.perf_counter()
 from pathlib import Path
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 imported = time.perf_counter()
 with open_trace(Path(sys.argv[1])) as trace:
     opened = time.perf_counter()

@@ -22,7 +22,7 @@ from pathlib import Path
 import duckdb
 
 from fdtrace.recorder.agent import ring, wire
-from fdtrace.recorder.agent.writer import Row, Writer
+from fdtrace.recorder.agent.writer import KeyframeRow, Writer
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.session import Session
 
@@ -55,9 +55,9 @@ class Engine:
         self.made += 1
         return f"chatcmpl-{self.made:032d}"
 
-    def row(self, slot: int) -> tuple[int, Row]:
+    def row(self, slot: int) -> tuple[int, KeyframeRow]:
         computed = 100 + self.outputs[slot]
-        return slot, Row(self.ids[slot], 100, 200, computed, self.blocks[slot], 0, self.outputs[slot])
+        return slot, KeyframeRow(self.ids[slot], 100, 200, computed, self.blocks[slot], 0, self.outputs[slot])
 
     def step(self, number: int) -> None:
         writer, count, rng = self.writer, self.count, self.rng
@@ -70,7 +70,7 @@ class Engine:
             writer.finish(self.ids[slot], "length", self.outputs[slot])
             self.ids[slot], self.outputs[slot], self.blocks[slot] = self.next_id(), 0, 10
             writer.request(self.ids[slot], time.time_ns(), 100, 200)
-            writer.batch((slot,), [(slot, Row(self.ids[slot], 100, 200, 0, 10, 0, 0))])
+            writer.batch((slot,), [(slot, KeyframeRow(self.ids[slot], 100, 200, 0, 10, 0, 0))])
             tokens[slot], emitted[slot] = 100, 1
             prefills = (slot | wire.LAST_CHUNK).to_bytes(2, "little")
         grown = range(number % 20, count, 20)

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fdtrace.recorder.recording import Recording
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN

@@ -23,10 +23,10 @@ import numpy as np
 from fdtrace.recorder import delivery
 from fdtrace.recorder.agent import load, ring, wire
 from fdtrace.sandbox import runner as runner_module
-from fdtrace.sandbox import scheduler as scheduler_module
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.framework import Memory
-from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox import sandbox_scheduler as scheduler_module
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.framework import FrameworkMemory
+from fdtrace.sandbox.sandbox_request import SandboxRequest, Scheduled
 
 COUNTS = (1, 32, 128, 256)
 SWEEP = np.zeros(48 << 20, np.uint8)
@@ -42,17 +42,17 @@ class Canned:
         self.scheduler.config = self.config
         self.scheduler.running, self.scheduler.waiting = [self.request(slot) for slot in range(count)], []  # type: ignore[assignment]
         self.runner = object.__new__(runner_module.ModelRunner)
-        self.runner.step, self.runner.stalled, self.runner.memory = -1, [], Memory(1, 2, 3, 4)
+        self.runner.step, self.runner.stalled, self.runner.memory = -1, [], FrameworkMemory(1, 2, 3, 4)
         self.runner.seq_lens_this_time = np.full(count, 5, np.int32)
         self.runner.accept_num = np.full(count, 3, np.int32)
 
-    def request(self, slot: int) -> Request:
+    def request(self, slot: int) -> SandboxRequest:
         self.made += 1
-        request = Request.make(f"chatcmpl-{self.made:032d}", np.zeros(100, np.int32), 200)
+        request = SandboxRequest.make(f"chatcmpl-{self.made:032d}", np.zeros(100, np.int32), 200)
         request.slot, request.block_table = slot, [0] * 10
         return request
 
-    def prepare(self) -> tuple[Request | None, Request | None]:
+    def prepare(self) -> tuple[SandboxRequest | None, SandboxRequest | None]:
         """The next step's scheduling result; which request finishes after it, and which comes before it."""
         running = self.scheduler.running
         comes = gone = None

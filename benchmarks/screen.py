@@ -35,11 +35,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fdtrace.recorder.recording import EngineInfo, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.app import run_replay
-from fdtrace.tui.panes.jobs import Replay
+from fdtrace.tui.panes.jobs import PaneReplay
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
 from fdtrace.tui.panes.step_chart import draw
@@ -92,10 +92,10 @@ def child(num_steps: int, ready: int, go: int) -> None:
     def rows(step: int) -> list[StepRow]:
         return [StepRow(f"request-{step}-{at}", "decode", 5, 100 + at, 4, 2, 7) for at in range(REQUESTS)]
 
-    def replay(name: str, seed: int, *, exceeds: bool) -> Replay:
+    def replay(name: str, seed: int, *, exceeds: bool) -> PaneReplay:
         history = recorded_history(recording(seed, exceeds=exceeds), rows)
         history = replace(history, name=name, how="rescheduled")
-        return Replay(name, "rescheduled", lambda _progress, _cancelled: history)
+        return PaneReplay(name, "rescheduled", lambda _progress, _cancelled: history)
 
     recorded = recording(1, exceeds=True)
     replays = [replay("pr7438", 2, exceeds=True), replay("pr7499", 3, exceeds=False)]

@@ -24,8 +24,8 @@ sys.path[:0] = [str(ROOT)]
 from vllm_load import Background, largest_gap, settled  # noqa: E402
 from vllm_server import SPECULATION, Server, attach, attached_ms, detach, make_model, recorded, report  # noqa: E402
 
-from fdtrace.recorder.attach import attach as enter  # noqa: E402
-from fdtrace.recorder.attach import detach as leave  # noqa: E402
+from fdtrace.recorder.attach_server import attach as enter  # noqa: E402
+from fdtrace.recorder.attach_server import detach as leave  # noqa: E402
 from fdtrace.recorder.session import Session  # noqa: E402
 
 

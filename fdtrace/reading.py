@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError
-from fdtrace.recorder.loading import ROW, STEP_ROWS
+from fdtrace.recorder.trace.loading import ROW, STEP_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fdtrace.recorder.recording import Recording
-    from fdtrace.recorder.standstill import Standstill
-    from fdtrace.recorder.trace import Trace
+    from fdtrace.recorder.trace.recording import Recording
+    from fdtrace.recorder.trace.standstill import Standstill
+    from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.model.events import StepRow
-    from fdtrace.tui.sources import Answer, StepEvent, Tail
+    from fdtrace.tui.sources import Answer, NewSteps, StepEvent
 
 REQUEST_STEPS = f"""
 SELECT q.step, coalesce(r.request_id, ''), {ROW} FROM step_request q JOIN request r USING (engine_id, request)
@@ -62,7 +62,7 @@ class TraceReader:
         self.engine_id = recording.engine.engine_id
 
     def _open(self) -> Trace:
-        from fdtrace.recorder.trace import open_trace
+        from fdtrace.recorder.trace.trace import open_trace
 
         if self._trace is not None and not self._changed():
             return self._trace
@@ -108,7 +108,7 @@ class TraceReader:
     @contextmanager
     def _reading(self) -> Iterator[Trace]:
         """The trace, to this thread alone; closed where it cannot be read, so that the next look opens it anew."""
-        from fdtrace.recorder.trace import reading
+        from fdtrace.recorder.trace.trace import reading
 
         with self._lock:
             trace = self._open()
@@ -155,7 +155,7 @@ class TraceReader:
 
     def sql(self, text: str) -> Answer:
         """A query's rows. UsageError where DuckDB cannot run it, or where it takes too long."""
-        from fdtrace.recorder.trace_query import Limits, bounded, running
+        from fdtrace.recorder.trace.query import Limits, bounded, running
         from fdtrace.tui.sources import Answer
 
         with self._lock:
@@ -173,10 +173,10 @@ class TraceReader:
                 self._trace, self._stack = None, ExitStack()  # to close it would wait for the query
                 raise
 
-    def tail(self, step: int) -> Tail:
+    def tail(self, step: int) -> NewSteps:
         """The steps recorded after a step, and whether the recording goes on."""
-        from fdtrace.recorder.standstill import standstill_of
-        from fdtrace.tui.sources import Tail
+        from fdtrace.recorder.trace.standstill import standstill_of
+        from fdtrace.tui.sources import NewSteps
 
         if self._identity() is None:
             raise TraceError(
@@ -189,13 +189,13 @@ class TraceReader:
             silent = time.monotonic() - self._seen_at
             still = standstill_of(trace, self.engine_id)
             text = still.short if still is not None else ""
-            found = Tail(trace.steps_after(self.engine_id, step), live, silent, text)
+            found = NewSteps(trace.steps_after(self.engine_id, step), live, silent, text)
             self.live = live
         return found
 
     def standstill(self) -> Standstill | None:
         """How the engine stands still at the end of what is recorded."""
-        from fdtrace.recorder.standstill import standstill_of
+        from fdtrace.recorder.trace.standstill import standstill_of
 
         with self._reading() as trace:
             return standstill_of(trace, self.engine_id)

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdtrace.formulas import DEFAULT
+from fdtrace.formula_texts import DEFAULT
 from fdtrace.recorder.errors import UsageError
 from fdtrace.schedulers import add_scheduler_arguments
 from fdtrace.sizes import size_of
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import duckdb
 
     from fdtrace.reading import TraceReader
-    from fdtrace.recorder.recording import Recording
-    from fdtrace.recorder.trace import Trace
+    from fdtrace.recorder.trace.recording import Recording
+    from fdtrace.recorder.trace.trace import Trace
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.experiment import Experiment
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.history.as_recorded import Rows
+    from fdtrace.replayer.history.as_recorded import RowsOfStep
     from fdtrace.replayer.history.history import History, How
     from fdtrace.replayer.model.events import StepRow
+    from fdtrace.replayer.replay.run import Cancelled
     from fdtrace.schedulers import GivenScheduler
-    from fdtrace.tui.background import Cancelled
-    from fdtrace.tui.panes.jobs import Progress, Replay
+    from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
     from fdtrace.tui.sources import Sources
 
 
@@ -77,8 +77,8 @@ class RecordedRows:
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, prefills first."""
-        from fdtrace.recorder.loading import STEP_ROWS
-        from fdtrace.recorder.trace import reading
+        from fdtrace.recorder.trace.loading import STEP_ROWS
+        from fdtrace.recorder.trace.trace import reading
         from fdtrace.replayer.model.events import StepRow
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
@@ -109,10 +109,10 @@ class Replays:
         self,
         recording: Recording,
         args: argparse.Namespace,
-        rows: RecordedRows | Rows,
+        rows: RecordedRows | RowsOfStep,
         reader: TraceReader | None = None,
     ) -> None:
-        from fdtrace.formulas import formulas
+        from fdtrace.formula_texts import formulas
         from fdtrace.replayer.config import is_modelled
         from fdtrace.replayer.experiment import refuse_unmodelled
         from fdtrace.schedulers import given_schedulers
@@ -173,13 +173,13 @@ class Replays:
         said.clear()
         return histories
 
-    def later(self) -> list[Replay]:
+    def later(self) -> list[PaneReplay]:
         """The replays as panes that fill while the screen is in use."""
         return [self._later(one, text) for one, text in zip(self.subjects, self.texts, strict=True)]
 
-    def of(self, text: str) -> Replay:
+    def of(self, text: str) -> PaneReplay:
         """One more pane, for a formula given on the screen; UsageError where it is none."""
-        from fdtrace.formulas import formula
+        from fdtrace.formula_texts import formula
         from fdtrace.replayer.experiment import refuse_unmodelled
 
         found = formula(text)
@@ -187,10 +187,10 @@ class Replays:
             refuse_unmodelled(self.recording, found.name)
         return self._later(found, text)
 
-    def _later(self, one: Formula | GivenScheduler, text: str) -> Replay:
+    def _later(self, one: Formula | GivenScheduler, text: str) -> PaneReplay:
         from fdtrace.replayer.experiment import policy_with
         from fdtrace.schedulers import GivenScheduler
-        from fdtrace.tui.panes.jobs import Replay
+        from fdtrace.tui.panes.jobs import PaneReplay
 
         computed_from: list[Recording] = []
         compute = partial(self._compute, one, computed_from=computed_from)
@@ -199,14 +199,14 @@ class Replays:
             return computed_from[0] if computed_from else None
 
         if isinstance(one, GivenScheduler):
-            return Replay(one.name, self.how, compute, text=text, recording=recording)
+            return PaneReplay(one.name, self.how, compute, text=text, recording=recording)
         policy = self.policy or policy_with(one)
-        return Replay(one.name, self.how, compute, one, policy, text, recording)
+        return PaneReplay(one.name, self.how, compute, one, policy, text, recording)
 
     def _compute(
         self,
         one: Formula | GivenScheduler,
-        progress: Progress,
+        progress: ShareDone,
         cancelled: Cancelled | None,
         computed_from: list[Recording] | None = None,
     ) -> History:

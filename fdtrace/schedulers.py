@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.scheduler import DrivenScheduler
-    from fdtrace.recorder.recording import Recording
+    from fdtrace.drivers.driven_scheduler import DrivenScheduler
+    from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import SchedulerConfig
     from fdtrace.replayer.formulas import Formula
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import EngineInfo
+from fdtrace.recorder.trace.recording import EngineInfo
 
 Role = Literal["mixed", "prefill", "decode"]
 

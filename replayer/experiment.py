@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import reasons_of_step
 from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.as_recorded import Rows, as_recorded_history, recorded_history, rows_of
+from fdtrace.replayer.history.as_recorded import RowsOfStep, as_recorded_history, recorded_history, rows_of
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import NOT_ASKED, MemoryQuestion, outcome_of
 from fdtrace.replayer.recorded.memory_fit import fit_memory
@@ -38,7 +38,7 @@ def replay_recording(
     how: HowToReplay = "rescheduled",
     *,
     policy: Policy | None = None,
-    rows: Rows | None = None,
+    rows: RowsOfStep | None = None,
     clock: ClockKind = "steps",
     device_bytes: int | None = None,
     progressed: Progressed | None = None,
@@ -93,7 +93,7 @@ class Experiment:
     def __init__(
         self,
         recording: Recording,
-        rows: Rows | None = None,
+        rows: RowsOfStep | None = None,
         clock: ClockKind = "steps",
         device_bytes: int | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdtrace.recorder.trace import Trace
+from fdtrace.recorder.trace.trace import Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -5,7 +5,7 @@ Each rule is a query that finds what contradicts it.
 
 from __future__ import annotations
 
-from fdtrace.recorder.trace import Trace
+from fdtrace.recorder.trace.trace import Trace
 
 ROWS = """
     rows AS (

@@ -33,7 +33,7 @@ from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.inject import run_in_process
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
-import fdtrace.recording, duckdb, encodings.idna, pwd
+import fdtrace.watch, duckdb, encodings.idna, pwd
 delivery.prepare()
 user = int(sys.argv[1])
 os.setgroups([])

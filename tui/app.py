@@ -18,7 +18,8 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.history.history import History
 from fdtrace.tui import _textual
 from fdtrace.tui.background import Background, Deliver, Failed, guarded
@@ -32,14 +33,14 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.panes.jobs import Job, Replay, Rows
+from fdtrace.tui.panes.jobs import Job, PaneReplay
 from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.controller import PromptLine
 from fdtrace.tui.prompt.help_screen import HelpScreen
 from fdtrace.tui.prompt.prompt import Prompt
-from fdtrace.tui.session import ReplaySession, recorded_job
+from fdtrace.tui.replay_session import ReplaySession, recorded_job
 from fdtrace.tui.sources import Sources
-from fdtrace.tui.status import StatusLines
+from fdtrace.tui.status_lines import StatusLines
 from fdtrace.tui.tables.controller import Tables
 from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.queries import Queries
@@ -73,9 +74,9 @@ class ReplayApp(App[None]):
     def __init__(
         self,
         recording: Recording,
-        replays: Sequence[Replay] = (),
+        replays: Sequence[PaneReplay] = (),
         *,
-        rows: Rows | None = None,
+        rows: RowsOfStep | None = None,
         recorded: History | None = None,
         terminal: Terminal = MODERN,
         step: int | None = None,
@@ -326,7 +327,7 @@ class ReplayApp(App[None]):
 
 def run_replay(
     recording: Recording,
-    replays: Sequence[Replay] = (),
+    replays: Sequence[PaneReplay] = (),
     *,
     terminal: Terminal | None = None,
     **options: Any,

@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from textual.timer import Timer
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.screen import ReplayScreen
-from fdtrace.tui.sources import Tail
-from fdtrace.tui.status import StatusLines
+from fdtrace.tui.sources import NewSteps
+from fdtrace.tui.status_lines import StatusLines
 
 EVERY = 0.5
 """Seconds between two looks at the trace."""
@@ -63,7 +64,7 @@ class GrowingColumns:
 class Growth:
     """What a look at the trace brought: the grown recording with its series, and all of it where it has ended."""
 
-    tail: Tail
+    tail: NewSteps
     grown: tuple[Recording, Series] | None
     whole: Recording | None
 

@@ -12,7 +12,7 @@ from textual.timer import Timer
 from fdtrace.tui.background import Background, Deliver, Failed
 from fdtrace.tui.panes.series import Window
 from fdtrace.tui.prompt.prompt import Ask
-from fdtrace.tui.session import ReplaySession
+from fdtrace.tui.replay_session import ReplaySession
 from fdtrace.tui.theme import Look
 
 T = TypeVar("T")

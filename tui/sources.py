@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.tui.panes.jobs import Replay, Rows
+from fdtrace.tui.panes.jobs import PaneReplay
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Tail:
+class NewSteps:
     """What a recording in progress has grown by: columns as in `Recording.steps`, and whether it goes on.
 
     `silent_s`: seconds since its collector published it last. `standstill`: how the engine stands still; empty: it does
@@ -60,11 +61,11 @@ class Sources:
     it, as far as it has come.
     """
 
-    rows: Rows | None = None
+    rows: RowsOfStep | None = None
     request_steps: Callable[[str], list[tuple[int, StepRow]]] | None = None
     events: Callable[[int], list[StepEvent]] | None = None
     event_steps: Callable[[str], NDArray[np.int64]] | None = None
     sql: Callable[[str], Answer] | None = None
-    replay_of: Callable[[str], Replay] | None = None
-    tail: Callable[[int], Tail] | None = None
+    replay_of: Callable[[str], PaneReplay] | None = None
+    tail: Callable[[int], NewSteps] | None = None
     recording: Callable[[], Recording] | None = None

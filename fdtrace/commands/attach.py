@@ -12,17 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recording import (
-    StopSignals,
-    Watch,
-    add_recording_arguments,
-    check_arguments,
-    conclude,
-    discard,
-)
+from fdtrace.watch import StopSignals, Watch, add_recording_arguments, check_arguments, conclude, discard
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.attach import Reached
+    from fdtrace.recorder.attach_server import Reached
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attach, record, detach; 0 when the trace is written."""
-    from fdtrace.recorder import attach, delivery
+    from fdtrace.recorder import attach_server, delivery
     from fdtrace.recorder.inject import check_process
     from fdtrace.recorder.session import Session
     from fdtrace.recorder.supervise import Supervisor
@@ -59,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
         try:
             delivery.prepare()
             begun = time.perf_counter()
-            reached = attach.attach(args.pid, session, force=args.force)
+            reached = attach_server.attach(args.pid, session, force=args.force)
             took = time.perf_counter() - begun
             session.save()
             supervisor = Supervisor(session)
         except BaseException:
-            attach.detach(session.id)
+            attach_server.detach(session.id)
             discard(session, supervisor)
             raise
         watch = Watch(session, supervisor, args.duration)
@@ -91,7 +84,7 @@ def _tell(watch: Watch, reached: list[Reached]) -> None:
 def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
     """Record until something ends it; what the collector said last."""
     if args.tui:
-        from fdtrace.live import on_screen
+        from fdtrace.replay_screen import on_screen
 
         reason = on_screen(args.output, args.formula, watch, signals)
     else:

@@ -19,8 +19,8 @@ def run(args: argparse.Namespace) -> int:
     """Replay, and say for each formula whether it holds; 1 where one does not."""
     from fdtrace.recorder.errors import TraceError
     from fdtrace.recorder.printable import printable
-    from fdtrace.recorder.standstill import standstill_of
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.standstill import standstill_of
+    from fdtrace.recorder.trace.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
 
     with open_trace(args.trace) as trace:

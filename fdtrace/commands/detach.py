@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Stop every agent of the recordings that PID's process tree takes part in."""
     from fdtrace.progress import Progress
-    from fdtrace.recorder import attach, control
+    from fdtrace.recorder import agent_processes, attach_server
     from fdtrace.recorder.inject import process_tree
 
     tree = [process.pid for process in process_tree(args.pid)]
-    found = [agent for pid in tree if (agent := control.find_agent(pid)) is not None]
+    found = [agent for pid in tree if (agent := agent_processes.find_agent(pid)) is not None]
     sessions = {agent.recording: agent.status.get("output") for agent in found if agent.recording}
     if not sessions:
         raise TargetError(
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         )
     progress = Progress()
     for session, output in sessions.items():
-        for note in attach.detach(str(session)):
+        for note in attach_server.detach(str(session)):
             progress.note(note)
         progress.note(f"detached; its collector finishes {output}")
     return 0

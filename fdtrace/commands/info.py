@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.trace import Trace
+    from fdtrace.recorder.trace.trace import Trace
 
 LONGEST = 10_000
 """Characters of a line."""
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what the trace holds."""
     import json
 
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.trace import open_trace
 
     with open_trace(args.trace) as trace:
         found = collect(trace)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(trace: Trace) -> dict[str, Any]:
     """What `info` tells, as JSON."""
-    from fdtrace.recorder.standstill import has_calls, standstill
+    from fdtrace.recorder.trace.standstill import has_calls, standstill
 
     summaries, requests = _by_engine(trace, SUMMARY), _by_engine(trace, REQUESTS)
     exceeded, events, lost = (_by_engine(trace, query) for query in (EXCEEDED, EVENTS, LOST))

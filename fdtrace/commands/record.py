@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
-from fdtrace.recording import Watch, add_recording_arguments, check_arguments, conclude, discard
+from fdtrace.watch import Watch, add_recording_arguments, check_arguments, conclude, discard
 
 if TYPE_CHECKING:
     from fdtrace.recorder.session import Session

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read what the rings still hold, and write the final file."""
     from fdtrace.progress import Progress
-    from fdtrace.recorder import attach
+    from fdtrace.recorder import attach_server
     from fdtrace.recorder.collector.process import recover
     from fdtrace.recorder.collector.saved import check_parts
     from fdtrace.recorder.session import Session, parts_directory
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress()
 
     def stop_agents() -> None:
-        for note in attach.detach(session.id, "recover"):
+        for note in attach_server.detach(session.id, "recover"):
             progress.note(note)
 
     steps = recover(session, stop_agents)

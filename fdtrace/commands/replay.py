@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.recording import Recording
-    from fdtrace.recorder.standstill import Standstill
+    from fdtrace.recorder.trace.recording import Recording
+    from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.replayer.history.history import History
     from fdtrace.tui.terminal import Terminal
 
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
-    from fdtrace.recorder.standstill import standstill_of
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.standstill import standstill_of
+    from fdtrace.recorder.trace.trace import open_trace
     from fdtrace.replays import RecordedRows, Replays
 
     drawing = args.svg is not None or args.html is not None
@@ -77,9 +77,9 @@ def _show(args: argparse.Namespace) -> int:
     """The screen itself, or a picture of it."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from fdtrace.live import screen_of
     from fdtrace.reading import TraceReader
     from fdtrace.recorder.errors import TraceError
+    from fdtrace.replay_screen import screen_of
 
     drawing = args.svg is not None or args.html is not None
     terminal = _terminal(args, drawing)

@@ -112,7 +112,7 @@ def _compare(
 
 
 def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
-    from fdtrace.formulas import formulas
+    from fdtrace.formula_texts import formulas
     from fdtrace.replays import policy_of
 
     policy = policy_of(args.policy)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.trace import Trace
-    from fdtrace.recorder.trace_query import Limits
+    from fdtrace.recorder.trace.query import Limits
+    from fdtrace.recorder.trace.trace import Trace
 
 FORMATS = ("table", "csv", "json", "parquet")
 TABLE_ROWS = 10_000
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the query and print or write its rows."""
-    from fdtrace.recorder.trace import open_trace
-    from fdtrace.recorder.trace_query import Limits
+    from fdtrace.recorder.trace.query import Limits
+    from fdtrace.recorder.trace.trace import open_trace
     from fdtrace.sizes import size_of
 
     if args.format == "parquet" and args.out is None and sys.stdout.isatty():
@@ -81,7 +81,7 @@ def _print_table(trace: Trace, query: str, limits: Limits) -> None:
     from rich.text import Text
 
     from fdtrace.recorder.printable import printable
-    from fdtrace.recorder.trace_query import bounded, running, text_rows
+    from fdtrace.recorder.trace.query import bounded, running, text_rows
 
     def ask() -> tuple[list[str], list[tuple[str | None, ...]]]:
         relation = trace.query(query)
@@ -101,7 +101,7 @@ def _print_table(trace: Trace, query: str, limits: Limits) -> None:
 
 
 def _write(trace: Trace, query: str, kind: str, limits: Limits, file: Path) -> None:
-    from fdtrace.recorder.trace_query import bounded, copy_rows, running
+    from fdtrace.recorder.trace.query import bounded, copy_rows, running
 
     def ask() -> None:
         relation = trace.query(query)

@@ -16,13 +16,13 @@ def run(args: argparse.Namespace) -> int:
     """Print every agent of this user."""
     import json
 
-    from fdtrace.recorder import control
+    from fdtrace.recorder import agent_processes
     from fdtrace.recorder.errors import TargetError
     from fdtrace.recorder.leftovers import sweep
 
     sweep()
     problems: list[TargetError] = []
-    agents = control.agents(problems)
+    agents = agent_processes.agents(problems)
     for problem in problems:
         sys.stderr.write(f"fdtrace: {problem}\n")
     if args.json:

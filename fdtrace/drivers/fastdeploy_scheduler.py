@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from fdtrace.drivers.child import Child
+from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.drivers.known import head_of, prompt_runs
-from fdtrace.drivers.scheduler import DrivenScheduler
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import (
     Arrived,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.drivers.known import head_of
-from fdtrace.drivers.scheduler import DrivenScheduler
 from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, StepRow
 
 

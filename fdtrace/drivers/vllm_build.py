@@ -1,6 +1,6 @@
 """Builds the `Scheduler` of a vLLM package from recorded sizes and switches: no model, no weights, no device.
 
-Imported by `vllm.py` from beside it. Versions differ in what these classes take: what is there is looked at.
+Imported by `vllm_driver.py` from beside it. Versions differ in what these classes take: what is there is looked at.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.library.result_table import ResultTable
-from fdtrace.recorder.recording import EngineInfo, LoadedDetails, RecordedRow, Recording
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, RecordedRow, Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable

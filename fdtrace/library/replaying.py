@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fdtrace.formulas import DEFAULT, as_formulas
+from fdtrace.formula_texts import DEFAULT, as_formulas
 from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
 from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fdtrace.formulas import DEFAULT, as_formulas
+from fdtrace.formula_texts import DEFAULT, as_formulas
 from fdtrace.library.replaying import FormulaLike
 from fdtrace.library.result_table import ResultTable
 from fdtrace.recorder.errors import FdtraceError, UsageError

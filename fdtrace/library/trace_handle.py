@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fdtrace.library.engine_recording import EngineRecording, recording_with_rows
-from fdtrace.recorder.trace import Trace
-from fdtrace.recorder.trace_file import connect
+from fdtrace.recorder.trace.file import connect
+from fdtrace.recorder.trace.trace import Trace
 
 if TYPE_CHECKING:
     import duckdb

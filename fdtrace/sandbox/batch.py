@@ -18,7 +18,7 @@ memory follows its tokens, as it does with the fused kernels of a large engine."
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """One sequence's part of a forward: `tokens` (int32 [n]) at positions `start` to `start` + n - 1."""
 
     tokens: NDArray[np.int32]
@@ -58,7 +58,7 @@ class Batch:
     """Indices of the flat tokens after which the next one is wanted."""
 
     @classmethod
-    def pack(cls, rows: Sequence[Row], block_size: int) -> Batch:
+    def pack(cls, rows: Sequence[BatchRow], block_size: int) -> Batch:
         """Lay `rows` end to end.
 
         Raises `IndexError` where a block table does not reach a row's last token.
@@ -76,13 +76,13 @@ class Batch:
         )
 
 
-def _places(row: Row, positions: Ints, block_size: int) -> Ints:
+def _places(row: BatchRow, positions: Ints, block_size: int) -> Ints:
     table = np.asarray(row.block_table, dtype=np.int64)
     places: Ints = table[positions // block_size] * block_size + positions % block_size
     return places
 
 
-def _groups(rows: Sequence[Row], positions: Sequence[Ints], block_size: int) -> list[Group]:
+def _groups(rows: Sequence[BatchRow], positions: Sequence[Ints], block_size: int) -> list[Group]:
     """Cut rows into tiles of `TILE` queries; join neighbours of equal length up to `GROUP_KEYS` keys."""
     groups: list[Group] = []
     members: list[_Tile] = []
@@ -105,7 +105,7 @@ class _Tile:
     blocks: Sequence[int]
 
 
-def _tiles(rows: Sequence[Row], positions: Sequence[Ints], block_size: int) -> Iterator[_Tile]:
+def _tiles(rows: Sequence[BatchRow], positions: Sequence[Ints], block_size: int) -> Iterator[_Tile]:
     for row, all_queries in zip(rows, positions, strict=True):
         for start in range(0, len(all_queries), TILE):
             queries = all_queries[start : start + TILE]

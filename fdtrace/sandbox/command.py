@@ -15,11 +15,11 @@ from typing import Any
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.workload.case_variables import MODELLED
 from fdtrace.sandbox import framework
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.counts import Counts
-from fdtrace.sandbox.engine import Engine
-from fdtrace.sandbox.load import Load, LoadShape
-from fdtrace.sandbox.scheduler import model_of
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.engine_counts import Counts
+from fdtrace.sandbox.engine_loop import SandboxEngine
+from fdtrace.sandbox.sandbox_scheduler import model_of
+from fdtrace.sandbox.seeded_load import Load, LoadShape
 
 _SIZES = {
     "max_num_batched_tokens": "the scheduler's limit, tokens a step",
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         stop = stack.enter_context(
             _StopSignal()
         )  # after loading: Paddle brings a handler of its own for SIGTERM
-        engine = Engine(config, load, paddle, step_s=args.step_s, log=log)
+        engine = SandboxEngine(config, load, paddle, step_s=args.step_s, log=log)
         engine.runner.warm_up()
         print(f"ready {os.getpid()}", flush=True)
         counts = engine.run(max_steps=args.steps, stop=stop)

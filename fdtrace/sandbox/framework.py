@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fdtrace.recorder.errors import FdtraceError, UsageError
 
 
-class Memory(NamedTuple):
+class FrameworkMemory(NamedTuple):
     """The allocator's figures, bytes."""
 
     allocated_bytes: int
@@ -83,7 +83,7 @@ class MemoryMeter:
         """Let the peaks begin again at what is held."""
         self._reset()
 
-    def read(self) -> Memory | None:
+    def read(self) -> FrameworkMemory | None:
         """Allocated, reserved and their peaks in bytes; None where this Paddle does not count."""
         try:
             return self._read()
@@ -91,11 +91,11 @@ class MemoryMeter:
             return None
 
 
-def _on_gpu(paddle: Any) -> tuple[Callable[[], Memory], Callable[[], None]]:
+def _on_gpu(paddle: Any) -> tuple[Callable[[], FrameworkMemory], Callable[[], None]]:
     cuda = paddle.device.cuda
 
-    def read() -> Memory:
-        return Memory(
+    def read() -> FrameworkMemory:
+        return FrameworkMemory(
             allocated_bytes=int(cuda.memory_allocated()),
             reserved_bytes=int(cuda.memory_reserved()),
             peak_allocated_bytes=int(cuda.max_memory_allocated()),
@@ -109,16 +109,16 @@ def _on_gpu(paddle: Any) -> tuple[Callable[[], Memory], Callable[[], None]]:
     return read, reset
 
 
-def _on_cpu(paddle: Any) -> tuple[Callable[[], Memory], Callable[[], None]]:
+def _on_cpu(paddle: Any) -> tuple[Callable[[], FrameworkMemory], Callable[[], None]]:
     core = paddle.base.core
     current: Any = getattr(core, "host_memory_stat_current_value", None)
     peak: Any = getattr(core, "host_memory_stat_peak_value", None)
     reset_one: Any = getattr(core, "host_memory_stat_reset_peak_value", None)
 
-    def read() -> Memory:
+    def read() -> FrameworkMemory:
         if current is None or peak is None:
             raise AttributeError("this Paddle does not count host memory")
-        return Memory(
+        return FrameworkMemory(
             allocated_bytes=int(current("Allocated", 0)),
             reserved_bytes=int(current("Reserved", 0)),
             peak_allocated_bytes=int(peak("Allocated", 0)),

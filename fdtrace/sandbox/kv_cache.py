@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.engine_config import EngineConfig
 
 
 class PagedKVCache:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.sandbox.batch import Batch, Group
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 
 ATTENTION_GAIN = 0.15

@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.sandbox import framework, ngram
-from fdtrace.sandbox.batch import Batch, Row
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.batch import Batch, BatchRow
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
-from fdtrace.sandbox.request import Request, Scheduled
+from fdtrace.sandbox.sandbox_request import SandboxRequest, Scheduled
 
 
 @dataclass(frozen=True)
 class RanRow:
     """What one request ran in a forward, and what came of it. Tokens."""
 
-    request: Request
+    request: SandboxRequest
     kind: Literal["prefill", "decode"]
     num_tokens: int
     num_computed_tokens: int
@@ -50,10 +50,10 @@ class ModelRunner:
         """Tokens that each slot emitted; of a decode 1 + accepted drafts, cut at `max_tokens`."""
         self.stalled: list[int] = []
         """Slots that could not run: their block table is too short."""
-        self.memory: framework.Memory | None = None
+        self.memory: framework.FrameworkMemory | None = None
         """Allocated, reserved, and this forward's peaks of both, bytes; None where Paddle does not count."""
         self.ran: list[RanRow] = []
-        self.slots: list[Request | None] = [None] * config.max_num_seqs
+        self.slots: list[SandboxRequest | None] = [None] * config.max_num_seqs
         self._model = Transformer(paddle, config)
         self._cache = PagedKVCache(paddle, config)
         self._meter = framework.MemoryMeter(paddle)
@@ -83,7 +83,7 @@ class ModelRunner:
         longest, table = self.config.max_model_len, range(self.config.num_blocks)
         lengths = [longest] * (self.config.max_profiled_tokens // longest)
         lengths += [rest] if (rest := self.config.max_profiled_tokens % longest) else []
-        rows = [Row(np.zeros(length, dtype=np.int32), 0, table, num_logits=1) for length in lengths]
+        rows = [BatchRow(np.zeros(length, dtype=np.int32), 0, table, num_logits=1) for length in lengths]
         self._model.forward(Batch.pack(rows, self.config.block_size), self._cache)
 
     def _update_slots(self, scheduled: Scheduled) -> None:
@@ -93,13 +93,13 @@ class ModelRunner:
         for request, _, _ in scheduled.prefills:
             self.slots[request.slot] = request
 
-    def _decode(self, request: Request) -> tuple[Request, Row]:
+    def _decode(self, request: SandboxRequest) -> tuple[SandboxRequest, BatchRow]:
         tokens = request.tokens
         drafts = ngram.draft(tokens, self.config.num_drafts)
         run = np.concatenate([tokens[-1:], drafts])
-        return request, Row(run, len(tokens) - 1, request.block_table, num_logits=len(run))
+        return request, BatchRow(run, len(tokens) - 1, request.block_table, num_logits=len(run))
 
-    def _run(self, work: Sequence[tuple[Request, Row]]) -> None:
+    def _run(self, work: Sequence[tuple[SandboxRequest, BatchRow]]) -> None:
         self._meter.reset_peak()
         batch = Batch.pack([row for _, row in work], self.config.block_size)
         chosen = self._model.forward(batch, self._cache)
@@ -115,12 +115,12 @@ class ModelRunner:
                 self.slots[request.slot] = None
 
 
-def _prefill(request: Request, start: int, end: int) -> tuple[Request, Row]:
+def _prefill(request: SandboxRequest, start: int, end: int) -> tuple[SandboxRequest, BatchRow]:
     done = end >= request.num_prefill_tokens
-    return request, Row(request.tokens[start:end], start, request.block_table, num_logits=int(done))
+    return request, BatchRow(request.tokens[start:end], start, request.block_table, num_logits=int(done))
 
 
-def _outcome(request: Request, row: Row, chosen: NDArray[np.int32]) -> RanRow:
+def _outcome(request: SandboxRequest, row: BatchRow, chosen: NDArray[np.int32]) -> RanRow:
     """What the argmaxes mean for a row: a decode emits what the model chose as far as it was drafted."""
     decode = request.prefilled
     drafts = row.tokens[1:] if decode else row.tokens[:0]

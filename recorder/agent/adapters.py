@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Protocol
 
 if TYPE_CHECKING:
     from .hooks import Hook
-    from .writer import Row, Writer
+    from .writer import KeyframeRow, Writer
 
 
 class Adapter(Protocol):
@@ -23,7 +23,7 @@ class Adapter(Protocol):
     def describe(self) -> dict[str, Any]:
         """The engine's row."""
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         """Every running row, at a step's boundary."""
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from . import fastdeploy_config as config
 from . import wire
-from .fastdeploy_order import Order
+from .fastdeploy_order import FastDeployOrder
 from .fastdeploy_roles import Roles
 from .hooks import Hook
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -96,7 +96,7 @@ class FastDeployAdapter:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.order = Order(agent, MODULE, CLASS)
+        self.order = FastDeployOrder(agent, MODULE, CLASS)
         self.hooks = (
             Hook(MODULE, CLASS, "add_request", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
@@ -136,7 +136,7 @@ class FastDeployAdapter:
             row["config"]["keeps_aborted_slots"] = keeps
         return dict(row, part="engine", token=self.token, ts=time.time_ns())
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         for request in list(self.manager.running):
             if request.idx is not None:
                 yield request.idx, config.running_row(request)

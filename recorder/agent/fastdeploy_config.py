@@ -9,7 +9,7 @@ import sys
 from array import array
 from typing import Any
 
-from .writer import Row
+from .writer import KeyframeRow
 
 ENVIRONMENT = (
     "ENABLE_V1_KVCACHE_SCHEDULER",
@@ -195,13 +195,13 @@ def _items(request: Any, start: int, end: int) -> bytes:
     ).encode()
 
 
-def running_row(request: Any, computed: int | None = None) -> Row:
+def running_row(request: Any, computed: int | None = None) -> KeyframeRow:
     """A running request; `computed`: its tokens computed before its next step, where the request does not know."""
     if computed is None:
         computed = request.num_computed_tokens
         if computed >= request.need_prefill_tokens:
             computed = request.num_total_tokens
-    return Row(
+    return KeyframeRow(
         request.request_id,
         request.prompt_token_ids_len or 0,
         max_tokens(request),

@@ -34,7 +34,7 @@ BY_RATIO = "_get_running_request_reserve_blocks"
 _COMPUTED = attrgetter("num_computed_tokens")
 
 
-class Order:
+class FastDeployOrder:
     """Looks on while one manager's lock is held, and tells an `OrderWriter` what happened."""
 
     def __init__(self, agent: Agent, module: str, cls: str) -> None:

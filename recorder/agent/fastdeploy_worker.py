@@ -18,7 +18,7 @@ from . import fastdeploy_config as config
 from . import wire
 from .fastdeploy import STAMP
 from .hooks import Hook
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -33,7 +33,7 @@ MODULES = tuple(
 UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
-class Forward(NamedTuple):
+class PendingForward(NamedTuple):
     """A forward that has run and whose accepted tokens are not on the host yet."""
 
     number: int
@@ -70,11 +70,11 @@ class FastDeployWorkerAdapter:
         self.taken: Any = None
         self.number = 0
         self.call, self.token, self.since = -1, 0, 0
-        self.slots: dict[int, Row] = {}
+        self.slots: dict[int, KeyframeRow] = {}
         self.ends: dict[int, int] = {}
         self.prefills: dict[int, tuple[int, bool]] = {}
         self.computed: Any = None
-        self.pending: Forward | None = None
+        self.pending: PendingForward | None = None
         self.memory: Callable[[], wire.AllocatorFigures] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class FastDeployWorkerAdapter:
         )
         return about
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         for slot, row in self.slots.items():
             computed = self.ends.get(slot, -1) if self.computed is None else int(self.computed[slot])
             if computed >= 0:
@@ -126,7 +126,7 @@ class FastDeployWorkerAdapter:
 
     def _place(self, tasks: Any) -> None:
         vacated: list[int] = []
-        joined: list[tuple[int, Row]] = []
+        joined: list[tuple[int, KeyframeRow]] = []
         held: list[tuple[int, int]] = []
         extended: list[tuple[int, int]] = []
         for task in tasks:
@@ -148,7 +148,7 @@ class FastDeployWorkerAdapter:
             elif kind == "DECODE":
                 extended.append((slot, len(task.block_tables)))
                 if known is not None and known.request_id != task.request_id:
-                    row = Row(task.request_id, -1, -1, -1, len(task.block_tables), -1, -1)
+                    row = KeyframeRow(task.request_id, -1, -1, -1, len(task.block_tables), -1, -1)
                     joined.append((slot, self._placed(slot, row)))
             elif kind in ("PREEMPTED", "ABORT"):
                 vacated.append(slot)
@@ -160,7 +160,7 @@ class FastDeployWorkerAdapter:
         if extended:
             self.writer.blocks(extended, True)
 
-    def _placed(self, slot: int, row: Row) -> Row:
+    def _placed(self, slot: int, row: KeyframeRow) -> KeyframeRow:
         self._leave(slot)
         self.slots[slot] = row
         return row
@@ -208,7 +208,7 @@ class FastDeployWorkerAdapter:
             return
         overlap = bool(getattr(runner, "enable_overlap_schedule", False))
         predicted = int(runner.current_launch_token_num) if overlap else -1
-        ran = Forward(
+        ran = PendingForward(
             self.number, token[0], duration, predicted, memory, prefills, self._stalled(inputs), tokens
         )
         self.number += 1
@@ -225,7 +225,7 @@ class FastDeployWorkerAdapter:
             ran, self.pending = self.pending, None
             self._write(runner, ran)
 
-    def _write(self, runner: Any, ran: Forward, failed: bool = False) -> None:
+    def _write(self, runner: Any, ran: PendingForward, failed: bool = False) -> None:
         tokens = ran.tokens
         if failed:
             emitted = (tokens * 0).astype("int8")
@@ -242,7 +242,7 @@ class FastDeployWorkerAdapter:
         )  # fmt: skip
         self._advance(ran, emitted)
 
-    def _advance(self, ran: Forward, emitted: Any) -> None:
+    def _advance(self, ran: PendingForward, emitted: Any) -> None:
         """Count what each slot has computed, for keyframes."""
         if self.computed is None:
             self.computed = ran.tokens * 0

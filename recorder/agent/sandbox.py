@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from . import wire
 from .hooks import Hook
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
-def running_row(request: Any, num_computed_tokens: int) -> Row:
+def running_row(request: Any, num_computed_tokens: int) -> KeyframeRow:
     """The row of a request, with the tokens computed before its next step."""
-    return Row(
+    return KeyframeRow(
         request.request_id,
         request.num_prompt_tokens,
         request.max_tokens,
@@ -38,7 +38,7 @@ class SandboxAdapter:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        scheduler, runner = "fdtrace.sandbox.scheduler", "fdtrace.sandbox.runner"
+        scheduler, runner = "fdtrace.sandbox.sandbox_scheduler", "fdtrace.sandbox.runner"
         self.hooks = (
             Hook(scheduler, "SandboxScheduler", "add_request", self.before_add_request),
             Hook(scheduler, "SandboxScheduler", "schedule", self.before_schedule, self.after_schedule),
@@ -79,7 +79,7 @@ class SandboxAdapter:
             "env": {name: str(value) for name, value in config.env.items()},
         }
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         for request in self.scheduler.running:
             self.rows[request.request_id] = request.slot
             yield request.slot, running_row(request, request.num_computed_tokens)

@@ -19,7 +19,7 @@ from . import transformers_figures as figures
 from .hooks import Hook
 from .transformers_batch import BatchMembers, ScheduledBatch, sampled
 from .transformers_figures import CallStart, KVBlocks
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -96,7 +96,7 @@ class TransformersAdapter:
     def describe(self) -> dict[str, Any]:
         return config.describe(self.processor, self.blocks.num_blocks)
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         """The rows of the call that is about to be told, as they were before it; of an idle one those that run."""
         call, batch = self.current, self.batch
         for row, request_id in enumerate(call.ids if call is not None else batch.ids):

@@ -13,7 +13,7 @@ from . import torch_allocator, wire
 from . import transformers_config as config
 from .row_table import RowTable
 from .transformers_figures import KVBlocks
-from .writer import Row
+from .writer import KeyframeRow
 
 
 class ScheduledBatch:
@@ -34,7 +34,7 @@ class ScheduledBatch:
         self.row_of: list[int] = []
         self.tokens = array("i")
         self.vacated: list[int] = []
-        self.joined: list[tuple[int, Row]] = []
+        self.joined: list[tuple[int, KeyframeRow]] = []
         self.extended: list[tuple[int, int]] = []
         self.held: list[tuple[int, int]] = []
         self.prefills: list[int] = []
@@ -137,7 +137,7 @@ class BatchMembers(RowTable):
                 held[request_id] = count
                 (call.held if request_id in call.starts else call.extended).append((row, count))
 
-    def row(self, state: Any, computed: int) -> Row:
+    def row(self, state: Any, computed: int) -> KeyframeRow:
         """What a frame says of a request with `computed` tokens before its next step."""
         request_id = state.request_id
         return config.running_row(

@@ -9,7 +9,7 @@ import sys
 from array import array
 from typing import Any
 
-from .writer import Row
+from .writer import KeyframeRow
 
 PACKAGE = "transformers.generation.continuous_batching."
 
@@ -123,9 +123,9 @@ def max_tokens_of(state: Any) -> int:
     return int(min(most + len(state.initial_tokens) - prompt_of(state), (1 << 31) - 1))
 
 
-def running_row(state: Any, computed: int, blocks: int, cached: int) -> Row:
+def running_row(state: Any, computed: int, blocks: int, cached: int) -> KeyframeRow:
     """A running request; `computed`: its tokens computed before its next step, of a decode the sampled one included."""
-    return Row(
+    return KeyframeRow(
         state.request_id, prompt_of(state), max_tokens_of(state), computed, blocks, cached, outputs_of(state)
     )
 

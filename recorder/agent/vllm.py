@@ -24,7 +24,7 @@ from . import vllm_figures as figures
 from .hooks import Hook
 from .vllm_batch import BatchRows, CallInFlight
 from .vllm_figures import EndedCall
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -97,7 +97,7 @@ class VllmAdapter:
         row = config.describe(self.scheduler)
         return dict(row, part="engine", stalls=False, token=self.token, ts=self.began_at)
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         """The rows of the call that is about to be told, as they were before it; of an idle one those that run."""
         call = self.current
         for row, request_id in enumerate(call.rows if call is not None else self.batch.ids):

@@ -12,7 +12,7 @@ from . import vllm_config as config
 from . import vllm_figures as figures
 from . import wire
 from .row_table import RowTable
-from .writer import Row
+from .writer import KeyframeRow
 
 
 class CallInFlight:
@@ -32,7 +32,7 @@ class CallInFlight:
         self.schedule: tuple[Any, ...] = ()
         self.rows: tuple[str, ...] = ()
         self.vacated: list[int] = []
-        self.joined: list[tuple[int, Row]] = []
+        self.joined: list[tuple[int, KeyframeRow]] = []
         self.blocks: list[tuple[int, int]] = []
         self.prefills: list[int] = []
         self.starts: dict[str, int] = {}
@@ -93,7 +93,7 @@ class BatchRows(RowTable):
                 call.blocks.append((self.rows[request_id], self.held[request_id]))
         call.rows = self.requests()
 
-    def _join(self, scheduler: Any, output: Any, request_id: str) -> tuple[int, Row]:
+    def _join(self, scheduler: Any, output: Any, request_id: str) -> tuple[int, KeyframeRow]:
         request = scheduler.requests[request_id]
         row = self.enter(scheduler, request)
         start = request.num_computed_tokens - output.num_scheduled_tokens[request_id]
@@ -104,7 +104,7 @@ class BatchRows(RowTable):
             self.prefilling.add(request_id)
         return row, self.row(request, start)
 
-    def row(self, request: Any, computed: int) -> Row:
+    def row(self, request: Any, computed: int) -> KeyframeRow:
         """What a frame says of a request with `computed` tokens before its next step."""
         request_id = request.request_id
         return config.running_row(

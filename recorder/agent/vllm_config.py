@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Any
 
-from .writer import Row
+from .writer import KeyframeRow
 
 ENVIRONMENT = (
     "VLLM_USE_V1",
@@ -198,9 +198,9 @@ def is_prefilling(request: Any) -> bool:
     return bool(left > 1)
 
 
-def running_row(request: Any, computed: int, blocks: int, cached: int) -> Row:
+def running_row(request: Any, computed: int, blocks: int, cached: int) -> KeyframeRow:
     """A running request; `computed`: its tokens computed before its next step, of a decode the sampled one included."""
-    return Row(
+    return KeyframeRow(
         request.request_id,
         request.num_prompt_tokens,
         max_tokens(request),

@@ -16,7 +16,7 @@ from . import torch_allocator, wire
 from . import vllm_config as config
 from .hooks import Hook
 from .vllm import RAN, STAMP, Ran, VllmAdapter
-from .writer import Row
+from .writer import KeyframeRow
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -81,7 +81,7 @@ class VllmWorkerAdapter:
             "dp_rank": rank,
         }  # fmt: skip
 
-    def snapshot(self) -> Iterable[tuple[int, Row]]:
+    def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         return ()
 
     def _engine(self) -> VllmAdapter | None:

@@ -29,7 +29,7 @@ blocks for its forward, as its call has given it them or preempted it."""
 Head = TypeVar("Head", bound=Any)
 
 
-class Layout(Generic[Head]):
+class HeadLayout(Generic[Head]):
     """How a head lies in a frame. The writer packs a head with `struct`; `read` gives one back, its fields by name.
     `codes`: as the module `struct` has them, one a field.
     """
@@ -54,7 +54,7 @@ class EngineHead(NamedTuple):
     length: int
 
 
-ENGINE_HEAD = Layout(EngineHead, "BBHI")
+ENGINE_HEAD = HeadLayout(EngineHead, "BBHI")
 
 
 class RequestHead(NamedTuple):
@@ -70,7 +70,7 @@ class RequestHead(NamedTuple):
     max_tokens: int
 
 
-REQUEST_HEAD = Layout(RequestHead, "BBHIqqii")
+REQUEST_HEAD = HeadLayout(RequestHead, "BBHIqqii")
 
 KEYFRAME = 1
 """Flag of BATCH: the rows named are all there are (the state at a step's boundary), not a change of them."""
@@ -86,7 +86,7 @@ class BatchHead(NamedTuple):
     step: int
 
 
-BATCH_HEAD = Layout(BatchHead, "BBHIq")
+BATCH_HEAD = HeadLayout(BatchHead, "BBHIq")
 
 
 class JoinedHead(NamedTuple):
@@ -104,7 +104,7 @@ class JoinedHead(NamedTuple):
     arrived_step: int
 
 
-JOINED_HEAD = Layout(JoinedHead, "HHIiiqiiiq")
+JOINED_HEAD = HeadLayout(JoinedHead, "HHIiiqiiiq")
 
 
 class BlocksHead(NamedTuple):
@@ -118,7 +118,7 @@ class BlocksHead(NamedTuple):
     num_pairs: int
 
 
-BLOCKS_HEAD = Layout(BlocksHead, "BBHI")
+BLOCKS_HEAD = HeadLayout(BlocksHead, "BBHI")
 
 
 class ScheduleHead(NamedTuple):
@@ -167,8 +167,8 @@ class CallFigures(NamedTuple):
     num_cache_read_tokens: int = -1
 
 
-SCHEDULE_HEAD = Layout(ScheduleHead, "BBHIqqqq")
-FIGURES = Layout(CallFigures, "20i")
+SCHEDULE_HEAD = HeadLayout(ScheduleHead, "BBHIqqqq")
+FIGURES = HeadLayout(CallFigures, "20i")
 SCHEDULE_FRAME = struct.Struct("<" + SCHEDULE_HEAD.codes + FIGURES.codes)
 """Head and figures, packed at once."""
 
@@ -188,7 +188,7 @@ class AllocatorFigures(NamedTuple):
     peak_reserved_bytes: int = -1
 
 
-ALLOCATOR = Layout(AllocatorFigures, "qqqq")
+ALLOCATOR = HeadLayout(AllocatorFigures, "qqqq")
 
 
 class ForwardHead(NamedTuple):
@@ -211,7 +211,7 @@ class ForwardHead(NamedTuple):
     num_predicted_tokens: int
 
 
-FORWARD_HEAD = Layout(ForwardHead, "BBHHHqqqIi")
+FORWARD_HEAD = HeadLayout(ForwardHead, "BBHHHqqqIi")
 FORWARD_FRAME = struct.Struct("<" + FORWARD_HEAD.codes + ALLOCATOR.codes)
 """Head and allocator, packed at once; the lists follow."""
 
@@ -236,7 +236,7 @@ class TasksHead(NamedTuple):
     token: int
 
 
-TASKS_HEAD = Layout(TasksHead, "BBHIqQ")
+TASKS_HEAD = HeadLayout(TasksHead, "BBHIqQ")
 
 
 class MemoryHead(NamedTuple):
@@ -254,7 +254,7 @@ class MemoryHead(NamedTuple):
     num_predicted_tokens: int
 
 
-MEMORY_HEAD = Layout(MemoryHead, "BBHIqqii")
+MEMORY_HEAD = HeadLayout(MemoryHead, "BBHIqqii")
 MEMORY_FRAME = struct.Struct("<" + MEMORY_HEAD.codes + ALLOCATOR.codes)
 """Head and allocator, packed at once."""
 
@@ -272,7 +272,7 @@ class HashesHead(NamedTuple):
     block_size: int
 
 
-HASHES_HEAD = Layout(HashesHead, "BBHIII")
+HASHES_HEAD = HeadLayout(HashesHead, "BBHIII")
 
 
 class EventHead(NamedTuple):
@@ -288,7 +288,7 @@ class EventHead(NamedTuple):
     ts: int
 
 
-EVENT_HEAD = Layout(EventHead, "BBHIiiqq")
+EVENT_HEAD = HeadLayout(EventHead, "BBHIiiqq")
 
 
 class FinishHead(NamedTuple):
@@ -304,7 +304,7 @@ class FinishHead(NamedTuple):
     unused_2: int
 
 
-FINISH_HEAD = Layout(FinishHead, "BBHIqqii")
+FINISH_HEAD = HeadLayout(FinishHead, "BBHIqqii")
 
 
 NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "cache_read", "safety_margin", "other")

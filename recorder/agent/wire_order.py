@@ -4,7 +4,7 @@
 
 from typing import NamedTuple
 
-from .wire import Layout
+from .wire import HeadLayout
 
 
 class DecidedHead(NamedTuple):
@@ -36,7 +36,7 @@ class DecidedHead(NamedTuple):
     ts: int
 
 
-DECIDED_HEAD = Layout(DecidedHead, "BBHHHHHHHHHIIqq")
+DECIDED_HEAD = HeadLayout(DecidedHead, "BBHHHHHHHHHIIqq")
 
 RUNNING = 1
 """Flag of DECIDED: the running queue is told whole."""
@@ -60,7 +60,7 @@ class QueueHead(NamedTuple):
     num_total_tokens: int
 
 
-QUEUE_HEAD = Layout(QueueHead, "BBHIqqq")
+QUEUE_HEAD = HeadLayout(QueueHead, "BBHIqqq")
 
 FOUND = ("place", "num_computed_tokens", "num_prefill_tokens", "num_blocks")
 """What follows a QUEUE frame of `found`; `place` is an index into PLACES."""

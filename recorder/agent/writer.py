@@ -25,7 +25,7 @@ FORWARD_SIZE = wire.FORWARD_FRAME.size
 ITEM_CODES = {size: code for code, size in enumerate(wire.ITEM_SIZES)}
 
 
-class Row(NamedTuple):
+class KeyframeRow(NamedTuple):
     """What a keyframe says of a running request; `num_computed_tokens` are those before its next step."""
 
     request_id: str
@@ -62,7 +62,7 @@ class Writer:
         segments: int,
         segment_size: int,
         describe: Callable[[], dict[str, Any]],
-        snapshot: Callable[[], Iterable[tuple[int, Row]]],
+        snapshot: Callable[[], Iterable[tuple[int, KeyframeRow]]],
         attached_by: str = "",
     ) -> None:
         self.page = page
@@ -131,7 +131,9 @@ class Writer:
         )
         self.put(wire.REQUEST_HEAD.struct.pack(*head) + text)
 
-    def batch(self, vacated: Iterable[int], joined: Iterable[tuple[int, Row]], flags: int = 0) -> None:
+    def batch(
+        self, vacated: Iterable[int], joined: Iterable[tuple[int, KeyframeRow]], flags: int = 0
+    ) -> None:
         """Rows that became free, and rows that a request now holds."""
         gone = list(vacated)
         parts = [b"".join(row.to_bytes(2, "little") for row in gone)]

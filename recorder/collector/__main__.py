@@ -19,7 +19,7 @@ from typing import Any
 
 import duckdb
 
-from fdtrace.recorder import attach
+from fdtrace.recorder import attach_server
 from fdtrace.recorder.collector import failures
 from fdtrace.recorder.collector.finish import remove_half, write_final
 from fdtrace.recorder.collector.process import PUBLISH, Collector, make_files_private
@@ -166,7 +166,7 @@ def _failed(collector: Collector | None, orders: Orders, error: Exception) -> in
     if collector is not None:
         told = failures.cannot_go_on(collector, error)
         if not orders.open:
-            attach.detach(collector.session.id, "error")
+            attach_server.detach(collector.session.id, "error")
     say(error=[told.what, told.why, told.hint])
     return told.exit_code
 

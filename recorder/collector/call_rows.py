@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import Columns, columns_by_name, reservations
-from fdtrace.recorder.collector.frames import SchedulingCall
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.collector.columns import columns_by_name, reservations
+from fdtrace.recorder.collector.frames import CallFrame
 
 MOST_WAITING = 200_000
 """Calls kept until their forward comes: the workers' rings may be read much later than the engine's."""
@@ -30,15 +30,15 @@ class CallRows:
     def __init__(self, engine_id: int) -> None:
         self.engine_id = engine_id
         self.num_calls = 0
-        self.waiting: dict[int, SchedulingCall] = {}
+        self.waiting: dict[int, CallFrame] = {}
         self.first_step: dict[int, int] = {}
         """Of the calls that wait, where it is known."""
-        self.whole: list[tuple[SchedulingCall, int]] = []
+        self.whole: list[tuple[CallFrame, int]] = []
         self.known_from = 0
         """Tasks of earlier calls entered a forward that may be lost."""
         self.seen_forward = False
 
-    def add(self, call: SchedulingCall) -> None:
+    def add(self, call: CallFrame) -> None:
         """A call, or what is known by now of a run of idle ones."""
         number = call.head.call
         known = self.waiting.get(number)
@@ -79,19 +79,19 @@ class CallRows:
     def _finish(self, number: int) -> None:
         self.whole.append((self.waiting.pop(number), self.first_step.pop(number, MISSING)))
 
-    def take(self, *, final: bool) -> list[Columns]:
+    def take(self, *, final: bool) -> list[ColumnArrays]:
         """Columns of the rows that are whole, since the last call; `final`: of all that are left."""
         for number in list(self.waiting) if final else ():
             self._finish(number)
         whole, self.whole = self.whole, []
         return [self._columns(whole)] if whole else []
 
-    def live(self) -> Columns:
+    def live(self) -> ColumnArrays:
         """Columns of the newest rows that are not whole yet."""
         newest = list(self.waiting.items())[-MOST_LIVE:]
         return self._columns([(call, self.first_step.get(number, MISSING)) for number, call in newest])
 
-    def _columns(self, rows: list[tuple[SchedulingCall, int]]) -> Columns:
+    def _columns(self, rows: list[tuple[CallFrame, int]]) -> ColumnArrays:
         heads = columns_by_name(wire.ScheduleHead._fields, [call.head for call, _ in rows])
         figures = columns_by_name(wire.CallFigures._fields, [call.figures for call, _ in rows])
         return {
@@ -115,7 +115,7 @@ class CallRows:
         self.num_calls, self.known_from = state["num_calls"], state["known_from"]
         self.seen_forward = state["seen_forward"]
         for head, figures, step in state["waiting"]:
-            call = SchedulingCall.restored(head, figures)
+            call = CallFrame.restored(head, figures)
             self.waiting[call.head.call] = call
             if step >= 0:
                 self.first_step[call.head.call] = step

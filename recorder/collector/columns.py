@@ -8,23 +8,23 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward, SchedulingCall
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.collector.frames import CallFrame, ForwardFrame
 
-Columns = dict[str, NDArray[Any]]
+ColumnArrays = dict[str, NDArray[Any]]
 
 
-def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) -> Columns:
+def columns_by_name(fields: tuple[str, ...], rows: Sequence[tuple[int, ...]]) -> ColumnArrays:
     """int64 columns of rows that are alike, by the names of their fields."""
     # Not `np.array`: that asks each row that is no plain tuple whether it is an array.
     values = np.fromiter(chain.from_iterable(rows), np.int64).reshape(len(rows), len(fields))
     return {name: values[:, i] for i, name in enumerate(fields)}
 
 
-def reservations(calls: Columns, figures: Columns) -> Columns:
+def reservations(calls: ColumnArrays, figures: ColumnArrays) -> ColumnArrays:
     """The two columns that a call's reservation is told in, by its flags."""
     reserved, flags = figures["reservation"], calls["flags"]
     ratio = (flags & wire.RATIO) != 0
@@ -71,7 +71,7 @@ class Changes:
 
 
 @dataclass
-class Batch:
+class BatchOccupancy:
     """The batch's rows between two flushes: which request holds each, its computed tokens and blocks."""
 
     request: NDArray[np.int64]
@@ -79,7 +79,7 @@ class Batch:
     blocks: NDArray[np.int64]
 
     @classmethod
-    def empty(cls, size: int = 0) -> Batch:
+    def empty(cls, size: int = 0) -> BatchOccupancy:
         """No row is held."""
         return cls(np.full(size, -1, np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64))
 
@@ -95,12 +95,12 @@ class Batch:
 class Forwards:
     """The forwards of one flush, of equal numbers of rows and item sizes (`shape`)."""
 
-    def __init__(self, shape: tuple[int, int], batch: Batch) -> None:
+    def __init__(self, shape: tuple[int, int], batch: BatchOccupancy) -> None:
         self.shape, self.batch = shape, batch
-        self.forwards: list[Forward] = []
+        self.forwards: list[ForwardFrame] = []
         self.steps: list[int] = []
         """The step of the trace that each is, and the scheduling call that each belongs to."""
-        self.calls: list[SchedulingCall] = []
+        self.calls: list[CallFrame] = []
         self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
         self._decoded: tuple[NDArray[Any], ...] = ()
 
@@ -123,7 +123,7 @@ class Forwards:
         last[steps, at] = (rows & wire.LAST_CHUNK) != 0
         return prefill, last
 
-    def decode(self) -> tuple[Columns, Columns, NDArray[np.int64], NDArray[np.int64]]:
+    def decode(self) -> tuple[ColumnArrays, ColumnArrays, NDArray[np.int64], NDArray[np.int64]]:
         """Columns of `step` (totals) and of `step_request`, and each request's number and its output tokens.
 
         Leaves `batch` as it is after the last forward.

@@ -5,24 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fdtrace.recorder.trace.column_values import ColumnArrays
+
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.part import Part
-from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.reader import FrameBlock
 
 
 @dataclass
 class Decoded:
     """Rows ready for the trace: columns of steps, and rows of the smaller tables as tuples in the schema's order."""
 
-    steps: list[Columns] = field(default_factory=list)
-    step_requests: list[Columns] = field(default_factory=list)
+    steps: list[ColumnArrays] = field(default_factory=list)
+    step_requests: list[ColumnArrays] = field(default_factory=list)
     requests: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
-    calls: list[Columns] = field(default_factory=list)
-    call_requests: list[Columns] = field(default_factory=list)
+    calls: list[ColumnArrays] = field(default_factory=list)
+    call_requests: list[ColumnArrays] = field(default_factory=list)
 
 
 class Engine(Protocol):
@@ -45,7 +46,7 @@ class Engine(Protocol):
     def unflushed(self) -> int:
         """Forwards decoded since the last `take`."""
 
-    def feed(self, part: Part, chunk: Chunk) -> None:
+    def feed(self, part: Part, chunk: FrameBlock) -> None:
         """Take in consecutive frames of one of its rings. `part.past` becomes true at one beyond the last step."""
 
     def take(self, read_at: int) -> Decoded:

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.store import PARTED, Store
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
-from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.sql_text import quoted
 
 READERS_WAIT = 30.0
 """Seconds that the parts stay at most for a client that still has the views open."""
 
 
-def write_final(store: Store, small: dict[str, Columns]) -> None:
+def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     """Copy everything published into a native file beside the parts, then rename it over the views.
 
     The live request rows of the last `publish` become rows like any other. Until the rename the views stay readable;

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fdtrace.recorder.collector.frames import UNSEEN, SchedulingCall
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
+
+from fdtrace.recorder.collector.frames import UNSEEN, CallFrame
 
 MOST = 200_000
 """Calls kept for forwards that may still come: an engine whose workers are not recorded has none."""
@@ -15,18 +16,18 @@ class ForwardCalls:
     """The scheduling calls of one engine that forwards may still belong to."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, SchedulingCall] = {}
+        self.seen: dict[int, CallFrame] = {}
         self.last = MISSING
         self.next_call = 0
 
-    def add(self, call: SchedulingCall) -> None:
+    def add(self, call: CallFrame) -> None:
         """A scheduling call, as its frame says."""
         self.seen[call.head.call] = call
         self.next_call = call.head.call + call.head.num_calls
         if len(self.seen) > MOST:
             del self.seen[next(iter(self.seen))]
 
-    def of_forward(self, last_landed: int, ts: int, resolve: bool) -> SchedulingCall:
+    def of_forward(self, last_landed: int, ts: int, resolve: bool) -> CallFrame:
         """The call that a forward begun at `ts` belongs to, with what is not in an earlier step yet.
 
         What a call did once (its time, the tokens it handed out, its preemptions) stands with its first forward alone.
@@ -49,7 +50,7 @@ class ForwardCalls:
         for earlier in [earlier for earlier in self.seen if earlier < number]:
             del self.seen[earlier]
         self.last = number
-        return SchedulingCall(head, figures)
+        return CallFrame(head, figures)
 
     def _following(self, number: int) -> int:
         call = self.seen.get(number)
@@ -66,6 +67,6 @@ class ForwardCalls:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        calls = [SchedulingCall.restored(*saved) for saved in state["seen"]]
+        calls = [CallFrame.restored(*saved) for saved in state["seen"]]
         self.seen = {call.head.call: call for call in calls}
         self.last, self.next_call = state["last"], state["next_call"]

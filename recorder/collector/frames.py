@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame, decided, queue
-from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.reader import FrameBlock
 
 
 class EngineFrame(NamedTuple):
@@ -29,10 +29,10 @@ class RequestFrame(NamedTuple):
     request_id: str
 
     @property
-    def request(self) -> Request:
+    def request(self) -> OpenRequest:
         """What it says of the request."""
         head = self.head
-        return Request(
+        return OpenRequest(
             self.request_id,
             arrived_at=head.arrived_at,
             arrived_step=head.arrived_step,
@@ -48,10 +48,10 @@ class JoinedRow(NamedTuple):
     request_id: str
 
     @property
-    def request(self) -> Request:
+    def request(self) -> OpenRequest:
         """What it says of the request."""
         head = self.head
-        return Request(
+        return OpenRequest(
             self.request_id,
             arrived_step=head.arrived_step,
             num_prompt_tokens=head.num_prompt_tokens,
@@ -78,14 +78,14 @@ class BlocksFrame(NamedTuple):
     blocks: tuple[int, ...]
 
 
-class SchedulingCall(NamedTuple):
+class CallFrame(NamedTuple):
     """A scheduling call, or a run of equal ones that handed out nothing."""
 
     head: wire.ScheduleHead
     figures: wire.CallFigures
 
     @classmethod
-    def restored(cls, head: Sequence[int], figures: Sequence[int]) -> SchedulingCall:
+    def restored(cls, head: Sequence[int], figures: Sequence[int]) -> CallFrame:
         """The call of which these were the fields."""
         return cls(wire.ScheduleHead._make(head), wire.CallFigures._make(figures))
 
@@ -100,13 +100,13 @@ class SchedulingCall(NamedTuple):
         return self.head.ts + 1000 * self.head.schedule_us
 
 
-UNSEEN = SchedulingCall(
+UNSEEN = CallFrame(
     wire.ScheduleHead(wire.SCHEDULE, 0, 0, -1, call=-1, ts=-1, last_ts=-1, num_calls=1), wire.CallFigures()
 )
 """What is known of a scheduling call that was not seen: nothing."""
 
 
-class Forward(NamedTuple):
+class ForwardFrame(NamedTuple):
     """A forward: the allocator after it, its prefill rows (`uint16`), tokens and emitted tokens of each row (integers
     as `head.codes` says).
     """
@@ -164,8 +164,8 @@ Frame = (
     | RequestFrame
     | BatchFrame
     | BlocksFrame
-    | SchedulingCall
-    | Forward
+    | CallFrame
+    | ForwardFrame
     | EventFrame
     | FinishFrame
     | TasksFrame
@@ -181,7 +181,7 @@ WHOLE_OF_RANK = (*WHOLE, MemoryFrame, TasksFrame)
 """The same of a part that tells of a rank alone."""
 
 
-def frames_of(chunk: Chunk) -> Iterator[Frame]:
+def frames_of(chunk: FrameBlock) -> Iterator[Frame]:
     """The frames of a chunk, in their order."""
     data = chunk.data
     for at in chunk.payloads:
@@ -222,13 +222,11 @@ def _blocks(data: bytes, at: int) -> BlocksFrame:
     return BlocksFrame(bool(head.extended), pairs[::2], pairs[1::2])
 
 
-def _scheduling_call(data: bytes, at: int) -> SchedulingCall:
-    return SchedulingCall(
-        wire.SCHEDULE_HEAD.read(data, at), wire.FIGURES.read(data, at + wire.SCHEDULE_HEAD.size)
-    )
+def _scheduling_call(data: bytes, at: int) -> CallFrame:
+    return CallFrame(wire.SCHEDULE_HEAD.read(data, at), wire.FIGURES.read(data, at + wire.SCHEDULE_HEAD.size))
 
 
-def _forward(data: bytes, at: int) -> Forward:
+def _forward(data: bytes, at: int) -> ForwardFrame:
     head = wire.FORWARD_HEAD.read(data, at)
     memory = wire.ALLOCATOR.read(data, at + wire.FORWARD_HEAD.size)
     begin = at + wire.FORWARD_FRAME.size
@@ -238,7 +236,7 @@ def _forward(data: bytes, at: int) -> Forward:
     token_bytes = head.num_rows * wire.ITEM_SIZES[head.codes & 3]
     at_emitted = at_tokens + wire.padded(token_bytes)
     emitted_bytes = head.num_rows * wire.ITEM_SIZES[head.codes >> 4 & 3]
-    return Forward(
+    return ForwardFrame(
         head,
         memory,
         data[begin:middle],

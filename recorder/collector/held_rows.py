@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdtrace.recorder.trace.column_values import MISSING
+
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.recording import MISSING
 
 
 class HeldRows:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
 
 
 @dataclass
-class Request:
+class OpenRequest:
     """A request that has not finished: what its row of the trace says so far."""
 
     request_id: str
@@ -31,18 +31,18 @@ class Ledger:
 
     def __init__(self, engine_id: int) -> None:
         self.engine_id = engine_id
-        self.live: dict[int, Request] = {}
+        self.live: dict[int, OpenRequest] = {}
         self.finished: list[tuple[Any, ...]] = []
         self.events: list[tuple[Any, ...]] = []
         self.undated: list[list[Any]] = []
 
-    def arrived(self, number: int, request: Request) -> None:
+    def arrived(self, number: int, request: OpenRequest) -> None:
         """A request came; one whose time is not known was there before the recording."""
         self.live[number] = request
         if request.arrived_at >= 0:
             self.event("arrived", request.arrived_step, number, request.arrived_at)
 
-    def joined(self, number: int, request: Request, step: int) -> None:
+    def joined(self, number: int, request: OpenRequest, step: int) -> None:
         """A request holds a row of the batch, at `step`; `request` says what its row frame said."""
         known = self.live.setdefault(number, request)
         known.num_cached_tokens, known.num_output_tokens = (
@@ -79,7 +79,7 @@ class Ledger:
         self.event("finished", step, number, ts, reason, {"num_output_tokens": num_output_tokens})
 
     def row(
-        self, number: int, request: Request, finished_at: int | None, reason: str | None
+        self, number: int, request: OpenRequest, finished_at: int | None, reason: str | None
     ) -> tuple[Any, ...]:
         """A row of `request` in the schema's order; times in ns."""
         known = (
@@ -160,4 +160,4 @@ class Ledger:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.undated = state["undated"]
-        self.live = {int(number): Request(**known) for number, known in state["live"].items()}
+        self.live = {int(number): OpenRequest(**known) for number, known in state["live"].items()}

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
+
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector import frames, stalls
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded
 from fdtrace.recorder.collector.forward_calls import ForwardCalls
-from fdtrace.recorder.collector.frames import UNSEEN, Forward, Frame, SchedulingCall, frames_of
+from fdtrace.recorder.collector.frames import UNSEEN, CallFrame, ForwardFrame, Frame, frames_of
 from fdtrace.recorder.collector.held_rows import HeldRows
-from fdtrace.recorder.collector.ledger import Ledger, Request
-from fdtrace.recorder.collector.order import OrderDecoder
+from fdtrace.recorder.collector.ledger import Ledger, OpenRequest
+from fdtrace.recorder.collector.order_decoder import OrderDecoder
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.ranks import Ranks
-from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.request_numbers import RequestNumbers
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.recording import MISSING
 
 QUIET_NS = 500_000_000
 """A request that finished so long ago ran its last forward before the rings were read."""
@@ -80,14 +81,14 @@ class ManyProcessEngine:
         """The step that what comes now belongs to."""
         return self.step + 1
 
-    def feed(self, part: Part, chunk: Chunk) -> None:
+    def feed(self, part: Part, chunk: FrameBlock) -> None:
         """As `Engine.feed`."""
         self.part = part
         if chunk.lost:
             self._lose(chunk.lost, chunk.first_forward)
         for frame in frames_of(chunk):
             if self.full:
-                if isinstance(frame, Forward) and self.begins <= frame.head.ts:
+                if isinstance(frame, ForwardFrame) and self.begins <= frame.head.ts:
                     part.past = True
                     break
                 if not isinstance(frame, (frames.FinishFrame, frames.MemoryFrame, frames.TasksFrame)):
@@ -120,9 +121,9 @@ class ManyProcessEngine:
 
     def _take_in(self, frame: Frame) -> None:
         match frame:
-            case Forward():
+            case ForwardFrame():
                 self._forward(frame)
-            case SchedulingCall():
+            case CallFrame():
                 self._call(frame)
             case frames.TasksFrame(head):
                 self._tasks(head.call)
@@ -183,7 +184,7 @@ class ManyProcessEngine:
         if came:
             self.order.events.add(self.calls.next_call, "arrived", number, said.arrived_at, "", None)
 
-    def _number_of(self, local: int, request: Request, *, arrived: bool = False) -> int:
+    def _number_of(self, local: int, request: OpenRequest, *, arrived: bool = False) -> int:
         number = self.requests.number_of(request, arrived=arrived)
         if self.part.kind == "engine":
             self.part.numbers[local] = number
@@ -206,9 +207,9 @@ class ManyProcessEngine:
             self.rows.hold(row, number, computed, blocks)
         self.stalls.spans[number] = need, request.num_prompt_tokens + request.max_tokens
 
-    def _call(self, call: SchedulingCall) -> None:
+    def _call(self, call: CallFrame) -> None:
         head = self._trace_number(call.figures.head)
-        call = SchedulingCall(call.head, call.figures._replace(head=head))
+        call = CallFrame(call.head, call.figures._replace(head=head))
         self.calls.add(call)
         self.call_rows.add(call)
 
@@ -228,7 +229,7 @@ class ManyProcessEngine:
         else:
             self.ranks.ran_first(frame)
 
-    def _forward(self, forward: Forward) -> None:
+    def _forward(self, forward: ForwardFrame) -> None:
         head, part = forward.head, self.part
         if head.forward_us == wire.UNKNOWN_US:
             forward = self.ranks.measured(forward)
@@ -255,7 +256,7 @@ class ManyProcessEngine:
         self.step = step
         self.num_steps += 1
 
-    def _add(self, forward: Forward, step: int, call: SchedulingCall) -> None:
+    def _add(self, forward: ForwardFrame, step: int, call: CallFrame) -> None:
         place = self.steps.add(forward, step, call)
         self.stalls.reported += [(place, row) for row in forward.stalled]
 
@@ -280,7 +281,7 @@ class ManyProcessEngine:
             self.rows.release(finish[1])
             self.ended.append([*finish, self.step])
 
-    def _flushed(self, forwards: Forwards, columns: Columns, rows: Columns) -> None:
+    def _flushed(self, forwards: Forwards, columns: ColumnArrays, rows: ColumnArrays) -> None:
         if self.discarding:
             self.stalls.reported = []
             return

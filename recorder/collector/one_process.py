@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
+
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns, Forwards
+from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded
 from fdtrace.recorder.collector.frames import (
     UNSEEN,
     BatchFrame,
     BlocksFrame,
+    CallFrame,
     EngineFrame,
     EventFrame,
     FinishFrame,
-    Forward,
+    ForwardFrame,
     Frame,
     HashesFrame,
     RequestFrame,
-    SchedulingCall,
     frames_of,
 )
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.part import Part
-from fdtrace.recorder.collector.reader import Chunk
+from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.salt import salted
 from fdtrace.recorder.collector.steps import Steps
-from fdtrace.recorder.recording import MISSING
 
 KEPT_CALLS = 64
 """Scheduling calls remembered: a forward belongs to one of the latest."""
@@ -41,7 +42,7 @@ class OneProcessEngine:
         self.ledger = Ledger(engine_id)
         self.call_rows = CallRows(engine_id)
         self.steps = Steps(engine_id, self.ledger, self._flushed)
-        self.recent_calls: dict[int, SchedulingCall] = {}
+        self.recent_calls: dict[int, CallFrame] = {}
         self.stalled: set[int] = set()
         self.step = MISSING
         self.num_steps = 0
@@ -65,13 +66,13 @@ class OneProcessEngine:
         """The step that what comes now belongs to; MISSING before the first is known."""
         return self.step + 1 if self.step >= 0 else MISSING
 
-    def feed(self, part: Part, chunk: Chunk) -> None:
+    def feed(self, part: Part, chunk: FrameBlock) -> None:
         """As `Engine.feed`."""
         if chunk.lost:
             self._lose(chunk.lost, chunk.first_forward)
         for frame in frames_of(chunk):
             if self.full:
-                part.past = part.past or isinstance(frame, (SchedulingCall, Forward))
+                part.past = part.past or isinstance(frame, (CallFrame, ForwardFrame))
                 if part.past:
                     break
                 if not isinstance(frame, FinishFrame):
@@ -103,9 +104,9 @@ class OneProcessEngine:
 
     def _take_in(self, frame: Frame) -> None:
         match frame:
-            case Forward():
+            case ForwardFrame():
                 self._forward(frame)
-            case SchedulingCall():
+            case CallFrame():
                 self._call(frame)
             case BlocksFrame():
                 self.steps.set_blocks(frame, self._next_step)
@@ -150,13 +151,13 @@ class OneProcessEngine:
         for row in [row for row, number in self.steps.held.items() if number >= 0]:
             self.steps.hold(row, MISSING, 0, 0)
 
-    def _call(self, call: SchedulingCall) -> None:
+    def _call(self, call: CallFrame) -> None:
         self.recent_calls[call.head.call] = call
         self.call_rows.add(call)
         if len(self.recent_calls) > KEPT_CALLS:
             del self.recent_calls[next(iter(self.recent_calls))]
 
-    def _forward(self, forward: Forward) -> None:
+    def _forward(self, forward: ForwardFrame) -> None:
         head = forward.head
         self.call_rows.entered(head.call, head.step, named=True)
         self.steps.add(forward, head.step, self.recent_calls.get(head.call, UNSEEN))
@@ -178,7 +179,7 @@ class OneProcessEngine:
             self.ledger.preempted(head.request)
         self.ledger.event(frame.kind, head.step, head.request, head.ts, frame.reason, frame.detail)
 
-    def _flushed(self, _forwards: Forwards, columns: Columns, rows: Columns) -> None:
+    def _flushed(self, _forwards: Forwards, columns: ColumnArrays, rows: ColumnArrays) -> None:
         self._decoded.steps.append(columns)
         self._decoded.step_requests.append(rows)
 
@@ -215,6 +216,6 @@ class OneProcessEngine:
         self.ledger.restore(state["ledger"])
         self.call_rows.restore(state["call_rows"])
         self.steps.restore(state["steps"])
-        calls = [SchedulingCall.restored(*saved) for saved in state["recent_calls"]]
+        calls = [CallFrame.restored(*saved) for saved in state["recent_calls"]]
         self.recent_calls = {call.head.call: call for call in calls}
         return self

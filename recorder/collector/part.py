@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fdtrace.recorder.trace.column_values import MISSING
+
 from fdtrace.recorder.collector.ledger import Ledger
-from fdtrace.recorder.recording import MISSING
 
 
 @dataclass

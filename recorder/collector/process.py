@@ -13,21 +13,20 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector import failures, finish
 from fdtrace.recorder.collector.call_rows import CallRows
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import Rings
 from fdtrace.recorder.collector.saved import damaged, saved
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import TEXT, columns_of
-from fdtrace.recorder.collector.tail import FLUSH_STEPS, Tail
+from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
-from fdtrace.recorder.recording import MISSING
 from fdtrace.recorder.session import Session
 
 WIDE = ("BIGINT", "UBIGINT", "HUGEINT", "TIMESTAMP_NS")
@@ -53,7 +52,7 @@ class Collector:
         self.notes: list[str] = list(session.notes if left.notes is None else left.notes)
         self.ended_by: str | None = None
         self.published = time.monotonic()
-        self.unwritten: list[tuple[schema.Table, Columns, Engine]] = []
+        self.unwritten: list[tuple[schema.Table, ColumnArrays, Engine]] = []
         """Decoded, and in no part yet: a disk that was full may have room the next time."""
         self.safe_steps = self._final_steps
         """Steps that are published: no failure from here on loses them."""
@@ -109,7 +108,7 @@ class Collector:
         return any(tail.is_full for tail in self.tails)
 
     @property
-    def tails(self) -> list[Tail]:
+    def tails(self) -> list[RingTail]:
         """The rings that were found."""
         return list(self.rings.tails.values())
 
@@ -190,7 +189,7 @@ class Collector:
             "rings": self.rings.state(),
         }
 
-    def small_tables(self) -> dict[str, Columns]:
+    def small_tables(self) -> dict[str, ColumnArrays]:
         """The tables that are whole in each published database."""
         ended = time.time_ns() if self.ended_by else None
         trace = (
@@ -207,7 +206,7 @@ class Collector:
             "_live_call": self._live_calls(),
         }
 
-    def _live_calls(self) -> Columns:
+    def _live_calls(self) -> ColumnArrays:
         parts = [CallRows(MISSING).live(), *(engine.call_rows.live() for engine in self.rings.engines)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

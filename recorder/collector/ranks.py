@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdtrace.recorder.trace.column_values import MISSING
+
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.frames import Forward, MemoryFrame
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.collector.frames import ForwardFrame, MemoryFrame
 
 MOST = 8192
 """Forwards and measurements remembered while the other half has not come."""
@@ -54,7 +55,7 @@ class Ranks:
             if len(self.firsts) > MOST:
                 del self.firsts[next(iter(self.firsts))]
 
-    def measured(self, forward: Forward) -> Forward:
+    def measured(self, forward: ForwardFrame) -> ForwardFrame:
         """A forward that its own ring could not time, with what rank 0 measured of it."""
         if forward.head.call not in self.firsts:
             return forward._replace(head=forward.head._replace(forward_us=MISSING))

@@ -39,7 +39,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class FrameBlock:
     """Consecutive frames: their bytes, and where in them each payload begins.
 
     `lost` frames came before the first; then `first_forward` is the step and ts of the first forward of the ring.
@@ -137,7 +137,7 @@ class RingReader:
     def _laps(self) -> list[int]:
         return [self._word(self._segment(k)) for k in range(self.segments)]
 
-    def read(self) -> Chunk | None:
+    def read(self) -> FrameBlock | None:
         """The frames committed since the last call, of one segment at most; None where there are none.
 
         BadRing where what is there cannot have been written by an agent.
@@ -160,10 +160,10 @@ class RingReader:
             lost += self._skip()
         return self._only(lost)
 
-    def _only(self, lost: int) -> Chunk | None:
-        return Chunk(b"", [], lost, self.first_forward) if lost else None
+    def _only(self, lost: int) -> FrameBlock | None:
+        return FrameBlock(b"", [], lost, self.first_forward) if lost else None
 
-    def _scan(self, lost: int) -> tuple[Chunk, Position]:
+    def _scan(self, lost: int) -> tuple[FrameBlock, Position]:
         here = self.position
         at = begin = here.offset
         number, lap = here.number, here.lap
@@ -188,7 +188,7 @@ class RingReader:
             number += 1
         data = self._bytes(here.offset, at - here.offset)  # after the commit words, so all of it was written
         offset = at if lap == here.lap else self._segment(lap) + rings.SEGMENT_HEAD
-        return Chunk(data, payloads, lost, self.first_forward if lost else None), Position(
+        return FrameBlock(data, payloads, lost, self.first_forward if lost else None), Position(
             lap, offset, number
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fdtrace.recorder.collector.ledger import Ledger, Request
+from fdtrace.recorder.collector.ledger import Ledger, OpenRequest
 
 
 class RequestNumbers:
@@ -16,7 +16,7 @@ class RequestNumbers:
         self.by_id: dict[str, int] = {}
         self.finishing: set[int] = set()
 
-    def number_of(self, request: Request, *, arrived: bool = False) -> int:
+    def number_of(self, request: OpenRequest, *, arrived: bool = False) -> int:
         """The request's number; a new one for an id that is not live, and where one that has just ended came again."""
         number = self.by_id.get(request.request_id)
         if number is None or (arrived and number in self.finishing):

@@ -10,8 +10,8 @@ from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.many_processes import ManyProcessEngine
 from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.part import Part
-from fdtrace.recorder.collector.reader import BadRing, Chunk, Position, RingReader
-from fdtrace.recorder.collector.tail import FLUSH_STEPS, MOST_HELD, Tail
+from fdtrace.recorder.collector.reader import BadRing, FrameBlock, Position, RingReader
+from fdtrace.recorder.collector.tail import FLUSH_STEPS, MOST_HELD, RingTail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.ring_directory import RingDirectory
 
@@ -24,7 +24,7 @@ class Rings:
 
     def __init__(self, directory: RingDirectory | None, max_steps: int | None) -> None:
         self.directory, self.max_steps = directory, max_steps
-        self.tails: dict[str, Tail] = {}
+        self.tails: dict[str, RingTail] = {}
         self.engines: list[Engine] = []
         self.tokens: dict[int, ManyProcessEngine] = {}
         self.salt = os.urandom(16)
@@ -42,13 +42,13 @@ class Rings:
             if name not in self.tails and name not in self._refused:
                 self.open(name)
 
-    def open(self, name: str, position: Position | None = None) -> Tail | None:
+    def open(self, name: str, position: Position | None = None) -> RingTail | None:
         """Open a ring; None where its writer has not finished making it, or it is gone (then it is in `missing`)."""
         gone = f"ring {name} is gone: what it held after the last published step is lost"
         try:
             if self.directory is None:
                 raise FileNotFoundError(name)
-            tail = Tail(RingReader(name, position, self.directory.open(name)))
+            tail = RingTail(RingReader(name, position, self.directory.open(name)))
         except FileNotFoundError:
             self._refuse(name, gone)
             return None
@@ -98,7 +98,7 @@ class Rings:
         """Decode what was committed since the last call; the number of frames read."""
         frames = self._hold(final)
         self.read_at = time.time_ns()
-        joined: dict[int, list[Tail]] = {}
+        joined: dict[int, list[RingTail]] = {}
         for tail in self.tails.values():
             if isinstance(tail.decoder, ManyProcessEngine):
                 joined.setdefault(tail.decoder.engine_id, []).append(tail)
@@ -124,7 +124,7 @@ class Rings:
                     self._bind(tail, final)
         return frames
 
-    def _bind(self, tail: Tail, final: bool) -> None:
+    def _bind(self, tail: RingTail, final: bool) -> None:
         assert tail.about is not None
         kind = _kind(tail)
         if not kind:
@@ -146,13 +146,13 @@ class Rings:
             self.tokens[token] = engine
         return engine
 
-    def _join(self, tail: Tail, engine: ManyProcessEngine) -> None:
+    def _join(self, tail: RingTail, engine: ManyProcessEngine) -> None:
         assert tail.about is not None
         tail.decoder, tail.part = engine, Part(_kind(tail), tail.about.get("rank") or 0)
         if tail.part.kind == "engine":
             engine.begins = tail.about.get("ts") or 0
 
-    def _engine_of(self, tail: Tail, final: bool) -> ManyProcessEngine | None:
+    def _engine_of(self, tail: RingTail, final: bool) -> ManyProcessEngine | None:
         """The engine whose calls reached a worker; where none has come in a while, the only one there is."""
         assert tail.about is not None
         if tail.token is not None and tail.token in self.tokens:
@@ -192,7 +192,7 @@ class Rings:
                 tail.part = Part.from_state(saved["part"]) if saved["part"] else None
 
 
-def _kind(tail: Tail) -> str:
+def _kind(tail: RingTail) -> str:
     return (tail.about or {}).get("part") or ""
 
 
@@ -202,7 +202,7 @@ def _may_be(engine: ManyProcessEngine, about: dict[str, Any]) -> bool:
     return all(known.get(key) is None or about.get(key) in (None, known[key]) for key in ("host", "dp_rank"))
 
 
-def _read_alone(tail: Tail) -> int:
+def _read_alone(tail: RingTail) -> int:
     frames = 0
     while (chunk := tail.read()) is not None:
         tail.feed(chunk)
@@ -210,7 +210,7 @@ def _read_alone(tail: Tail) -> int:
     return frames
 
 
-def _read_joined(tails: list[Tail]) -> int:
+def _read_joined(tails: list[RingTail]) -> int:
     """What runs the forwards is read first and decoded last: whatever led to it is known by then.
 
     Those are the workers, and the engine where it tells of the forwards itself: the ranks' measurements led to it then.
@@ -218,7 +218,7 @@ def _read_joined(tails: list[Tail]) -> int:
     kinds = {tail.part.kind for tail in tails if tail.part}
     order = ("engine", "worker", "rank") if "worker" in kinds else ("rank", "engine")
     tails = sorted(tails, key=lambda tail: order.index(tail.part.kind) if tail.part else 0)
-    chunks: list[tuple[Tail, Chunk]] = []
+    chunks: list[tuple[RingTail, FrameBlock]] = []
     frames = 0
     for tail in tails[::-1]:
         mine = []

@@ -43,7 +43,7 @@ _OTHERS |= {f"{name}.duckdb{more}" for name in ("views", "final") for more in ("
 
 
 @dataclass
-class Saved:
+class SavedState:
     """`final`: the final file is in place, with so many `steps` and `calls`; else where to go on, as it was saved."""
 
     final: bool = False
@@ -55,7 +55,7 @@ class Saved:
     rings: dict[str, Any] = field(default_factory=dict)
 
 
-def saved(path: Path, parts: Path, session_id: str) -> Saved:
+def saved(path: Path, parts: Path, session_id: str) -> SavedState:
     """What was committed of the recording `session_id` at `path`; nothing where no collector came that far.
 
     TraceError where another file lies at `path`: it is never replaced.
@@ -144,10 +144,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         db.close()
 
 
-def _checked(state: dict[str, Any], path: Path) -> Saved:
+def _checked(state: dict[str, Any], path: Path) -> SavedState:
     try:
         if state.get("final"):
-            return Saved(final=True, steps=int(state["steps"]), calls=int(state["calls"]))
+            return SavedState(final=True, steps=int(state["steps"]), calls=int(state["calls"]))
         parts = state.get("parts")
         if parts is not None:
             names = [name for levels in parts.values() for level in levels for name in level]
@@ -160,7 +160,7 @@ def _checked(state: dict[str, Any], path: Path) -> Saved:
         rings = state.get("rings", {})
         if not all(map(RING_NAME.fullmatch, rings.get("tails", {}))):
             raise ValueError("it names rings that no agent makes")
-        return Saved(parts=parts, serial=int(state.get("serial", 0)), notes=notes, rings=rings)
+        return SavedState(parts=parts, serial=int(state.get("serial", 0)), notes=notes, rings=rings)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from None
 

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import Batch, Columns, Forwards, columns_by_name, reservations
-from fdtrace.recorder.collector.frames import BlocksFrame, Forward, SchedulingCall
+from fdtrace.recorder.collector.columns import BatchOccupancy, Forwards, columns_by_name, reservations
+from fdtrace.recorder.collector.frames import BlocksFrame, CallFrame, ForwardFrame
 from fdtrace.recorder.collector.ledger import Ledger
 
 MOST_ROWS = 1 << 16
 """Rows of a batch that frames can name."""
 
-Flushed = Callable[[Forwards, Columns, Columns], None]
+Flushed = Callable[[Forwards, ColumnArrays, ColumnArrays], None]
 """Called with forwards and the columns of `step` and `step_request` that they became."""
 
 
@@ -24,7 +25,7 @@ class Steps:
 
     def __init__(self, engine_id: int, ledger: Ledger, flushed: Flushed) -> None:
         self.engine_id, self.ledger, self.flushed = engine_id, ledger, flushed
-        self.batch = Batch.empty()
+        self.batch = BatchOccupancy.empty()
         self.held: dict[int, int] = {}
         """The request of each row as of the last frame; `batch` is as of the last flush."""
         self.forwards: Forwards | None = None
@@ -64,7 +65,7 @@ class Steps:
             numbers = [self.held.get(row, -1) for row in frame.rows]
             self.ledger.extended(next_step, numbers, frame.blocks)
 
-    def add(self, forward: Forward, step: int, call: SchedulingCall) -> int:
+    def add(self, forward: ForwardFrame, step: int, call: CallFrame) -> int:
         """A forward, as a step of the trace, and the call that it belongs to; its place among those that wait for
         `flush`.
         """
@@ -95,7 +96,7 @@ class Steps:
         rows["step"] = columns["step"][rows.pop("forward")]
         self.flushed(forwards, columns, rows)
 
-    def _columns(self, flushed: Forwards, totals: Columns) -> Columns:
+    def _columns(self, flushed: Forwards, totals: ColumnArrays) -> ColumnArrays:
         forwards, of_call = flushed.forwards, flushed.calls
         heads = columns_by_name(wire.ForwardHead._fields, [forward.head for forward in forwards])
         calls = columns_by_name(wire.ScheduleHead._fields, [call.head for call in of_call])
@@ -121,5 +122,5 @@ class Steps:
 
     def restore(self, state: list[Any]) -> None:
         """Go on from `state`."""
-        self.batch = Batch(*(np.array(column, np.int64) for column in state))
+        self.batch = BatchOccupancy(*(np.array(column, np.int64) for column in state))
         self.held = dict(enumerate(self.batch.request.tolist()))

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.retire import Retired
 from fdtrace.recorder.collector.tables import values
 from fdtrace.recorder.collector.views import SMALL, Views
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
-from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.sql_text import quoted
 
 PARTED = (
     *(schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.CALL_REQUEST),
@@ -93,7 +93,7 @@ class Store:
         self.serial += 1
         return self.directory / f"{table}-{self.serial:08d}.parquet"
 
-    def add(self, table: schema.Table, columns: Columns) -> None:
+    def add(self, table: schema.Table, columns: ColumnArrays) -> None:
         """Write one part; it becomes part of the trace with the next `publish`."""
         rows = len(next(iter(columns.values())))
         if not rows:
@@ -127,7 +127,7 @@ class Store:
                 self.retired.add(paths)
                 break
 
-    def publish(self, small: dict[str, Columns], state: dict[str, Any]) -> None:
+    def publish(self, small: dict[str, ColumnArrays], state: dict[str, Any]) -> None:
         """Commit: the parts so far, the small tables (`views.SMALL`) and the state.
 
         TraceError where another file has been put at `path`.

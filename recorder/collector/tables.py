@@ -6,11 +6,11 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import wire
-from fdtrace.recorder.collector.columns import Columns
-from fdtrace.recorder.collector.order import DID
+from fdtrace.recorder.collector.order_decoder import DID
 
 TEXT = {"VARCHAR"}
 
@@ -21,19 +21,19 @@ def create(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table) -> Non
     db.execute(f"CREATE TABLE {name} ({columns})")
 
 
-def insert(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table, columns: Columns) -> None:
+def insert(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table, columns: ColumnArrays) -> None:
     """Insert columns into a table of an attached database."""
     db.register("decoded", columns)
     db.execute(f"INSERT INTO {name} SELECT {values(table, columns)} FROM decoded")
     db.unregister("decoded")
 
 
-def values(table: schema.Table, have: Columns) -> str:
+def values(table: schema.Table, have: ColumnArrays) -> str:
     """The SQL expressions that make a table's rows from the decoder's numpy columns (-1 is NULL)."""
     return ", ".join(_value(column, have) for column in table.columns)
 
 
-def _value(column: schema.Column, have: Columns) -> str:
+def _value(column: schema.Column, have: ColumnArrays) -> str:
     name = column.name
     if name == "kind" and "prefill" in have:
         return "CASE WHEN prefill THEN 'prefill' ELSE 'decode' END AS kind"
@@ -55,9 +55,9 @@ def _value(column: schema.Column, have: Columns) -> str:
     return f"{value} AS {name}"
 
 
-def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> Columns:
+def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> ColumnArrays:
     """Columns of rows in the schema's order: text as objects, lists as text, all else as int64 with -1 for None."""
-    columns: Columns = {}
+    columns: ColumnArrays = {}
     for i, column in enumerate(table.columns):
         values = [row[i] for row in rows]
         if column.type.endswith("[]"):

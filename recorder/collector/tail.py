@@ -10,7 +10,7 @@ from typing import Any
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.engine import Engine
 from fdtrace.recorder.collector.part import Part
-from fdtrace.recorder.collector.reader import BadRing, Chunk, Position, RingReader
+from fdtrace.recorder.collector.reader import BadRing, FrameBlock, Position, RingReader
 from fdtrace.recorder.printable import printable
 
 FLUSH_STEPS = 2000
@@ -21,7 +21,7 @@ MOST_HELD = 64 << 20
 
 
 @dataclass
-class Tail:
+class RingTail:
     """One ring: what it says of itself, the engine that it is a part of, and chunks that wait until that is known.
 
     `held` has them with the position where each begins.
@@ -32,7 +32,7 @@ class Tail:
     part: Part | None = None
     about: dict[str, Any] | None = None
     token: int | None = None
-    held: list[tuple[Position, Chunk]] = field(default_factory=list)
+    held: list[tuple[Position, FrameBlock]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     problem: str = ""
     """Why it is read no further, where it is not."""
@@ -58,13 +58,13 @@ class Tail:
         """Whether its frames are those of steps after the last one asked for."""
         return self.part is not None and self.part.past
 
-    def read(self) -> Chunk | None:
+    def read(self) -> FrameBlock | None:
         """The next chunk, unless enough is decoded already."""
         if self.past or (self.decoder is not None and self.decoder.unflushed >= FLUSH_STEPS):
             return None
         return self.held.pop(0)[1] if self.held else self._next()
 
-    def _next(self) -> Chunk | None:
+    def _next(self) -> FrameBlock | None:
         if self.problem:
             return None
         try:
@@ -73,7 +73,7 @@ class Tail:
             self.spoil(error)
             return None
 
-    def feed(self, chunk: Chunk) -> None:
+    def feed(self, chunk: FrameBlock) -> None:
         """Decode a chunk. Frames that no agent can have written end this ring, and it alone."""
         if self.problem:
             return
@@ -110,7 +110,7 @@ class Tail:
         """Bytes that wait."""
         return sum(len(chunk.data) for _, chunk in self.held)
 
-    def _look(self, chunk: Chunk) -> None:
+    def _look(self, chunk: FrameBlock) -> None:
         for at in chunk.payloads:
             kind = chunk.data[at]
             if kind == wire.ENGINE and self.about is None:

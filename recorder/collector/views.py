@@ -14,11 +14,11 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.tables import create, insert
-from fdtrace.recorder.sql import quoted
+from fdtrace.recorder.sql_text import quoted
 
 SMALL = {
     "trace": schema.TRACE,
@@ -42,11 +42,11 @@ class Views:
         for name, table in SMALL.items():
             create(db, f"views.{name}", table)
         db.execute("CREATE TABLE views._collector (state VARCHAR)")
-        self._held: dict[str, Columns] = {}
+        self._held: dict[str, ColumnArrays] = {}
         self._sources: dict[str, str] = {}
 
     def copy(
-        self, small: dict[str, Columns], sources: dict[str, str], state: dict[str, Any], to: Path
+        self, small: dict[str, ColumnArrays], sources: dict[str, str], state: dict[str, Any], to: Path
     ) -> None:
         """Bring it up to date, and leave a copy that is safe on the disk; `sources`: each view's query."""
         db, first = self.db, not self._sources
@@ -69,7 +69,7 @@ class Views:
             os.fsync(copy.fileno())
 
 
-def _same(before: Columns | None, now: Columns) -> bool:
+def _same(before: ColumnArrays | None, now: ColumnArrays) -> bool:
     return before is not None and all(np.array_equal(before[name], now[name]) for name in now)
 
 

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-from fdtrace.recorder.inject import errors, parked, ptrace, stub
+from fdtrace.recorder.inject import inject_errors, parked, ptrace, stub
 from fdtrace.recorder.inject.escape import lay_frame
-from fdtrace.recorder.inject.memory import Memory
+from fdtrace.recorder.inject.memory import ProcessMemory
 from fdtrace.recorder.inject.ptrace import Registers, Tracee
 from fdtrace.recorder.inject.target import Target
 
@@ -33,7 +33,7 @@ _BLOCKED = ((1 << 64) - 1) & ~sum(
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedThread:
     """What a thread was before we changed it."""
 
     registers: Registers
@@ -50,14 +50,14 @@ class Borrowed:
     def __init__(self, target: Target, tid: int) -> None:
         self.target, self.tid = target, tid
         self.held_s = 0.0
-        self._saved: Saved | None = None
+        self._saved: SavedThread | None = None
         self._page = range(0)
         self._mark = secrets.randbits(64)
         self._marked = False
         self._let_go = False
 
     def __enter__(self) -> Borrowed:
-        self._memory = Memory(self.target.pid, writable=True)
+        self._memory = ProcessMemory(self.target.pid, writable=True)
         try:
             self._tracee = Tracee(self.tid)
         except BaseException:
@@ -79,7 +79,7 @@ class Borrowed:
         """Have the thread start one that runs `text`, or queue it for the main thread's next safe point."""
         state = self._tracee.extended_state()
         mask = self._tracee.signal_mask()
-        self._saved = Saved(self.registers, state, mask)
+        self._saved = SavedThread(self.registers, state, mask)
         page = self._map(self._saved, stub.stub_size(state, text))
         code = stub.build_stub(
             page.start,
@@ -117,15 +117,15 @@ class Borrowed:
         if self._saved is not None:
             raise self._starved()
         where = parked.describe(self.target.pid, self.tid)
-        raise errors.Stuck(self.target.pid, f"thread {self.tid} in {where}")
+        raise inject_errors.Stuck(self.target.pid, f"thread {self.tid} in {where}")
 
-    def _starved(self) -> errors.InjectError:
+    def _starved(self) -> inject_errors.InjectError:
         """It runs, or waits to, where we cannot put it back; it does that itself, and is ours no longer."""
-        return errors.NoTrap(
+        return inject_errors.NoTrap(
             self.target.pid, f"it got no processor within {_PATIENCE_S:g} s; it puts itself back"
         )
 
-    def _map(self, saved: Saved, size: int) -> range:
+    def _map(self, saved: SavedThread, size: int) -> range:
         """Have the thread map `size` bytes, readable and executable."""
         call = self._aside(self.target.syscall_at)
         call.rax, call.rdi, call.rsi, call.rdx = _SYS_MMAP, 0, size, _PROT_READ_EXEC
@@ -148,7 +148,7 @@ class Borrowed:
             self._step_to_call()  # a filter has put off the call; now comes its SIGSYS
         if address >= (1 << 64) - _PAGE_SIZE:
             reason = os.strerror((1 << 64) - address)
-            raise errors.Seccomp(self.target.pid, f"it may not map an executable page ({reason})")
+            raise inject_errors.Seccomp(self.target.pid, f"it may not map an executable page ({reason})")
         return range(address, address + size)
 
     def _step_to_call(self) -> None:
@@ -163,7 +163,9 @@ class Borrowed:
             if number == ptrace.SYSCALL_STOP:
                 return
             if number == signal.SIGSYS:
-                raise errors.Seccomp(self.target.pid, "its own filter forbids to map an executable page")
+                raise inject_errors.Seccomp(
+                    self.target.pid, "its own filter forbids to map an executable page"
+                )
             deliver = self._to_deliver(number, event)
 
     def _to_deliver(self, number: int, event: int) -> int:
@@ -174,8 +176,8 @@ class Borrowed:
             return number
         at = self._tracee.registers().rip
         if number == signal.SIGTRAP:
-            raise errors.ForeignBreakpoint(self.target.pid, at - 1)
-        raise errors.NoTrap(
+            raise inject_errors.ForeignBreakpoint(self.target.pid, at - 1)
+        raise inject_errors.NoTrap(
             self.target.pid, f"{signal.Signals(number).name} at {at:#x}; the thread was restored"
         )
 
@@ -194,16 +196,16 @@ class Borrowed:
         why = f"after {_PATIENCE_S:g} s it is still in {parked.describe(self.target.pid, self.tid)}"
         if pending or parked.waits_for_mutex(self.target.pid, self.tid):
             self._stop()  # the mutex can be its own, and then the call would never return
-            raise errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
+            raise inject_errors.NoTrap(self.target.pid, f"{why}; the thread was restored")
         # Torn out of the call it might leave locks locked. When the call returns it puts itself back.
         self._let_go = True
-        raise errors.NoTrap(self.target.pid, f"{why}; it puts itself back when that is over")
+        raise inject_errors.NoTrap(self.target.pid, f"{why}; it puts itself back when that is over")
 
     def _check_result(self, result: int, *, pending: bool) -> None:
         if pending and result & 0xFFFFFFFF:
-            raise errors.NoSafePoint(self.target.pid, "its queue of pending calls is full")
+            raise inject_errors.NoSafePoint(self.target.pid, "its queue of pending calls is full")
         if not pending and result == _NO_CALL:
-            raise errors.AgentFailed(
+            raise inject_errors.AgentFailed(
                 self.target.pid,
                 "it could not start a thread: a limit on threads or memory (ulimit -u, pids.max)",
             )

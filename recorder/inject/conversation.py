@@ -17,7 +17,7 @@ import struct
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
-from fdtrace.recorder.inject.errors import AgentFailed
+from fdtrace.recorder.inject.inject_errors import AgentFailed
 from fdtrace.recorder.inject.quiet import is_first_in_line, put_first, rest
 
 # One expression, so that no name is left in the target's __main__; _socket, because socket may be patched

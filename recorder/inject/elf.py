@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fdtrace.recorder.inject.memory import Mapping, Memory
+from fdtrace.recorder.inject.memory import Mapping, ProcessMemory
 
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
@@ -29,7 +29,7 @@ class _Tables:
     sysv_hash: int
 
 
-def exported(memory: Memory, image: Mapping, names: Iterable[str]) -> dict[str, int]:
+def exported(memory: ProcessMemory, image: Mapping, names: Iterable[str]) -> dict[str, int]:
     """Addresses of those of `names` that the image mapped at `image` defines; empty for what is no ELF image.
 
     `image` is the mapping with the file's offset 0.
@@ -50,7 +50,7 @@ def exported(memory: Memory, image: Mapping, names: Iterable[str]) -> dict[str, 
     return {name: bias + value for name, value in found.items() if value}
 
 
-def _program_headers(memory: Memory, base: int, header: bytes) -> tuple[int, int]:
+def _program_headers(memory: ProcessMemory, base: int, header: bytes) -> tuple[int, int]:
     """(bias added to every address in the file, address of the dynamic section or 0)."""
     offset = struct.unpack_from("<Q", header, 32)[0]
     size, count = struct.unpack_from("<HH", header, 54)
@@ -66,7 +66,7 @@ def _program_headers(memory: Memory, base: int, header: bytes) -> tuple[int, int
     return bias, bias + dynamic if dynamic else 0
 
 
-def _dynamic_tables(memory: Memory, bias: int, dynamic: int) -> _Tables | None:
+def _dynamic_tables(memory: ProcessMemory, bias: int, dynamic: int) -> _Tables | None:
     entries: dict[int, int] = {}
     for at in range(dynamic, dynamic + 16 * 256, 16):
         tag, value = struct.unpack("<QQ", memory.read(at, 16))
@@ -84,7 +84,7 @@ def _dynamic_tables(memory: Memory, bias: int, dynamic: int) -> _Tables | None:
     return tables if usable else None
 
 
-def _lookup(memory: Memory, tables: _Tables, name: bytes) -> int:
+def _lookup(memory: ProcessMemory, tables: _Tables, name: bytes) -> int:
     """The symbol's value, 0 where the image does not define it."""
     find = _gnu_candidates if tables.gnu_hash else _sysv_candidates
     for index in find(memory, tables, name):
@@ -96,7 +96,7 @@ def _lookup(memory: Memory, tables: _Tables, name: bytes) -> int:
     return 0
 
 
-def _gnu_candidates(memory: Memory, tables: _Tables, name: bytes) -> Iterable[int]:
+def _gnu_candidates(memory: ProcessMemory, tables: _Tables, name: bytes) -> Iterable[int]:
     wanted = 5381
     for byte in name:
         wanted = (wanted * 33 + byte) & _MASK
@@ -115,7 +115,7 @@ def _gnu_candidates(memory: Memory, tables: _Tables, name: bytes) -> Iterable[in
         index += 1
 
 
-def _sysv_candidates(memory: Memory, tables: _Tables, name: bytes) -> Iterable[int]:
+def _sysv_candidates(memory: ProcessMemory, tables: _Tables, name: bytes) -> Iterable[int]:
     wanted = 0
     for byte in name:
         wanted = (wanted << 4) + byte

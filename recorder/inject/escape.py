@@ -17,7 +17,7 @@ import errno
 import os
 import struct
 
-from fdtrace.recorder.inject.memory import Mapping, Memory
+from fdtrace.recorder.inject.memory import Mapping, ProcessMemory
 from fdtrace.recorder.inject.parked import call_of, is_between_calls
 from fdtrace.recorder.inject.ptrace import Registers
 
@@ -55,7 +55,7 @@ def find_instructions(pid: int, maps: list[Mapping]) -> tuple[int, int]:
     """Addresses in `maps` of a `syscall; ret` and of the C library's sigreturn; (0, 0) where either is missing."""
     exe = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     call = back = 0
-    with Memory(pid) as memory:
+    with ProcessMemory(pid) as memory:
         for mapping in maps:
             name = os.path.basename(mapping.path)
             if "x" not in mapping.permissions or not (name.startswith(_LIBRARIES) or name == exe):
@@ -67,7 +67,7 @@ def find_instructions(pid: int, maps: list[Mapping]) -> tuple[int, int]:
     return 0, 0
 
 
-def _find(memory: Memory, mapping: Mapping, code: bytes) -> int:
+def _find(memory: ProcessMemory, mapping: Mapping, code: bytes) -> int:
     """Where a mapping first has these bytes, 0 where it has not; near its start, mostly: a piece after another."""
     for start in range(mapping.start, mapping.end, _PIECE):
         end = min(mapping.end, start + _PIECE + len(code) - 1)
@@ -78,7 +78,7 @@ def _find(memory: Memory, mapping: Mapping, code: bytes) -> int:
 
 
 def lay_frame(
-    memory: Memory, back: int, registers: Registers, extended_state: bytes, signal_mask: int
+    memory: ProcessMemory, back: int, registers: Registers, extended_state: bytes, signal_mask: int
 ) -> int:
     """Write the frame onto the thread's stack, below what it uses; the stack pointer to make the call with.
 

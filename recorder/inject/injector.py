@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fdtrace.recorder.inject import errors, parked
+from fdtrace.recorder.inject import inject_errors, parked
 from fdtrace.recorder.inject.borrow import Borrowed
 from fdtrace.recorder.inject.conversation import Conversation
 from fdtrace.recorder.inject.meeting import Meeting
@@ -92,7 +92,7 @@ def _called_back(target: Target, pidfd: int, timeout: float) -> tuple[Entry, soc
             entry = in_own_thread(lambda: _by_ptrace(target, text))
             peer = meeting.wait(pidfd, timeout)
         if peer is None:
-            raise errors.GilHeld(target.pid, timeout)
+            raise inject_errors.GilHeld(target.pid, timeout)
         return entry, peer
 
 
@@ -102,15 +102,15 @@ def _pidfd(target: Target) -> Iterator[int]:
     try:
         pidfd = os.pidfd_open(target.pid)
     except ProcessLookupError:
-        raise errors.Ended(target.pid) from None
+        raise inject_errors.TargetEnded(target.pid) from None
     try:
         if not is_same_process(target.pid, target.start_time):
-            raise errors.Ended(target.pid)
+            raise inject_errors.TargetEnded(target.pid)
         yield pidfd
-    except errors.InjectError as error:
+    except inject_errors.InjectError as error:
         # Whatever went wrong, that the process is gone explains it best.
-        if not isinstance(error, errors.Ended) and select.select([pidfd], [], [], 0)[0]:
-            raise errors.Ended(target.pid) from error
+        if not isinstance(error, inject_errors.TargetEnded) and select.select([pidfd], [], [], 0)[0]:
+            raise inject_errors.TargetEnded(target.pid) from error
         raise
     finally:
         os.close(pidfd)
@@ -124,16 +124,16 @@ def _explained(target: Target) -> Iterator[None]:
     except PermissionError:
         raise _refusal(target.pid) from None
     except (FileNotFoundError, ProcessLookupError):
-        raise errors.Ended(target.pid) from None
+        raise inject_errors.TargetEnded(target.pid) from None
     except OSError as error:
-        raise errors.NoPtrace(target.pid, f"the kernel refused a step of it: {error}") from error
+        raise inject_errors.NoPtrace(target.pid, f"the kernel refused a step of it: {error}") from error
 
 
-def _refusal(pid: int) -> errors.InjectError:
+def _refusal(pid: int) -> inject_errors.InjectError:
     try:
         return refused(pid)
     except (FileNotFoundError, ProcessLookupError):
-        return errors.Ended(pid)
+        return inject_errors.TargetEnded(pid)
 
 
 def _by_remote_exec(target: Target, meeting: Meeting) -> Entry | None:
@@ -195,11 +195,11 @@ def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> Way | None:
     return None
 
 
-def _nothing_found(target: Target) -> errors.InjectError:
+def _nothing_found(target: Target) -> inject_errors.InjectError:
     check_target(target.pid, force=True)  # it may have been stopped meanwhile
     threads = parked.look(target.pid)
     if threads and all(thread.state == "D" for thread in threads):
         where = read_small(f"/proc/{target.pid}/wchan", "unknown")
-        return errors.Stuck(target.pid, where)
+        return inject_errors.Stuck(target.pid, where)
     why = f"in {_NUM_ATTEMPTS} tries no thread was found where it may be borrowed: waiting, or in Python code"
-    return errors.NoSafePoint(target.pid, why)
+    return inject_errors.NoSafePoint(target.pid, why)

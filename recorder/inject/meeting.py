@@ -16,7 +16,7 @@ import time
 from types import TracebackType
 
 from fdtrace.recorder.inject.conversation import bootstrap
-from fdtrace.recorder.inject.errors import Ended, NoPtrace
+from fdtrace.recorder.inject.inject_errors import NoPtrace, TargetEnded
 from fdtrace.recorder.inject.target import shares_our_files
 from fdtrace.recorder.inject.users import User, acting_as
 from fdtrace.recorder.maker import Maker
@@ -89,7 +89,7 @@ class Meeting:
                         return peer
                     peer.close()
             elif pidfd in ready:
-                raise Ended(self._pid)
+                raise TargetEnded(self._pid)
         return None
 
 

@@ -38,7 +38,7 @@ def _mapping(addresses: str, permissions: str, offset: str, _device: str, _inode
     return Mapping(int(start, 16), int(end, 16), permissions, int(offset, 16), path)
 
 
-class Memory:
+class ProcessMemory:
     """Reads and writes at addresses of `pid`. Opening needs the same right as ptrace (proc(5)).
 
     A write reaches read-only pages too, as a debugger's does.
@@ -47,7 +47,7 @@ class Memory:
     def __init__(self, pid: int, *, writable: bool = False) -> None:
         self._fd = os.open(f"/proc/{pid}/mem", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> ProcessMemory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
 from fdtrace.recorder.inject.elf import exported
-from fdtrace.recorder.inject.memory import Mapping, Memory
+from fdtrace.recorder.inject.memory import Mapping, ProcessMemory
 
 FUNCTIONS = (
     "PyGILState_Ensure",
@@ -33,7 +33,7 @@ class Python:
 def find_python(pid: int, maps: list[Mapping]) -> Python | None:
     """The process's CPython, by its `maps`; None where it has none; PermissionError where its memory cannot be read."""
     images = _images(pid, maps)
-    with Memory(pid) as memory:
+    with ProcessMemory(pid) as memory:
         for image in images:
             # One name first: hundreds of libraries are loaded, and all but one lack it.
             if not exported(memory, image, FUNCTIONS[:1]):
@@ -63,7 +63,7 @@ def _images(pid: int, maps: list[Mapping]) -> list[Mapping]:
     return sorted(starts.values(), key=likelihood)
 
 
-def _version(memory: Memory, address: int | None) -> tuple[int, int] | None:
+def _version(memory: ProcessMemory, address: int | None) -> tuple[int, int] | None:
     if address is None:
         return None
     number = struct.unpack("<Q", memory.read(address, 8))[0]

@@ -6,9 +6,9 @@ import os
 import platform
 from dataclasses import dataclass
 
-from fdtrace.recorder.inject import errors
+from fdtrace.recorder.inject import inject_errors
 from fdtrace.recorder.inject.escape import find_instructions
-from fdtrace.recorder.inject.memory import Mapping, Memory, mappings
+from fdtrace.recorder.inject.memory import Mapping, ProcessMemory, mappings
 from fdtrace.recorder.inject.proc import num_filters, read_small, read_stat, read_status
 from fdtrace.recorder.inject.ptrace import PTRACE_GETEVENTMSG, ptrace
 from fdtrace.recorder.inject.python import Python, find_python
@@ -44,7 +44,7 @@ def check_process(pid: int) -> None:
     except (FileNotFoundError, ProcessLookupError):
         status = {}
     if not status:
-        raise errors.NoProcess(pid)
+        raise inject_errors.NoProcess(pid)
     _check_lives(pid, status)
 
 
@@ -64,29 +64,29 @@ def check_target(pid: int, *, force: bool = False) -> Target:
     """
     machine = platform.machine()
     if machine != "x86_64":
-        raise errors.NotX8664(pid, machine)
+        raise inject_errors.NotX8664(pid, machine)
     try:
         return _check(pid, force)
     except (FileNotFoundError, ProcessLookupError):
-        raise errors.NoProcess(pid) from None
+        raise inject_errors.NoProcess(pid) from None
 
 
 def _check(pid: int, force: bool) -> Target:
     if pid <= 0:
-        raise errors.NoProcess(pid)
+        raise inject_errors.NoProcess(pid)
     status = read_status(f"/proc/{pid}/status")
     _check_state(pid, status)
     _check_permission(pid, status)
     allowed = ANY_FILTERS if force else _filters_allowed(pid, status)
     exe = _executable(pid)
     if exe and not _is_x86_64(pid):
-        raise errors.NotX8664(pid, "a program for another machine, or of 32 bits")
+        raise inject_errors.NotX8664(pid, "a program for another machine, or of 32 bits")
     maps = mappings(pid)  # read once: of a server that has loaded hundreds of libraries it takes milliseconds
     python = find_python(pid, maps) if exe else None
     if python is None:
         if read_status(f"/proc/{pid}/status")["State"][0] in "ZX":
-            raise errors.Ended(pid)
-        raise errors.NotCPython(pid, exe or "a kernel thread")
+            raise inject_errors.TargetEnded(pid)
+        raise inject_errors.NotCPython(pid, exe or "a kernel thread")
     start_time = read_stat(f"/proc/{pid}/stat").start_time
     call, back = find_instructions(pid, maps)
     call = call or _syscall_in_vdso(pid, maps)
@@ -103,7 +103,7 @@ def _filters_allowed(pid: int, status: dict[str, str]) -> int:
     allowed = own if own and shares_our_files(pid) else 0
     theirs = num_filters(status)
     if theirs > allowed:
-        raise errors.Seccomp.may_kill(pid, theirs, own)
+        raise inject_errors.Seccomp.may_kill(pid, theirs, own)
     return allowed
 
 
@@ -120,29 +120,29 @@ def shares_our_files(pid: int) -> bool:
 def _syscall_in_vdso(pid: int, maps: list[Mapping]) -> int:
     """Every process has the kernel's vdso mapped, and that holds calls which fall back to the kernel."""
     vdso = next(m for m in maps if m.path == "[vdso]")
-    with Memory(pid) as memory:
+    with ProcessMemory(pid) as memory:
         at = memory.read(vdso.start, vdso.end - vdso.start).find(b"\x0f\x05")
     if at < 0:
-        raise errors.NoSafePoint(pid, "no system call instruction was found in it")
+        raise inject_errors.NoSafePoint(pid, "no system call instruction was found in it")
     return vdso.start + at
 
 
 def _check_lives(pid: int, status: dict[str, str]) -> None:
     if int(status["Tgid"]) != pid:
-        raise errors.NotAProcess(pid, int(status["Tgid"]))
+        raise inject_errors.NotAProcess(pid, int(status["Tgid"]))
     if status["State"][0] in "ZX":
-        raise errors.Zombie(pid, int(status["PPid"]))
+        raise inject_errors.Zombie(pid, int(status["PPid"]))
 
 
 def _check_state(pid: int, status: dict[str, str]) -> None:
     _check_lives(pid, status)
     state, tracer = status["State"][0], int(status["TracerPid"])
     if tracer:
-        raise errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
+        raise inject_errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
     if state in "Tt":
-        raise errors.Stopped(pid)
+        raise inject_errors.Stopped(pid)
     if status.get("Seccomp") == _SECCOMP_STRICT:
-        raise errors.Seccomp(pid, "it may make no system calls but read and write")
+        raise inject_errors.Seccomp(pid, "it may make no system calls but read and write")
 
 
 def _executable(pid: int) -> str:
@@ -162,7 +162,7 @@ def _is_x86_64(pid: int) -> bool:
 
 def _check_permission(pid: int, status: dict[str, str]) -> None:
     try:
-        with Memory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), and attaches to nothing
+        with ProcessMemory(pid):  # needs the right to attach (PTRACE_MODE_ATTACH), and attaches to nothing
             pass
     except PermissionError:
         raise _why_refused(pid, status) from None
@@ -178,35 +178,35 @@ def _check_permission(pid: int, status: dict[str, str]) -> None:
         return
     except OSError as error:
         why = f"the filter that this command runs under answers ptrace with: {error.strerror}"
-        raise errors.Seccomp(pid, why) from None
+        raise inject_errors.Seccomp(pid, why) from None
 
 
-def refused(pid: int) -> errors.InjectError:
+def refused(pid: int) -> inject_errors.InjectError:
     """The cause of an EPERM from ptrace itself."""
     status = read_status(f"/proc/{pid}/status")
     _check_state(pid, status)
     for name in os.listdir(f"/proc/{pid}/task"):
         tracer = int(read_status(f"/proc/{pid}/task/{name}/status")["TracerPid"])
         if tracer and tracer != os.getpid():
-            return errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
+            return inject_errors.Traced(pid, tracer, read_small(f"/proc/{tracer}/comm", "unknown"))
     return _why_refused(pid, status)
 
 
-def _why_refused(pid: int, status: dict[str, str]) -> errors.InjectError:
+def _why_refused(pid: int, status: dict[str, str]) -> inject_errors.InjectError:
     own = read_status("/proc/self/status")
     me, owner = os.geteuid(), int(status["Uid"].split()[1])
     can_trace_all = bool(int(own["CapEff"], 16) & _CAP_SYS_PTRACE)
     scope = int(read_small("/proc/sys/kernel/yama/ptrace_scope", "0"))
     if not can_trace_all and me == 0:
-        return errors.NoPtrace(pid, "this is root without CAP_SYS_PTRACE, as in most containers")
+        return inject_errors.NoPtrace(pid, "this is root without CAP_SYS_PTRACE, as in most containers")
     if not can_trace_all and me != owner:
-        return errors.OtherUser(pid, owner, me)
+        return inject_errors.OtherUser(pid, owner, me)
     if scope == 3 or (scope and not can_trace_all):
-        return errors.Yama(pid, scope)
+        return inject_errors.Yama(pid, scope)
     if own.get("Seccomp") == _SECCOMP_FILTER:
-        return errors.Seccomp(pid, "this command runs under a filter, and the kernel answered EPERM")
+        return inject_errors.Seccomp(pid, "this command runs under a filter, and the kernel answered EPERM")
     if not can_trace_all:
-        return errors.NoPtrace(pid, "it has privileges that we lack, or has made itself undumpable")
-    return errors.NoPtrace(
+        return inject_errors.NoPtrace(pid, "it has privileges that we lack, or has made itself undumpable")
+    return inject_errors.NoPtrace(
         pid, "it lives in another user namespace, or a security module (AppArmor, SELinux) forbids it"
     )

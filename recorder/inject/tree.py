@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from fdtrace.recorder.inject.errors import NoProcess
+from fdtrace.recorder.inject.inject_errors import NoProcess
 from fdtrace.recorder.inject.proc import Stat, read_stat
 
 

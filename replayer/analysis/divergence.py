@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING, Recording
-from fdtrace.replayer.history.as_recorded import Rows
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.history.history import Divergence
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_state import column
@@ -56,8 +57,8 @@ def divergence_at(
     columns: Mapping[str, NDArray[Any]],
     at: int,
     *,
-    recorded_rows: Rows | None,
-    replayed_rows: Rows | None,
+    recorded_rows: RowsOfStep | None,
+    replayed_rows: RowsOfStep | None,
     reasons: Sequence[str],
 ) -> Divergence:
     """The `at`-th step of both: it must be in both. Rows None: of one of them it is not known what ran."""

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.divergence import divergence_at, equal_steps
 from fdtrace.replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.builtin import BUILTIN
-from fdtrace.replayer.history.as_recorded import Rows
+from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.history.history import Divergence, Fidelity
 from fdtrace.replayer.recorded.step_state import column, formula_columns
 
@@ -77,8 +78,8 @@ def fidelity_of(
     columns: Mapping[str, NDArray[Any]],
     explain: Callable[[int], list[str]] | None = None,
     *,
-    recorded_rows: Rows | None = None,
-    replayed_rows: Rows | None = None,
+    recorded_rows: RowsOfStep | None = None,
+    replayed_rows: RowsOfStep | None = None,
     digests: NDArray[np.int64] | None = None,
 ) -> Fidelity:
     """The share of recorded steps that a replay reproduces, by position.

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PrefillChunk:
     """One prefill chunk: its step, its tokens, those computed before."""
 
     step: int
@@ -42,7 +44,7 @@ class Story:
     request_id: str
     arrived: int | None
     num_prompt_tokens: int | None
-    parts: list[Chunk | Decodes] = field(default_factory=list)
+    parts: list[PrefillChunk | Decodes] = field(default_factory=list)
     restarts: list[int] = field(default_factory=list)
     first_token: int | None = None
     """The step whose forward gave its first output token: that of its last prompt chunk."""
@@ -57,9 +59,9 @@ class Story:
         return self.first_token - self.arrived + 1
 
     @property
-    def chunks(self) -> list[Chunk]:
+    def chunks(self) -> list[PrefillChunk]:
         """The prefill chunks."""
-        return [part for part in self.parts if isinstance(part, Chunk)]
+        return [part for part in self.parts if isinstance(part, PrefillChunk)]
 
     @property
     def decodes(self) -> list[Decodes]:
@@ -72,7 +74,7 @@ class Story:
         if not self.parts:
             return None
         part = self.parts[-1]
-        return part.step if isinstance(part, Chunk) else part.last
+        return part.step if isinstance(part, PrefillChunk) else part.last
 
 
 def story_of(recording: Recording, history: History, request_id: str) -> Story | None:
@@ -113,7 +115,7 @@ def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
             decodes = None
             if story.parts and row.num_computed_tokens < computed:
                 story.restarts.append(step)
-            story.parts.append(Chunk(step, row.num_tokens, row.num_computed_tokens))
+            story.parts.append(PrefillChunk(step, row.num_tokens, row.num_computed_tokens))
             computed = row.num_computed_tokens + row.num_tokens
             prompt = story.num_prompt_tokens
             if story.first_token is None and (prompt is None or computed >= prompt):

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import Explained
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.formulas.base import Columns, Formula
+from fdtrace.replayer.formulas.base import Formula, FormulaColumns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 from fdtrace.replayer.formulas.worked_example import Arithmetic, parts, spelled_out
 from fdtrace.replayer.history.history import History
@@ -74,7 +75,7 @@ class Accountant:
         self._fixed = Variables.of(self.config)
 
     @cached_property
-    def _recorded(self) -> Columns:
+    def _recorded(self) -> FormulaColumns:
         return formula_columns(self.recording)
 
     def account(

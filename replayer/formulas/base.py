@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.formulas.variables import VARIABLES, Variables
 
-Columns = Mapping[str, "NDArray[np.int64] | int"]
+FormulaColumns = Mapping[str, "NDArray[np.int64] | int"]
 """Variables by name: a scalar, or one entry a step."""
 
 MAX_MAGNITUDE = 2**53
@@ -42,11 +42,11 @@ class Formula(ABC):
         """Tokens that each running decode takes from the budget as the call's loop comes to it."""
         return 0
 
-    def budgets(self, columns: Columns, length: int) -> NDArray[np.int64]:
+    def budgets(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         """`budget` of every step: int64 of `length` entries."""
         return _by_distinct_state(self.budget, columns, length)
 
-    def charges(self, columns: Columns, length: int) -> NDArray[np.int64]:
+    def charges(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         """`charge` of every step: int64 of `length` entries."""
         return _by_distinct_state(self.charge, columns, length)
 
@@ -61,7 +61,7 @@ def whole(value: Any, what: str) -> int:
 
 
 def _by_distinct_state(
-    function: Callable[[Variables], int], columns: Columns, length: int
+    function: Callable[[Variables], int], columns: FormulaColumns, length: int
 ) -> NDArray[np.int64]:
     """`function` of every step, called once for each state that differs."""
     names: tuple[str, ...] = tuple(VARIABLES)

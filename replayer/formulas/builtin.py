@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.replayer.formulas.base import Columns, Formula
+from fdtrace.replayer.formulas.base import Formula, FormulaColumns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 
@@ -17,23 +17,25 @@ class BuiltIn(Formula):
     def __init__(self) -> None:
         self.description = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
 
-    def budgets(self, columns: Columns, length: int) -> NDArray[np.int64]:
+    def budgets(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         if not _fixed_deployment(columns):
             return super().budgets(columns, length)
         return _columnwise(self.budget, columns, length)
 
-    def charges(self, columns: Columns, length: int) -> NDArray[np.int64]:
+    def charges(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         if not _fixed_deployment(columns):
             return super().charges(columns, length)
         return _columnwise(self.charge, columns, length)
 
 
-def _fixed_deployment(columns: Columns) -> bool:
+def _fixed_deployment(columns: FormulaColumns) -> bool:
     """Whether no column but those that change from call to call varies."""
     return all(np.ndim(columns[name]) == 0 for name in VARIABLES if name not in VARYING)
 
 
-def _columnwise(function: Callable[[Variables], int], columns: Columns, length: int) -> NDArray[np.int64]:
+def _columnwise(
+    function: Callable[[Variables], int], columns: FormulaColumns, length: int
+) -> NDArray[np.int64]:
     v = Variables(**{name: columns[name] for name in VARIABLES})  # type: ignore[arg-type]
     return np.broadcast_to(np.asarray(function(v), dtype=np.int64), (length,))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, Columns
+from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, FormulaColumns
 from fdtrace.replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse_expression
 from fdtrace.replayer.formulas.variables import VARIABLES, Variables
 
@@ -43,7 +43,7 @@ class Expression:
         except Uncomputable as error:
             raise self._error(error.why, {name: getattr(v, name) for name in self.used}) from None
 
-    def column(self, columns: Columns, length: int) -> Array:
+    def column(self, columns: FormulaColumns, length: int) -> Array:
         """Its value for each of `length` steps; UsageError names the variables of the first that fails."""
         arrays = {name: np.asarray(column) for name, column in columns.items() if name in self._names}
         try:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.formulas.base import Columns, Formula, whole
+from fdtrace.replayer.formulas.base import Formula, FormulaColumns, whole
 from fdtrace.replayer.formulas.builtin import BUILTIN
 from fdtrace.replayer.formulas.expression import Expression
 from fdtrace.replayer.formulas.variables import Variables
@@ -36,10 +36,10 @@ class ExpressionFormula(Formula):
     def charge(self, v: Variables) -> int:
         return 0 if self._free else _charged(self._charge.scalar(v), self.name)
 
-    def budgets(self, columns: Columns, length: int) -> NDArray[np.int64]:
+    def budgets(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         return _floored(self._budget.column(columns, length))
 
-    def charges(self, columns: Columns, length: int) -> NDArray[np.int64]:
+    def charges(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         values = _floored(self._charge.column(columns, length))
         if (values < 0).any():
             _charged(int(values.min()), self.name)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import MemoryQuestion, outcome_of
@@ -19,7 +20,7 @@ from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.step_state import column, formula_columns, known
 
-Rows = Callable[[int], list[StepRow]]
+RowsOfStep = Callable[[int], list[StepRow]]
 """The requests of a recorded step, by its number; read from the trace by whoever has it."""
 
 _KEPT = (
@@ -51,7 +52,7 @@ def _where_recorded(recording: Recording) -> dict[str, NDArray[Any]]:
     return {name: recording.steps[name] for name in _WHERE_RECORDED if name in recording.steps}
 
 
-def rows_of(recording: Recording) -> Rows:
+def rows_of(recording: Recording) -> RowsOfStep:
     """Reads the requests of a recorded step from the recording's own trace.
 
     They raise a TraceError where the recording is in memory without them: that nothing ran would be a wrong answer.
@@ -71,7 +72,7 @@ def rows_of(recording: Recording) -> Rows:
 
 
 def recorded_history(
-    recording: Recording, rows: Rows | None = None, memory: MemoryQuestion | None = None
+    recording: Recording, rows: RowsOfStep | None = None, memory: MemoryQuestion | None = None
 ) -> History:
     """The recording itself, as the history that the replays stand beside; `rows` None: as `rows_of` has them."""
     memory = memory or MemoryQuestion(fit_memory(recording))
@@ -103,7 +104,7 @@ def as_recorded_history(
     recording: Recording,
     formula: Formula,
     memory: MemoryQuestion | None = None,
-    rows: Rows | None = None,
+    rows: RowsOfStep | None = None,
 ) -> History:
     """The recorded steps under another budget formula, exactly, state for state.
 

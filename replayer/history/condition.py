@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.formulas.expression import Expression
 from fdtrace.replayer.history.history import History
 

@@ -38,9 +38,9 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.prefix_cache import PrefixCache
-from fdtrace.replayer.model.queries import SchedulerQueries
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
+from fdtrace.replayer.model.scheduler_queries import SchedulerQueries
 from fdtrace.replayer.model.scheduling_call import SchedulingCall
 from fdtrace.replayer.model.state import State, free, leave, resume, resume_let_go
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.formulas.base import Columns
+from fdtrace.replayer.formulas.base import FormulaColumns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 StepColumn = NDArray[np.int64]
@@ -29,7 +30,7 @@ def known(recording: Recording, name: str) -> StepColumn:
     return np.where(values == MISSING, 0, values)
 
 
-def formula_columns(recording: Recording) -> Columns:
+def formula_columns(recording: Recording) -> FormulaColumns:
     """The variables of every recorded call, as formulas see them."""
     fixed = Variables.of(SchedulerConfig.from_engine(recording.engine))
     found: dict[str, Any] = {name: getattr(fixed, name) for name in VARIABLES if name not in VARYING}

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, InitialRequest, Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.recording import InitialRequest, Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import CallFidelity

@@ -74,7 +74,7 @@ RecordedEvent = Notification | RecordedCall
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class CallComparison:
     """One call of a replay beside the recorded one; `decision` is None where the model could not go on."""
 
     recorded: RecordedCall
@@ -102,7 +102,7 @@ class OrderedReplay:
         for _ in self.calls():
             pass
 
-    def calls(self) -> Iterator[Decided]:
+    def calls(self) -> Iterator[CallComparison]:
         """Each call, once it is decided."""
         for event in self._events:
             if not isinstance(event, RecordedCall):
@@ -117,7 +117,7 @@ class OrderedReplay:
         except KeyError:
             self.num_left_out += 1
 
-    def _decide(self, call: RecordedCall) -> Decided:
+    def _decide(self, call: RecordedCall) -> CallComparison:
         scheduler = self.scheduler
         if call.known:
             scheduler.apply(Known(call.known))
@@ -125,9 +125,9 @@ class OrderedReplay:
         try:
             decision = scheduler.apply(call.schedule())
         except SchedulerFailed as failure:
-            found: Decided = Decided(call, None, (("the scheduler", "went on", str(failure)),))
+            found: CallComparison = CallComparison(call, None, (("the scheduler", "went on", str(failure)),))
         else:
-            found = Decided(call, decision, call.differences(decision))
+            found = CallComparison(call, decision, call.differences(decision))
         self.num_equal += not found.differences
         if found.differences and self.departure is None:
             self.departure = CallDeparture(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import MISSING, Columns
+from fdtrace.recorder.trace.column_values import MISSING, Columns
+
+from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,

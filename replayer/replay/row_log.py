@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.digest import digests_of
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.digest import digests_of
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fdtrace.recorder.recording import MISSING
+from fdtrace.recorder.trace.column_values import MISSING
+
 from fdtrace.replayer.config import ORIGINAL, Policy, Role
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import Cut, Hang

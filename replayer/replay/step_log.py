@@ -8,9 +8,9 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.model.request import Plan
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler

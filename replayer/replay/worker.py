@@ -16,7 +16,7 @@ from fdtrace.replayer.workload.workload import WorkRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class DispatchedChunk:
     """A prefill chunk on its way to the worker: `need` tokens are prefilled in all, `num_blocks` held."""
 
     request_id: str
@@ -30,7 +30,7 @@ class Chunk:
 class Tasks:
     """What one call hands to the worker: chunks, decodes with the blocks that they hold now, and those to let go of."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[DispatchedChunk, ...]
     extended: tuple[tuple[str, int], ...]
     dropped: tuple[str, ...]
 
@@ -40,7 +40,10 @@ def tasks_of(scheduler: Scheduler, decision: Decision) -> Tasks:
     blocks, need = scheduler.num_blocks_of, scheduler.num_prefill_tokens_of
     kept = (request_id for request_id in decision.extended if request_id not in decision.preempted)
     return Tasks(
-        tuple(Chunk(name, start, end, need(name), blocks(name)) for name, start, end in decision.chunks),
+        tuple(
+            DispatchedChunk(name, start, end, need(name), blocks(name))
+            for name, start, end in decision.chunks
+        ),
         tuple((request_id, blocks(request_id)) for request_id in kept),
         (*decision.preempted, *decision.aborted),
     )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 
 Line = dict[str, Any]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder import attach, control
+from fdtrace.recorder import agent_processes, attach_server
 from fdtrace.recorder.inject import run_in_process
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.fastdeploy.test_contract import count, finished
 from tests.recorder.helpers import finish, num_logged
@@ -114,18 +114,18 @@ def test_a_rank_that_is_recorded_longer_than_the_others_tells_no_step_twice(
     """Requests that were preempted wait with the stamp of that call, and nobody stamps them when they run again."""
     monkeypatch.setenv("FDTRACE_DIR", stand.environment["FDTRACE_DIR"])
     session = Session.create(stand.trace)
-    attach.attach(running.pid, session)
+    attach_server.attach(running.pid, session)
     supervisor = Supervisor(session)
     try:
         waited_for(stand, 50)
         running.send_signal(signal.SIGSTOP)  # both obey in its next step
         for pid in (running.pid, children(running.pid)[0]):
-            agent = control.find_agent(pid)
+            agent = agent_processes.find_agent(pid)
             assert agent is not None
-            control.command(agent, {"op": "stop", "reason": "detach"}, wait=0)
+            agent_processes.command(agent, {"op": "stop", "reason": "detach"}, wait=0)
         running.send_signal(signal.SIGCONT)
         waited_for(stand, 50)
-        attach.detach(session.id)
+        attach_server.detach(session.id)
         finish(supervisor)
     finally:
         session.remove_rings()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.stands import calls_of, differing_calls, logged, rows_of
 

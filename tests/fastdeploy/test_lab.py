@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import reschedule

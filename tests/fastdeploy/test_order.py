@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder.agent.fastdeploy_order import Order
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.agent.fastdeploy_order import FastDeployOrder
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from fdtrace.replayer.replay.deployment import steps_by_call
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.test_contract import count, finished
@@ -70,14 +70,14 @@ def ring() -> Ring:
 
 
 @pytest.fixture
-def order(ring: Ring) -> Order:
+def order(ring: Ring) -> FastDeployOrder:
     agent: Any = SimpleNamespace(lock=threading.Lock(), on=True, pid=__import__("os").getpid(), writer=ring)
-    order = Order(agent, "", "")
+    order = FastDeployOrder(agent, "", "")
     order.begin(ring)  # type: ignore[arg-type]
     return order
 
 
-def test_the_stand_in_is_the_same_lock_and_gives_it_back(order: Order) -> None:
+def test_the_stand_in_is_the_same_lock_and_gives_it_back(order: FastDeployOrder) -> None:
     manager = Manager()
     lock = manager.lock
     order.watch(manager)
@@ -93,7 +93,7 @@ def test_the_stand_in_is_the_same_lock_and_gives_it_back(order: Order) -> None:
     assert manager.lock is lock
 
 
-def test_another_thread_may_hold_the_lock_when_the_stand_in_takes_its_place(order: Order) -> None:
+def test_another_thread_may_hold_the_lock_when_the_stand_in_takes_its_place(order: FastDeployOrder) -> None:
     manager, held, go = Manager(), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -117,7 +117,7 @@ def test_another_thread_may_hold_the_lock_when_the_stand_in_takes_its_place(orde
     assert not manager.lock.locked()
 
 
-def test_a_holder_of_the_stand_in_gives_back_the_lock_after_it_has_gone(order: Order) -> None:
+def test_a_holder_of_the_stand_in_gives_back_the_lock_after_it_has_gone(order: FastDeployOrder) -> None:
     manager = Manager()
     order.watch(manager)
     with manager.lock:
@@ -127,7 +127,7 @@ def test_a_holder_of_the_stand_in_gives_back_the_lock_after_it_has_gone(order: O
     assert manager.schedule()
 
 
-def test_an_error_of_the_engine_passes_and_leaves_the_lock_free(order: Order) -> None:
+def test_an_error_of_the_engine_passes_and_leaves_the_lock_free(order: FastDeployOrder) -> None:
     manager = Manager()
     order.watch(manager)
     with pytest.raises(ValueError, match="the engine's own"):
@@ -135,7 +135,7 @@ def test_an_error_of_the_engine_passes_and_leaves_the_lock_free(order: Order) ->
     assert not manager.lock.locked()
 
 
-def test_a_failure_of_the_order_ends_it_alone(order: Order, ring: Ring) -> None:
+def test_a_failure_of_the_order_ends_it_alone(order: FastDeployOrder, ring: Ring) -> None:
     """The recording goes on, and says that its order is lost."""
     manager = Manager()
     lock = manager.lock
@@ -150,7 +150,7 @@ def test_a_failure_of_the_order_ends_it_alone(order: Order, ring: Ring) -> None:
     assert (manager.lock, len(ring.frames)) == (lock, told)
 
 
-def test_an_interrupt_while_a_section_begins_leaves_the_lock_free(order: Order) -> None:
+def test_an_interrupt_while_a_section_begins_leaves_the_lock_free(order: FastDeployOrder) -> None:
     manager = Manager()
     order.watch(manager)
 
@@ -163,7 +163,7 @@ def test_an_interrupt_while_a_section_begins_leaves_the_lock_free(order: Order) 
     assert not manager.lock.locked()
 
 
-def test_a_child_of_the_process_tells_nothing(order: Order, ring: Ring) -> None:
+def test_a_child_of_the_process_tells_nothing(order: FastDeployOrder, ring: Ring) -> None:
     manager = Manager()
     order.watch(manager)
     manager.schedule()
@@ -174,7 +174,9 @@ def test_a_child_of_the_process_tells_nothing(order: Order, ring: Ring) -> None:
     assert len(ring.frames) == told
 
 
-def test_what_comes_before_the_first_call_is_told_as_that_finds_it(order: Order, ring: Ring) -> None:
+def test_what_comes_before_the_first_call_is_told_as_that_finds_it(
+    order: FastDeployOrder, ring: Ring
+) -> None:
     manager = Manager()
     order.watch(manager)
     manager.requests["a"] = SimpleNamespace(request_id="a")

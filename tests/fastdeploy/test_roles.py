@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.recording import MISSING
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
 from tests.stands import rows_of
 

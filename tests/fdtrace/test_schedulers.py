@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fdtrace.cli import main
-from fdtrace.drivers.scheduler import DrivenScheduler
+from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN

@@ -14,11 +14,11 @@ import pytest
 
 from fdtrace.cli import main
 from fdtrace.recorder.agent import ring, wire
-from fdtrace.recorder.agent.writer import Row, Writer
+from fdtrace.recorder.agent.writer import KeyframeRow, Writer
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.session import Session
-from fdtrace.recorder.standstill import Standstill, standstill
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.standstill import Standstill, standstill
+from fdtrace.recorder.trace.trace import open_trace
 
 SECOND = 1_000_000_000
 BEGUN = 1_700_000_000 * SECOND
@@ -48,7 +48,7 @@ class Recorded:
             **more,
         }
         sizes = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "block_size": 4, "max_model_len": 512}
-        row = Row("r1", 8, 9, 8, 2, 0, 0)
+        row = KeyframeRow("r1", 8, 9, 8, 2, 0, 0)
         self.writer = Writer(page, 4, SIZE, lambda: {**engine, **sizes}, lambda: [(0, row)])
         self.writer.request("r0\x1b[31m", -1, 80, 9)
         self.writer.boundary()

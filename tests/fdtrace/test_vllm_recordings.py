@@ -11,15 +11,16 @@ from typing import cast
 import duckdb
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
 from fdtrace.cli import main
 from fdtrace.drivers.child import Child
 from fdtrace.drivers.vllm_scheduler import DrivenVllm
-from fdtrace.recorder.digest import digests_of
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.loading import restarts
-from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording, RowScan, StepDigests
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.digest import digests_of
+from fdtrace.recorder.trace.loading import restarts
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording, RowScan, StepDigests
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.analysis.divergence import COMPARED
 from fdtrace.replayer.analysis.fidelity import fidelity_of
 from fdtrace.replayer.config import SchedulerConfig

@@ -16,12 +16,13 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
 import fdtrace.drivers
 from fdtrace.cli import main
 from fdtrace.recorder import schema
-from fdtrace.recorder.recording import MISSING, EngineInfo, Recording
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.recording import EngineInfo, Recording
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.replays import RecordedRows

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder.inject import errors, run_in_process
+from fdtrace.recorder.inject import inject_errors, run_in_process
 
 PROGRAM = Path(__file__).with_name("program.py")
 PYTHONS = [sys.executable, *filter(None, os.environ.get("FDTRACE_TEST_PYTHONS", "").split(":"))]
@@ -82,8 +82,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 INSTALL = "import builtins\nbuiltins.installed = True"
 
 
-def refusal(pid: int) -> errors.InjectError:
-    with pytest.raises(errors.InjectError) as caught:
+def refusal(pid: int) -> inject_errors.InjectError:
+    with pytest.raises(inject_errors.InjectError) as caught:
         run_in_process(pid, INSTALL, timeout=1)
     error = caught.value
     assert error.code

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from fdtrace.recorder.inject.elf import exported
-from fdtrace.recorder.inject.memory import Mapping, Memory, mappings
+from fdtrace.recorder.inject.memory import Mapping, ProcessMemory, mappings
 from fdtrace.recorder.inject.python import FUNCTIONS
 
 NAMES = ("malloc", "free", "open", "read", "pthread_create", "nanosleep", "strlen", "qsort", "getenv", "time")
@@ -30,7 +30,7 @@ def address(function: object) -> int:
 
 def test_functions_of_the_c_library_are_where_the_loader_finds_them() -> None:
     libc = ctypes.CDLL(None)
-    with Memory(os.getpid()) as memory:
+    with ProcessMemory(os.getpid()) as memory:
         found = exported(memory, image_of("libc.so"), [*NAMES, "no_such_function", ""])
     assert set(found) <= set(NAMES)
     for name in ("malloc", "free", "read", "nanosleep", "qsort", "getenv"):
@@ -38,7 +38,7 @@ def test_functions_of_the_c_library_are_where_the_loader_finds_them() -> None:
 
 
 def test_functions_of_this_python_are_where_ctypes_finds_them() -> None:
-    with Memory(os.getpid()) as memory:
+    with ProcessMemory(os.getpid()) as memory:
         for image in {
             m.path: m for m in reversed(mappings(os.getpid())) if m.offset == 0 and "/" in m.path
         }.values():
@@ -104,7 +104,7 @@ class Image:
     def find(self, *names: str) -> dict[str, int]:
         """What is found, as values of the symbols."""
         mapping = Mapping(self.start, self.start + (1 << 16), "r-xp", 0, "/lib/made.so")
-        with Memory(os.getpid()) as memory:
+        with ProcessMemory(os.getpid()) as memory:
             return {name: at - self.start for name, at in exported(memory, mapping, names).items()}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.errors import TargetError
-from fdtrace.recorder.inject import check_target, errors, injector, parked, run_in_process
+from fdtrace.recorder.inject import check_target, inject_errors, injector, parked, run_in_process
 from tests.inject.conftest import Start, refusal, untouched
 
 
@@ -27,7 +27,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_every_cause_has_a_code_of_its_own() -> None:
-    classes = errors.InjectError.__subclasses__()
+    classes = inject_errors.InjectError.__subclasses__()
     assert {kind.code for kind in classes} == {
         *(
             "no_process",
@@ -180,7 +180,7 @@ def test_ended_while_we_attach(start: Start) -> None:
     """It ends when its first Python code runs: after we have looked at it, before it calls back."""
     program = start("holding_the_gil")
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {program.pid}"])
-    with pytest.raises(errors.Ended) as caught:
+    with pytest.raises(inject_errors.TargetEnded) as caught:
         run_in_process(program.pid, "pass", timeout=30)
     assert caught.value.code == "ended"
     killer.wait()

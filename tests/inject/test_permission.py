@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder.inject import errors, meeting, run_in_process, target
+from fdtrace.recorder.inject import inject_errors, meeting, run_in_process, target
 from fdtrace.recorder.inject.proc import read_status
 from tests.inject.conftest import INSTALL, Start, refusal, untouched
 
@@ -121,7 +121,7 @@ def test_seccomp_forbids_us_to_trace(start: Start) -> None:
 @pytest.mark.parametrize("answer", ["0x50001", "0x30000"], ids=["error", "signal"])
 def test_seccomp_forbids_the_target_executable_memory(start: Start, answer: str) -> None:
     program = start("confined", "mmap", answer)
-    with pytest.raises(errors.Seccomp, match="filter"):
+    with pytest.raises(inject_errors.Seccomp, match="filter"):
         run_in_process(program.pid, INSTALL, timeout=1, force=True)
     program.moves(1)
     assert program.complaints() == ""

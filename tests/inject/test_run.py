@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.inject import run_in_process
-from fdtrace.recorder.inject.errors import AgentFailed, GilHeld
+from fdtrace.recorder.inject.inject_errors import AgentFailed, GilHeld
 from tests.inject.conftest import PYTHONS, Start
 
 pythons = pytest.mark.parametrize("python", PYTHONS, ids=lambda path: Path(path).resolve().name)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fdtrace.recorder.inject import is_python, is_same_process, process_tree
-from fdtrace.recorder.inject.errors import NoProcess
+from fdtrace.recorder.inject.inject_errors import NoProcess
 
 CHILD = "import sys; sys.stdin.read()"
 PARENT = f"""

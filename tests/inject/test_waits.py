@@ -9,7 +9,7 @@ import pytest
 
 from fdtrace.recorder.inject import check_target, run_in_process
 from fdtrace.recorder.inject.borrow import Borrowed
-from fdtrace.recorder.inject.memory import Memory
+from fdtrace.recorder.inject.memory import ProcessMemory
 from fdtrace.recorder.inject.parked import RESTART_SYSCALL, WAITS, call_of, is_parked, look
 from fdtrace.recorder.inject.quiet import in_own_thread
 from tests.inject.conftest import Running, Start
@@ -117,14 +117,14 @@ class Killed(BaseException):
 def dies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tracer end at this stage of borrowing, whatever the thread is doing then."""
     stages = {"before the call": 0, "in the call": 1, "after the call": 2}
-    step, write = Borrowed._step_to_call, Memory.write
+    step, write = Borrowed._step_to_call, ProcessMemory.write
 
     def some_steps(self: Borrowed) -> None:
         for _ in range(stages[request.param]):
             step(self)
         raise Killed
 
-    def write_no_page(self: Memory, address: int, data: bytes) -> None:
+    def write_no_page(self: ProcessMemory, address: int, data: bytes) -> None:
         if address % 4096 == 0:
             raise Killed
         write(self, address, data)
@@ -136,7 +136,7 @@ def dies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param in stages:
         monkeypatch.setattr(Borrowed, "_step_to_call", some_steps)
     elif request.param == "before the stub":
-        monkeypatch.setattr(Memory, "write", write_no_page)
+        monkeypatch.setattr(ProcessMemory, "write", write_no_page)
     else:
         monkeypatch.setattr(Borrowed, "_check_result", die)
 

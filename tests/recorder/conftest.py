@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from fdtrace.recorder import control
+from fdtrace.recorder import agent_processes
 from tests.recorder import helpers
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that is at work answers, however slow this machine is; what has an idle one is `impatient`."""
-    monkeypatch.setattr(control, "ANSWER_WAIT", 600.0)
+    monkeypatch.setattr(agent_processes, "ANSWER_WAIT", 600.0)
 
 
 @pytest.fixture
 def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of an engine that makes no call, and so gives no answer."""
-    monkeypatch.setattr(control, "ANSWER_WAIT", 1.0)
+    monkeypatch.setattr(agent_processes, "ANSWER_WAIT", 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from fdtrace.recorder.collector.engine import Decoded
 from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import RingReader
-from fdtrace.sandbox.framework import Memory
+from fdtrace.sandbox.framework import FrameworkMemory
 
 SIZE = 1 << 18
 
@@ -57,7 +57,7 @@ def test_each_figure_of_the_sandbox_stands_in_its_column(tmp_path: Path) -> None
         preempted=[(running[8], "", 1, 1)], aborted=[],
     )  # fmt: skip
     runner = SimpleNamespace(
-        step=7, memory=Memory(201, 202, 203, 204), stalled=[2], seq_lens_this_time=array("i", [1] * 11),
+        step=7, memory=FrameworkMemory(201, 202, 203, 204), stalled=[2], seq_lens_this_time=array("i", [1] * 11),
         accept_num=array("i", [1] * 11),
     )  # fmt: skip
     decoded, names = recorded(tmp_path, running, waiting, result, runner)

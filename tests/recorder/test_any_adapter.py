@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.agent import adapters, load
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 from tests.stands import ROOT, Stand
 from tests.trace_contract import broken
 from tests.transformers_cb.engine import PYTHON, Engine

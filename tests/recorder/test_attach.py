@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fdtrace.recorder import attach, delivery
+from fdtrace.recorder import attach_server, delivery
 from fdtrace.recorder.agent import load, mailbox
 from fdtrace.recorder.errors import TargetError
 from fdtrace.recorder.inject import run_in_process
@@ -107,9 +107,9 @@ def idle_engine(tmp_path: Path, impatient: None) -> subprocess.Popen[str]:
 
 def attached_once(pid: int, trace: Path) -> None:
     session = Session.create(trace)
-    (reached,) = attach.attach(pid, session)
+    (reached,) = attach_server.attach(pid, session)
     assert reached.status["recording"] == session.id
-    assert attach.detach(session.id) == []
+    assert attach_server.detach(session.id) == []
     session.remove_rings()
 
 
@@ -156,11 +156,11 @@ def test_an_armed_engine_that_has_made_no_call_yet_begins_with_its_first(tmp_pat
         "--log", tmp_path / "log", "--idle", tmp_path / "idle", "--sleep", 0.002, env=environment
     )
     session = Session.create(tmp_path / "t.duckdb")
-    (reached,) = attach.attach(engine.pid, session)
+    (reached,) = attach_server.attach(engine.pid, session)
     assert reached.status["recording"] == session.id
     (tmp_path / "idle").unlink()
     wait_for(lambda: (tmp_path / "log").exists() and len(logged(tmp_path / "log")) > 5)
-    assert attach.detach(session.id) == []
+    assert attach_server.detach(session.id) == []
     assert stop_engine(engine)["hooked"] is True
     session.remove_rings()
 
@@ -214,9 +214,9 @@ def test_an_idle_engine_is_attached_and_detached(engine: Any, tmp_path: Path, im
     idle.touch()
     wait_for((tmp_path / "idle.seen").exists)
     session = Session.create(trace)
-    (reached,) = attach.attach(engine.pid, session)
+    (reached,) = attach_server.attach(engine.pid, session)
     assert reached.waiting == (reached.way == "armed")
-    left = attach.detach(session.id)
+    left = attach_server.detach(session.id)
     assert bool(left) == (reached.way == "armed" and not reached.waiting)
     idle.unlink()
     count = num_logged(tmp_path / "log")
@@ -270,11 +270,11 @@ def test_a_python_without_a_scheduler_is_left_alone_and_said(tmp_path: Path) -> 
 def test_a_method_wrapped_again_by_another_is_left_inert_and_named(tmp_path: Path) -> None:
     engine = start_engine("--log", tmp_path / "log", "--sleep", 0.002, "--wrap")
     session = Session.create(tmp_path / "t.duckdb")
-    attach.attach(engine.pid, session)
+    attach_server.attach(engine.pid, session)
     engine.send_signal(signal.SIGUSR1)
     count = num_logged(tmp_path / "log")
     wait_for(lambda: num_logged(tmp_path / "log") > count + 5)
-    (left,) = attach.detach(session.id)
+    (left,) = attach_server.detach(session.id)
     assert "wrap_again" in left
     assert stop_engine(engine)["steps"] > 0
     session.remove_rings()
@@ -283,10 +283,10 @@ def test_a_method_wrapped_again_by_another_is_left_inert_and_named(tmp_path: Pat
 def test_two_recordings_of_one_process_refuse_each_other(tmp_path: Path) -> None:
     engine = start_engine("--log", tmp_path / "log", "--sleep", 0.002)
     one, two = Session.create(tmp_path / "one.duckdb"), Session.create(tmp_path / "two.duckdb")
-    attach.attach(engine.pid, one)
+    attach_server.attach(engine.pid, one)
     with pytest.raises(TargetError, match="already recorded"):
-        attach.attach(engine.pid, two)
-    assert attach.detach(one.id) == []
+        attach_server.attach(engine.pid, two)
+    assert attach_server.detach(one.id) == []
     assert stop_engine(engine)["hooked"] is False
     one.remove_rings()
     two.remove_rings()

@@ -11,7 +11,7 @@ import pytest
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
-from fdtrace.recorder.agent.writer import IDLE_RESOLUTION_NS, Row, Writer
+from fdtrace.recorder.agent.writer import IDLE_RESOLUTION_NS, KeyframeRow, Writer
 from fdtrace.recorder.collector.many_processes import ManyProcessEngine
 from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.part import Part
@@ -28,7 +28,7 @@ class Process:
     def __init__(self, directory: Path, name: str, segments: int = 4) -> None:
         self.path = directory / f"{name}.ring"
         page = ring.create(str(self.path), wire.PROTOCOL, 0, segments, SIZE)
-        request = Row("r0", 8, 9, 8, 1, 0, 0)
+        request = KeyframeRow("r0", 8, 9, 8, 1, 0, 0)
         self.writer = Writer(page, segments, SIZE, lambda: {"name": name}, lambda: [(0, request)])
         self.writer.boundary()
         self.reader = RingReader(str(self.path))

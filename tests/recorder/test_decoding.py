@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import ring, wire
-from fdtrace.recorder.agent.writer import Row, Writer
+from fdtrace.recorder.agent.writer import KeyframeRow, Writer
 from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.part import Part
 from fdtrace.recorder.collector.reader import Position, RingReader
@@ -40,9 +40,9 @@ class Scripted:
         self.step, self.made = 0, 0
         self.account: list[tuple[int, str, str, int, int, int]] = []
 
-    def rows(self) -> list[tuple[int, Row]]:
+    def rows(self) -> list[tuple[int, KeyframeRow]]:
         return [
-            (row, Row(r["id"], r["prompt"], 99, r["computed"], r["blocks"], 0, r["out"]))
+            (row, KeyframeRow(r["id"], r["prompt"], 99, r["computed"], r["blocks"], 0, r["out"]))
             for row, r in self.held.items()
         ]
 
@@ -67,7 +67,7 @@ class Scripted:
                 self.made += 1
                 writer.request(request["id"], time.time_ns(), prompt, 99)
                 self.held[row] = request
-                joined.append((row, Row(request["id"], prompt, 99, 0, request["blocks"], 0, 0)))
+                joined.append((row, KeyframeRow(request["id"], prompt, 99, 0, request["blocks"], 0, 0)))
         if vacated or joined:
             writer.batch(vacated, joined)
         tokens, emitted, prefills = array("i", [0] * SEQS), array("i", [0] * SEQS), array("H")
@@ -177,7 +177,7 @@ def test_any_history_flushed_and_resumed_anywhere_is_the_engines_own(seed: int, 
 def test_every_figure_reaches_the_column_of_its_name(tmp_path: Path) -> None:
     """No two figures are equal, so that two that change places are seen."""
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
-    request = Row("r0", 11, 12, 13, 14, 15, 16)
+    request = KeyframeRow("r0", 11, 12, 13, 14, 15, 16)
     writer = Writer(page, 2, 1 << 18, dict, lambda: [(0, request)])
     writer.boundary()
     figures = wire.CallFigures(*range(101, 101 + len(wire.CallFigures._fields)))
@@ -314,11 +314,11 @@ def test_what_a_request_made_before_it_was_preempted_is_counted_once(tmp_path: P
         ran, made = (memoryview(array("h", [count])) for count in (tokens, 1))
         writer.forward(step, step, step, 1, -1, wire.AllocatorFigures(), chunk, b"", ran, made)
 
-    writer.batch((), [(0, Row("a", 3, 99, 0, 1, 0, 0))])
+    writer.batch((), [(0, KeyframeRow("a", 3, 99, 0, 1, 0, 0))])
     forward(0, 3, prefill=True)
     forward(1, 1, prefill=False)
     writer.event("preempted", "a", "blocks")
-    writer.batch((0,), [(0, Row("a", 3, 99, 0, 1, 0, 2))])
+    writer.batch((0,), [(0, KeyframeRow("a", 3, 99, 0, 1, 0, 2))])
     forward(2, 5, prefill=True)
     collected = Collected(tmp_path / "1-1.ring")
     collected.read()

@@ -19,7 +19,7 @@ import duckdb
 import pytest
 
 from fdtrace.cli import main
-from fdtrace.recorder import control
+from fdtrace.recorder import agent_processes
 from fdtrace.recorder.collector.process import recover
 from fdtrace.recorder.collector.saved import check_parts
 from fdtrace.recorder.errors import TraceError
@@ -286,7 +286,7 @@ def test_parts_that_name_another_live_recording_of_ours_leave_it_alone(live: Any
             done.stderr + str(query(trace, "SELECT notes FROM trace"))
         )
         assert os.listdir(session.dir) == rings
-        assert [agent.recording for agent in control.agents()] == [session.id]
+        assert [agent.recording for agent in agent_processes.agents()] == [session.id]
     count = num_logged(log)
     while num_logged(log) < count + 5:
         time.sleep(0.02)
@@ -297,7 +297,7 @@ def test_a_recording_that_is_in_progress_is_not_ended_by_recover(live: Any) -> N
     done = fdtrace_recover(Path(session.output))
     assert done.returncode == 3
     assert "is being recorded to" in done.stderr
-    assert [agent.recording for agent in control.agents()] == [session.id]
+    assert [agent.recording for agent in agent_processes.agents()] == [session.id]
 
 
 def test_parts_that_were_moved_are_recovered_with_their_rings(cut_off: Any, tmp_path: Path) -> None:

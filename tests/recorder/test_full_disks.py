@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from fdtrace.recorder import attach, control
+from fdtrace.recorder import agent_processes, attach_server
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.collector import failures
 from fdtrace.recorder.collector.process import Collector
@@ -136,7 +136,7 @@ def test_where_the_ring_finds_no_room_it_is_said_and_nothing_is_left(tmp_path: P
     session = Session.create(tmp_path / "t.duckdb")
     with small_disk(Path(session.dir)):
         with pytest.raises(TargetError, match="could not begin") as caught:
-            attach.attach(engine.pid, session)
+            attach_server.attach(engine.pid, session)
         assert "No space left" in caught.value.why
         assert os.listdir(session.dir) == []
         assert goes_on(engine, log)
@@ -153,7 +153,7 @@ def test_a_ring_that_is_cut_short_ends_the_recording_not_the_engine(length: int,
         (path,) = Path(session.dir).glob("*.ring")
         os.truncate(path, length)
         assert goes_on(engine, log, steps=50)
-        agent = control.find_agent(engine.pid)
+        agent = agent_processes.find_agent(engine.pid)
         assert agent is not None
         assert agent.recording is None
         assert "cut short" in agent.status["problem"]
@@ -175,7 +175,7 @@ def test_a_mailbox_that_is_spoiled_is_made_anew(
     log = tmp_path / "log"
     engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment())
     path = Path(mailbox.directory()) / mailbox.file_name(engine.pid)
-    wait_for(lambda: control.find_agent(engine.pid) is not None)
+    wait_for(lambda: agent_processes.find_agent(engine.pid) is not None)
     if spoil == "cut":
         os.truncate(path, 0)
     elif spoil == "removed":
@@ -284,7 +284,7 @@ def test_a_disk_that_stays_full_ends_the_recording_detaches_and_says_how_to_go_o
         assert "steps are safe in" in said
         assert f"fdtrace recover {trace}" in said
         assert goes_on(engine, log)
-        assert control.find_agent(engine.pid) is None
+        assert agent_processes.find_agent(engine.pid) is None
         assert stop_engine(engine)["hooked"] is False
         full.unlink()
         done = fdtrace("recover", trace)

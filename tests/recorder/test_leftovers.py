@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder import attach, leftovers
+from fdtrace.recorder import attach_server, leftovers
 from fdtrace.recorder.agent.ring import process_start
 from fdtrace.recorder.inject import meeting
 from fdtrace.recorder.maker import Maker
@@ -176,9 +176,9 @@ def test_an_attach_that_is_killed_leaves_what_the_next_removes(tmp_path: Path) -
     assert not rings.exists()
     maker_gone = [name for name in sockets if Path("/tmp", name).exists() and _is_gone(name)]
     assert maker_gone == []
-    (reached,) = attach.attach(engine.pid, session)
+    (reached,) = attach_server.attach(engine.pid, session)
     assert reached.status["recording"] == session.id
-    attach.detach(session.id)
+    attach_server.detach(session.id)
     session.discard()
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fdtrace.recorder.agent import ring, wire
-from fdtrace.recorder.agent.writer import Row, Writer
+from fdtrace.recorder.agent.writer import KeyframeRow, Writer
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.collector.reader import BadRing, Position, RingReader
 from fdtrace.recorder.errors import TraceError
@@ -49,7 +49,7 @@ def write(directory: str, name: str, steps: int = 40) -> Path:
     """A ring of an engine of four requests that ran so many steps."""
     path = Path(directory) / name
     page = ring.create(str(path), wire.PROTOCOL, time.time_ns(), SEGMENTS, SIZE)
-    rows = [(slot, Row(f"r{slot}", 10, 500, 10, 3, 0, 1)) for slot in range(4)]
+    rows = [(slot, KeyframeRow(f"r{slot}", 10, 500, 10, 3, 0, 1)) for slot in range(4)]
     engine = {
         "name": "scripted",
         "pid": os.getpid(),

@@ -11,13 +11,13 @@ import pytest
 
 from fdtrace.recorder.agent.order import Decided, OrderWriter
 from fdtrace.recorder.collector.frames import DECODERS
-from fdtrace.recorder.collector.ledger import Request
-from fdtrace.recorder.collector.order import DID, OrderDecoder
+from fdtrace.recorder.collector.ledger import OpenRequest
+from fdtrace.recorder.collector.order_decoder import DID, OrderDecoder
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 
 NUMBERS = {"a": 0, "b": 1, "c": 2}
 TRACE_NUMBERS = {0: 10, 1: 11, 2: 12}
-LIVE = {number: Request("", num_prompt_tokens=100) for number in TRACE_NUMBERS.values()}
+LIVE = {number: OpenRequest("", num_prompt_tokens=100) for number in TRACE_NUMBERS.values()}
 
 
 class Frames:

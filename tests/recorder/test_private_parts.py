@@ -11,7 +11,7 @@ import pytest
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 from tests.recorder.helpers import armed_environment, collected, finish, pump, start_engine, stop_engine
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdtrace.recorder.details import TraceDetails
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.recording import LoadedDetails, Recording
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.details import TraceDetails
+from fdtrace.recorder.trace.recording import LoadedDetails, Recording
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from fdtrace.replayer import BUILTIN, replay_recording
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder import attach, control
+from fdtrace.recorder import agent_processes, attach_server
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.errors import TargetError
 from fdtrace.recorder.inject import run_in_process
@@ -64,10 +64,10 @@ def test_an_attempt_on_another_users_engine_leaves_nothing_that_stands_in_the_wa
     assert not RINGS.exists()
     assert not Path(f"/tmp/fdtrace-test-{BOB}.duckdb.parts").exists()
     session = Session.create(tmp_path / "t.duckdb", target=engine.pid)
-    (reached,) = attach.attach(engine.pid, session)
+    (reached,) = attach_server.attach(engine.pid, session)
     assert reached.status["recording"] == session.id
     assert RINGS.stat().st_uid == ALICE
-    assert attach.detach(session.id) == []
+    assert attach_server.detach(session.id) == []
     session.discard()
     assert list(RINGS.iterdir()) == []
 
@@ -87,10 +87,10 @@ def test_another_users_mailbox_is_not_believed_and_its_maker_is_named() -> None:
     engine = start_engine_of(ALICE)
     forged_mailbox(engine.pid, BOB)
     with pytest.raises(TargetError) as caught:
-        control.find_agent(engine.pid)
+        agent_processes.find_agent(engine.pid)
     assert f"belongs to user {BOB}" in caught.value.why
     problems: list[TargetError] = []
-    assert engine.pid not in [agent.pid for agent in control.agents(problems)]
+    assert engine.pid not in [agent.pid for agent in agent_processes.agents(problems)]
     assert any(str(BOB) in problem.why for problem in problems)
 
 
@@ -115,7 +115,7 @@ def test_a_mailbox_that_others_could_have_changed_is_not_believed(spoil: str, tm
         MAILBOXES.rename(tmp_path / "boxes")
         MAILBOXES.symlink_to(tmp_path / "boxes")
     with pytest.raises(TargetError, match="cannot be spoken to"):
-        control.find_agent(engine.pid)
+        agent_processes.find_agent(engine.pid)
 
 
 def test_a_lock_that_is_held_for_ever_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,11 +127,11 @@ def test_a_lock_that_is_held_for_ever_is_said(monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
     assert holder.stdout is not None
     holder.stdout.readline()
-    monkeypatch.setattr(control, "LOCK_WAIT", 0.2)
-    agent = control.find_agent(engine.pid)
+    monkeypatch.setattr(agent_processes, "LOCK_WAIT", 0.2)
+    agent = agent_processes.find_agent(engine.pid)
     assert agent is not None
     with pytest.raises(TargetError, match="spoken to by another"):
-        control.command(agent, {"op": "stop"})
+        agent_processes.command(agent, {"op": "stop"})
     holder.communicate(b"\n")
 
 
@@ -143,12 +143,12 @@ def test_an_armed_engine_whose_directory_is_a_strangers_says_so_and_begins_when_
     engine = start_engine_of(ALICE, env=armed_environment())
     session = Session.create(tmp_path / "t.duckdb", target=engine.pid)
     with pytest.raises(TargetError) as caught:
-        attach.attach(engine.pid, session)
+        attach_server.attach(engine.pid, session)
     assert f"belongs to user {BOB}" in caught.value.why
     MAILBOXES.rmdir()
-    (reached,) = attach.attach(engine.pid, session)
+    (reached,) = attach_server.attach(engine.pid, session)
     assert reached.status["recording"] == session.id
-    assert attach.detach(session.id) == []
+    assert attach_server.detach(session.id) == []
     session.discard()
     assert engine.poll() is None
 

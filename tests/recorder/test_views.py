@@ -7,14 +7,14 @@ from typing import Any
 
 import duckdb
 import pytest
+from fdtrace.recorder.trace.column_values import ColumnArrays
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.columns import Columns
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import columns_of
 
 
-def rows(table: schema.Table, count: int, **known: Any) -> Columns:
+def rows(table: schema.Table, count: int, **known: Any) -> ColumnArrays:
     """So many rows that are alike but for their first number."""
     number = {schema.REQUEST: "request", schema.CALL: "call"}.get(table, "step")
     made = [
@@ -24,7 +24,7 @@ def rows(table: schema.Table, count: int, **known: Any) -> Columns:
     return columns_of(table, made)
 
 
-def small(live: int, state: str = "recording") -> dict[str, Columns]:
+def small(live: int, state: str = "recording") -> dict[str, ColumnArrays]:
     return {
         "trace": rows(schema.TRACE, 1, state=state),
         "engine": rows(schema.ENGINE, 1, engine_id=0),

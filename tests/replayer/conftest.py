@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 from hypothesis import settings
 
-from fdtrace.recorder.recording import (
-    MISSING,
+from fdtrace.recorder.trace.recording import (
     Acceptance,
     Endings,
     EngineInfo,

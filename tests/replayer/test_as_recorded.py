@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN, parse_formula

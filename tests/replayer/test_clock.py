@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.recorded.step_durations import fit_durations

@@ -14,10 +14,10 @@ import pytest
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.collector.tables import columns_of, create, insert
-from fdtrace.recorder.details import recording_of
-from fdtrace.recorder.loading import engine_info
-from fdtrace.recorder.order import CallOrder
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.call_order import CallOrder
+from fdtrace.recorder.trace.details import recording_of
+from fdtrace.recorder.trace.loading import engine_info
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.experiment import Experiment

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.recording import MISSING, Endings, HandoverSteps, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import Endings, HandoverSteps, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.experiment import reschedule
 from fdtrace.replayer.formulas import BUILTIN

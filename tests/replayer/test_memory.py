@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.recording import MISSING, EngineInfo, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.recorded.memory_fit import fit_memory

@@ -21,7 +21,7 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.replay.ordered import OrderedReplay, RecordedCall, RecordedEvent, rescheduled
-from fdtrace.replayer.replay.worker import Chunk, Tasks, Worker
+from fdtrace.replayer.replay.worker import DispatchedChunk, Tasks, Worker
 from fdtrace.replayer.workload.workload import WorkRequest
 
 CONFIG = SchedulerConfig(max_num_batched_tokens=512, max_num_seqs=4, num_blocks=20, max_model_len=1024)
@@ -265,16 +265,16 @@ def test_an_event_that_the_state_does_not_allow_is_counted_and_left_out() -> Non
 def test_a_worker_runs_chunks_once_then_decodes_and_stalls_where_blocks_are_short() -> None:
     config = replace(CONFIG, spec_method="mtp", num_speculative_tokens=3)
     worker = Worker(config, {"a": WorkRequest("a", 0, 122, 6, accepts=(1, 3))})
-    worker.land(Tasks((Chunk("a", 0, 100, 122, 2),), (), ()))
+    worker.land(Tasks((DispatchedChunk("a", 0, 100, 122, 2),), (), ()))
     first, idle = worker.forward(), worker.forward()
     assert (first.num_prefill_tokens, idle.num_tokens) == (100, 0)
-    worker.land(Tasks((Chunk("a", 100, 122, 122, 2),), (), ()))
+    worker.land(Tasks((DispatchedChunk("a", 100, 122, 122, 2),), (), ()))
     assert worker.forward().started == ["a"]
     assert [row.num_computed_tokens for row in worker.rows(Decision(0, 0, 0))] == [100]
     assert worker.forward().num_decode_tokens == 4
     assert worker.forward().finished == ["a"]
     assert worker.forward().num_tokens == 0
-    worker.land(Tasks((Chunk("a", 0, 126, 126, 2),), (), ()))
+    worker.land(Tasks((DispatchedChunk("a", 0, 126, 126, 2),), (), ()))
     worker.forward()
     assert worker.forward().stalled == ["a"]
     worker.land(Tasks((), (("a", 4),), ()))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 
-from fdtrace.recorder.recording import MISSING, Acceptance, Endings, InitialRequest, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import Acceptance, Endings, InitialRequest, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.experiment import history_of, replay_recording, reschedule
 from fdtrace.replayer.formulas import BUILTIN, parse_formula

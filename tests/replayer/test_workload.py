@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.recording import EngineInfo
+from fdtrace.recorder.trace.recording import EngineInfo
 from fdtrace.replayer import RELEASE_2_6, Simulation, parse_policy, workload_from_case
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas import BUILTIN

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fdtrace.sandbox import framework
-from fdtrace.sandbox.batch import Batch, Row
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.batch import Batch, BatchRow
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
 
@@ -39,7 +39,7 @@ def greedy(paddle: Any, config: EngineConfig) -> Callable[[Any, int], list[int]]
     def continue_(prompt: Any, num_tokens: int) -> list[int]:
         tokens = [int(token) for token in prompt]
         for _ in range(num_tokens):
-            row = Row(np.array(tokens, dtype=np.int32), 0, range(config.num_blocks), num_logits=1)
+            row = BatchRow(np.array(tokens, dtype=np.int32), 0, range(config.num_blocks), num_logits=1)
             tokens.append(int(model.forward(Batch.pack([row], config.block_size), cache)[0]))
         return tokens[len(prompt) :]
 

@@ -12,11 +12,11 @@ import pytest
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.replay.simulation import Simulation
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.engine import Engine
-from fdtrace.sandbox.load import Load, LoadShape
-from fdtrace.sandbox.request import NO_SLOT, Request
-from fdtrace.sandbox.scheduler import model_of
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.engine_loop import SandboxEngine
+from fdtrace.sandbox.sandbox_request import NO_SLOT, SandboxRequest
+from fdtrace.sandbox.sandbox_scheduler import model_of
+from fdtrace.sandbox.seeded_load import Load, LoadShape
 
 pytestmark = pytest.mark.xdist_group("paddle")
 Greedy = Callable[[Any, int], list[int]]
@@ -32,15 +32,15 @@ SIZES: dict[str, Any] = {
 SHAPE = LoadShape(num_requests=10, prompt=(3, 70), output=(1, 40), arrival_gap=1.0)
 
 
-class KeepingEngine(Engine):
+class KeepingEngine(SandboxEngine):
     """Keeps every request that arrives, in order."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.requests: list[Request] = []
+        self.requests: list[SandboxRequest] = []
         add_request = self.scheduler.add_request
 
-        def add(request: Request) -> None:
+        def add(request: SandboxRequest) -> None:
             self.requests.append(request)
             add_request(request)
 
@@ -52,7 +52,7 @@ def engine_of(paddle: Any, shape: LoadShape = SHAPE, **changes: Any) -> KeepingE
     return KeepingEngine(config, Load(shape, config), paddle)
 
 
-def run_checked(engine: Engine, max_steps: int = 2000) -> None:
+def run_checked(engine: SandboxEngine, max_steps: int = 2000) -> None:
     """Run to the end of the load; after each step, every block is free or in one table."""
     while engine.counts.steps < max_steps and (engine.scheduler.has_work or not engine.load.exhausted):
         engine.run_once()

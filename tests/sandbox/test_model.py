@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdtrace.sandbox.batch import GROUP_KEYS, Batch, Row
-from fdtrace.sandbox.config import EngineConfig
+from fdtrace.sandbox.batch import GROUP_KEYS, Batch, BatchRow
+from fdtrace.sandbox.engine_config import EngineConfig
 from fdtrace.sandbox.kv_cache import PagedKVCache
 from fdtrace.sandbox.model import Transformer
 from fdtrace.sandbox.ngram import count_accepted, draft
@@ -31,7 +31,7 @@ def test_cache_is_one_tensor_in_blocks(paddle: Any, config: EngineConfig) -> Non
     cache = PagedKVCache(paddle, config)
     assert list(cache.data.shape) == [config.num_layers, 2, 96, 8, config.num_heads, config.head_dim]
     width = config.num_heads * config.head_dim
-    batch = Batch.pack([Row(np.zeros(3, dtype=np.int32), 7, [5, 2], num_logits=1)], config.block_size)
+    batch = Batch.pack([BatchRow(np.zeros(3, dtype=np.int32), 7, [5, 2], num_logits=1)], config.block_size)
     keys = paddle.arange(3 * width, dtype="float32").reshape([3, width])
     cache.write(1, paddle.to_tensor(batch.where), keys, keys + 0.5)
     stored = cache.data.numpy()
@@ -45,7 +45,7 @@ def test_cache_is_one_tensor_in_blocks(paddle: Any, config: EngineConfig) -> Non
 
 def test_block_table_too_short_is_refused(config: EngineConfig) -> None:
     with pytest.raises(IndexError):
-        Batch.pack([Row(np.zeros(4, dtype=np.int32), 6, [3], num_logits=1)], config.block_size)
+        Batch.pack([BatchRow(np.zeros(4, dtype=np.int32), 6, [3], num_logits=1)], config.block_size)
 
 
 @pytest.mark.parametrize("chunks", [[40], [1, 39], [13, 13, 14], [8, 8, 8, 16]])
@@ -56,12 +56,12 @@ def test_scattered_blocks_and_chunks_change_no_token(
     tokens, table = prompt(config, 40), [77, 3, 50, 11, 90, 0]
     start = 0
     for length in chunks:
-        row = Row(tokens[start : start + length], start, table, num_logits=1)
+        row = BatchRow(tokens[start : start + length], start, table, num_logits=1)
         chosen = model.forward(Batch.pack([row], config.block_size), cache)
         start += length
     made = [int(chosen[0])]
     while len(made) < 6:
-        row = Row(np.array(made[-1:], dtype=np.int32), 39 + len(made), table, num_logits=1)
+        row = BatchRow(np.array(made[-1:], dtype=np.int32), 39 + len(made), table, num_logits=1)
         made.append(int(model.forward(Batch.pack([row], config.block_size), cache)[0]))
     assert made == greedy(tokens, 6)
 
@@ -73,7 +73,7 @@ def test_company_changes_no_token(
     model, cache = parts
     prompts = [prompt(config, length, seed=length) for length in (5, 30, 17, 17)]
     tables = [[9], [20, 4, 33, 8], [1, 2, 3], [60, 61, 62]]
-    rows = [Row(p, 0, t, num_logits=1) for p, t in zip(prompts, tables, strict=True)]
+    rows = [BatchRow(p, 0, t, num_logits=1) for p, t in zip(prompts, tables, strict=True)]
     chosen = model.forward(Batch.pack(rows, config.block_size), cache)
     assert [int(token) for token in chosen] == [greedy(p, 1)[0] for p in prompts]
 
@@ -85,13 +85,13 @@ def test_speculation_equals_greedy(
     model, cache = parts
     tokens = prompt(config, 21, seed=3).tolist()
     table = list(range(40, 60))
-    first = Row(np.array(tokens, dtype=np.int32), 0, table, num_logits=1)
+    first = BatchRow(np.array(tokens, dtype=np.int32), 0, table, num_logits=1)
     tokens.append(int(model.forward(Batch.pack([first], config.block_size), cache)[0]))
     accepted = 0
     while len(tokens) < 90:
         drafts = draft(np.array(tokens, dtype=np.int32), 4)
         run = np.concatenate([np.array(tokens[-1:], dtype=np.int32), drafts])
-        row = Row(run, len(tokens) - 1, table, num_logits=5)
+        row = BatchRow(run, len(tokens) - 1, table, num_logits=5)
         chosen = model.forward(Batch.pack([row], config.block_size), cache)
         count = count_accepted(drafts, chosen)
         accepted += count
@@ -101,7 +101,7 @@ def test_speculation_equals_greedy(
 
 
 def test_groups_of_equal_length(config: EngineConfig) -> None:
-    rows = [Row(np.zeros(n, dtype=np.int32), 0, range(40), num_logits=1) for n in (5, 5, 5, 70, 1)]
+    rows = [BatchRow(np.zeros(n, dtype=np.int32), 0, range(40), num_logits=1) for n in (5, 5, 5, 70, 1)]
     batch = Batch.pack(rows, config.block_size)
     shapes = [(group.first, group.batch, group.length) for group in batch.groups]
     assert shapes == [(0, 3, 5), (15, 2, 32), (79, 1, 6), (85, 1, 1)]
@@ -112,5 +112,5 @@ def test_groups_of_equal_length(config: EngineConfig) -> None:
 
 def test_groups_are_bounded(config: EngineConfig) -> None:
     table = range(GROUP_KEYS // 2 // config.block_size)
-    rows = [Row(np.zeros(2, dtype=np.int32), GROUP_KEYS // 2 - 2, table, num_logits=1) for _ in range(5)]
+    rows = [BatchRow(np.zeros(2, dtype=np.int32), GROUP_KEYS // 2 - 2, table, num_logits=1) for _ in range(5)]
     assert [group.batch for group in Batch.pack(rows, config.block_size).groups] == [2, 2, 1]

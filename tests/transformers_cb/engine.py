@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fdtrace.recorder.trace import Trace
+from fdtrace.recorder.trace.trace import Trace
 from tests.stands import ROOT, logged
 
 PYTHON = os.environ.get("TRANSFORMERS_PYTHON", "")

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.trace_contract import broken
 from tests.transformers_cb.engine import PYTHON, Engine, detach, recorded_lines
 

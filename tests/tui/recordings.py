@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.recording import MISSING, Acceptance, Endings, EngineInfo, LoadedDetails, Recording
+from fdtrace.recorder.trace.recording import Acceptance, Endings, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer import BUILTIN, Replay, workload_from_case
 from fdtrace.replayer import history_of as run_history
 from fdtrace.replayer.history.history import Hang, History, How, Outcome

@@ -8,13 +8,13 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import parse_formula, replay_recording
 from fdtrace.replayer.history.history import History, How
+from fdtrace.replayer.replay.run import Cancelled
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.background import Cancelled
 from fdtrace.tui.inspector.panel import InspectorPanel
-from fdtrace.tui.panes.jobs import Progress, Replay
+from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
 from fdtrace.tui.sources import Sources
 from fdtrace.tui.tables.requests import RequestTable
 from fdtrace.tui.tables.step_summary import StepSummary
@@ -33,13 +33,13 @@ class Clock:
         return self.now
 
 
-def ready_replay(history: History) -> Replay:
+def ready_replay(history: History) -> PaneReplay:
     """A replay that has nothing to compute."""
 
-    def compute(_progress: Progress, _cancelled: Cancelled) -> History:
+    def compute(_progress: ShareDone, _cancelled: Cancelled) -> History:
         return history
 
-    return Replay(history.name, history.how, compute)
+    return PaneReplay(history.name, history.how, compute)
 
 
 def lab_app(versions: Sequence[str] = ("pr7438", "pr7499"), **options: Any) -> ReplayApp:
@@ -49,20 +49,20 @@ def lab_app(versions: Sequence[str] = ("pr7438", "pr7499"), **options: Any) -> R
     return ReplayApp(lab_recording(CASE), replays, rows=step_rows(CASE, "original"), **options)
 
 
-def formula_replay(recording: Recording, text: str, how: How = "rescheduled") -> Replay:
+def formula_replay(recording: Recording, text: str, how: How = "rescheduled") -> PaneReplay:
     """A replay as `fdtrace replay -f` makes it."""
     formula = parse_formula(text)
 
     assert how != "recorded"
 
-    def compute(progress: Progress, cancelled: Cancelled) -> History:
+    def compute(progress: ShareDone, cancelled: Cancelled) -> History:
         def progressed(done: int, expected: int) -> None:
             progress(done / max(1, expected))
 
         done = replay_recording(recording, [formula], how, progressed=progressed, cancelled=cancelled)
         return done[1]
 
-    return Replay(formula.name, how, compute, formula, None, text)
+    return PaneReplay(formula.name, how, compute, formula, None, text)
 
 
 def case_app(name: str, formulas: Sequence[str] = ("pr7438",), **options: Any) -> ReplayApp:

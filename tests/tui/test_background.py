@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.tui.background import Background, Cancelled, Deliver, Work
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Background, Deliver, Work
 
 
 class Asked:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.recording import LoadedDetails, Recording
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.recording import LoadedDetails, Recording
+from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer import BUILTIN, replay_recording
 from fdtrace.tui.panes.series import Series
 from tests.recorder.helpers import armed_environment, collected, finish, start_engine

@@ -12,12 +12,12 @@ from textual.pilot import Pilot
 from fdtrace.recorder.errors import FdtraceError, TraceError
 from fdtrace.replayer.history import as_recorded
 from fdtrace.replayer.history.history import History
+from fdtrace.replayer.replay.run import Cancelled
 from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.background import Cancelled
-from fdtrace.tui.panes.jobs import Progress, Replay
-from fdtrace.tui.sources import Sources, Tail
-from fdtrace.tui.status import one_line
+from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
+from fdtrace.tui.sources import NewSteps, Sources
+from fdtrace.tui.status_lines import one_line
 from tests.tui.recordings import case_recording, lab_recording
 from tests.tui.screens import Clock, formula_replay, head_of, inspector_of, quiet, status_of, title_of, until
 
@@ -102,11 +102,11 @@ async def test_a_query_that_fails(error: BaseException, said: str) -> None:
 
 @pytest.mark.parametrize(("error", "said"), ERRORS)
 async def test_a_replay_that_fails(error: BaseException, said: str) -> None:
-    def compute(_progress: Progress, _cancelled: Cancelled) -> History:
+    def compute(_progress: ShareDone, _cancelled: Cancelled) -> History:
         raise error
 
     recording, history = case_recording("tight_blocks")
-    replays = [Replay("mine", "rescheduled", compute), formula_replay(recording, "pr7499")]
+    replays = [PaneReplay("mine", "rescheduled", compute), formula_replay(recording, "pr7499")]
     app = ReplayApp(recording, replays, rows=history.rows, clock=Clock())
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.panes[2].seen == "done")
@@ -120,11 +120,11 @@ async def test_a_look_at_a_recording_in_progress_that_fails(error: BaseException
     recording = lab_recording()
     count, failing = [60], [error]
 
-    def tail(step: int) -> Tail:
+    def tail(step: int) -> NewSteps:
         if failing:
             raise failing[0]
         at = int(np.searchsorted(recording.steps["step"], step, side="right"))
-        return Tail({name: column[at : count[0]] for name, column in recording.steps.items()}, live=True)
+        return NewSteps({name: column[at : count[0]] for name, column in recording.steps.items()}, live=True)
 
     first = recording.with_steps({name: column[:20] for name, column in recording.steps.items()})
     app = ReplayApp(first, sources=Sources(tail=tail, recording=lambda: recording), clock=Clock())
@@ -151,9 +151,11 @@ async def test_a_growth_that_cannot_be_shown_is_shown_with_the_next(monkeypatch:
             raise failing.pop()
         return made(*given)
 
-    def tail(step: int) -> Tail:
+    def tail(step: int) -> NewSteps:
         at = int(np.searchsorted(recording.steps["step"], step, side="right"))
-        return Tail({name: column[at : max(at, 60)] for name, column in recording.steps.items()}, live=True)
+        return NewSteps(
+            {name: column[at : max(at, 60)] for name, column in recording.steps.items()}, live=True
+        )
 
     monkeypatch.setattr(live, "recorded_history", recorded_history)
     first = recording.with_steps({name: column[:20] for name, column in recording.steps.items()})

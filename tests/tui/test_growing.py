@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from textual.pilot import Pilot
 
-from fdtrace.live import screen_of
 from fdtrace.reading import TraceReader
+from fdtrace.replay_screen import screen_of
 from fdtrace.replays import add_replay_arguments
 from fdtrace.tui import live
 from fdtrace.tui.app import ReplayApp

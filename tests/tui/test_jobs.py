@@ -8,9 +8,9 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.replay.run import Cancelled
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.background import Cancelled
-from fdtrace.tui.panes.jobs import Progress, Replay
+from fdtrace.tui.panes.jobs import PaneReplay, ShareDone
 from tests.tui.recordings import history_of, lab_history, lab_recording, plain_steps, recording_of, step_rows
 from tests.tui.screens import CASE, of, ready_replay, settled, summary_of, title_of, until
 
@@ -25,7 +25,7 @@ class Slow:
         self.go = threading.Event()
         self.started = 0
 
-    def compute(self, progress: Progress, cancelled: Cancelled) -> History:
+    def compute(self, progress: ShareDone, cancelled: Cancelled) -> History:
         self.started += 1
         progress(0.42)
         while not self.go.wait(0.01):
@@ -34,8 +34,8 @@ class Slow:
         return self.history
 
     @property
-    def replay(self) -> Replay:
-        return Replay(self.history.name, self.history.how, self.compute)
+    def replay(self) -> PaneReplay:
+        return PaneReplay(self.history.name, self.history.how, self.compute)
 
 
 async def test_the_screen_is_in_use_before_a_replay_is_there() -> None:
@@ -86,13 +86,13 @@ async def test_leaving_the_screen_stops_what_is_computed() -> None:
 
 
 async def test_a_failed_replay_says_why_and_the_others_go_on() -> None:
-    def refuse(_progress: Progress, _cancelled: Cancelled) -> History:
+    def refuse(_progress: ShareDone, _cancelled: Cancelled) -> History:
         raise UsageError("formula 'mine' divides by zero", why="at step 17")
 
-    def slip(_progress: Progress, _cancelled: Cancelled) -> History:
+    def slip(_progress: ShareDone, _cancelled: Cancelled) -> History:
         raise KeyError("num_running")
 
-    replays = [Replay("mine", "rescheduled", refuse), Replay("other", "as recorded", slip)]
+    replays = [PaneReplay("mine", "rescheduled", refuse), PaneReplay("other", "as recorded", slip)]
     replays.append(ready_replay(lab_history(CASE, "pr7499")))
     async with ReplayApp(lab_recording(CASE), replays).run_test(size=(160, 30)) as pilot:
         app = await settled(pilot)

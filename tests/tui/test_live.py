@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from textual.widgets import Static
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.sources import Sources, Tail
+from fdtrace.tui.sources import NewSteps, Sources
 from tests.tui.recordings import history_of, lab_history, lab_recording
 from tests.tui.screens import Clock, ready_replay, status_of, summary_of, until
 
@@ -30,11 +30,11 @@ class Growing:
         self.count, self.live = count, True
         self.asked: list[int] = []
 
-    def tail(self, step: int) -> Tail:
+    def tail(self, step: int) -> NewSteps:
         self.asked.append(step)
         at = int(np.searchsorted(STEPS, step, side="right"))
         steps: dict[str, Any] = {name: column[at : self.count] for name, column in WHOLE.steps.items()}
-        return Tail(steps, self.live)
+        return NewSteps(steps, self.live)
 
     def recording(self) -> Recording:
         return part(self.count)

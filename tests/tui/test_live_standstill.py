@@ -7,7 +7,7 @@ from dataclasses import replace
 from textual.widgets import Static
 
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.sources import Tail
+from fdtrace.tui.sources import NewSteps
 from tests.tui.screens import until
 from tests.tui.test_live import Growing
 
@@ -19,7 +19,7 @@ class Hanging(Growing):
 
     standstill = ""
 
-    def tail(self, step: int) -> Tail:
+    def tail(self, step: int) -> NewSteps:
         return replace(super().tail(step), standstill=self.standstill)
 
 

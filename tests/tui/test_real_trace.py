@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 from tests.tui.test_tmux import ROOT, Terminal
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdtrace.recorder.recording import MISSING
 from fdtrace.tui.panes.series import MIN_SPAN, Series, Window
 from tests.tui.recordings import history_of, plain_steps
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fdtrace.tui.panes.jobs import Job
-from fdtrace.tui.session import MAX_PANES, ReplaySession, recorded_job
+from fdtrace.tui.replay_session import MAX_PANES, ReplaySession, recorded_job
 from fdtrace.tui.sources import Sources
 from tests.tui.recordings import history_of, plain_steps, recording_of
 from tests.tui.screens import ready_replay
@@ -24,7 +24,7 @@ def session_of(tokens: list[int], others: int = 0, step: int | None = None) -> R
 
 
 def test_nothing_of_textual_is_needed() -> None:
-    code = "import sys, fdtrace.tui.session; sys.exit('textual' in sys.modules)"
+    code = "import sys, fdtrace.tui.replay_session; sys.exit('textual' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

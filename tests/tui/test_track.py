@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fdtrace.recorder.trace.column_values import MISSING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.history.history import Hang
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.trace import Trace, open_trace
+from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.stands import Stand, calls_of, differing_calls, logged, rows_of
 from tests.vllm.conftest import agree
 

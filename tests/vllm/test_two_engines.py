@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from fdtrace.recorder.trace import open_trace
+from fdtrace.recorder.trace.trace import open_trace
 from tests.stands import Stand, logged, rows_of
 from tests.vllm.conftest import agree
 

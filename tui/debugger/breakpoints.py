@@ -7,9 +7,10 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder.recording import MISSING, Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.condition import Condition
 from fdtrace.tui.panes.series import Series
 

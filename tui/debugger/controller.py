@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+from fdtrace.recorder.trace.column_values import Ints
 from textual.app import ComposeResult
 from textual.widgets import Static
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.debugger.breakpoint_list import BreakList
-from fdtrace.tui.debugger.breakpoints import COLUMN_EVENTS, Breakpoint, Breakpoints, Ints
+from fdtrace.tui.debugger.breakpoints import COLUMN_EVENTS, Breakpoint, Breakpoints
 from fdtrace.tui.debugger.watches import Watches
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes

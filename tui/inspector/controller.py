@@ -6,9 +6,10 @@ from rich.style import Style
 from rich.text import Text
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.request_story import Story, story_of
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant
@@ -14,11 +14,11 @@ from fdtrace.replayer.formulas import BUILTIN, Formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_durations import ClockKind
-from fdtrace.replayer.replay.run import ReplayCancelled
+from fdtrace.replayer.replay.run import Cancelled, ReplayCancelled
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload
-from fdtrace.tui.background import Cancelled, sentence
-from fdtrace.tui.panes.jobs import Replay
+from fdtrace.tui.background import sentence
+from fdtrace.tui.panes.jobs import PaneReplay
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.sources import Sources, StepEvent
 
@@ -46,7 +46,7 @@ class Subject:
     """A pane to inspect: its place, its replay, its history, and why it may lack the step."""
 
     at: int
-    replay: Replay
+    replay: PaneReplay
     series: Series | None
     absent: str
     explainer: Explainer | None = field(default=None)
@@ -58,7 +58,7 @@ class Inspector:
     def __init__(self, recording: Recording, sources: Sources) -> None:
         self.recording, self.sources = recording, sources
         self._accountant: Accountant | None = None
-        self._explainers: dict[int, tuple[Replay, Recording, Explainer]] = {}
+        self._explainers: dict[int, tuple[PaneReplay, Recording, Explainer]] = {}
         self._workloads: dict[ClockKind, tuple[Recording, Workload]] = {}
 
     def renew(self, recording: Recording) -> None:
@@ -99,7 +99,7 @@ class Inspector:
             except BaseException as error:
                 deliver(replace(found, error=sentence(error), share=None))
 
-    def formula(self, replay: Replay) -> Formula | None:
+    def formula(self, replay: PaneReplay) -> Formula | None:
         """A pane's formula; of the recording, the built-in one that it was made under."""
         if replay.how == "recorded":
             return BUILTIN.get(recorded_formula(self.recording) or "")
@@ -148,7 +148,7 @@ class Inspector:
             account = accountant.account(history, formula, step, explained)
         deliver(replace(found, account=account, explained=explained, share=None))
 
-    def _explainer(self, at: int, replay: Replay, history: History) -> Explainer:
+    def _explainer(self, at: int, replay: PaneReplay, history: History) -> Explainer:
         known, recording = self._explainers.get(at), replay.recording() or self.recording
         if known is None or known[0] is not replay or known[1] is not recording:
             assert replay.formula is not None

@@ -14,7 +14,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.analysis.request_story import Chunk, Decodes, Story
+from fdtrace.replayer.analysis.request_story import Decodes, PrefillChunk, Story
 from fdtrace.tui.theme import Look
 
 MOST_PARTS = 200
@@ -115,8 +115,8 @@ def _sum(story: Story) -> str:
     return ", ".join(parts)
 
 
-def _part(story: Story, part: Chunk | Decodes) -> list[tuple[int | None, str]]:
-    if isinstance(part, Chunk):
+def _part(story: Story, part: PrefillChunk | Decodes) -> list[tuple[int | None, str]]:
+    if isinstance(part, PrefillChunk):
         lines: list[tuple[int | None, str]] = []
         if part.step in story.restarts:
             lines.append((part.step, _line(part.step, "begins anew: it had been preempted")))

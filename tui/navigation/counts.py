@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdtrace.tui.session import MAX_PANES
+from fdtrace.tui.replay_session import MAX_PANES
 
 COUNT_SECONDS = 1.0
 """A count is forgotten when no key follows it for so long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import Ints
 from textual.strip import Strip
 
 from fdtrace.tui.panes.cells import (
@@ -22,7 +23,7 @@ from fdtrace.tui.panes.cells import (
     eighths_of,
 )
 from fdtrace.tui.panes.layout import Scale
-from fdtrace.tui.panes.series import Envelope, Ints, Window
+from fdtrace.tui.panes.series import Envelope, Window
 from fdtrace.tui.theme import memory_size, tokens
 
 

@@ -9,13 +9,14 @@ from textual.containers import Horizontal
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.history import History
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.chart_pane import ChartPane
-from fdtrace.tui.panes.jobs import Job, Replay
+from fdtrace.tui.panes.jobs import Job, PaneReplay
 from fdtrace.tui.panes.series import Series, absence
 from fdtrace.tui.screen import Asks, ReplayScreen
-from fdtrace.tui.status import StatusLines
+from fdtrace.tui.status_lines import StatusLines
 
 POLL = 0.1
 """Seconds between two looks at how far the replays are."""
@@ -272,13 +273,13 @@ class Panes:
         self.set_job(pane, Job(replay))
         self.screen.say(f"replaying {replay.name}; x stops it")
 
-    def _replay_of(self, text: str) -> Replay:
+    def _replay_of(self, text: str) -> PaneReplay:
         replay_of = self.screen.session.sources.replay_of
         if replay_of is None:
             raise UsageError("no formula can be added here", hint="open a trace with `fdtrace replay`")
         return replay_of(text)
 
-    def _no_other(self, replay: Replay, but: ChartPane | None) -> None:
+    def _no_other(self, replay: PaneReplay, but: ChartPane | None) -> None:
         for pane in self.widgets:
             if pane is not but and pane.job.replay.name == replay.name:
                 raise UsageError(f"there is a pane {replay.name!r} already", hint="give it another name")

@@ -7,24 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas import Formula
 from fdtrace.replayer.history.history import History, How
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.tui.background import Cancelled, sentence
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import sentence
 from fdtrace.tui.panes.series import Series
 
-Progress = Callable[[float], None]
+ShareDone = Callable[[float], None]
 """Called with the share done, 0 to 1, as often as the computation likes: it only notes it."""
 
-Rows = Callable[[int], list[StepRow]]
+RowsOfStep = Callable[[int], list[StepRow]]
 
-State = Literal["waiting", "running", "done", "failed", "cancelled"]
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Replay:
+class PaneReplay:
     """A pane to be filled: the formula's name, how it is replayed, and what computes its history.
 
     With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
@@ -34,7 +35,7 @@ class Replay:
 
     name: str
     how: How
-    compute: Callable[[Progress, Cancelled], History]
+    compute: Callable[[ShareDone, Cancelled], History]
     formula: Formula | None = None
     policy: Policy | None = None
     text: str = ""
@@ -48,8 +49,8 @@ class Job:
     `error` is a sentence for the pane. The state is set last, so that whoever sees `done` sees the series.
     """
 
-    replay: Replay
-    state: State = "waiting"
+    replay: PaneReplay
+    state: JobState = "waiting"
     share: float = 0.0
     series: Series | None = None
     error: str = ""

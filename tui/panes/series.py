@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.recording import MISSING
 from fdtrace.replayer.history.history import History
 
 Ints = NDArray[np.int64]

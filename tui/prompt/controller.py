@@ -14,7 +14,7 @@ from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
 from fdtrace.tui.prompt.step_numbers import parse_step
 from fdtrace.tui.screen import ReplayScreen
-from fdtrace.tui.status import StatusLines, one_line
+from fdtrace.tui.status_lines import StatusLines, one_line
 
 COMMANDS: dict[str, Ask] = {
     "f": "add", "formula": "add", "b": "break", "break": "break", "w": "watch", "watch": "watch",

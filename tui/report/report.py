@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.recording import Recording
-from fdtrace.recorder.standstill import Standstill
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.recorder.trace.standstill import Standstill
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome import outcome_dict
 from fdtrace.tui.panes.series import Series

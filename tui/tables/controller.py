@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.screen import Asks, ReplayScreen
-from fdtrace.tui.status import one_line
+from fdtrace.tui.status_lines import one_line
 from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.requests import StepRows, describe
 from fdtrace.tui.tables.step_summary import Line, StepSummary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.tui.background import Cancelled, Deliver
+from fdtrace.replayer.replay.run import Cancelled
+from fdtrace.tui.background import Deliver
 from fdtrace.tui.screen import Asks, ReplayScreen
 from fdtrace.tui.sources import Answer
 from fdtrace.tui.tables.lower_area import LowerArea

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fdtrace.sandbox.runner import ModelRunner  # of the directory of this file
-from fdtrace.sandbox.scheduler import SandboxScheduler
+from fdtrace.sandbox.sandbox_scheduler import SandboxScheduler
 
 
 def arguments() -> argparse.Namespace:

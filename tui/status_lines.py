@@ -10,12 +10,12 @@ from textual.style import Style
 from textual.widgets import Static
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.tui.keys import do, hints
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.series import Series
-from fdtrace.tui.session import ReplaySession
+from fdtrace.tui.replay_session import ReplaySession
 from fdtrace.tui.theme import Glyphs
 
 HEAD = 500

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_SLOT = -1
-"""`Request.slot` while it does not run."""
+"""`SandboxRequest.slot` while it does not run."""
 
 
 @dataclass(eq=False)
-class Request:
+class SandboxRequest:
     """A sequence: its tokens, what of it is computed, and where its KV lies.
 
     `num_computed_tokens` counts tokens whose work is done: of a prefill those already in the KV cache; of a
@@ -38,7 +38,7 @@ class Request:
     """Physical KV blocks; token position p lies in `block_table[p // block_size]`."""
 
     @classmethod
-    def make(cls, request_id: str, prompt: NDArray[np.int32], max_tokens: int) -> Request:
+    def make(cls, request_id: str, prompt: NDArray[np.int32], max_tokens: int) -> SandboxRequest:
         """A request of `prompt` (tokens) that makes `max_tokens` output tokens."""
         buffer = np.zeros(len(prompt) + max_tokens, dtype=np.int32)
         buffer[: len(prompt)] = prompt
@@ -94,13 +94,13 @@ class Scheduled:
     """Tokens that the call itself counted."""
     num_running_decodes: int
     """Running requests past their prefill at the call's start."""
-    prefills: list[tuple[Request, int, int]]
+    prefills: list[tuple[SandboxRequest, int, int]]
     """Chunks to run: request, first token, one past the last."""
-    extended: list[Request]
+    extended: list[SandboxRequest]
     """Decodes that got new KV blocks."""
-    preempted: list[tuple[Request, str, int, int]]
+    preempted: list[tuple[SandboxRequest, str, int, int]]
     """Request, reason, KV blocks freed, computed tokens discarded."""
-    aborted: list[Request]
+    aborted: list[SandboxRequest]
     num_running: int
     num_waiting: int
     num_free_blocks: int

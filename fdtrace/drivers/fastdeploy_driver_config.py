@@ -1,4 +1,4 @@
-"""FastDeploy's configuration of a driven scheduler. Loaded by `fastdeploy.py`, which runs as a file of its own."""
+"""FastDeploy's configuration of a driven scheduler. Loaded by `fastdeploy_driver.py`, which runs as a file of its own."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import TraceError
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.order import CallOrder
+    from fdtrace.recorder.trace.call_order import CallOrder
 
 MISSING = -1
 """Stands for NULL in integer columns."""

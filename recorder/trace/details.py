@@ -11,9 +11,9 @@ import duckdb
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.loading import Reader
-from fdtrace.recorder.order import CallOrder, read_order
-from fdtrace.recorder.recording import (
+from fdtrace.recorder.trace.call_order import CallOrder, read_order
+from fdtrace.recorder.trace.loading import Reader
+from fdtrace.recorder.trace.recording import (
     Acceptance,
     Endings,
     EngineInfo,

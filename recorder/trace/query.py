@@ -14,8 +14,8 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import StuckQueryError, UsageError
-from fdtrace.recorder.sql import quoted
-from fdtrace.recorder.trace_file import MEMORY_SHARE, machine_memory
+from fdtrace.recorder.sql_text import quoted
+from fdtrace.recorder.trace.file import MEMORY_SHARE, machine_memory
 
 Result = TypeVar("Result")
 

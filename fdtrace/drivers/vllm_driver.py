@@ -1,6 +1,6 @@
 """Drives the `Scheduler` of a vLLM package on the CPU, step by step, as a process of its own.
 
-    python vllm.py [DIRECTORY]
+    python vllm_driver.py [DIRECTORY]
 
 Run by a Python that can import vLLM, or its requirements where DIRECTORY holds the package (a checkout, a site-packages
 directory); it needs nothing of fdtrace. A JSON object a line on stdin, an answer a line on what was stdout:

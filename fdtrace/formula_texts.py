@@ -106,12 +106,12 @@ def _class(path: Path, name: str) -> Any:
         raise UsageError(f"{path} has no class {name}") from None
 
 
-class Ended(Exception):
+class UserCodeEnded(Exception):
     """A user's code raised what would end fdtrace, as `sys.exit` does."""
 
 
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, Ended) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, UserCodeEnded) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def _users_code() -> Iterator[None]:
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise Ended(f"it raised {type(error).__name__}({error})") from error
+        raise UserCodeEnded(f"it raised {type(error).__name__}({error})") from error
 
 
 def _guarded(cls: Any) -> Any:

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from fdtrace.sandbox.request import Scheduled
 from fdtrace.sandbox.runner import ModelRunner, RanRow
+from fdtrace.sandbox.sandbox_request import Scheduled
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Counts:
         return json.dumps(asdict(self))
 
 
-class Ledger:
+class StepCounter:
     """Counts steps as they are run, and logs each where a log is given."""
 
     def __init__(self, limit: int, log: TextIO | None = None) -> None:

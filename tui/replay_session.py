@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fdtrace.recorder.recording import Recording
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import recorded_history
 from fdtrace.replayer.history.history import History
-from fdtrace.tui.panes.jobs import Job, Replay
+from fdtrace.tui.panes.jobs import Job, PaneReplay
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
 from fdtrace.tui.sources import Sources
@@ -114,6 +114,6 @@ def recorded_job(recording: Recording, recorded: History | None, sources: Source
     history = recorded or recorded_history(recording, sources.rows)
     if history.request_steps is None and sources.request_steps is not None:
         history = replace(history, request_steps=sources.request_steps)
-    job = Job(Replay(history.name, history.how, lambda _progress, _cancelled: history))
+    job = Job(PaneReplay(history.name, history.how, lambda _progress, _cancelled: history))
     job.run()
     return job

@@ -6,14 +6,13 @@ import json
 from typing import Any
 
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire_order
-from fdtrace.recorder.collector.columns import Columns
-from fdtrace.recorder.collector.ledger import Request
+from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.collector.undated import Undated
-from fdtrace.recorder.recording import MISSING
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
 """What a call did with a request, by the number that stands for it in columns."""
@@ -28,7 +27,7 @@ COLUMNS = (
     "num_needed_blocks",
 )
 
-Rows = list[tuple[int, ...]]
+OrderRows = list[tuple[int, ...]]
 
 
 class OrderDecoder:
@@ -45,7 +44,7 @@ class OrderDecoder:
         self.needs: dict[int, int] = {}
         """Tokens that the prefill of a preempted request covers."""
         self.started: set[int] = set()
-        self.rows: Rows = []
+        self.rows: OrderRows = []
         self._known: list[NDArray[np.int64]] = []
 
     def lose(self) -> None:
@@ -53,7 +52,7 @@ class OrderDecoder:
         self.knows_running = False
 
     def take_in(
-        self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, Request]
+        self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, OpenRequest]
     ) -> None:
         """A frame; `numbers`: the trace's numbers of this ring's requests."""
         if isinstance(frame, QueueFrame):
@@ -95,7 +94,7 @@ class OrderDecoder:
         self.running.pop(number, None)
         self.told.pop(number, None)
 
-    def _decided(self, frame: DecidedFrame, numbers: dict[int, int], live: dict[int, Request]) -> None:
+    def _decided(self, frame: DecidedFrame, numbers: dict[int, int], live: dict[int, OpenRequest]) -> None:
         head = frame.head
         self._tasks(frame, numbers)
         if frame.running is not None:
@@ -108,7 +107,7 @@ class OrderDecoder:
         self.running = dict(zip(self.running, frame.computed, strict=True))
         self._count(head.call, live)
 
-    def _count(self, call: int, live: dict[int, Request]) -> None:
+    def _count(self, call: int, live: dict[int, OpenRequest]) -> None:
         """Tell of each decode the tokens that the call counted, where they are not those of the call before."""
         needs, started, told, found = self.needs, self.started, self.told, []
         for number, computed in self.running.items():
@@ -146,7 +145,7 @@ class OrderDecoder:
             refused = numbers.get(frame.head.refused, MISSING)
             add((call, refused, 7, MISSING, MISSING, MISSING, needed[-1]))
 
-    def take(self, engine_id: int) -> list[Columns]:
+    def take(self, engine_id: int) -> list[ColumnArrays]:
         """The columns of `call_request` since the last call, in the order of the calls; none: no rows."""
         tasks = np.array(self.rows, np.int64).reshape(-1, len(COLUMNS)).T
         found = np.concatenate([tasks, *self._known], axis=1)

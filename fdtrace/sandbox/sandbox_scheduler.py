@@ -25,23 +25,23 @@ from fdtrace.replayer.formulas import parse_formula
 from fdtrace.replayer.history.history import Hang
 from fdtrace.replayer.replay.hang import HangWatch
 from fdtrace.sandbox.blocks import BlockList
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.request import NO_SLOT, Request, Scheduled
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.sandbox_request import NO_SLOT, SandboxRequest, Scheduled
 
 
 class SandboxScheduler:
-    """FastDeploy's V1 scheduling over `Request`s; every change goes through the model."""
+    """FastDeploy's V1 scheduling over `SandboxRequest`s; every change goes through the model."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.running: list[Request] = []
+        self.running: list[SandboxRequest] = []
         """In order of admission."""
-        self.waiting: deque[Request] = deque()
+        self.waiting: deque[SandboxRequest] = deque()
         self._model = model_of(config)
         self._watch = HangWatch(self._model)
         self._blocks = BlockList(config.num_blocks)
         self._free_slots = list(range(config.max_num_seqs))
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str, SandboxRequest] = {}
         """All that are not finished, by id."""
         self._last: Decision | None = None
         self._leaving = 0
@@ -68,7 +68,7 @@ class SandboxScheduler:
         stalled = [r.request_id for r in self.running if r.prefilled and not r.can_decode(drafts, size)]
         assert sorted(stalled) == sorted(model.stalled())
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: SandboxRequest) -> None:
         """A request enters the waiting queue; `UsageError` where it could grow over `max_model_len`."""
         if request.num_prompt_tokens + request.max_tokens > self.config.max_model_len:
             raise UsageError(
@@ -79,7 +79,7 @@ class SandboxScheduler:
         self._requests[request.request_id] = request
         self.waiting.append(request)
 
-    def abort_request(self, request: Request) -> None:
+    def abort_request(self, request: SandboxRequest) -> None:
         """Its client gives it up: it goes when scheduling meets it as a decode. A finished one is let be."""
         if request.request_id in self._requests:
             self._model.apply(Aborted(request.request_id))
@@ -113,37 +113,37 @@ class SandboxScheduler:
         """A forward emitted so many tokens for each of these requests."""
         self._model.apply(Emitted(emitted))
 
-    def finish_request(self, request: Request, reason: str) -> None:
+    def finish_request(self, request: SandboxRequest, reason: str) -> None:
         """A request made its last token (`reason`: `length` or `stop`): slot and blocks are free."""
         self._model.apply(Finished(request.request_id))
         self._leave(request.request_id)
         del self._requests[request.request_id]
 
-    def reschedule_request(self, request: Request) -> None:
+    def reschedule_request(self, request: SandboxRequest) -> None:
         """The worker let go of a preempted request: it waits in front, to be prefilled output and all."""
         self._model.apply(Rescheduled(request.request_id))
         self._leaving -= 1
         request.num_prefill_tokens = request.num_total_tokens
         self.waiting.appendleft(request)
 
-    def recycle_request(self, request: Request) -> None:
+    def recycle_request(self, request: SandboxRequest) -> None:
         """The worker let go of an aborted request: it is forgotten."""
         self._model.apply(Recycled(request.request_id))
         self._leaving -= 1
         del self._requests[request.request_id]
 
-    def _admit(self, request: Request) -> None:
+    def _admit(self, request: SandboxRequest) -> None:
         if request.slot == NO_SLOT:
             self.waiting.remove(request)
             self.running.append(request)
             request.slot = self._free_slots.pop(0)
 
-    def _grow(self, request: Request) -> None:
+    def _grow(self, request: SandboxRequest) -> None:
         """Physical blocks for those that the model counts: 0 where it was preempted after its extension."""
         wanted = self._model.num_blocks_of(request.request_id) - len(request.block_table)
         request.block_table += self._blocks.take(max(0, wanted))
 
-    def _preempt(self, request_id: str, decision: Decision) -> tuple[Request, str, int, int]:
+    def _preempt(self, request_id: str, decision: Decision) -> tuple[SandboxRequest, str, int, int]:
         request = self._requests[request_id]
         num_blocks, num_computed = len(request.block_table), request.num_computed_tokens
         why = next(
@@ -153,7 +153,7 @@ class SandboxScheduler:
         request.num_computed_tokens = 0
         return request, why, num_blocks, num_computed
 
-    def _leave(self, request_id: str) -> Request:
+    def _leave(self, request_id: str) -> SandboxRequest:
         """A running request gives up its slot and its blocks."""
         request = self._requests[request_id]
         self.running.remove(request)
@@ -165,7 +165,10 @@ class SandboxScheduler:
         return request
 
     def _scheduled(
-        self, decision: Decision, preempted: list[tuple[Request, str, int, int]], aborted: list[Request]
+        self,
+        decision: Decision,
+        preempted: list[tuple[SandboxRequest, str, int, int]],
+        aborted: list[SandboxRequest],
     ) -> Scheduled:
         return Scheduled(
             call=decision.call,

@@ -10,14 +10,14 @@ from typing import Any
 import duckdb
 from numpy.typing import NDArray
 
-from fdtrace.recorder.details import recording_of
 from fdtrace.recorder.errors import StuckQueryError, TraceError, UsageError
-from fdtrace.recorder.loading import Reader, engine_info
-from fdtrace.recorder.recording import Recording
-from fdtrace.recorder.trace_file import connect, damaged, is_growing
-from fdtrace.recorder.trace_notes import read_notes
-from fdtrace.recorder.trace_query import refuse_statements, running
-from fdtrace.recorder.trace_values import check_engine, check_step_requests, check_tables, trace_problems
+from fdtrace.recorder.trace.details import recording_of
+from fdtrace.recorder.trace.file import connect, damaged, is_growing
+from fdtrace.recorder.trace.loading import Reader, engine_info
+from fdtrace.recorder.trace.notes import read_notes
+from fdtrace.recorder.trace.query import refuse_statements, running
+from fdtrace.recorder.trace.recording import Recording
+from fdtrace.recorder.trace.values import check_engine, check_step_requests, check_tables, trace_problems
 
 
 class Trace:

@@ -18,8 +18,8 @@ import duckdb
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.session import parts_directory
-from fdtrace.recorder.sql import quoted
-from fdtrace.recorder.trace_shape import FILE, Columns, FileTables, check_columns, source_of
+from fdtrace.recorder.sql_text import quoted
+from fdtrace.recorder.trace.shape import FILE, ColumnTypes, FileTables, check_columns, source_of
 
 PART_NAME = re.compile(r"[a-z_]+-\d+\.parquet\Z")
 
@@ -111,10 +111,10 @@ def part_sources(
     return sources
 
 
-def _columns_of(db: duckdb.DuckDBPyConnection, source: str) -> Columns:
+def _columns_of(db: duckdb.DuckDBPyConnection, source: str) -> ColumnTypes:
     return {str(row[0]): str(row[1]) for row in db.execute(f"DESCRIBE FROM {source}").fetchall()}
 
 
-def _checked(path: Path, table: schema.Table, columns: Columns, source: str, earlier: bool) -> str:
+def _checked(path: Path, table: schema.Table, columns: ColumnTypes, source: str, earlier: bool) -> str:
     check_columns(path, table, columns, earlier=earlier)
     return source_of(table, columns, source)

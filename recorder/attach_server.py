@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from fdtrace.recorder import control, delivery
+from fdtrace.recorder import agent_processes, delivery
 from fdtrace.recorder.agent import load
 from fdtrace.recorder.errors import FdtraceError, TargetError
 from fdtrace.recorder.inject import (
@@ -19,7 +19,7 @@ from fdtrace.recorder.inject import (
     rest,
     run_in_process,
 )
-from fdtrace.recorder.inject.errors import Ended, InjectError, NotCPython
+from fdtrace.recorder.inject.inject_errors import InjectError, NotCPython, TargetEnded
 from fdtrace.recorder.session import Session
 
 
@@ -59,7 +59,7 @@ def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
         rest()
         try:
             found = _reach(process.pid, session, force)
-        except (Ended, NotCPython) as error:
+        except (TargetEnded, NotCPython) as error:
             if process.depth == 0:
                 problems.append((process.pid, error))
             continue
@@ -89,13 +89,13 @@ def _nothing_reached(pid: int, problems: list[tuple[int, FdtraceError]], modules
 
 
 def _reach(pid: int, session: Session, force: bool) -> Reached:
-    agent = control.find_agent(pid)
+    agent = agent_processes.find_agent(pid)
     if agent is None:
         return _inject(pid, session, force)
     if agent.recording:
         raise _already(pid, agent.status)
     order = {"op": "start", "session": session.for_agent()}
-    status = control.command(agent, order)
+    status = agent_processes.command(agent, order)
     if status is not None and status.get("problem"):
         raise _could_not_begin(pid, status["problem"], session)
     return Reached(pid, "armed", status is None, status or agent.status)
@@ -162,8 +162,8 @@ def detach(session_id: str, reason: str = "detach") -> list[str]:
     An injected agent whose engine is idle is made to obey by a second injection; an armed one obeys at its next call.
     """
     left = []
-    agents = [agent for agent in control.agents() if agent.recording == session_id]
-    answers = control.commands(agents, {"op": "stop", "reason": reason})
+    agents = [agent for agent in agent_processes.agents() if agent.recording == session_id]
+    answers = agent_processes.commands(agents, {"op": "stop", "reason": reason})
     for agent, answer in zip(agents, answers, strict=True):
         idle = answer is None and not agent.status.get("armed")
         status, why = _obey_now(agent.pid) if idle else (answer, "")

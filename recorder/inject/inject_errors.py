@@ -159,7 +159,7 @@ class GilHeld(InjectError):
         super().__init__(pid, what, why=why, hint=hint)
 
 
-class Ended(InjectError):
+class TargetEnded(InjectError):
     code = "ended"
 
     def __init__(self, pid: int) -> None:

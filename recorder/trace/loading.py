@@ -10,11 +10,12 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING
 from numpy.typing import NDArray
 
-from fdtrace.recorder import digest, schema
-from fdtrace.recorder.recording import (
-    MISSING,
+from fdtrace.recorder import schema
+from fdtrace.recorder.trace import digest
+from fdtrace.recorder.trace.recording import (
     Acceptance,
     EngineInfo,
     HandoverSteps,
@@ -23,7 +24,7 @@ from fdtrace.recorder.recording import (
     StepDigests,
 )
 
-Columns = dict[str, NDArray[Any]]
+ColumnArrays = dict[str, NDArray[Any]]
 
 ROW = """
 q.kind, q.num_tokens, q.num_computed_tokens, coalesce(q.num_draft_tokens, 0),
@@ -85,14 +86,14 @@ class Reader:
                 parts.append(f"coalesce({column.name}, {MISSING})::{number} AS {column.name}")
         return ", ".join(parts)
 
-    def requests(self) -> Columns:
+    def requests(self) -> ColumnArrays:
         """The columns of `request`, by number."""
         return self._numpy(
             f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
 
-    def steps(self, after: int = MISSING) -> Columns:
+    def steps(self, after: int = MISSING) -> ColumnArrays:
         """The columns of `step`, of the steps after one, in step order."""
         found = self._numpy(
             f"SELECT {self._select(schema.STEP, 'engine_id')} FROM step "

@@ -11,9 +11,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns
 from numpy.typing import NDArray
-
-from fdtrace.recorder.recording import MISSING, ByValue, Columns
 
 MOST_ROWS = 20_000_000
 """Rows of `call_request` that are taken into memory: a replay in their order keeps about 80 bytes for each."""

@@ -12,9 +12,9 @@ from fdtrace.recorder.errors import FdtraceError, TraceError
 
 if TYPE_CHECKING:
     from fdtrace.reading import TraceReader
-    from fdtrace.recording import StopSignals, Watch
     from fdtrace.tui.app import ReplayApp
-    from fdtrace.tui.sources import Tail
+    from fdtrace.tui.sources import NewSteps
+    from fdtrace.watch import StopSignals, Watch
 
 
 def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> ReplayApp:
@@ -67,7 +67,7 @@ def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: Sto
 
 def _first_steps(path: Path) -> str | None:
     """A reason to go on to the screen once the trace holds a step; None until then."""
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.trace import open_trace
 
     if not path.exists():
         return None
@@ -95,7 +95,7 @@ def _show(path: Path, formulas: list[str] | None, failed: list[BaseException]) -
     try:
         screen = screen_of(reader, parser.parse_args([*asked, "--", str(path)]))
 
-        def tail(step: int) -> Tail:
+        def tail(step: int) -> NewSteps:
             if failed:
                 raise failed[0]
             return reader.tail(step)

@@ -1,6 +1,6 @@
 """The prefill and decode roles of a driven FastDeploy scheduler: what its engine asks of it outside `schedule()`.
 
-Loaded by `fastdeploy.py`, which runs as a file of its own. The engine's part is that of FastDeploy's
+Loaded by `fastdeploy_driver.py`, which runs as a file of its own. The engine's part is that of FastDeploy's
 `engine/common_engine.py`: it asks for one request's slot and blocks after another, in order of arrival, and goes no
 further than the first that is refused.
 """

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from fdtrace.replayer.model.events import Forward
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.counts import Counts, Ledger
-from fdtrace.sandbox.load import Load
-from fdtrace.sandbox.request import Scheduled
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.engine_counts import Counts, StepCounter
 from fdtrace.sandbox.runner import ModelRunner, RanRow
-from fdtrace.sandbox.scheduler import SandboxScheduler
+from fdtrace.sandbox.sandbox_request import Scheduled
+from fdtrace.sandbox.sandbox_scheduler import SandboxScheduler
+from fdtrace.sandbox.seeded_load import Load
 
 NAP_S = 0.02
 """Longest sleep without a look at `stop`."""
 
 
-class Engine:
+class SandboxEngine:
     """A scheduler, a worker and a load."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Engine:
         self.load = load
         self.scheduler = SandboxScheduler(config)
         self.runner = ModelRunner(config, paddle)
-        self._ledger = Ledger(config.max_num_batched_tokens, log)
+        self._ledger = StepCounter(config.max_num_batched_tokens, log)
         self.counts = self._ledger.counts
         self._step_s = step_s
         self._tick = 0

@@ -24,7 +24,7 @@ LOCK_WAIT = 10.0
 
 
 @dataclass(frozen=True)
-class Agent:
+class AgentProcess:
     """An agent in a living process, and what it says of itself."""
 
     pid: int
@@ -38,7 +38,7 @@ class Agent:
         return self.status.get("recording")
 
 
-def find_agent(pid: int) -> Agent | None:
+def find_agent(pid: int) -> AgentProcess | None:
     """The agent of a process, if it has one. A mailbox left by a process that is gone is removed.
 
     TargetError where its mailbox could be another user's, or is another version's.
@@ -66,7 +66,7 @@ def find_agent(pid: int) -> Agent | None:
                 why=f"it speaks protocol {box.protocol}, this one {wire.PROTOCOL}",
                 hint="use the fdtrace that it was armed with, or restart the engine",
             )
-        return Agent(pid, uid, where, _status(box))
+        return AgentProcess(pid, uid, where, _status(box))
     except (OSError, ValueError):
         return None
     finally:
@@ -97,7 +97,7 @@ def _status(box: mailbox.Mailbox) -> dict[str, Any]:
     return {}
 
 
-def agents(problems: list[TargetError] | None = None) -> list[Agent]:
+def agents(problems: list[TargetError] | None = None) -> list[AgentProcess]:
     """Every agent of this user; root sees those of all. `problems`: takes what cannot be spoken to, and why."""
     directories = {mailbox.directory()}
     if os.geteuid() == 0:
@@ -122,7 +122,7 @@ def _names(directory: str) -> list[str]:
 
 
 @contextmanager
-def _alone(agent: Agent) -> Iterator[mailbox.Mailbox | None]:
+def _alone(agent: AgentProcess) -> Iterator[mailbox.Mailbox | None]:
     """The mailbox, no other controller using it meanwhile; None where it is gone."""
     try:
         box = mailbox.Mailbox.open(agent.directory, agent.pid, agent.uid)
@@ -154,7 +154,7 @@ def _lock(box: mailbox.Mailbox, pid: int) -> None:
         time.sleep(0.005)
 
 
-def command(agent: Agent, order: dict[str, Any], wait: float | None = None) -> dict[str, Any] | None:
+def command(agent: AgentProcess, order: dict[str, Any], wait: float | None = None) -> dict[str, Any] | None:
     """Leave an order for an agent; its status once it obeyed, or None where it did not within `wait` seconds.
 
     `wait` None: `ANSWER_WAIT`.
@@ -164,7 +164,7 @@ def command(agent: Agent, order: dict[str, Any], wait: float | None = None) -> d
 
 
 def commands(
-    agents: list[Agent], order: dict[str, Any], wait: float | None = None
+    agents: list[AgentProcess], order: dict[str, Any], wait: float | None = None
 ) -> list[dict[str, Any] | None]:
     """`command` for each of these agents, at once: `wait` is for all of them together."""
     found: list[dict[str, Any] | None] = [None] * len(agents)

@@ -1,6 +1,6 @@
 """Drives the `ResourceManagerV1` of a FastDeploy checkout on the CPU, step by step, as a process of its own.
 
-    python fastdeploy.py CHECKOUT
+    python fastdeploy_driver.py CHECKOUT
 
 Run by a Python that can import Paddle and FastDeploy's requirements; it needs nothing of fdtrace. A JSON object a line
 on stdin, an answer a line on what was stdout (FastDeploy's own prints go to stderr):
@@ -22,12 +22,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.fastdeploy_config import build_config
-    from fdtrace.drivers.fastdeploy_roles import RoleRequests
+    from fdtrace.drivers.fastdeploy_driver_config import build_config
+    from fdtrace.drivers.fastdeploy_driver_roles import RoleRequests
     from fdtrace.drivers.serving import CannotGoOn, Message, run
 else:  # beside this script, without fdtrace
-    from fastdeploy_config import build_config
-    from fastdeploy_roles import RoleRequests
+    from fastdeploy_driver_config import build_config
+    from fastdeploy_driver_roles import RoleRequests
     from serving import CannotGoOn, Message, run
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.trace import Trace
+from fdtrace.recorder.trace.trace import Trace
 
 LEAST_S = 1.0
 """An engine that ran steps stands still where nothing has moved for so long, ..."""

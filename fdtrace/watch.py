@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fdtrace.progress import Progress
-from fdtrace.recorder import attach
+from fdtrace.recorder import attach_server
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
@@ -100,14 +100,14 @@ class Watch:
 
     def stop(self, reason: str) -> None:
         """Take the agents out, and have the collector finish."""
-        for note in attach.detach(self.session.id, reason):
+        for note in attach_server.detach(self.session.id, reason):
             self.progress.note(note)
         self.supervisor.end(reason)
 
     def fail(self) -> None:
         """The collector cannot go on: take the agents out; the server goes on as if nobody had been there."""
         self.progress.done()
-        for note in attach.detach(self.session.id, "error"):
+        for note in attach_server.detach(self.session.id, "error"):
             self.progress.note(note)
         self.progress.note("no longer attached: the server goes on as before")
 
@@ -121,8 +121,8 @@ class Watch:
 
 def conclude(watch: Watch, done: dict[str, Any]) -> None:
     """Say what the finished trace holds: its steps, and whether an engine stood still at the end."""
-    from fdtrace.recorder.standstill import standstill
-    from fdtrace.recorder.trace import open_trace
+    from fdtrace.recorder.trace.standstill import standstill
+    from fdtrace.recorder.trace.trace import open_trace
 
     output, steps, calls = watch.session.output, done["steps"], done["calls"]
     why = (

@@ -16,7 +16,7 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.trace_json import json_object
+from fdtrace.recorder.trace.json_values import json_object
 
 TOKENS = 2**28
 """Most tokens, of anything: 268 million."""

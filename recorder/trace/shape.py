@@ -17,7 +17,7 @@ from fdtrace.recorder.errors import TraceError
 FILE = "trace_file"
 """What the trace's own database is called in a connection."""
 
-Columns = dict[str, str]
+ColumnTypes = dict[str, str]
 """Name -> DuckDB type of the columns of one table."""
 
 
@@ -25,7 +25,7 @@ Columns = dict[str, str]
 class FileTables:
     """What the attached file holds: the columns of its tables, which of them compute a column, and its views."""
 
-    columns: dict[str, Columns]
+    columns: dict[str, ColumnTypes]
     computing: frozenset[str]
     views: frozenset[str]
 
@@ -37,7 +37,7 @@ def file_tables(db: duckdb.DuckDBPyConnection) -> FileTables:
         "WHERE database_name = $1 AND schema_name = 'main'",
         [FILE],
     ).fetchall()
-    columns: dict[str, Columns] = {name: {} for name, _ in tables}
+    columns: dict[str, ColumnTypes] = {name: {} for name, _ in tables}
     rows = db.execute(
         "SELECT table_name, column_name, data_type FROM duckdb_columns() "
         "WHERE database_name = $1 AND schema_name = 'main' AND list_contains($2, table_name)",
@@ -115,7 +115,7 @@ def _check_table(path: Path, table: schema.Table, tables: FileTables, *, earlier
         )
 
 
-def check_columns(path: Path, table: schema.Table, columns: Columns, *, earlier: bool = False) -> None:
+def check_columns(path: Path, table: schema.Table, columns: ColumnTypes, *, earlier: bool = False) -> None:
     """TraceError where these columns are not those of the schema's table."""
     for column in table.columns:
         found = columns.get(column.name)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.sandbox.config import EngineConfig
-from fdtrace.sandbox.request import Request
+from fdtrace.sandbox.engine_config import EngineConfig
+from fdtrace.sandbox.sandbox_request import SandboxRequest
 
 NUM_PHRASES = 24
 PHRASE_TOKENS = (4, 12)
@@ -76,7 +76,7 @@ class Load:
         ]
         self._made = 0
         self._next_arrival = 0 if shape.arrival_gap else None
-        self._aborts: dict[int, list[Request]] = {}
+        self._aborts: dict[int, list[SandboxRequest]] = {}
 
     @property
     def exhausted(self) -> bool:
@@ -90,9 +90,9 @@ class Load:
             moments.append(self._next_arrival)
         return min(moments, default=None)
 
-    def arrivals(self, step: int, num_waiting: int) -> list[Request]:
+    def arrivals(self, step: int, num_waiting: int) -> list[SandboxRequest]:
         """The requests that arrive before `step`, given how many wait."""
-        arrived: list[Request] = []
+        arrived: list[SandboxRequest] = []
         room = self._shape.max_waiting - num_waiting
         while self._next_arrival is not None and self._next_arrival <= step and len(arrived) < room:
             if self.exhausted:
@@ -103,15 +103,15 @@ class Load:
             arrived.append(self._make(step))
         return arrived
 
-    def aborts(self, step: int) -> list[Request]:
+    def aborts(self, step: int) -> list[SandboxRequest]:
         """The requests whose clients give up before `step`; some may have finished already."""
         due = [at for at in self._aborts if at <= step]
         return [request for at in sorted(due) for request in self._aborts.pop(at)]
 
-    def _make(self, step: int) -> Request:
+    def _make(self, step: int) -> SandboxRequest:
         shape, random = self._shape, self._random
         prompt = self._text(int(random.integers(shape.prompt[0], shape.prompt[1] + 1)))
-        request = Request.make(
+        request = SandboxRequest.make(
             f"req-{self._made}", prompt, int(random.integers(shape.output[0], shape.output[1] + 1))
         )
         self._made += 1

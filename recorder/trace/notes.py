@@ -7,8 +7,8 @@ from typing import Any
 import duckdb
 
 from fdtrace.recorder.printable import printable
-from fdtrace.recorder.trace_file import is_growing
-from fdtrace.recorder.trace_json import read_json
+from fdtrace.recorder.trace.file import is_growing
+from fdtrace.recorder.trace.json_values import read_json
 
 MOST = 100
 """Notes that are read."""
