@@ -117,7 +117,7 @@ def figures(trace: Path, checkout: str) -> list[str]:
 
 
 def total(recording: Recording, name: str) -> int:
-    """The sum of a column of steps; what is not column_or_zero counts as none."""
+    """The sum of a column of steps; what is not known counts as none."""
     return int(column_or_zero(recording, name).sum())
 
 
@@ -152,7 +152,7 @@ def cells_of(fidelity: Fidelity | None) -> list[str]:
 
 
 def main() -> None:
-    """Record what is missing, and print the table as Markdown, a line as soon as it is column_or_zero."""
+    """Record what is missing, and print the table as Markdown, a line as soon as it is known."""
     parser = argparse.ArgumentParser()
     parser.add_argument("versions", nargs="+", metavar="VERSION=CHECKOUT")
     parser.add_argument("--traces", type=Path, help="keep the recordings here, and take those that are there")

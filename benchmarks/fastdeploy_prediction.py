@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, help="keep the recordings here, and take those that are there")
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="only these configurations")
     parser.add_argument("--runs", type=int, default=2, help="how often the first version runs (default 2)")
+    parser.add_argument(
+        "--seed", type=int, default=BASE["seed"], help="of the requests and their times (default 3)"
+    )
     parser.add_argument("--kept", action="store_true", help="only the recordings that are there")
     options = parser.parse_args()
     checkouts = dict(one.split("=", 1) for one in options.versions)
@@ -161,7 +164,7 @@ def main() -> None:
         traces.mkdir(exist_ok=True)
         for name in options.case or CASES:
             case = Path(scratch) / f"{name}.json"
-            case.write_text(json.dumps(BASE | CASES[name]))
+            case.write_text(json.dumps(BASE | CASES[name] | {"seed": options.seed}))
             for version in versions:
                 for run in range(1, options.runs + 1 if version == versions[0] else 2):
                     trace = traces / f"{version}-{name}-{run}.fdtrace"

@@ -27,7 +27,7 @@ from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
 from fdtrace.replayer.replay.deployment_replay import DeploymentReplay, Looked
-from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
+from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline_of
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, Replay, ReplayCancelled
@@ -149,7 +149,7 @@ class Experiment:
     @cached_property
     def _pipeline(self) -> RecordedPipeline | None:
         """The recorded deployment, as replays under other formulas go by it; None: it was in lockstep."""
-        return recorded_pipeline(self.recording, self.workload)
+        return pipeline_of(self.recording, self.workload)
 
     def recorded(self) -> History:
         """The recording itself."""

@@ -25,16 +25,16 @@ from pathlib import Path
 from fdtrace import cli
 from fdtrace.commands import attach as _attach, detach, recover, status
 from fdtrace.progress import Progress
-from fdtrace.recorder import agent_processes, attach_server, delivery, leftovers
+from fdtrace.recorder import agent_delivery, agent_processes, attach_server, leftovers
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.collector.process import recover as _recover
-from fdtrace.recorder.collector import saved
+from fdtrace.recorder.collector import saved_state
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.inject import run_in_process
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
 import fdtrace.watch, duckdb, encodings.idna, pwd
-delivery.prepare()
+agent_delivery.prepare()
 user = int(sys.argv[1])
 os.setgroups([])
 os.setresgid(user, user, user)

@@ -63,7 +63,6 @@ class TransformersAdapter:
 
     def begin(self, writer: Writer) -> None:
         self.writer = writer
-        writer.first_step = 0
         self.active = self.begun = self.offloading = self.offloaded = False
         self.processor: Any = None
         self.scheduler: Any = None
@@ -86,6 +85,7 @@ class TransformersAdapter:
         for request_id in list(self.batch.rows):
             self.batch.forget(request_id)
         self.ended.clear()
+        self.writer.first_step = 0  # only now: an armed process has the adapters of all engines
         self.processor, self.scheduler, self.active = processor, processor.scheduler, True
         self.blocks = KVBlocks(processor.cache)
         self.offloads = getattr(processor.offloading_manager, "_cpu_pool", None) is not None

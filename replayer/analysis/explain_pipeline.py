@@ -12,7 +12,7 @@ from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Forward
 from fdtrace.replayer.replay.pipeline import PipelineReplay
-from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, recorded_pipeline
+from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline_of
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, ReplayCancelled
 from fdtrace.replayer.workload.workload import Workload
 
@@ -38,7 +38,7 @@ class PipelineExplainer(Explainer):
         """A step by its number, which may be that of a hang. ReplayCancelled when `cancelled()`."""
         if self._last is not None and self._last.step == step:
             return self._last
-        self._pipeline = self._pipeline or recorded_pipeline(self._recording, self._workload())
+        self._pipeline = self._pipeline or pipeline_of(self._recording, self._workload())
         if self._pipeline is None:
             raise TraceError("the times of this deployment are not recorded")
         at = step - self._pipeline.workload.first_step

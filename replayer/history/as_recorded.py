@@ -60,7 +60,7 @@ def rows_of(recording: Recording) -> RowsOfStep:
     def rows(step: int) -> list[StepRow]:
         if read is None:
             raise TraceError(
-                f"the requests of step {step} are not column_or_zero",
+                f"the requests of step {step} are not known",
                 why="this recording is in memory, without the requests of each step",
                 hint="ask while its trace is open, or give `rows` that read them",
             )

@@ -79,7 +79,7 @@ class RecordedPipeline:
         return (float(np.median(waits)), float(np.percentile(waits, 95))) if waits else (0.0, 0.0)
 
 
-def recorded_pipeline(recording: Recording, workload: Workload) -> RecordedPipeline | None:
+def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | None:
     """The pipeline of a recording; None where it was in lockstep, or has too little to go by."""
     order = recording.details.order
     if order is None or is_lockstep(recording, order):

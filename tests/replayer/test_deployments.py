@@ -24,7 +24,7 @@ from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.replayer.model.events import ReserveFound
-from fdtrace.replayer.replay.recorded_pipeline import recorded_pipeline
+from fdtrace.replayer.replay.recorded_pipeline import pipeline_of
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 
 DATA = Path(__file__).parents[1] / "data" / "deployments"
@@ -36,7 +36,8 @@ def tables_of(db: duckdb.DuckDBPyConnection, name: str) -> None:
     tables = json.loads(gzip.decompress((DATA / f"{name}.json.gz").read_bytes()))
     for table in schema.TABLES:
         columns = tables.get(table.name, {})
-        rows = list(zip(*(columns.get(column, []) for column in table.names), strict=True))
+        none = [None] * len(next(iter(columns.values()), []))  # for columns that a later schema brought
+        rows = list(zip(*(columns.get(column, none) for column in table.names), strict=True))
         create(db, table.name, table)
         if rows:
             insert(db, table.name, table, columns_of(table, rows))
@@ -126,7 +127,7 @@ def test_another_formula_is_replayed_as_a_pipeline(tight: Recording) -> None:
 
 def test_another_policy_begins_with_its_own_reserve(tight: Recording) -> None:
     """The recorded one keeps 16 blocks free for each request: that is no ratio."""
-    pipeline = recorded_pipeline(tight, workload_from_recording(tight))
+    pipeline = pipeline_of(tight, workload_from_recording(tight))
     assert pipeline is not None
     kinds = [
         {type(event) for event in pipeline.beginning_of(policy).found} for policy in (ORIGINAL, RELEASE_2_6)
@@ -149,7 +150,7 @@ def test_the_pipeline_alone_stays_near_what_was_recorded(recording: Recording) -
     outcome, steps = found.outcome, recording.steps
     assert abs(outcome.num_steps - recording.num_steps) <= 0.15 * recording.num_steps
     assert abs(outcome.total_tokens - steps["num_tokens"].sum()) <= 0.1 * steps["num_tokens"].sum()
-    assert abs(outcome.num_preemptions - steps["num_preempted"].sum()) <= 1
+    assert abs(outcome.num_preemptions - np.maximum(steps["num_preempted"], 0).sum()) <= 1
     assert abs(outcome.peak_tokens - steps["num_tokens"].max()) <= 0.05 * steps["num_tokens"].max()
 
 
