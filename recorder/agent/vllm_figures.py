@@ -76,7 +76,7 @@ def of_call(
     free = pool.get_num_free_blocks()
     reason, missing, head = "", -1, head_of(queued)
     if head is not None:
-        reason = why_waiting(scheduler, head, budget - counted, preempted)
+        reason = not_admitted_reason(scheduler, head, budget - counted, preempted)
         missing = missing_blocks(scheduler, head, budget - counted, free) if reason == "blocks" else -1
     return reason, wire.CallFigures(
         token_budget=budget,
@@ -98,7 +98,7 @@ def of_call(
     )
 
 
-def why_waiting(scheduler: Any, head: Any, remaining_budget: int, preempted: int) -> str:
+def not_admitted_reason(scheduler: Any, head: Any, remaining_budget: int, preempted: int) -> str:
     """Which rule ended the loop of `schedule()` over the waiting requests. The rules are in the order of that loop."""
     paused = getattr(getattr(scheduler, "_pause_state", None), "name", "UNPAUSED") != "UNPAUSED"
     too_long = not _chunked(scheduler) and head.num_tokens - head.num_computed_tokens > remaining_budget
