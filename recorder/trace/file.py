@@ -28,6 +28,9 @@ MAGIC_OFFSET, MAGIC = 8, b"DUCK"
 HEADERS = 3 * 4096
 """Bytes of a DuckDB file before its first block."""
 
+MOST_TRIES = 20
+"""How often a recording in progress is opened again because it was replaced meanwhile."""
+
 MEMORY_SHARE = 0.5
 """The share of the machine's memory that the queries of one trace may use, where the caller sets no limit."""
 
@@ -65,11 +68,22 @@ def connect(
         tables = file_tables(db)
         earlier = check_head(db, path, tables) < schema.SCHEMA_VERSION
         parts = find_parts(db, path, tables)
-        sources = {}
-        if parts is not None:
+        for _ in range(MOST_TRIES):
+            if parts is None:
+                break
             db.close()
             db = _attached(path, memory, writable, parts.files)
-            sources = part_sources(db, path, file_tables(db), parts, earlier=earlier)
+            tables, allowed = file_tables(db), parts
+            parts = find_parts(db, path, tables)
+            if parts == allowed:
+                break  # else the recording has published its next state in between: its parts are others
+        else:
+            raise TraceError(
+                f"{path} cannot be read now",
+                why="its recording replaces it again and again",
+                hint="try again",
+            )
+        sources = {} if parts is None else part_sources(db, path, tables, parts, earlier=earlier)
         sources |= table_sources(path, tables, sources, earlier=earlier)
         _make_views(db, sources, growing=parts is not None)
     except duckdb.Error as error:

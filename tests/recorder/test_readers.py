@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from fdtrace.recorder.collector import replaced_files
 from fdtrace.recorder.collector.process import PUBLISH
 from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.trace import file
+from fdtrace.recorder.trace.trace import open_trace
 from tests.recorder.helpers import (
     armed_environment,
     collected,
@@ -84,6 +87,33 @@ def test_readers_never_fail_while_it_records_and_when_it_ends(tmp_path: Path) ->
     assert all(reader.returncode == 0 for reader in readers)
     assert all(int(count) > 5 for count, _ in said)
     assert all(int(last) == len(logged(log)) for _, last in said)
+
+
+def test_a_trace_that_is_replaced_while_it_is_opened_is_read_in_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts and its own tables are of one state: else events name requests that are in neither."""
+    trace, log = tmp_path / "t.duckdb", tmp_path / "log"
+    attach, attached = file._attached, []
+    with collected(trace) as (session, supervisor):
+        engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
+        pump(supervisor, lambda: trace.exists() and bool(query(trace, "SELECT step FROM step LIMIT 1")))
+
+        def attach_late(path: Path, *arguments: Any) -> duckdb.DuckDBPyConnection:
+            """Twice, wait until the collector has replaced the trace that was looked at."""
+            attached.append(path.stat().st_ino)
+            if len(attached) in (2, 3):
+                pump(supervisor, lambda: path.stat().st_ino != attached[-1])
+            return attach(path, *arguments)
+
+        monkeypatch.setattr(file, "_attached", attach_late)
+        with open_trace(trace) as opened:
+            unknown = "SELECT count(*) AS n FROM event WHERE request NOT IN (SELECT request FROM request)"
+            assert opened.rows(unknown) == [{"n": 0}]
+            assert opened.recording().num_steps > 0
+        assert len(attached) == 4
+        stop_engine(engine)
+        finish(supervisor)
 
 
 def test_a_client_that_holds_an_earlier_state_open_still_finds_its_parts(tmp_path: Path) -> None:
