@@ -59,9 +59,9 @@ class Clock:
 
     kind: ClockKind
     durations: StepDurations | None = None
-    """For arrivals by time: how long a replayed step takes."""
+    """With arrivals by time: how long a replayed step takes."""
     model: TimeModel | None = None
-    """The same from all that its batch holds, where that is known: it then takes the place of `durations`."""
+    """The same from all features of the batch. If it is there, it takes the place of `durations`."""
 
 
 BY_STEPS = Clock("steps")
