@@ -202,7 +202,8 @@ class _Fit:
         return float(np.median(self.order.calls["schedule_us"][~self.idle])) / 1e3
 
     def _seen(self) -> tuple[Times, Times]:
-        """For each step: when the last call ran that had not counted its outputs, and the first that had (inf: no call).
+        """For each step: when the last call ran that had not counted its outputs, and the first that had (inf: no
+        call).
         """
         calls, seen = self.order.calls, self.order.seen
         index = np.searchsorted(calls["call"], seen["call"], side="right") - 1

@@ -45,8 +45,7 @@ class RecordedTiming:
 
     @cached_property
     def busy(self) -> NDArray[np.bool_]:
-        """Whether requests ran or waited after a step (all but the last). Then it took the whole time to the next call.
-        """
+        """Whether requests ran or waited after a step (but the last). Then it took all the time to the next call."""
         took = np.diff(self.calls)
         is_busy: NDArray[np.bool_] = (requests_left(self.recording)[:-1] > 0) & (took > 0)
         return is_busy
