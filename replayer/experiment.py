@@ -173,7 +173,7 @@ class Experiment:
         progressed: Progressed | None = None,
         cancelled: Cancelled | None = None,
     ) -> History:
-        """The recorded requests scheduled afresh.
+        """Schedule the recorded requests again.
 
         Args:
             by: a formula, under which the model schedules; or another scheduler.

@@ -123,8 +123,8 @@ def latencies(
             "tpot": spread / np.maximum(times.num_tokens - 1, 1),
         }
         meets_slo = done.copy()
-        for name, most in slo.items():
-            meets_slo &= np.nan_to_num(values[name], nan=np.inf) <= most
+        for name, limit in slo.items():
+            meets_slo &= np.nan_to_num(values[name], nan=np.inf) <= limit
         goodput = float(meets_slo.sum()) / duration
     return Latencies(
         num_requests=int(served.sum()),

@@ -74,8 +74,8 @@ class _Fit:
         self.recording, self.order = recording, order
         self.began_ns = int(steps["ts"][0])
         self.begin = (np.asarray(steps["ts"], np.int64) - self.began_ns) / 1e6
-        self.took = np.maximum(column_or_zero(recording, "forward_us"), 1) / 1e3
-        self.end = self.begin + self.took
+        self.durations = np.maximum(column_or_zero(recording, "forward_us"), 1) / 1e3
+        self.end = self.begin + self.durations
         self.prefill = column_or_zero(recording, "num_prefill_tokens").astype(np.float64)
         self.decode = column_or_zero(recording, "num_decode_tokens").astype(np.float64)
         per_decode = 1 + max(
@@ -141,12 +141,12 @@ class _Fit:
         return num_tokens
 
     def _forwards(self) -> tuple[tuple[float, float, float], BySteps]:
-        terms = np.stack([np.ones(len(self.took)), self.prefill, self.decode], axis=1)
-        usual = self.took <= STANDSTILL * np.median(self.took)
-        factors = np.linalg.lstsq(terms[usual], self.took[usual], rcond=None)[0]
+        terms = np.stack([np.ones(len(self.durations)), self.prefill, self.decode], axis=1)
+        usual = self.durations <= STANDSTILL * np.median(self.durations)
+        factors = np.linalg.lstsq(terms[usual], self.durations[usual], rcond=None)[0]
         if (factors < 0).any():
-            factors = np.array([float(np.median(self.took)), 0.0, 0.0])
-        rest = self.took - terms @ factors
+            factors = np.array([float(np.median(self.durations)), 0.0, 0.0])
+        rest = self.durations - terms @ factors
         base, prefill, decode = (float(value) for value in factors)
         return (base, prefill, decode), BySteps(float(rest[usual].mean()), rest)
 
@@ -165,13 +165,13 @@ class _Fit:
         yield from zip(self.calls_at[mine].tolist(), self.entered[mine].tolist(), strict=True)
 
     def _hand_over(self, waited: NDArray[np.bool_], with_tasks: float, check: float) -> BySize:
-        looked = np.where(
+        look_times = np.where(
             waited, self.begin - with_tasks + check, np.append(self.begin[0], self.end[:-1]) + check
         )
         low, high, steps = [], [], []
         for at, entered in self._handed():
-            low.append(max(0.0, looked[entered - 1] - at) if entered else 0.0)
-            high.append(max(0.1, looked[entered] - at))
+            low.append(max(0.0, look_times[entered - 1] - at) if entered else 0.0)
+            high.append(max(0.1, look_times[entered] - at))
             steps.append(int(np.searchsorted(self.begin, at)))
         bounds = np.array(low), np.array(high)
         typical = _within_most(*bounds)
@@ -207,14 +207,14 @@ class _Fit:
         """
         calls, seen = self.order.calls, self.order.seen
         index = np.searchsorted(calls["call"], seen["call"], side="right") - 1
-        looked = (_begun_at(self.order, seen["call"]) - self.began_ns) / 1e6 + calls["schedule_us"][
+        look_times = (_begun_at(self.order, seen["call"]) - self.began_ns) / 1e6 + calls["schedule_us"][
             index
         ] / 2e3
         until = np.maximum.accumulate(np.searchsorted(self.numbers, seen["step"]))
         number, steps = len(self.begin), np.arange(len(self.begin))
         first = np.searchsorted(until, steps)
-        high = np.where(first < len(looked), looked[np.minimum(first, len(looked) - 1)], np.inf)
-        low = np.where(first > 0, looked[np.maximum(first - 1, 0)], -np.inf)
+        high = np.where(first < len(look_times), look_times[np.minimum(first, len(look_times) - 1)], np.inf)
+        low = np.where(first > 0, look_times[np.maximum(first - 1, 0)], -np.inf)
         was_counted = np.isin(steps, until)  # a step between two seen ones may have had no outputs to count
         return np.where(was_counted, low, -np.inf)[:number], high[:number]
 
@@ -270,9 +270,10 @@ class _Fit:
         return float(np.median(short_waits)) if short_waits else FETCHES_IN / 2
 
     def _disturbed(self, pause: Times, busy: NDArray[np.bool_], typical: float) -> float:
-        usual = float(np.median(self.took))
+        usual = float(np.median(self.durations))
         still = (
-            self.took[self.took > STANDSTILL * usual].sum() + pause[busy][pause[busy] > LONG * typical].sum()
+            self.durations[self.durations > STANDSTILL * usual].sum()
+            + pause[busy][pause[busy] > LONG * typical].sum()
         )
         return float(still / max(self.end[-1] - self.begin[0], 1e-9))
 

@@ -123,5 +123,7 @@ class PipelineTimes:
     def forward(self, step: int, num_prefill_tokens: int, num_decode_tokens: int) -> float:
         """How long the replay's `step`-th forward takes; as recorded if the recorded forward ran the same tokens."""
         base, prefill, decode = self.forward_terms
-        took = base + prefill * num_prefill_tokens + decode * num_decode_tokens + self.forward_rest.at(step)
-        return max(took, LEAST)
+        duration = (
+            base + prefill * num_prefill_tokens + decode * num_decode_tokens + self.forward_rest.at(step)
+        )
+        return max(duration, LEAST)

@@ -46,15 +46,15 @@ class RecordedTiming:
     @cached_property
     def busy(self) -> NDArray[np.bool_]:
         """Whether requests ran or waited after a step (but the last). Then it took all the time to the next call."""
-        took = np.diff(self.calls)
-        is_busy: NDArray[np.bool_] = (requests_left(self.recording)[:-1] > 0) & (took > 0)
+        durations = np.diff(self.calls)
+        is_busy: NDArray[np.bool_] = (requests_left(self.recording)[:-1] > 0) & (durations > 0)
         return is_busy
 
     @cached_property
     def model(self) -> TimeModel:
         """Fitted from the steps that another step followed at once. UsageError if its errors are too large."""
-        took = np.diff(self.calls)[self.busy] / 1000.0
-        return fit_time_model(self.features[:-1][self.busy], took)
+        durations = np.diff(self.calls)[self.busy] / 1000.0
+        return fit_time_model(self.features[:-1][self.busy], durations)
 
     @cached_property
     def ends_us(self) -> NDArray[np.float64]:

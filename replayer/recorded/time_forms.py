@@ -93,17 +93,17 @@ def _sides(features: Floats) -> tuple[Floats, Floats]:
     return memory, compute
 
 
-def fit_tokens(features: Floats, took: Floats) -> TimeForm:
+def fit_tokens(features: Floats, durations: Floats) -> TimeForm:
     """`tokens`."""
-    return _sum("tokens", features, took, (P, D))
+    return _sum("tokens", features, durations, (P, D))
 
 
-def fit_additive(features: Floats, took: Floats) -> TimeForm:
+def fit_additive(features: Floats, durations: Floats) -> TimeForm:
     """`additive`."""
-    return _sum("additive", features, took, (P, D, N, KV, ATTENTION))
+    return _sum("additive", features, durations, (P, D, N, KV, ATTENTION))
 
 
-def fit_hinges(features: Floats, took: Floats) -> TimeForm:
+def fit_hinges(features: Floats, durations: Floats) -> TimeForm:
     """`hinges`: the bends are at the quartiles of the steps' tokens, each value once."""
     bends: list[tuple[int, float]] = [(P, -1.0)]
     for column in (P, D):
@@ -112,10 +112,10 @@ def fit_hinges(features: Floats, took: Floats) -> TimeForm:
             bends += [
                 (column, bend) for bend in sorted(set(np.quantile(positive, (0.25, 0.5, 0.75)).tolist()))
             ]
-    return _sum("hinges", features, took, (P, D, N, KV, ATTENTION), tuple(bends))
+    return _sum("hinges", features, durations, (P, D, N, KV, ATTENTION), tuple(bends))
 
 
-def fit_roofline(features: Floats, took: Floats) -> TimeForm | None:
+def fit_roofline(features: Floats, durations: Floats) -> TimeForm | None:
     """`roofline`; None if one side would explain fewer than `LEAST_SIDE` steps."""
     memory, compute = _sides(features)
     prefill = features[:, P]
@@ -126,8 +126,8 @@ def fit_roofline(features: Floats, took: Floats) -> TimeForm | None:
         if min(by_compute.sum(), (~by_compute).sum()) < LEAST_SIDE:
             return None
         form = Roofline(
-            non_negative(memory[~by_compute], took[~by_compute]),
-            non_negative(compute[by_compute], took[by_compute]),
+            non_negative(memory[~by_compute], durations[~by_compute]),
+            non_negative(compute[by_compute], durations[by_compute]),
         )
         longer_by_compute = compute @ form.compute > memory @ form.memory
         if (longer_by_compute == by_compute).all():
@@ -143,40 +143,40 @@ FORMS = (fit_tokens, fit_additive, fit_hinges, fit_roofline)
 def _sum(
     name: str,
     features: Floats,
-    took: Floats,
+    durations: Floats,
     columns: tuple[int, ...],
     bends: tuple[tuple[int, float], ...] = (),
 ) -> TimeForm:
     terms = _terms(features, columns, bends)
-    return SumOfTerms(name, non_negative(terms, took), columns, bends)
+    return SumOfTerms(name, non_negative(terms, durations), columns, bends)
 
 
-def non_negative(terms: Floats, took: Floats) -> Floats:
+def non_negative(terms: Floats, durations: Floats) -> Floats:
     """The factors of least squares, none of them negative (Lawson and Hanson, Solving Least Squares Problems, 23)."""
     scale = np.maximum(np.abs(terms).max(axis=0), 1e-12)
     scaled = terms / scale
     factors, passive = np.zeros(terms.shape[1]), np.zeros(terms.shape[1], dtype=bool)
     for _ in range(3 * terms.shape[1]):
-        gradient = scaled.T @ (took - scaled @ factors)
+        gradient = scaled.T @ (durations - scaled @ factors)
         gradient[passive] = -np.inf
-        if gradient.max() <= 1e-9 * max(1.0, float(np.abs(took).max()) * len(took)):
+        if gradient.max() <= 1e-9 * max(1.0, float(np.abs(durations).max()) * len(durations)):
             break
         passive[int(gradient.argmax())] = True
-        factors = _within(scaled, took, factors, passive)
+        factors = _within(scaled, durations, factors, passive)
     unscaled: Floats = factors / scale
     return unscaled
 
 
-def _within(terms: Floats, took: Floats, factors: Floats, passive: NDArray[np.bool_]) -> Floats:
+def _within(terms: Floats, durations: Floats, factors: Floats, passive: NDArray[np.bool_]) -> Floats:
     """The best factors of the passive terms. A term that would become negative is taken out of the passive terms."""
     while True:
-        wanted = np.zeros(len(factors))
-        wanted[passive] = np.linalg.lstsq(terms[:, passive], took, rcond=None)[0]
-        low = passive & (wanted <= 0)
+        target = np.zeros(len(factors))
+        target[passive] = np.linalg.lstsq(terms[:, passive], durations, rcond=None)[0]
+        low = passive & (target <= 0)
         if not low.any():
-            return wanted
-        step = float((factors[low] / np.maximum(factors[low] - wanted[low], 1e-300)).min())
-        factors = factors + step * (wanted - factors)
+            return target
+        step = float((factors[low] / np.maximum(factors[low] - target[low], 1e-300)).min())
+        factors = factors + step * (target - factors)
         passive &= factors > 1e-12
         if not passive.any():
             return np.zeros(len(factors))

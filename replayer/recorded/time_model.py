@@ -108,57 +108,59 @@ class TimeModel:
         return "; ".join(parts)
 
 
-def fit_time_model(features: Floats, took: Floats) -> TimeModel:
+def fit_time_model(features: Floats, durations: Floats) -> TimeModel:
     """The form with the smallest errors on held-out regions, fitted from all steps.
 
     Args:
         features: `batch_rows.FEATURES` of each step that another step followed at once.
-        took: microseconds from the scheduling call of each step to the next call.
+        durations: microseconds from the scheduling call of each step to the next call.
 
     Raises:
         UsageError: there are too few steps, or the errors on held-out steps are too large.
     """
-    if len(took) < FEWEST_TIMED:
+    if len(durations) < FEWEST_TIMED:
         raise UsageError(
             "how long a step takes cannot be computed from this recording",
-            why=f"{len(took)} steps have another right after them, and {FEWEST_TIMED} are needed",
+            why=f"{len(durations)} steps have another right after them, and {FEWEST_TIMED} are needed",
             hint="arrivals=steps; or record longer",
         )
     regions = list(_regions(features))
-    tested_regions = regions or [("every second step", _second(took))]
+    tested_regions = regions or [("every second step", _second(durations))]
     best_index, best_errors = (
         0,
-        [_required(0, features, took, is_held, name) for name, is_held in tested_regions],
+        [_required(0, features, durations, is_held, name) for name, is_held in tested_regions],
     )
     for index in range(1, len(FORMS)):
-        new_errors = [_held_out(index, features, took, is_held, name) for name, is_held in tested_regions]
+        new_errors = [
+            _held_out(index, features, durations, is_held, name) for name, is_held in tested_regions
+        ]
         pairs = [(new, old) for new, old in zip(new_errors, best_errors, strict=True) if new is not None]
-        if 2 * len(pairs) < len(tested_regions) or FORMS[index](features, took) is None:
+        if 2 * len(pairs) < len(tested_regions) or FORMS[index](features, durations) is None:
             continue  # in most regions too few steps are left to fit it: its errors are not known
         if _error([new for new, _ in pairs]) < CLEARLY * _error([old for _, old in pairs]):
             best_index = index
             best_errors = [new or old for new, old in zip(new_errors, best_errors, strict=True)]
-    return _checked(best_index, features, took, regions)
+    return _checked(best_index, features, durations, regions)
 
 
 def _checked(
-    index: int, features: Floats, took: Floats, regions: list[tuple[str, NDArray[np.bool_]]]
+    index: int, features: Floats, durations: Floats, regions: list[tuple[str, NDArray[np.bool_]]]
 ) -> TimeModel:
-    form = FORMS[index](features, took)
+    form = FORMS[index](features, durations)
     assert form is not None
-    in_first_half = np.arange(len(took)) < len(took) // 2
+    in_first_half = np.arange(len(durations)) < len(durations) // 2
     halves = tuple(
-        _required(index, features, took, is_held, name)
+        _required(index, features, durations, is_held, name)
         for is_held, name in ((in_first_half, "first half"), (~in_first_half, "second half"))
     )
     model = TimeModel(
         form=form,
-        num_steps=len(took),
-        mean_us=float(took.mean()),
-        variation=float(took.std() / took.mean()),
-        regions=tuple(_required(index, features, took, is_held, name) for name, is_held in regions),
+        num_steps=len(durations),
+        mean_us=float(durations.mean()),
+        variation=float(durations.std() / durations.mean()),
+        regions=tuple(_required(index, features, durations, is_held, name) for name, is_held in regions),
         halves=halves,
-        random=_required(index, features, took, _second(took), "every second step"),
+        random=_required(index, features, durations, _second(durations), "every second step"),
         largest=tuple(features.max(axis=0).tolist()),
     )
     worst_half = max(abs(half.total_error) for half in halves)
@@ -172,8 +174,8 @@ def _checked(
     return model
 
 
-def _second(took: Floats) -> NDArray[np.bool_]:
-    return np.asarray(np.arange(len(took)) % 2 == 1)
+def _second(durations: Floats) -> NDArray[np.bool_]:
+    return np.asarray(np.arange(len(durations)) % 2 == 1)
 
 
 def _regions(features: Floats) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -192,20 +194,24 @@ def _regions(features: Floats) -> Iterator[tuple[str, NDArray[np.bool_]]]:
                 yield region, is_held
 
 
-def _required(index: int, features: Floats, took: Floats, is_held: NDArray[np.bool_], region: str) -> HeldOut:
+def _required(
+    index: int, features: Floats, durations: Floats, is_held: NDArray[np.bool_], region: str
+) -> HeldOut:
     """As `_held_out`. If the form cannot be fitted without these steps, the simplest form is fitted instead."""
-    error = _held_out(index, features, took, is_held, region) or _held_out(0, features, took, is_held, region)
+    error = _held_out(index, features, durations, is_held, region) or _held_out(
+        0, features, durations, is_held, region
+    )
     assert error is not None
     return error
 
 
 def _held_out(
-    index: int, features: Floats, took: Floats, is_held: NDArray[np.bool_], region: str
+    index: int, features: Floats, durations: Floats, is_held: NDArray[np.bool_], region: str
 ) -> HeldOut | None:
-    form = FORMS[index](features[~is_held], took[~is_held])
+    form = FORMS[index](features[~is_held], durations[~is_held])
     if form is None:
         return None
-    predicted, recorded = form.us(features[is_held]), took[is_held]
+    predicted, recorded = form.us(features[is_held]), durations[is_held]
     return HeldOut(
         region=region,
         num_steps=int(is_held.sum()),

@@ -64,7 +64,7 @@ class _HandedOut:
 
 
 class PipelineReplay:
-    """One run of a workload until all requests have ended, or until the recording ended if that was earlier.
+    """One run of a workload until all requests have ended, or until the recording ended if it ended before them.
 
     Steps are the forwards that ran tokens."""
 
@@ -195,9 +195,7 @@ class PipelineReplay:
             self._plan(visible + POLL_MS / 2, self._look_at_queue)
 
     def after_call(self, decision: Decision, before: tuple[int, int, int]) -> None:
-        """Called after each call, for subclasses. `before`: running requests, waiting requests and free blocks before
-        it.
-        """
+        """Called after each call, for subclasses. `before`: running and waiting requests and free blocks before it."""
 
     def after_forward(self, decision: Decision, forward: Forward) -> None:
         """Called after each step, with the call that it belongs to."""
@@ -209,7 +207,7 @@ class PipelineReplay:
             self._plan(now + rest * max(1, math.ceil((self._agenda[0][0] - now) / rest)), self._call)
 
     def _watch(self, decision: Decision) -> None:
-        """Find a hang: there are requests, but no tasks or outputs are on their way, and no request is still to come."""
+        """Find a hang: there are requests, but no tasks or outputs are on their way, and no more requests come."""
         is_quiet = self._sleeping and not self._outputs and not self._answers and not len(self._clients)
         self._idle_calls = self._idle_calls + 1 if is_quiet and len(self._agenda) <= 1 else 0
         if self._idle_calls > MOST_IDLE_CALLS:

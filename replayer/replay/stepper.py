@@ -77,7 +77,7 @@ class Stepper:
 
     @property
     def next_event(self) -> float | None:
-        """When the next event comes from outside: an arrival, an abort, a request that joins or is sent; None: never."""
+        """When the next event comes from outside (an arrival, an abort, one that joins or is sent); None: never."""
         moments: list[float] = [at for at, _ in self._aborts[self._next_abort : self._next_abort + 1]]
         moments += [at for at in (self.next_arrival, self._handover.next_due) if at is not None]
         return min(moments, default=None)

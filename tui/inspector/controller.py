@@ -110,12 +110,12 @@ class InspectorController:
 
         def work(deliver: Deliver[list[Story | None]], cancelled: Cancelled) -> None:
             recording = self.model.recording_now()
-            wanted = request_id_of(text, recording)
+            request_id = request_id_of(text, recording)
             stories: list[Story | None] = []
             for history in histories:
                 if cancelled():
                     return
-                stories.append(story_of(recording, history, wanted))
+                stories.append(story_of(recording, history, request_id))
             deliver(stories)
 
         self._stories.want(work)
