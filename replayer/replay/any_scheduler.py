@@ -36,7 +36,7 @@ class AnyScheduler(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called beside others."""
+        """Its name in results."""
 
     @property
     def idle(self) -> bool:
@@ -121,7 +121,7 @@ class OrderedScheduler(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called beside others."""
+        """Its name in results."""
 
     @property
     def num_requests(self) -> int:
