@@ -14,7 +14,7 @@ from fdtrace.recorder.trace.recording import EngineInfo
 Role = Literal["mixed", "prefill", "decode"]
 
 NOT_MODELLED = ("vllm", "transformers")
-"""Engines whose recordings FastDeploy's rules say nothing about: their own scheduler alone reschedules them."""
+"""Engines that do not follow FastDeploy's rules: only their own scheduler can reschedule their recordings."""
 
 
 def is_modelled(engine: EngineInfo) -> bool:
@@ -47,7 +47,7 @@ _CONFIG_FIELDS = {
 class SchedulerConfig:
     """Sizes and switches of one scheduler; the defaults are FastDeploy's (`config.py`, `envs.py`).
 
-    `num_speculative_tokens` is what FastDeploy's `SpeculativeConfig` holds: 1 also where no method is set.
+    `num_speculative_tokens` is what FastDeploy's `SpeculativeConfig` holds: 1 even if no method is set.
     What a decode really drafts is `num_draft_tokens`. Sizes in tokens, sequences and KV blocks of
     `block_size` tokens.
     """
@@ -65,8 +65,8 @@ class SchedulerConfig:
     enc_dec_block_num: int = 2
     """Blocks that a decode gets at once."""
     prealloc_threshold: int = 12
-    """A decode with at most so many free token slots gets new blocks: prealloc_dec_block_slot_num_threshold as it
-    is given to FastDeploy; `Policy.threshold` has what follows from it.
+    """A decode with at most so many free token slots gets new blocks: prealloc_dec_block_slot_num_threshold as
+    FastDeploy gets it. `Policy.threshold` is the value in force.
     """
     reserve_blocks: int = 16
     reserve_decay: float = 0.025
@@ -82,8 +82,8 @@ class SchedulerConfig:
     (enable_output_caching).
     """
     keeps_aborted_slots: bool = False
-    """Whether a request that ends while it is aborted counts for its slot for good: FastDeploy's
-    `ResourceManagerV1.finish_requests` leaves it in `to_be_aborted_req_id_set` before commit 9ef8467d7.
+    """Whether a request that ends while it is being aborted keeps its slot for ever: before commit 9ef8467d7
+    FastDeploy's `ResourceManagerV1.finish_requests` leaves it in `to_be_aborted_req_id_set`.
     """
     split_kv_size: int = 0
     """Deterministic mode: chunks end at multiples of it (FD_DETERMINISTIC_SPLIT_KV_SIZE); 0: off."""
@@ -94,11 +94,11 @@ class SchedulerConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.num_speculative_tokens < 0:
             raise UsageError(f"num_speculative_tokens must not be negative: {self.num_speculative_tokens}")
-        named = {attribute: name for name, (attribute, _) in _ENV_FIELDS.items()}
-        for name in (*named, "prealloc_threshold", "split_kv_size"):
+        env_names = {attribute: name for name, (attribute, _) in _ENV_FIELDS.items()}
+        for name in (*env_names, "prealloc_threshold", "split_kv_size"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise UsageError(f"{named.get(name, name)} must be 0 or more, not {value}")
+                raise UsageError(f"{env_names.get(name, name)} must be 0 or more, not {value}")
 
     @cached_property
     def speculation(self) -> bool:
@@ -111,8 +111,8 @@ class SchedulerConfig:
         return self.num_speculative_tokens if self.spec_method is not None else 0
 
     def num_draft_tokens_of(self, *, first: bool) -> int:
-        """Drafts that a decode's forward verifies: at most one in the first that a decode instance runs, with
-        what the prefill instance drafted (FastDeploy: `GPUModelRunner.insert_tasks_v1`).
+        """Drafts that a decode's forward verifies: at most one in the first forward of a request on a decode instance,
+        because the prefill instance drafted one (FastDeploy: `GPUModelRunner.insert_tasks_v1`).
         """
         return min(1, self.num_draft_tokens) if first else self.num_draft_tokens
 
@@ -137,26 +137,26 @@ class SchedulerConfig:
         return replace(self, **changes)
 
     def env(self) -> dict[str, str]:
-        """FastDeploy's variables for what is not as by default here: the inverse of `with_env`."""
+        """FastDeploy's variables for all fields that do not have their default: the inverse of `with_env`."""
         default = {field.name: field.default for field in fields(self)}
-        found = {
+        variables = {
             name: str(getattr(self, attribute))
             for name, (attribute, _) in _ENV_FIELDS.items()
             if getattr(self, attribute) != default[attribute]
         }
         if not self.chunked_prefill:
-            found["FD_DISABLE_CHUNKED_PREFILL"] = "1"
+            variables["FD_DISABLE_CHUNKED_PREFILL"] = "1"
         if not self.use_new_token_ratio:
-            found["FD_USE_NEW_TOKEN_RATIO_RESERVE"] = "0"
+            variables["FD_USE_NEW_TOKEN_RATIO_RESERVE"] = "0"
         if self.split_kv_size:
-            found["FD_DETERMINISTIC_MODE"] = "1"
-            found["FD_DETERMINISTIC_SPLIT_KV_SIZE"] = str(self.split_kv_size)
-        return found
+            variables["FD_DETERMINISTIC_MODE"] = "1"
+            variables["FD_DETERMINISTIC_SPLIT_KV_SIZE"] = str(self.split_kv_size)
+        return variables
 
     def env_value(self, name: str) -> int | float | None:
-        """What one of FastDeploy's variables is here; None: no field of this follows from it."""
-        found = _ENV_FIELDS.get(name)
-        value: int | float | None = None if found is None else getattr(self, found[0])
+        """The value of one of FastDeploy's variables; None: no field belongs to it."""
+        entry = _ENV_FIELDS.get(name)
+        value: int | float | None = None if entry is None else getattr(self, entry[0])
         return value
 
     @classmethod
@@ -174,15 +174,19 @@ class SchedulerConfig:
             role=parse_role(engine.role),
         ).with_env(engine.env)
         config = replace(config, chunked_prefill=engine.chunked_prefill)
-        found = {name: engine.config.get(recorded) for name, recorded in _CONFIG_FIELDS.items()}
-        given: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, int)}
-        if "prealloc_threshold" in given:
-            given["prealloc_threshold"] = _threshold_given(given["prealloc_threshold"], config, engine)
-        return replace(config, **given)
+        recorded_values = {name: engine.config.get(key) for name, key in _CONFIG_FIELDS.items()}
+        settings: dict[str, Any] = {
+            name: value for name, value in recorded_values.items() if isinstance(value, int)
+        }
+        if "prealloc_threshold" in settings:
+            settings["prealloc_threshold"] = _configured_threshold(
+                settings["prealloc_threshold"], config, engine
+            )
+        return replace(config, **settings)
 
 
 def parse_role(text: str) -> Role:
-    """The role of that name; UsageError where there is none."""
+    """The role of that name; UsageError if there is none."""
     for role in ("mixed", "prefill", "decode"):
         if text == role:
             return role
@@ -202,41 +206,40 @@ def _flag(env: Mapping[str, Any], name: str) -> bool:
 
 @dataclass(frozen=True)
 class Policy:
-    """A scheduler version: all that differs between versions of FastDeploy's scheduler beside the budget
-    formula.
-    """
+    """A scheduler version: all differences between versions of FastDeploy's scheduler but the budget formula."""
 
     name: str
     description: str
     formula: str
-    """Name of the built-in formula that this version has."""
+    """Name of this version's built-in formula."""
     new_token_ratio: bool = False
-    """Reserve blocks for running requests by a new-token ratio in place of a decaying number of blocks."""
+    """Reserve blocks for running requests by a new-token ratio, not by a decaying number of blocks."""
     preempt_decodes_only: bool = False
-    """Preempt the last running request that decodes, in place of the last one; prefills wait for blocks."""
+    """Preempt the last running request that decodes, not simply the last one; prefills wait for blocks."""
     scale_prealloc_threshold: bool = False
-    """Enlarge the preallocation threshold K + 1 fold where a speculative method is set."""
+    """Multiply the preallocation threshold by K + 1 if a speculative method is set."""
     clamp_new_blocks: bool = False
-    """Count a negative number of new blocks as none before speculation's extra block is added."""
+    """Count a negative number of new blocks as 0 before speculation's extra block is added."""
     spec_block_always: bool = False
-    """Add speculation's extra block to the admission threshold also where nothing is reserved."""
+    """Add speculation's extra block to the admission threshold even if nothing is reserved."""
 
     cache_once: bool = False
-    """Leave a block that the prefix cache gave, and that a request computes again, in the cache as it is."""
+    """If a request computes a block again that the prefix cache gave, leave that block in the cache unchanged."""
 
     fetches_in_thread: bool = False
-    """In a deployment: a thread of its own fetches what clients sent; else each scheduling call begins with that."""
+    """In a deployment: a separate thread fetches what clients sent. If not, each scheduling call begins with the fetch.
+    """
 
     def threshold(self, config: SchedulerConfig) -> int:
         """Free token slots at which a decode gets new blocks.
 
         FastDeploy: `prealloc_dec_block_slot_num_threshold`; enlarged in `FDConfig.postprocess` (config.py) of
-        release 2.6, at most to one token less than the blocks that an extension brings.
+        release 2.6, at most to one token less than the blocks of an extension hold.
         """
         if not (self.scale_prealloc_threshold and config.speculation):
             return config.prealloc_threshold
-        most = max(0, config.block_size * config.enc_dec_block_num - 1)
-        return min(config.prealloc_threshold * (config.num_speculative_tokens + 1), most)
+        largest = max(0, config.block_size * config.enc_dec_block_num - 1)
+        return min(config.prealloc_threshold * (config.num_speculative_tokens + 1), largest)
 
 
 ORIGINAL = Policy(
@@ -270,20 +273,20 @@ def parse_policy(name: str) -> Policy:
 
 
 def policy_of_engine(engine: EngineInfo) -> Policy:
-    """The policy that a recorded engine names, else that of its version."""
-    named = engine.config.get("policy")
-    if isinstance(named, str) and named in POLICIES:
-        return POLICIES[named]
+    """The policy that a recorded engine names; without one, the policy of its version."""
+    policy_name = engine.config.get("policy")
+    if isinstance(policy_name, str) and policy_name in POLICIES:
+        return POLICIES[policy_name]
     parts = engine.version.lstrip("v").split(".")
     number = tuple(int(part) for part in parts[:2] if part.isdigit())
     return RELEASE_2_6 if engine.name == "fastdeploy" and number >= (2, 6) else ORIGINAL
 
 
-def _threshold_given(recorded: int, config: SchedulerConfig, engine: EngineInfo) -> int:
-    """The threshold that FastDeploy was given, from the one in force, which is what a recording has.
+def _configured_threshold(recorded: int, config: SchedulerConfig, engine: EngineInfo) -> int:
+    """The threshold that FastDeploy was configured with. A recording has the threshold in force.
 
-    A release that enlarges it puts the enlarged one in its place. The default is taken where it explains what
-    is recorded.
+    A release that enlarges the threshold replaces the configured one by the enlarged one. If the default explains the
+    recorded value, the default is taken.
     """
     if recorded in (config.prealloc_threshold, RELEASE_2_6.threshold(config)):
         return config.prealloc_threshold

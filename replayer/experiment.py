@@ -1,9 +1,9 @@
-"""A recording beside its replays: one history a formula, with its outcome."""
+"""A recording and its replays: one history for each formula, with its outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace as changed
+from dataclasses import replace as replaced
 from functools import cached_property, partial
 from typing import Literal
 
@@ -26,7 +26,7 @@ from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.recorded.step_durations import ClockKind
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, OrderedScheduler, OrderTaker
-from fdtrace.replayer.replay.deployment_replay import DeploymentReplay, Looked
+from fdtrace.replayer.replay.deployment_replay import DeploymentReplay, ReportSteps
 from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline_of
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
@@ -57,16 +57,16 @@ def replay_recording(
     Args:
         recording: what was recorded.
         formulas: the budget formulas, each replayed by itself.
-        how: "rescheduled" schedules the recorded requests afresh; "as recorded" keeps each step's state.
-        policy: scheduler version of the rescheduled replays; else the one that the formula brings, or that recorded.
+        how: "rescheduled" schedules the recorded requests again; "as recorded" keeps each step's state.
+        policy: scheduler version of the rescheduled replays; by default that of the formula, or else the recorded one.
         rows: reads the requests of a recorded step, by its number; by default from the recording's trace.
-        clock: by what requests arrive in a rescheduled replay: recorded steps, or recorded times.
+        clock: whether requests arrive in a rescheduled replay by recorded steps or by recorded times.
         device_bytes: the size of a device; the outcome then says at which step it would have run out.
-        progressed: called now and then with steps done and steps expected, over all formulas.
-        cancelled: asked now and then whether to stop.
+        progressed: called from time to time with steps done and steps expected, over all formulas.
+        cancelled: asked from time to time whether to stop.
 
     Returns:
-        The recording itself as a history, then one history a formula, in the given order.
+        The recording itself as a history, then one history for each formula, in the same order.
 
     Raises:
         ReplayCancelled: `cancelled()` was true.
@@ -78,13 +78,13 @@ def replay_recording(
     if how == "as recorded":
         return histories + [experiment.as_recorded(formula) for formula in formulas]
     for i, formula in enumerate(formulas):
-        heard = None if progressed is None else _share(progressed, i, len(formulas))
-        histories.append(experiment.reschedule(formula, policy, heard, cancelled))
+        report = None if progressed is None else _share(progressed, i, len(formulas))
+        histories.append(experiment.reschedule(formula, policy, report, cancelled))
     return histories
 
 
 def policy_with(formula: Formula) -> Policy | None:
-    """The policy that comes with a formula, where it is a whole version of the scheduler."""
+    """The policy that belongs to a formula, if the formula is a whole version of the scheduler; else None."""
     return None if formula.policy is None else POLICIES[formula.policy]
 
 
@@ -93,9 +93,9 @@ def _share(progressed: Progressed, i: int, count: int) -> Progressed:
 
 
 class Experiment:
-    """A recording, and what its replays share: its workload and the fit of its memory, each made once.
+    """A recording, and what its replays share: its workload and the fit of its memory, each computed once.
 
-    A replay is one of `as_recorded` (every step in the state that it had) and `reschedule` (the requests afresh).
+    A replay is made by `as_recorded` (every step in its recorded state) or by `reschedule` (the requests again).
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class Experiment:
         slo: Mapping[str, float] | None = None,
         coming: ComingRequests = AS_RECORDED,
     ) -> None:
-        """`changed_settings` of the engine, and `timing`, with which replays by time tell what clients wait (`slo`: the
-        objectives, microseconds by name); `coming`: how requests come by time.
+        """`changed_settings`: those of the engine. `timing`: with it, replays by time say how long clients wait. `slo`:
+        the objectives, microseconds by name. `coming`: how requests arrive by time.
         """
         self.timing, self.slo, self.coming = timing, slo or {}, coming
         self.recording, self.clock, self.changed_settings = recording, clock, changed_settings
-        known = rows is not None or recording.details.step_rows is not None
+        has_rows = rows is not None or recording.details.step_rows is not None
         self.rows = rows or rows_of(recording)
-        self._rows_to_compare = self.rows if known else None
+        self._rows_to_compare = self.rows if has_rows else None
         self.memory = MemoryQuestion(fit_memory(recording), device_bytes)
 
     @cached_property
@@ -129,12 +129,12 @@ class Experiment:
         return self._with_time_model(workload)
 
     def _with_time_model(self, workload: Workload) -> Workload:
-        """By time, steps take what their batches say. UsageError where settings change and that cannot be told."""
+        """By time, durations come from the batches. UsageError if settings change and durations cannot be computed."""
         if self.clock != "time" or self.timing is None:
             return workload
         if "async_scheduling" in self.changed_settings.values:
             raise UsageError(
-                "how long a step takes with another async_scheduling cannot be told",
+                "how long a step takes with another async_scheduling cannot be computed",
                 why="the scheduler's own time is a part of a step in one, and hidden behind the forward in the other",
                 hint="arrivals=steps",
             )
@@ -144,11 +144,11 @@ class Experiment:
             if self.changed_settings:
                 raise
             return workload
-        return changed(workload, clock=changed(workload.clock, model=model))
+        return replaced(workload, clock=replaced(workload.clock, model=model))
 
     @cached_property
     def _pipeline(self) -> RecordedPipeline | None:
-        """The recorded deployment, as replays under other formulas go by it; None: it was in lockstep."""
+        """The recorded deployment for replays under other formulas; None: it was in lockstep, or has too few steps."""
         return pipeline_of(self.recording, self.workload)
 
     def recorded(self) -> History:
@@ -159,11 +159,11 @@ class Experiment:
         try:
             latency = recorded_latencies(self.timing, self.slo)
         except UsageError:
-            return history  # a replay by time says why it cannot be told
-        return changed(history, outcome=changed(history.outcome, latency=latency))
+            return history  # a replay by time says why
+        return replaced(history, outcome=replaced(history.outcome, latency=latency))
 
     def as_recorded(self, formula: Formula) -> History:
-        """Every step in the state that it had, under a formula."""
+        """Every step in its recorded state, under a formula."""
         return as_recorded_history(self.recording, formula, self.memory, self.rows)
 
     def reschedule(
@@ -173,16 +173,16 @@ class Experiment:
         progressed: Progressed | None = None,
         cancelled: Cancelled | None = None,
     ) -> History:
-        """The recorded requests scheduled afresh.
+        """Schedule the recorded requests again.
 
         Args:
             by: a formula, under which the model schedules; or another scheduler.
-            policy: scheduler version of the model; else the one that the formula brings, or that recorded.
+            policy: scheduler version of the model; by default that of the formula, or else the recorded one.
             progressed, cancelled: as for `replay_recording`.
 
         Returns:
-            The replay. Its outcome has the fidelity where it should reproduce the recording: under the formula and
-            the policy that recorded, or by the real scheduler that recorded.
+            The replay. Its outcome has the fidelity if it should reproduce the recording: under the recorded formula
+            and policy, or by the real scheduler that recorded.
 
         Raises:
             UsageError: a formula cannot reschedule this recording.
@@ -192,90 +192,96 @@ class Experiment:
         if isinstance(by, OrderTaker) and self.clock == "steps":
             order, in_order = self.recording.details.order, by.in_order_of(self.recording.engine)
             if order is not None and in_order is not None:
-                looked = partial(_looked, self.recording.num_steps, progressed, cancelled)
-                return self._in_order(order, in_order, looked)
+                report = partial(_report, self.recording.num_steps, progressed, cancelled)
+                return self._in_order(order, in_order, report)
         recorded = recorded_policy(self.recording)
-        same = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
-        same = same and not self.changed_settings
-        run = Replay(self.workload, by, recorded, min_steps=self.recording.num_steps if same else 0)
+        is_same_scheduler = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
+        is_same_scheduler = is_same_scheduler and not self.changed_settings
+        run = Replay(
+            self.workload, by, recorded, min_steps=self.recording.num_steps if is_same_scheduler else 0
+        )
         run.run(progressed, cancelled)
         history = self._history_of(run)
-        return self._with_fidelity(history, digests=self._digests(run)) if same else history
+        return self._with_fidelity(history, digests=self._digests(run)) if is_same_scheduler else history
 
     def _by_formula(
         self, by: Formula, policy: Policy | None, progressed: Progressed | None, cancelled: Cancelled | None
     ) -> History:
         refuse_unmodelled(self.recording, by.name)
         recorded = recorded_policy(self.recording)
-        chosen = policy or policy_with(by) or recorded
-        same = chosen is recorded and recorded_under(self.recording, by) and not self.changed_settings
+        chosen_policy = policy or policy_with(by) or recorded
+        is_same = (
+            chosen_policy is recorded and recorded_under(self.recording, by) and not self.changed_settings
+        )
         if self.changed_settings:
-            refuse_unservable(self.recording, self.workload, by.name, chosen)
+            refuse_unservable(self.recording, self.workload, by.name, chosen_policy)
         order = self.recording.details.order if self.clock == "steps" else None
-        looked = partial(_looked, self.recording.num_steps, progressed, cancelled)
-        if order is not None and same:
-            model = Scheduler(self.workload.config, by, chosen, explain=True)
-            return self._in_order(order, model, looked)
-        if order is not None and (predicted := self.in_pipeline(by, chosen, looked)) is not None:
+        report = partial(_report, self.recording.num_steps, progressed, cancelled)
+        if order is not None and is_same:
+            model = Scheduler(self.workload.config, by, chosen_policy, explain=True)
+            return self._in_order(order, model, report)
+        if order is not None and (predicted := self.in_pipeline(by, chosen_policy, report)) is not None:
             return predicted
-        run = Replay(self.workload, by, chosen, min_steps=self.recording.num_steps if same else 0)
+        run = Replay(self.workload, by, chosen_policy, min_steps=self.recording.num_steps if is_same else 0)
         run.run(progressed, cancelled)
         history = self._history_of(run)
-        if not same:
+        if not is_same:
             return history
-        return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen, at))
+        return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen_policy, at))
 
     def in_pipeline(
-        self, by: Formula, policy: Policy | None = None, looked: Looked | None = None
+        self, by: Formula, policy: Policy | None = None, report: ReportSteps | None = None
     ) -> History | None:
         """The requests of a recorded deployment as clients sent them, through a model of its pipeline.
 
-        `reschedule` does this under what did not record it. Under what did, it tells how much of a prediction is the
-        pipeline's own error.
+        `reschedule` does this under other formulas and policies than the recorded ones. Under the recorded ones, the
+        result shows how large the pipeline's own error is in a prediction.
 
         Returns:
-            The replay; None where the recording was in lockstep, or has too little to go by.
+            The replay; None if the recording was in lockstep, or has too few steps or calls.
         """
         if self._pipeline is None:
             return None
         chosen = policy or policy_with(by) or recorded_policy(self.recording)
-        predicted = self._pipeline.replay(by, chosen, looked)
+        predicted = self._pipeline.replay(by, chosen, report)
         history = self._with_changes(history_of(predicted.run, self.memory))
-        return changed(history, outcome=changed(history.outcome, pipeline=predicted.figures))
+        return replaced(history, outcome=replaced(history.outcome, pipeline=predicted.figures))
 
     def _in_order(
         self,
         order: CallOrder,
         by: OrderedScheduler,
-        looked: Looked,
+        report: ReportSteps,
     ) -> History:
-        """The recording by what recorded it, in the order in which its engine met its events."""
+        """The recording under its own formula, or by its own scheduler, in the order in which its engine met its
+        events.
+        """
         run = DeploymentReplay(self.recording, order, self.workload, by)
-        run.run(looked)
+        run.run(report)
         reader = run.log.reader()
         history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
         fidelity = history.outcome.fidelity
         assert fidelity is not None
-        with_calls = changed(fidelity, calls=run.call_fidelity())
-        return changed(history, outcome=changed(history.outcome, fidelity=with_calls))
+        with_calls = replaced(fidelity, calls=run.call_fidelity())
+        return replaced(history, outcome=replaced(history.outcome, fidelity=with_calls))
 
     def _history_of(self, run: Replay) -> History:
         history, workload = history_of(run, self.memory), self.workload
         if run.timed is not None:
-            latency = replayed_latencies(run.timed, workload, run.came, self.slo)
-            history = changed(history, outcome=changed(history.outcome, latency=latency))
+            latency = replayed_latencies(run.timed, workload, run.arrivals_after_answers, self.slo)
+            history = replaced(history, outcome=replaced(history.outcome, latency=latency))
         return self._with_changes(history)
 
     def _with_changes(self, history: History) -> History:
-        """The history with what was changed of the engine's settings, and what the result rests on."""
+        """The history with the changed settings of the engine, and with what the result rests on."""
         workload = self.workload
         if not (self.changed_settings or workload.notes):
             return history
         settings = dict(self.changed_settings.values)
-        told = changed(
+        outcome = replaced(
             history.outcome, settings=settings, num_rejected=workload.num_rejected, modelled=workload.notes
         )
-        return changed(history, outcome=told)
+        return replaced(history, outcome=outcome)
 
     def _digests(self, run: Replay) -> NDArray[np.int64] | None:
         reader = run.log.reader()
@@ -300,11 +306,11 @@ class Experiment:
             replayed_rows=history.rows,
             digests=digests,
         )
-        return changed(history, outcome=changed(history.outcome, fidelity=fidelity))
+        return replaced(history, outcome=replaced(history.outcome, fidelity=fidelity))
 
 
-def _looked(expected: int, progressed: Progressed | None, cancelled: Cancelled | None, steps: int) -> None:
-    """Say so many steps; ReplayCancelled when asked to stop."""
+def _report(expected: int, progressed: Progressed | None, cancelled: Cancelled | None, steps: int) -> None:
+    """Report the steps done; ReplayCancelled if asked to stop."""
     if cancelled is not None and cancelled():
         raise ReplayCancelled
     if progressed is not None:
@@ -312,7 +318,7 @@ def _looked(expected: int, progressed: Progressed | None, cancelled: Cancelled |
 
 
 def refuse_unmodelled(recording: Recording, name: str) -> None:
-    """UsageError where a formula cannot reschedule this recording: its engine follows other rules."""
+    """UsageError if a formula cannot reschedule this recording because its engine follows other rules."""
     engine = recording.engine
     if not is_modelled(engine):
         raise UsageError(
@@ -325,5 +331,5 @@ def refuse_unmodelled(recording: Recording, name: str) -> None:
 
 
 def reschedule(recording: Recording, by: Formula | AnyScheduler, policy: Policy | None = None) -> History:
-    """The recorded requests scheduled afresh, with the fidelity where it is what recorded."""
+    """The recorded requests scheduled again; with the fidelity, if `by` should reproduce the recording."""
     return Experiment(recording).reschedule(by, policy)

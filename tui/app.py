@@ -271,11 +271,11 @@ class ReplayApp(App[None]):
 
     def on_key(self, event: events.Key) -> None:
         """Take digits: for a count, or for the pane with that number."""
-        typed = event.character or ""
-        if self.screen.is_modal or self.prompt.opened or not (typed.isascii() and typed.isdigit()):
+        digit = event.character or ""
+        if self.screen.is_modal or self.prompt.opened or not (digit.isascii() and digit.isdigit()):
             return
         event.stop()
-        self.navigation.digit(typed)
+        self.navigation.digit(digit)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The key table in the command palette, beside Textual's own commands."""

@@ -1,4 +1,4 @@
-"""How far behind its forwards an engine scheduled: read from the trace off the screen's thread, shown as a track."""
+"""How far an engine scheduled behind its forwards. It is read from the trace off the screen's thread, as a track."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fdtrace.tui.screen_protocol import ReplayScreen
 
 
 class LagTrack:
-    """Adds the lag of each step to the recording's pane, once it is read: that takes a look at all calls.
+    """Adds the lag of each step to the recording's pane when it has been read. Reading it goes through all calls.
 
     A recording in progress has it when it has ended.
     """
 
     def __init__(self, screen: ReplayScreen, panes: Panes) -> None:
         self.screen, self.panes = screen, panes
-        self._reads = screen.background("lag", self._have, screen.fail)
+        self._reads = screen.background("lag", self._show_lags, screen.fail)
 
     def begin(self) -> None:
-        """Read it, where the recording is complete and has it."""
+        """Read the lag, if the recording is complete and has it."""
         read = self.screen.session.sources.lags
         if read is None:
             return
@@ -35,12 +35,12 @@ class LagTrack:
 
         self._reads.want(work)
 
-    def _have(self, lags: NDArray[np.int64] | None) -> None:
+    def _show_lags(self, lags: NDArray[np.int64] | None) -> None:
         session = self.screen.session
-        known = session.recorded.history
+        history = session.recorded.history
         if lags is None or len(lags) != len(session.recorded) or (lags < 0).all():
             return
-        history = replace(known, columns={**known.columns, LAG: lags})
-        session.recorded = Series(history)
-        self.panes.set_recorded(history, session.recorded)
+        with_lag = replace(history, columns={**history.columns, LAG: lags})
+        session.recorded = Series(with_lag)
+        self.panes.set_recorded(with_lag, session.recorded)
         self.panes.show_again()

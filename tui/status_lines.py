@@ -135,8 +135,8 @@ def head_line(
 def opening_line(series: Series, step: int) -> str:
     """A sentence on the exceeded step on which the screen opens."""
     ran, count = series.value("num_tokens", step) or 0, len(series.over)
-    which = "the first" if step == int(series.step[series.over[0]]) else "one"
-    return f"{which} of {count} exceeded steps: {step} ran {ran}, limit {series.limit}; Enter tells why"
+    position = "the first" if step == int(series.step[series.over[0]]) else "one"
+    return f"{position} of {count} exceeded steps: {step} ran {ran}, limit {series.limit}; Enter tells why"
 
 
 def with_hints(left: str, room: int, glyphs: Glyphs) -> Content:

@@ -1,4 +1,4 @@
-"""What the calls behind one step of a replay in recorded order decided, and why: the replay run again up to there."""
+"""What the calls of one step of a replay in recorded order decided, and why. The replay runs again up to that step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fdtrace.replayer.workload.workload import Workload
 
 
 class OrderedExplainer(Explainer):
-    """As `Explainer`, of a replay in recorded order: the calls since the step before, each with its reasons.
+    """As `Explainer`, for a replay in recorded order: the calls since the previous step, each with its reasons.
 
     Several forwards may run after one call: each shows what that call decided.
     """
@@ -34,7 +34,7 @@ class OrderedExplainer(Explainer):
     def explain(
         self, step: int, progressed: Progressed | None = None, cancelled: Cancelled | None = None
     ) -> Explained:
-        """A step by its number. ReplayCancelled when `cancelled()`."""
+        """Explain a step by its number. ReplayCancelled once `cancelled()` is true."""
         if self._last is not None and self._last.step == step:
             return self._last
         if self._calls is None or self._calls.passed(step):
@@ -43,11 +43,11 @@ class OrderedExplainer(Explainer):
         return self._last
 
 
-class _Watched:
-    """The model, and what stood before its last call."""
+class _WatchedScheduler:
+    """The model, and its state before its last call: running requests, waiting requests, free blocks."""
 
     def __init__(self, model: Scheduler) -> None:
-        self.model, self.explains, self.before = model, model.explains, (0, 0, 0)
+        self.model, self.explains, self.state_before = model, model.explains, (0, 0, 0)
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class _Watched:
     def apply(self, event: Notification) -> None: ...
     def apply(self, event: Notification | Schedule) -> Decision | None:
         if isinstance(event, Schedule):
-            self.before = self.model.num_running, self.model.num_waiting, self.model.num_free_blocks
+            self.state_before = self.model.num_running, self.model.num_waiting, self.model.num_free_blocks
         return self.model.apply(event)
 
     def num_blocks_of(self, request_id: str) -> int:
@@ -77,46 +77,50 @@ class _Watched:
 
 
 class _Calls:
-    """One replay in recorded order, taken as far as it is asked for."""
+    """One replay in recorded order. It runs as far as the steps that are asked for."""
 
     def __init__(self, recording: Recording, workload: Workload, formula: Formula, policy: Policy) -> None:
         order = recording.details.order
         if order is None:
             raise TraceError("the order of calls is not recorded")
-        self._watched = _Watched(Scheduler(workload.config, formula, policy, explain=True))
+        self._watched = _WatchedScheduler(Scheduler(workload.config, formula, policy, explain=True))
         self._steps = recording.steps["step"].tolist()
         self._run = DeploymentReplay(recording, order, workload, self._watched)
-        self._decided: Iterator[CallComparison] = self._run.advance()
-        self._looked_at = 0
-        """Steps that are explained or passed over."""
+        self._comparisons: Iterator[CallComparison] = self._run.advance()
+        self._num_passed = 0
+        """Steps that were explained or skipped."""
 
     def passed(self, step: int) -> bool:
-        """Whether a step is behind."""
-        return self._looked_at > 0 and step <= self._steps[self._looked_at - 1]
+        """Whether the replay has run past a step."""
+        return self._num_passed > 0 and step <= self._steps[self._num_passed - 1]
 
     def explain(self, step: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
-        """What the calls decided whose forwards begin with this step."""
-        at = self._steps.index(step)
-        found = Explained(step)
-        while self._run.log.num_steps <= at:
-            before, decided = self._run.log.num_steps, next(self._decided, None)
-            if decided is None:
+        """What the calls decided whose forwards begin at this step."""
+        index = self._steps.index(step)
+        explained = Explained(step)
+        while self._run.log.num_steps <= index:
+            steps_before, compared = self._run.log.num_steps, next(self._comparisons, None)
+            if compared is None:
                 break
-            if decided.decision is not None:
-                found.decisions.append(decided.decision)
-                found.num_running, found.num_waiting, found.num_free_blocks = self._watched.before
-                found.head = self._watched.model.head_of_queue
-            if self._run.log.num_steps != before:
-                self._look(before, at, progressed, cancelled)
-                if self._run.log.num_steps <= at:
-                    found = Explained(step)
-        self._looked_at = self._run.log.num_steps
-        return found
+            if compared.decision is not None:
+                explained.decisions.append(compared.decision)
+                explained.num_running, explained.num_waiting, explained.num_free_blocks = (
+                    self._watched.state_before
+                )
+                explained.head = self._watched.model.head_of_queue
+            if self._run.log.num_steps != steps_before:
+                self._report(steps_before, index, progressed, cancelled)
+                if self._run.log.num_steps <= index:
+                    explained = Explained(step)
+        self._num_passed = self._run.log.num_steps
+        return explained
 
-    def _look(self, done: int, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> None:
+    def _report(
+        self, done: int, index: int, progressed: Progressed | None, cancelled: Cancelled | None
+    ) -> None:
         if done % CHECK_EVERY:
             return
         if cancelled is not None and cancelled():
             raise ReplayCancelled
         if progressed is not None:
-            progressed(done, at)
+            progressed(done, index)

@@ -59,8 +59,8 @@ def recorded_under(recording: Recording, formula: Formula) -> bool:
 def recorded_policy(recording: Recording) -> Policy:
     """The policy that the recording was made under.
 
-    It is the policy that the engine's configuration names. Otherwise, a recorded `new_token_ratio` shows release 2.6;
-    without one, engine and version decide.
+    It is the policy that the engine's configuration names. If it names none, a recorded `new_token_ratio` shows release
+    2.6; without one, engine and version decide.
     """
     engine = recording.engine
     if engine.config.get("policy") not in POLICIES and _has_values(recording, "new_token_ratio"):

@@ -1,4 +1,4 @@
-"""The requests of every step as arrays, and what of a step's batch its duration follows from."""
+"""The requests of every step as arrays, and the features of a batch that its duration depends on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEATURES = ("prefill_tokens", "prefills", "decode_tokens", "kv_tokens", "prefill_attention")
-"""What a step's duration may follow from, in this order: tokens of prompts and requests that have them, tokens of
-decodes, tokens computed before that are read, and of each chunk its tokens times those that each of them reads.
+"""What a step's duration may depend on, in this order: prefill tokens, requests with a prefill, decode tokens, KV
+tokens that are read (computed before), and for the chunks the sum of tokens times the tokens that each of them reads.
 """
 
 

@@ -1,4 +1,4 @@
-"""The times of a recorded deployment's parts, from what its forwards, calls and events were dated with.
+"""The times of a recorded deployment's parts, from the times of its forwards, calls and events.
 
 All times are milliseconds.
 """
@@ -18,23 +18,25 @@ from fdtrace.replayer.recorded.step_durations import FEWEST
 from fdtrace.replayer.recorded.step_state import column_or_zero
 
 MOST_FITTED = 4000
-"""Steps that the token processor is fitted to: each candidate takes a walk through them."""
+"""The token processor is fitted to at most so many steps: every candidate is tried on all of them."""
 FETCHES_IN = 2.0
-"""From a request's coming to the waiting queue at most, where the engine waits for it; many may come to a busy one."""
+"""The longest time from a request's arrival to the waiting queue that counts as a fetch by an engine that waits for
+requests. A longer time means that the engine was busy.
+"""
 LOCKSTEP = 0.95
-"""Share of the calls that knew all outputs, from which on a recording counts as one in lockstep."""
+"""A recording counts as lockstep if more than this share of its calls knew all outputs."""
 NEARLY = 0.98
-"""Values that explain so much of what the best one does count as good."""
+"""A value counts as good if it explains at least this share of what the best value explains."""
 STANDSTILL, LONG = 3.0, 5.0
-"""A forward of so many times the typical length counts as a standstill of the host, and so does a pause of so many
-times that in which tasks usually come.
+"""The host stood still in a forward that took more than so many times the typical one, and in a pause that took more
+than so many times the typical pause with tasks.
 """
 RESTS = 5.2
-"""After an idle call, where none was recorded: FastDeploy sleeps 5 ms."""
+"""Time after an idle call if none was recorded: FastDeploy sleeps 5 ms."""
 
 
 def fit_pipeline(recording: Recording, order: CallOrder) -> PipelineTimes | None:
-    """The times of a recorded deployment; None where it has too few steps or calls to go by."""
+    """The times of a recorded deployment; None if it has too few steps or calls."""
     handed_out = ~order.calls["idle"].astype(bool) & (order.calls["first_step"] != MISSING)
     if recording.num_steps < FEWEST or handed_out.sum() < FEWEST or (recording.steps["ts"] == MISSING).any():
         return None
@@ -42,7 +44,7 @@ def fit_pipeline(recording: Recording, order: CallOrder) -> PipelineTimes | None
 
 
 def _begun_at(order: CallOrder, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When calls began, ns; of those that stand in a row for several, as if these had come evenly."""
+    """When calls began, ns. Calls that share one row are taken as evenly spaced in time."""
     calls = order.calls
     index = np.searchsorted(calls["call"], numbers, side="right") - 1
     share = (numbers - calls["call"][index]) / np.maximum(calls["num_calls"][index] - 1, 1)
@@ -63,8 +65,8 @@ def is_lockstep(recording: Recording, order: CallOrder) -> bool:
 
 
 class _Fit:
-    """The recorded times side by side: `begin` and `end` of each forward, `at` of each call that handed something out,
-    `entered`, the index of the step that its tasks entered.
+    """The recorded times: `begin` and `end` of each forward, `calls_at` of each call, and `entered`, the index of the
+    step that a call's tasks entered.
     """
 
     def __init__(self, recording: Recording, order: CallOrder) -> None:
@@ -72,8 +74,8 @@ class _Fit:
         self.recording, self.order = recording, order
         self.began_ns = int(steps["ts"][0])
         self.begin = (np.asarray(steps["ts"], np.int64) - self.began_ns) / 1e6
-        self.took = np.maximum(column_or_zero(recording, "forward_us"), 1) / 1e3
-        self.end = self.begin + self.took
+        self.durations = np.maximum(column_or_zero(recording, "forward_us"), 1) / 1e3
+        self.end = self.begin + self.durations
         self.prefill = column_or_zero(recording, "num_prefill_tokens").astype(np.float64)
         self.decode = column_or_zero(recording, "num_decode_tokens").astype(np.float64)
         per_decode = 1 + max(
@@ -120,8 +122,8 @@ class _Fit:
 
     def _prompts(self) -> NDArray[np.int64]:
         """Prompt tokens of the requests whose chunks each call handed out."""
-        did, calls = self.order.did, self.order.calls
-        chunk = did["did"] == "chunk"
+        operations, calls = self.order.did, self.order.calls
+        chunk = operations["did"] == "chunk"
         length = dict(
             zip(
                 self.recording.requests["request"].tolist(),
@@ -129,23 +131,27 @@ class _Fit:
                 strict=True,
             )
         )
-        found = np.zeros(len(calls["call"]), np.int64)
-        at = np.searchsorted(calls["call"], did["call"][chunk])
-        np.add.at(found, at, [length.get(request, 0) for request in did["request"][chunk].tolist()])
-        return found
+        num_tokens = np.zeros(len(calls["call"]), np.int64)
+        call_index = np.searchsorted(calls["call"], operations["call"][chunk])
+        np.add.at(
+            num_tokens,
+            call_index,
+            [length.get(request, 0) for request in operations["request"][chunk].tolist()],
+        )
+        return num_tokens
 
     def _forwards(self) -> tuple[tuple[float, float, float], BySteps]:
-        terms = np.stack([np.ones(len(self.took)), self.prefill, self.decode], axis=1)
-        usual = self.took <= STANDSTILL * np.median(self.took)
-        found = np.linalg.lstsq(terms[usual], self.took[usual], rcond=None)[0]
-        if (found < 0).any():
-            found = np.array([float(np.median(self.took)), 0.0, 0.0])
-        rest = self.took - terms @ found
-        base, prefill, decode = (float(value) for value in found)
+        terms = np.stack([np.ones(len(self.durations)), self.prefill, self.decode], axis=1)
+        usual = self.durations <= STANDSTILL * np.median(self.durations)
+        factors = np.linalg.lstsq(terms[usual], self.durations[usual], rcond=None)[0]
+        if (factors < 0).any():
+            factors = np.array([float(np.median(self.durations)), 0.0, 0.0])
+        rest = self.durations - terms @ factors
+        base, prefill, decode = (float(value) for value in factors)
         return (base, prefill, decode), BySteps(float(rest[usual].mean()), rest)
 
     def _waited(self, pause: Times) -> NDArray[np.bool_]:
-        """Before which forwards the worker had nothing to run: the call whose tasks they took began in the pause."""
+        """Forwards before which the worker had nothing to run: the call whose tasks they took began in the pause."""
         waited = np.zeros(len(self.begin), bool)
         waited[0] = True
         for at, entered in self._handed():
@@ -159,13 +165,13 @@ class _Fit:
         yield from zip(self.calls_at[mine].tolist(), self.entered[mine].tolist(), strict=True)
 
     def _hand_over(self, waited: NDArray[np.bool_], with_tasks: float, check: float) -> BySize:
-        looked = np.where(
+        look_times = np.where(
             waited, self.begin - with_tasks + check, np.append(self.begin[0], self.end[:-1]) + check
         )
         low, high, steps = [], [], []
         for at, entered in self._handed():
-            low.append(max(0.0, looked[entered - 1] - at) if entered else 0.0)
-            high.append(max(0.1, looked[entered] - at))
+            low.append(max(0.0, look_times[entered - 1] - at) if entered else 0.0)
+            high.append(max(0.1, look_times[entered] - at))
             steps.append(int(np.searchsorted(self.begin, at)))
         bounds = np.array(low), np.array(high)
         typical = _within_most(*bounds)
@@ -189,29 +195,31 @@ class _Fit:
             if step < len(own) and between[i] < 50.0:
                 own[step] = between[i]
         several = self.order.calls["num_calls"] > 1
-        found = np.concatenate([within[self.idle & several], own[np.isfinite(own)]])
-        return BySteps(_usual(found) or RESTS, own)
+        rests = np.concatenate([within[self.idle & several], own[np.isfinite(own)]])
+        return BySteps(_usual(rests) or RESTS, own)
 
     def _call(self) -> float:
         return float(np.median(self.order.calls["schedule_us"][~self.idle])) / 1e3
 
     def _seen(self) -> tuple[Times, Times]:
-        """For each step: the last call that had not counted its outputs, the first one that had (inf: none)."""
+        """For each step: when the last call ran that had not counted its outputs, and the first that had (inf: no
+        call).
+        """
         calls, seen = self.order.calls, self.order.seen
         index = np.searchsorted(calls["call"], seen["call"], side="right") - 1
-        looked = (_begun_at(self.order, seen["call"]) - self.began_ns) / 1e6 + calls["schedule_us"][
+        look_times = (_begun_at(self.order, seen["call"]) - self.began_ns) / 1e6 + calls["schedule_us"][
             index
         ] / 2e3
         until = np.maximum.accumulate(np.searchsorted(self.numbers, seen["step"]))
         number, steps = len(self.begin), np.arange(len(self.begin))
         first = np.searchsorted(until, steps)
-        high = np.where(first < len(looked), looked[np.minimum(first, len(looked) - 1)], np.inf)
-        low = np.where(first > 0, looked[np.maximum(first - 1, 0)], -np.inf)
-        told = np.isin(steps, until)  # a step between two that were seen may have had nothing to be counted
-        return np.where(told, low, -np.inf)[:number], high[:number]
+        high = np.where(first < len(look_times), look_times[np.minimum(first, len(look_times) - 1)], np.inf)
+        low = np.where(first > 0, look_times[np.maximum(first - 1, 0)], -np.inf)
+        was_counted = np.isin(steps, until)  # a step between two seen ones may have had no outputs to count
+        return np.where(was_counted, low, -np.inf)[:number], high[:number]
 
     def _outputs(self) -> tuple[float, float, BySteps]:
-        """The token processor: the service that explains most of what calls counted, and each step's own wait."""
+        """The token processor: the service times that explain most of what calls counted, and each step's own wait."""
         low, high = self._seen()
         count = min(MOST_FITTED, len(self.end))
         out, rows = self.end[:count].tolist(), self.rows[:count].tolist()
@@ -251,33 +259,34 @@ class _Fit:
         queued = changes["kind"] == "queued"
         when = dict(zip(changes["request"][queued].tolist(), changes["ts"][queued].tolist(), strict=True))
         requests = self.recording.requests
-        found = [
+        waits = [
             (when[request] - arrived) / 1e6
             for request, arrived in zip(
                 requests["request"].tolist(), requests["arrived_at"].tolist(), strict=True
             )
             if request in when and arrived != MISSING
         ]
-        soon = [wait for wait in found if wait <= FETCHES_IN]
-        return float(np.median(soon)) if soon else FETCHES_IN / 2
+        short_waits = [wait for wait in waits if wait <= FETCHES_IN]
+        return float(np.median(short_waits)) if short_waits else FETCHES_IN / 2
 
     def _disturbed(self, pause: Times, busy: NDArray[np.bool_], typical: float) -> float:
-        usual = float(np.median(self.took))
+        usual = float(np.median(self.durations))
         still = (
-            self.took[self.took > STANDSTILL * usual].sum() + pause[busy][pause[busy] > LONG * typical].sum()
+            self.durations[self.durations > STANDSTILL * usual].sum()
+            + pause[busy][pause[busy] > LONG * typical].sum()
         )
         return float(still / max(self.end[-1] - self.begin[0], 1e-9))
 
 
 def _usual(values: Times) -> float:
-    """The mean of the values but for those that are many times the typical one; 0 where there are none."""
+    """The mean of the values without those above `LONG` times the median; 0 if there are no values."""
     usual = values[values <= LONG * np.median(values)] if len(values) else values
     return float(usual.mean()) if len(usual) else 0.0
 
 
 def _within_most(low: Times, high: Times) -> float:
-    """The value that lies within most bounds. Of those that nearly do, a late one: most bounds are only on one side, as
-    what takes long is seen only where it makes tasks miss a forward.
+    """The value that lies within most bounds. Of the values that are nearly as good, a large one is taken: most bounds
+    are on one side only, because a long time shows only if it makes tasks miss a forward.
     """
     candidates = np.arange(0.2, 30.0, 0.1)
     fits = np.array([int(((low <= value) & (value <= high)).sum()) for value in candidates])
@@ -300,7 +309,7 @@ def _misses(
 
 
 def _waits(out: Times, rows: Times, low: Times, high: Times, first: float, row: float) -> BySteps:
-    """What each step's outputs waited more (or less) than the service says."""
+    """How much longer (or shorter) each step's outputs waited than the service times say."""
     waits, done = np.zeros(len(out)), 0.0
     for i in range(len(out)):
         begun = max(out[i], done) + first
@@ -311,7 +320,7 @@ def _waits(out: Times, rows: Times, low: Times, high: Times, first: float, row: 
 
 
 def _taken_in(out: Times, rows: Times, first: float, row: float, wait: BySteps) -> Times:
-    """When each step's outputs were taken in whole."""
+    """When all of each step's outputs had been taken in."""
     done = np.zeros(len(out))
     last = 0.0
     for i in range(len(out)):

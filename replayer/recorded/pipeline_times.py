@@ -1,9 +1,9 @@
-"""How long each part of a deployment took in a recording: what a replay that schedules ahead goes by.
+"""How long each part of a deployment took in a recording. A replay that schedules ahead uses these times.
 
-A deployment has three parts that wait for each other: the worker runs forwards, a token processor takes their outputs
-in, the scheduling loop calls `schedule()`. A recording dates forwards and calls. What lies between is bounded by what
-was seen: tasks that entered a forward had reached the worker before it, and outputs that a call counted had been taken
-in before it. Each quantity is the typical one, moved into the bounds of its own step where that is outside of them.
+A deployment has three parts that wait for each other: the worker runs forwards, the token processor takes in their
+outputs, the scheduling loop calls `schedule()`. A recording has the times of forwards and calls. The times between them
+have bounds: tasks that entered a forward had reached the worker before it, and outputs that a call counted had been
+taken in before it. Each quantity has its typical value; in a step whose bounds exclude that value, the nearest bound.
 
 All times are milliseconds.
 """
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 Times = NDArray[np.float64]
 
 LEAST = 0.05
-"""No forward takes less."""
+"""Every forward takes at least so long."""
 
 
 def pace_of(moments: Times) -> float:
-    """Milliseconds from one forward to the next, on average but for the longest twentieth, most of which are idle."""
+    """Mean milliseconds from one forward to the next, without the longest 5%: most of these are idle time."""
     apart = np.sort(np.diff(moments))
     return float(apart[: len(apart) - len(apart) // 20].mean()) if len(apart) else 0.0
 
 
 @dataclass(frozen=True)
 class BySteps:
-    """One quantity: its typical value, and its own at the recorded steps that have one (else NaN)."""
+    """One quantity: its typical value, and the value of each recorded step (NaN if the step has none)."""
 
     typical: float
     own: Times
@@ -47,9 +47,9 @@ class BySteps:
 
 @dataclass(frozen=True)
 class BySize:
-    """One quantity that goes with the prompts of the tasks handed over: they are pickled whole.
+    """One quantity that depends on the prompts of the tasks handed over, because whole prompts are pickled.
 
-    Those of about one size (equal in bits) are together, by the steps at which they were recorded.
+    Sizes of equal bit length form one group. In a group, values are ordered by the step at which they were recorded.
     """
 
     typical: float
@@ -69,7 +69,7 @@ class BySize:
         )
 
     def at(self, step: int, size: int) -> float:
-        """The value of about this size that was recorded nearest to the replay's `step`-th forward."""
+        """The value for a size of this bit length that was recorded nearest to the replay's `step`-th forward."""
         steps = self.steps.get(size.bit_length())
         if steps is None:
             return self.typical
@@ -84,13 +84,13 @@ class PipelineTimes:
     """What a replay that schedules ahead takes from a recording."""
 
     forward_terms: tuple[float, float, float]
-    """A forward takes this, and so much a prefill and a decode token."""
+    """Time of a forward: a base, plus so much for each prefill token, plus so much for each decode token."""
     forward_rest: BySteps
-    """What a step's forward took beside that."""
+    """What a step's forward took beyond that."""
     pause: BySteps
-    """From a forward's end to the begin of the next, where no tasks came in between."""
+    """From a forward's end to the begin of the next, if no tasks came in between."""
     pause_with_tasks: BySize
-    """The same where tasks came: the worker fetches and inserts them."""
+    """The same if tasks came: the worker fetches and inserts them."""
     check: float
     """From a forward's end to the worker's look at its queue."""
     hand_over: BySize
@@ -100,28 +100,30 @@ class PipelineTimes:
     rest: BySteps
     """From a call that handed out nothing to the next."""
     first_output: float
-    """Taking in the outputs of a forward: until the first row's token counts, and so much more a row."""
+    """Time to take in a forward's outputs: until the first row's token counts; `output_row` more for each row."""
     output_row: float
     output_wait: BySteps
-    """What a step's outputs waited beside that, before the token processor took them up."""
+    """How much longer a step's outputs waited before the token processor took them in."""
     leave: BySteps
-    """From a request's last token to its leaving the running queue."""
+    """From a request's last token until it leaves the running queue."""
     free: float
-    """From there until its blocks are free."""
+    """From then until its blocks are free."""
     fetch: float
-    """From a request's arrival to its place in the waiting queue, where the engine waited for it."""
+    """From a request's arrival until it is in the waiting queue, if the engine was waiting for requests."""
     call: float
     """How long a call takes."""
     disturbed: float
     """Share of the recorded time in which the host stood still."""
 
     def slower(self, share: float) -> PipelineTimes:
-        """The same with forwards that take so much longer."""
+        """The same, with forwards that take longer by this share."""
         base, prefill, decode = (term * (1 + share) for term in self.forward_terms)
         return replace(self, forward_terms=(base, prefill, decode))
 
     def forward(self, step: int, num_prefill_tokens: int, num_decode_tokens: int) -> float:
-        """How long the replay's `step`-th forward takes; its own time where the recorded one ran the same tokens."""
+        """How long the replay's `step`-th forward takes; as recorded if the recorded forward ran the same tokens."""
         base, prefill, decode = self.forward_terms
-        took = base + prefill * num_prefill_tokens + decode * num_decode_tokens + self.forward_rest.at(step)
-        return max(took, LEAST)
+        duration = (
+            base + prefill * num_prefill_tokens + decode * num_decode_tokens + self.forward_rest.at(step)
+        )
+        return max(duration, LEAST)

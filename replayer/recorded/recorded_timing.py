@@ -1,4 +1,4 @@
-"""How long the recorded steps took, by what their batches held: read and fitted once for all replays of a recording."""
+"""How long the recorded steps took, by their batches: read and fitted once for all replays of a recording."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RecordedTiming:
     """The rows of a recording's steps, and the time model fitted from them."""
 
     def __init__(self, recording: Recording, read: Callable[[], BatchRowColumns | None]) -> None:
-        """`read` gives the requests of every step; None: they are too many to be taken into memory."""
+        """`read` gives the requests of every step; None: there are too many to read into memory."""
         self.recording, self._read = recording, read
 
     @cached_property
@@ -29,15 +29,15 @@ class RecordedTiming:
 
     @cached_property
     def calls(self) -> NDArray[np.int64]:
-        """When each step's scheduling call began, ns. UsageError where the recording has no times."""
+        """When each step's scheduling call began, ns. UsageError if the recording has no times."""
         return call_times(self.recording)
 
     @cached_property
     def features(self) -> NDArray[np.float64]:
-        """`batch_rows.FEATURES` of each step. UsageError where the rows are too many."""
+        """`batch_rows.FEATURES` of each step. UsageError if there are too many rows."""
         if self.rows is None:
             raise UsageError(
-                "how long a step takes cannot be told from this recording",
+                "how long a step takes cannot be computed from this recording",
                 why="the requests of its steps are too many to be taken into memory",
                 hint="arrivals=steps",
             )
@@ -45,23 +45,23 @@ class RecordedTiming:
 
     @cached_property
     def busy(self) -> NDArray[np.bool_]:
-        """After which steps something ran or waited: the time to the next call was this step's."""
-        took = np.diff(self.calls)
-        found: NDArray[np.bool_] = (requests_left(self.recording)[:-1] > 0) & (took > 0)
-        return found
+        """Whether requests ran or waited after a step (but the last). Then it took all the time to the next call."""
+        durations = np.diff(self.calls)
+        is_busy: NDArray[np.bool_] = (requests_left(self.recording)[:-1] > 0) & (durations > 0)
+        return is_busy
 
     @cached_property
     def model(self) -> TimeModel:
-        """Fitted from the steps that had another right after them. UsageError where it says nothing."""
-        took = np.diff(self.calls)[self.busy] / 1000.0
-        return fit_time_model(self.features[:-1][self.busy], took)
+        """Fitted from the steps that another step followed at once. UsageError if its errors are too large."""
+        durations = np.diff(self.calls)[self.busy] / 1000.0
+        return fit_time_model(self.features[:-1][self.busy], durations)
 
     @cached_property
     def ends_us(self) -> NDArray[np.float64]:
-        """When each step ended, microseconds since the first call: with the next call, or as long as it should take."""
+        """When each step ended, microseconds since the first call: at the next call, or after the modelled duration."""
         starts = (self.calls - self.calls[0]) / 1000.0
         ends = starts + self.model.form.us(self.features)
         ends[:-1][self.busy] = starts[1:][self.busy]
         ends[:-1] = np.minimum(ends[:-1], starts[1:])
-        found: NDArray[np.float64] = ends
-        return found
+        ends_us: NDArray[np.float64] = ends
+        return ends_us

@@ -59,9 +59,9 @@ class Clock:
 
     kind: ClockKind
     durations: StepDurations | None = None
-    """For arrivals by time: how long a replayed step takes."""
+    """With arrivals by time: how long a replayed step takes."""
     model: TimeModel | None = None
-    """The same from all that its batch holds, where that is known: it then takes the place of `durations`."""
+    """The same from all features of the batch. If it is there, it takes the place of `durations`."""
 
 
 BY_STEPS = Clock("steps")
@@ -84,31 +84,31 @@ def fit_durations(recording: Recording) -> StepDurations:
     The fitted steps together take as long as recorded. A step after which no request ran or waited is not fitted,
     because the engine was idle until the next step. UsageError if too few steps remain.
     """
-    took = np.diff(call_times(recording)) / 1000.0
+    durations = np.diff(call_times(recording)) / 1000.0
     prefill, decode = (
         column_or_zero(recording, "num_prefill_tokens"),
         column_or_zero(recording, "num_decode_tokens"),
     )
-    busy = (requests_left(recording)[:-1] > 0) & (took > 0)
-    terms = np.stack([np.ones(len(took)), prefill[:-1], decode[:-1]], axis=1)[busy].astype(np.float64)
-    took = took[busy]
-    if len(took) < FEWEST:
+    busy = (requests_left(recording)[:-1] > 0) & (durations > 0)
+    terms = np.stack([np.ones(len(durations)), prefill[:-1], decode[:-1]], axis=1)[busy].astype(np.float64)
+    durations = durations[busy]
+    if len(durations) < FEWEST:
         raise UsageError(
             "the durations of this recording's steps cannot be fitted",
-            why=f"it has {len(took)} steps with another right after them, and {FEWEST} are needed",
+            why=f"it has {len(durations)} steps with another right after them, and {FEWEST} are needed",
             hint="--clock steps",
         )
-    factors = _solve(terms, took)
-    error = took - terms @ factors
-    spread = float(((took - took.mean()) ** 2).sum())
+    factors = _solve(terms, durations)
+    error = durations - terms @ factors
+    spread = float(((durations - durations.mean()) ** 2).sum())
     return StepDurations(
         base_us=float(factors[0]),
         us_per_prefill_token=float(factors[1]),
         us_per_decode_token=float(factors[2]),
-        num_steps=len(took),
-        variation=float(took.std() / took.mean()),
+        num_steps=len(durations),
+        variation=float(durations.std() / durations.mean()),
         r_squared=1.0 - float((error**2).sum()) / spread if spread > 0 else 1.0,
-        median_relative_error=float(np.median(np.abs(error) / took)),
+        median_relative_error=float(np.median(np.abs(error) / durations)),
     )
 
 
@@ -124,14 +124,14 @@ def requests_left(recording: Recording) -> NDArray[np.int64]:
     return num_remaining
 
 
-def _solve(terms: NDArray[np.float64], took: NDArray[np.float64]) -> NDArray[np.float64]:
+def _solve(terms: NDArray[np.float64], durations: NDArray[np.float64]) -> NDArray[np.float64]:
     """The factors of least squares. Terms that would be negative are left out, the most negative one first."""
     active = np.ones(terms.shape[1], dtype=bool)
     while True:
         factors = np.zeros(terms.shape[1])
-        factors[active] = np.linalg.lstsq(terms[:, active], took, rcond=None)[0]
+        factors[active] = np.linalg.lstsq(terms[:, active], durations, rcond=None)[0]
         if (factors >= 0).all():
             return factors
         active[np.argmin(factors * terms.mean(axis=0))] = False
         if not active.any():
-            return np.array([float(took.mean()), 0.0, 0.0])
+            return np.array([float(durations.mean()), 0.0, 0.0])

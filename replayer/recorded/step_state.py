@@ -43,7 +43,7 @@ def formula_columns(recording: Recording) -> FormulaColumns:
 def running_decodes(recording: Recording) -> StepColumn:
     """Running requests past their prefill when each call began.
 
-    Where the engine does not report them, they are the sum of the decodes that ran (each has one token and its
+    If the engine does not report them, they are the sum of the decodes that ran (each has one token and its
     drafts), those that stalled and those that the call preempted.
     """
     recorded = column(recording, "num_running_decodes")

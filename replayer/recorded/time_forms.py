@@ -1,12 +1,11 @@
-"""Forms of a step's duration over what its batch held: each is fitted by least squares, none of its terms negative.
+"""Forms of a step's duration as a function of its batch. Each is fitted by least squares; no term is negative.
 
     tokens    a + b·prefill tokens + c·decode tokens
     additive  the same, and prefilling requests, KV tokens that are read, attention of the chunks
     hinges    the same, and bends: in prefill and in decode tokens, and for "has a prefill"
     roofline  max(a + b·KV tokens, c + d·tokens + e·attention): the memory or the arithmetic, whichever takes longer
 
-A GPU is nearest to the last or the one before it, a CPU to the second. Which one holds is asked of the recording
-(`time_model.py`).
+A GPU is nearest to `roofline` or `hinges`, a CPU to `additive`. `time_model.py` finds out which form fits a recording.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fdtrace.recorder.trace.column_values import Floats
 P, N, D, KV, ATTENTION = range(5)
 """Columns of `batch_rows.FEATURES`."""
 LEAST_SIDE = 12
-"""Steps that each side of `roofline` must explain."""
+"""Each side of `roofline` must explain at least so many steps."""
 ROUNDS = 40
 
 
@@ -33,7 +32,7 @@ class TimeForm(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called."""
+        """The name of the form."""
 
     @abstractmethod
     def us(self, features: Floats) -> Floats:
@@ -42,7 +41,7 @@ class TimeForm(ABC):
 
 @dataclass(frozen=True, eq=False)
 class SumOfTerms(TimeForm):
-    """A sum of terms, each a multiple of a column of features or of what lies over a bend in it."""
+    """A sum of terms. Each is a multiple of a feature, or of the part of a feature above a bend."""
 
     called: str
     factors: Floats
@@ -51,13 +50,13 @@ class SumOfTerms(TimeForm):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the form."""
         return self.called
 
     def us(self, features: Floats) -> Floats:
         """Microseconds of each row of features."""
-        found: Floats = _terms(features, self.columns, self.bends) @ self.factors
-        return found
+        durations: Floats = _terms(features, self.columns, self.bends) @ self.factors
+        return durations
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ class Roofline(TimeForm):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the form."""
         return "roofline"
 
     def us(self, features: Floats) -> Floats:
@@ -81,8 +80,8 @@ class Roofline(TimeForm):
 def _terms(features: Floats, columns: tuple[int, ...], bends: tuple[tuple[int, float], ...]) -> Floats:
     parts: list[Any] = [np.ones(len(features)), *(features[:, column] for column in columns)]
     parts += [
-        (features[:, column] > 0).astype(float) if at < 0 else np.maximum(features[:, column] - at, 0)
-        for column, at in bends
+        (features[:, column] > 0).astype(float) if bend < 0 else np.maximum(features[:, column] - bend, 0)
+        for column, bend in bends
     ]
     return np.stack(parts, axis=1)
 
@@ -94,28 +93,30 @@ def _sides(features: Floats) -> tuple[Floats, Floats]:
     return memory, compute
 
 
-def fit_tokens(features: Floats, took: Floats) -> TimeForm:
+def fit_tokens(features: Floats, durations: Floats) -> TimeForm:
     """`tokens`."""
-    return _sum("tokens", features, took, (P, D))
+    return _sum("tokens", features, durations, (P, D))
 
 
-def fit_additive(features: Floats, took: Floats) -> TimeForm:
+def fit_additive(features: Floats, durations: Floats) -> TimeForm:
     """`additive`."""
-    return _sum("additive", features, took, (P, D, N, KV, ATTENTION))
+    return _sum("additive", features, durations, (P, D, N, KV, ATTENTION))
 
 
-def fit_hinges(features: Floats, took: Floats) -> TimeForm:
-    """`hinges`: bends at quarters of what the steps had, where these differ."""
+def fit_hinges(features: Floats, durations: Floats) -> TimeForm:
+    """`hinges`: the bends are at the quartiles of the steps' tokens, each value once."""
     bends: list[tuple[int, float]] = [(P, -1.0)]
     for column in (P, D):
-        some = features[features[:, column] > 0, column]
-        if len(some):
-            bends += [(column, at) for at in sorted(set(np.quantile(some, (0.25, 0.5, 0.75)).tolist()))]
-    return _sum("hinges", features, took, (P, D, N, KV, ATTENTION), tuple(bends))
+        positive = features[features[:, column] > 0, column]
+        if len(positive):
+            bends += [
+                (column, bend) for bend in sorted(set(np.quantile(positive, (0.25, 0.5, 0.75)).tolist()))
+            ]
+    return _sum("hinges", features, durations, (P, D, N, KV, ATTENTION), tuple(bends))
 
 
-def fit_roofline(features: Floats, took: Floats) -> TimeForm | None:
-    """`roofline`; None where one side would explain next to nothing."""
+def fit_roofline(features: Floats, durations: Floats) -> TimeForm | None:
+    """`roofline`; None if one side would explain fewer than `LEAST_SIDE` steps."""
     memory, compute = _sides(features)
     prefill = features[:, P]
     if not (prefill > 0).any():
@@ -124,15 +125,15 @@ def fit_roofline(features: Floats, took: Floats) -> TimeForm | None:
     for _ in range(ROUNDS):
         if min(by_compute.sum(), (~by_compute).sum()) < LEAST_SIDE:
             return None
-        found = Roofline(
-            non_negative(memory[~by_compute], took[~by_compute]),
-            non_negative(compute[by_compute], took[by_compute]),
+        form = Roofline(
+            non_negative(memory[~by_compute], durations[~by_compute]),
+            non_negative(compute[by_compute], durations[by_compute]),
         )
-        again = compute @ found.compute > memory @ found.memory
-        if (again == by_compute).all():
+        longer_by_compute = compute @ form.compute > memory @ form.memory
+        if (longer_by_compute == by_compute).all():
             break
-        by_compute = again
-    return found
+        by_compute = longer_by_compute
+    return form
 
 
 FORMS = (fit_tokens, fit_additive, fit_hinges, fit_roofline)
@@ -142,40 +143,40 @@ FORMS = (fit_tokens, fit_additive, fit_hinges, fit_roofline)
 def _sum(
     name: str,
     features: Floats,
-    took: Floats,
+    durations: Floats,
     columns: tuple[int, ...],
     bends: tuple[tuple[int, float], ...] = (),
 ) -> TimeForm:
     terms = _terms(features, columns, bends)
-    return SumOfTerms(name, non_negative(terms, took), columns, bends)
+    return SumOfTerms(name, non_negative(terms, durations), columns, bends)
 
 
-def non_negative(terms: Floats, took: Floats) -> Floats:
+def non_negative(terms: Floats, durations: Floats) -> Floats:
     """The factors of least squares, none of them negative (Lawson and Hanson, Solving Least Squares Problems, 23)."""
     scale = np.maximum(np.abs(terms).max(axis=0), 1e-12)
     scaled = terms / scale
     factors, passive = np.zeros(terms.shape[1]), np.zeros(terms.shape[1], dtype=bool)
     for _ in range(3 * terms.shape[1]):
-        gradient = scaled.T @ (took - scaled @ factors)
+        gradient = scaled.T @ (durations - scaled @ factors)
         gradient[passive] = -np.inf
-        if gradient.max() <= 1e-9 * max(1.0, float(np.abs(took).max()) * len(took)):
+        if gradient.max() <= 1e-9 * max(1.0, float(np.abs(durations).max()) * len(durations)):
             break
         passive[int(gradient.argmax())] = True
-        factors = _within(scaled, took, factors, passive)
-    found: Floats = factors / scale
-    return found
+        factors = _within(scaled, durations, factors, passive)
+    unscaled: Floats = factors / scale
+    return unscaled
 
 
-def _within(terms: Floats, took: Floats, factors: Floats, passive: NDArray[np.bool_]) -> Floats:
-    """The best factors of the passive terms; those that would turn negative leave on the way."""
+def _within(terms: Floats, durations: Floats, factors: Floats, passive: NDArray[np.bool_]) -> Floats:
+    """The best factors of the passive terms. A term that would become negative is taken out of the passive terms."""
     while True:
-        wanted = np.zeros(len(factors))
-        wanted[passive] = np.linalg.lstsq(terms[:, passive], took, rcond=None)[0]
-        low = passive & (wanted <= 0)
+        target = np.zeros(len(factors))
+        target[passive] = np.linalg.lstsq(terms[:, passive], durations, rcond=None)[0]
+        low = passive & (target <= 0)
         if not low.any():
-            return wanted
-        step = float((factors[low] / np.maximum(factors[low] - wanted[low], 1e-300)).min())
-        factors = factors + step * (wanted - factors)
+            return target
+        step = float((factors[low] / np.maximum(factors[low] - target[low], 1e-300)).min())
+        factors = factors + step * (target - factors)
         passive &= factors > 1e-12
         if not passive.any():
             return np.zeros(len(factors))

@@ -1,4 +1,4 @@
-"""What a replay asks of a scheduler: the model has it, and whatever drives an engine's real scheduler."""
+"""What a replay needs from a scheduler: the model provides it, and so do the drivers of engines' real schedulers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fdtrace.replayer.model.scheduler import Scheduler
 
 
 class AnyScheduler(Protocol):
-    """A scheduler in lockstep with its forwards, for requests whose acceptances are known beforehand."""
+    """A scheduler in lockstep with its forwards, for requests whose acceptances are known in advance."""
 
     config: SchedulerConfig
     explains: bool
@@ -29,14 +29,14 @@ class AnyScheduler(Protocol):
 
     keeps_rows: bool
     """True if a decode may skip steps or vary its number of drafts. A replay then keeps every row that `rows` gives,
-    which may be asked after the forward too.
+    and may also call `rows` after the forward.
     """
     engine: str | None
-    """The engine whose own code it is; None: a model of it."""
+    """The engine whose own code it is; None: it is a model."""
 
     @property
     def name(self) -> str:
-        """What it is called beside others."""
+        """Its name in results."""
 
     @property
     def idle(self) -> bool:
@@ -44,19 +44,19 @@ class AnyScheduler(Protocol):
 
     @property
     def num_requests(self) -> int:
-        """Requests that have arrived and not gone."""
+        """Requests that have arrived and not left."""
 
     @property
     def num_asking(self) -> int:
-        """In the prefill and decode roles: of these, those that hold no slot."""
+        """In the prefill and decode roles: those of these requests that hold no slot."""
 
     @property
     def num_preallocated(self) -> int:
-        """In the same roles: those that have their slots and blocks and have not joined."""
+        """In the same roles: requests that have slots and blocks but have not joined."""
 
     @property
     def num_preallocated_blocks(self) -> int:
-        """KV blocks that these hold."""
+        """KV blocks of the preallocated requests."""
 
     @property
     def num_blocks_asked(self) -> int | None:
@@ -64,22 +64,22 @@ class AnyScheduler(Protocol):
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks that requests can have, all together."""
+        """KV blocks for all requests together."""
 
     @property
     def num_reserved_blocks(self) -> int | None:
-        """Free blocks that are kept for the running requests, asked after a call; None: none, or not known."""
+        """Free blocks kept for the running requests, as of after a call; None: none are kept, or it is not known."""
 
     @property
     def new_token_ratio(self) -> float | None:
-        """The ratio that blocks are reserved by, asked after a call; None: none is, or not known."""
+        """The ratio that blocks are reserved by, as of after a call; None: there is none, or it is not known."""
 
     @property
     def snapshot_is_whole(self) -> bool:
         """Whether all later decisions follow from `snapshot`; False: it shows a part of the state."""
 
     def snapshot(self, decision: Decision) -> Hashable:
-        """The state after a call (that of `decision`) and its forward, to be compared with later ones."""
+        """The state after the call of `decision` and its forward, to compare with later states."""
 
     def __contains__(self, request_id: str) -> bool: ...
 
@@ -102,19 +102,17 @@ class AnyScheduler(Protocol):
         """Tokens that a request emitted in prefills, and its decode forwards."""
 
     def rows(self, decision: Decision) -> list[StepRow]:
-        """The requests of the forward that follows a call, asked between the two.
+        """The requests of the forward that follows a call. Call it between the two.
 
         Chunks in order of scheduling, then decodes in the worker's order.
         """
 
     def num_held_back(self, decision: Decision) -> int:
-        """Prompt tokens that the budget of a call held back, asked before its forward; 0 if it explains
-        nothing.
-        """
+        """Prompt tokens that the budget of a call held back; 0 if it explains nothing. Call it before the forward."""
 
 
 class OrderedScheduler(Protocol):
-    """A scheduler that takes a recorded deployment's events in their order, and no forwards: a worker apart from it
+    """A scheduler that takes the events of a recorded deployment in their order. It runs no forwards: a separate worker
     runs what its calls hand out.
     """
 
@@ -123,11 +121,11 @@ class OrderedScheduler(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called beside others."""
+        """Its name in results."""
 
     @property
     def num_requests(self) -> int:
-        """Requests that have arrived and not gone."""
+        """Requests that have arrived and not left."""
 
     @overload
     def apply(self, event: Schedule) -> Decision: ...
@@ -138,7 +136,7 @@ class OrderedScheduler(Protocol):
         """KV blocks of a request that the last call scheduled or extended."""
 
     def num_prefill_tokens_of(self, request_id: str) -> int:
-        """Tokens that the prefill of a request covers which the last call scheduled."""
+        """Tokens that the prefill of a request covers, if the last call scheduled the request."""
 
     def num_held_back(self, decision: Decision) -> int:
         """Prompt tokens that the budget of a call held back; 0 if it explains nothing."""
@@ -146,14 +144,14 @@ class OrderedScheduler(Protocol):
 
 @runtime_checkable
 class OrderTaker(Protocol):
-    """A scheduler that can be led through the recorded order of the engine whose code it is."""
+    """A scheduler that can take the recorded events of its own engine in their order."""
 
     def in_order_of(self, engine: EngineInfo) -> OrderedScheduler | None:
-        """The same scheduler, taking that order; None where its code or its sizes are not those of that engine."""
+        """The same scheduler for that order; None if its code or its sizes differ from those of that engine."""
 
 
 def scheduler_by(
     config: SchedulerConfig, by: Formula | AnyScheduler, policy: Policy, *, explain: bool
 ) -> AnyScheduler:
-    """The model under a formula and a policy; a scheduler is taken as it is."""
+    """The model, if `by` is a formula; a scheduler is returned unchanged."""
     return Scheduler(config, by, policy, explain=explain) if isinstance(by, Formula) else by

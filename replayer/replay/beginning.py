@@ -18,13 +18,13 @@ class Beginning:
     """When the first call begins."""
     sent: tuple[Sent, ...]
     aborts: tuple[tuple[float, str], ...] = ()
-    found: tuple[Notification, ...] = ()
-    """What was there already, as the model takes it."""
+    initial_events: tuple[Notification, ...] = ()
+    """What was there already, as events for the model."""
     slots: tuple[Slot, ...] = ()
-    """The same, as the worker holds it."""
+    """The same, as slots of the worker."""
     unseen: Mapping[str, int] = field(default_factory=dict)
-    """Tokens that these had made and no call had counted."""
+    """Tokens that these requests had made and no call had counted."""
     ended: tuple[str, ...] = ()
-    """Requests that the first call found running, though the worker had ended them."""
+    """Requests that the first call found running although the worker had ended them."""
     until: float | None = None
-    """When the replay ends, where the recording ended before its requests did."""
+    """When the replay ends, if the recording ended before its requests did."""

@@ -1,7 +1,8 @@
-"""A recorded deployment replayed under what recorded it: calls in the order of its engine, forwards as tasks landed.
+"""Replays a recorded deployment under its own formula and policy: calls in the order of its engine, forwards when
+tasks reached the worker.
 
-Calls and forwards are not in step there. Each call is decided by what the recorded one knew, its tasks reach a worker,
-and the worker runs the forwards that belonged to the recorded call, with the recorded acceptances.
+Calls and forwards do not come in pairs there. Each call is decided with what the recorded call knew. Its tasks reach a
+worker, and the worker runs the forwards that belong to the recorded call, with the recorded acceptances.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.worker import Slot, Worker, tasks_of
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
-Looked = Callable[[int], None]
+ReportSteps = Callable[[int], None]
 """Called now and then with the steps done; it may raise to stop."""
 
-LOOK_EVERY = 2000
-"""Calls between two looks."""
+REPORT_EVERY = 2000
+"""Calls between two reports of the steps done."""
 
 
 class DeploymentReplay:
     """Replays a recording whose trace has the order of its calls; `log` has its steps, `calls` its calls.
 
-    `scheduler` decides the calls: the model under what recorded, or the real scheduler that recorded.
+    `scheduler` decides the calls: the model under the recorded formula and policy, or the real scheduler that recorded.
     """
 
     order: Literal["recorded"] = "recorded"
@@ -60,31 +61,31 @@ class DeploymentReplay:
         self.log = RowLog(self.worker, workload)
         self.steps_after = steps_by_call(order, recording)
         self._landing: dict[int, list[Slot]] = {}
-        """What calls before the recording had handed out: slots, by the forward at which they reach the worker."""
+        """Tasks of calls before the recording: slots, by the forward at which they reach the worker."""
         self._resume(order)
         self._decision = Decision(0, MISSING, MISSING, MISSING)
         self._num_preempted = self._num_held_back = 0
 
-    def run(self, looked: Looked | None = None) -> None:
+    def run(self, report: ReportSteps | None = None) -> None:
         """Decide every call and run every forward."""
-        for _ in self.advance(looked):
+        for _ in self.advance(report):
             pass
 
-    def advance(self, looked: Looked | None = None) -> Iterator[CallComparison]:
-        """Each call, once its forwards have run."""
+    def advance(self, report: ReportSteps | None = None) -> Iterator[CallComparison]:
+        """Yield each call after its forwards have run."""
         self._run_forwards(MISSING)
-        for done, decided in enumerate(self.calls.calls()):
-            decision = decided.decision
+        for done, compared in enumerate(self.calls.calls()):
+            decision = compared.decision
             if decision is not None:
                 self._decision = decision
                 self._num_preempted += len(decision.preempted)
                 self._num_held_back = self.scheduler.num_held_back(decision)
                 if not decision.is_empty:
                     self.worker.land(tasks_of(self.scheduler, decision))
-            self._run_forwards(decided.recorded.call)
-            if looked is not None and done % LOOK_EVERY == 0:
-                looked(self.log.num_steps)
-            yield decided
+            self._run_forwards(compared.recorded.call)
+            if report is not None and done % REPORT_EVERY == 0:
+                report(self.log.num_steps)
+            yield compared
 
     def _run_forwards(self, call: int) -> None:
         limit = self.workload.config.max_num_batched_tokens
@@ -98,7 +99,7 @@ class DeploymentReplay:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that are not done at its end."""
+        """Requests that have not ended at the end of the replay."""
         return self.scheduler.num_requests
 
     def call_fidelity(self) -> CallFidelity:
@@ -107,47 +108,50 @@ class DeploymentReplay:
         return CallFidelity(calls.num_calls, calls.num_equal, calls.departure, calls.num_left_out)
 
     def _resume(self, order: CallOrder) -> None:
-        """Requests that ran before the first forward hold slots, with the blocks that the first call found.
+        """Give slots to the requests that ran before the first forward, with the blocks that the first call found.
 
-        Tasks of calls before the recording may have been on their way to the worker then: their requests first ran, or
+        Tasks of calls before the recording may still have been on their way to the worker. Their requests first ran, or
         got their blocks, in a later forward.
         """
-        found, begins = _found(order), int(self.recording.steps["step"][0])
-        for first in self.recording.details.initial:
-            request = self.requests[first.request]
-            computed, blocks = found.get(first.request, (0, 0))
-            slot = _slot(request, first, max(blocks, first.num_blocks))
-            if first.decoding and first.first_step > begins:
-                self._landing.setdefault(first.first_step - begins, []).append(replace(slot))
+        running, first_step = _found_running(order), int(self.recording.steps["step"][0])
+        for initial in self.recording.details.initial:
+            request = self.requests[initial.request]
+            computed, blocks = running.get(initial.request, (0, 0))
+            slot = _slot(request, initial, max(blocks, initial.num_blocks))
+            if initial.decoding and initial.first_step > first_step:
+                self._landing.setdefault(initial.first_step - first_step, []).append(replace(slot))
                 slot.num_blocks = 0
-            elif not first.decoding and computed > slot.cached and not _handed_out(order, first):
+            elif not initial.decoding and computed > slot.cached and not _handed_out(order, initial):
                 end = min(computed, request.num_prompt_tokens)
-                self._landing.setdefault(first.first_step - begins, []).append(replace(slot, end=end))
+                self._landing.setdefault(initial.first_step - first_step, []).append(replace(slot, end=end))
             self.worker.resume(slot)
 
     def _land_earlier(self) -> None:
-        """What calls before the recording had handed out reaches the worker."""
+        """Tasks of calls before the recording reach the worker."""
         for slot in self._landing.pop(self.log.num_steps, ()):
-            now = self.worker.slots.get(slot.request_id)
-            if now is not None:
-                now.num_blocks, now.end = max(now.num_blocks, slot.num_blocks), max(now.end, slot.end)
+            current = self.worker.slots.get(slot.request_id)
+            if current is not None:
+                current.num_blocks, current.end = (
+                    max(current.num_blocks, slot.num_blocks),
+                    max(current.end, slot.end),
+                )
 
 
-def _handed_out(order: CallOrder, first: InitialRequest) -> bool:
+def _handed_out(order: CallOrder, initial: InitialRequest) -> bool:
     """Whether a recorded call handed out the chunk that a request ran first."""
-    did = order.did
-    chunks = (did["did"] == "chunk") & (did["request"] == first.request)
-    return bool((chunks & (did["num_computed_tokens"] == first.num_computed_tokens)).any())
+    operations = order.did
+    chunks = (operations["did"] == "chunk") & (operations["request"] == initial.request)
+    return bool((chunks & (operations["num_computed_tokens"] == initial.num_computed_tokens)).any())
 
 
 def resumed_slots(
     recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]
 ) -> Iterator[Slot]:
-    """What the worker held before the first recorded forward; `requests` by their numbers."""
-    found = _found(order)
-    for first in recording.details.initial:
-        _, blocks = found.get(first.request, (0, 0))
-        yield _slot(requests[first.request], first, max(blocks, first.num_blocks))
+    """The slots of the worker before the first recorded forward; `requests` by their numbers."""
+    running = _found_running(order)
+    for initial in recording.details.initial:
+        _, blocks = running.get(initial.request, (0, 0))
+        yield _slot(requests[initial.request], initial, max(blocks, initial.num_blocks))
 
 
 def requests_by_number(recording: Recording, workload: Workload) -> dict[int, WorkRequest]:
@@ -158,51 +162,51 @@ def requests_by_number(recording: Recording, workload: Workload) -> dict[int, Wo
     return {number: by_id[name] for number, name in pairs}
 
 
-def _slot(request: WorkRequest, first: InitialRequest, num_blocks: int) -> Slot:
+def _slot(request: WorkRequest, initial: InitialRequest, num_blocks: int) -> Slot:
     """The slot of a request at its first recorded forward; a prefill goes on with its next chunk.
 
-    The engine, which tells a recording what was there, lacks the tokens of forwards under way. Where the request ended,
-    what it made since is known: all else it had made before.
+    The engine reported the state at the begin of the recording, without the tokens of forwards that were still running.
+    If the request ended in the recording, its tokens since then are known; it had made all others before.
     """
-    made = first.num_computed_tokens - request.num_prompt_tokens
-    computed = first.num_computed_tokens - 1 if first.decoding else first.num_computed_tokens
-    need = computed if first.decoding else request.num_prompt_tokens
-    left = request.num_output_tokens - max(0, made)
-    if first.decoding and request.target is None and request.abort_after is None:
+    num_output = initial.num_computed_tokens - request.num_prompt_tokens
+    computed = initial.num_computed_tokens - 1 if initial.decoding else initial.num_computed_tokens
+    prefill_end = computed if initial.decoding else request.num_prompt_tokens
+    left = request.num_output_tokens - max(0, num_output)
+    if initial.decoding and request.target is None and request.abort_after is None:
         left = sum(1 + int(accepted) for accepted in request.accepts)
-        computed = need = request.num_prompt_tokens + request.num_output_tokens - left - 1
-    return Slot(request.request_id, computed, computed, need, num_blocks, left)
+        computed = prefill_end = request.num_prompt_tokens + request.num_output_tokens - left - 1
+    return Slot(request.request_id, computed, computed, prefill_end, num_blocks, left)
 
 
-def _found(order: CallOrder) -> dict[int, tuple[int, int]]:
+def _found_running(order: CallOrder) -> dict[int, tuple[int, int]]:
     """Tokens computed and blocks of each request that the first recorded call found running."""
-    changes, found = order.changes, {}
-    for at in np.flatnonzero(changes["kind"] == "found").tolist():
-        detail = json.loads(changes["detail"][at])
-        found[int(changes["request"][at])] = (
+    changes, running = order.changes, {}
+    for index in np.flatnonzero(changes["kind"] == "found").tolist():
+        detail = json.loads(changes["detail"][index])
+        running[int(changes["request"][index])] = (
             int(detail.get("num_computed_tokens", 0)),
             int(detail.get("num_blocks", 0)),
         )
-    return found
+    return running
 
 
 def steps_by_call(order: CallOrder, recording: Recording) -> Mapping[int, int]:
     """How many recorded steps belong to each call (MISSING: before the first), as the recorder joins them.
 
-    A step belongs to the last call whose tasks had landed, or to a later one that handed out nothing and had ended when
-    the step began.
+    A step belongs to the last call whose tasks had reached the worker, or to a later call that handed out nothing and
+    had ended when the step began.
     """
     calls = order.calls
-    numbers, idle, first = calls["call"].tolist(), calls["idle"].tolist(), calls["first_step"].tolist()
+    numbers, idle, entered = calls["call"].tolist(), calls["idle"].tolist(), calls["first_step"].tolist()
     ended = (calls["ts"] + 1000 * np.maximum(calls["schedule_us"], 0)).tolist()
-    found: dict[int, int] = {}
-    at, landed = MISSING, 0
+    num_steps: dict[int, int] = {}
+    current, next_call = MISSING, 0
     for step, ts in zip(recording.steps["step"].tolist(), recording.steps["ts"].tolist(), strict=True):
-        while landed < len(numbers) and (idle[landed] or MISSING != first[landed] <= step):
-            at = max(at, landed) if not idle[landed] else at
-            landed += 1
-        while at + 1 < len(numbers) and idle[at + 1] and ended[at + 1] <= ts:
-            at += 1
-        call = numbers[at] if at >= 0 else MISSING
-        found[call] = found.get(call, 0) + 1
-    return found
+        while next_call < len(numbers) and (idle[next_call] or MISSING != entered[next_call] <= step):
+            current = max(current, next_call) if not idle[next_call] else current
+            next_call += 1
+        while current + 1 < len(numbers) and idle[current + 1] and ended[current + 1] <= ts:
+            current += 1
+        number = numbers[current] if current >= 0 else MISSING
+        num_steps[number] = num_steps.get(number, 0) + 1
+    return num_steps

@@ -1,34 +1,34 @@
-"""When a replay hangs: requests are there, and no call to come brings one of them any further.
+"""When a replay hangs: there are requests, and no later call brings any of them further.
 
 Theory. A call and its forward make **progress** when one of these happens:
 
-1. A decode runs, or a prefill completes: a request gains a token of output, which no preemption takes away again.
+1. A decode runs, or a prefill completes: a request gains a token of output. No preemption takes it away again.
 2. A request ends, or leaves: it finished, was aborted, or (decode role) was preempted for good.
 3. A prefill comes further than it has been since the last progress of the first two kinds. A preempted request
-   computes its tokens anew; until it is past where it once was, that is no progress.
+   computes its tokens again; until it is further than before, that is no progress.
 4. A request gets its slot and blocks before it runs, joins, or gives them back (prefill and decode roles).
 
-An arrival or an abort that is handed over is none by itself: what it changes is progress when it comes.
+An arrival or an abort is no progress by itself: its effects are progress when they happen.
 
-Every request has finitely many tokens and ends once, so a workload has finitely many steps with progress: one that
-never ends has a last one. From there on two things can happen.
+Every request has finitely many tokens and ends once, so a workload has finitely many steps with progress. A workload
+that never ends has a last step with progress. After it two things can happen.
 
-- **Nothing moves**: a call hands nothing out and its forward runs nothing. The scheduler is then in the state that it
-  was in before, and as nothing else changes it, every later call decides the same.
-- **It goes round**: calls go on preempting, and what was computed is computed anew (a livelock), or decodes are given
-  0 blocks again and again. To lose what it computed a request must be preempted, so each round has a call that
-  preempts (or one that extends by nothing). The states after such calls are compared, by Brent's method: one is kept,
-  and replaced after 1, 2, 4, 8 … of them. The scheduler is deterministic, so once a state comes back, all that lies
-  between the two comes back for ever.
+- **Nothing moves**: a call hands out nothing and its forward runs nothing. Then the state of the scheduler is the same
+  as before. Nothing else changes it, so every later call decides the same.
+- **It goes round**: calls preempt again and again, and tokens are computed again and again (a livelock); or decodes get
+  0 blocks again and again. A request loses what it computed only by a preemption, so each round has a call that
+  preempts (or one that extends by nothing). The states after such calls are compared by Brent's method: one state is
+  kept, and replaced after 1, 2, 4, 8 … calls. The scheduler is deterministic: if a state comes back, all that happened
+  between the two calls comes back for ever.
 
-So there is no false alarm: a storm of preemptions in which every round completes a prefill makes progress, however
-long it takes, and one that makes none for a while is no hang before its state has come back. The state of the model is
-compared whole (`Scheduler.snapshot`). Of an engine's real scheduler, and of the prefix cache, only a part is seen:
-then it must come back `REPEATS` times, and where nothing is preempted, long enough for a reserve that decays to have
-come to its end.
+So there is no false alarm. If every round of a storm of preemptions completes a prefill, that is progress, however long
+it takes. If a storm makes no progress for a while, it is no hang before its state has come back. The model's state is
+compared as a whole (`Scheduler.snapshot`). Only a part is visible of the state of an engine's real scheduler and of the
+prefix cache. Then the visible state must come back `REPEATS` times; and if nothing is preempted, it must stay so long
+that a decaying reserve has reached its end.
 
-A hang is one only if nothing is still to come from outside; that is for whoever runs the workload to say. It began
-with the first call that moved nothing, or, of a round, with the first call after the last progress.
+It is a hang only if nothing more comes from outside; the code that runs the workload decides that. The hang began with
+the first call that moved nothing, or, if it goes round, with the first call after the last progress.
 """
 
 from __future__ import annotations
@@ -43,45 +43,45 @@ from fdtrace.replayer.model.events import Decision, Forward, Lack
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 
 REPEATS = 4
-"""How often a state that is not seen whole must come back."""
+"""How often a state that is only partly visible must come back."""
 
 STILL_CALLS = 3
-"""Calls in a row that move nothing, where the state is not seen whole: a prefix cache evicts in the first of them."""
+"""Calls in a row that must move nothing if the state is only partly visible: a prefix cache may evict in the first."""
 
 MOST_NAMES, LONGEST_SHOWN = 3, 60
 """Requests named in a cause, and characters of each."""
 
 
 class HangWatch:
-    """Looks at each call of one replay, and finds out when no later one can bring progress."""
+    """Looks at each call of one replay, and finds out when no later call can bring progress."""
 
     def __init__(self, scheduler: AnyScheduler) -> None:
         self.scheduler = scheduler
         self._since: int | None = None
         """The first step after the last progress."""
         self._still_since: int | None = None
-        """The first step of those, up to now, in which nothing moved."""
+        """The first of the steps in a row, up to now, in which nothing moved."""
         self._num_still = 0
-        """Calls of those, since anything came from outside."""
+        """Calls in these steps since something last came from outside."""
         self._reached: dict[str, int] = {}
         """How far each prefill has come since a request last gained a token of output or left."""
         self._rounds = _Rounds()
         self.has_gained = True
-        """Whether the last call brought a request further by a token of output, or an end."""
+        """Whether in the last call a request gained a token of output, or ended."""
 
     def after_call(
         self, step: int, decision: Decision, forward: Forward, *, moved: bool, outside: bool
     ) -> bool:
-        """Look at a call, its forward, and all that followed.
+        """Look at a call, its forward, and everything that followed.
 
         Args:
-            step: number of the step, by which a hang is dated.
+            step: number of the step, for the begin of a hang.
             decision, forward: what the call decided, and what ran.
             moved: whether a request got its slot and blocks, joined, or gave them back before this call.
             outside: whether anything came from outside before this call: an arrival, an abort.
 
         Returns:
-            Whether no call to come can bring progress, unless something comes from outside.
+            Whether no later call can bring progress, unless something comes from outside.
         """
         if forward.num_decodes or forward.finished or moved or self._gains(decision, forward):
             if not self.has_gained:
@@ -133,7 +133,7 @@ class HangWatch:
             self._reached.clear()
 
     def hang(self, decision: Decision, forward: Forward) -> Hang:
-        """The hang that `after_call` has just found, with its cause, from that call and its forward."""
+        """The hang that `after_call` has just found, with its cause; both arguments are those of that call."""
         if self._still_since is not None:
             return Hang(self._still_since, cause_of(self.scheduler, decision, forward.stalled))
         assert self._since is not None
@@ -144,34 +144,34 @@ class _Rounds:
     """Finds out whether states come back."""
 
     def __init__(self) -> None:
-        self._kept: Hashable = None
-        self._looked, self._keep_after, self._matches = 0, 1, 0
-        self._last: Hashable = None
-        self._stayed = 0
+        self._reference: Hashable = None
+        self._num_compared, self._replace_after, self._num_matches = 0, 1, 0
+        self._previous: Hashable = None
+        self._num_unchanged = 0
         self.came_back = False
-        """Whether a state came back, so often that all goes round."""
+        """Whether a state came back so often that everything goes round."""
         self.preempted: Counter[str] = Counter()
         """Preemptions of each request since the state that is kept."""
 
-    def look(self, state: Hashable, preempted: Sequence[str], needed: int) -> None:
-        """Compare a state with the one that is kept, which must come back `needed` times.
+    def look(self, state: Hashable, preempted: Sequence[str], num_needed: int) -> None:
+        """Compare a state with the kept one, which must come back `num_needed` times.
 
-        Where nothing was preempted, with the one before: it must stay as often.
+        If nothing was preempted, compare it with the previous state: it must stay the same so many times.
         """
         if not preempted:
-            self._stayed = self._stayed + 1 if state == self._last else 0
-            self._last = state
-            self.came_back = self._stayed >= needed
+            self._num_unchanged = self._num_unchanged + 1 if state == self._previous else 0
+            self._previous = state
+            self.came_back = self._num_unchanged >= num_needed
             return
-        self._looked += 1
+        self._num_compared += 1
         self.preempted.update(preempted)
-        self._matches += state == self._kept
-        if self._matches >= needed:
+        self._num_matches += state == self._reference
+        if self._num_matches >= num_needed:
             self.came_back = True
-        elif self._looked >= self._keep_after:
-            self._kept = state
-            self._keep_after *= 2
-            self._looked = self._matches = 0
+        elif self._num_compared >= self._replace_after:
+            self._reference = state
+            self._replace_after *= 2
+            self._num_compared = self._num_matches = 0
             self.preempted.clear()
 
     def cause(self, scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]) -> str:
@@ -183,24 +183,26 @@ class _Rounds:
             )
         names = list(self.preempted)
         needed = sum(_prefill_blocks(scheduler, name) for name in names)
-        who = _listed(names)
-        what = "preempts itself" if len(names) == 1 else "preempt each other"
-        whose = "its prefill needs" if len(names) == 1 else "together their prefills need"
+        requests = _listed(names)
+        verb = "preempts itself" if len(names) == 1 else "preempt each other"
+        need = "its prefill needs" if len(names) == 1 else "together their prefills need"
         return (
-            f"{who} {what} again and again, and no request gains a token: {whose} {needed:,} of "
+            f"{requests} {verb} again and again, and no request gains a token: {need} {needed:,} of "
             f"{scheduler.num_blocks:,} blocks ({_queues(scheduler, decision)})"
         )
 
 
 def _repeats_needed(config: SchedulerConfig, decision: Decision) -> int:
-    """A preemption sets the reserve anew; without one it may decay for so many calls yet."""
+    """How often a state must come back. A preemption resets the reserve; without one it may still decay in so many
+    calls.
+    """
     if decision.preempted:
         return REPEATS
     spans = (
         (config.reserve_blocks, config.reserve_decay),
         (config.init_new_token_ratio - config.min_new_token_ratio, config.new_token_ratio_decay),
     )
-    return REPEATS + max(int(most / each) if each > 0 else 0 for most, each in spans)
+    return REPEATS + max(int(span / decay) if decay > 0 else 0 for span, decay in spans)
 
 
 def _prefill_blocks(scheduler: AnyScheduler, request_id: str) -> int:
@@ -243,27 +245,27 @@ def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]
         parts.append(_lacking(scheduler, decision, decision.lack))
     if stalled:
         parts.append(f"{_stall(stalled)}, and the call extends none of them")
-    why = "; ".join(parts) or "the scheduler hands nothing out and gives no reason"
-    return f"{why} ({state})"
+    reasons = "; ".join(parts) or "the scheduler hands nothing out and gives no reason"
+    return f"{reasons} ({state})"
 
 
 def _asking(scheduler: AnyScheduler, decision: Decision) -> str:
-    """Why the next request is given no slot and no blocks, in the prefill and decode roles."""
-    held, blocks = scheduler.num_preallocated, scheduler.num_preallocated_blocks
-    needs = scheduler.num_blocks_asked
-    what = "the next request is given no slot and no blocks"
-    if needs is not None and needs > scheduler.num_blocks:
-        what += f": it asks for {needs:,} of {scheduler.num_blocks:,} blocks"
-    elif needs is not None and needs > decision.num_free_blocks:
-        what += f": it asks for {needs:,} blocks with {decision.num_free_blocks:,} free"
-    elif held >= scheduler.config.max_num_seqs:
-        what += f": all {scheduler.config.max_num_seqs} slots are taken"
-    if not held:
-        return f"{what}, and none will be freed"
-    holds = "holds" if held == 1 else "hold"
+    """Why the next request gets no slot and no blocks, in the prefill and decode roles."""
+    num_holding, blocks = scheduler.num_preallocated, scheduler.num_preallocated_blocks
+    num_asked = scheduler.num_blocks_asked
+    text = "the next request is given no slot and no blocks"
+    if num_asked is not None and num_asked > scheduler.num_blocks:
+        text += f": it asks for {num_asked:,} of {scheduler.num_blocks:,} blocks"
+    elif num_asked is not None and num_asked > decision.num_free_blocks:
+        text += f": it asks for {num_asked:,} blocks with {decision.num_free_blocks:,} free"
+    elif num_holding >= scheduler.config.max_num_seqs:
+        text += f": all {scheduler.config.max_num_seqs} slots are taken"
+    if not num_holding:
+        return f"{text}, and none will be freed"
+    holds = "holds" if num_holding == 1 else "hold"
     return (
-        f"{_requests(held)} {holds} {blocks:,} of {scheduler.num_blocks:,} blocks and did not join; {what}, and none "
-        "will be freed"
+        f"{_requests(num_holding)} {holds} {blocks:,} of {scheduler.num_blocks:,} blocks and did not join; {text}, "
+        "and none will be freed"
     )
 
 
@@ -274,11 +276,11 @@ def _lacking(scheduler: AnyScheduler, decision: Decision, lack: Lack) -> str:
         scheduler.num_blocks,
         lack.num_reserved_blocks,
     )
-    kept = f", {reserved:,} of them kept for the running requests" if reserved else ""
-    whole = _prefill_blocks(scheduler, lack.request_id)
-    text = f"needs {lack.num_needed_blocks:,} of {total:,} blocks{kept}"
-    if whole > total:
-        text = f"needs {whole:,} of {total:,} blocks"
+    reserve = f", {reserved:,} of them kept for the running requests" if reserved else ""
+    num_prefill_blocks = _prefill_blocks(scheduler, lack.request_id)
+    text = f"needs {lack.num_needed_blocks:,} of {total:,} blocks{reserve}"
+    if num_prefill_blocks > total:
+        text = f"needs {num_prefill_blocks:,} of {total:,} blocks"
     if scheduler.config.role == "decode":
         return f"the next request that joined lacks {decision.num_missing_blocks} blocks: {name} {text}"
     if lack.is_running:

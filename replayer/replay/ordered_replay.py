@@ -1,8 +1,8 @@
-"""A recording replayed in the order in which its engine met its events.
+"""Replays a recording in the order in which its engine met its events.
 
-A deployment schedules ahead of its forwards: what a call decides depends on what the engine had learned by then. Under
-the formula and policy that recorded, a replay takes queue events and calls as they were recorded, one after another,
-and the model decides each call anew. A call that it decides otherwise is a fault of the model or of the recording.
+A deployment schedules ahead of its forwards: the decision of a call depends on what the engine knew by then. Under the
+recorded formula and policy, a replay takes queue events and calls as they were recorded, one after another, and the
+model decides each call again. If it decides a call differently, the model or the recording is wrong.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from fdtrace.replayer.model.events import Decision, Known, Notification, Resched
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
 
-KEPT_CALLS = 2
-"""A departure is shown with the events since that many calls before it."""
+CALLS_SHOWN = 2
+"""A departure is shown with the events of so many calls before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """One call of `schedule()`: what it decided, and what it used of what changes without its lock.
+    """One call of `schedule()`: what it decided, and what it read of the state that changes without its lock.
 
-    `chunks` are (request, first token, end token). `known`: prompt and output tokens of the decodes that it counted
-    otherwise than the call before. Counts are those after the call.
+    `chunks` are (request, first token, end token). `known`: prompt and output tokens of the decodes whose count has
+    changed since the call before. The other counts are those after the call.
     """
 
     call: int
@@ -47,16 +47,16 @@ class RecordedCall:
 
     @property
     def text(self) -> str:
-        """The call in words: what it did, and what it found."""
-        did = [f"chunk {name} {start} to {end}" for name, start, end in self.chunks]
+        """The call in words: what it did, and the queues after it."""
+        actions = [f"chunk {name} {start} to {end}" for name, start, end in self.chunks]
         lists = {"extended": self.extended, "preempted": self.preempted, "aborted": self.aborted}
         lists |= {"skipped": tuple(sorted(self.not_ready)), "failed": tuple(sorted(self.failed))}
-        did += [f"{what} {' '.join(names)}" for what, names in lists.items() if names]
+        actions += [f"{name} {' '.join(names)}" for name, names in lists.items() if names]
         after = f"{self.num_running} run, {self.num_waiting} wait, {self.num_free_blocks} blocks free"
-        return f"call {self.call}: {', '.join(did) or 'nothing'}; {after}"
+        return f"call {self.call}: {', '.join(actions) or 'nothing'}; {after}"
 
     def differences(self, decision: Decision) -> tuple[tuple[str, object, object], ...]:
-        """What a replay decided otherwise: name, recorded, replayed."""
+        """What a replay decided differently: name, recorded, replayed."""
         pairs = (
             ("chunks", list(self.chunks), decision.chunks),
             ("extended", list(self.extended), decision.extended),
@@ -75,7 +75,7 @@ RecordedEvent = Notification | RecordedCall
 
 @dataclass(frozen=True, slots=True)
 class CallComparison:
-    """One call of a replay beside the recorded one; `decision` is None where the model could not go on."""
+    """One call of a replay beside the recorded one; `decision` is None if the model could not go on."""
 
     recorded: RecordedCall
     decision: Decision | None
@@ -85,8 +85,8 @@ class CallComparison:
 class OrderedReplay:
     """Takes a recording's events in their order. `calls` decides one call after another.
 
-    After a departure the replay goes on by its own state: nothing is set right by the recording, so that a state that
-    differs stays different until it heals by itself. Events that its state does not allow then are left out.
+    After a departure the replay goes on with its own state, and the recording corrects nothing. So a state that differs
+    stays different until later events make it equal again. Events that its state does not allow are left out.
     """
 
     def __init__(self, scheduler: OrderedScheduler, events: Iterable[RecordedEvent]) -> None:
@@ -103,7 +103,7 @@ class OrderedReplay:
             pass
 
     def calls(self) -> Iterator[CallComparison]:
-        """Each call, once it is decided."""
+        """Yield each call after it is decided."""
         for event in self._events:
             if not isinstance(event, RecordedCall):
                 self._take(event)
@@ -125,24 +125,30 @@ class OrderedReplay:
         try:
             decision = scheduler.apply(call.schedule())
         except SchedulerFailed as failure:
-            found: CallComparison = CallComparison(call, None, (("the scheduler", "went on", str(failure)),))
+            compared: CallComparison = CallComparison(
+                call, None, (("the scheduler", "went on", str(failure)),)
+            )
         else:
-            found = CallComparison(call, decision, call.differences(decision))
-        self.num_equal += not found.differences
-        if found.differences and self.departure is None:
+            compared = CallComparison(call, decision, call.differences(decision))
+        self.num_equal += not compared.differences
+        if compared.differences and self.departure is None:
             self.departure = CallDeparture(
                 call.call,
-                tuple((name, str(recorded), str(replayed)) for name, recorded, replayed in found.differences),
+                tuple(
+                    (name, str(recorded), str(replayed)) for name, recorded, replayed in compared.differences
+                ),
                 tuple(map(event_text, self._recent)),
-                () if found.decision is None else tuple(reason.text for reason in found.decision.reasons),
+                ()
+                if compared.decision is None
+                else tuple(reason.text for reason in compared.decision.reasons),
             )
-        return found
+        return compared
 
     def _remember(self, event: RecordedEvent) -> None:
         self._recent.append(event)
         if isinstance(event, RecordedCall):
             self._recent_calls += 1
-            while self._recent_calls > KEPT_CALLS:
+            while self._recent_calls > CALLS_SHOWN:
                 self._recent_calls -= isinstance(self._recent.popleft(), RecordedCall)
             while not isinstance(self._recent[0], RecordedCall):
                 self._recent.popleft()
@@ -160,5 +166,5 @@ def event_text(event: RecordedEvent) -> str:
 
 
 def rescheduled(request_id: str, num_total_tokens: int) -> tuple[Notification, ...]:
-    """The events of a preempted request that comes back: with all tokens of the forwards that were under way."""
+    """The events of a preempted request that comes back, with all tokens of the forwards that were still running."""
     return Known({request_id: num_total_tokens}), Rescheduled(request_id)

@@ -1,4 +1,4 @@
-"""The other half of a deployment in roles, as a replay plays it: when requests join, and when caches are sent."""
+"""The other instance of a deployment in roles, as a replay simulates it: when requests join, when caches are sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Due = list[tuple[float, int, str]]
 
 @dataclass(slots=True)
 class Handed:
-    """What happened between two calls: requests given their slots and blocks, joined, discarded."""
+    """What happened between two calls: requests that got slots and blocks, that joined, that were discarded."""
 
     preallocated: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
@@ -34,8 +34,8 @@ NOTHING = Handed()
 class Handover:
     """Asks for blocks before each call, and reports to the scheduler what the other instance did.
 
-    Times are on the clock of the caller. A request joins `join_after` its blocks were given, or is discarded
-    then; in the prefill role it is done `send_after` the forward of its last chunk.
+    Times are on the clock of the caller. A request joins (or is discarded) `join_after` the time at which it got its
+    blocks. In the prefill role it is done `send_after` the forward of its last chunk.
     """
 
     def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
@@ -54,10 +54,10 @@ class Handover:
 
     @staticmethod
     def _take(due: Due, now: float) -> list[str]:
-        found = []
+        request_ids = []
         while due and due[0][0] <= now:
-            found.append(heapq.heappop(due)[2])
-        return found
+            request_ids.append(heapq.heappop(due)[2])
+        return request_ids
 
     @property
     def next_due(self) -> float | None:
@@ -65,7 +65,7 @@ class Handover:
         return min((due[0][0] for due in (self._joins, self._sends) if due), default=None)
 
     def before_call(self, now: float) -> Handed:
-        """Ask for the blocks of those that arrived; those that are due join."""
+        """Ask for the blocks of requests that arrived; requests that are due join."""
         if self.role == "mixed":
             return NOTHING
         handed = Handed()
@@ -86,7 +86,7 @@ class Handover:
         self._plan(self._sends, now + self._requests[request_id].send_after, request_id)
 
     def after_forward(self, now: float, forward: Forward) -> None:
-        """In the prefill role: those whose cache is sent are done, and are added to the forward's."""
+        """In the prefill role: requests whose cache is sent are finished; they are added to the forward's finished."""
         if self.role != "prefill":
             return
         for request_id in forward.started:

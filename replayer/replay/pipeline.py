@@ -1,12 +1,12 @@
-"""A recorded deployment replayed under another formula or policy: a model of its pipeline.
+"""Replays a recorded deployment under another formula or policy, through a model of its pipeline.
 
-Calls and forwards are not in step in a deployment, so what a call decides depends on how far the other parts have
-come. Three of them wait for each other here as in FastDeploy, on the times of the recording (`PipelineTimes`):
+In a deployment, calls and forwards do not come in pairs. So the decision of a call depends on how far the other parts
+are. Three parts wait for each other here as in FastDeploy, with the times of the recording (`PipelineTimes`):
 
-- the worker looks at its queue between two forwards, inserts what has come, and runs the next one;
-- the token processor takes outputs in, a forward's after the other: then their tokens count, requests that ended leave;
-- the scheduling loop calls `schedule()` when the worker has taken what was handed out before, and rests after a call
-  that handed out nothing. It fetches what clients sent while no request waits.
+- the worker looks at its queue between two forwards, inserts the tasks that have come, and runs the next forward;
+- the token processor takes in outputs, one forward after the other: then their tokens count, and ended requests leave;
+- the scheduling loop calls `schedule()` when the worker has taken the tasks of the call before, and rests after a call
+  that handed out nothing. While no request waits, it fetches what clients sent.
 
 FastDeploy: `PaddleDisWorkerProc.event_loop_normal` (worker/worker_process.py), `TokenProcessor._process_batch_output`
 (output/token_processor.py), `EngineService._schedule_request_to_worker_v1` (engine/common_engine.py).
@@ -41,7 +41,7 @@ from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
 from fdtrace.replayer.replay.beginning import Beginning
-from fdtrace.replayer.replay.fetching import LOOKS_EVERY_MS, ClientQueue
+from fdtrace.replayer.replay.fetching import LOOK_INTERVAL_MS, ClientQueue
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.token_processor import TokenProcessor
 from fdtrace.replayer.replay.worker import Tasks, Worker, tasks_of
@@ -49,8 +49,8 @@ from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 POLL_MS = 1.1
 """Between two looks of a worker that has nothing to run."""
-LOOK_EVERY, MOST_IDLE_CALLS = 2000, 1000
-"""Events between two looks; calls in a row that hand out nothing with nothing under way, before that is a hang."""
+REPORT_EVERY, MOST_IDLE_CALLS = 2000, 1000
+"""Events between two reports of steps; calls in a row that may hand out nothing with nothing running (more: a hang)."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class _HandedOut:
 
 
 class PipelineReplay:
-    """One run of a workload, until all requests have ended; where the recording ended before, as long as that.
+    """One run of a workload until all requests have ended, or until the recording ended if it ended before them.
 
     Steps are the forwards that ran tokens."""
 
@@ -98,14 +98,14 @@ class PipelineReplay:
         self._handed: _HandedOut | None = None
         self._outputs = TokenProcessor(times)
         self._answers: list[str] = []
-        """Preempted and aborted requests that the worker has let go of and not answered for."""
+        """Preempted and aborted requests that the worker has dropped but not answered for yet."""
         self._fetching = self._sleeping = False
         self._decision = Decision(0, MISSING, MISSING, MISSING)
         self._num_preempted = self._num_held_back = self._idle_calls = 0
         self._ended: set[str] = set()
         self._to_end = len(workload.requests)
 
-    def run(self, looked: Callable[[int], None] | None = None) -> None:
+    def run(self, report: Callable[[int], None] | None = None) -> None:
         """Run to the end, to a hang, or to the workload's limit of steps.
 
         Args:
@@ -117,8 +117,8 @@ class PipelineReplay:
             at, _, action = heapq.heappop(self._agenda)
             action(at)
             done += 1
-            if looked is not None and done % LOOK_EVERY == 0:
-                looked(self.log.num_steps)
+            if report is not None and done % REPORT_EVERY == 0:
+                report(self.log.num_steps)
 
     @property
     def num_unfinished(self) -> int:
@@ -127,7 +127,7 @@ class PipelineReplay:
 
     def _begin(self) -> None:
         start = self.beginning
-        for event in start.found:
+        for event in start.initial_events:
             self.scheduler.apply(event)
         for slot in start.slots:
             self.worker.resume(slot)
@@ -195,58 +195,58 @@ class PipelineReplay:
             self._plan(visible + POLL_MS / 2, self._look_at_queue)
 
     def after_call(self, decision: Decision, before: tuple[int, int, int]) -> None:
-        """Called after each call, for those who watch. `before`: requests that ran and waited, and free blocks."""
+        """Called after each call, for subclasses. `before`: running and waiting requests and free blocks before it."""
 
     def after_forward(self, decision: Decision, forward: Forward) -> None:
         """Called after each step, with the call that it belongs to."""
 
     def _rest(self, now: float, step: int) -> None:
-        """Nothing is there to be scheduled: calls go on in their rhythm until something else happens."""
+        """There is nothing to schedule: calls go on at their interval until something else happens."""
         if self._agenda:
             rest = self.times.rest.at(step)
             self._plan(now + rest * max(1, math.ceil((self._agenda[0][0] - now) / rest)), self._call)
 
     def _watch(self, decision: Decision) -> None:
-        """A hang: requests are there, and neither a task nor an output is under way, nor anything to come."""
-        quiet = self._sleeping and not self._outputs and not self._answers and not len(self._clients)
-        self._idle_calls = self._idle_calls + 1 if quiet and len(self._agenda) <= 1 else 0
+        """Find a hang: there are requests, but no tasks or outputs are on their way, and no more requests come."""
+        is_quiet = self._sleeping and not self._outputs and not self._answers and not len(self._clients)
+        self._idle_calls = self._idle_calls + 1 if is_quiet and len(self._agenda) <= 1 else 0
         if self._idle_calls > MOST_IDLE_CALLS:
-            why = (
+            reason = (
                 f"the head of the queue waits for {decision.not_admitted}"
                 if decision.not_admitted
                 else "stalled"
             )
             step = self.workload.first_step + self.log.num_steps
             self.hang = Hang(
-                step, f"{self._idle_calls} calls in a row hand out nothing, and no forward runs: {why}"
+                step, f"{self._idle_calls} calls in a row hand out nothing, and no forward runs: {reason}"
             )
 
     # Requests from outside ----------------------------------------------------------------------------------
 
     def _fetch(self, now: float) -> None:
-        """The engine asks for what clients sent, and waits for it."""
+        """The engine asks for a request that clients sent, and waits for it."""
         if self.scheduler.num_free_slots < 1:
             self._fetched(now, [])
             return
-        coming = self._clients.next_at
-        if coming is None:
+        next_sent = self._clients.next_at
+        if next_sent is None:
             return
-        if coming > now:
-            self._plan(coming, self._fetch)
+        if next_sent > now:
+            self._plan(next_sent, self._fetch)
             return
-        taken = self._clients.fetch(now, self.scheduler.num_free_slots)
-        self._plan(now + self.times.fetch, partial(self._fetched, taken=taken))
+        requests = self._clients.fetch(now, self.scheduler.num_free_slots)
+        self._plan(now + self.times.fetch, partial(self._fetched, requests=requests))
 
-    def _fetched(self, now: float, taken: Sequence[WorkRequest]) -> None:
-        for request in taken:
+    def _fetched(self, now: float, requests: Sequence[WorkRequest]) -> None:
+        for request in requests:
             self.scheduler.apply(request.arrived()._replace(accepts=None, num_output_tokens=None))
         self._fetching = False
         if self.policy.fetches_in_thread:
-            self._plan(now + LOOKS_EVERY_MS, self._look_at_clients)
+            self._plan(now + LOOK_INTERVAL_MS, self._look_at_clients)
 
     def _look_at_clients(self, now: float) -> None:
         if self.scheduler.num_waiting:
-            self._plan(now + LOOKS_EVERY_MS, self._look_at_clients)
+            self._plan(now + LOOK_INTERVAL_MS, self._look_at_clients)
         else:
             self._fetch(now)
 
@@ -257,7 +257,7 @@ class PipelineReplay:
     # The worker ---------------------------------------------------------------------------------------------
 
     def _look_at_queue(self, now: float) -> None:
-        """Between two forwards: take the tasks that have come, and run what there is to run."""
+        """Between two forwards: take the tasks that have come, and run the next forward if it has anything to run."""
         times, step, handed = self.times, self.log.num_steps, self._handed
         landed = handed is not None and handed.visible <= now
         if handed is not None and landed:
@@ -296,23 +296,23 @@ class PipelineReplay:
 
     # The token processor ------------------------------------------------------------------------------------
 
-    def _output(self, out: float, step: int) -> None:
-        """What a forward made, and the answers for requests that were let go of, on their way to the engine."""
+    def _output(self, end: float, step: int) -> None:
+        """The outputs of a forward, and the answers for dropped requests, are on their way to the engine."""
         emitted, answers, self._answers = self.worker.emitted, self._answers, []
         if not emitted and not answers:
             return
-        taken = self._outputs.forwarded(out, step, emitted, answers)
+        taken_in_at = self._outputs.forwarded(end, step, emitted, answers)
         for name in answers:
-            self._plan(taken[name], partial(self._let_go, name=name))
+            self._plan(taken_in_at[name], partial(self._let_go, name=name))
         for name in emitted:
             if name not in self.worker.slots:
-                self._plan(taken[name], partial(self._last, name=name, step=step))
+                self._plan(taken_in_at[name], partial(self._last, name=name, step=step))
 
     def _take_in(self, now: float) -> None:
-        """Let the tokens count that have been taken in by now."""
-        found = self._outputs.taken_in(now)
-        if found:
-            self.scheduler.apply(Emitted(found))
+        """Count the tokens that have been taken in by now."""
+        num_tokens = self._outputs.taken_in(now)
+        if num_tokens:
+            self.scheduler.apply(Emitted(num_tokens))
 
     def _last(self, now: float, name: str, step: int) -> None:
         """A request's last token was taken in."""

@@ -34,7 +34,7 @@ PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting"]] = 
 
 
 class _ByCall:
-    """Rows by call, asked for in the order of the calls; a part of them at a time is turned into objects."""
+    """Rows by call, read in the order of the calls. Only one part of them at a time is turned into objects."""
 
     PART = 50_000
 
@@ -45,7 +45,7 @@ class _ByCall:
         self._at = self._next = 0
 
     def of(self, call: int) -> Iterator[tuple[Any, ...]]:
-        """The rows of a call; those of earlier ones are passed over."""
+        """The rows of a call; rows of earlier calls are skipped."""
         while True:
             if self._at == len(self._rows):
                 if self._next >= len(self._calls):
@@ -64,7 +64,7 @@ class _ByCall:
 class RecordedOrder:
     """Iterates over the events of a recording; `requests` are its requests by their numbers.
 
-    What outputs were is told by what each call counted: `accepts` are not handed to the model.
+    The model learns outputs from what each call counted: it does not get `accepts`.
     """
 
     def __init__(self, order: CallOrder, requests: Mapping[int, WorkRequest]) -> None:
@@ -98,7 +98,7 @@ class RecordedOrder:
         if kind == "queued":
             yield _arrived(request)
         elif kind == "found":
-            yield _found(request, detail)
+            yield _resumed(request, detail)
         elif kind == "requeued":
             yield from rescheduled(name, tokens)
         elif kind == "output_cached":
@@ -141,12 +141,12 @@ class RecordedOrder:
         )
 
 
-def found_at_first(order: CallOrder, requests: Mapping[int, WorkRequest]) -> Iterator[Notification]:
-    """What the first recorded call found there."""
-    whole, changes = RecordedOrder(order, requests), order.changes
-    for at in np.flatnonzero(changes["kind"] == "found").tolist():
-        number, detail = int(changes["request"][at]), json.loads(changes["detail"][at])
-        yield from whole._change("found", requests.get(number), detail)
+def initial_events(order: CallOrder, requests: Mapping[int, WorkRequest]) -> Iterator[Notification]:
+    """The state that the first recorded call found, as events."""
+    recorded_order, changes = RecordedOrder(order, requests), order.changes
+    for index in np.flatnonzero(changes["kind"] == "found").tolist():
+        number, detail = int(changes["request"][index]), json.loads(changes["detail"][index])
+        yield from recorded_order._change("found", requests.get(number), detail)
 
 
 _DID = ("request", "did", "num_computed_tokens", "num_tokens", "num_total_tokens", "num_needed_blocks")
@@ -160,16 +160,16 @@ _CHANGES: Mapping[str, Callable[[str], Notification]] = {
 
 
 def _arrived(request: WorkRequest) -> Arrived:
-    """Without its acceptances: what it made is told by what calls counted."""
+    """Its arrival without its acceptances: its outputs are known from what calls counted."""
     return request.arrived()._replace(accepts=None, num_output_tokens=None)
 
 
-def _found(request: WorkRequest, detail: dict[str, Any]) -> Resumed:
-    """What the first call found of it."""
-    made = detail["num_total_tokens"] - request.num_prompt_tokens
+def _resumed(request: WorkRequest, detail: dict[str, Any]) -> Resumed:
+    """The state in which the first call found the request."""
+    num_output = detail["num_total_tokens"] - request.num_prompt_tokens
     computed = detail.get("num_computed_tokens", 0)
     return replace(
-        Resumed(_arrived(request), computed, detail.get("num_blocks", 0), max(0, made)),
+        Resumed(_arrived(request), computed, detail.get("num_blocks", 0), max(0, num_output)),
         num_prefill_tokens=detail.get("num_prefill_tokens"),
         place=PLACES[detail["place"]],
     )

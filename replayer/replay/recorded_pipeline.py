@@ -1,4 +1,4 @@
-"""A recorded deployment as replays under other formulas and policies go by it: its times, and what clients did."""
+"""A recorded deployment for replays under other formulas and policies: its times, and what its clients did."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from fdtrace.replayer.model.events import ReserveFound, Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning
-from fdtrace.replayer.replay.deployment_replay import Looked, requests_by_number, resumed_slots
+from fdtrace.replayer.replay.deployment_replay import ReportSteps, requests_by_number, resumed_slots
 from fdtrace.replayer.replay.fetching import Sent
 from fdtrace.replayer.replay.pipeline import PipelineReplay
-from fdtrace.replayer.replay.recorded_order import found_at_first
+from fdtrace.replayer.replay.recorded_order import initial_events
 from fdtrace.replayer.replay.worker import Slot
 from fdtrace.replayer.workload.sent import aborted_at, sent_at
 from fdtrace.replayer.workload.workload import Workload
 
 SLOWER = 0.02
-"""How much slower the forwards of the second replay are, which tells how sure the time to first token is."""
+"""How much slower the forwards of the second replay are. It shows how certain the time to first token is."""
 
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """One replay, and what it says beside its steps."""
+    """One replay, and its figures beside its steps."""
 
     run: PipelineReplay
     figures: PipelineFigures
@@ -46,15 +46,15 @@ class RecordedPipeline:
         """`by_ratio`: whether the recorded scheduler reserved blocks by a ratio."""
         self.by_ratio = by_ratio
         self.workload, self.times, self.beginning = workload, times, beginning
-        self._sent = {one.request.request_id: one.at for one in beginning.sent}
+        self._sent = {sent.request.request_id: sent.at for sent in beginning.sent}
 
-    def replay(self, formula: Formula, policy: Policy, looked: Looked | None = None) -> PipelineRun:
+    def replay(self, formula: Formula, policy: Policy, report: ReportSteps | None = None) -> PipelineRun:
         """A replay under a formula and a policy."""
         beginning = self.beginning_of(policy)
         run = PipelineReplay(self.workload, self.times, beginning, formula, policy, explain=True)
-        run.run(looked)
+        run.run(report)
         slower = PipelineReplay(self.workload, self.times.slower(SLOWER), beginning, formula, policy)
-        slower.run(looked)
+        slower.run(report)
         p50, p95 = self._waits(run)
         began = min(self._sent.values(), default=0.0)
         figures = PipelineFigures(
@@ -68,11 +68,16 @@ class RecordedPipeline:
         return PipelineRun(run, figures)
 
     def beginning_of(self, policy: Policy) -> Beginning:
-        """What a replay under a policy begins with: its own reserve, where the recorded one is of another kind."""
+        """What a replay under a policy begins with: with its own reserve if the recorded one is of another kind."""
         start = self.beginning
         if policy.new_token_ratio == self.by_ratio:
             return start
-        return replace(start, found=tuple(one for one in start.found if not isinstance(one, ReserveFound)))
+        return replace(
+            start,
+            initial_events=tuple(
+                event for event in start.initial_events if not isinstance(event, ReserveFound)
+            ),
+        )
 
     def _waits(self, run: PipelineReplay) -> tuple[float, float]:
         waits = [at - self._sent[name] for name, at in run.first_tokens.items() if name in self._sent]
@@ -80,7 +85,7 @@ class RecordedPipeline:
 
 
 def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | None:
-    """The pipeline of a recording; None where it was in lockstep, or has too little to go by."""
+    """The pipeline of a recording; None if it was in lockstep, or has too few steps or calls."""
     order = recording.details.order
     if order is None or is_lockstep(recording, order):
         return None
@@ -93,20 +98,20 @@ def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | 
 
 def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Beginning:
     requests = requests_by_number(recording, workload)
-    first = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
+    first_call = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
     sent = sent_at(recording, order)
-    found = tuple(found_at_first(order, requests))
+    events = tuple(initial_events(order, requests))
     slots = tuple(resumed_slots(recording, order, requests))
     running = {
         event.arrived.request_id: event
-        for event in found
+        for event in events
         if isinstance(event, Resumed) and event.place == "running"
     }
     return Beginning(
-        first,
+        first_call,
         tuple(Sent(requests[number], at) for number, at in sent.items() if number in requests),
         aborted_at(recording, order, requests),
-        found,
+        events,
         slots,
         _unseen(slots, running),
         tuple(name for name in running if name not in {slot.request_id for slot in slots}),
@@ -122,12 +127,12 @@ def _until(recording: Recording, workload: Workload) -> float | None:
 
 
 def _unseen(slots: Sequence[Slot], running: Mapping[str, Resumed]) -> dict[str, int]:
-    """Tokens of forwards under way when it began: the worker's slots have them, the first call had not."""
-    found = {}
+    """Tokens of forwards that were running at the begin: the worker's slots have them, the first call had not."""
+    num_unseen = {}
     for slot in slots:
         event = running.get(slot.request_id)
         if event is not None and slot.cached >= slot.need:
-            made = slot.cached + 1 - event.arrived.num_prompt_tokens - event.num_emitted_tokens
-            if made > 0:
-                found[slot.request_id] = made
-    return found
+            num_tokens = slot.cached + 1 - event.arrived.num_prompt_tokens - event.num_emitted_tokens
+            if num_tokens > 0:
+                num_unseen[slot.request_id] = num_tokens
+    return num_unseen

@@ -1,4 +1,4 @@
-"""A replay's steps with the rows of each: for schedulers whose decodes rest in some steps, or vary their drafts."""
+"""A replay's steps with the rows of each: for schedulers whose decodes may skip steps or vary their drafts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
 
 ROW_LOG_COLUMNS = (*STEP_COLUMNS, "num_draft_tokens", "num_accepted_tokens")
-"""The columns of `StepLog`, and what it need not keep: drafts and acceptances differ from step to step."""
+"""The columns of `StepLog`, plus drafts and acceptances, which differ from step to step here."""
 
 _ROW = 7
 """Numbers of a row: request, whether a decode, tokens, computed before, drafts, accepted, blocks."""
 
 
 class RowsSource(Protocol):
-    """What knows the rows of the forward that ran last."""
+    """Something that knows the rows of the last forward."""
 
     def rows(self, decision: Decision) -> list[StepRow]:
         """The requests of a call's forward."""
 
 
 class RowLog:
-    """As `StepLog`, in memory that grows with the rows: 56 bytes each."""
+    """As `StepLog`, but its memory grows with the rows: 56 bytes for each."""
 
     def __init__(self, scheduler: RowsSource, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload
@@ -43,10 +43,10 @@ class RowLog:
         self._num_preempted = self._num_stalled = 0
 
     def resumed(self, request_id: str) -> None:
-        """A request decodes from the next step on: its rows show it."""
+        """A request decodes from the next step on. Nothing is to do: its rows show it."""
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
-        """A call and its forward, after both; whether it was a step."""
+        """Record a call and its forward after both have run. Returns whether it was a step."""
         self._num_preempted += len(decision.preempted)
         self._num_stalled += len(forward.stalled)
         if forward.num_tokens == 0:
@@ -55,8 +55,8 @@ class RowLog:
         return True
 
     def record_forward(self, decision: Decision, forward: Forward, preempted: int, refused: int) -> None:
-        """A step of a deployment: the call that it belongs to, the forward, which may have run nothing, how many
-        requests were preempted since the step before, and the prompt tokens refused.
+        """Record a step of a deployment: the call that it belongs to, the forward (which may have run nothing), how
+        many requests were preempted since the step before, and the prompt tokens refused.
         """
         self._num_preempted, self._num_stalled = preempted, len(forward.stalled)
         self._add(decision, forward, refused)
@@ -88,12 +88,12 @@ class RowLog:
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
         table = np.array(self._table, dtype=np.int64).reshape(-1, len(ROW_LOG_COLUMNS))
-        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(ROW_LOG_COLUMNS)}
-        found["not_admitted"] = np.full(len(table), "", dtype=object)
-        return found
+        columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(ROW_LOG_COLUMNS)}
+        columns["not_admitted"] = np.full(len(table), "", dtype=object)
+        return columns
 
     def reader(self) -> RowReader:
-        """What gives the rows of a step."""
+        """A reader of the rows of a step."""
         return RowReader(self.workload, self._rows, self._ends)
 
 
@@ -115,15 +115,15 @@ class RowReader:
         ]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
-        """The steps in which a request ran, each with its row, in order; none where it is not known."""
+        """The steps in which a request ran, each with its row, in order; empty if the request is unknown."""
         number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
         if number is None:
             return []
-        mine = np.flatnonzero(self._rows[:, 0] == number)
-        steps = self._workload.first_step + np.searchsorted(self._ends, mine, side="right")
+        row_indices = np.flatnonzero(self._rows[:, 0] == number)
+        steps = self._workload.first_step + np.searchsorted(self._ends, row_indices, side="right")
         return [
             (step, self._row(row))
-            for step, row in zip(steps.tolist(), self._rows[mine].tolist(), strict=True)
+            for step, row in zip(steps.tolist(), self._rows[row_indices].tolist(), strict=True)
         ]
 
     def digests(self, number_of: Mapping[str, int]) -> NDArray[np.int64]:

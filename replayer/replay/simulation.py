@@ -1,4 +1,4 @@
-"""A workload run through the scheduler model: one forward in lockstep with each call."""
+"""Runs a workload through the scheduler model: one forward in lockstep with each call."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ class Step:
     rows: list[StepRow] | None
     """The requests that ran: chunks in order of scheduling, then decodes in the worker's order."""
     handed: Handed
-    """In the prefill and decode roles: what came before the call."""
+    """In the prefill and decode roles: what happened before the call."""
     role: Role
     num_reserved_blocks: int | None = None
-    """Free blocks kept for the running requests after the call, and the ratio that they are reserved by."""
+    """Free blocks kept for the running requests after the call. `new_token_ratio`: the ratio that they are reserved by.
+    """
     new_token_ratio: float | None = None
     num_asking: int = 0
     """In those roles: requests without a slot after the step."""
     num_preallocated: int = 0
-    """Requests that have their slots and blocks then and have not joined; below, these blocks."""
+    """Requests that have slots and blocks then but have not joined. `num_preallocated_blocks`: these blocks."""
     num_preallocated_blocks: int = 0
 
 
 class Simulation:
-    """Steps of a workload under a formula and a policy, or by a scheduler of another kind; iterate over it, once.
+    """Steps of a workload under a formula and a policy, or by another scheduler. Iterate over it once.
 
-    A step: requests whose arrival has come are added, aborts that are due handed over, the scheduler called,
-    a forward run, finished requests freed, preempted ones put back, aborted ones forgotten. In the prefill and
-    decode roles, blocks are asked for before the call, and requests join.
+    In a step, requests that are due arrive, aborts that are due are handed over, the scheduler is called, a forward
+    runs, finished requests are freed, preempted ones are put back, aborted ones are removed. In the prefill and decode
+    roles, blocks are asked for before the call, and requests join.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Simulation:
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
         self.step = 0
         self.hang: Hang | None = None
-        """Since which step no request comes further, and why. Where the workload itself sets `max_steps`, the steps
-        go on up to there, else they end with it.
+        """Since which step no request comes further, and why. If the workload itself sets `max_steps`, the steps go on
+        up to it; else they end with the hang.
         """
         self.num_finished = self.num_aborted = self.num_failed = 0
-        """Requests that made all their output, that a client aborted, and that came to nothing otherwise: refused or
-        failed by the other instance, or preempted in the decode role.
+        """Requests that made all their output; that a client aborted; that failed otherwise: the other instance refused
+        them or failed, or they were preempted in the decode role.
         """
         self._stepper = Stepper(workload, self.scheduler)
 
@@ -86,14 +87,14 @@ class Simulation:
 
     @property
     def cut(self) -> Cut | None:
-        """Where the limit of steps ended it, after all steps; None: it came to its end, or hangs."""
+        """After all steps: where the limit of steps ended it; None: it came to its end, or hangs."""
         if self.done or self.hang is not None or self.step < self.workload.max_steps:
             return None
         to_come = self._stepper.num_to_come
         return Cut(self.step, self.workload.max_steps, self.scheduler.num_requests, to_come)
 
     def run_step(self) -> Step:
-        """Run one step; SchedulerFailed where FastDeploy's scheduler would raise."""
+        """Run one step; SchedulerFailed if FastDeploy's scheduler would raise."""
         scheduler, stepper = self.scheduler, self._stepper
         stepper.arrive(self.step)
         decision = stepper.decide(self.step)
@@ -119,12 +120,12 @@ class Simulation:
             self.num_failed += len(decision.preempted)
 
     def _look_for_hang(self, decision: Decision, forward: Forward) -> None:
-        """What comes from outside, before the limit of steps, may still bring progress: then it does not hang."""
+        """Set or clear `hang`. If something still comes from outside before the limit of steps, it does not hang."""
         if not self._stepper.hopeless:
             self.hang = None
         elif self.hang is None and not self.scheduler.idle:
-            coming = self._stepper.next_event
-            if coming is None or coming >= self.workload.max_steps:
+            next_event = self._stepper.next_event
+            if next_event is None or next_event >= self.workload.max_steps:
                 self.hang = self._stepper.watch.hang(decision, forward)
 
 
@@ -156,7 +157,9 @@ def _line(step: Step) -> dict[str, Any]:
 
 
 def decision_line(step: Step) -> dict[str, Any]:
-    """The golden line of a step, and what decided; null is what the scheduler does not report, or did not look at."""
+    """The golden line of a step, and what the decisions depended on; null: the scheduler does not report it, or did not
+    look at it.
+    """
     decision, lack = step.decision, step.decision.lack
     return {
         **golden_line(step),

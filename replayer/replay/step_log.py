@@ -32,8 +32,8 @@ COLUMNS = (
     "num_refused_tokens",
     "num_missing_blocks",
 )
-"""The columns of a replay; `num_refused_tokens`: prompt tokens held back though they fitted under the limit.
-Beside these `not_admitted`, text as in a recording.
+"""The columns of a replay; `num_refused_tokens`: prompt tokens held back although they fitted under the
+limit. There is also the column `not_admitted`, with texts as in a recording.
 """
 
 _PACK_ROW = Struct(f"{len(COLUMNS)}q").pack
@@ -71,10 +71,9 @@ _OPEN = -1
 
 
 class StepLog:
-    """Records a replay step by step. A call whose forward runs 0 tokens is no step; what it did counts to the
-    next.
+    """Records a replay step by step. A call whose forward runs 0 tokens is no step; its effects count in the next step.
 
-    Everything is kept in flat arrays of integers: millions of steps make no objects.
+    Everything is kept in flat arrays of integers: even millions of steps create no objects.
     """
 
     def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
@@ -106,7 +105,7 @@ class StepLog:
             self._spans[at + 2] = step
 
     def record(self, decision: Decision, forward: Forward, num_refused: int) -> bool:
-        """A call and its forward, after both; whether it was a step."""
+        """Record a call and its forward after both have run. Returns whether it was a step."""
         num_tokens = forward.num_prefill_tokens + forward.num_decode_tokens
         self._decodes(decision, forward, self.num_steps, self.num_steps + (num_tokens > 0))
         if num_tokens == 0:
@@ -125,7 +124,7 @@ class StepLog:
         return True
 
     def _decodes(self, decision: Decision, forward: Forward, step: int, after: int) -> None:
-        """End and begin the spans of those that stop and start to decode with this call or its forward."""
+        """End and begin the spans of requests that stop or start to decode with this call or its forward."""
         stalled, started = forward.stalled, forward.started
         if decision.preempted or decision.aborted or stalled:
             self._num_preempted += len(decision.preempted)
@@ -147,12 +146,14 @@ class StepLog:
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns so far."""
         table = np.frombuffer(bytes(self._table), dtype=np.int64).reshape(-1, len(COLUMNS))
-        found = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
-        found["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[np.array(self._not_admitted, dtype=int)]
-        return found
+        columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+        columns["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[
+            np.array(self._not_admitted, dtype=int)
+        ]
+        return columns
 
     def reader(self) -> StepReader:
-        """What gives the rows of a step."""
+        """A reader of the rows of a step."""
         return StepReader(self.workload, self._chunks, self._chunk_ends, self._spans)
 
 
@@ -177,23 +178,23 @@ class StepReader:
         return [*self._prefills(at), *self._decodes(at)]
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
-        """The steps in which a request ran, each with its row, in order; none where it is not known."""
+        """The steps in which a request ran, each with its row, in order; empty if the request is unknown."""
         number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
         if number is None:
             return []
         chunks = np.frombuffer(self._chunks, dtype=np.int64).reshape(-1, 3)
-        mine = np.flatnonzero(chunks[:, 0] == number)
-        at_step = np.searchsorted(np.array(self._chunk_ends, dtype=np.int64), mine * 3, side="right")
-        found = [
+        chunk_indices = np.flatnonzero(chunks[:, 0] == number)
+        at_step = np.searchsorted(np.array(self._chunk_ends, dtype=np.int64), chunk_indices * 3, side="right")
+        rows = [
             (int(at), self._prefill(*chunks[i].tolist()))
-            for at, i in zip(at_step, mine.tolist(), strict=True)
+            for at, i in zip(at_step, chunk_indices.tolist(), strict=True)
         ]
         for span in self._spans[self._spans[:, 0] == number].tolist():
             plan = self._plan(number)
             last = min(span[2], len(self._chunk_ends))
-            found += [(at, self._decode(span, plan, at)) for at in range(span[1], last)]
+            rows += [(at, self._decode(span, plan, at)) for at in range(span[1], last)]
         first = self._workload.first_step
-        return [(first + at, row) for at, row in sorted(found, key=lambda one: one[0])]
+        return [(first + at, row) for at, row in sorted(rows, key=lambda step_and_row: step_and_row[0])]
 
     def _prefills(self, at: int) -> Iterator[StepRow]:
         for i in range(self._chunk_ends[at - 1] if at else 0, self._chunk_ends[at], 3):

@@ -1,4 +1,4 @@
-"""One loop of a workload: what comes from outside, a call, its forward, and what follows them."""
+"""One turn of a workload's loop: what comes from outside, a call, its forward, and what follows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 
 class Stepper:
-    """Takes a workload through a scheduler, a turn at a time, on a clock that whoever drives it keeps:
+    """Runs a workload through a scheduler, one turn at a time. The caller keeps the clock:
 
         stepper.arrive(now)                       hand over the requests and aborts that are due
         decision = stepper.decide(now)            ask for blocks, let requests join, call the scheduler
-        forward = stepper.run(now, step, decision)    run the forward, and all that follows it
+        forward = stepper.run(now, step, decision)    run the forward, and everything that follows it
 
-    Between the last two, the scheduler can be asked about the forward to come. The order is that of the lab's README,
+    Between the last two, the scheduler can be asked about the next forward. The order is that of the lab's README,
     "A step".
     """
 
@@ -50,11 +50,11 @@ class Stepper:
             if request.abort_after is not None and request.think is None
         )
         self._answers: deque[float] = deque()
-        """Since when clients that have got an answer are free to come again, the first first."""
-        self.came: dict[str, float] = {}
-        """When those came that wait for an answer."""
-        self._outside = False
-        self._begun = not workload.cached
+        """When clients got their answers that have not sent a request since, earliest first."""
+        self.arrivals_after_answers: dict[str, float] = {}
+        """When the requests arrived whose clients waited for an answer before."""
+        self._came_from_outside = False
+        self._has_begun = not workload.cached
 
     @property
     def num_to_come(self) -> int:
@@ -63,7 +63,7 @@ class Stepper:
 
     @property
     def next_arrival(self) -> float | None:
-        """When the next request arrives; None: all have, or it waits for an answer to another."""
+        """When the next request arrives; None: all have arrived, or its client still waits for an answer."""
         return self._arrival_of(self.workload.requests[self._next]) if self.num_to_come else None
 
     def _arrival_of(self, request: WorkRequest) -> float | None:
@@ -77,50 +77,50 @@ class Stepper:
 
     @property
     def next_event(self) -> float | None:
-        """When something comes from outside next: an arrival, an abort, one that joins or is sent; None: never."""
+        """When the next event comes from outside (an arrival, an abort, one that joins or is sent); None: never."""
         moments: list[float] = [at for at, _ in self._aborts[self._next_abort : self._next_abort + 1]]
         moments += [at for at in (self.next_arrival, self._handover.next_due) if at is not None]
         return min(moments, default=None)
 
     def arrive(self, now: float) -> Sequence[WorkRequest]:
-        """Hand over what is due by `now`; gives the requests that came."""
-        if not self._begun:
+        """Hand over what is due by `now`; returns the requests that arrived."""
+        if not self._has_begun:
             for blocks in self.workload.cached:
                 self.scheduler.apply(Cached(blocks))
-            self._begun = True
+            self._has_begun = True
         requests, first = self.workload.requests, self._next
         while (arrival := self.next_arrival) is not None and arrival <= now:
-            self._enter(requests[self._next], now)
+            self._apply_arrival(requests[self._next], now)
             self._next += 1
-        self._outside = self._outside or self._next > first
+        self._came_from_outside = self._came_from_outside or self._next > first
         while self._next_abort < len(self._aborts) and self._aborts[self._next_abort][0] <= now:
             request_id = self._aborts[self._next_abort][1]
             self._next_abort += 1
             if request_id in self.scheduler:
                 self.scheduler.apply(Aborted(request_id))
-                self._outside = True
+                self._came_from_outside = True
         return requests[first : self._next]
 
-    def _enter(self, request: WorkRequest, now: float) -> None:
+    def _apply_arrival(self, request: WorkRequest, now: float) -> None:
         self.scheduler.apply(request.resumed or request.arrived())
         if request.think is not None:
-            self.came[request.request_id] = self._answers.popleft() + request.think
+            self.arrivals_after_answers[request.request_id] = self._answers.popleft() + request.think
             if request.abort_after is not None:
                 insort(self._aborts, (now + request.abort_after, request.request_id))
         if request.resumed is not None and request.resumed.decoding and self._handover.role == "prefill":
             self._handover.sending(request.request_id, now)
 
     def decide(self, now: float) -> Decision:
-        """Call the scheduler. SchedulerFailed where FastDeploy's would raise."""
+        """Call the scheduler. SchedulerFailed if FastDeploy's scheduler would raise."""
         self.handed = self._handover.before_call(now)
         return self.scheduler.apply(SCHEDULE)
 
     def run(self, now: float, step: int, decision: Decision) -> Forward:
-        """Run the forward of a call: finished requests go, preempted ones wait again, aborted ones are forgotten.
+        """Run the forward of a call: finished requests leave, preempted ones wait again, aborted ones are removed.
 
         Args:
             now: the time on the clock.
-            step: number of the step, as a hang is dated by.
+            step: number of the step, for the begin of a hang.
             decision: that of the call.
         """
         forward = self.scheduler.apply(FORWARDED)
@@ -129,16 +129,16 @@ class Stepper:
             self._settle(now, decision, forward)
         if forward.finished:
             self.ended += forward.finished
-        if forward.num_decodes and self.watch.has_gained:  # as most calls
+        if forward.num_decodes and self.watch.has_gained:  # true for most calls
             self.hopeless = False
         else:
-            moved, outside = self.handed.moved, self._outside
+            moved, outside = self.handed.moved, self._came_from_outside
             self.hopeless = self.watch.after_call(step, decision, forward, moved=moved, outside=outside)
-        self._outside = False
+        self._came_from_outside = False
         return forward
 
     def _settle(self, now: float, decision: Decision, forward: Forward) -> None:
-        """What follows a forward, beside what it finished."""
+        """Everything that follows a forward, except for the requests that it finished."""
         scheduler = self.scheduler
         self.ended += [*self.handed.discarded, *decision.aborted, *(name for name, _ in decision.errors)]
         if scheduler.config.role == "decode":

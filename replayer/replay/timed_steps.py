@@ -1,4 +1,4 @@
-"""The steps of a replay that goes by time: what each held, when it began and ended."""
+"""The steps of a replay by time: the rows of each, when it began, when it ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIELDS = 6
 
 
 class TimedSteps:
-    """Takes the rows of each step, tells how long it lasts, and keeps both."""
+    """Computes how long each step takes from its rows, and keeps both."""
 
     def __init__(self, model: TimeModel, workload: Workload) -> None:
         self.model = model
@@ -25,21 +25,21 @@ class TimedSteps:
         self._rows = array("q")
         self._starts, self._ends = array("d"), array("d")
         self.num_beyond = 0
-        """Steps with more of something than the model was fitted from."""
+        """Steps with a feature larger than in every step that the model was fitted from."""
 
     def take(self, now: float, rows: Sequence[StepRow]) -> float:
-        """A step that begins now, in microseconds; how long it lasts."""
+        """Add a step that begins at `now` (microseconds). Returns how long it takes."""
         step = len(self._starts)
         for row in rows:
             number, prefill = self._numbers[row.request_id], row.kind == "prefill"
             figures = (row.num_tokens, row.num_computed_tokens, row.num_accepted_tokens)
             self._rows.extend((step, number, prefill, *figures))
         features = features_of(list(rows))
-        lasts = self.model.us(features)
+        duration = self.model.us(features)
         self.num_beyond += self.model.beyond(features)
         self._starts.append(now)
-        self._ends.append(now + lasts)
-        return lasts
+        self._ends.append(now + duration)
+        return duration
 
     @property
     def rows(self) -> BatchRowColumns:

@@ -1,4 +1,4 @@
-"""The token processor of a deployment: takes in what forwards made, one forward after the other.
+"""The token processor of a deployment: takes in the outputs of forwards, one forward after the other.
 
 FastDeploy: `TokenProcessor._process_batch_output` (output/token_processor.py), a thread of the engine process.
 """
@@ -13,7 +13,9 @@ from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
 
 
 class TokenProcessor:
-    """A queue: outputs of a forward wait until those of the one before are taken in; then they are, row by row."""
+    """A queue. The outputs of a forward wait until those of the forward before are taken in; then they are taken in row
+    by row.
+    """
 
     def __init__(self, times: PipelineTimes) -> None:
         self.times = times
@@ -25,32 +27,32 @@ class TokenProcessor:
         return len(self._rows)
 
     def add(self, at: float, name: str, num_tokens: int) -> None:
-        """Tokens of a request that are taken in at that time, in no forward of this replay."""
+        """Add tokens of a request that are taken in at this time and come from no forward of this replay."""
         self._rows.append((at, name, num_tokens))
 
     def forwarded(
-        self, out: float, step: int, emitted: Mapping[str, int], answers: Iterable[str]
+        self, end: float, step: int, emitted: Mapping[str, int], answers: Iterable[str]
     ) -> dict[str, float]:
-        """The outputs of a forward that ended at `out`, and the requests that the worker has let go of since the one
-        before. Gives when each row is taken in.
+        """Add the outputs of a forward that ended at `end`, and the requests that the worker dropped since the forward
+        before. Returns when each row is taken in.
         """
         times = self.times
-        at = max(out, self._done) + max(0.0, times.first_output + times.output_wait.at(step))
-        taken: dict[str, float] = {}
+        time = max(end, self._done) + max(0.0, times.first_output + times.output_wait.at(step))
+        taken_in_at: dict[str, float] = {}
         for name in answers:
-            taken[name] = at
-            at += times.output_row
+            taken_in_at[name] = time
+            time += times.output_row
         for name, count in emitted.items():
-            taken[name] = at
-            self._rows.append((at, name, count))
-            at += times.output_row
-        self._done = at
-        return taken
+            taken_in_at[name] = time
+            self._rows.append((time, name, count))
+            time += times.output_row
+        self._done = time
+        return taken_in_at
 
     def taken_in(self, now: float) -> dict[str, int]:
-        """Tokens by request that have been taken in by now, since it was asked last."""
-        found: dict[str, int] = {}
+        """Tokens by request that were taken in since the last call of this method, up to now."""
+        num_tokens: dict[str, int] = {}
         while self._rows and self._rows[0][0] <= now:
             _, name, count = self._rows.popleft()
-            found[name] = found.get(name, 0) + count
-        return found
+            num_tokens[name] = num_tokens.get(name, 0) + count
+        return num_tokens

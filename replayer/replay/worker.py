@@ -1,4 +1,4 @@
-"""What a worker runs of the tasks that reach it, where calls and forwards are not in step.
+"""The worker of a deployment: it runs the tasks that reach it. Calls and forwards do not come in pairs there.
 
 FastDeploy: `GPUModelRunner.insert_tasks_v1` and `execute_model` (worker/gpu_model_runner.py).
 """
@@ -28,7 +28,7 @@ class DispatchedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """What one call hands to the worker: chunks, decodes with the blocks that they hold now, and those to let go of."""
+    """What one call hands to the worker: chunks, decodes with the blocks that they hold now, requests to drop."""
 
     chunks: tuple[DispatchedChunk, ...]
     extended: tuple[tuple[str, int], ...]
@@ -36,15 +36,15 @@ class Tasks:
 
 
 def tasks_of(scheduler: OrderedScheduler, decision: Decision) -> Tasks:
-    """The tasks of a call, asked for right after it."""
+    """The tasks of a call. Ask for them right after it."""
     blocks, need = scheduler.num_blocks_of, scheduler.num_prefill_tokens_of
-    kept = (request_id for request_id in decision.extended if request_id not in decision.preempted)
+    extended = (request_id for request_id in decision.extended if request_id not in decision.preempted)
     return Tasks(
         tuple(
             DispatchedChunk(name, start, end, need(name), blocks(name))
             for name, start, end in decision.chunks
         ),
-        tuple((request_id, blocks(request_id)) for request_id in kept),
+        tuple((request_id, blocks(request_id)) for request_id in extended),
         (*decision.preempted, *decision.aborted),
     )
 
@@ -59,7 +59,7 @@ class Slot:
     need: int
     num_blocks: int
     left: int
-    """Output tokens that it has still to make."""
+    """Output tokens that it still has to make."""
 
 
 class Worker:
@@ -90,11 +90,13 @@ class Worker:
             )
 
     def resume(self, slot: Slot) -> None:
-        """A request that ran before the first forward holds a slot."""
+        """Give a slot to a request that ran before the first forward."""
         self.slots[slot.request_id] = slot
 
     def forward(self) -> Forward:
-        """One forward: each chunk that landed and was not run yet, and each decode whose blocks hold its drafts."""
+        """Run one forward: each chunk that has come and has not run yet, and each decode whose blocks can hold its
+        drafts.
+        """
         self._rows, self.emitted = [], {}
         forward = Forward(0, 0, 0, [], [], [])
         for slot in list(self.slots.values()):
@@ -109,9 +111,11 @@ class Worker:
         return self._rows
 
     def _prefill(self, slot: Slot, forward: Forward) -> None:
-        ran = slot.end - slot.cached
-        forward.num_prefill_tokens += ran
-        self._rows.append(StepRow(slot.request_id, "prefill", ran, slot.cached, num_blocks=slot.num_blocks))
+        num_tokens = slot.end - slot.cached
+        forward.num_prefill_tokens += num_tokens
+        self._rows.append(
+            StepRow(slot.request_id, "prefill", num_tokens, slot.cached, num_blocks=slot.num_blocks)
+        )
         slot.cached = slot.end
         if slot.cached >= slot.need:
             forward.started.append(slot.request_id)
@@ -129,9 +133,9 @@ class Worker:
         )
         forward.num_decode_tokens += 1 + drafts
         forward.num_decodes += 1
-        made = min(1 + accepted, slot.left)
-        slot.cached += made
-        self._emit(slot, made, forward)
+        num_new = min(1 + accepted, slot.left)
+        slot.cached += num_new
+        self._emit(slot, num_new, forward)
 
     def _emit(self, slot: Slot, num_tokens: int, forward: Forward) -> None:
         self.emitted[slot.request_id] = num_tokens
@@ -145,6 +149,6 @@ class Worker:
         if plan is None:
             request = self.requests[request_id]
             plan = self._plans[request_id] = Plan(request.accepts, request.num_output_tokens)
-        done = self._num_decodes.get(request_id, 0)
-        self._num_decodes[request_id] = done + 1
-        return plan.after(done + 1) - plan.after(done) - 1
+        num_before = self._num_decodes.get(request_id, 0)
+        self._num_decodes[request_id] = num_before + 1
+        return plan.after(num_before + 1) - plan.after(num_before) - 1

@@ -1,4 +1,4 @@
-"""The recorded requests, arrivals and acceptance lengths, scheduled afresh by the model."""
+"""Schedules the recorded requests, with their arrivals and acceptance lengths, again by the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROGRESS_EVERY = 2000
 
 
 MOST_IDLE_CALLS = 10_000
-"""Calls in a row that decide something and run nothing, before that counts as a hang."""
+"""Calls in a row may decide something and run nothing so many times; more count as a hang."""
 
 
 class ReplayCancelled(Exception):
@@ -40,11 +40,11 @@ class ReplayCancelled(Exception):
 class Replay:
     """One run of a workload. Steps are the forwards that ran tokens, as in a recording.
 
-    A request arrives before the same step as in the recording. Where the workload's clock goes by time, it arrives when
-    the replayed steps have taken as long as the recorded ones had by then. A call whose forward runs nothing is no
-    step. Where no call brings progress, the replay goes on to the next arrival or abort; where none is left, it hangs.
-    Requests that did not end in the recording (`targets`) go on with their last acceptance, until all others are done
-    and they have as much output as they had in the recording.
+    A request arrives before the same step as in the recording. If the workload's clock goes by time, it arrives when
+    the replayed steps have taken as long as the recorded steps had taken at its arrival. A call whose forward runs
+    nothing is no step. If no call can bring progress, the replay goes on to the next arrival or abort; if there is
+    none, it hangs. Requests that did not end in the recording (those with a `target`) go on with their last acceptance
+    until all others are done and they have as much output as in the recording.
     """
 
     order: Literal["lockstep"] = "lockstep"
@@ -69,7 +69,7 @@ class Replay:
         self._stepper = Stepper(workload, self.scheduler)
         self._limit = workload.config.max_num_batched_tokens
         self._clock = 0.0
-        """Steps so far, or microseconds where requests arrive by time."""
+        """Steps so far; microseconds if requests arrive by time."""
         self._durations = workload.clock.durations
         model = workload.clock.model
         self.timed = None if model is None else TimedSteps(model, workload)
@@ -80,20 +80,20 @@ class Replay:
 
     def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
         """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""
-        looked = -1
+        last_report = -1
         while not self.is_done():
             if not self.advance():
                 return
             steps = self.log.num_steps
-            if steps % PROGRESS_EVERY == 0 and steps != looked:
-                looked = steps
+            if steps % PROGRESS_EVERY == 0 and steps != last_report:
+                last_report = steps
                 if cancelled is not None and cancelled():
                     raise ReplayCancelled
                 if progressed is not None:
                     progressed(steps, self.workload.expected_steps)
 
     def is_done(self) -> bool:
-        """Whether all that the recording saw end has ended, and the rest is as far as it came there."""
+        """Whether all requests that ended in the recording have ended, and the others are as far as they came there."""
         if self._to_finish > 0 or self._stepper.num_to_come:
             return False
         scheduler = self.scheduler
@@ -108,7 +108,7 @@ class Replay:
         return True
 
     def advance(self) -> bool:
-        """One call and its forward; False where the replay ends in a hang or is cut."""
+        """Run one call and its forward; False if the replay hangs or is cut."""
         stepper, scheduler = self._stepper, self.scheduler
         self.arrive()
         if scheduler.idle and (arrival := stepper.next_arrival) is not None:
@@ -133,7 +133,7 @@ class Replay:
         return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
-        """Called after each call and its forward, for those who watch."""
+        """Called after each call and its forward, for subclasses."""
 
     def _duration(self, forward: Forward, rows: Sequence[StepRow]) -> float:
         if self.timed is not None:
@@ -150,13 +150,13 @@ class Replay:
                 self.log.resumed(request.request_id)
 
     @property
-    def came(self) -> Mapping[str, float]:
-        """When the requests came that wait for an answer to another, on the clock."""
-        return self._stepper.came
+    def arrivals_after_answers(self) -> Mapping[str, float]:
+        """When the requests arrived whose clients waited for an answer before, on the clock."""
+        return self._stepper.arrivals_after_answers
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that are not done: still there, or not arrived yet."""
+        """Requests that have not ended, or not arrived yet."""
         return self.scheduler.num_requests + self._stepper.num_to_come
 
     def _number(self) -> int:
@@ -176,9 +176,9 @@ class Replay:
             return False
         if not self._stepper.hopeless or self.scheduler.idle:
             return True
-        if (coming := self._stepper.next_event) is not None:
+        if (next_event := self._stepper.next_event) is not None:
             if not forward.num_tokens:
-                self._clock = max(self._clock, coming)
+                self._clock = max(self._clock, next_event)
             return True
         self.hang = self._stepper.watch.hang(decision, forward)
         return False

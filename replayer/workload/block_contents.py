@@ -1,7 +1,7 @@
-"""What the blocks of a recording's requests held. Hashes of prompts are recorded; those of outputs are inferred.
+"""What the blocks of a recording's requests held. Hashes of prompts are recorded; hashes of outputs are inferred.
 
-An engine that caches also the blocks of outputs (vLLM) meets them again in the prompt of the next turn of a
-conversation. The block's hash is known there, and the block before it shows whose output it was.
+An engine that also caches the blocks of outputs (vLLM) finds them again in the prompt of the next turn of a
+conversation. There the block's hash is recorded, and the block before it shows which request's output it was.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-LOOKED_AT = 64
-"""Requests looked at, the latest first, for the one whose output a block was."""
+MOST_CANDIDATES = 64
+"""At most so many requests, the latest first, are candidates for the request whose output a block was."""
 
 
 @dataclass
 class Blocks:
-    """One request's blocks: their hashes as far as they are known, those found in the cache when it began, and how many
-    it filled in the end (0 also where its prefill was cut off). `begins` and `ends` are steps; None: it did not end.
+    """One request's blocks.
+
+    `hashes` are those that are known. `num_found` blocks were in the cache when it began. It filled `num_filled` blocks
+    in the end; 0 also if its prefill was cut off. `begins` and `ends` are steps; None: it did not end.
     """
 
     entry: int
@@ -32,55 +34,59 @@ class Prefixes:
     """The content of the blocks of all requests; `feed` takes them in order of their arrival."""
 
     cached: list[list[Hashable]] = field(default_factory=list)
-    """Chains of blocks that were found although no request of the recording had made them: they were there before."""
+    """Chains of blocks that were found in the cache although no request of the recording made them: they were there
+    before the recording.
+    """
 
     def __post_init__(self) -> None:
-        self._known: set[int] = set()
-        self._of: dict[int, Blocks] = {}
-        self._open: dict[int | None, list[Blocks]] = {}
+        self._known_hashes: set[int] = set()
+        self._blocks_of: dict[int, Blocks] = {}
+        self._unfinished: dict[int | None, list[Blocks]] = {}
 
     def feed(self, sequences: Sequence[Blocks]) -> None:
         """Take every request, in order of arrival."""
-        for one in sequences:
-            self._of[one.entry] = one
-            self._explain(one)
-            if one.num_filled:
-                self._known.update(one.hashes)
-                self._leave_open(one)
+        for blocks in sequences:
+            self._blocks_of[blocks.entry] = blocks
+            self._explain(blocks)
+            if blocks.num_filled:
+                self._known_hashes.update(blocks.hashes)
+                self._leave_open(blocks)
 
     def key(self, entry: int, block: int) -> Hashable:
-        """What stands for the content of a request's block."""
-        hashes = self._of[entry].hashes
+        """A key for the content of a request's block: equal keys mean equal content."""
+        hashes = self._blocks_of[entry].hashes
         return hashes[block] if block < len(hashes) else (entry, block)
 
-    def _explain(self, one: Blocks) -> None:
-        for block in range(min(one.num_found, len(one.hashes))):
-            if one.hashes[block] in self._known:
+    def _explain(self, blocks: Blocks) -> None:
+        for block in range(min(blocks.num_found, len(blocks.hashes))):
+            if blocks.hashes[block] in self._known_hashes:
                 continue
-            owner = self._owner(one, block)
+            owner = self._owner(blocks, block)
             if owner is None:
                 break
-            owner.hashes.append(one.hashes[block])
-            self._known.add(one.hashes[block])
+            owner.hashes.append(blocks.hashes[block])
+            self._known_hashes.add(blocks.hashes[block])
             self._leave_open(owner)
         else:
-            if one.num_found <= len(one.hashes):
+            if blocks.num_found <= len(blocks.hashes):
                 return
-        self.cached.append([self.key(one.entry, block) for block in range(one.num_found)])
+        self.cached.append([self.key(blocks.entry, block) for block in range(blocks.num_found)])
 
-    def _owner(self, one: Blocks, block: int) -> Blocks | None:
-        """Whose output the block was: of those with the same blocks before it, the last to end before this began."""
-        before = one.hashes[block - 1] if block else None
-        there = [
+    def _owner(self, blocks: Blocks, block: int) -> Blocks | None:
+        """The request whose output the block was: of those with the same blocks before it, the last that ended before
+        this request began.
+        """
+        previous_hash = blocks.hashes[block - 1] if block else None
+        candidates = [
             other
-            for other in self._open.get(before, ())[-LOOKED_AT:]
+            for other in self._unfinished.get(previous_hash, ())[-MOST_CANDIDATES:]
             if len(other.hashes) == block < other.num_filled
         ]
-        if not there:
+        if not candidates:
             return None
-        ended = [other for other in there if other.ends is not None and other.ends <= one.begins]
-        return max(ended, key=lambda other: other.ends or 0) if ended else there[-1]
+        ended = [other for other in candidates if other.ends is not None and other.ends <= blocks.begins]
+        return max(ended, key=lambda other: other.ends or 0) if ended else candidates[-1]
 
-    def _leave_open(self, one: Blocks) -> None:
-        if len(one.hashes) < one.num_filled:
-            self._open.setdefault(one.hashes[-1] if one.hashes else None, []).append(one)
+    def _leave_open(self, blocks: Blocks) -> None:
+        if len(blocks.hashes) < blocks.num_filled:
+            self._unfinished.setdefault(blocks.hashes[-1] if blocks.hashes else None, []).append(blocks)

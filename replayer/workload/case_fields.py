@@ -1,4 +1,4 @@
-"""The members of a case's JSON objects, each taken with its type and bounds, or refused with its place."""
+"""Reads the members of a case's JSON objects. Each has a type and bounds; a wrong one is refused with its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fdtrace.replayer.workload.case_variables import LARGEST, VARIABLES
 
 LONGEST_NAME = 1000
 """Characters of an id."""
-MOST_SAID = 8
+MOST_LISTED = 8
 """Unknown keys named in one error."""
 
 OTHER_NAMES = {
@@ -31,11 +31,11 @@ OTHER_NAMES = {
     "timestamp": "arrival, in steps",
     "arrived_step": "arrival",
 }
-"""What engines and published traces call a key -> what it is called here."""
+"""Name of a key in engines and published traces -> its name here."""
 
 
 def as_json(value: Any) -> str:
-    """A value as JSON would have it, short."""
+    """A value as JSON writes it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
@@ -46,10 +46,10 @@ def as_json(value: Any) -> str:
 
 
 class Fields:
-    """One JSON object, whose members are asked for by name. A null is as good as a member that is not there."""
+    """One JSON object. Its members are read by name; a null counts as a missing member."""
 
     def __init__(self, value: Any, where: str = "") -> None:
-        """`where`: its place, as `requests[3]`; empty for the case itself. UsageError where it is no object."""
+        """`where`: its place, as `requests[3]`; empty for the case itself. UsageError if the value is no object."""
         self.where = where
         if not isinstance(value, Mapping):
             raise UsageError(
@@ -58,7 +58,7 @@ class Fields:
         self._value = value
 
     def place(self, name: str) -> str:
-        """Where a member stands."""
+        """The place of a member."""
         return f"{self.where}.{name}" if self.where else name
 
     def has(self, name: str) -> bool:
@@ -66,7 +66,7 @@ class Fields:
         return self._value.get(name) is not None
 
     def whole(self, name: str, default: int | None, *, least: int = 0) -> int:
-        """A whole number; UsageError where it is none, out of bounds, or lacks and has no default."""
+        """A whole number. UsageError if it is no whole number, out of bounds, or missing without a default."""
         value = self._value.get(name)
         if value is None:
             if default is not None:
@@ -76,7 +76,7 @@ class Fields:
         return _whole(value, self.place(name), least)
 
     def wholes(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers; none where there is no such member."""
+        """A list of whole numbers; empty if there is no such member."""
         value = self._value.get(name)
         if value is None:
             return ()
@@ -94,7 +94,7 @@ class Fields:
         return tuple(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false; nothing else is taken for one of them."""
+        """True or false; no other value counts as one of them."""
         value = self._value.get(name)
         if value is None:
             return default
@@ -117,7 +117,7 @@ class Fields:
         return value
 
     def name(self, name: str, default: str) -> str:
-        """A text that something is called by."""
+        """A text that is the name of something: printable, and not too long."""
         value = self.text(name, default)
         if len(value) > LONGEST_NAME:
             raise UsageError(
@@ -130,7 +130,7 @@ class Fields:
         return value
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """An object; an empty one where there is none."""
+        """An object; empty if there is no such member."""
         value = self._value.get(name)
         if value is None:
             return {}
@@ -162,7 +162,7 @@ def _whole(value: Any, place: str, least: int) -> int:
 
 
 def refuse_unknown_keys(case: Mapping[str, Any], sizes: Sequence[str], request_keys: Sequence[str]) -> None:
-    """UsageError where a case has keys that nobody reads: all of them, each with the nearest one that is read."""
+    """UsageError if a case has keys that nobody reads. It lists them, each with the nearest key that is read."""
     unknown = [(name, _nearest(name, sizes)) for name in case if name not in sizes]
     env = case.get("env")
     if isinstance(env, Mapping):
@@ -177,18 +177,20 @@ def refuse_unknown_keys(case: Mapping[str, Any], sizes: Sequence[str], request_k
             ]
     if not unknown:
         return
-    shown = ", ".join(f"`{place:.80}`" for place, _ in unknown[:MOST_SAID])
-    more = f" and {len(unknown) - MOST_SAID} more" if len(unknown) > MOST_SAID else ""
-    meant = "; ".join(f"for `{place:.80}` write {near}" for place, near in unknown[:MOST_SAID] if near)
+    shown = ", ".join(f"`{place:.80}`" for place, _ in unknown[:MOST_LISTED])
+    more = f" and {len(unknown) - MOST_LISTED} more" if len(unknown) > MOST_LISTED else ""
+    hints = "; ".join(
+        f"for `{place:.80}` write {nearest}" for place, nearest in unknown[:MOST_LISTED] if nearest
+    )
     raise UsageError(
         f"this workload has keys that nobody reads: {shown}{more}",
         why="they would change nothing, and the result would be that of another workload",
-        hint=meant or "take them out",
+        hint=hints or "take them out",
     )
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: str, keys: Sequence[str]) -> str:
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    near = get_close_matches(name.lower(), {key.lower(): key for key in known}, 1, 0.6)
-    return next((f"`{key}`" for key in known if near and key.lower() == near[0]), "")
+    matches = get_close_matches(name.lower(), {key.lower(): key for key in keys}, 1, 0.6)
+    return next((f"`{key}`" for key in keys if matches and key.lower() == matches[0]), "")

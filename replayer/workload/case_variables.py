@@ -1,4 +1,4 @@
-"""FastDeploy's own variables in a case's `env`: those that the model reads, and those that only a real one does."""
+"""FastDeploy's own variables in a case's `env`: those that the model reads, and those that only FastDeploy reads."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def variables_not_modelled(env: Mapping[str, Any]) -> list[str]:
 
 
 def read_variables(env: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables that the model reads, as numbers; a null is as good as none. UsageError with the place."""
+    """The variables that the model reads, as numbers; null counts as missing. UsageError names the place."""
     values: dict[str, Any] = {}
     for name, value in env.items():
         if value is None:
@@ -92,19 +92,21 @@ def read_variables(env: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _number(name: str, value: Any, convert: type[int] | type[float], what: str) -> int | float:
-    """As FastDeploy's envs.py converts the text of a variable."""
+def _number(name: str, value: Any, convert: type[int] | type[float], expected: str) -> int | float:
+    """Convert the text of a variable as FastDeploy's envs.py does."""
     if convert is int and isinstance(value, float):
-        raise _wrong(name, value, what)
+        raise _wrong(name, value, expected)
     try:
         number = convert(value)
     except ValueError:
-        raise _wrong(name, value, what) from None
+        raise _wrong(name, value, expected) from None
     if not math.isfinite(number) or not 0 <= number <= LARGEST:
-        raise _wrong(name, value, what)
+        raise _wrong(name, value, expected)
     return number
 
 
-def _wrong(name: str, value: Any, what: str) -> UsageError:
+def _wrong(name: str, value: Any, expected: str) -> UsageError:
     shown = "true or false" if isinstance(value, bool) else f"{value!r:.40}"
-    return UsageError(f"`env.{name}` must be {what}, not {shown}", hint="as FastDeploy's envs.py reads it")
+    return UsageError(
+        f"`env.{name}` must be {expected}, not {shown}", hint="as FastDeploy's envs.py reads it"
+    )

@@ -1,8 +1,9 @@
-"""Who comes when: at the recorded times, faster or slower, or when a client has got its answer.
+"""When requests arrive: at the recorded times, at another rate, or after a client has got its answer.
 
-Clients that wait for their answers before they ask again (a closed loop) leave a trace: right after an arrival there
-are nearly always as many requests in the engine as there are clients. A replay by the recorded times would be wrong
-there: a slower engine would meet requests whose clients still wait.
+Clients that wait for their answers before they ask again (a closed loop) can be recognised: right after an arrival, the
+engine nearly always holds as many requests as there are clients. For them a replay by the recorded times would be
+wrong:
+a slower engine would get requests from clients that are still waiting for an answer.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from fdtrace.replayer.recorded.step_durations import call_times
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 FEWEST_ARRIVALS = 20
-"""Arrivals that must have been with all clients there, to speak of a closed loop; and twice as many as clients."""
+"""A closed loop needs at least so many arrivals after each client's first, and at least twice as many as clients."""
 SHARE = 0.9
-"""Of the arrivals after the first of each client, so many must have been so."""
+"""The share of these arrivals that must have found the requests of all other clients in the engine."""
 
 
 @dataclass(frozen=True)
 class ComingRequests:
-    """How requests come in a replay by time, where that is not as recorded."""
+    """How requests arrive in a replay by time."""
 
     rate: float = 1.0
-    """So many times as fast as recorded."""
+    """How many times as fast as recorded they arrive."""
     closed: bool | None = None
-    """Whether clients wait for their answers; None: where the recording shows that they did."""
+    """Whether clients wait for their answers; None: if the recording shows that they did."""
 
 
 AS_RECORDED = ComingRequests(closed=False)
@@ -49,36 +50,38 @@ class ClosedLoop:
 
 
 def closed_loop_of(recording: Recording) -> ClosedLoop | None:
-    """The clients of a recording, where they wait for their answers; None: they do not, or it cannot be told."""
+    """The clients of a recording if they wait for their answers; None: they do not, or this cannot be found out."""
     requests = recording.requests
     if "arrived_at" not in requests or "finished_at" not in requests:
         return None
-    arrived = np.sort(np.asarray(requests["arrived_at"], np.int64))  # those that were there before come first
+    arrived = np.sort(
+        np.asarray(requests["arrived_at"], np.int64)
+    )  # requests from before the recording (MISSING) come first
     finished = np.asarray(requests["finished_at"], np.int64)
     finished = np.sort(finished[finished != MISSING])
-    there = np.arange(1, len(arrived) + 1) - np.searchsorted(finished, arrived)
-    there = there[arrived != MISSING]
-    if len(there) < FEWEST_ARRIVALS:
+    num_in_engine = np.arange(1, len(arrived) + 1) - np.searchsorted(finished, arrived)
+    num_in_engine = num_in_engine[arrived != MISSING]
+    if len(num_in_engine) < FEWEST_ARRIVALS:
         return None
-    clients = int(np.quantile(there, 0.95))
-    later = there[min(clients, len(there)) :]
-    if clients < 2 or len(later) < max(FEWEST_ARRIVALS, 2 * clients):
+    clients = int(np.quantile(num_in_engine, 0.95))
+    later_counts = num_in_engine[min(clients, len(num_in_engine)) :]
+    if clients < 2 or len(later_counts) < max(FEWEST_ARRIVALS, 2 * clients):
         return None
-    share = float((np.abs(later - clients) <= max(1, clients // 10)).mean())
+    share = float((np.abs(later_counts - clients) <= max(1, clients // 10)).mean())
     return ClosedLoop(clients, share) if share >= SHARE else None
 
 
 def with_coming(workload: Workload, recording: Recording, coming: ComingRequests) -> Workload:
-    """A workload by time whose requests come otherwise than at the recorded times; its notes say how.
+    """A workload by time whose requests arrive as `coming` says; its notes say how.
 
     Raises:
-        UsageError: clients are to wait for their answers, and the recording does not show how many there are.
+        UsageError: clients shall wait for their answers, but the recording does not show how many there are.
     """
     loop = closed_loop_of(recording) if coming.closed is not False else None
     if loop is None and coming.closed:
         raise UsageError(
             "this recording shows no clients that wait for their answers",
-            why="requests came whether or not others had ended",
+            why="requests also came when no other request had ended",
             hint="arrivals=recorded, or rate=1.5x",
         )
     if loop is not None:
@@ -92,36 +95,40 @@ def with_coming(workload: Workload, recording: Recording, coming: ComingRequests
     if coming.rate == 1.0:
         return workload
     note = f"arrivals: {coming.rate:g} times as fast as recorded"
-    requests = tuple(replace(one, arrival=round(one.arrival / coming.rate)) for one in workload.requests)
+    requests = tuple(
+        replace(request, arrival=round(request.arrival / coming.rate)) for request in workload.requests
+    )
     return replace(workload, requests=requests, notes=(*workload.notes, note))
 
 
 def _waiting(workload: Workload, recording: Recording, loop: ClosedLoop) -> tuple[WorkRequest, ...]:
-    """The requests after each client's first come so long after an answer as they came after the one before them."""
+    """Each request after a client's first comes after an answer, with the recorded delay between answer and request."""
     thinks = _thinks(recording)
     names = recording.requests["request_id"].tolist()
     think_of = dict(zip(names, thinks.tolist(), strict=True))
-    found: list[WorkRequest] = []
-    for at, one in enumerate(workload.requests):
-        first = at < loop.num_clients or one.resumed is not None
-        found.append(one if first else replace(one, think=max(0, int(think_of[one.request_id]))))
-    return tuple(found)
+    requests: list[WorkRequest] = []
+    for index, request in enumerate(workload.requests):
+        comes_unasked = index < loop.num_clients or request.resumed is not None
+        requests.append(
+            request if comes_unasked else replace(request, think=max(0, int(think_of[request.request_id])))
+        )
+    return tuple(requests)
 
 
 def _thinks(recording: Recording) -> NDArray[np.int64]:
-    """By entry: microseconds from the end of the step that ended the request before it to its arrival."""
+    """By entry: microseconds from the end of the step in which the last ended request finished until its arrival."""
     calls, steps = call_times(recording), np.asarray(recording.steps["step"])
     endings = recording.details.endings
     ended = np.maximum(endings.finished_step, endings.aborted_step)
     ended = ended[ended != MISSING]
-    at = np.minimum(np.searchsorted(steps, ended) + 1, len(calls) - 1)
-    free: Sequence[int] = np.sort(calls[at]).tolist()
+    next_step = np.minimum(np.searchsorted(steps, ended) + 1, len(calls) - 1)
+    answered_at: Sequence[int] = np.sort(calls[next_step]).tolist()
     finished = np.sort(np.asarray(recording.requests["finished_at"], np.int64))
     finished = finished[finished != MISSING]
     arrived = np.asarray(recording.requests["arrived_at"], np.int64)
     thinks = np.zeros(len(arrived), np.int64)
-    for entry, when in enumerate(arrived.tolist()):
-        before = int(np.searchsorted(finished, when)) - 1
-        if when != MISSING and 0 <= before < len(free):
-            thinks[entry] = max(0, when - free[before]) // 1000
+    for entry, arrival in enumerate(arrived.tolist()):
+        previous = int(np.searchsorted(finished, arrival)) - 1
+        if arrival != MISSING and 0 <= previous < len(answered_at):
+            thinks[entry] = max(0, arrival - answered_at[previous]) // 1000
     return thinks

@@ -1,9 +1,9 @@
-"""The settings of an engine that scheduling depends on, under the engine's own names, and a configuration that has
-others.
+"""The settings of an engine that scheduling depends on, under the engine's own names; and a configuration with changed
+settings.
 
-FastDeploy's are listed here, each with what it may be and what it does; its own checks are in `startup_checks.py`. Of
-vLLM's, those are listed that are sizes of a replay; which others there are, and what they may be, the installed version
-says itself (`fdtrace/drivers/vllm_settings.py`).
+FastDeploy's settings are listed here, each with its range and its effect; FastDeploy's own checks are in
+`startup_checks.py`. Of vLLM's settings, only the sizes of a replay are listed here. The installed vLLM itself says
+which other settings it has, and their ranges (`fdtrace/drivers/vllm_settings.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.workload.case_variables import LARGEST, read_variables
 
 Value = bool | int | float | str | None
-"""What a setting may be."""
+"""The value of a setting."""
 Settings = Mapping[str, Value]
 """Changed settings, by the engine's own names."""
 SettingKind = Literal["whole number", "number", "true or false", "text"]
@@ -35,7 +35,7 @@ class Knob:
     range: str
     text: str
     field: str = ""
-    """That of `SchedulerConfig`; empty: a variable of the environment, or none of a replay's sizes."""
+    """The field of `SchedulerConfig`; empty: it is an environment variable, or not a size of a replay."""
     least: int = 0
 
 
@@ -93,10 +93,10 @@ FASTDEPLOY_KNOBS: Mapping[str, Knob] = {
         _variable("FD_DETERMINISTIC_SPLIT_KV_SIZE", "whole number", "tokens, a power of 2"),
     )
 }  # fmt: skip
-"""What of FastDeploy's configuration decides its scheduling, by name."""
+"""The settings of FastDeploy that decide its scheduling, by name."""
 
 VLLM_SIZES: Mapping[str, Knob] = {knob.name: knob for knob in _COMMON}
-"""Those of vLLM's settings that a replay itself must know; its own `Scheduler` takes the others."""
+"""The settings of vLLM that a replay itself must know. vLLM's own `Scheduler` takes the others."""
 
 ALIASES: Mapping[str, str] = {
     "num_blocks": "num_gpu_blocks_override",
@@ -105,7 +105,7 @@ ALIASES: Mapping[str, str] = {
     "prealloc_threshold": "prealloc_dec_block_slot_num_threshold",
     "K": "num_speculative_tokens",
 }
-"""What a trace or a report calls a setting -> the engine's name."""
+"""Name of a setting in a trace or a report -> the engine's name."""
 
 NOT_OF_A_SCHEDULER: Mapping[str, str] = {
     "gpu_memory_utilization": "it decides the number of KV blocks when the server starts: give num_gpu_blocks_override",
@@ -125,7 +125,7 @@ def knobs_of(engine: EngineInfo) -> Mapping[str, Knob]:
 
 
 def recorded_value(knob: Knob, engine: EngineInfo) -> Value:
-    """What a recorded engine has; None: it is not recorded."""
+    """The value of a recorded engine; None: it is not recorded."""
     config = SchedulerConfig.from_engine(engine)
     derived: dict[str, Value] = {
         "num_speculative_tokens": config.num_draft_tokens,
@@ -140,36 +140,36 @@ def recorded_value(knob: Knob, engine: EngineInfo) -> Value:
     return value
 
 
-def read_settings(engine: EngineInfo, given: Mapping[str, Any]) -> dict[str, Value]:
-    """Changed settings by the engine's own names, each of its kind; texts are taken as a command line has them.
+def read_settings(engine: EngineInfo, changes: Mapping[str, Any]) -> dict[str, Value]:
+    """Changed settings by the engine's own names, each with a value of its kind. Texts are read as on a command line.
 
     Raises:
-        UsageError: the engine has no such setting, it is not of its kind, or no replay can change it.
+        UsageError: the engine has no such setting, a value is not of its kind, or no replay can change a setting.
     """
-    known, found = knobs_of(engine), dict[str, Value]()
-    for key, value in given.items():
+    knobs, settings = knobs_of(engine), dict[str, Value]()
+    for key, value in changes.items():
         name = ALIASES.get(key, key)
         if name in NOT_OF_A_SCHEDULER:
             raise UsageError(f"no replay can change {key}", why=NOT_OF_A_SCHEDULER[name])
-        if name in found:
+        if name in settings:
             raise UsageError(f"{key} is given twice", why=f"its name is {name}" if name != key else "")
-        knob = known.get(name)
+        knob = knobs.get(name)
         if knob is not None:
-            found[name] = _value(knob, value)
+            settings[name] = _value(knob, value)
         elif is_modelled(engine):
-            raise _unknown(key, engine, known)
+            raise _unknown(key, engine, knobs)
         else:
-            found[name] = plain_value(value)
-            if name == "policy" and found[name] == "priority":
+            settings[name] = plain_value(value)
+            if name == "policy" and settings[name] == "priority":
                 raise UsageError(
                     "policy=priority cannot be replayed", why="the priorities of requests are not recorded"
                 )
-    return found
+    return settings
 
 
-def _unknown(key: str, engine: EngineInfo, known: Mapping[str, Knob]) -> UsageError:
-    near = get_close_matches(key, [*known, *ALIASES], 1)
-    hint = f"{near[0]}? " if near else ""
+def _unknown(key: str, engine: EngineInfo, knobs: Mapping[str, Knob]) -> UsageError:
+    similar = get_close_matches(key, [*knobs, *ALIASES], 1)
+    hint = f"{similar[0]}? " if similar else ""
     return UsageError(
         f"{engine.name} has no setting {key!r} that its scheduling depends on",
         hint=f"{hint}`fdtrace knobs TRACE` lists them",
@@ -195,20 +195,20 @@ def plain_value(value: Any) -> Value:
     return text
 
 
-def _value(knob: Knob, given: Any) -> Value:
-    value = plain_value(given)
-    wrong = UsageError(f"{knob.name} must be a {knob.kind}, not {given!r:.40}", hint=knob.range)
+def _value(knob: Knob, setting: Any) -> Value:
+    value = plain_value(setting)
+    error = UsageError(f"{knob.name} must be a {knob.kind}, not {setting!r:.40}", hint=knob.range)
     if knob.kind == "true or false":
         if value not in (0, 1) or isinstance(value, float):
-            raise UsageError(f"{knob.name} must be {knob.range}, not {given!r:.40}")
+            raise UsageError(f"{knob.name} must be {knob.range}, not {setting!r:.40}")
         return bool(value) if knob.field else int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise wrong
+        raise error
     if knob.kind == "whole number":
         if isinstance(value, float) or not knob.least <= value <= LARGEST:
-            raise wrong
+            raise error
     elif not math.isfinite(value) or value < 0:
-        raise wrong
+        raise error
     return value
 
 
@@ -216,11 +216,11 @@ def changed_config(config: SchedulerConfig, engine: EngineInfo, settings: Settin
     """The configuration of a recorded engine under changed settings, as `read_settings` gives them.
 
     Raises:
-        UsageError: they contradict each other, or what was recorded does not tell what would have happened.
+        UsageError: they contradict each other, or the recording does not say what would have happened.
     """
-    known = knobs_of(engine)
+    knobs = knobs_of(engine)
     fields = {
-        known[name].field: value for name, value in settings.items() if name in known and known[name].field
+        knobs[name].field: value for name, value in settings.items() if name in knobs and knobs[name].field
     }
     if "block_size" in fields and "num_blocks" not in fields and fields["block_size"] != config.block_size:
         size = int(fields["block_size"] or 1)
@@ -232,7 +232,7 @@ def changed_config(config: SchedulerConfig, engine: EngineInfo, settings: Settin
     if fields.get("prefix_caching") and not config.prefix_caching:
         raise UsageError(
             "prefix caching cannot be turned on",
-            why="it was off in this recording, so that which prompts begin alike is not recorded",
+            why="it was off in this recording, so it is not recorded which prompts begin with the same tokens",
         )
     if "num_speculative_tokens" in fields:
         fields.update(_speculation(config, int(fields["num_speculative_tokens"] or 0)))
@@ -247,28 +247,28 @@ def changed_config(config: SchedulerConfig, engine: EngineInfo, settings: Settin
 
 
 def _with_variables(config: SchedulerConfig, variables: Settings) -> SchedulerConfig:
-    read = read_variables(variables)
-    changed = config.with_env({**config.env(), **read})
-    if read.get("FD_DETERMINISTIC_MODE") == 0:
-        changed = replace(changed, split_kv_size=0)
-    if "FD_DETERMINISTIC_SPLIT_KV_SIZE" in read and not changed.split_kv_size:
+    values = read_variables(variables)
+    new = config.with_env({**config.env(), **values})
+    if values.get("FD_DETERMINISTIC_MODE") == 0:
+        new = replace(new, split_kv_size=0)
+    if "FD_DETERMINISTIC_SPLIT_KV_SIZE" in values and not new.split_kv_size:
         raise UsageError(
             "FD_DETERMINISTIC_SPLIT_KV_SIZE alone changes nothing",
             why="chunks end at multiples of it in the deterministic mode only",
             hint="FD_DETERMINISTIC_MODE=1 too",
         )
-    return changed
+    return new
 
 
 def _speculation(config: SchedulerConfig, drafts: int) -> dict[str, Value]:
-    """FastDeploy's `SpeculativeConfig` holds 1 also where no method is set; a prefill instance drafts one token."""
+    """FastDeploy's `SpeculativeConfig` holds 1 even if no method is set. A prefill instance drafts one token."""
     if not drafts:
         return {"num_speculative_tokens": 1 if config.num_speculative_tokens else 0, "spec_method": None}
     if config.spec_method is None:
         raise UsageError(
             "speculation cannot be turned on",
-            why="none was recorded, so that what drafts would be accepted is not known",
-            hint="record once with any number of drafts: others are then modelled from its acceptances",
+            why="none was recorded, so it is not known which drafts would be accepted",
+            hint="record once with any number of drafts: other numbers are then modelled from those acceptances",
         )
     prefills = config.role == "prefill" and config.spec_method == "mtp"
     return {"num_speculative_tokens": 1 if prefills else drafts}

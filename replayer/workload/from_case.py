@@ -1,7 +1,7 @@
-"""A workload from a case: the JSON format that `fdtrace simulate` reads, taken strictly.
+"""A workload from a case: the JSON format that `fdtrace simulate` reads. It is read strictly.
 
-Whatever is not what it must be is refused with the place where it stands (`requests[3].prompt`) and what to do: a key
-that nobody reads is a typo that would otherwise be taken for an answer.
+Everything wrong is refused, with its place (`requests[3].prompt`) and what to do. A key that nobody reads is refused
+too: it is a typo, and without it the result would be that of another workload.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LAB_KEYS = (
     *("worker", "wait_for_preprocess", "step_s", "seed", "prompts", "outputs", "accept", "prefix_groups"),
     *("abort", "backlog", "gap", "max_gap", "rate", "num_requests"),
 )
-"""Keys of the lab's cases that say where a played forward runs, or how requests are drawn: with requests given, and
-forwards in lockstep, nothing follows from them.
+"""Keys of the lab's cases that say where a simulated forward runs, or how requests are drawn. They have no effect here:
+the requests are given, and forwards are in lockstep.
 """
 REQUEST_KEYS = (
     *("id", "arrival", "prompt", "output", "accepts", "max_tokens", "abort_after", "group"),
@@ -35,8 +35,8 @@ REQUEST_KEYS = (
 )
 
 LEAST_STEPS, STEPS_A_TOKEN = 20_000, 2
-"""The limit of steps where a case sets none: so many more than the last arrival (or abort, or joining) needs, and so
-many for each token to come. A step with progress brings at least one, and a replay without progress hangs.
+"""The limit of steps if a case sets none: the step of the last arrival (or abort, or joining), plus `LEAST_STEPS`, plus
+`STEPS_A_TOKEN` for each token. A step with progress makes at least one token, and a replay without progress hangs.
 """
 
 
@@ -48,10 +48,10 @@ def workload_from_case(case: Any, *, max_steps: int | None = None) -> Workload:
         max_steps: the limit of steps, in place of the case's.
 
     Returns:
-        The workload: requests in order of arrival; `notes` say what of the case is not taken as it stands.
+        The workload: requests in order of arrival; `notes` say what is not taken from the case as it is.
 
     Raises:
-        UsageError: it is no case; with the place, and what to write instead.
+        UsageError: it is no case. The error names the place, and what to write instead.
     """
     if not isinstance(case, Mapping):
         raise UsageError(
@@ -69,16 +69,16 @@ def workload_from_case(case: Any, *, max_steps: int | None = None) -> Workload:
         )
     shared = fields.whole("shared_tokens", 0)
     notes = variables_not_modelled(fields.mapping("env"))
-    read = [
+    read_requests = [
         _request(i, Fields(spec, f"requests[{i}]"), config, shared, notes) for i, spec in enumerate(requests)
     ]
-    _refuse_equal_ids(read)
-    read.sort(key=lambda request: request.arrival)
+    _refuse_equal_ids(read_requests)
+    read_requests.sort(key=lambda request: request.arrival)
     own_limit = fields.whole("max_steps", None, least=1) if case.get("max_steps") is not None else None
     return Workload(
         config,
-        tuple(read),
-        max_steps=max_steps or own_limit or steps_limit(read),
+        tuple(read_requests),
+        max_steps=max_steps or own_limit or steps_limit(read_requests),
         shared_tokens=shared,
         case=case,
         runs_to_limit=own_limit is not None and max_steps is None,
@@ -87,10 +87,12 @@ def workload_from_case(case: Any, *, max_steps: int | None = None) -> Workload:
 
 
 def steps_limit(requests: Sequence[WorkRequest]) -> int:
-    """Steps within which these requests are done, unless they hang: it grows with what is to come."""
-    last = max((r.arrival + (r.abort_after or 0) + r.join_after + r.send_after for r in requests), default=0)
+    """The number of steps in which these requests end unless they hang. It grows with their tokens."""
+    last_event = max(
+        (r.arrival + (r.abort_after or 0) + r.join_after + r.send_after for r in requests), default=0
+    )
     tokens = sum(r.num_prompt_tokens + r.num_output_tokens for r in requests)
-    return last + LEAST_STEPS + STEPS_A_TOKEN * tokens
+    return last_event + LEAST_STEPS + STEPS_A_TOKEN * tokens
 
 
 def _config(fields: Fields) -> SchedulerConfig:
@@ -180,13 +182,13 @@ def _within_model_len(
 
 
 def _check(request: WorkRequest, fields: Fields, config: SchedulerConfig) -> None:
-    most = config.num_draft_tokens
+    max_accepted = config.num_draft_tokens
     if config.role != "prefill":
         for i, accepted in enumerate(request.accepts):
-            if accepted > most:
+            if accepted > max_accepted:
                 raise UsageError(
-                    f"`{fields.place('accepts')}[{i}]` is {accepted}: it accepts more than the {most} drafts of a "
-                    "forward",
+                    f"`{fields.place('accepts')}[{i}]` is {accepted}: it accepts more than the {max_accepted} "
+                    "drafts of a forward",
                     hint="as many as `num_speculative_tokens` at most",
                 )
     if config.role != "decode":
@@ -219,7 +221,7 @@ def _refuse_equal_ids(requests: Sequence[WorkRequest]) -> None:
 
 
 def _case_key(request: WorkRequest, shared: int, size: int) -> BlockKey:
-    """A case has one token over what a group shares, one of the request's own, and one for all output."""
+    """In a case, a group's shared tokens are one token repeated, the rest of a prompt another, all output a third."""
     prompt = request.num_prompt_tokens
     own = 2000 + zlib.crc32(request.request_id.encode(errors="surrogatepass")) % 50000
     runs = ((0, shared, 1000 + (request.group or 0)), (shared, prompt, own), (prompt, LARGEST * LARGEST, 9))

@@ -1,4 +1,4 @@
-"""The workload that a recording holds: its requests as they arrived, what they accepted, where they ended."""
+"""The workload that a recording holds: its requests, when they arrived, what they accepted, where they ended."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fdtrace.replayer.workload.block_contents import Blocks, Prefixes
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
 
 STEPS_FACTOR, STEPS_MORE = 10, 10_000
-"""A replay may take so many times the recorded steps, and so many more, before it counts as endless."""
+"""A replay is endless if it takes more than `STEPS_FACTOR` times the recorded steps plus `STEPS_MORE`."""
 
 
 def workload_from_recording(recording: Recording, clock: ClockKind = "steps") -> Workload:
-    """Every recorded request, with arrivals by recorded step or time. TraceError where nothing was recorded,
-    UsageError where it has no times to go by.
+    """Every recorded request, with arrivals by recorded step or time. TraceError if nothing was recorded, UsageError if
+    the recording has no times and `clock` is "time".
 
-    A request that the recording saw to no end is given output up to its `max_tokens` (else up to the model's
-    length), with the number of tokens that it had made as `target`. One that was aborted is aborted at the
+    If the recording ended before a request did, the request gets output up to its `max_tokens` (without one, up to the
+    model's length), and the number of tokens that it had made as `target`. An aborted request is aborted at the
     recorded step.
     """
     if recording.num_steps == 0:
@@ -78,25 +78,25 @@ class _Reader:
         self.knows_prefixes = not modelled and self.hashes is not None
 
     def read_prefixes(self, order: Sequence[int]) -> None:
-        """Find out what blocks held, of the requests in order of arrival, where the engine caches outputs too."""
+        """If the engine caches outputs too: find out what the blocks of the requests held, in order of arrival."""
         if self.knows_prefixes:
             self.prefixes.feed([self._blocks(i) for i in order])
 
     def _blocks(self, i: int) -> Blocks:
-        first, size = self.initial.get(i), self.config.block_size
-        found = max(0, self._value("num_cached_tokens", i))
-        if first is not None:
-            found = first.num_computed_tokens if first.request in self.queued else 0
-        made = max(0, self._value("num_output_tokens", i))
-        filled = max(0, self._value("num_prompt_tokens", i) + made - 1) // size if made else 0
-        ended = int(self.endings.finished_step[i])
+        initial, size = self.initial.get(i), self.config.block_size
+        num_cached = max(0, self._value("num_cached_tokens", i))
+        if initial is not None:
+            num_cached = initial.num_computed_tokens if initial.request in self.queued else 0
+        num_output = max(0, self._value("num_output_tokens", i))
+        num_filled = max(0, self._value("num_prompt_tokens", i) + num_output - 1) // size if num_output else 0
+        end_step = int(self.endings.finished_step[i])
         return Blocks(
             entry=i,
             hashes=[] if self.hashes[i] is None else [int(value) for value in self.hashes[i]],
-            num_found=found // size,
-            num_filled=filled,
+            num_found=num_cached // size,
+            num_filled=num_filled,
             begins=max(0, self._value("arrived_step", i)),
-            ends=None if ended == MISSING else ended,
+            ends=None if end_step == MISSING else end_step,
         )
 
     def _value(self, name: str, i: int) -> int:
@@ -104,7 +104,7 @@ class _Reader:
         return MISSING if values is None else int(values[i])
 
     def _index(self, step: int) -> int:
-        """A step's number as steps since the first; one between two steps counts to the later."""
+        """A step's number as steps since the first; a number between two steps counts as the later step."""
         return int(np.searchsorted(self.steps, step))
 
     def _at(self, step: int) -> int:
@@ -115,7 +115,7 @@ class _Reader:
         return int(self.times[min(index, len(self.times) - 1)] - self.times[0]) // 1000
 
     def arrival(self, i: int) -> int:
-        """When a request arrived, on the clock; 0 where it was there before."""
+        """When a request arrived, on the clock; 0 if it was there before the recording."""
         when = self._value("arrived_at", i) if self.times is not None else MISSING
         if self.times is not None and when != MISSING:
             return max(0, when - int(self.times[0])) // 1000
@@ -124,10 +124,10 @@ class _Reader:
 
     def request(self, i: int) -> WorkRequest:
         recording = self.recording
-        first = self.initial.get(i)
+        initial = self.initial.get(i)
         prompt = self._value("num_prompt_tokens", i)
         if prompt == MISSING:
-            prompt = max(1, first.num_computed_tokens) if first is not None else 1
+            prompt = max(1, initial.num_computed_tokens) if initial is not None else 1
         finished, aborted = int(self.endings.finished_step[i]), int(self.endings.aborted_step[i])
         ended = finished != MISSING and aborted == MISSING and not self._cut_short(i)
         output, target = self._output(i, prompt, ended=ended)
@@ -140,37 +140,39 @@ class _Reader:
             num_output_tokens=output,
             accepts=self.accepts[forwards],
             drafts=None if verified is None else verified[forwards],
-            max_tokens=None if (most := self._value("max_tokens", i)) == MISSING else most,
+            max_tokens=None if (max_tokens := self._value("max_tokens", i)) == MISSING else max_tokens,
             abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
             block_key=self._block_key(i),
             target=None if aborted != MISSING else target,
             restarts=self.restarts.get(i, ()),
             after_idle=bool(self.after_idle[i]),
-            **self._handed(i),
+            **self._other_instance(i),
         )
-        if first is None:
+        if initial is None:
             return request
         if is_modelled(recording.engine):
-            return _with_resumed(request, _resumed(request, first))
-        waiting = first.request in self.queued
-        return _with_resumed(request, _resumed_anew(request, first, waiting=waiting))
+            return _with_resumed(request, _resumed(request, initial))
+        waiting = initial.request in self.queued
+        return _with_resumed(request, _resumed_anew(request, initial, waiting=waiting))
 
     def _cut_short(self, i: int) -> bool:
-        """Whether a decode instance preempted it: it ends there, with error 502, whatever it had left to make."""
+        """Whether a decode instance preempted it: there it ends with error 502, however much output it had left to
+        make.
+        """
         reasons, handover = self.recording.requests.get("finish_reason"), self.handover
         if reasons is None or handover is None or self.config.role != "decode":
             return False
         return bool(reasons[i] == "error" and handover.discarded[i] == MISSING)
 
-    def _handed(self, i: int) -> dict[str, Any]:
-        """What the other instance of a deployment in roles did, where this recording has it.
+    def _other_instance(self, i: int) -> dict[str, Any]:
+        """What the other instance of a deployment in roles did, if this recording has it.
 
-        What had not come when it ended comes after its last step.
+        What had not happened when the recording ended happens after its last step.
         """
         handover, end = self.handover, int(self.steps[-1]) + 1
         if handover is None:
             return {}
-        given, joined, discarded, ran, finished = (
+        preallocated, joined, discarded, last_ran, finished = (
             int(steps[i])
             for steps in (
                 handover.preallocated,
@@ -180,23 +182,27 @@ class _Reader:
                 self.endings.finished_step,
             )
         )
-        found: dict[str, Any] = {"discarded": joined == MISSING != discarded}
-        if given != MISSING:
+        arguments: dict[str, Any] = {"discarded": joined == MISSING != discarded}
+        if preallocated != MISSING:
             until = next((step for step in (joined, discarded) if step != MISSING), end)
-            found["join_after"] = max(0, self._at(until) - self._at(given))
-        if self.config.role == "prefill" and ran != MISSING:
-            found["send_after"] = max(0, self._at(end if finished == MISSING else finished) - self._at(ran))
-        return found
+            arguments["join_after"] = max(0, self._at(until) - self._at(preallocated))
+        if self.config.role == "prefill" and last_ran != MISSING:
+            arguments["send_after"] = max(
+                0, self._at(end if finished == MISSING else finished) - self._at(last_ran)
+            )
+        return arguments
 
     def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
-        """Output tokens at which the request ends, and what it had made where the recording does not know
-        that.
+        """Output tokens at which the request ends; and its output so far if the recording does not have its end, else
+        None.
         """
-        made = max(0, self._value("num_output_tokens", i))
+        num_made = max(0, self._value("num_output_tokens", i))
         if ended:
-            return max(1, made), None
-        most = self._value("max_tokens", i)
-        return max(1, made, self.config.max_model_len - prompt if most == MISSING else most), made
+            return max(1, num_made), None
+        max_tokens = self._value("max_tokens", i)
+        return max(
+            1, num_made, self.config.max_model_len - prompt if max_tokens == MISSING else max_tokens
+        ), num_made
 
     def _block_key(self, i: int) -> BlockKey | None:
         if self.knows_prefixes:
@@ -204,45 +210,47 @@ class _Reader:
         hashes = None if self.hashes is None else self.hashes[i]
         if hashes is None or len(hashes) == 0:
             return None
-        known = [int(value) for value in hashes]
+        prompt_hashes = [int(value) for value in hashes]
 
         def key(block: int) -> Hashable:
-            return known[block] if block < len(known) else (i, block)
+            return prompt_hashes[block] if block < len(prompt_hashes) else (i, block)
 
         return key
 
 
 def _after_idle(recording: Recording) -> NDArray[np.bool_]:
-    """Which requests came when all that had come before them had ended, by the recorded times."""
+    """Whether each request arrived when all earlier requests had ended, by the recorded times."""
     columns = recording.requests
     if "arrived_at" not in columns or "finished_at" not in columns:
         return np.zeros(len(recording.details.endings.finished_step), dtype=bool)
     arrived, finished = np.asarray(columns["arrived_at"]), np.asarray(columns["finished_at"])
-    there = np.searchsorted(np.sort(arrived), arrived)
-    gone = np.searchsorted(np.sort(finished[finished != MISSING]), arrived)
-    return np.asarray((arrived != MISSING) & (there == gone), dtype=bool)
+    num_arrived_before = np.searchsorted(np.sort(arrived), arrived)
+    num_finished_before = np.searchsorted(np.sort(finished[finished != MISSING]), arrived)
+    return np.asarray((arrived != MISSING) & (num_arrived_before == num_finished_before), dtype=bool)
 
 
-def _resumed(request: WorkRequest, first: InitialRequest) -> Resumed:
-    """How its first recorded step found it; a decode's computed tokens include the one sampled last."""
-    made = max(0, first.num_computed_tokens - request.num_prompt_tokens) if first.decoding else 0
-    computed = min(first.num_computed_tokens, request.num_prompt_tokens)
-    return Resumed(request.arrived(), computed, first.num_blocks, made, decoding=first.decoding)
+def _resumed(request: WorkRequest, initial: InitialRequest) -> Resumed:
+    """The state in which its first recorded step found it. A decode's computed tokens include the last sampled one."""
+    num_emitted = max(0, initial.num_computed_tokens - request.num_prompt_tokens) if initial.decoding else 0
+    computed = min(initial.num_computed_tokens, request.num_prompt_tokens)
+    return Resumed(request.arrived(), computed, initial.num_blocks, num_emitted, decoding=initial.decoding)
 
 
-def _resumed_anew(request: WorkRequest, first: InitialRequest, *, waiting: bool) -> Resumed:
-    """The same of a request that may have lost its blocks: then its prefill covers also what it had made."""
-    made = first.num_computed_tokens if first.decoding else first.num_total_tokens - 1
-    if not first.decoding and first.num_total_tokens == MISSING:  # it ended with the token of that prefill
-        known = request.target is None and request.abort_after is None
-        made = request.num_prompt_tokens + (request.num_output_tokens - 1 if known else 0)
+def _resumed_anew(request: WorkRequest, initial: InitialRequest, *, waiting: bool) -> Resumed:
+    """The same for a request that may have lost its blocks: then its prefill also covers its earlier output."""
+    num_made = initial.num_computed_tokens if initial.decoding else initial.num_total_tokens - 1
+    if (
+        not initial.decoding and initial.num_total_tokens == MISSING
+    ):  # it ended with the token of this prefill
+        made_all = request.target is None and request.abort_after is None
+        num_made = request.num_prompt_tokens + (request.num_output_tokens - 1 if made_all else 0)
     return Resumed(
         request.arrived(),
-        first.num_computed_tokens,
-        first.num_blocks,
-        # Each time that it was preempted before it decoded, it had sampled one more.
-        max(0, made - request.num_prompt_tokens - (0 if first.decoding else request.restarts.count(0))),
-        decoding=first.decoding,
+        initial.num_computed_tokens,
+        initial.num_blocks,
+        # Each time it was preempted before it decoded, it had sampled one more token.
+        max(0, num_made - request.num_prompt_tokens - (0 if initial.decoding else request.restarts.count(0))),
+        decoding=initial.decoding,
         waiting=waiting,
     )
 

@@ -11,32 +11,33 @@ from fdtrace.replayer.workload.workload import WorkRequest
 
 
 def sent_at(recording: Recording, order: CallOrder) -> dict[int, float]:
-    """Milliseconds since the first recorded forward, by a request's number, of all that came while it recorded.
+    """By request number, for the requests that came during the recording: milliseconds since the first recorded
+    forward.
 
-    Where the recording does not know when a request was sent, it is when the engine took it up.
+    If the recording does not know when a request was sent, it is the time when the engine took it up.
     """
     began = int(recording.steps["ts"][0])
     changes = order.changes
     queued = changes["kind"] == "queued"
-    taken = dict(zip(changes["request"][queued].tolist(), changes["ts"][queued].tolist(), strict=True))
+    taken_up_at = dict(zip(changes["request"][queued].tolist(), changes["ts"][queued].tolist(), strict=True))
     columns = recording.requests
     arrived = dict(zip(columns["request"].tolist(), columns["arrived_at"].tolist(), strict=True))
     return {
-        number: ((at if arrived.get(number, MISSING) == MISSING else arrived[number]) - began) / 1e6
-        for number, at in taken.items()
+        number: ((time if arrived.get(number, MISSING) == MISSING else arrived[number]) - began) / 1e6
+        for number, time in taken_up_at.items()
     }
 
 
 def aborted_at(
     recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]
 ) -> tuple[tuple[float, str], ...]:
-    """When a client aborted a request, in the same time, and the request's id."""
+    """When clients aborted requests (milliseconds since the first recorded forward), each with the request's id."""
     began, changes = int(recording.steps["ts"][0]), order.changes
-    wanted = changes["kind"] == "abort_wanted"
+    is_abort = changes["kind"] == "abort_wanted"
     return tuple(
-        ((at - began) / 1e6, requests[number].request_id)
-        for number, at in zip(
-            changes["request"][wanted].tolist(), changes["ts"][wanted].tolist(), strict=True
+        ((time - began) / 1e6, requests[number].request_id)
+        for number, time in zip(
+            changes["request"][is_abort].tolist(), changes["ts"][is_abort].tolist(), strict=True
         )
         if number in requests
     )

@@ -1,7 +1,7 @@
 """What FastDeploy checks before it serves: a configuration or a prompt that it refuses, with the check's source.
 
-The model schedules such a workload nevertheless: what its rules would do is still worth seeing. That no server would
-ever come to it must be said beside.
+The model schedules such a workload nevertheless: it is still useful to see what its rules would do. But the result must
+also say that no server would get there.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Refusal:
-    """What FastDeploy refuses, why, and the function that does."""
+    """What FastDeploy refuses and why, and the function that refuses it."""
 
-    what: str
+    refused: str
     source: str
 
     @property
     def text(self) -> str:
         """The refusal as one line."""
-        return f"{self.what} ({self.source})"
+        return f"{self.refused} ({self.source})"
 
 
 def refusals(
     config: SchedulerConfig, formula: str, policy: Policy, requests: Sequence[WorkRequest] = ()
 ) -> list[Refusal]:
-    """What the version of FastDeploy that has this formula and policy refuses; empty where it would serve all."""
+    """What FastDeploy refuses in the version with this formula and policy; empty: it would serve everything."""
     return [
         *_sizes(config, _tokens_per_seq(config, formula, policy)),
         *_speculation(config),
@@ -54,18 +54,18 @@ def refusals(
 
 
 def refuse_unservable(recording: Recording, workload: Workload, formula: str, policy: Policy) -> None:
-    """UsageError where the version of FastDeploy that has this formula and policy would not start with a workload's
-    changed configuration, though it would with the recorded one.
+    """UsageError if FastDeploy, in the version with this formula and policy, would start with the recorded
+    configuration but not with the workload's changed one.
     """
     recorded = refusals(SchedulerConfig.from_engine(recording.engine), formula, policy)
-    before = {NUMBER.sub("", one.text) for one in recorded}
+    before = {NUMBER.sub("", refusal.text) for refusal in recorded}
     for refusal in refusals(workload.config, formula, policy):
         if NUMBER.sub("", refusal.text) not in before:
             raise UsageError("FastDeploy would not start with these settings", why=refusal.text)
 
 
 def _tokens_per_seq(config: SchedulerConfig, formula: str, policy: Policy) -> int:
-    """Tokens of each sequence that a step must have room for: K + 1 since #7499, since #7623 with a method alone."""
+    """Tokens of each sequence that must fit into a step: K + 1 since #7499; since #7623 only if a method is set."""
     if policy.preempt_decodes_only or formula == "pr7623":
         return config.num_draft_tokens + 1
     return config.num_speculative_tokens + 1 if formula == "pr7499" else 1

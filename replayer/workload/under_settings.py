@@ -1,6 +1,6 @@
-"""The recorded requests as they meet an engine of other settings: what of them changes with it.
+"""The recorded requests for an engine with other settings: what changes in them.
 
-Most settings change nothing of a request. Three do: another K (what its drafts would have been accepted), another block
+Most settings change nothing in a request. Three settings do: K (how many drafts would have been accepted), the block
 size (what its blocks hold), and a shorter `max_model_len` (whether it is served at all, and where it ends).
 """
 
@@ -22,14 +22,14 @@ from fdtrace.replayer.workload.engine_settings import Settings, changed_config
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
 
 AcceptanceKind = Literal["drawn", "recorded"]
-"""Of a larger K, what the drafts that were not recorded are taken to bring: drawn from the request's own record, or
-nothing.
+"""With a larger K, how many of the unrecorded drafts count as accepted: drawn from the request's own acceptances, or
+none.
 """
 
 
 @dataclass(frozen=True)
 class ChangedSettings:
-    """Settings that a replay has other than recorded."""
+    """The settings of a replay that differ from the recorded ones."""
 
     values: Settings = field(default_factory=dict)
     """By the engine's own names, as `read_settings` gives them."""
@@ -43,10 +43,10 @@ UNCHANGED = ChangedSettings()
 
 
 def workload_under(workload: Workload, engine: EngineInfo, changed: ChangedSettings) -> Workload:
-    """The recorded workload on an engine of changed settings; its notes say what of it is modelled.
+    """The recorded workload on an engine with changed settings; its notes say what is modelled.
 
     Raises:
-        UsageError: what was recorded does not tell what would have happened.
+        UsageError: the recording does not say what would have happened.
     """
     if not changed:
         return workload
@@ -61,11 +61,11 @@ def workload_under(workload: Workload, engine: EngineInfo, changed: ChangedSetti
         )
     if config.num_draft_tokens != before.num_draft_tokens:
         drafts = _Drafts(before.num_draft_tokens, config.num_draft_tokens, changed.acceptances)
-        requests = [drafts.request(one) for one in requests]
+        requests = [drafts.request(request) for request in requests]
         notes.append(drafts.note)
     cached = workload.cached
     if config.block_size != before.block_size or not config.prefix_caching:
-        requests = [_with_blocks(one, before, config) for one in requests]
+        requests = [_with_blocks(request, before, config) for request in requests]
         cached = _chains(cached, before, config) if config.prefix_caching else ()
     if config.num_blocks == before.num_blocks and "max_num_batched_tokens" in changed.values:
         notes.append(
@@ -82,11 +82,11 @@ def workload_under(workload: Workload, engine: EngineInfo, changed: ChangedSetti
 
 
 def _changed(request: WorkRequest, **changes: Any) -> WorkRequest:
-    """The request with changes, also in the state in which the recording began with it."""
-    found = replace(request, **changes)
-    if found.resumed is None:
-        return found
-    return replace(found, resumed=replace(found.resumed, arrived=found.arrived()))
+    """The request with changes. They also apply to its state at the begin of the recording."""
+    new = replace(request, **changes)
+    if new.resumed is None:
+        return new
+    return replace(new, resumed=replace(new.resumed, arrived=new.arrived()))
 
 
 # A shorter max_model_len ------------------------------------------------------------------------------------
@@ -95,24 +95,24 @@ def _changed(request: WorkRequest, **changes: Any) -> WorkRequest:
 def _within(
     requests: Sequence[WorkRequest], before: SchedulerConfig, config: SchedulerConfig, *, modelled: bool
 ) -> tuple[list[WorkRequest], int]:
-    """The requests that are served, each ended at max_model_len; and how many are not.
+    """The requests that are served, each cut at max_model_len; and how many are not served.
 
-    FastDeploy answers 400 to a prompt that leaves no room for two tokens (`EngineClient.add_requests`), vLLM to one
-    whose prompt and max_tokens are longer together (`entrypoints/openai`, `_validate_input`).
+    FastDeploy answers 400 to a prompt that leaves no room for two tokens (`EngineClient.add_requests`). vLLM answers
+    400 if prompt and max_tokens together are longer (`entrypoints/openai`, `_validate_input`).
     """
-    most = config.max_model_len
-    if most >= before.max_model_len:
+    max_model_len = config.max_model_len
+    if max_model_len >= before.max_model_len:
         return list(requests), 0
-    kept = []
+    served = []
     for request in requests:
-        asked = request.num_output_tokens if request.max_tokens is None else request.max_tokens
-        if request.num_prompt_tokens + (2 if modelled else asked) > most:
+        max_output = request.num_output_tokens if request.max_tokens is None else request.max_tokens
+        if request.num_prompt_tokens + (2 if modelled else max_output) > max_model_len:
             continue
-        room = most - request.num_prompt_tokens
+        room = max_model_len - request.num_prompt_tokens
         target = request.target
         output, target = min(request.num_output_tokens, room), None if target is None else min(target, room)
-        kept.append(_changed(request, num_output_tokens=output, target=target))
-    return kept, len(requests) - len(kept)
+        served.append(_changed(request, num_output_tokens=output, target=target))
+    return served, len(requests) - len(served)
 
 
 # Another number of drafts -----------------------------------------------------------------------------------
@@ -120,11 +120,12 @@ def _within(
 
 @dataclass(frozen=True)
 class _Drafts:
-    """What a request's forwards accept with `now` drafts, where they were recorded with `before`.
+    """What a request's forwards accept with `now` drafts, if they were recorded with `before` drafts.
 
-    With fewer, a forward accepts at most as many. With more, a forward that accepted all its recorded drafts accepts
-    further ones, position by position, as often as this request accepted its last recorded position once it had come so
-    far. Draws are fixed by the request's id, the forward and the position: the same for every variant.
+    With fewer drafts, a forward accepts at most so many. With more drafts, a forward that accepted all its recorded
+    drafts may accept further ones, position by position. The probability is the share of this request's forwards that
+    accepted the last recorded position, among those that had accepted all positions before it. Each draw depends on the
+    request's id, the forward and the position alone: it is the same in every variant.
     """
 
     before: int
@@ -133,7 +134,7 @@ class _Drafts:
 
     @property
     def note(self) -> str:
-        """What a result rests on."""
+        """What a result rests on, for the notes of the workload."""
         if self.now <= self.before:
             return (
                 f"modelled: of the {self.before} recorded drafts a forward accepts the first {self.now} at most; "
@@ -149,36 +150,43 @@ class _Drafts:
     def request(self, request: WorkRequest) -> WorkRequest:
         """The request with these acceptances."""
         accepts = np.asarray(request.accepts, dtype=np.int64)
-        given = None if request.drafts is None else np.asarray(request.drafts, dtype=np.int64)
-        full = np.ones(len(accepts), bool) if given is None else (given >= self.before) | (given == MISSING)
+        verified = None if request.drafts is None else np.asarray(request.drafts, dtype=np.int64)
+        all_verified = (
+            np.ones(len(accepts), bool)
+            if verified is None
+            else (verified >= self.before) | (verified == MISSING)
+        )
         drafts = None
-        if given is not None:
-            drafts = np.minimum(given, self.now)
+        if verified is not None:
+            drafts = np.minimum(verified, self.now)
             if self.now > self.before:
-                drafts[full & (given != MISSING)] = self.now
-        most = accepts if self.now > self.before else np.minimum(accepts, self.now)
+                drafts[all_verified & (verified != MISSING)] = self.now
+        accepted = accepts if self.now > self.before else np.minimum(accepts, self.now)
         if self.now > self.before and self.how == "drawn":
-            most = accepts + self._more(request.request_id, accepts, full)
+            accepted = accepts + self._more(request.request_id, accepts, all_verified)
         if not self.now:
             drafts = None
-        return _changed(request, accepts=compact(most), drafts=drafts)
+        return _changed(request, accepts=compact(accepted), drafts=drafts)
 
     def _more(
-        self, request_id: str, accepts: NDArray[np.int64], full: NDArray[np.bool_]
+        self, request_id: str, accepts: NDArray[np.int64], all_verified: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
         more = np.zeros(len(accepts), np.int64)
-        came = int((full & (accepts >= self.before - 1)).sum())
-        if not came:
+        num_reached = int((all_verified & (accepts >= self.before - 1)).sum())
+        if not num_reached:
             return more
-        share = float((full & (accepts >= self.before)).sum()) / came
-        for at in np.flatnonzero(full & (accepts >= self.before)).tolist():
-            while more[at] < self.now - self.before and _drawn(request_id, at, int(more[at])) < share:
-                more[at] += 1
+        share = float((all_verified & (accepts >= self.before)).sum()) / num_reached
+        for forward in np.flatnonzero(all_verified & (accepts >= self.before)).tolist():
+            while (
+                more[forward] < self.now - self.before
+                and _drawn(request_id, forward, int(more[forward])) < share
+            ):
+                more[forward] += 1
         return more
 
 
 def _drawn(request_id: str, forward: int, position: int) -> float:
-    """A number from 0 up to 1, the same whenever it is asked."""
+    """A number from 0 up to 1 (exclusive), always the same for the same arguments."""
     text = f"{request_id}\0{forward}\0{position}".encode(errors="surrogatepass")
     return zlib.crc32(text) / 2**32
 
@@ -193,19 +201,19 @@ def _with_blocks(request: WorkRequest, before: SchedulerConfig, config: Schedule
         return request
     else:
         key = _joined(request.block_key, _times(before, config))
-    found = _changed(request, block_key=key)
-    if found.resumed is None:
-        return found
-    num_blocks = -(-found.resumed.num_blocks * before.block_size // config.block_size)
-    return replace(found, resumed=replace(found.resumed, num_blocks=num_blocks))
+    new = _changed(request, block_key=key)
+    if new.resumed is None:
+        return new
+    num_blocks = -(-new.resumed.num_blocks * before.block_size // config.block_size)
+    return replace(new, resumed=replace(new.resumed, num_blocks=num_blocks))
 
 
 def _times(before: SchedulerConfig, config: SchedulerConfig) -> int:
-    """Recorded blocks of a new one."""
+    """How many recorded blocks one new block holds."""
     if config.block_size % before.block_size:
         raise UsageError(
             f"a block_size of {config.block_size} cannot be replayed with prefix caching",
-            why=f"what prompts have in common is recorded in blocks of {before.block_size} tokens",
+            why=f"common prefixes of prompts are recorded in blocks of {before.block_size} tokens",
             hint="a multiple of it, or enable_prefix_caching=false",
         )
     return config.block_size // before.block_size

@@ -1,4 +1,4 @@
-"""What is to be scheduled: requests with their arrivals and acceptances, from a case or from a recording."""
+"""The requests to schedule, with their arrivals and acceptances, from a case or from a recording."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BlockKey = Callable[[int], Hashable]
 
 
 def compact(accepts: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """Accepted drafts a byte each, where they fit."""
+    """Accepted drafts, one byte each if they fit."""
     return accepts.astype(np.uint8) if not len(accepts) or accepts.max() <= MOST_ACCEPTED else accepts
 
 
@@ -27,9 +27,9 @@ class WorkRequest:
     """One request of a workload; sizes in tokens.
 
     `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there; both are
-    microseconds since the first step where the workload's clock goes by time. `accepts`
-    are the drafts accepted in its 1st, 2nd, … decode forward. `block_key(i)` stands for the content of the
-    i-th block of its tokens (with prefix caching), equal for equal content.
+    microseconds since the first step if the workload's clock goes by time. `accepts` are the drafts accepted in its
+    1st, 2nd, … decode forward. `block_key(i)` is a key for the content of the i-th block of its tokens (with prefix
+    caching): equal content has equal keys.
     """
 
     request_id: str
@@ -42,29 +42,27 @@ class WorkRequest:
     group: int | None = None
     block_key: BlockKey | None = None
     resumed: Resumed | None = None
-    """Its state, where it was running before the first step."""
+    """Its state, if it was running before the first step."""
     target: int | None = None
-    """Output tokens that a replay waits for, where the recording ended before the request did; None: its end.
+    """Output tokens that a replay waits for if the recording ended before the request did; None: it waits for its end.
     """
     join_after: int = 0
     """In the prefill and decode roles: how long after it has its blocks it joins the running queue."""
     discarded: bool = False
-    """It does not join then, but gives its blocks back: the other instance refused it or failed."""
+    """It does not join at that time but gives its blocks back: the other instance refused it or failed."""
     send_after: int = 0
     """In the prefill role: how long after its last chunk its cache is sent and its blocks are freed."""
     drafts: Accepts | None = None
-    """Drafts verified in its 1st, 2nd, … decode forward, where they differ; the model verifies the same number in
-    each.
-    """
+    """Drafts verified in its 1st, 2nd, … decode forward, if they differ. The model verifies the same number in each."""
     restarts: tuple[int, ...] = ()
-    """Indices of decode forwards that came after a preemption in which its draft tokens were thrown away; an index
-    repeats once for each such preemption.
+    """Indices of decode forwards that came after a preemption that discarded its draft tokens. An index repeats once
+    for each such preemption.
     """
     after_idle: bool = False
-    """Whether the engine had nothing left to do when it came."""
+    """Whether the engine had nothing left to do when it arrived."""
     think: int | None = None
-    """It comes so long after a client has got its answer, and `arrival` tells its place in the order alone; None: it
-    comes at its `arrival`.
+    """It arrives so long after a client got its answer; `arrival` then gives only its place in the order. None: it
+    arrives at `arrival`.
     """
 
     def arrived(self) -> Arrived:
@@ -98,10 +96,10 @@ class Workload:
     case: Mapping[str, Any] | None = None
     """The case that it was read from."""
     runs_to_limit: bool = False
-    """Whether steps go on up to `max_steps` also where it hangs, as those of the lab's cases do that set it."""
+    """Whether steps go on up to `max_steps` even if it hangs, as in the lab's cases that set it."""
     notes: tuple[str, ...] = ()
-    """What of the case is not taken as it stands, and what of a recording under changed settings is modelled."""
+    """What is not taken from the case as it is, and what is modelled in a recording under changed settings."""
     num_rejected: int = 0
-    """Requests of the recording that an engine of changed settings would answer with 400."""
+    """Requests of the recording that an engine with the changed settings would answer with 400."""
     cached: tuple[tuple[Hashable, ...], ...] = ()
-    """Chains of blocks, each as `block_key` has them, that the prefix cache held before the first step."""
+    """Chains of block keys (as of `block_key`) that the prefix cache held before the first step."""

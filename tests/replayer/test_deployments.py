@@ -130,7 +130,8 @@ def test_another_policy_begins_with_its_own_reserve(tight: Recording) -> None:
     pipeline = pipeline_of(tight, workload_from_recording(tight))
     assert pipeline is not None
     kinds = [
-        {type(event) for event in pipeline.beginning_of(policy).found} for policy in (ORIGINAL, RELEASE_2_6)
+        {type(event) for event in pipeline.beginning_of(policy).initial_events}
+        for policy in (ORIGINAL, RELEASE_2_6)
     ]
     assert [ReserveFound in one for one in kinds] == [True, False]
     run = pipeline.replay(BUILTIN["pr7623"], RELEASE_2_6).run

@@ -83,7 +83,7 @@ def test_what_says_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="half of the held-out steps are off by"):
         fit_time_model(features, wild)
     slower = cpu(features) * np.where(np.arange(300) < 150, 1, 2)
-    with pytest.raises(UsageError, match="told from the other, by"):
+    with pytest.raises(UsageError, match="predicted from the other, by"):
         fit_time_model(features, slower)
     with pytest.raises(UsageError, match="20 steps have another right after them"):
         fit_time_model(features[:20], cpu(features[:20]))
@@ -271,7 +271,7 @@ def test_clients_that_wait_for_their_answers_are_found_and_wait_in_the_replay(
         assert run.advance()
         most = max(most, run.scheduler.num_requests)
     assert most == 6
-    assert len(run.came) == 80 - 6
+    assert len(run.arrivals_after_answers) == 80 - 6
     history = experiment.reschedule(BUILTIN["original"])
     assert "6 clients that wait for their answers" in history.outcome.modelled[0]
     assert history.outcome.latency is not None

@@ -1,16 +1,16 @@
-"""The scheduling calls behind a recorded step in words: what its call found and did, how far behind it was."""
+"""The scheduling calls of a recorded step in words: what its call found and did, and how far behind it was."""
 
 from __future__ import annotations
 
 from fdtrace.recorder.step_calls import StalledRequest, StepCall, StepCalls
 from fdtrace.tui.inspector.page import Page
 
-FAR = 3
-"""Forwards that a call had not taken in, from which on that is marked."""
+MANY_BEHIND = 3
+"""From so many forwards that a call had not taken in, the line is marked."""
 
 
 def calls_section(page: Page, calls: StepCalls) -> None:
-    """The call, the calls in between, and in stalls who waited for which call."""
+    """The call, the calls in between, and for stalled requests the call that each waited for."""
     page.head("its call")
     own, step = calls.of_step, calls.step
     if own is None:
@@ -19,7 +19,7 @@ def calls_section(page: Page, calls: StepCalls) -> None:
         page.say(f"call {own.call}, begun {_ago(own.began_us)}{_took(own)}", page.look.palette.strong)
         if own.first_step is not None and own.first_step < step:
             page.say(f"its tasks entered forward {own.first_step}; none came since", page.look.palette.dim)
-        page.say(f"found: {_found(own)}")
+        page.say(f"found: {_state_text(own)}")
         page.say(f"did: {_did(own)}")
         if own.not_admitted:
             page.say(f"left waiting: {_left(own)}", page.look.palette.event)
@@ -29,7 +29,7 @@ def calls_section(page: Page, calls: StepCalls) -> None:
 
 
 def _lag(page: Page, call: StepCall, step: int) -> None:
-    """The forwards that ran before `step` and whose outputs the call had not taken in."""
+    """The forwards before `step` whose outputs the call had not taken in."""
     if call.seen_step is None:
         page.say("it had taken in no output", page.look.palette.dim)
         return
@@ -38,11 +38,11 @@ def _lag(page: Page, call: StepCall, step: int) -> None:
         page.say(f"it had taken in all outputs before forward {step}", page.look.palette.good)
         return
     first, last = call.seen_step + 1, step - 1
-    which = f"{first}" if first == last else f"{first} to {last}"
+    steps_text = f"{first}" if first == last else f"{first} to {last}"
     page.say(
         f"{behind} forward{'s' * (behind > 1)} behind when its tasks ran: outputs up to {call.seen_step} taken in, "
-        f"not those of {which}",
-        page.look.palette.event if behind >= FAR else None,
+        f"not those of {steps_text}",
+        page.look.palette.event if behind >= MANY_BEHIND else None,
     )
 
 
@@ -53,22 +53,22 @@ def _between(page: Page, calls: StepCalls) -> None:
     if calls.num_between > len(calls.between):
         page.say(f"{calls.num_between - len(calls.between)} more before these", page.look.palette.dim)
     for call in calls.between:
-        many = call.num_calls > 1
-        number = f"{call.call}-{call.call + call.num_calls - 1}" if many else f"{call.call}"
+        several = call.num_calls > 1
+        number = f"{call.call}-{call.call + call.num_calls - 1}" if several else f"{call.call}"
         seen = "" if call.seen_step is None else f", outputs up to {call.seen_step} taken in"
         if call.idle:
-            count = f"{call.num_calls} calls, " if many else ""
+            count = f"{call.num_calls} calls, " if several else ""
             page.say(
                 f"{number} {_ago(call.began_us)}: {count}nothing to hand out{_why(call)}{seen}",
                 page.look.palette.dim,
             )
         else:
-            where = "its forward is not recorded"
+            forward_text = "its forward is not recorded"
             if call.first_step is not None:
-                where = (
+                forward_text = (
                     "entered it too" if call.first_step == calls.step else f"enters forward {call.first_step}"
                 )
-            page.say(f"{number} {_ago(call.began_us)}: {_did(call)}; {where}{seen}")
+            page.say(f"{number} {_ago(call.began_us)}: {_did(call)}; {forward_text}{seen}")
 
 
 def _stalled(page: Page, calls: StepCalls) -> None:
@@ -80,18 +80,18 @@ def _stalled(page: Page, calls: StepCalls) -> None:
 
 
 def _waited(request: StalledRequest, step: int) -> str:
-    since = "stalls from here on" if request.since == step else f"stalls since forward {request.since}"
+    since_text = "stalls from here on" if request.since == step else f"stalls since forward {request.since}"
     if request.call is None:
-        return f"{since}; no call of this recording gave it blocks"
-    did = {"extended": "gave it blocks", "preempted": "preempted it", "aborted": "aborted it"}[request.did]
-    when = f"call {request.call} {did}, in forward {request.first_step}"
+        return f"{since_text}; no call of this recording gave it blocks"
+    action = {"extended": "gave it blocks", "preempted": "preempted it", "aborted": "aborted it"}[request.did]
+    call_text = f"call {request.call} {action}, in forward {request.first_step}"
     began = request.began_us or 0
     if began <= 0:
-        return f"{since}; {when}: it had begun {_ago(began)}, and its tasks were on their way"
-    return f"{since}; {when}: it began {_ms(began)} after this forward"
+        return f"{since_text}; {call_text}: it had begun {_ago(began)}, and its tasks were on their way"
+    return f"{since_text}; {call_text}: it began {_ms(began)} after this forward"
 
 
-def _found(call: StepCall) -> str:
+def _state_text(call: StepCall) -> str:
     parts = [
         f"budget {_number(call.token_budget)}",
         f"{_number(call.num_running_decodes)} decodes",

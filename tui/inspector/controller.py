@@ -1,4 +1,4 @@
-"""Why: of a step under each formula shown, and of a request."""
+"""The inspector of a step under each shown formula, and the stories of requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TITLE = Style(bold=True, underline=True)
 
 
 class InspectorController:
-    """Opens the inspector over what stands below the charts, and tells requests' stories."""
+    """Opens the inspector in the area below the charts, and shows the stories of requests."""
 
     def __init__(self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Asks) -> None:
         self.screen, self.panes, self.lower, self.prompt = screen, panes, lower, prompt
@@ -30,8 +30,8 @@ class InspectorController:
         self._inspected: dict[int, Inspection] = {}
         self._order: list[int] = []
         self._width = 0
-        self._inspections = screen.background("inspector", self._have_inspection, screen.fail)
-        self._stories = screen.background("story", self._have_stories, screen.fail)
+        self._inspections = screen.background("inspector", self._show_inspection, screen.fail)
+        self._stories = screen.background("story", self._show_stories, screen.fail)
 
     # The inspector
 
@@ -41,14 +41,14 @@ class InspectorController:
             self.open()
 
     def open(self) -> None:
-        """Open the inspector, where it is not open."""
+        """Open the inspector if it is not open."""
         if not self.lower.inspecting:
             self.lower.inspect()
             self.screen.show_step()
             self.screen.call_after_refresh(self.show_step)
 
     def close(self) -> bool:
-        """Close the inspector; whether it was open."""
+        """Close the inspector. Returns whether it was open."""
         if not self.lower.inspecting:
             return False
         self.lower.leave_inspector()
@@ -57,7 +57,7 @@ class InspectorController:
         return True
 
     def show_step(self) -> None:
-        """Ask for what the inspector shows; what it has of the last step stays until that is there."""
+        """Request what the inspector shows. Until it is there, the inspector keeps showing the last step."""
         if not self.lower.inspecting or not self.lower.inspector.size.width:
             return  # it is not open, or has no place on the screen yet
         session = self.screen.session
@@ -76,7 +76,7 @@ class InspectorController:
 
         self._inspections.want(work)
 
-    def _have_inspection(self, new: Inspection) -> None:
+    def _show_inspection(self, new: Inspection) -> None:
         if not self.lower.inspecting:
             return
         self._inspected[new.at] = new
@@ -88,13 +88,13 @@ class InspectorController:
             if inspection is not None and inspection.step == step:
                 lines[at] = [title, *inspection_lines(inspection, self._width - 1, look)]
         active = self.panes.current.job.replay.name
-        more = "" if len(self._order) > 1 else f" {look.glyphs.dot} {active}, Tab: the next pane"
-        self.lower.inspector.show(self._order, lines, self._width, f"why: step {step}{more}")
+        subtitle = "" if len(self._order) > 1 else f" {look.glyphs.dot} {active}, Tab: the next pane"
+        self.lower.inspector.show(self._order, lines, self._width, f"why: step {step}{subtitle}")
 
     # Stories
 
     def story(self) -> None:
-        """The story of the selected request; without one, ask which."""
+        """Show the story of the selected request. If none is selected, ask for one."""
         table = self.lower.requests
         if table.selected is None and len(table.rows) == 1:
             table.selected = table.rows[0].request_id
@@ -104,30 +104,30 @@ class InspectorController:
             self.tell_story(table.selected)
 
     def tell_story(self, text: str) -> None:
-        """Show the story of the request with an id, or with a part of one."""
+        """Show the story of the request with this id, or with this part of an id."""
         histories = [pane.series.history for pane in self.panes if pane.series is not None]
         self.screen.say(f"reading the steps of {text}")
 
         def work(deliver: Deliver[list[Story | None]], cancelled: Cancelled) -> None:
             recording = self.model.recording_now()
-            wanted = request_id_of(text, recording)
+            request_id = request_id_of(text, recording)
             stories: list[Story | None] = []
             for history in histories:
                 if cancelled():
                     return
-                stories.append(story_of(recording, history, wanted))
+                stories.append(story_of(recording, history, request_id))
             deliver(stories)
 
         self._stories.want(work)
 
-    def _have_stories(self, stories: list[Story | None]) -> None:
+    def _show_stories(self, stories: list[Story | None]) -> None:
         self.screen.say()
-        known = [story for story in stories if story is not None and (story.segments or story.arrived)]
-        if not known:
+        shown = [story for story in stories if story is not None and (story.segments or story.arrived)]
+        if not shown:
             self.screen.say("no step of that request is known here")
             return
         look = self.screen.look()
-        dialog = StoryScreen(known, self.screen.session.cursor, look, look.css_class)
+        dialog = StoryScreen(shown, self.screen.session.cursor, look, look.css_class)
         self.screen.open_dialog(dialog, self._leave_story)
 
     def _leave_story(self, step: int | None) -> None:
@@ -136,9 +136,9 @@ class InspectorController:
 
 
 def request_id_of(text: str, recording: Recording) -> str:
-    """The id of a request that is, or else holds, a text; the text itself where none does."""
+    """The request id that equals a text; else the first id that contains it; else the text itself."""
     ids = recording.requests.get("request_id")
-    known = [] if ids is None else ids.tolist()
-    if text in known:
+    request_ids = [] if ids is None else ids.tolist()
+    if text in request_ids:
         return text
-    return next((known_id for known_id in known if text.lower() in str(known_id).lower()), text)
+    return next((request_id for request_id in request_ids if text.lower() in str(request_id).lower()), text)

@@ -1,4 +1,4 @@
-"""What the inspector shows of one pane at one step: gathered off the screen's thread."""
+"""What the inspector shows for one pane at one step. It is gathered off the screen's thread."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from fdtrace.tui.sources import Sources, StepEvent
 
 @dataclass(frozen=True)
 class Inspection:
-    """One pane's step. `account` None: the history has no such step, `absent` says why.
+    """One step of one pane. `account` None: the history has no such step, and `absent` says why.
 
-    `explained` None: nothing was decided by a replay here, or it is still being replayed (`share` of it is).
+    `explained` None: no replay decided this step, or it is still being replayed (`share` of it is done).
     """
 
     at: int
@@ -57,7 +57,7 @@ class Subject:
 
 
 class Inspector:
-    """Makes inspections; everything but the constructor runs in the worker's thread."""
+    """Makes inspections. Everything but the constructor runs in the background thread."""
 
     def __init__(self, recording: Recording, sources: Sources) -> None:
         self.recording, self.sources = recording, sources
@@ -66,11 +66,11 @@ class Inspector:
         self._workloads: dict[ClockKind, tuple[Recording, Workload]] = {}
 
     def renew(self, recording: Recording) -> None:
-        """Work on what the recording has become."""
+        """Use a newer state of the recording."""
         self.recording, self._accountant = recording, None
 
     def recording_now(self) -> Recording:
-        """The recording as far as it has come: one in progress is read anew."""
+        """The recording so far: a recording in progress is read again."""
         if self.sources.recording is not None:
             self.renew(self.sources.recording())
         return self.recording
@@ -82,43 +82,43 @@ class Inspector:
         deliver: Callable[[Inspection], None],
         cancelled: Cancelled,
     ) -> None:
-        """Deliver each pane's account, then again with what its replay decided."""
-        later = []
+        """Deliver each pane's account; then deliver it again with the decisions of its replay."""
+        to_explain = []
         for subject in subjects:
             if cancelled():
                 return
             try:
-                found = self._first(subject, step)
+                inspection = self._first(subject, step)
             except BaseException as error:
                 # Shown in its column: the panes beside it are inspected all the same.
-                found = Inspection(subject.at, step, absent=subject.absent, error=sentence(error))
-            deliver(found)
-            if found.share is not None:
-                later.append((subject, found))
-        for subject, found in later:
+                inspection = Inspection(subject.at, step, absent=subject.absent, error=sentence(error))
+            deliver(inspection)
+            if inspection.share is not None:
+                to_explain.append((subject, inspection))
+        for subject, inspection in to_explain:
             try:
-                self._explain(subject, found, deliver, cancelled)
+                self._explain(subject, inspection, deliver, cancelled)
             except ReplayCancelled:
                 return
             except BaseException as error:
-                deliver(replace(found, error=sentence(error), share=None))
+                deliver(replace(inspection, error=sentence(error), share=None))
 
     def formula(self, replay: PaneReplay) -> Formula | None:
-        """A pane's formula; of the recording, the built-in one that it was made under."""
+        """A pane's formula; for the recording's pane, the built-in formula that it was recorded under."""
         if replay.how == "recorded":
             return BUILTIN.get(recorded_formula(self.recording) or "")
         return replay.formula
 
     def _first(self, subject: Subject, step: int) -> Inspection:
         series, replay = subject.series, subject.replay
-        found = Inspection(subject.at, step, absent=subject.absent)
+        inspection = Inspection(subject.at, step, absent=subject.absent)
         if series is None:
-            return found
+            return inspection
         hang = series.history.outcome.hang
         hangs_here = hang is not None and step >= hang.step
         explains = replay.how == "rescheduled" and replay.formula is not None
         if series.index(step) is None:
-            return replace(found, share=0.0) if hangs_here and explains else found
+            return replace(inspection, share=0.0) if hangs_here and explains else inspection
         if replay.how != "rescheduled" and step > int(self.recording.steps["step"][-1]):
             self.recording_now()
         account = self._accountant_now.account(series.history, self.formula(replay), step)
@@ -129,12 +129,12 @@ class Inspector:
             calls = self.sources.calls(step) if self.sources.calls is not None else None
         rows = series.history.rows(step)
         share = 0.0 if explains else None
-        return replace(found, account=account, rows=rows, events=events, calls=calls, share=share)
+        return replace(inspection, account=account, rows=rows, events=events, calls=calls, share=share)
 
     def _explain(
         self,
         subject: Subject,
-        found: Inspection,
+        inspection: Inspection,
         deliver: Callable[[Inspection], None],
         cancelled: Cancelled,
     ) -> None:
@@ -142,22 +142,22 @@ class Inspector:
         history, formula = subject.series.history, subject.replay.formula
         assert formula is not None
         hang = history.outcome.hang
-        step = found.step if found.account is not None or hang is None else hang.step
+        step = inspection.step if inspection.account is not None or hang is None else hang.step
 
         def progressed(done: int, expected: int) -> None:
-            deliver(replace(found, share=done / max(expected, 1)))
+            deliver(replace(inspection, share=done / max(expected, 1)))
 
         explained = self._explainer(subject.at, subject.replay, history).explain(step, progressed, cancelled)
         accountant = self._accountant_now
-        if found.account is None:
+        if inspection.account is None:
             account: Account | None = accountant.hung(history, formula, explained)
         else:
             account = accountant.account(history, formula, step, explained)
-        deliver(replace(found, account=account, explained=explained, share=None))
+        deliver(replace(inspection, account=account, explained=explained, share=None))
 
     def _explainer(self, at: int, replay: PaneReplay, history: History) -> Explainer:
-        known, recording = self._explainers.get(at), replay.recording() or self.recording
-        if known is None or known[0] is not replay or known[1] is not recording:
+        cached, recording = self._explainers.get(at), replay.recording() or self.recording
+        if cached is None or cached[0] is not replay or cached[1] is not recording:
             assert replay.formula is not None
             policy = replay.policy or recorded_policy(recording)
             clock = history.outcome.clock
@@ -169,14 +169,14 @@ class Inspector:
                 explainer = OrderedExplainer(recording, workload, replay.formula, policy)
             elif history.outcome.order == "pipeline":
                 explainer = PipelineExplainer(recording, workload, replay.formula, policy)
-            known = self._explainers[at] = (replay, recording, explainer)
-        return known[2]
+            cached = self._explainers[at] = (replay, recording, explainer)
+        return cached[2]
 
     def _workload(self, recording: Recording, clock: ClockKind) -> Workload:
-        known = self._workloads.get(clock)
-        if known is None or known[0] is not recording:
-            known = self._workloads[clock] = recording, workload_from_recording(recording, clock)
-        return known[1]
+        cached = self._workloads.get(clock)
+        if cached is None or cached[0] is not recording:
+            cached = self._workloads[clock] = recording, workload_from_recording(recording, clock)
+        return cached[1]
 
     @property
     def _accountant_now(self) -> Accountant:

@@ -16,13 +16,13 @@ _ASCII = str.maketrans({MINUS: "-", TIMES: "*"})
 
 
 class Page:
-    """Lines of text of one width, each wrapped where it is too long."""
+    """Lines of text of one width. Lines that are too long are wrapped."""
 
     def __init__(self, width: int, look: Look) -> None:
         self.width, self.look, self.lines = max(16, width), look, list[Text]()
 
     def say(self, text: str, style: Style | None = None, indent: int = 2, more: int = 2) -> None:
-        """A paragraph; `more`: cells that its other lines are set in by, beyond the first."""
+        """Add a paragraph. `more`: further cells by which all lines but the first are indented."""
         text = printable(text)
         if self.look.glyphs.border == "ascii":
             text = text.translate(_ASCII)
@@ -32,11 +32,11 @@ class Page:
         self.lines += [Text(line, style or Style.null(), no_wrap=True) for line in wrapped]
 
     def head(self, text: str) -> None:
-        """A heading."""
+        """Add a heading."""
         self.lines.append(Text(printable(text)[: self.width], self.look.palette.head, no_wrap=True))
 
     def row(self, cells: Sequence[str], widths: Sequence[int], style: Style | None = None) -> None:
-        """A line of a table, the first column left, the others right."""
+        """Add a line of a table: the first column is aligned left, the others right."""
         name = printable(cells[0])[: widths[0]].ljust(widths[0])
         cells = [cells[0], *map(printable, cells[1:])]
         rest = "".join(cell.rjust(cells_) for cell, cells_ in zip(cells[1:], widths[1:], strict=True))

@@ -1,4 +1,4 @@
-"""The inspector's panel: a column of words for each pane, scrolled together."""
+"""The inspector's panel: a column of text for each pane. All columns scroll together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from textual.strip import Strip
 
 from fdtrace.tui.tables.row_view import RowView
 
-LEAST = 44
-"""Fewest cells of a column: where there is less room, only the active pane's is shown."""
+LEAST_WIDTH = 44
+"""The least width of a column in cells. If there is less room, only the active pane's column is shown."""
 
 
 class InspectorPanel(RowView):
-    """Shows lines that are there already; columns side by side where they fit."""
+    """Shows given lines, in columns side by side if they fit."""
 
     DEFAULT_CSS = """
     InspectorPanel { height: 1fr; min-height: 6; border: round $primary; border-title-style: bold;
@@ -37,13 +37,13 @@ class InspectorPanel(RowView):
         self._width = 0
 
     def places(self, shown: Sequence[int], active: int) -> tuple[list[int], int]:
-        """Which of the shown panes have a column, and its width in cells."""
+        """The shown panes that have a column, and the width of a column in cells."""
         width = max(1, self.size.width)
-        chosen = list(shown) if width // max(1, len(shown)) >= LEAST else [active]
+        chosen = list(shown) if width // max(1, len(shown)) >= LEAST_WIDTH else [active]
         return chosen, width // len(chosen) - (1 if len(chosen) > 1 else 0)
 
     def show(self, order: Sequence[int], lines: Mapping[int, list[Text]], width: int, title: str) -> None:
-        """Show a column of `width` for each of `order`; one that is missing is empty."""
+        """Show a column of `width` for each pane in `order`; a pane without lines has an empty column."""
         self._base, self._width = self.rich_style, width
         self._columns = [[self._strip(line) for line in lines.get(at, [])] for at in order]
         self.entitle(title)
@@ -64,12 +64,12 @@ class InspectorPanel(RowView):
         return max(map(len, self._columns), default=0)
 
     def subtitle(self) -> str:
-        """Which lines are on the screen, and what a key does."""
+        """The lines on the screen, and what a key does."""
         span = self.span()
         return f"{span}, j/k scroll" if span else "Enter closes"
 
     def scroll_pages(self, pages: int) -> None:
-        """Scroll by what is visible, the last line staying."""
+        """Scroll by pages; one line of the page before stays visible."""
         self.scroll_rows(pages * max(1, self.size.height - 1))
 
     def on_click(self, event: events.Click) -> None:

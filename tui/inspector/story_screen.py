@@ -1,4 +1,4 @@
-"""One request's life under each formula, as a dialog whose lines lead to their steps."""
+"""The story of one request under each formula, as a dialog. Its lines lead to their steps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fdtrace.replayer.analysis.request_story import Decodes, PrefillChunk, Story
 from fdtrace.tui.theme import Look
 
 MOST_PARTS = 200
-"""Lines of a story before it is cut."""
+"""At most so many segments of a story are shown."""
 
 
 class StoryScreen(ModalScreen["int | None"]):
-    """Left with the step to go to, or None."""
+    """Its result is the step to go to, or None."""
 
     DEFAULT_CSS = """
     StoryScreen { align: center middle; }
@@ -61,24 +61,24 @@ class StoryScreen(ModalScreen["int | None"]):
         options.focus()
 
     def action_close(self) -> None:
-        """Leave."""
+        """Close the dialog."""
         self.dismiss(None)
 
     def action_down(self) -> None:
-        """The next line."""
+        """Select the next line."""
         self.query_one(OptionList).action_cursor_down()
 
     def action_up(self) -> None:
-        """The line before."""
+        """Select the previous line."""
         self.query_one(OptionList).action_cursor_up()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Go to a line's step."""
+        """Close the dialog with the line's step."""
         self.dismiss(self._steps[event.option_index])
 
 
 def story_lines(story: Story, look: Look) -> list[tuple[int | None, str]]:
-    """A story's lines, each with the step that it leads to; None: it leads to none."""
+    """A story's lines, each with the step that it leads to; None: it leads to no step."""
     lines: list[tuple[int | None, str]] = [(None, f"{story.name}: {_sum(story)}")]
     if story.arrived is not None:
         lines.append((story.arrived, _line(story.arrived, "arrived")))
@@ -87,8 +87,8 @@ def story_lines(story: Story, look: Look) -> list[tuple[int | None, str]]:
     if len(story.segments) > MOST_PARTS:
         lines.append((None, f"    and {len(story.segments) - MOST_PARTS} more"))
     if story.finished is not None:
-        why = f" ({story.finish_reason})" if story.finish_reason else ""
-        lines.append((story.finished, _line(story.finished, f"finished{why}")))
+        reason_text = f" ({story.finish_reason})" if story.finish_reason else ""
+        lines.append((story.finished, _line(story.finished, f"finished{reason_text}")))
     elif story.segments:
         lines.append((None, "         not finished in this history"))
     return [*lines, (None, "")]
@@ -98,11 +98,11 @@ def _sum(story: Story) -> str:
     drafts = sum(part.num_draft_tokens for part in story.decodes)
     accepted = sum(part.num_accepted_tokens for part in story.decodes)
     forwards = sum(part.num_steps for part in story.decodes)
-    wait = story.steps_to_first_token
+    steps_to_first = story.steps_to_first_token
     parts = [
         "time to first token unknown"
-        if wait is None
-        else f"first token after {wait} step{'s' * (wait != 1)}",
+        if steps_to_first is None
+        else f"first token after {steps_to_first} step{'s' * (steps_to_first != 1)}",
         f"{len(story.chunks)} chunk{'s' * (len(story.chunks) != 1)}",
         f"{forwards} decodes",
     ]
@@ -120,14 +120,14 @@ def _part(story: Story, part: PrefillChunk | Decodes) -> list[tuple[int | None, 
         lines: list[tuple[int | None, str]] = []
         if part.step in story.restarts:
             lines.append((part.step, _line(part.step, "begins anew: it had been preempted")))
-        done = f"prefill {part.num_tokens} tokens, {part.num_computed_tokens} computed before"
-        first = ": its first token" if part.step == story.first_token else ""
-        return [*lines, (part.step, _line(part.step, done + first))]
-    to = f" to {part.last}" if part.last != part.first else ""
+        prefill_text = f"prefill {part.num_tokens} tokens, {part.num_computed_tokens} computed before"
+        first_text = ": its first token" if part.step == story.first_token else ""
+        return [*lines, (part.step, _line(part.step, prefill_text + first_text))]
+    last_text = f" to {part.last}" if part.last != part.first else ""
     drafts = ""
     if part.num_draft_tokens:
         drafts = f", {part.num_accepted_tokens} of {part.num_draft_tokens} drafts accepted"
-    return [(part.first, _line(part.first, f"{part.num_steps} decodes{to}{drafts}"))]
+    return [(part.first, _line(part.first, f"{part.num_steps} decodes{last_text}{drafts}"))]
 
 
 def _line(step: int, text: str) -> str:

@@ -1,4 +1,4 @@
-"""An inspection in words: the budget as arithmetic, what was charged, what ran, why the queue waited."""
+"""An inspection in words: the arithmetic of the budget, what was charged, what ran, why the queue waited."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fdtrace.tui.inspector.page import Page
 from fdtrace.tui.theme import Look, memory_size
 
 
-def inspection_lines(found: Inspection, width: int, look: Look) -> list[Text]:
+def inspection_lines(inspection: Inspection, width: int, look: Look) -> list[Text]:
     """What one column of the inspector shows."""
     page = Page(width, look)
-    if found.error:
-        page.say(found.error.replace("\n", " "), look.palette.exceeded, 0)
-    account = found.account
+    if inspection.error:
+        page.say(inspection.error.replace("\n", " "), look.palette.exceeded, 0)
+    account = inspection.account
     if account is None:
-        if found.absent or not found.error:
-            page.say(found.absent or "this history has no such step", look.palette.dim, 0)
-        _waiting(page, found)
+        if inspection.absent or not inspection.error:
+            page.say(inspection.absent or "this history has no such step", look.palette.dim, 0)
+        _waiting(page, inspection)
         return page.lines
-    if found.absent:
-        page.say(found.absent, look.palette.exceeded, 0)
+    if inspection.absent:
+        page.say(inspection.absent, look.palette.exceeded, 0)
         page.say(f"its last call, at step {account.step}:", indent=0)
     else:
         _verdict(page, account)
     _budget(page, account)
-    _charged(page, found, account)
-    _state(page, found, account)
-    if found.calls is not None:
-        calls_section(page, found.calls)
-    _decided(page, found)
-    _requests(page, found, account)
+    _charged(page, inspection, account)
+    _state(page, inspection, account)
+    if inspection.calls is not None:
+        calls_section(page, inspection.calls)
+    _decided(page, inspection)
+    _requests(page, inspection, account)
     return page.lines
 
 
@@ -72,25 +72,25 @@ def _budget(page: Page, account: Account) -> None:
         return
     arithmetic = account.arithmetic
     page.say(budget_and_charge(formula.text)[0].replace("*", TIMES).replace(" - ", f" {MINUS} "), palette.dim)
-    for at, line in enumerate(arithmetic.lines):
-        last = at == len(arithmetic.lines) - 1
+    for index, line in enumerate(arithmetic.lines):
+        last = index == len(arithmetic.lines) - 1
         page.say(f"= {line}", palette.strong if last else None)
-    for why in arithmetic.because:
-        page.say(why, palette.event)
+    for reason in arithmetic.because:
+        page.say(reason, palette.event)
     budget = account["token_budget"]
     if budget is not None and budget != arithmetic.value:
         page.say(f"the history has {budget}: it was made under another formula", palette.exceeded)
 
 
-def _charged(page: Page, found: Inspection, account: Account) -> None:
-    """The sums: requests, what the call counted for them, what their forward ran."""
+def _charged(page: Page, inspection: Inspection, account: Account) -> None:
+    """The sums: requests, the tokens that the call counted for them, the tokens that their forward ran."""
     page.head("charged and run")
     palette, drafts = page.look.palette, account.draft_tokens
-    prefills = sum(row.kind == "prefill" for row in found.rows)
-    per = 1 + drafts
-    decodes = (account["num_decode_tokens"] or 0) // max(per, 1)
-    if any(row.kind == "decode" for row in found.rows):
-        decodes = sum(row.kind == "decode" for row in found.rows)
+    prefills = sum(row.kind == "prefill" for row in inspection.rows)
+    tokens_per_decode = 1 + drafts
+    decodes = (account["num_decode_tokens"] or 0) // max(tokens_per_decode, 1)
+    if any(row.kind == "decode" for row in inspection.rows):
+        decodes = sum(row.kind == "decode" for row in inspection.rows)
     widths = (12, 7, 9, 9)
     page.row(("", "count", "charged", "ran"), widths, palette.dim)
     ran_decode, ran_prefill = account["num_decode_tokens"], account["num_prefill_tokens"]
@@ -99,11 +99,11 @@ def _charged(page: Page, found: Inspection, account: Account) -> None:
     page.row(("prefills", count, _number(ran_prefill), _number(ran_prefill)), widths)
     total = ("together", "", _number(account["num_scheduled_tokens"]), _number(account["num_tokens"]))
     page.row(total, widths, palette.exceeded if account.excess > 0 else palette.strong)
-    how = f"a decode ran 1+{drafts}" if drafts else "a decode ran 1"
+    decode_text = f"a decode ran 1+{drafts}" if drafts else "a decode ran 1"
     if account.charge:
-        page.say(f"each decode was charged {account.charge} in the loop; {how}", palette.dim)
+        page.say(f"each decode was charged {account.charge} in the loop; {decode_text}", palette.dim)
     elif account.charge == 0:
-        page.say(f"decodes are reserved by the budget, not charged in the loop; {how}", palette.dim)
+        page.say(f"decodes are reserved by the budget, not charged in the loop; {decode_text}", palette.dim)
     if ran_decode is not None and account.excess > 0:
         room = account.limit - ran_decode
         page.say(
@@ -112,41 +112,45 @@ def _charged(page: Page, found: Inspection, account: Account) -> None:
         )
 
 
-def _state(page: Page, found: Inspection, account: Account) -> None:
+def _state(page: Page, inspection: Inspection, account: Account) -> None:
     page.head("before and after")
     arrow = "->" if page.look.glyphs.border == "ascii" else "→"
     before = account.before
     if account["num_free_blocks"] is not None:
-        of = account["num_blocks"]
-        was = found.explained.num_free_blocks if found.explained else before.get("num_free_blocks")
-        change = f"{_number(was)} {arrow} {account['num_free_blocks']}"
-        page.say(f"free blocks {change}" + (f" of {of}" if of else ""))
+        num_blocks = account["num_blocks"]
+        previous = (
+            inspection.explained.num_free_blocks if inspection.explained else before.get("num_free_blocks")
+        )
+        change = f"{_number(previous)} {arrow} {account['num_free_blocks']}"
+        page.say(f"free blocks {change}" + (f" of {num_blocks}" if num_blocks else ""))
     if account["reserved_bytes"] is not None:
-        was, now = before.get("reserved_bytes"), account["reserved_bytes"] or 0
-        grew = f" (+{memory_size(now - was)})" if was is not None and now > was else ""
-        then = "-" if was is None else memory_size(was)
-        page.say(f"memory reserved {then} {arrow} {memory_size(now)}{grew}")
+        previous, reserved = before.get("reserved_bytes"), account["reserved_bytes"] or 0
+        growth = (
+            f" (+{memory_size(reserved - previous)})" if previous is not None and reserved > previous else ""
+        )
+        previous_text = "-" if previous is None else memory_size(previous)
+        page.say(f"memory reserved {previous_text} {arrow} {memory_size(reserved)}{growth}")
     running, waiting = account["num_running"], account["num_waiting"]
     page.say(f"running {_number(running)}, waiting {_number(waiting)}")
     for name in ("preempted", "stalled"):
         number = account[f"num_{name}"]
         if number:
             page.say(f"{number} {name}", page.look.palette.event)
-    page.say(_queue(found, account), None if account.not_admitted else page.look.palette.dim)
+    page.say(_queue(inspection, account), None if account.not_admitted else page.look.palette.dim)
 
 
-def _queue(found: Inspection, account: Account) -> str:
+def _queue(inspection: Inspection, account: Account) -> str:
     """Why the head of the queue was not admitted."""
     reason = account.not_admitted
     if not reason:
         if account["num_waiting"]:
             return "the queue: its head was skipped, or the engine does not tell why it stayed"
         return "the queue: nothing was left waiting"
-    head = found.explained.head if found.explained else None
-    who = f"{head[0]} ({head[1]} tokens)" if head else "its head"
+    head = inspection.explained.head if inspection.explained else None
+    request_text = f"{head[0]} ({head[1]} tokens)" if head else "its head"
     missing = account["num_missing_blocks"]
     budget = account["token_budget"]
-    why = {
+    reasons = {
         "budget": f"no budget was left: all of {_number(budget)} was handed out or charged"
         if (budget or 0) > 0
         else f"the budget was {_number(budget)}",
@@ -154,32 +158,34 @@ def _queue(found: Inspection, account: Account) -> str:
         "slots": "all sequence slots were taken",
         "preemption": "this call preempted a request, and then admits none",
     }
-    return f"the queue: {who} was not admitted: {why.get(reason, reason)}"
+    return f"the queue: {request_text} was not admitted: {reasons.get(reason, reason)}"
 
 
-def _waiting(page: Page, found: Inspection) -> None:
-    if found.share is not None:
+def _waiting(page: Page, inspection: Inspection) -> None:
+    if inspection.share is not None:
         page.say(
-            f"replaying up to this step for its reasons: {found.share:.0%}", page.look.palette.dim, indent=0
+            f"replaying up to this step for its reasons: {inspection.share:.0%}",
+            page.look.palette.dim,
+            indent=0,
         )
 
 
-def _decided(page: Page, found: Inspection) -> None:
+def _decided(page: Page, inspection: Inspection) -> None:
     """The reasons of a replay's decisions, or a recording's events."""
-    if found.explained is not None:
+    if inspection.explained is not None:
         page.head("what the call decided")
-        reasons = [reason for decision in found.explained.decisions for reason in decision.reasons]
+        reasons = [reason for decision in inspection.explained.decisions for reason in decision.reasons]
         for reason in reasons:
             page.say(_reason(reason))
         if not reasons:
-            page.say(_undecided(found.explained.decisions), page.look.palette.dim)
-    elif found.events:
+            page.say(_undecided(inspection.explained.decisions), page.look.palette.dim)
+    elif inspection.events:
         page.head("events")
-        for event in found.events:
+        for event in inspection.events:
             text = " ".join(part for part in (event.kind, event.request_id, event.reason) if part)
             page.say(text + (f" {event.detail}" if event.detail not in ("", "{}", "null") else ""))
     else:
-        _waiting(page, found)
+        _waiting(page, inspection)
 
 
 def _undecided(decisions: Sequence[Decision]) -> str:
@@ -190,36 +196,43 @@ def _undecided(decisions: Sequence[Decision]) -> str:
 
 def _reason(reason: Reason) -> str:
     figures = dict(reason.figures)
-    who = reason.request_id or ""
+    request_id = reason.request_id or ""
     if reason.kind == "prefill":
-        tokens, of, budget = figures["num_tokens"], figures["of"], figures["budget"]
-        return f"prefill {who}: {tokens} of {of} tokens left, budget {budget}, {figures['num_blocks']} blocks"
+        tokens, num_left, budget = figures["num_tokens"], figures["of"], figures["budget"]
+        return (
+            f"prefill {request_id}: {tokens} of {num_left} tokens left, budget {budget}, "
+            f"{figures['num_blocks']} blocks"
+        )
     if reason.kind == "extended":
         slots, threshold = figures["free_slots"], figures["threshold"]
-        return f"extend {who} by {figures['num_blocks']} blocks: {slots} free slots, at most {threshold}"
+        return (
+            f"extend {request_id} by {figures['num_blocks']} blocks: {slots} free slots, at most {threshold}"
+        )
     if reason.kind == "preempted":
         needed = f"{figures['needed_by']} needs {figures['needed_blocks']}"
-        return f"preempt {who}: frees {figures['freed_blocks']}; {needed}, {figures['free_blocks']} free"
+        return (
+            f"preempt {request_id}: frees {figures['freed_blocks']}; {needed}, {figures['free_blocks']} free"
+        )
     return reason.text
 
 
-def _requests(page: Page, found: Inspection, account: Account) -> None:
-    """Request by request: what the call counted for it, and what its forward ran."""
-    if not found.rows:
+def _requests(page: Page, inspection: Inspection, account: Account) -> None:
+    """For each request: the tokens that the call counted for it, and the tokens that its forward ran."""
+    if not inspection.rows:
         return
     page.head("request by request")
     palette = page.look.palette
-    name = max(8, min(max(len(row.request_id) for row in found.rows) + 1, page.width - 38))
+    name = max(8, min(max(len(row.request_id) for row in inspection.rows) + 1, page.width - 38))
     widths = (name, 8, 9, 7, 12)
     page.row(("request", "kind", "charged", "ran", "computed"), widths, palette.dim)
-    for row in found.rows:
+    for row in inspection.rows:
         charged = str(row.num_tokens) if row.kind == "prefill" else _charge(account)
         cells = (row.request_id, row.kind, charged, str(row.num_tokens), _progress(row))
         page.row(cells, widths, palette.strong if row.kind == "prefill" else None)
 
 
 def _charge(account: Account) -> str:
-    """What was counted for one decode."""
+    """The tokens that the call counted for one decode."""
     if account.charge:
         return str(account.charge)
     counted, decodes = account.charged_decodes, account["num_running_decodes"]

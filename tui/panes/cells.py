@@ -1,4 +1,4 @@
-"""Rows of a chart: characters and what each of them means, turned into styled strips."""
+"""Rows of a chart: characters and their classes, turned into styled strips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER[[MEAN, PEAK, MIXED]] = [10, 11, 12]
 
 
 class Pen:
-    """Turns rows of characters and classes into strips, a label at their left."""
+    """Turns rows of characters and classes into strips with a label on the left."""
 
     def __init__(self, look: Look, left: int, columns: int) -> None:
         self.glyphs, self.palette, self.left, self.columns = look.glyphs, look.palette, left, columns
@@ -57,6 +57,6 @@ class Pen:
 
 
 def eighths_of(height: NDArray[np.float64], rows: int) -> NDArray[np.int64]:
-    """How many eighths of each cell are filled, `rows` rows from the top; more than 8: it goes on above."""
+    """How many eighths of each cell are filled, for `rows` rows from the top; more than 8: it goes on above."""
     foot = np.arange(rows - 1, -1, -1, dtype=np.int64)[:, None] * 8
     return np.asarray(np.maximum(height.astype(np.int64)[None, :] - foot, 0))

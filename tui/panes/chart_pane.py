@@ -1,4 +1,4 @@
-"""One pane: a formula's chart, its figures in the border, the cursor laid over it."""
+"""One pane: a formula's chart, its figures in the border, and the cursor."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from fdtrace.tui.panes.series import Series, Window
 from fdtrace.tui.theme import Glyphs, Look
 
 BAR = 20
-"""Cells of the progress bar."""
+"""Width of the progress bar in cells."""
 
 NEAR = 3
-"""Two columns so close to each other are repainted as one region: a region costs more than a column."""
+"""Two columns at most so far apart are repainted as one region: a second region costs more than the columns between."""
 
 
 class ChartPane(Widget):
     """A chart of one history. The window, the cursor and the scale are the app's, the same for all panes.
 
-    The chart is drawn once for a window and a size; moving the cursor repaints the column that it leaves and
-    the one that it enters.
+    The chart is drawn once for a window and a size. A cursor move repaints the column that it leaves and the column
+    that it enters.
     """
 
     DEFAULT_CSS = """
@@ -83,9 +83,9 @@ class ChartPane(Widget):
         self._cursor = 0
         self._scale = Scale(1)
         self.departs: int | None = None
-        """The step from which on this is another history than the recording."""
+        """From this step on it is another history than the recording."""
         self.breaks: tuple[int, ...] = ()
-        """Steps with a breakpoint of their own."""
+        """Steps with a breakpoint."""
         self.seen = ""
         self._chart: Chart | None = None
         self._drawn_with = look()
@@ -93,12 +93,12 @@ class ChartPane(Widget):
 
     @property
     def series(self) -> Series | None:
-        """The history shown; None while it is being computed, or where that failed."""
+        """The history shown; None while it is being computed, or if that failed."""
         return self.job.series if self.job.state == "done" else None
 
     @property
     def note(self) -> str:
-        """How the replay stands where there is no history; empty: it is there."""
+        """The state of the replay if it has no history yet; empty: it has one."""
         state = self.job.state
         return "" if state == "done" else f"{state} {self.job.share:.0%}" if state == "running" else state
 
@@ -106,7 +106,7 @@ class ChartPane(Widget):
         self.set_class(self._look().glyphs.border == "ascii", "-ascii")
 
     def show(self, window: Window, cursor: int, scale: Scale) -> None:
-        """Show a window; redraws where it, or the scale, is another one."""
+        """Show a window. Redraws if the window or the scale has changed."""
         if (window, scale) != (self._window, self._scale):
             self._window, self._scale, self._cursor = window, scale, cursor
             self._chart = None
@@ -115,13 +115,13 @@ class ChartPane(Widget):
             self.move_cursor(cursor)
 
     def move_cursor(self, cursor: int) -> None:
-        """Move the cursor, repainting two columns."""
+        """Move the cursor. Repaints two columns."""
         self._cursor = cursor
         if self._chart is None:
             return
-        before, self._column = self._column, self._cursor_column()
-        columns = sorted(column for column in (before, self._column) if column is not None)
-        if columns and before != self._column:
+        previous, self._column = self._column, self._cursor_column()
+        columns = sorted(column for column in (previous, self._column) if column is not None)
+        if columns and previous != self._column:
             height, first, last = self.content_size.height, columns[0], columns[-1]
             if last - first <= NEAR:
                 self.refresh(Region(first, 0, last - first + 1, height))
@@ -129,26 +129,31 @@ class ChartPane(Widget):
                 self.refresh(*(Region(column, 0, 1, height) for column in columns))
 
     def redraw(self) -> None:
-        """Draw the chart anew at the next paint, and the border's words now."""
+        """Draw the chart again at the next paint, and the border's text now."""
         self._chart = None
         self.refresh()
         self.retitle()
 
     def retitle(self) -> None:
-        """Set the border's words: the longest that fit."""
+        """Set the texts of the border: the longest that fit."""
         glyphs = self._look().glyphs
         room = max(0, self.size.width - 4)
         name = printable(self.job.replay.name, 200)
         mark = "*" if self.active and glyphs.border == "ascii" else ""
-        how: str = self.job.replay.how
+        how_text: str = self.job.replay.how
         order = None if self.series is None else self.series.history.outcome.order
         if order is not None and order != "lockstep":
-            how += f", {ORDERS[order]}"
-        long, short = f"{self.number}{mark} {name} {glyphs.dot} {how}", f"{self.number}{mark} {name}"
-        self.border_title = Content(_fit([long if how != name else short, short], room, glyphs))
+            how_text += f", {ORDERS[order]}"
+        long_title, short_title = (
+            f"{self.number}{mark} {name} {glyphs.dot} {how_text}",
+            f"{self.number}{mark} {name}",
+        )
+        self.border_title = Content(
+            _fit([long_title if how_text != name else short_title, short_title], room, glyphs)
+        )
         series = self.series
-        bad = series is not None and bool(len(series.over) or series.history.outcome.hang)
-        self.set_class(bad, "-exceeds")
+        exceeds_or_hangs = series is not None and bool(len(series.over) or series.history.outcome.hang)
+        self.set_class(exceeds_or_hangs, "-exceeds")
         self.border_subtitle = Content(_fit(figures(self.job, self.series, glyphs), room, glyphs))
 
     def on_resize(self) -> None:
@@ -173,7 +178,7 @@ class ChartPane(Widget):
         )
 
     def _words(self) -> list[str]:
-        """What stands in a pane that has no chart."""
+        """The text in a pane that has no chart."""
         job = self.job
         return {
             "waiting": ["waits for the replay before it"],
@@ -198,11 +203,15 @@ class ChartPane(Widget):
         return f"{glyphs.area[8] * full}{glyphs.fence * (BAR - full)} {self.job.share:4.0%}"
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """All but the one that turns ANSI colours into RGB: charts have none to turn, and it costs a fifth."""
-        return [one for one in super().get_line_filters() if not isinstance(one, ANSIToTruecolor)]
+        """All filters but the one that turns ANSI colours into RGB: charts have none, and it takes 20% of the time."""
+        return [
+            line_filter
+            for line_filter in super().get_line_filters()
+            if not isinstance(line_filter, ANSIToTruecolor)
+        ]
 
     def render_line(self, y: int) -> Strip:
-        """One row of the chart, the cursor's column marked."""
+        """One row of the chart, with the cursor's column marked."""
         if self._chart is None:
             self._drawn_with = self._look()
             self._chart = self._draw()
@@ -216,12 +225,12 @@ class ChartPane(Widget):
         return self._with_cursor(row, column)
 
     def _with_cursor(self, row: Strip, column: int) -> Strip:
-        """A row with one cell marked: by its background, and by a line where the cell is empty."""
+        """A row with one cell marked: by its background, and by a line if the cell is empty."""
         look = self._drawn_with
-        cells, at = list(row), 0
+        cells, position = list(row), 0
         for index, (text, style, _) in enumerate(cells):
-            if at + len(text) > column:
-                offset, base = column - at, style or Style.null()
+            if position + len(text) > column:
+                offset, base = column - position, style or Style.null()
                 glyph = text[offset]
                 mark = Segment(glyph, base + look.palette.cursor)
                 if glyph == " ":
@@ -229,7 +238,7 @@ class ChartPane(Widget):
                 parts = [Segment(text[:offset], style), mark, Segment(text[offset + 1 :], style)]
                 cells[index : index + 1] = [part for part in parts if part.text]
                 break
-            at += len(text)
+            position += len(text)
         return Strip(cells, row.cell_length)
 
     def _step_under(self, event: events.MouseEvent) -> int | None:
@@ -276,7 +285,7 @@ class ChartPane(Widget):
 
 
 def _fit(texts: list[str], room: int, glyphs: Glyphs) -> str:
-    """The first that fits, else the last one cut."""
+    """The first text that fits; else the last one, cut."""
     for text in texts:
         if len(text) <= room:
             return text

@@ -1,4 +1,4 @@
-"""The rows under the tokens of a chart: exceeded steps, events, memory, the axis."""
+"""The rows below the tokens of a chart: exceeded steps, events, memory, the axis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fdtrace.tui.theme import memory_size, tokens
 
 
 def exceeded_row(pen: Pen, envelope: Envelope, count: int) -> Strip:
-    """A mark under each column that exceeds: strong where half its steps or more do."""
+    """A mark below each column with exceeded steps; a strong mark if at least half of its steps exceed."""
     codes, classes = pen.blank()
     marked = envelope.exceeded > 0
     codes[marked] = ord(pen.glyphs.exceeded)
@@ -38,7 +38,7 @@ def exceeded_row(pen: Pen, envelope: Envelope, count: int) -> Strip:
 
 
 def event_row(pen: Pen, envelope: Envelope) -> Strip:
-    """`p` where requests were preempted, `s` where decodes stalled, `b` where both."""
+    """`p`: requests were preempted; `s`: decodes stalled; `b`: both."""
     codes, classes = pen.blank()
     kind = (envelope.preempted > 0) * 1 + (envelope.stalled > 0) * 2
     codes = pen.code(" psb")[kind]
@@ -47,43 +47,43 @@ def event_row(pen: Pen, envelope: Envelope) -> Strip:
 
 
 def queue_rows(pen: Pen, queues: tuple[Ints, Ints], scale: Scale) -> list[Strip]:
-    """The most requests that ran and that waited, each under the most that any pane shows."""
+    """The most requests that ran and that waited in each column, scaled by the most that any pane shows."""
     rows = []
-    for counts, most, label, kind in (
+    for counts, highest, label, kind in (
         (queues[0], scale.running, "run", MEAN),
         (queues[1], scale.waiting, "wait", PEAK),
     ):
-        eighths = np.minimum(np.ceil(counts * (8 / max(most, 1))), 8).astype(np.int64)
+        eighths = np.minimum(np.ceil(counts * (8 / max(highest, 1))), 8).astype(np.int64)
         rows.append(pen.row(pen.code(pen.glyphs.area)[eighths], np.full(pen.columns, kind, np.uint8), label))
     return rows
 
 
 MANY = 10
-"""Forwards unseen from which on a column shows a sign in place of the number."""
+"""From so many unseen forwards on, a column shows a sign, not the number."""
 
 
 def lag_row(pen: Pen, lags: Ints | None) -> Strip:
     """How many forwards a step's call was behind: the most in each column, as a digit; `+`: more than nine."""
     codes, classes = pen.blank()
     if lags is not None:
-        known = lags > 0
-        codes[known] = pen.code("0123456789+")[np.minimum(lags[known] - 1, MANY)]
-        classes[known] = np.where(lags[known] - 1 > 1, EVENT, PEAK)
+        is_known = lags > 0
+        codes[is_known] = pen.code("0123456789+")[np.minimum(lags[is_known] - 1, MANY)]
+        classes[is_known] = np.where(lags[is_known] - 1 > 1, EVENT, PEAK)
     return pen.row(codes, classes, "lag")
 
 
 def memory_rows(pen: Pen, envelope: Envelope, rows: int, scale: Scale) -> list[Strip]:
-    """The most bytes reserved, in `rows` rows; empty where this history does not tell them."""
+    """The most bytes reserved in each column, in `rows` rows; empty if this history does not have them."""
     reserved = np.zeros(pen.columns, np.int64) if envelope.reserved is None else envelope.reserved
     eighths = np.minimum(eighths_of(np.ceil(reserved / scale.reserved * rows * 8), rows), 8)
     codes = pen.code(pen.glyphs.memory)[eighths]
     classes = np.full(pen.columns, MEMORY, np.uint8)
     labels = [memory_size(scale.reserved), "mem", ""]
-    return [pen.row(codes[at], classes, labels[at], pen.palette.memory) for at in range(rows)]
+    return [pen.row(codes[index], classes, labels[index], pen.palette.memory) for index in range(rows)]
 
 
 def axis_row(pen: Pen, window: Window, departs: int | None, breaks: Sequence[int] = ()) -> Strip:
-    """Step numbers at round steps, and the mark where this becomes another history than the recording."""
+    """Step numbers at round steps, and a mark where the history departs from the recording."""
     codes, classes = pen.blank()
     classes[:] = AXIS
     longest = len(f"{window.end:,}") + 3
@@ -105,7 +105,7 @@ def axis_row(pen: Pen, window: Window, departs: int | None, breaks: Sequence[int
 
 
 def _mark_departure(pen: Pen, window: Window, departs: int, codes: Codes, classes: Classes) -> None:
-    """The diamond where it departs, and dashes under all that follows: that is another history."""
+    """A diamond where the history departs from the recording, and dashes below everything after that."""
     at = window.column(departs, pen.columns)
     first = 0 if at is None else at
     free = codes[first:] == 32

@@ -1,4 +1,4 @@
-"""The panes: which are on the screen, what is computed for them, formulas added, edited and removed."""
+"""The panes: which are on the screen, what is computed for them, and how formulas are added, edited, removed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fdtrace.tui.screen_protocol import Asks, ReplayScreen
 from fdtrace.tui.status_lines import StatusLines
 
 POLL = 0.1
-"""Seconds between two looks at how far the replays are."""
+"""Seconds between two updates of the replays' progress."""
 
 
 class Panes:
-    """The panes in their order, the recording's first. Their replays are computed one after the other."""
+    """The panes in order; the recording's pane is the first. Their replays are computed one after the other."""
 
     def __init__(self, screen: ReplayScreen, status: StatusLines, prompt: Asks, count: Count) -> None:
         self.screen, self.status, self.prompt, self.count = screen, status, prompt, count
         self.widgets: list[ChartPane] = []
         self._box = Horizontal(id="panes")
-        self._replays = screen.background("replays", self._ended, screen.fail, every=True)
+        self._replays = screen.background("replays", self._job_ended, screen.fail, every=True)
 
     def compose(self) -> ComposeResult:
         """A chart for each job."""
@@ -39,13 +39,13 @@ class Panes:
             yield from self.widgets
 
     def begin(self) -> None:
-        """Compute the replays, and show how far they are."""
+        """Compute the replays, and show their progress."""
         for job in self.screen.session.jobs[1:]:
             self.compute(job)
         self.screen.every(POLL, self.poll)
 
     def close(self) -> None:
-        """Stop what is computed."""
+        """Stop all computations."""
         for job in self.screen.session.jobs:
             job.cancel()
 
@@ -59,21 +59,21 @@ class Panes:
         return self.widgets[at]
 
     def index(self, pane: ChartPane) -> int:
-        """The place of a pane."""
+        """The index of a pane."""
         return self.widgets.index(pane)
 
     @property
     def current(self) -> ChartPane:
-        """The active pane: `n`, `N` and the requests belong to it."""
+        """The active pane. `n`, `N` and the table of requests belong to it."""
         return self.widgets[self.screen.session.active]
 
     @property
     def visible(self) -> list[int]:
-        """The places of the panes on the screen."""
+        """The indices of the panes on the screen."""
         return self.screen.session.visible(self.screen.size.width)
 
     def absence(self, pane: ChartPane, step: int) -> str:
-        """Why a pane has nothing to show at a step; empty: it has."""
+        """Why a pane has nothing to show at a step; empty: it has something."""
         if pane.series is not None and pane.series.index(step) is not None:
             return ""
         replayed = bool(self.status.live) and pane is not self.widgets[0]
@@ -82,7 +82,7 @@ class Panes:
     # Replays
 
     def compute(self, job: Job) -> None:
-        """Have a job computed, after those that were asked for before it."""
+        """Compute a job in the background, after the jobs requested before."""
 
         def work(deliver: Deliver[Job], _cancelled: Cancelled) -> None:
             job.run()
@@ -90,17 +90,17 @@ class Panes:
 
         self._replays.want(work)
 
-    def _ended(self, _job: Job) -> None:
+    def _job_ended(self, _job: Job) -> None:
         self.poll()
 
     def poll(self) -> None:
-        """Show how far the replays are; take in those that ended."""
-        for at, pane in enumerate(self.widgets):
+        """Show the progress of the replays, and the results of those that ended."""
+        for index, pane in enumerate(self.widgets):
             job = pane.job
             if pane.seen != job.state:
                 if job.state == "done" and job.series is not None:
                     recorded = self.screen.session.recorded
-                    pane.departs = job.series.departs_from(recorded) if at else None
+                    pane.departs = job.series.departs_from(recorded) if index else None
                     self.screen.session.widen(job.series)
                 pane.seen = job.state
                 self.show_again()
@@ -108,24 +108,24 @@ class Panes:
                 pane.redraw()
 
     def set_job(self, pane: ChartPane, job: Job) -> None:
-        """Fill a pane with another job."""
+        """Give a pane another job."""
         self.screen.session.jobs[self.index(pane)] = job
         pane.job, pane.departs, pane.seen = job, None, ""
         self.compute(job)
         self.screen.show_all()
 
     def restart(self, pane: ChartPane) -> None:
-        """Begin a replay anew."""
+        """Start a replay again."""
         self.set_job(pane, pane.job.again())
 
     def restart_all(self) -> None:
-        """Begin every replay anew: the recording has become another one."""
+        """Start every replay again, because the recording has changed."""
         for pane in self.widgets[1:]:
             pane.job.cancel()
             self.restart(pane)
 
     def set_recorded(self, history: History, series: Series) -> None:
-        """Show the recording as far as it has come."""
+        """Show the recording so far."""
         pane = self.widgets[0]
         pane.job = self.screen.session.jobs[0] = pane.job.filled(history, series)
         pane.seen = "done"
@@ -136,7 +136,7 @@ class Panes:
     # Showing
 
     def show(self) -> None:
-        """Show which panes there are, and draw them anew."""
+        """Show the visible panes, and draw them again."""
         session, visible = self.screen.session, self.visible
         if session.active not in visible:
             session.active = visible[0]
@@ -148,26 +148,26 @@ class Panes:
             pane.redraw()
 
     def show_again(self) -> None:
-        """Show everything anew though no key asked for it: what the bottom line says stays."""
+        """Show everything again without a key press: the message of the bottom line stays."""
         if self.widgets:
             with self.status.unasked():
                 self.screen.show_all()
 
     def show_window(self) -> None:
-        """Show the session's window in each pane."""
+        """Show the session's window in each visible pane."""
         session, scale = self.screen.session, self.screen.session.scale
         for pane in self.widgets:
             if pane.display:
                 pane.show(session.window, session.cursor, scale)
 
     def move_cursor(self) -> None:
-        """Show the cursor in each pane; the window has stayed."""
+        """Show the cursor in each visible pane; the window has not changed."""
         for pane in self.widgets:
             if pane.display:
                 pane.move_cursor(self.screen.session.cursor)
 
     def mark(self, steps: Sequence[int]) -> None:
-        """Mark steps on the axes, those with a breakpoint of their own."""
+        """Mark the steps with a breakpoint on the axes."""
         for pane in self.widgets:
             pane.breaks = tuple(steps)
             pane.redraw()
@@ -179,7 +179,7 @@ class Panes:
             self.screen.show_all()
 
     def activate_number(self, number: int) -> None:
-        """Make the pane with a number on the screen the active one."""
+        """Make the pane with this number on the screen the active one."""
         places = list(range(len(self.widgets))) if self.screen.session.alone else self.visible
         if 0 < number <= len(places):
             self.activate(places[number - 1])
@@ -194,18 +194,18 @@ class Panes:
         self.activate(places[(places.index(session.active) + direction) % len(places)])
 
     def page(self, direction: int) -> None:
-        """Show other formulas beside the recording."""
+        """Show another page of formulas beside the recording."""
         self.screen.session.page += direction
         self.screen.show_all()
 
     def maximise(self) -> None:
-        """The active pane alone, or all of them."""
+        """Show the active pane alone, or all panes again."""
         self.count.clear()
         self.screen.session.alone = not self.screen.session.alone
         self.screen.show_all()
 
     def cancel(self) -> None:
-        """Stop a replay, or begin one anew that was stopped or failed."""
+        """Stop a replay, or start a stopped or failed one again."""
         pane = self.current
         if pane.job.state in ("failed", "cancelled"):
             self.restart(pane)
@@ -220,7 +220,7 @@ class Panes:
         pane.redraw()
 
     def remove_formula(self) -> None:
-        """Remove the active pane; the recording stays."""
+        """Remove the active pane. The recording's pane cannot be removed."""
         session = self.screen.session
         at = session.active
         if at == 0:
@@ -242,7 +242,7 @@ class Panes:
         self.prompt.ask("add")
 
     def edit_formula(self) -> None:
-        """Ask for the active pane's formula anew."""
+        """Ask for a new formula for the active pane."""
         replay = self.current.job.replay
         if replay.how == "recorded":
             self.screen.say("the recording has no formula to edit: A adds one beside it")
@@ -250,9 +250,9 @@ class Panes:
         self.prompt.ask("edit", replay.text or replay.name)
 
     def add_formula(self, text: str) -> None:
-        """Replay another formula in a pane of its own. UsageError says what is wrong with it."""
+        """Replay another formula in a new pane. UsageError says what is wrong with the formula."""
         session, replay = self.screen.session, self._replay_of(text)
-        self._no_other(replay, None)
+        self._refuse_equal_name(replay, None)
         job = Job(replay)
         pane = ChartPane(job, self.screen.look)
         session.jobs.append(job)
@@ -265,10 +265,10 @@ class Panes:
         self.screen.say(f"replaying {replay.name}; x stops it")
 
     def change_formula(self, text: str) -> None:
-        """Replay another formula in the active pane. UsageError says what is wrong with it."""
+        """Replay another formula in the active pane. UsageError says what is wrong with the formula."""
         pane = self.current
         replay = self._replay_of(text)
-        self._no_other(replay, pane)
+        self._refuse_equal_name(replay, pane)
         pane.job.cancel()
         self.set_job(pane, Job(replay))
         self.screen.say(f"replaying {replay.name}; x stops it")
@@ -279,13 +279,13 @@ class Panes:
             raise UsageError("no formula can be added here", hint="open a trace with `fdtrace replay`")
         return replay_of(text)
 
-    def _no_other(self, replay: PaneReplay, but: ChartPane | None) -> None:
+    def _refuse_equal_name(self, replay: PaneReplay, except_pane: ChartPane | None) -> None:
         for pane in self.widgets:
-            if pane is not but and pane.job.replay.name == replay.name:
+            if pane is not except_pane and pane.job.replay.name == replay.name:
                 raise UsageError(f"there is a pane {replay.name!r} already", hint="give it another name")
 
     def _show_page_of(self, at: int) -> None:
-        """Turn to the page that a pane is on."""
+        """Go to the page of a pane."""
         for page in range(len(self.widgets)):
             self.screen.session.page = page
             if at in self.visible:

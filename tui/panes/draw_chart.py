@@ -1,12 +1,11 @@
-"""A pane's chart as rows of text: tokens a step under and over the limit, events, memory, axis.
+"""A pane's chart as rows of text: tokens of each step below and above the limit, events, memory, axis.
 
-The limit is a row of its own, the fence: below it an area is scaled from 0 to the limit, above it by the same
-scale what exceeds. A column that exceeds by a single token breaks the fence, so that no zoom and no rounding
-hides it.
+The limit is a row of its own, the fence. Below it an area shows 0 to the limit; above it the tokens over the limit have
+the same scale. A column that exceeds by a single token breaks the fence, so no zoom and no rounding hides it.
 
-This is drawn here and not with plotext, which draws the report: of one of three panes at 200x50, plotext
-draws the highest alone in 12 ms, where this draws everything in 1.6. A zoom redraws three, and is to settle
-in 50 ms, of which Textual's own painting takes half. `benchmarks/screen.py` measures both.
+This module draws without plotext, which draws the report: for one of three panes at 200x50, plotext needs 12 ms for the
+highest steps alone, and this module 1.6 ms for everything. A zoom redraws three panes and should be done in 50 ms, and
+Textual's own painting takes half of that. `benchmarks/screen.py` measures both.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from fdtrace.tui.panes.series import Envelope, Series, Window
 from fdtrace.tui.theme import Look, memory_size, tokens
 
 HANG_COLUMNS = 20
-"""Fewest columns of a hatch that says why it hangs."""
+"""The hatched area of a hang shows its cause if it has at least so many columns."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,14 @@ def draw(
     departs: int | None = None,
     breaks: Sequence[int] = (),
 ) -> Chart:
-    """The chart of a series in `size` (columns, rows); `departs`: from this step on it is another history."""
+    """The chart of a series in `size` (columns, rows). `departs`: from this step on it is another history."""
     width, height = size
     layout = Layout.of(height, series.limit, scale)
     left = _label_width(series, scale, layout, width)
     columns = max(1, width - left)
     envelope = series.envelope(window, columns)
     pen = Pen(look, left, columns)
-    rows = _tokens_rows(pen, series, scale, layout, _Seen(window, envelope, departs))
+    rows = _tokens_rows(pen, series, scale, layout, _View(window, envelope, departs))
     rows.append(exceeded_row(pen, envelope, series.exceeded_in(window)))
     if layout.events:
         rows.append(event_row(pen, envelope))
@@ -96,68 +95,71 @@ def _label_width(series: Series, scale: Scale, layout: Layout, width: int) -> in
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """The window, and what is in it."""
+class _View:
+    """The window, its envelope, and where the history departs from the recording."""
 
     window: Window
     envelope: Envelope
     departs: int | None = None
 
     def other_from(self, columns: int) -> int | None:
-        """The first column of another history than the recording; None: there is none in sight."""
+        """The first column that shows another history than the recording; None: there is none in the window."""
         if self.departs is None or self.departs >= self.window.end:
             return None
         return self.window.column(self.departs, columns) or 0
 
 
-def _tokens_rows(pen: Pen, series: Series, scale: Scale, layout: Layout, seen: _Seen) -> list[Strip]:
+def _tokens_rows(pen: Pen, series: Series, scale: Scale, layout: Layout, view: _View) -> list[Strip]:
     """Rows above the fence, the fence, rows below it, top to bottom."""
-    envelope, eighth = seen.envelope, layout.under * 8 / max(series.limit, 1)
+    envelope, eighth = view.envelope, layout.below * 8 / max(series.limit, 1)
     breach = envelope.exceeded > 0
     over = np.where(breach, np.maximum(np.ceil((envelope.peak - series.limit) * eighth), 1), 0)
-    peak = np.minimum(np.ceil(envelope.peak * eighth), layout.under * 8)
+    peak = np.minimum(np.ceil(envelope.peak * eighth), layout.below * 8)
     mean = np.minimum(np.round(envelope.mean * eighth), peak)
-    void = _void(pen, series, seen)
-    above = _fill(_over_cells(pen, over, layout.over), void)
-    below = _fill(_under_cells(pen, mean, peak, layout.under), void)
-    _as_other(pen, seen, above, below)
-    _say_hang(pen, series, seen, below)
+    void = _void(pen, series, view)
+    above = _fill(_over_cells(pen, over, layout.above), void)
+    below = _fill(_under_cells(pen, mean, peak, layout.below), void)
+    _mark_other(pen, view, above, below)
+    _write_hang(pen, series, view, below)
     fence = np.where(breach, ord(pen.glyphs.breach), ord(pen.glyphs.fence)).astype(np.uint32)
     classes = np.where(breach, EXCEEDED, LIMIT).astype(np.uint8)
     top = tokens(scale.tokens) if scale.tokens > series.limit else ""
-    rows = [pen.row(above[0][at], above[1][at], "" if at else top) for at in range(layout.over)]
+    rows = [pen.row(above[0][index], above[1][index], "" if index else top) for index in range(layout.above)]
     rows.append(pen.row(fence, classes, tokens(series.limit), pen.palette.exceeded))
-    last = layout.under - 1
-    rows += [pen.row(below[0][at], below[1][at], "0" if at == last else "") for at in range(layout.under)]
+    last = layout.below - 1
+    rows += [
+        pen.row(below[0][index], below[1][index], "0" if index == last else "")
+        for index in range(layout.below)
+    ]
     return rows
 
 
-def _say_hang(pen: Pen, series: Series, seen: _Seen, below: tuple[Codes, Classes]) -> None:
-    """Why nothing moves, in the middle of the hatch, where it has room for the words."""
+def _write_hang(pen: Pen, series: Series, view: _View, below: tuple[Codes, Classes]) -> None:
+    """Write why it hangs into the middle of the hatched area, if there is room for the words."""
     hang = series.history.outcome.hang
     if hang is None:
         return
     codes, classes = below
-    hatched = np.flatnonzero(seen.window.edges(pen.columns)[0] >= hang.step)
+    hatched = np.flatnonzero(view.window.edges(pen.columns)[0] >= hang.step)
     lines = wrap(
         printable(f"HANGS at {hang.step}: {hang.cause.partition(' (')[0]}"), max(1, len(hatched) - 4)
     )
     if len(hatched) < HANG_COLUMNS or len(lines) + 2 > len(codes):
         return
     top, left, width = (len(codes) - len(lines)) // 2, int(hatched[0]) + 1, len(hatched) - 2
-    for at, line in enumerate(["", *lines, ""], top - 1):
-        codes[at, left : left + width] = pen.code(line.center(width))
-        classes[at, left : left + width] = EXCEEDED
+    for index, line in enumerate(["", *lines, ""], top - 1):
+        codes[index, left : left + width] = pen.code(line.center(width))
+        classes[index, left : left + width] = EXCEEDED
 
 
-def _as_other(pen: Pen, seen: _Seen, *parts: tuple[Codes, Classes]) -> None:
-    """Another history in other colours, and a line of dots where it departs."""
-    first = seen.other_from(pen.columns)
-    if first is None or seen.departs is None:
+def _mark_other(pen: Pen, view: _View, *parts: tuple[Codes, Classes]) -> None:
+    """Show another history in other colours, with a line of dots where it departs."""
+    first = view.other_from(pen.columns)
+    if first is None or view.departs is None:
         return
     for codes, classes in parts:
         classes[:, first:] = OTHER[classes[:, first:]]
-        if seen.window.start <= seen.departs:
+        if view.window.start <= view.departs:
             empty = codes[:, first] == 32
             codes[empty, first], classes[empty, first] = ord(pen.glyphs.departure), DEPARTS
 
@@ -172,7 +174,7 @@ def _over_cells(pen: Pen, height: NDArray[np.float64], rows: int) -> tuple[Codes
 def _under_cells(
     pen: Pen, mean: NDArray[np.float64], peak: NDArray[np.float64], rows: int
 ) -> tuple[Codes, Classes]:
-    """Bright up to the mean, dim up to the peak; where both end in one cell it shows the peak."""
+    """Bright up to the mean, dim up to the peak. If both end in one cell, it shows the peak."""
     low, high = np.minimum(eighths_of(mean, rows), 8), np.minimum(eighths_of(peak, rows), 8)
     mixed = (high == 8) & (low > 0) & (low < 8) & pen.glyphs.mixes
     codes = pen.code(pen.glyphs.area)[np.where(mixed, low, high)]
@@ -180,11 +182,11 @@ def _under_cells(
     return codes, classes.astype(np.uint8)
 
 
-def _void(pen: Pen, series: Series, seen: _Seen) -> tuple[Codes, Classes]:
-    """What fills the empty cells of a column: nothing, a hatch where it hangs or where steps were lost."""
+def _void(pen: Pen, series: Series, view: _View) -> tuple[Codes, Classes]:
+    """The filling of empty cells: nothing, or a hatch if the replay hangs there or steps were lost."""
     codes, classes = pen.blank()
-    starts, ends = seen.window.edges(pen.columns)
-    lost = ~seen.envelope.present & (ends > series.first) & (starts < series.end)
+    starts, ends = view.window.edges(pen.columns)
+    lost = ~view.envelope.present & (ends > series.first) & (starts < series.end)
     codes[lost], classes[lost] = ord(pen.glyphs.lost), AXIS
     hang = series.history.outcome.hang
     if hang is not None:

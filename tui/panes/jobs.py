@@ -1,4 +1,4 @@
-"""What fills a pane: a replay that is computed while the screen is in use."""
+"""The content of a pane: a replay that is computed while the screen is in use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fdtrace.tui.background import sentence
 from fdtrace.tui.panes.series import Series
 
 ShareDone = Callable[[float], None]
-"""Called with the share done, 0 to 1, as often as the computation likes: it only notes it."""
+"""Called with the share done, 0 to 1, any number of times: it only stores it."""
 
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -27,10 +27,10 @@ JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 class PaneReplay:
     """A pane to be filled: the formula's name, how it is replayed, and what computes its history.
 
-    With the `formula` the inspector can tell its arithmetic, and with the `policy` (None: the recorded one)
-    what a rescheduled step decided. `text` is what gave it, as `-f` of the command takes it. `recording` gives the
-    recording that it was computed from, where that is another than the screen's: one in progress has grown since.
-    `workload` gives what was scheduled, where that is not the recorded one.
+    The inspector needs `formula` for the arithmetic of a budget, and `policy` (None: the recorded one) for the
+    decisions of a rescheduled step. `text` is the text that the replay was made from, as `-f` of the command takes it.
+    `recording` gives the recording that it was computed from, if that is not the screen's: one in progress has grown
+    since. `workload` gives the scheduled workload, if that is not the recorded one.
     """
 
     name: str
@@ -47,7 +47,7 @@ class PaneReplay:
 class Job:
     """One replay's computation: written by the thread that computes, read by the screen.
 
-    `error` is a sentence for the pane. The state is set last, so that whoever sees `done` sees the series.
+    `error` is a sentence for the pane. The state is set last: a reader that sees `done` also sees the series.
     """
 
     replay: PaneReplay
@@ -58,22 +58,22 @@ class Job:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
-        """Ask it to stop; a computation that is waiting never starts."""
+        """Ask the computation to stop; one that is still waiting never starts."""
         self._stop.set()
         if self.state == "waiting":
             self.state = "cancelled"
 
     def filled(self, history: History, series: Series) -> Job:
-        """The same pane with a history that is there already."""
+        """A job of the same pane with a history that exists already."""
         replay = replace(self.replay, compute=lambda _progress, _cancelled: history)
         return Job(replay, "done", 1.0, series)
 
     def again(self) -> Job:
-        """The same replay, not begun."""
+        """A new job for the same replay."""
         return Job(self.replay)
 
     def run(self) -> None:
-        """Compute, in the calling thread. A failure ends in `error`: its pane shows it, others go on."""
+        """Compute in the calling thread. A failure is stored in `error`: its pane shows it, and the others go on."""
         if self._stop.is_set():
             self.state = "cancelled"
             return
@@ -91,5 +91,5 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the job has ended."""
         return self.state in ("done", "failed", "cancelled")

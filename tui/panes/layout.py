@@ -1,4 +1,4 @@
-"""What panes side by side share, and how a pane's rows are divided, so that the same row means the same in each."""
+"""The scale that panes side by side share, and the rows of a pane. The same row means the same in each pane."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from fdtrace.tui.panes.series import Series
 
 @dataclass(frozen=True)
 class Scale:
-    """The most of each that any pane shows, and whether any has events: alike in all. `lag`: forwards unseen."""
+    """The largest values that any pane shows, and whether any pane has events. It is the same for all panes.
+
+    `lag`: the number of forwards that a call had not taken in.
+    """
 
     tokens: int
     reserved: int = 0
@@ -21,26 +24,26 @@ class Scale:
 
     @classmethod
     def of(cls, shown: Iterable[Series]) -> Scale:
-        """The scale of these histories over all their steps: it stays while one zooms and pans."""
+        """The scale of these histories over all their steps. It does not change with zoom and pan."""
         histories = list(shown)
         if not histories:
             return cls(1)
         return cls(
-            max(max(one.peak, one.limit) for one in histories),
-            max(one.peak_reserved for one in histories),
-            max(one.peak_running for one in histories),
-            max(one.peak_waiting for one in histories),
-            any(one.marks_events for one in histories),
-            max(one.peak_lag for one in histories),
+            max(max(series.peak, series.limit) for series in histories),
+            max(series.peak_reserved for series in histories),
+            max(series.peak_running for series in histories),
+            max(series.peak_waiting for series in histories),
+            any(series.marks_events for series in histories),
+            max(series.peak_lag for series in histories),
         )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows for what: `over` above the fence, `under` below it, `memory`; whether events, queues and lag have theirs."""
+    """The rows of a chart: `above` the fence, `below` it, of `memory`; and whether events, queues and lag have rows."""
 
-    over: int
-    under: int
+    above: int
+    below: int
     events: bool
     queues: bool
     memory: int
@@ -48,12 +51,12 @@ class Layout:
 
     @classmethod
     def of(cls, height: int, limit: int, scale: Scale) -> Layout:
-        """Divide `height` rows; the strip of exceeded steps, the fence and the axis take one each."""
+        """Divide `height` rows. The row of exceeded steps, the fence and the axis take one row each."""
         memory = 0 if not scale.reserved else 3 if height >= 16 else 2 if height >= 12 else 1
         events = scale.events and height >= 9
         queues = bool(scale.running or scale.waiting) and height >= 14
         lag = bool(scale.lag) and height >= 10
         plot = max(2, height - 3 - memory - events - 2 * queues - lag)
         excess = max(0.0, scale.tokens / max(limit, 1) - 1)
-        under = max(1, min(plot - 1, int(plot / (1 + excess))))
-        return cls(plot - under, under, events, queues, memory, lag)
+        below = max(1, min(plot - 1, int(plot / (1 + excess))))
+        return cls(plot - below, below, events, queues, memory, lag)

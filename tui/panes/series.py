@@ -1,4 +1,4 @@
-"""The columns of a history that charts draw, kept so that any window of them is summed up in microseconds.
+"""The columns of a history that charts draw, stored so that any window of them is summed up in microseconds.
 
 Everything here is numpy: no terminal, no files. Positions are step numbers, not indices: panes of different
 histories share one axis, and a recording may have gaps where steps were lost.
@@ -45,14 +45,14 @@ class Window:
         return self.end - self.start
 
     def at(self, start: int, span: int) -> Window:
-        """`span` steps from `start`, moved and cut to what there is."""
+        """A window of `span` steps from `start`, moved and cut to the existing steps."""
         full = self.high - self.low
         span = max(min(span, full), min(MIN_SPAN, full))
         start = max(self.low, min(start, self.high - span))
         return replace(self, start=start, end=start + span)
 
     def zoom(self, factor: float, step: int) -> Window:
-        """`factor` times the span, `step` staying where it is on the screen as far as there is room."""
+        """A window of `factor` times the span. `step` keeps its place on the screen if there is room."""
         span = max(1, round(self.span * factor))
         if factor > 1 and span == self.span:
             span += 1
@@ -60,7 +60,7 @@ class Window:
         return self.at(step - int(share * span), span)
 
     def pan(self, share: float) -> Window:
-        """Moved by a share of the span; below 0 to the left."""
+        """The window moved by a share of the span; below 0: to the left."""
         steps = round(self.span * share) or (1 if share > 0 else -1)
         return self.at(self.start + steps, self.span)
 
@@ -69,17 +69,17 @@ class Window:
         return self.at(step - self.span // 2, self.span)
 
     def fit(self) -> Window:
-        """Everything."""
+        """The window with all steps."""
         return replace(self, start=self.low, end=self.high)
 
     def widened(self, low: int, high: int) -> Window:
-        """Bounds that also hold `low` to `high`; a window that showed everything goes on doing so."""
+        """The window with bounds that include `low` to `high`. If it showed everything, it still shows everything."""
         was_fit = (self.start, self.end) == (self.low, self.high)
         wider = replace(self, low=min(self.low, low), high=max(self.high, high))
         return wider.fit() if was_fit else wider
 
     def column(self, step: int, width: int) -> int | None:
-        """The column of `width` in which a step is drawn (the middle one of several); None: outside."""
+        """The column (of `width` columns) in which a step is drawn, the middle one of several; None: it is outside."""
         if not self.start <= step < self.end or width <= 0:
             return None
         offset = step - self.start
@@ -100,7 +100,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Envelope:
-    """A window summed up by column: what a chart draws, and nothing else.
+    """A window summed up by column: all that a chart draws.
 
     `peak` is the most tokens of a step, `mean` their mean, `exceeded` the steps
     over the limit, `steps` the steps in the column (0: none, all else is 0), `reserved` the most bytes (None:
@@ -132,12 +132,12 @@ class Series:
         self.tokens: Ints = np.maximum(np.asarray(columns["num_tokens"], dtype=np.int64), 0)
         self.over = np.flatnonzero(self.tokens > self.limit)
         reserved = columns.get("reserved_bytes")
-        known = reserved is not None and len(reserved) > 0 and int(reserved.max()) > 0
-        self.reserved: Ints | None = np.ascontiguousarray(reserved, dtype=np.int64) if known else None
-        self._sum = _running(self.tokens)
-        self._over = _running(self.tokens > self.limit)
-        self._preempted = _running(np.maximum(self._column("num_preempted"), 0))
-        self._stalled = _running(np.maximum(self._column("num_stalled"), 0))
+        has_memory = reserved is not None and len(reserved) > 0 and int(reserved.max()) > 0
+        self.reserved: Ints | None = np.ascontiguousarray(reserved, dtype=np.int64) if has_memory else None
+        self._sum = _running_sums(self.tokens)
+        self._over = _running_sums(self.tokens > self.limit)
+        self._preempted = _running_sums(np.maximum(self._column("num_preempted"), 0))
+        self._stalled = _running_sums(np.maximum(self._column("num_stalled"), 0))
         self._running_requests = np.maximum(self._column("num_running"), 0)
         lag = columns.get(LAG)
         self.lag: Ints | None = None if lag is None else np.asarray(lag, dtype=np.int64)
@@ -152,12 +152,12 @@ class Series:
 
     @property
     def first(self) -> int:
-        """The first step's number; 0 where there is none."""
+        """The first step's number; 0 if there is none."""
         return int(self.step[0]) if len(self.step) else 0
 
     @property
     def end(self) -> int:
-        """One more than the last step's number; 0 where there is none."""
+        """One more than the last step's number; 0 if there is none."""
         return int(self.step[-1]) + 1 if len(self.step) else 0
 
     @cached_property
@@ -167,36 +167,36 @@ class Series:
 
     @cached_property
     def peak_reserved(self) -> int:
-        """Most bytes reserved at any step; 0 where memory is not known."""
+        """Most bytes reserved at any step; 0 if memory is not known."""
         return int(self.reserved.max()) if self.reserved is not None else 0
 
     @cached_property
     def peak_running(self) -> int:
-        """Most requests running at any step; 0 where that is not known."""
+        """Most requests running at any step; 0 if that is not known."""
         return int(self._running_requests.max(initial=0))
 
     @cached_property
     def peak_waiting(self) -> int:
-        """Most requests waiting at any step; 0 where that is not known."""
+        """Most requests waiting at any step; 0 if that is not known."""
         return int(self._waiting_requests.max(initial=0))
 
     @cached_property
     def peak_lag(self) -> int:
-        """Most forwards that a call had not taken in; 0 where that is not known."""
+        """Most forwards that a call had not taken in; 0 if that is not known."""
         return 0 if self.lag is None else int(self.lag.max(initial=0))
 
     @cached_property
     def marks_events(self) -> bool:
-        """Whether any step preempted or stalled a request."""
+        """Whether a request was preempted or stalled in any step."""
         return bool(self._preempted[-1] or self._stalled[-1])
 
     def index(self, step: int) -> int | None:
-        """Where a step stands in the columns; None: this history has no such step."""
+        """The index of a step in the columns; None: this history has no such step."""
         at = int(np.searchsorted(self.step, step))
         return at if at < len(self.step) and self.step[at] == step else None
 
     def value(self, column: str, step: int) -> int | None:
-        """A column's value at a step; None where step, column or value is unknown."""
+        """A column's value at a step; None if step, column or value is unknown."""
         at, values = self.index(step), self.history.columns.get(column)
         if at is None or values is None:
             return None
@@ -204,13 +204,13 @@ class Series:
         return None if value == MISSING else value
 
     def exceeded_after(self, step: int, count: int = 1) -> int | None:
-        """The `count`-th exceeded step after `step`, or the last one; None where there is none."""
+        """The `count`-th exceeded step after `step`, or the last one; None if there is none."""
         over = self.step[self.over]
         at = int(np.searchsorted(over, step, side="right"))
         return None if at >= len(over) else int(over[min(at + count, len(over)) - 1])
 
     def exceeded_before(self, step: int, count: int = 1) -> int | None:
-        """The `count`-th exceeded step before `step`, or the first one; None where there is none."""
+        """The `count`-th exceeded step before `step`, or the first one; None if there is none."""
         over = self.step[self.over]
         at = int(np.searchsorted(over, step, side="left"))
         return None if at <= 0 else int(over[max(at - count, 0)])
@@ -221,22 +221,24 @@ class Series:
         return int(self._over[high] - self._over[low])
 
     def departs_from(self, other: Series) -> int | None:
-        """The first step that ran other tokens than `other` has there; None: no common step differs.
+        """The first step whose tokens differ from those of `other`; None: no common step differs.
 
-        As recorded it is never another history: each step keeps the state that it had.
+        A history "as recorded" never departs: each step keeps its recorded state.
         """
         if self.how != "rescheduled":
             return None
-        both = min(len(self), len(other))
-        if np.array_equal(self.step[:both], other.step[:both]):
-            differ = np.flatnonzero(self.tokens[:both] != other.tokens[:both])
+        common_length = min(len(self), len(other))
+        if np.array_equal(self.step[:common_length], other.step[:common_length]):
+            differ = np.flatnonzero(self.tokens[:common_length] != other.tokens[:common_length])
             return int(self.step[differ[0]]) if len(differ) else None
-        common, mine, theirs = np.intersect1d(self.step, other.step, assume_unique=True, return_indices=True)
-        differ = np.flatnonzero(self.tokens[mine] != other.tokens[theirs])
+        common, own_indices, other_indices = np.intersect1d(
+            self.step, other.step, assume_unique=True, return_indices=True
+        )
+        differ = np.flatnonzero(self.tokens[own_indices] != other.tokens[other_indices])
         return int(common[differ[0]]) if len(differ) else None
 
     def envelope(self, window: Window, width: int) -> Envelope:
-        """The window in `width` columns; a peak is never averaged away."""
+        """The window in `width` columns. Peaks are kept, not averaged."""
         starts, ends = window.edges(width)
         low = np.searchsorted(self.step, starts)
         high = np.searchsorted(self.step, ends)
@@ -259,7 +261,7 @@ class Series:
         return _highest(self._running_requests, low, high), _highest(self._waiting_requests, low, high)
 
     def lags(self, window: Window, width: int) -> Ints | None:
-        """One more than the most forwards unseen in each of `width` columns of the window; 0: not known there."""
+        """The most unseen forwards plus 1, in each of `width` columns of the window; 0: not known there."""
         if self.lag is None:
             return None
         starts, ends = window.edges(width)
@@ -267,7 +269,7 @@ class Series:
         return _highest(self.lag + 1, low, high)
 
 
-def _running(values: NDArray[np.generic]) -> Ints:
+def _running_sums(values: NDArray[np.generic]) -> Ints:
     """Sums of the first 0, 1, … values."""
     out = np.zeros(len(values) + 1, np.int64)
     np.cumsum(values, out=out[1:])
@@ -275,7 +277,7 @@ def _running(values: NDArray[np.generic]) -> Ints:
 
 
 def _highest(values: Ints, low: Ints, high: Ints) -> Ints:
-    """The highest of `values[low[i]:high[i]]`, 0 where that is empty.
+    """The highest of `values[low[i]:high[i]]`; 0 if that is empty.
 
     The ranges are either one after the other, or each at most one entry long.
     """

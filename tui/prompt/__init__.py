@@ -1,1 +1,1 @@
-"""The line that asks, and the help."""
+"""The prompt and the help."""

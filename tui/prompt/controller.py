@@ -1,4 +1,4 @@
-"""The bottom line, where it asks: steps to go to, commands, and what other keys ask for."""
+"""The prompt on the bottom line: it asks for steps, for commands, and for what other keys need."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ COMMANDS: dict[str, Ask] = {
     "f": "add", "formula": "add", "b": "break", "break": "break", "w": "watch", "watch": "watch",
     "r": "request", "request": "request", "sql": "sql", "find": "filter",
 }  # fmt: skip
-"""First words of the line at `:`, and what they ask for."""
+"""The first words of a command at `:`, and what each asks for."""
 
 VARIANTS: tuple[Ask, ...] = ("add", "edit")
-"""What may be answered by a variant, whose settings are completed."""
+"""The questions that may be answered by a variant, whose settings are completed."""
 
 Answers = Mapping[Ask, Callable[[str], None]]
-"""What does what was asked for, by what was asked. FdtraceError: the answer makes no sense."""
+"""The function that takes the answer, for each question. It raises FdtraceError if the answer is wrong."""
 
 
 class PromptLine:
-    """Asks on the bottom line. An answer that makes no sense is shown there with what is wrong, and stays."""
+    """Asks on the bottom line. A wrong answer stays there, and the error is shown above it."""
 
     def __init__(self, screen: ReplayScreen, status: StatusLines, count: Count) -> None:
         self.screen, self.status, self.count = screen, status, count
@@ -42,17 +42,17 @@ class PromptLine:
         self._trouble = Static("", id="trouble", markup=False)
 
     def compose(self) -> ComposeResult:
-        """What is wrong, and the line."""
+        """The line for errors, and the prompt."""
         yield self._trouble
         yield self._box
 
     @property
     def opened(self) -> bool:
-        """Whether it takes the keys."""
+        """Whether it is open and takes the keys."""
         return self.line.opened
 
     def ask(self, kind: Ask, text: str = "") -> None:
-        """Ask for something on the bottom line, where nothing else is asked."""
+        """Ask for something on the bottom line, unless it asks for something already."""
         if self.line.app.screen.is_modal or self.opened:
             return
         self.count.clear()
@@ -64,22 +64,20 @@ class PromptLine:
         self.line.open(kind, text)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Close the prompt."""
         self.line.shut()
         self.show_trouble("")
         self._box.display = False
         self.status.line.display = True
 
     def show_trouble(self, text: str) -> None:
-        """Say over the line what is wrong; an empty text: nothing is."""
-        if (
-            text or self._trouble.display
-        ):  # each key asks for this, and a change lays the whole screen out anew
+        """Show above the line what is wrong; an empty text: nothing is wrong."""
+        if text or self._trouble.display:  # each key calls this, and a change lays out the whole screen again
             self._trouble.display = bool(text)
             self._trouble.update(printable_lines(text))
 
     def fail(self, error: str) -> None:
-        """Say what went wrong, and why: on the bottom line, and over it where that is too short."""
+        """Show what went wrong and why: on the bottom line, and above it if that line is too short."""
         self.status.show(one_line(error))
         if len(one_line(error)) > self.screen.size.width - 2 and not self.opened:
             self.show_trouble(error)
@@ -90,7 +88,7 @@ class PromptLine:
         self.screen.say()
 
     def answered(self, kind: Ask, text: str) -> None:
-        """Do what was asked for; where it makes no sense, say so and ask on."""
+        """Do what was asked for. If the answer is wrong, show the error and keep asking."""
         text = text.strip()
         if not text and kind != "filter":
             self.cancelled()

@@ -37,7 +37,7 @@ class HelpScreen(ModalScreen[None]):
 
 
 def help_text() -> Text:
-    """The help's words."""
+    """The text of the help."""
     text = Text()
     group = ""
     for key in KEYS:
@@ -46,11 +46,11 @@ def help_text() -> Text:
             group = key.group
         text.append(f"  {key.shown:<15} {key.help}\n")
     text.append("\nCommands\n", style="bold")
-    for what, does in COMMANDS:
-        text.append(f"  {what:<22} {does}\n")
+    for command, effect in COMMANDS:
+        text.append(f"  {command:<22} {effect}\n")
     text.append("\nMouse\n", style="bold")
-    for what, does in MOUSE:
-        text.append(f"  {what:<24} {does}\n")
+    for command, effect in MOUSE:
+        text.append(f"  {command:<24} {effect}\n")
     text.append("\nReading a chart\n", style="bold")
     text.append("  The line is the limit. Above it, and on a break in it, a step exceeds it;\n")
     text.append("  the marks below stand under every such step. Below the line the area is\n")

@@ -1,4 +1,4 @@
-"""The line that asks, where it is opened."""
+"""The prompt: the input at the bottom of the screen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASKS: dict[Ask, tuple[str, str]] = {
 
 
 class Prompt(Input):
-    """The bottom line, where it asks for something. It stays open where the answer makes no sense."""
+    """The bottom line as an input. It stays open if the answer is wrong."""
 
     DEFAULT_CSS = """
     Prompt { height: 1; width: 1fr; border: none; padding: 0; background: $surface; }
@@ -55,7 +55,7 @@ class Prompt(Input):
 
     @property
     def opened(self) -> bool:
-        """Whether it takes the keys."""
+        """Whether it is open and takes the keys."""
         return self.screen.focused is self  # `has_focus` follows only at a later turn of the event loop
 
     def open(self, kind: Ask, text: str = "") -> None:
@@ -65,7 +65,7 @@ class Prompt(Input):
         self.cursor_position = len(text)
         self._at = len(self._answers.get(kind, []))
         self.can_focus = True
-        # At once, and not by `focus()` at a later turn of the event loop: the digits may be typed already.
+        # At once, not by `focus()` in a later turn of the event loop: digits may have been typed already.
         self.screen.set_focus(self)
 
     def shut(self) -> None:
@@ -75,17 +75,17 @@ class Prompt(Input):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        known = self._answers.setdefault(self.kind, [])
-        if event.value and (not known or known[-1] != event.value):
-            known.append(event.value)
+        previous = self._answers.setdefault(self.kind, [])
+        if event.value and (not previous or previous[-1] != event.value):
+            previous.append(event.value)
         self.post_message(self.Answered(self.kind, event.value))
 
     def action_recall(self, direction: int) -> None:
-        """An answer that was given before."""
-        known = self._answers.get(self.kind, [])
-        if known:
-            self._at = max(0, min(len(known), self._at + direction))
-            self.value = known[self._at] if self._at < len(known) else ""
+        """Show an earlier answer."""
+        previous = self._answers.get(self.kind, [])
+        if previous:
+            self._at = max(0, min(len(previous), self._at + direction))
+            self.value = previous[self._at] if self._at < len(previous) else ""
             self.cursor_position = len(self.value)
 
     def action_close(self) -> None:

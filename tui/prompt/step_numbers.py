@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def parse_step(text: str, cursor: int, low: int, high: int) -> int | None:
-    """The step that `text` names, cut to `low` … `high`; None: it names none."""
+    """The step that `text` names, limited to `low` … `high`; None: it names no step."""
     text = text.strip().lstrip(":").strip()
     digits = text.lstrip("+-").rstrip("%")
     if text in ("$", "end"):

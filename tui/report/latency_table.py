@@ -1,4 +1,4 @@
-"""What clients waited in each history, as a table of the report."""
+"""How long clients waited in each history, as a table of the report."""
 
 from __future__ import annotations
 
@@ -22,20 +22,26 @@ HEADINGS = (
 
 
 def latency_table(histories: Sequence[History], *, ascii: bool) -> Table:
-    """A row a history: of the recording as recorded, of replays by time as the time model tells."""
+    """One row for each history: recorded values for the recording, values of the time model for replays by time."""
     table = Table(box=box.ASCII if ascii else box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("time", overflow="fold", max_width=30)
-    good = any(one.outcome.latency and one.outcome.latency.goodput_per_s is not None for one in histories)
-    for heading in (*HEADINGS, *(("good\nreq/s",) if good else ())):
+    has_goodput = any(
+        history.outcome.latency and history.outcome.latency.goodput_per_s is not None for history in histories
+    )
+    for heading in (*HEADINGS, *(("good\nreq/s",) if has_goodput else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for history in histories:
         latency = history.outcome.latency
-        cells = ["-"] * (len(HEADINGS) + good) if latency is None else _cells(latency, good=good)
+        cells = (
+            ["-"] * (len(HEADINGS) + has_goodput)
+            if latency is None
+            else _cells(latency, has_goodput=has_goodput)
+        )
         table.add_row(Text(printable(history.name), "bold"), *cells)
     return table
 
 
-def _cells(latency: Latencies, *, good: bool) -> list[str]:
+def _cells(latency: Latencies, *, has_goodput: bool) -> list[str]:
     cells = [
         _three(latency.ttft_us, 1e3),
         _three(latency.itl_us, 1e3),
@@ -44,11 +50,13 @@ def _cells(latency: Latencies, *, good: bool) -> list[str]:
         f"{latency.busy_share:.0%}",
     ]
     return (
-        [*cells, "-" if latency.goodput_per_s is None else f"{latency.goodput_per_s:.3g}"] if good else cells
+        [*cells, "-" if latency.goodput_per_s is None else f"{latency.goodput_per_s:.3g}"]
+        if has_goodput
+        else cells
     )
 
 
 def _three(values: Percentiles, unit: float) -> str:
     return "/".join(
-        "-" if one is None else f"{one / unit:.3g}" for one in (values.p50, values.p95, values.p99)
+        "-" if value is None else f"{value / unit:.3g}" for value in (values.p50, values.p95, values.p99)
     )

@@ -164,7 +164,7 @@ def _table(histories: Sequence[History], *, ascii: bool) -> Table:
 
 
 def _how(history: History) -> str:
-    """How it was made: where requests were scheduled afresh, also how calls and forwards followed each other."""
+    """How the history was made. For rescheduled requests, also how calls and forwards followed each other."""
     order = history.outcome.order
     return history.how if order is None else f"{history.how}, {ORDERS[order]}"
 

@@ -76,7 +76,7 @@ HOW_ORDERED: dict[Order, str] = {
 
 
 def _orders(histories: Sequence[History]) -> list[str]:
-    """How each replay was made, where not all were in lockstep."""
+    """How each replay was made, unless all were in lockstep."""
     names: dict[Order, list[str]] = {}
     for history in histories:
         if history.outcome.order is not None:
