@@ -150,10 +150,10 @@ class GivenScheduler:
             return QUIET
         from fdtrace.replayer.workload.case_variables import MODELLED
 
-        others = {
+        variables = {
             name: str(value) for name, value in env.items() if name.startswith("FD_") and name not in MODELLED
         }
-        return {**others, **config.env()}
+        return {**variables, **config.env()}
 
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:

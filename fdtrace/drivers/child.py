@@ -32,7 +32,7 @@ class Child(AbstractContextManager["Child"]):
 
     def __init__(self, driver: Path, checkout: Path | None, python: str, env: Mapping[str, str]) -> None:
         """`checkout` comes first in its `sys.path`; None: the engine is installed in that Python."""
-        self.what, self.python = str(checkout or f"the {driver.stem} of {python}"), python
+        self.label, self.python = str(checkout or f"the {driver.stem} of {python}"), python
         self._directory = Path(tempfile.mkdtemp(prefix="fdtrace-driver-"))
         self._printed = (self._directory / "printed").open("wb")
         logs = {"FD_LOG_DIR": str(self._directory / "log"), "PYTHONSAFEPATH": ""}
@@ -75,13 +75,13 @@ class Child(AbstractContextManager["Child"]):
             line = ""
         if line is None:
             raise TargetError(
-                f"the scheduler of {self.what} has not answered for {PATIENCE:.0f} seconds",
+                f"the scheduler of {self.label} has not answered for {PATIENCE:.0f} seconds",
                 why="a call of it does not return",
             )
         if not line:
             code = process.wait()
             raise TargetError(
-                f"the scheduler of {self.what} ended in the middle of a replay (exit status {code})",
+                f"the scheduler of {self.label} ended in the middle of a replay (exit status {code})",
                 why=self._last_lines(),
                 hint=f"run by {self.python}; another one with --scheduler-python",
             )

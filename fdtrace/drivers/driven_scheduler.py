@@ -36,19 +36,19 @@ def open_driver(child: Child, opening: dict[str, Any], needs: str) -> None:
     answer = child.ask({"open": opening})
     if "failed" not in answer:
         return
-    what, why = child.what, answer["failed"]
+    label, why = child.label, answer["failed"]
     if answer["where"] == "import":
         raise TargetError(
-            f"the scheduler of {what} cannot be imported",
+            f"the scheduler of {label} cannot be imported",
             why=f"{why}, in {child.python}",
             hint=f"--scheduler-python PATH: a Python that has {needs}",
         )
     if answer["where"] == "settings":
         raise UsageError(
-            f"{what} refuses these settings", why=why, hint="`fdtrace knobs TRACE` lists what they may be"
+            f"{label} refuses these settings", why=why, hint="`fdtrace knobs TRACE` lists what they may be"
         )
     raise UsageError(
-        f"{what} refuses this configuration",
+        f"{label} refuses this configuration",
         why=why,
         hint="change the sizes that it names; formulas (-f) schedule such a workload too",
     )
@@ -67,7 +67,7 @@ class DrivenScheduler(ABC):
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
         """Nanoseconds of CPU that the engine's own code has taken so far."""
-        self._known: dict[str, KnownRequest] = {}
+        self._requests: dict[str, KnownRequest] = {}
         self._contents: dict[Hashable, int] = {}
         """Content of a block -> the token that it is made of."""
         self._arrived: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ class DrivenScheduler(ABC):
         request = KnownRequest(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
         if resumed is not None:
             request.emitted, request.forwards = resumed.num_emitted_tokens, resumed.num_forwards
-        self._known[event.request_id] = request
+        self._requests[event.request_id] = request
         self._arrived.append(self._spec(event, accepts, None if resumed is None else state_of(resumed)))
 
     def _cache(self, event: Cached) -> None:
@@ -146,7 +146,7 @@ class DrivenScheduler(ABC):
         if "failed" in answer:
             if answer["where"] == "schedule":
                 raise SchedulerFailed(answer["failed"])
-            raise TargetError(f"the scheduler of {self._child.what} cannot be driven", why=answer["failed"])
+            raise TargetError(f"the scheduler of {self._child.label} cannot be driven", why=answer["failed"])
         return answer
 
     def _step(self, **fields: Any) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class DrivenScheduler(ABC):
     @property
     def num_requests(self) -> int:
         """Requests that have arrived and have not left."""
-        return len(self._known)
+        return len(self._requests)
 
     @property
     def num_asking(self) -> int:
@@ -217,20 +217,20 @@ class DrivenScheduler(ABC):
         return json.dumps([self._answer.get(name) for name in fields])
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._known
+        return request_id in self._requests
 
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request has generated."""
-        request = self._known[request_id]
+        request = self._requests[request_id]
         return min(request.emitted + request.plan.after(request.forwards), request.plan.output)
 
     def num_total_tokens_of(self, request_id: str) -> int:
         """Prompt and output tokens of a request."""
-        return self._known[request_id].prompt + self.num_output_tokens_of(request_id)
+        return self._requests[request_id].prompt + self.num_output_tokens_of(request_id)
 
     def progress_of(self, request_id: str) -> tuple[int, int]:
         """Tokens that a request emitted in prefills, and its decode forwards."""
-        request = self._known[request_id]
+        request = self._requests[request_id]
         return request.emitted, request.forwards
 
     @abstractmethod

@@ -44,7 +44,7 @@ class FastDeployInOrder:
         self.config, self.name, self._ask, self._token = config, name, ask, token
         self.num_requests = 0
         """Requests that the engine has after the last call."""
-        self._known: dict[str, int] = {}
+        self._known_tokens: dict[str, int] = {}
         self._blocks: dict[str, int] = {}
         self._prefill_tokens: dict[str, int] = {}
         self._calls = 0
@@ -58,7 +58,7 @@ class FastDeployInOrder:
         if isinstance(event, Schedule):
             return self._schedule(event)
         if isinstance(event, Known):
-            self._known.update(event.num_total_tokens)
+            self._known_tokens.update(event.num_total_tokens)
             return None
         answer = self._send(event=self._event(event))
         if not answer["taken"]:
@@ -66,8 +66,8 @@ class FastDeployInOrder:
         return None
 
     def _send(self, **fields: Any) -> dict[str, Any]:
-        message = {"known": self._known, **fields}
-        self._known = {}
+        message = {"known": self._known_tokens, **fields}
+        self._known_tokens = {}
         return self._ask(message)
 
     def _event(self, event: Notification) -> list[Any]:

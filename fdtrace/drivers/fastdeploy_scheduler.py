@@ -77,7 +77,7 @@ class DrivenFastDeploy(DrivenScheduler):
         if resumed is not None:
             return
         if self.config.role == "decode":
-            self._known[event.request_id].emitted = 1  # the prefill instance generated its first token
+            self._requests[event.request_id].emitted = 1  # the prefill instance generated its first token
         if self.config.role != "mixed":
             self._asking.append(event.request_id)
 
@@ -98,7 +98,7 @@ class DrivenFastDeploy(DrivenScheduler):
     def _leave(self, notice: str, request_id: str) -> None:
         self._notices[notice].append(request_id)
         self._preallocated.pop(request_id, None)
-        del self._known[request_id]
+        del self._requests[request_id]
 
     def _preallocate(self) -> list[str]:
         message = {"preallocate": self._arrived, "sent": self._notices["sent"]}
@@ -111,7 +111,7 @@ class DrivenFastDeploy(DrivenScheduler):
 
     def _blocks_at_first(self, request_id: str) -> int:
         """Blocks of the whole prompt and of the first extension, as in FastDeploy's preallocate_resource_in_d."""
-        return -(-self._known[request_id].prompt // self.config.block_size) + self.config.enc_dec_block_num
+        return -(-self._requests[request_id].prompt // self.config.block_size) + self.config.enc_dec_block_num
 
     def _schedule(self) -> Decision:
         answer = self._step(**self._notices)
@@ -119,7 +119,7 @@ class DrivenFastDeploy(DrivenScheduler):
         return decision_of(answer, self._calls - 1)
 
     def _forwarded(self) -> Forward:
-        answer, requests = self._answer, self._known
+        answer, requests = self._answer, self._requests
         for name, *_ in answer["decodes"]:
             requests[name].forwards += 1
         finished = set(answer["finished"])
@@ -152,7 +152,7 @@ class DrivenFastDeploy(DrivenScheduler):
     @property
     def idle(self) -> bool:
         """Whether nothing runs, waits or is about to be rescheduled."""
-        return super().idle if self.config.role == "mixed" else not self._known
+        return super().idle if self.config.role == "mixed" else not self._requests
 
     @property
     def num_asking(self) -> int:

@@ -42,8 +42,8 @@ class RowDrivenScheduler(DrivenScheduler):
         if key is None or not self.config.prefix_caching:
             content: Hashable = (event.request_id, "own")
             return [self._token(content)]
-        whole = -(-(event.num_prompt_tokens + event.num_output_tokens) // self.config.block_size)
-        return [self._token(key(block)) for block in range(whole)]
+        num_blocks = -(-(event.num_prompt_tokens + event.num_output_tokens) // self.config.block_size)
+        return [self._token(key(block)) for block in range(num_blocks)]
 
     def _schedule(self) -> Decision:
         answer = self._step()
@@ -64,11 +64,11 @@ class RowDrivenScheduler(DrivenScheduler):
     def _forwarded(self) -> Forward:
         answer = self._answer
         for name, decodes, *_, emitted in answer["rows"]:
-            request = self._known[name]
+            request = self._requests[name]
             request.emitted += emitted
             request.forwards += decodes
         for name in (*answer["finished"], *answer["aborted"]):
-            self._known.pop(name, None)
+            self._requests.pop(name, None)
         decodes = [row for row in answer["rows"] if row[1]]
         return Forward(
             num_prefill_tokens=answer["scheduled"] - sum(row[2] for row in decodes),
@@ -81,7 +81,7 @@ class RowDrivenScheduler(DrivenScheduler):
 
     def num_output_tokens_of(self, request_id: str) -> int:
         """Output tokens that a request has generated."""
-        request = self._known[request_id]
+        request = self._requests[request_id]
         return min(request.emitted, request.plan.output)
 
     def rows(self, decision: Decision) -> list[StepRow]:

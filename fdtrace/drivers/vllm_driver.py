@@ -146,9 +146,9 @@ class VllmEngine:
         manager, size = self.scheduler.kv_cache_manager, self.block_size
         request = self._request("cached", [token for token in contents for _ in range(size)] + [DRAFT], 1)
         blocks, cached = manager.get_computed_blocks(request)[:2]
-        more = len(contents) * size - cached
-        if more > 0 and manager.allocate_slots(
-            request, more, num_new_computed_tokens=cached, new_computed_blocks=blocks
+        num_new = len(contents) * size - cached
+        if num_new > 0 and manager.allocate_slots(
+            request, num_new, num_new_computed_tokens=cached, new_computed_blocks=blocks
         ):
             manager.free(request)
 

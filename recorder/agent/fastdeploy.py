@@ -32,7 +32,7 @@ STAMP = "_fdtrace"
 """Attribute of a scheduled task: (the engine's token, the call's number). It survives the pickling to the workers."""
 
 
-class Seen:
+class CallOutcome:
     """What one call of `schedule()` had decided when it was about to return. It is read under the lock."""
 
     def __init__(self, manager: Any, names: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class FastDeployAdapter:
         self.active = self.scheduling = False
         self.token = (os.getpid() << 40 ^ time.time_ns()) & (1 << 62) - 1
         self.call = -1
-        self.seen: Seen | None = None
+        self.seen: CallOutcome | None = None
         self.freed: dict[str, tuple[Any, int]] = {}
         self.skipped: set[str] = set()
         self.prefilling: set[str] = set()
@@ -189,7 +189,7 @@ class FastDeployAdapter:
         if self.scheduling and self.seen is None and manager is self.manager:
             caller = sys._getframe(2)  # this method, its wrapper, then their caller
             if caller.f_code.co_name == "schedule":
-                self.seen = Seen(manager, dict(caller.f_locals))
+                self.seen = CallOutcome(manager, dict(caller.f_locals))
                 self.order.names = self.seen.names
 
     def before_free(self, manager: Any, args: Any, kwargs: Any) -> None:
@@ -268,7 +268,9 @@ class FastDeployAdapter:
                 self.skipped.add(request_id)
                 self.writer.event("skipped", request_id, reason)
 
-    def _figures(self, manager: Any, seen: Seen, counts: TasksOfCall, prefilling: int) -> wire.CallFigures:
+    def _figures(
+        self, manager: Any, seen: CallOutcome, counts: TasksOfCall, prefilling: int
+    ) -> wire.CallFigures:
         start, reserved, decodes = config.budget(manager.config, seen.names)
         counted = -1
         if seen.left is not None and start is not None:

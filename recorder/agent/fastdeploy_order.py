@@ -258,7 +258,7 @@ class FastDeployOrder:
 
     def _write_state(self, manager: Any) -> None:
         """Write the queues and sets as the first call finds them. Earlier changes are not written."""
-        write = self.writer.found
+        write = self.writer.write_found
         for request in list(manager.requests.values()):
             self.introduce(request)
         write(*_reserve(manager))

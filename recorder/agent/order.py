@@ -66,7 +66,7 @@ class OrderWriter:
         self.writer.put(head + array("I", more).tobytes(), ends_idle=False)
         return True
 
-    def found(self, place: str, request_id: str | None, value: int, *more: int) -> None:
+    def write_found(self, place: str, request_id: str | None, value: int, *more: int) -> None:
         """Write what the first call finds. `value` and `more`: see `wire_order.FOUND` and `wire_order.PLACES`."""
         self.event(0, "found", request_id, value, (wire_order.PLACES.index(place), *more))
 

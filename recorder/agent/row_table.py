@@ -37,7 +37,7 @@ class RowTable:
             self.free.append(row)
             self.vacated.append(row)
 
-    def told(self) -> list[int]:
+    def take_vacated(self) -> list[int]:
         """The rows that became free since the last call of this method."""
         vacated, self.vacated = self.vacated, []
         return vacated

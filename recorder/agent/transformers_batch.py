@@ -93,7 +93,7 @@ class BatchMembers(RowTable):
             row_of.append(row)
             if request_id in prefilling:
                 self._chunk(call, future, row)
-        call.vacated = self.told()
+        call.vacated = self.take_vacated()
         call.ids = self.requests()
         tokens = call.tokens = array("i", bytes(4 * len(self.ids)))
         for row, future in zip(row_of, call.futures):

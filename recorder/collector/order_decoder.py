@@ -131,8 +131,8 @@ class OrderDecoder:
         """Add the rows of what the call did, in the order of `DecidedFrame`."""
         call, add, needed = frame.head.call, self.rows.append, frame.needed
         for i, (local, start, end) in enumerate(frame.chunks):
-            number, asked = numbers.get(local, MISSING), needed[i] if i < len(needed) else MISSING
-            add((call, number, 1, start, end - start, MISSING, asked))
+            number, required = numbers.get(local, MISSING), needed[i] if i < len(needed) else MISSING
+            add((call, number, 1, start, end - start, MISSING, required))
             self.running.setdefault(number, end)
         for local in frame.extended:
             add((call, numbers.get(local, MISSING), 2, MISSING, MISSING, MISSING, MISSING))
