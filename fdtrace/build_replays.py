@@ -22,11 +22,11 @@ from fdtrace.variants import (
     coming_of,
     coming_of_variant,
     is_variant,
+    parse_variant,
     refuse_as_recorded,
     refuse_equal_names,
-    variant,
     variants_of,
-    with_what_recorded,
+    with_recorded_scheduler,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="VARIANT",
         help="'NAME: KEY=VALUE, …': a replay with changed settings of the engine (`fdtrace knobs TRACE` lists them), "
-        "and formula=, policy=, scheduler=, arrivals=, acceptances= where they are others; repeatable",
+        "and, if these differ too, formula=, policy=, scheduler=, arrivals=, acceptances=; repeatable",
     )
     parser.add_argument(
         "--as-recorded", action="store_true", help="keep each step's recorded state: exact, needs no model"
@@ -73,9 +73,9 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arrivals",
         metavar="A",
-        help="when requests come in a rescheduled replay: steps, before the same step as recorded; recorded, at the "
+        help="when requests arrive in a rescheduled replay: steps, before the same step as recorded; recorded, at the "
         "recorded time, with step durations fitted from the recording; closed, when a client has got its answer; "
-        "rate=1.5x, faster (default: steps; where settings change recorded, or closed where the recording shows it)",
+        "rate=1.5x, faster (default: steps; if settings change: closed if the recording shows it, else recorded)",
     )
     parser.add_argument(
         "--clock", choices=("steps", "time"), help="an older name: time is --arrivals recorded"
@@ -84,12 +84,12 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--slo",
         metavar="SLO",
         help="objectives of a request, as ttft=500ms,itl=50ms (also tpot, latency): tells how many requests a second "
-        "keep them all, in the recording and in each replay by time",
+        "meet them all, in the recording and in each replay by time",
     )
     parser.add_argument(
         "--device-memory",
         metavar="SIZE",
-        help="tell the step at which a device of this size would have run out, as 80GiB",
+        help="tell the step at which a device of this size would have run out of memory, as 80GiB",
     )
     add_scheduler_arguments(parser)
     parser.add_argument(
@@ -105,10 +105,9 @@ def policy_of(text: str | None) -> Policy | None:
 
 
 class Replays(AbstractContextManager["Replays"]):
-    """What the command line asks for: a recording, and what is to be replayed beside it.
+    """The recording and the variants that the command line asks for. Close it: it may hold schedulers' processes.
 
-    With a `reader` of a recording in progress, a replay takes it as far as it has come. To be closed: it may hold
-    processes in which engines' schedulers run.
+    If `reader` reads a recording in progress, a replay takes all that is recorded so far.
     """
 
     def __init__(
@@ -129,32 +128,32 @@ class Replays(AbstractContextManager["Replays"]):
         if isinstance(rows, RecordedRows):
             self._check = rows.check
         self.policy = policy_of(args.policy)
-        given = given_schedulers(args.scheduler, args.scheduler_python)
-        told = [variant(text, args.scheduler_python) for text in args.variant or ()]
+        schedulers = given_schedulers(args.scheduler, args.scheduler_python)
+        variants = [parse_variant(text, args.scheduler_python) for text in args.variant or ()]
         clock = arrivals_of(args)
-        asked = args.formula or given or told or args.policy or clock not in (None, "steps")
+        reschedules = args.formula or schedulers or variants or args.policy or clock not in (None, "steps")
         self.how: How = (
             "as recorded"
-            if args.as_recorded or not (is_modelled(recording.engine) or asked)
+            if args.as_recorded or not (is_modelled(recording.engine) or reschedules)
             else "rescheduled"
         )
-        chosen = formulas(args.formula) if args.formula or not (given or told) else []
+        chosen = formulas(args.formula) if args.formula or not (schedulers or variants) else []
         texts = args.formula or (DEFAULT if chosen else ())
         self.clock = clock
         if args.as_recorded:
-            refuse_as_recorded(given, told, clock)
-        through = [one for one in given if one.engine == "transformers" == recording.engine.name]
-        if through:  # its scheduler takes its budget as an argument: formulas replay through it
-            given = [*(through[0].under(formula) for formula in chosen), *given]
+            refuse_as_recorded(schedulers, variants, clock)
+        takes_budget = [s for s in schedulers if s.engine == "transformers" == recording.engine.name]
+        if takes_budget:  # its scheduler takes the budget as an argument, so formulas run through it
+            schedulers = [*(takes_budget[0].under(formula) for formula in chosen), *schedulers]
             chosen, texts = [], ()
         self.device_bytes = size_of(args.device_memory, "--device-memory") if args.device_memory else None
-        self.variants = [*variants_of(chosen, given, texts), *map(self._resolved, told)]
+        self.variants = [*variants_of(chosen, schedulers, texts), *map(self._resolved, variants)]
         refuse_equal_names(self.variants)
-        for one in self.variants:
-            self._refuse(one)
+        for variant in self.variants:
+            self._refuse(variant)
         self.slo = parse_slo(args.slo)
-        self.timed = any(clock_of_variant(one, clock) == "time" for one in self.variants)
-        """Whether one of them goes by time."""
+        self.timed = any(clock_of_variant(variant, clock) == "time" for variant in self.variants)
+        """Whether any variant replays by time, not by steps."""
         source = rows if isinstance(rows, RecordedRows) else reader
         self.batch_source: Callable[[Recording], BatchRowColumns | None] | None = (
             None if source is None else source.batch_rows
@@ -170,34 +169,34 @@ class Replays(AbstractContextManager["Replays"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _resolved(self, one: Variant) -> Variant:
-        """The variant with what schedules it, where it does not say: what recorded."""
-        if one.formula is not None or one.scheduler is not None:
-            return one
-        return with_what_recorded(one, self.recording, self.args.scheduler_python)
+    def _resolved(self, variant: Variant) -> Variant:
+        """The variant with a scheduler. If it names none, the one that was recorded schedules it."""
+        if variant.formula is not None or variant.scheduler is not None:
+            return variant
+        return with_recorded_scheduler(variant, self.recording, self.args.scheduler_python)
 
-    def _refuse(self, one: Variant) -> None:
-        """UsageError where this recording cannot be replayed so."""
+    def _refuse(self, variant: Variant) -> None:
+        """UsageError if this recording cannot be replayed under the variant."""
         from fdtrace.replayer.config import is_modelled
         from fdtrace.replayer.experiment import refuse_unmodelled
 
-        if one.scheduler is not None:
-            one.scheduler.refuse_others(self.recording)
+        if variant.scheduler is not None:
+            variant.scheduler.refuse_others(self.recording)
         if self.how == "rescheduled":
-            if one.formula is not None:
-                refuse_unmodelled(self.recording, one.formula.name)
-            policy = one.policy or self.policy
+            if variant.formula is not None:
+                refuse_unmodelled(self.recording, variant.formula.name)
+            policy = variant.policy or self.policy
             if policy is not None and not is_modelled(self.recording.engine):
                 refuse_unmodelled(self.recording, f"--policy {policy.name}")
-        elif one.settings:
+        elif variant.settings:
             raise UsageError("--as-recorded changes no setting", why="each step keeps the state that it had")
-        one.changed(self.recording.engine)
+        variant.changed(self.recording.engine)
 
-    def _experiment_of(self, recording: Recording, one: Variant) -> Experiment:
+    def _experiment_of(self, recording: Recording, variant: Variant) -> Experiment:
         from fdtrace.replayer.experiment import Experiment
 
-        changed = one.changed(recording.engine)
-        clock, coming = coming_of_variant(one, self.clock)
+        changed = variant.changed(recording.engine)
+        clock, coming = coming_of_variant(variant, self.clock)
         timing = self._timing_of(recording)
         key = (id(recording), clock, coming, changed.acceptances, *sorted(changed.values.items()))
         if key not in self._experiments:
@@ -210,7 +209,7 @@ class Replays(AbstractContextManager["Replays"]):
 
     @property
     def settings(self) -> list[str]:
-        """What a variant of this recording may assign, for those who type it."""
+        """The keys that a variant of this recording may assign, for completion while somebody types."""
         from fdtrace.replayer.config import is_modelled
         from fdtrace.replayer.workload.engine_settings import knobs_of
 
@@ -220,7 +219,7 @@ class Replays(AbstractContextManager["Replays"]):
         return [*names, *OWN_KEYS]
 
     def _timing_of(self, recording: Recording) -> RecordedTiming | None:
-        """How long steps take, one for all replays of a recording; None where none of them goes by time."""
+        """How long steps take: one model for all replays of a recording. None if no replay needs times."""
         from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 
         if self.how != "rescheduled" or not (self.timed or self.slo):
@@ -230,72 +229,72 @@ class Replays(AbstractContextManager["Replays"]):
             self._timing = RecordedTiming(recording, lambda: None if source is None else source(recording))
         return self._timing
 
-    def now(self) -> list[History]:
-        """The recording and its replays, computed here with the progress on stderr."""
-        from fdtrace.progress import Progress as Said
+    def compute_here(self) -> list[History]:
+        """Compute the recording's history and its replays at once, with the progress on stderr."""
+        from fdtrace.progress import Progress
 
         plain = Variant("recorded")
-        said, histories = Said(), [self._experiment_of(self.recording, plain).recorded()]
-        for i, one in enumerate(self.variants):
+        progress, histories = Progress(), [self._experiment_of(self.recording, plain).recorded()]
+        for i, variant in enumerate(self.variants):
 
-            def progressed(share: float, name: str = one.name, i: int = i) -> None:
-                if said.terminal:
-                    said.update(f"replaying {name}, {i + 1} of {len(self.variants)}: {share:.0%}")
+            def progressed(share: float, name: str = variant.name, i: int = i) -> None:
+                if progress.terminal:
+                    progress.update(f"replaying {name}, {i + 1} of {len(self.variants)}: {share:.0%}")
 
-            histories.append(self._compute(one, progressed, None))
-        said.clear()
+            histories.append(self._compute(variant, progressed, None))
+        progress.clear()
         return histories
 
-    def later(self) -> list[PaneReplay]:
+    def panes(self) -> list[PaneReplay]:
         """The replays as panes that fill while the screen is in use."""
-        return [self._later(one) for one in self.variants]
+        return [self._pane(variant) for variant in self.variants]
 
-    def of(self, text: str) -> PaneReplay:
-        """One more pane, for a formula or a variant given on the screen; UsageError where it is neither."""
+    def pane_of(self, text: str) -> PaneReplay:
+        """A new pane for a formula or a variant that was typed on the screen. UsageError if the text is neither."""
         from fdtrace.formula_texts import formula
 
         if is_variant(text):
-            found = self._resolved(variant(text, self.args.scheduler_python))
+            variant = self._resolved(parse_variant(text, self.args.scheduler_python))
         else:
-            asked = formula(text)
-            found = Variant(asked.name, text, formula=asked)
-        self._refuse(found)
-        if clock_of_variant(found, self.clock) == "time" and not self.timed:
+            parsed = formula(text)
+            variant = Variant(parsed.name, text, formula=parsed)
+        self._refuse(variant)
+        if clock_of_variant(variant, self.clock) == "time" and not self.timed:
             self.timed = True
             self._experiments.clear()
-        return self._later(found)
+        return self._pane(variant)
 
-    def _later(self, one: Variant) -> PaneReplay:
+    def _pane(self, variant: Variant) -> PaneReplay:
         from fdtrace.replayer.experiment import policy_with
         from fdtrace.tui.panes.jobs import PaneReplay
 
         computed_from: list[Recording] = []
-        compute = partial(self._compute, one, computed_from=computed_from)
+        job = partial(self._compute, variant, computed_from=computed_from)
 
-        def recording() -> Recording | None:
+        def source() -> Recording | None:
             return computed_from[0] if computed_from else None
 
-        if one.formula is None:
-            return PaneReplay(one.name, self.how, compute, text=one.text, recording=recording)
-        policy = one.policy or self.policy or policy_with(one.formula)
+        if variant.formula is None:
+            return PaneReplay(variant.name, self.how, job, text=variant.text, recording=source)
+        policy = variant.policy or self.policy or policy_with(variant.formula)
 
-        def workload() -> Workload:
-            return self._experiment_of(recording() or self.recording, one).workload
+        def load() -> Workload:
+            return self._experiment_of(source() or self.recording, variant).workload
 
-        return PaneReplay(one.name, self.how, compute, one.formula, policy, one.text, recording, workload)
+        return PaneReplay(variant.name, self.how, job, variant.formula, policy, variant.text, source, load)
 
     def _compute(
         self,
-        one: Variant,
+        variant: Variant,
         progress: ShareDone,
         cancelled: Cancelled | None,
         computed_from: list[Recording] | None = None,
     ) -> History:
         if self.how == "rescheduled" and self._check is not None:
             self._check()
-            self._check = self._check if self.reader is not None else None  # what is complete is checked once
+            self._check = self._check if self.reader is not None else None  # a complete trace is checked once
         experiment = self._experiment_of(
-            self.recording if self.reader is None else self.reader.recording(), one
+            self.recording if self.reader is None else self.reader.recording(), variant
         )
         if computed_from is not None:
             computed_from[:] = [experiment.recording]
@@ -303,28 +302,28 @@ class Replays(AbstractContextManager["Replays"]):
         def progressed(done: int, expected: int) -> None:
             progress(min(1.0, done / max(expected, 1)))
 
-        policy = one.policy or self.policy
-        if one.scheduler is not None:
+        policy = variant.policy or self.policy
+        if variant.scheduler is not None:
             engine = self.recording.engine
-            with one.scheduler.open(
+            with variant.scheduler.open(
                 experiment.workload.config,
                 engine.env,
                 engine.config,
                 changed=experiment.changed_settings.values,
                 children=self.children,
             ) as driven:
-                found = experiment.reschedule(driven, None, progressed, cancelled)
+                history = experiment.reschedule(driven, None, progressed, cancelled)
         else:
-            assert one.formula is not None
+            assert variant.formula is not None
             if self.how == "as recorded":
-                found = experiment.as_recorded(one.formula)
+                history = experiment.as_recorded(variant.formula)
             else:
-                found = experiment.reschedule(one.formula, policy, progressed, cancelled)
-        return replace(found, name=one.name)
+                history = experiment.reschedule(variant.formula, policy, progressed, cancelled)
+        return replace(history, name=variant.name)
 
 
 def arrivals_of(args: argparse.Namespace) -> str | None:
-    """How requests come, as the command line says; None: it does not. UsageError where that is not known."""
+    """How requests arrive, as the command line says. None: it does not say. UsageError if the text is not known."""
     if args.arrivals is None:
         return cast("str | None", args.clock)
     coming_of(args.arrivals)
@@ -332,7 +331,7 @@ def arrivals_of(args: argparse.Namespace) -> str | None:
 
 
 def sources_of(reader: TraceReader, replays: Replays) -> Sources:
-    """What the screen may ask the trace for."""
+    """The functions by which the screen reads the trace."""
     from fdtrace.tui.sources import Sources
 
     return Sources(
@@ -341,7 +340,7 @@ def sources_of(reader: TraceReader, replays: Replays) -> Sources:
         events=reader.events,
         event_steps=reader.event_steps,
         sql=reader.sql,
-        replay_of=replays.of,
+        replay_of=replays.pane_of,
         settings=replays.settings,
         tail=reader.tail if reader.live else None,
         recording=reader.recording if reader.live else None,

@@ -30,7 +30,7 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
     from fdtrace.tui.app import ReplayApp
 
     replays = Replays(reader.first, args, reader.rows, reader)
-    screen = ReplayApp(reader.first, replays.later(), sources=sources_of(reader, replays), **options)
+    screen = ReplayApp(reader.first, replays.panes(), sources=sources_of(reader, replays), **options)
     weakref.finalize(screen, replays.children.close)
     return screen
 

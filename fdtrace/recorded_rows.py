@@ -1,4 +1,4 @@
-"""The requests of the steps of a trace that is complete."""
+"""The requests of the steps of a complete trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RecordedRows:
-    """Reads the requests of a recorded step of a trace that is complete; each thread has a cursor of its own."""
+    """Reads the requests of a recorded step of a complete trace. Each thread has its own cursor."""
 
     def __init__(self, trace: Trace, engine_id: int) -> None:
         self.trace, self.engine_id = trace, engine_id
@@ -34,14 +34,14 @@ class RecordedRows:
             return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
     def batch_rows(self, recording: Recording) -> BatchRowColumns | None:
-        """The requests of every step; None where they are too many to be taken into memory."""
+        """The requests of every step. None if there are too many for memory."""
         from fdtrace.library.engine_recording import rows_in_memory
         from fdtrace.recorder.trace.trace import reading
 
         with reading(self.trace.path):
-            found = rows_in_memory(self.trace.db.cursor(), recording)
-        return None if found is None else found.batches(recording)
+            rows = rows_in_memory(self.trace.db.cursor(), recording)
+        return None if rows is None else rows.batches(recording)
 
     def check(self) -> None:
-        """TraceError where what a replay reschedules from contradicts itself."""
+        """TraceError if the data that a replay reschedules from contradicts itself."""
         self.trace.check_step_requests(self.engine_id)

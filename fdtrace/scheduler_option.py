@@ -72,10 +72,10 @@ class GivenScheduler:
     checkout: Path | None
     python: str
     formula: Formula | None = None
-    """What its token budget is in place of its own; None: its own."""
+    """The formula that gives its token budget; None: its own rule does."""
 
     def under(self, formula: Formula) -> GivenScheduler:
-        """The same with its token budget by a formula; UsageError where it takes none."""
+        """This scheduler with a formula for its token budget. UsageError if it takes none."""
         if self.engine != "transformers":
             raise UsageError(
                 f"{formula.name} cannot be the budget of --scheduler {self.name}",
@@ -131,8 +131,8 @@ class GivenScheduler:
         with ExitStack() as stack:
             # FastDeploy's scheduler holds shared memory under its process's number: each has a process of its own.
             shared = children is not None and self.engine == "vllm"
-            kept = children if shared and children is not None else stack.enter_context(Children())
-            child = stack.enter_context(kept.child(driver, self.checkout, self.python, variables))
+            processes = children if shared and children is not None else stack.enter_context(Children())
+            child = stack.enter_context(processes.child(driver, self.checkout, self.python, variables))
             if self.engine == "vllm":
                 yield DrivenVllm(child, config, self.name, recorded or {}, changed or {})
             elif self.engine == "transformers":
@@ -150,10 +150,10 @@ class GivenScheduler:
             return QUIET
         from fdtrace.replayer.workload.case_variables import MODELLED
 
-        others = {
+        variables = {
             name: str(value) for name, value in env.items() if name.startswith("FD_") and name not in MODELLED
         }
-        return {**others, **config.env()}
+        return {**variables, **config.env()}
 
 
 def given_schedulers(texts: Sequence[str] | None, python: str) -> list[GivenScheduler]:

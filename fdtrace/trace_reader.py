@@ -140,12 +140,12 @@ class TraceReader:
         return [StepRow(*row) for row in self._rows(STEP_ROWS, step)]
 
     def batch_rows(self, recording: Recording) -> BatchRowColumns | None:
-        """The requests of every step of a recording; None where they are too many to be taken into memory."""
+        """The requests of every step of a recording. None if there are too many for memory."""
         from fdtrace.library.engine_recording import rows_in_memory
 
         with self._reading() as trace:
-            found = rows_in_memory(trace.db, recording)
-        return None if found is None else found.batches(recording)
+            rows = rows_in_memory(trace.db, recording)
+        return None if rows is None else rows.batches(recording)
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran."""
@@ -167,7 +167,7 @@ class TraceReader:
         return np.array([row[0] for row in self._rows(query, kind)], np.int64)
 
     def calls(self, step: int) -> StepCalls | None:
-        """The scheduling calls of a step, where calls and forwards do not come in pairs."""
+        """The scheduling calls of a step. None if calls and forwards come in pairs."""
         from fdtrace.recorder.step_calls import read_step_calls
 
         with self._reading() as trace:
@@ -183,7 +183,7 @@ class TraceReader:
             return None if lags is None else read_step_lags(trace.db, self.engine_id, lags)
 
     def _lags_of(self, trace: Trace) -> CallLags | None:
-        """Read once of a trace that does not change."""
+        """The lags of all calls. They are read once for each opened file."""
         from fdtrace.recorder.step_calls import read_lags
 
         if self._lags is None or self._lags[0] is not trace:
@@ -219,7 +219,7 @@ class TraceReader:
             raise TraceError(
                 f"{self.path} is gone",
                 why="it was removed, or renamed, while it was being recorded",
-                hint=f"what was read stays here; `fdtrace recover {self.path}` where its parts are still there",
+                hint=f"what was read stays here; if its parts are still there: `fdtrace recover {self.path}`",
             )
         with self._reading() as trace:
             live = trace.in_parts

@@ -28,24 +28,24 @@ EXAMPLE = "'seqs 64: max_num_seqs=64, formula=pr7499'"
 
 @dataclass(frozen=True)
 class Variant:
-    """One replay to be made: who schedules, under which settings, and how requests come.
+    """One replay: what schedules it, under which settings, and how requests arrive.
 
-    Where neither a formula nor a scheduler is given, it is scheduled by what recorded: `resolved` fills that in.
+    If it names neither a formula nor a scheduler, the recorded one schedules it: `with_recorded_scheduler` adds that.
     """
 
     name: str
     text: str = ""
-    """As it was given, for editing it."""
+    """The text that was typed, for editing."""
     formula: Formula | None = None
     scheduler: GivenScheduler | None = None
     policy: Policy | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Changed settings as given; `changed` reads them for one engine."""
+    """Changed settings as typed. `changed` reads them for one engine."""
     arrivals: str | None = None
     acceptances: str = "drawn"
 
     def changed(self, engine: EngineInfo) -> ChangedSettings:
-        """Its settings by the names of a recorded engine. UsageError where that has no such settings."""
+        """Its settings by the names of a recorded engine. UsageError if that engine has no such settings."""
         from fdtrace.replayer.workload.engine_settings import read_settings
         from fdtrace.replayer.workload.under_settings import ChangedSettings
 
@@ -59,16 +59,16 @@ def is_variant(text: str) -> bool:
 
 
 def _parts(text: str) -> tuple[str, str]:
-    """Its name, empty where it has none, and the rest."""
+    """The name of a variant (empty if it has none), and the rest."""
     name, colon, rest = text.partition(":")
     return (name.strip(), rest) if colon and "=" not in name else ("", text)
 
 
-def variant(text: str, python: str) -> Variant:
+def parse_variant(text: str, python: str) -> Variant:
     """The variant that `-w` gives; `python` runs the driver of a scheduler.
 
     Raises:
-        UsageError: it is none, or what it names does not exist.
+        UsageError: the text is no variant, or names something that does not exist.
     """
     if len(text) > LONGEST_TEXT:
         raise UsageError(
@@ -91,34 +91,34 @@ def variant(text: str, python: str) -> Variant:
     return variant_of(name or rest.strip(), assigned, python, text.strip())
 
 
-def variant_of(name: str, given: Mapping[str, Any], python: str, text: str = "") -> Variant:
-    """The variant of a name, keys and values. UsageError as for `variant`."""
+def variant_of(name: str, assigned: Mapping[str, Any], python: str, text: str = "") -> Variant:
+    """The variant of a name, keys and values. UsageError as for `parse_variant`."""
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UsageError(
             f"a variant cannot be called {name[:40]!r}",
             why=f"1 to {LONGEST_NAME} characters fit beside its figures",
         )
-    found = Variant(name, text or name)
-    for key, value in given.items():
+    variant = Variant(name, text or name)
+    for key, value in assigned.items():
         if key in OWN_KEYS:
-            found = _with_own(found, key, value, python)
-    return replace(found, settings={key: value for key, value in given.items() if key not in OWN_KEYS})
+            variant = _with_own(variant, key, value, python)
+    return replace(variant, settings={key: value for key, value in assigned.items() if key not in OWN_KEYS})
 
 
-def _with_own(found: Variant, key: str, value: Any, python: str) -> Variant:
+def _with_own(variant: Variant, key: str, value: Any, python: str) -> Variant:
     if key == "scheduler":
-        return replace(found, scheduler=given_schedulers([str(value)], python)[0])
+        return replace(variant, scheduler=given_schedulers([str(value)], python)[0])
     if key == "formula":
-        return replace(found, formula=_formula(found.name, value))
+        return replace(variant, formula=_formula(variant.name, value))
     if key == "policy":
         from fdtrace.replayer.config import parse_policy
 
-        return replace(found, policy=parse_policy(value) if isinstance(value, str) else value)
+        return replace(variant, policy=parse_policy(value) if isinstance(value, str) else value)
     if key == "acceptances":
         if value not in ("drawn", "recorded"):
             raise UsageError(f"acceptances={value} is neither drawn nor recorded")
-        return replace(found, acceptances=str(value))
-    return replace(found, arrivals=str(value))
+        return replace(variant, acceptances=str(value))
+    return replace(variant, arrivals=str(value))
 
 
 def _formula(name: str, value: Any) -> Formula:
@@ -135,7 +135,7 @@ def _formula(name: str, value: Any) -> Formula:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas, those in brackets let be."""
+    """The parts between commas. Commas in brackets do not split."""
     parts, depth, begin = [], 0, 0
     for at, letter in enumerate(text):
         depth += (letter in "([") - (letter in ")]")
@@ -146,46 +146,48 @@ def _split(text: str) -> list[str]:
 
 
 def refuse_equal_names(variants: Iterable[Variant]) -> None:
-    """UsageError where two have one name."""
-    seen: set[str] = {"recorded"}
-    for one in variants:
-        if one.name in seen:
-            taken = "the recording's own" if one.name == "recorded" else "given twice"
-            raise UsageError(f"the name {one.name!r} is {taken}", hint=f"-w {EXAMPLE}")
-        seen.add(one.name)
+    """UsageError if two variants have the same name."""
+    names: set[str] = {"recorded"}
+    for variant in variants:
+        if variant.name in names:
+            why = "the recording's own" if variant.name == "recorded" else "given twice"
+            raise UsageError(f"the name {variant.name!r} is {why}", hint=f"-w {EXAMPLE}")
+        names.add(variant.name)
 
 
 def variants_of(
     formulas: Sequence[Formula], schedulers: Sequence[GivenScheduler], texts: Sequence[str]
 ) -> list[Variant]:
     """Formulas and schedulers that change no setting, with the texts that gave the formulas."""
-    plain = [Variant(one.name, text, formula=one) for one, text in zip(formulas, texts, strict=True)]
-    return [*plain, *(Variant(one.name, "", scheduler=one) for one in schedulers)]
+    plain = [
+        Variant(formula.name, text, formula=formula) for formula, text in zip(formulas, texts, strict=True)
+    ]
+    return [*plain, *(Variant(scheduler.name, "", scheduler=scheduler) for scheduler in schedulers)]
 
 
-def with_what_recorded(one: Variant, recording: Recording, python: str) -> Variant:
-    """A variant scheduled by what recorded: the formula that did, or the engine's own scheduler."""
+def with_recorded_scheduler(variant: Variant, recording: Recording, python: str) -> Variant:
+    """The variant under what scheduled the recording: its formula, or the engine's own scheduler."""
     from fdtrace.replayer.analysis.fidelity import recorded_formula
     from fdtrace.replayer.config import is_modelled
     from fdtrace.replayer.formulas import BUILTIN
 
     if not is_modelled(recording.engine):
         (scheduler,) = given_schedulers([recording.engine.name], python)
-        return replace(one, scheduler=scheduler)
+        return replace(variant, scheduler=scheduler)
     name = recorded_formula(recording)
     if name not in BUILTIN:
         raise UsageError(
-            f"{one.name} does not say by which formula",
+            f"{variant.name} does not say by which formula",
             why="which one recorded is not known"
             if name is None
             else f"{name!r} recorded, which is not built in",
-            hint=f"{one.name}: formula=pr7499, …",
+            hint=f"{variant.name}: formula=pr7499, …",
         )
-    return replace(one, formula=BUILTIN[name])
+    return replace(variant, formula=BUILTIN[name])
 
 
 def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
-    """What `--arrivals` or `arrivals=` says: steps, recorded, closed, rate=1.5x. UsageError."""
+    """What `--arrivals` or `arrivals=` means: steps, recorded, closed, rate=1.5x. UsageError."""
     from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
 
     plain: dict[str, tuple[ClockKind, ComingRequests]] = {
@@ -205,35 +207,39 @@ def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
     return "time", ComingRequests(rate=rate, closed=False)
 
 
-def coming_of_variant(one: Variant, told: str | None) -> tuple[ClockKind, ComingRequests]:
-    """Its own, else what is told, else by time where settings change: in steps, slower steps would bring requests
-    later. Clients that wait for their answers do so in the replay too, unless it is told otherwise.
+def coming_of_variant(variant: Variant, otherwise: str | None) -> tuple[ClockKind, ComingRequests]:
+    """How requests arrive under a variant: its own `arrivals`, else `otherwise`, else by time if settings change.
+
+    By steps, slower steps would bring requests later. If the recording shows clients that wait for their answers,
+    they wait in the replay too, unless `arrivals` says something else.
     """
     from fdtrace.replayer.workload.closed_loop import AS_FOUND, AS_RECORDED
 
-    arrivals = told if one.arrivals is None else one.arrivals
+    arrivals = otherwise if variant.arrivals is None else variant.arrivals
     if arrivals is not None:
         return coming_of(arrivals)
-    return ("time", AS_FOUND) if one.settings else ("steps", AS_RECORDED)
+    return ("time", AS_FOUND) if variant.settings else ("steps", AS_RECORDED)
 
 
-def clock_of_variant(one: Variant, told: str | None) -> ClockKind:
-    """By what requests arrive under a variant."""
-    return coming_of_variant(one, told)[0]
+def clock_of_variant(variant: Variant, otherwise: str | None) -> ClockKind:
+    """Whether requests arrive by step or by time under a variant."""
+    return coming_of_variant(variant, otherwise)[0]
 
 
-def refuse_as_recorded(given: Sequence[GivenScheduler], told: Sequence[Variant], clock: str | None) -> None:
-    """UsageError where `--as-recorded` is given with what only a rescheduled replay has."""
-    if given:
+def refuse_as_recorded(
+    schedulers: Sequence[GivenScheduler], variants: Sequence[Variant], clock: str | None
+) -> None:
+    """UsageError if `--as-recorded` comes with something that only a rescheduled replay has."""
+    if schedulers:
         raise UsageError("--as-recorded asks formulas alone", why="a real scheduler has no other state")
     if clock not in (None, "steps"):
         raise UsageError("--as-recorded has no clock", why="each step keeps the requests that it had")
-    if told:
+    if variants:
         raise UsageError("--as-recorded changes no setting", why="each step keeps the state that it had")
 
 
 def engine_of(workload: Workload, name: str) -> EngineInfo:
-    """What a workload without a recording would be run by: an engine of its configuration."""
+    """The engine that would run a workload without a recording: one of its configuration."""
     from fdtrace.recorder.trace.recording import EngineInfo
 
     config = workload.config
@@ -253,9 +259,12 @@ def engine_of(workload: Workload, name: str) -> EngineInfo:
     )
 
 
-def workload_of(workload: Workload, one: Variant) -> Workload:
-    """A workload under a variant's settings; more drafts accept what it gives. UsageError as for a recording."""
+def workload_of(workload: Workload, variant: Variant) -> Workload:
+    """A workload under a variant's settings. With more drafts, requests accept what the workload gives.
+
+    UsageError as for a recording.
+    """
     from fdtrace.replayer.workload.under_settings import ChangedSettings, workload_under
 
-    engine = engine_of(workload, "fastdeploy" if one.scheduler is None else one.scheduler.engine)
-    return workload_under(workload, engine, ChangedSettings(one.changed(engine).values, "recorded"))
+    engine = engine_of(workload, "fastdeploy" if variant.scheduler is None else variant.scheduler.engine)
+    return workload_under(workload, engine, ChangedSettings(variant.changed(engine).values, "recorded"))

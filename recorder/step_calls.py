@@ -1,6 +1,6 @@
-"""The scheduling calls that a forward came from: which it belongs to, which came before it, how far behind they were.
+"""The scheduling calls behind a forward: the call it belongs to, the calls before it, and how far behind they were.
 
-Read where somebody looks at one step; engines whose calls and forwards come in pairs have nothing of this.
+It is read when somebody looks at one step. If an engine's calls and forwards come in pairs, it has none of this.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.column_values import MISSING
 
 MOST_ROWS = 5_000_000
-"""Rows of `step_request` up to which lags are read: the view `call_lag` sorts them all."""
+"""Most rows of `step_request` for which lags are read: the view `call_lag` sorts all of them."""
 
 MOST_CALLS = 12
-"""Calls shown of one step, the last ones."""
+"""Most calls that are shown of one step: the last ones."""
 
 
 @dataclass(frozen=True)
 class StepCall:
-    """One row of `call` beside a step; counts of requests, tokens and blocks as there, None where unknown.
+    """One row of `call`, seen from a step; counts of requests, tokens and blocks as in the table, None: not known.
 
-    `began_us` and `took_us`: microseconds from the step's begin to the call's (below 0: before it), and its time.
-    `first_step`: the forward that its tasks entered. `seen_step`: the last forward whose outputs it had taken in.
+    `began_us`: microseconds from the step's begin to the call's begin (below 0: the call was earlier). `took_us`: how
+    long the call took. `first_step`: the forward that its tasks entered. `seen_step`: the last forward whose outputs
+    it had taken in.
     """
 
     call: int
@@ -56,10 +57,11 @@ class StepCall:
 
 @dataclass(frozen=True)
 class StalledRequest:
-    """A decode that a step did not run, since which forward, and the call that ended that: None where none did.
+    """A decode that a step did not run. `since`: the forward in which it stalled. `call`: the call that ended the
+    stall; None: no call did.
 
-    `did` is what that call did with it, `began_us` when it began as in `StepCall`, `first_step` the forward in which it
-    took effect.
+    `did`: what that call did with it. `began_us`: when that call began, as in `StepCall`. `first_step`: the forward in
+    which that took effect.
     """
 
     request_id: str
@@ -72,10 +74,10 @@ class StalledRequest:
 
 @dataclass(frozen=True)
 class StepCalls:
-    """`of_step`: the call that a step's figures are of; None: it came before the recording began.
+    """`of_step`: the call to which a step's figures belong; None: it came before the recording began.
 
-    `between`: further calls since the step before, in their order, up to the begin of this one; the last `MOST_CALLS`
-    of `num_between` rows. `stalled`: its decodes that did not run.
+    `between`: the other calls from the step before to the begin of this step, in their order; of `num_between` rows
+    the last `MOST_CALLS`. `stalled`: the step's decodes that did not run.
     """
 
     step: int
@@ -130,13 +132,13 @@ ORDER BY v.step, r.request_id
 
 @dataclass(frozen=True, eq=False)
 class CallLags:
-    """What calls had taken in: `seen_step` is that of `call` and of all after it up to the next one. int64 all."""
+    """The outputs that calls had taken in. `seen_step` holds for `call` and all calls before the next entry. int64."""
 
     call: NDArray[np.int64]
     seen_step: NDArray[np.int64]
 
     def seen_by(self, calls: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The last step whose outputs each of `calls` had taken in; MISSING: it had counted none."""
+        """The last step whose outputs each of `calls` had taken in; MISSING: the call had counted no outputs."""
         at = np.searchsorted(self.call, calls, side="right") - 1
         if not len(self.call):
             return np.full(len(calls), MISSING, np.int64)
@@ -144,7 +146,7 @@ class CallLags:
 
 
 def read_lags(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallLags | None:
-    """The lags of all calls; None where the trace does not have what calls knew, or has more than `MOST_ROWS`."""
+    """The lags of all calls. None if the trace does not say what calls knew, or has more than `MOST_ROWS`."""
     if not _ordered(db, engine_id):
         return None
     query = "SELECT call, seen_step FROM call_lag WHERE engine_id = $1 ORDER BY call"
@@ -152,10 +154,10 @@ def read_lags(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallLags | None:
 
 
 def read_step_lags(db: duckdb.DuckDBPyConnection, engine_id: int, lags: CallLags) -> NDArray[np.int64]:
-    """Of each step, in their order, how many forwards before it its call had not taken in when it began.
+    """For each step, in order: how many forwards before it its call had not taken in when it began.
 
-    Its call is the one that its figures are of: the last whose tasks had entered, or a later idle one that had ended.
-    MISSING: there is none, or it had counted no outputs yet.
+    A step's call is the one to which its figures belong: the last call whose tasks had entered, or a later idle call
+    that had ended. MISSING: there is no such call, or it had counted no outputs yet.
     """
     calls = _numpy(db, _ENDS, engine_id)
     steps = _numpy(
@@ -163,22 +165,24 @@ def read_step_lags(db: duckdb.DuckDBPyConnection, engine_id: int, lags: CallLags
     )
     working = np.flatnonzero(calls["idle"] == 0)
     entered = working[calls["first_step"][working] != MISSING]
-    nth = np.searchsorted(calls["first_step"][entered], steps["step"], side="right") - 1
+    entered_index = np.searchsorted(calls["first_step"][entered], steps["step"], side="right") - 1
     if not len(entered):
         return np.full(len(steps["step"]), MISSING, np.int64)
-    own = entered[np.maximum(nth, 0)]
+    own = entered[np.maximum(entered_index, 0)]
     next_working = np.append(working, len(calls["call"]))[np.searchsorted(working, own, side="right")]
     ended = np.searchsorted(calls["ended"], steps["ts"], side="right") - 1
     own = np.maximum(own, np.minimum(ended, next_working - 1))
-    seen = lags.seen_by(_within(calls, own, steps["ts"]))
-    found = np.where((nth < 0) | (seen == MISSING), MISSING, np.maximum(steps["step"] - seen - 1, 0))
-    return np.asarray(found, np.int64)
+    seen_step = lags.seen_by(_within(calls, own, steps["ts"]))
+    lag = np.where(
+        (entered_index < 0) | (seen_step == MISSING), MISSING, np.maximum(steps["step"] - seen_step - 1, 0)
+    )
+    return np.asarray(lag, np.int64)
 
 
 def _within(
     calls: Mapping[str, NDArray[np.int64]], rows: NDArray[np.int64], ts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The number of the last call of each row that had begun at `ts`: idle ones of a row follow each other evenly."""
+    """For each row, its last call that had begun at `ts`. The idle calls of a row are taken as evenly spaced."""
     first, count = calls["ts"][rows], calls["num_calls"][rows]
     lasts = np.maximum(calls["last_ts"][rows] - first, 1)
     passed = np.clip(ts - first, 0, lasts)
@@ -188,22 +192,22 @@ def _within(
 def read_step_calls(
     db: duckdb.DuckDBPyConnection, engine_id: int, step: int, lags: CallLags
 ) -> StepCalls | None:
-    """The calls of one step; None where the recording has no such step."""
-    found = db.execute(
+    """The calls of one step. None if the recording has no such step."""
+    begins = db.execute(
         "SELECT epoch_ns(ts) FROM step WHERE engine_id = $1 AND step = $2", [engine_id, step]
     ).fetchall()
-    if not found:
+    if not begins:
         return None
-    ((ts,),) = found
+    ((ts,),) = begins
     rows = db.execute(_CALLS, [engine_id, step, ts]).fetchall()
     columns = {
         name: np.array([row[at] for row in rows], np.int64)
         for name, at in (("call", 0), ("num_calls", 1), ("ts", -2), ("last_ts", -1))
     }
-    here = np.arange(len(rows))
-    seen = lags.seen_by(_within(columns, here, np.full(len(rows), ts, np.int64))).tolist()
+    row_numbers = np.arange(len(rows))
+    seen_steps = lags.seen_by(_within(columns, row_numbers, np.full(len(rows), ts, np.int64))).tolist()
     calls = []
-    for row, last in zip(rows, seen, strict=True):
+    for row, last in zip(rows, seen_steps, strict=True):
         values: tuple[Any, ...] = (*row[:-3], None if last == MISSING else last)
         calls.append(StepCall(*values))
     own = next((call for call, row in zip(calls, rows, strict=True) if row[-3]), None)
@@ -220,11 +224,11 @@ def _ordered(db: duckdb.DuckDBPyConnection, engine_id: int) -> bool:
     if not {"call", "call_request"} <= tables:
         return False
     query = "SELECT count(*) FROM (SELECT 1 FROM call_request WHERE engine_id = $1 LIMIT 1)"
-    ((known,),) = db.execute(query, [engine_id]).fetchall()
+    ((has_order,),) = db.execute(query, [engine_id]).fetchall()
     ((rows,),) = db.execute("SELECT count(*) FROM step_request WHERE engine_id = $1", [engine_id]).fetchall()
-    return bool(known) and rows <= MOST_ROWS
+    return bool(has_order) and rows <= MOST_ROWS
 
 
 def _numpy(db: duckdb.DuckDBPyConnection, query: str, engine_id: int) -> dict[str, NDArray[np.int64]]:
-    found = db.execute(query, [engine_id]).fetchnumpy()
-    return {name: np.asarray(np.ma.filled(values, MISSING), np.int64) for name, values in found.items()}
+    arrays = db.execute(query, [engine_id]).fetchnumpy()
+    return {name: np.asarray(np.ma.filled(values, MISSING), np.int64) for name, values in arrays.items()}

@@ -1,7 +1,7 @@
 """Record a running server: its process and all below it. Ends by Ctrl-C, --duration, --steps or `fdtrace detach`.
 
-Three ways in are tried, in this order: the process is armed (it was started with FDTRACE=1 in an environment that has
-fdtrace); `sys.remote_exec` (both Pythons 3.14 or later, of one minor version); our own injector (ptrace).
+Three methods are tried in this order: the process is armed (it was started with FDTRACE=1 in an environment that has
+fdtrace); `sys.remote_exec` (both Pythons are 3.14 or later, of the same minor version); our own injector (ptrace).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             discard(session, supervisor)
             raise
         watch = Watch(session, supervisor, args.duration)
-        _tell(watch, reached)
+        _note_processes(watch, reached)
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
         )
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(watch: Watch, reached: list[Reached]) -> None:
+def _note_processes(watch: Watch, reached: list[Reached]) -> None:
     for process in reached:
         held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
         state = (
@@ -84,7 +84,7 @@ def _tell(watch: Watch, reached: list[Reached]) -> None:
 
 
 def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
-    """Record until something ends it; what the collector said last."""
+    """Record until something ends it. Returns the collector's last message."""
     if args.tui:
         from fdtrace.open_replay_screen import on_screen
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, and say for each formula whether it holds; 1 where one does not."""
+    """Replay, and print for each formula whether it passes. Returns 1 if one fails."""
     from fdtrace.build_replays import Replays
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.errors import TraceError
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             )
         rows = RecordedRows(trace, recording.engine.engine_id)
         with Replays(recording, args, rows) as replays:
-            histories = replays.now()[1:]
+            histories = replays.compute_here()[1:]
     failed = 0
     for history in histories:
         outcome = history.outcome

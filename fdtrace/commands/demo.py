@@ -1,4 +1,4 @@
-"""The whole tool in a minute: the sandbox engine is started, attached to, recorded live, and replayed."""
+"""The whole tool in a minute: starts the sandbox engine, records it live, and replays the trace."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record the sandbox under `original`, show what was recorded, then the replay."""
+    """Record the sandbox under `original`. Show what was recorded, then the replay."""
     from fdtrace.cli import main
     from fdtrace.progress import Progress
 
     progress = Progress()
     if args.output == OUTPUT:
-        args.output.unlink(missing_ok=True)  # the last demo's; what was named is never overwritten
+        args.output.unlink(
+            missing_ok=True
+        )  # the last demo's trace; a file that the user names is never overwritten
     engine = [sys.executable, "-m", "fdtrace", "sandbox", "--formula", "original", "--steps", str(args.steps)]
     progress.note("recording: fdtrace record -o " + f"{args.output} -- fdtrace sandbox --steps {args.steps}")
     code = main(["record", "-o", str(args.output), "--", *engine])

@@ -15,18 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stop every agent of the recordings that PID's process tree takes part in."""
+    """Stop all agents of every recording that a process of PID's tree belongs to."""
     from fdtrace.progress import Progress
     from fdtrace.recorder import agent_processes, attach_server
     from fdtrace.recorder.inject import process_tree
 
     tree = [process.pid for process in process_tree(args.pid)]
-    found = [agent for pid in tree if (agent := agent_processes.find_agent(pid)) is not None]
-    sessions = {agent.recording: agent.status.get("output") for agent in found if agent.recording}
+    agents = [agent for pid in tree if (agent := agent_processes.find_agent(pid)) is not None]
+    sessions = {agent.recording: agent.status.get("output") for agent in agents if agent.recording}
     if not sessions:
         raise TargetError(
             f"process {args.pid} is not recorded",
-            why="it is armed, and waits" if found else "no agent is in it or below it",
+            why="it is armed, and waits" if agents else "no agent is in it or below it",
             hint="`fdtrace status` lists what is recorded",
         )
     progress = Progress()

@@ -1,4 +1,4 @@
-"""The budget formulas: what each computes, where it comes from, and what an expression of your own may name."""
+"""The budget formulas: what each computes, where it comes from, and which names your own expression can use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a trace: the recording, its engines, its figures, what the engine could not tell."""
+"""What is in a trace: the recording, its engines, its figures, what the engine did not say."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from fdtrace.recorder.trace.trace import Trace
 
 LONGEST = 10_000
-"""Characters of a line."""
+"""Most characters of a line."""
 MOST_LOSSES = 100
-"""Losses of an engine that are printed."""
+"""Most losses of an engine that are printed."""
 
 SUMMARY = """
 SELECT engine_id, count(*) AS steps, min(step) AS first, max(step) AS last,
@@ -51,16 +51,16 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.recorder.trace.trace import open_trace
 
     with open_trace(args.trace) as trace:
-        found = collect(trace)
+        summary = collect(trace)
     if args.json:
-        print(json.dumps(found, default=str))
+        print(json.dumps(summary, default=str))
     else:
-        _print(found)
+        _print(summary)
     return 0
 
 
 def collect(trace: Trace) -> dict[str, Any]:
-    """What `info` tells, as JSON."""
+    """What `info` prints, as JSON."""
     from fdtrace.recorder.trace.standstill import has_calls, standstill
 
     summaries, requests = _by_engine(trace, SUMMARY), _by_engine(trace, REQUESTS)
@@ -97,14 +97,14 @@ def collect(trace: Trace) -> dict[str, Any]:
 
 def _by_engine(trace: Trace, query: str) -> dict[Any, list[dict[str, Any]]]:
     """A query's rows by their `engine_id`, without it."""
-    found: dict[Any, list[dict[str, Any]]] = {}
+    by_engine: dict[Any, list[dict[str, Any]]] = {}
     for row in trace.rows(query):
-        found.setdefault(row.pop("engine_id"), []).append(row)
-    return found
+        by_engine.setdefault(row.pop("engine_id"), []).append(row)
+    return by_engine
 
 
 def _unknown(trace: Trace) -> dict[Any, list[str]]:
-    """The columns of `step` of which each engine told nothing."""
+    """For each engine, the columns of `step` that have no value."""
     from fdtrace.recorder import schema
 
     names = [name for name in schema.STEP.names if name != "engine_id"]
@@ -113,27 +113,27 @@ def _unknown(trace: Trace) -> dict[Any, list[str]]:
     return {key: [name for name, n in row[0].items() if n == 0] for key, row in rows.items()}
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any]) -> None:
     from fdtrace.recorder.printable import printable
 
-    trace = found["trace"]
+    trace = summary["trace"]
     ended = (
         f"ended {trace['ended_at']} UTC by {trace['ended_by']}" if trace["ended_at"] else "still recording"
     )
     lines = [
-        f"{found['path']}  {found['bytes']:,} bytes, schema {trace['schema_version']}",
+        f"{summary['path']}  {summary['bytes']:,} bytes, schema {trace['schema_version']}",
         f"{trace['state']}: recorded by fdtrace {trace['fdtrace_version']}, begun {trace['created_at']} UTC, {ended}",
         *(f"note: {note}" for note in trace["notes"]),
-        *(f"PROBLEM: {problem}" for problem in found["problems"]),
+        *(f"PROBLEM: {problem}" for problem in summary["problems"]),
     ]
-    for one in found["engines"]:
-        lines += ["", *_engine_lines(one)]
+    for engine in summary["engines"]:
+        lines += ["", *_engine_lines(engine)]
     for line in lines:
         print(printable(line, LONGEST))
 
 
-def _engine_lines(one: dict[str, Any]) -> list[str]:
-    engine, steps = one["engine"], one["steps"]
+def _engine_lines(summary: dict[str, Any]) -> list[str]:
+    engine, steps = summary["engine"], summary["steps"]
     speculation = (
         f"{engine['spec_method']} K={engine['num_speculative_tokens']}" if engine["spec_method"] else "none"
     )
@@ -142,31 +142,31 @@ def _engine_lines(one: dict[str, Any]) -> list[str]:
         f"{engine['host']}, role {engine['role']}, rank {engine['dp_rank']}",
         f"  max_num_batched_tokens {engine['max_num_batched_tokens']}, max_num_seqs {engine['max_num_seqs']}, "
         f"{engine['num_blocks']} blocks of {engine['block_size']}, speculation {speculation}",
-        f"  steps      {_steps(steps)}, {one['requests']:,} requests",
-        "  calls      " + _calls(one["calls"]),
+        f"  steps      {_steps(steps)}, {summary['requests']:,} requests",
+        "  calls      " + _calls(summary["calls"]),
     ]
-    if one["standstill"]:
-        lines.append(f"  HANGS      {one['standstill']['text']}")
+    if summary["standstill"]:
+        lines.append(f"  HANGS      {summary['standstill']['text']}")
     if steps["steps"]:
         lines.append(
             f"  tokens     {_number(steps['tokens'])}, at most {_number(steps['most'])} a step; "
             f"drafts {steps['drafts'] or 0:,}, accepted {steps['accepted'] or 0:,}; "
             f"preemptions {steps['preempted'] or 0}"
         )
-    for row in one["exceeded"]:
+    for row in summary["exceeded"]:
         lines.append(
             f"  exceeded   {row['limit_name']} in {row['steps']} steps, by {row['most']} tokens at most"
         )
     if engine["max_num_batched_tokens"] is None:
         lines.append("  exceeded   cannot be said: max_num_batched_tokens is NULL")
-    elif steps["steps"] and not one["exceeded"]:
+    elif steps["steps"] and not summary["exceeded"]:
         lines.append("  exceeded   no limit")
-    lines.append("  events     " + ", ".join(f"{kind} {n}" for kind, n in one["events"].items()))
-    lines += [f"  lost       {row['detail']}" for row in one["lost"][:MOST_LOSSES]]
-    if len(one["lost"]) > MOST_LOSSES:
-        lines.append(f"  lost       {len(one['lost']) - MOST_LOSSES} times more")
-    if one["unknown"]:
-        lines.append("  not told   " + ", ".join(one["unknown"]))
+    lines.append("  events     " + ", ".join(f"{kind} {n}" for kind, n in summary["events"].items()))
+    lines += [f"  lost       {row['detail']}" for row in summary["lost"][:MOST_LOSSES]]
+    if len(summary["lost"]) > MOST_LOSSES:
+        lines.append(f"  lost       {len(summary['lost']) - MOST_LOSSES} times more")
+    if summary["unknown"]:
+        lines.append("  not told   " + ", ".join(summary["unknown"]))
     return lines
 
 

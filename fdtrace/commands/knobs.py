@@ -1,7 +1,7 @@
-"""The settings of a recorded engine that its scheduling depends on: what was recorded, what they may be, what they do.
+"""The settings of a recorded engine that its scheduling depends on: recorded value, possible values, what they do.
 
-`fdtrace replay TRACE -w 'NAME: SETTING=VALUE, …'` replays with others. FastDeploy's are those that the model and the
-real code follow; vLLM's are asked of the installed version (--scheduler vllm=DIR: of that one).
+`fdtrace replay TRACE -w 'NAME: SETTING=VALUE, …'` replays with other values. FastDeploy's settings are those that the
+model and the real code follow. For vLLM, the installed version lists its settings (--scheduler vllm=DIR: that version).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OWN = (
     ("arrivals", "text", "recorded | steps | closed | rate=1.5x", "when requests come: docs/whatif.md"),
     ("acceptances", "text", "drawn | recorded", "of more drafts: drawn from the request's record, or none beyond it"),
 )  # fmt: skip
-"""What a variant may say beside settings."""
+"""Keys of a variant that are no settings."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the settings."""
     import json
 
     from fdtrace.recorder.trace.trace import open_trace
@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def knobs_of_engine(engine: EngineInfo, schedulers: list[str] | None, python: str) -> list[Mapping[str, Any]]:
-    """The settings of an engine: name, kind, range, recorded, text, and of vLLM the default.
+    """The settings of an engine: name, kind, range, recorded value, text; for vLLM also the default.
 
     Raises:
-        UsageError: a scheduler that is none, or of another engine.
+        UsageError: a scheduler is not valid, or belongs to another engine.
         TargetError: vLLM cannot be imported by `python`.
     """
     from fdtrace.replayer.config import is_modelled
@@ -83,11 +83,11 @@ def _of_vllm(engine: EngineInfo, schedulers: list[str] | None, python: str) -> l
     from fdtrace.replayer.workload.engine_settings import VLLM_SIZES, recorded_value
     from fdtrace.scheduler_option import QUIET, given_schedulers
 
-    given = given_schedulers(schedulers or [engine.name], python)[0]
-    if given.engine != engine.name:
-        raise UsageError(f"--scheduler {given.name} has no settings of a recording of {engine.name}")
-    driver = Path(fdtrace.drivers.__file__).with_name(f"{given.engine}.py")
-    with Child(driver, given.checkout, python, QUIET) as child:
+    scheduler = given_schedulers(schedulers or [engine.name], python)[0]
+    if scheduler.engine != engine.name:
+        raise UsageError(f"--scheduler {scheduler.name} has no settings of a recording of {engine.name}")
+    driver = Path(fdtrace.drivers.__file__).with_name(f"{scheduler.engine}.py")
+    with Child(driver, scheduler.checkout, python, QUIET) as child:
         open_driver(child, {"knobs": dict(engine.config)}, DrivenVllm.needs)
         knobs: list[dict[str, Any]] = child.ask({})["knobs"]
     for knob in knobs:

@@ -1,6 +1,6 @@
-"""Start a server with the agent inside it and all its children, from their first line on, whatever Python they use.
+"""Start a server with the agent in it and in all its children, from their first line on, with any Python.
 
-Ends with CMD, and with CMD's own exit code; --duration and --steps end the recording earlier and leave CMD running.
+It ends with CMD, and with CMD's exit code. --duration and --steps end the recording earlier; CMD keeps running.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; its exit code, or 3 where it ended well and no step of an engine was seen."""
+    """Run the command. Returns its exit code, or 3 if it succeeded but no step of an engine was seen."""
     from fdtrace.recorder.session import Session
     from fdtrace.recorder.supervise import Supervisor
 
@@ -83,7 +83,7 @@ def _start(command: list[str], session: Session) -> subprocess.Popen[bytes]:
 
 
 def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
-    """Record until the command or a bound ends it; the command's exit code as a shell gives it."""
+    """Record until the command or a limit ends it. Returns the command's exit code as a shell does."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGINT:  # a Ctrl-C reaches the command by itself: it is in our process group
@@ -102,8 +102,8 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
 
 
 def _record(process: subprocess.Popen[bytes], watch: Watch) -> FdtraceError | None:
-    """Record until the command or a bound ends it; why no more could be recorded, where that is so: the command goes
-    on then.
+    """Record until the command or a limit ends it. If the recording fails, the command continues, and the error is
+    returned.
     """
     try:
         reason = watch.until(lambda: _ending(process.poll()))

@@ -1,4 +1,4 @@
-"""Make a trace of what a recording left that was cut off: killed, or its machine's terminal lost."""
+"""Make a trace from what a recording left that was cut off: it was killed, or its terminal was lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
             f"there is nothing to recover at {path}",
             why=f"{path} is a finished trace" if path.exists() else f"there is no {parts}",
         )
-    os.umask(os.umask(0o077) | 0o077)  # what was recorded is nobody else's
+    os.umask(os.umask(0o077) | 0o077)  # nobody else may read what was recorded
     check_parts(parts)
     session = Session.load(parts / "session.json")
     progress = Progress()

@@ -1,8 +1,8 @@
 """Replay a trace under other budget formulas: side by side on a terminal, printed with --report, or as --json.
 
-Rescheduled (the default): the recorded requests, arrivals and acceptance lengths scheduled afresh by the model of the
-engine's scheduler. --scheduler: the same through the real code of a checkout. --as-recorded: each step keeps the state
-that it had; what would the formula have allowed there?
+Rescheduled (the default): the model of the engine's scheduler schedules the recorded requests, arrivals and acceptance
+lengths again. --scheduler: the same through the real code of a checkout. --as-recorded: each step keeps the state that
+it had; what would the formula have allowed there?
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_replay_arguments(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--report", action="store_true", help="print instead (the default where stdout is no terminal)"
+        "--report", action="store_true", help="print instead (the default if stdout is no terminal)"
     )
     how.add_argument("--json", action="store_true", help="one JSON object, for machines")
     how.add_argument(
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ascii",
         action="store_true",
-        help="16 colours and 7-bit characters only (the default where the terminal has no block characters)",
+        help="16 colours and 7-bit characters only (the default if the terminal has no block characters)",
     )
     parser.add_argument(
         "--theme", choices=("dark", "light"), help="of the screen (default: by COLORFGBG, else dark)"
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
         with Replays(recording, args, RecordedRows(trace, recording.engine.engine_id)) as replays:
-            histories = replays.now() if recording.num_steps else []
+            histories = replays.compute_here() if recording.num_steps else []
         still = standstill_of(trace, recording.engine.engine_id)
     if args.json:
         _print_json(recording, histories, still)
@@ -110,11 +110,11 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _terminal(args: argparse.Namespace, drawing: bool) -> Terminal:
-    """As the options say, else as the terminal is; a picture is not bound by the terminal that it is made in."""
+    """The terminal by the options, else as it is detected. A picture does not depend on the terminal at hand."""
     from fdtrace.tui.terminal import Terminal
 
-    found = Terminal() if drawing else Terminal.here()
-    return Terminal(args.ascii or found.ascii, args.theme == "light" if args.theme else found.light)
+    detected = Terminal() if drawing else Terminal.here()
+    return Terminal(args.ascii or detected.ascii, args.theme == "light" if args.theme else detected.light)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,15 +1,15 @@
-"""Schedule a workload with no trace: a case in the lab's JSON format in, one line of decisions a step out.
+"""Schedule a workload with no trace: reads a case in the lab's JSON format, writes one line of decisions a step.
 
-Under each formula with the policy of its time: `original`, `pr7438`, `pr7499` and `pr7623` with that of before release
-2.6, `release_2_6` with its own; --policy chooses another. With --scheduler, the real code of a checkout decides. One
-alone writes its decisions to stdout, or to --decisions; several are compared in a table, and --decisions then writes
-one file each, with its name before the suffix.
+Each formula runs with the policy of its time: `original`, `pr7438`, `pr7499` and `pr7623` with the policy from before
+release 2.6, `release_2_6` with its own. --policy chooses another. With --scheduler, a checkout's code decides.
+A single run writes its decisions to stdout, or to --decisions. Several runs are compared in a table, and --decisions
+then writes one file for each, with the run's name before the suffix.
 
-With `"role": "prefill"` or `"decode"` the workload meets one instance of a deployment in roles: each request gets its
-slot and blocks before it runs, joins `join_after` calls later (or, with `"discarded": true`, gives them back), and in
-the prefill role is done `send_after` calls after its last chunk. Lines then hold these too.
+With `"role": "prefill"` or `"decode"` the workload runs on one instance of a deployment in roles. Each request gets its
+slot and blocks before it runs. It joins `join_after` calls later or, with `"discarded": true`, gives them back. In the
+prefill role it is done `send_after` calls after its last chunk. The lines then hold these events too.
 
-Exit code 1: under one of them the workload hangs, or the limit of steps cut it.
+Exit code 1: in one of the runs the workload hangs, or the limit of steps stopped it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fdtrace.variants import Variant
 
 MOST_NOTES = 8
-"""Notes printed of one workload, before their number alone."""
+"""Notes that are printed of one workload; of the rest, only the number."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,18 +73,21 @@ def run(args: argparse.Namespace) -> int:
     """Simulate to the end of the workload, to a hang, or to the limit of steps; 1 for the last two."""
     from fdtrace.replayer.workload.from_case import workload_from_case
     from fdtrace.scheduler_option import given_schedulers
-    from fdtrace.variants import refuse_equal_names, variant, variants_of
+    from fdtrace.variants import parse_variant, refuse_equal_names, variants_of
     from fdtrace.workload_file import read_case
 
     if args.max_steps is not None and args.max_steps < 1:
         raise UsageError(f"--max-steps is {args.max_steps}", hint="1 or more")
-    given = given_schedulers(args.scheduler, args.scheduler_python)
-    told = [variant(text, args.scheduler_python) for text in args.variant or ()]
-    formulas = _formulas(args, bool(given or told))
-    chosen = [*variants_of(formulas, given, [one.name for one in formulas]), *map(_complete, told)]
+    schedulers = given_schedulers(args.scheduler, args.scheduler_python)
+    parsed = [parse_variant(text, args.scheduler_python) for text in args.variant or ()]
+    formulas = _formulas(args, bool(schedulers or parsed))
+    chosen = [
+        *variants_of(formulas, schedulers, [formula.name for formula in formulas]),
+        *map(_complete, parsed),
+    ]
     refuse_equal_names(chosen)
     workload = workload_from_case(read_case(args.workload), max_steps=args.max_steps)
-    outputs = _outputs(args, [by.name for by in chosen])
+    outputs = _outputs(args, [variant.name for variant in chosen])
     _say_notes(workload)
     if len(chosen) == 1 and not args.json:
         with _output(args.decisions or "-") as out:
@@ -100,15 +103,15 @@ def _compare(
     chosen: Sequence[Variant],
     outputs: Sequence[Path | None],
 ) -> int:
-    """Print what each did. Where one cannot be run, the others are printed all the same, and its error last."""
+    """Print what each run did. If one cannot run, the others are printed all the same, and its error last."""
     from fdtrace.simulation_result import print_json, print_table
 
     results: list[Simulated] = []
     errors: list[FdtraceError] = []
-    for by, path in zip(chosen, outputs, strict=True):
+    for variant, path in zip(chosen, outputs, strict=True):
         try:
             with _output(path) as out:
-                results.append(_simulate(workload, by, args.policy, out))
+                results.append(_simulate(workload, variant, args.policy, out))
         except FdtraceError as error:
             errors.append(error)
     if args.json:
@@ -123,7 +126,7 @@ def _compare(
     return int(any(result.is_bad for result in results))
 
 
-def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
+def _formulas(args: argparse.Namespace, optional: bool) -> list[Formula]:
     from fdtrace.build_replays import policy_of
     from fdtrace.formula_texts import formulas
 
@@ -132,7 +135,7 @@ def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
         return formulas(args.formula)
     if policy is not None:
         return formulas([policy.formula])
-    if beside:
+    if optional:
         return []
     raise UsageError(
         "no formula to schedule by", hint="-f pr7499, --scheduler fastdeploy=DIR, or --scheduler vllm"
@@ -141,9 +144,9 @@ def _formulas(args: argparse.Namespace, beside: bool) -> list[Formula]:
 
 @contextmanager
 def _scheduler(
-    workload: Workload, by: Variant, policy_name: str | None
+    workload: Workload, variant: Variant, policy_name: str | None
 ) -> Iterator[tuple[AnyScheduler, list[str]]]:
-    """The scheduler, and what FastDeploy would refuse of this workload: its version that the model follows."""
+    """The scheduler, and what the FastDeploy version that the model follows would refuse of this workload."""
     from fdtrace.build_replays import policy_of
     from fdtrace.replayer.config import ORIGINAL
     from fdtrace.replayer.experiment import policy_with
@@ -151,42 +154,42 @@ def _scheduler(
     from fdtrace.replayer.workload.startup_checks import refusals
     from fdtrace.variants import engine_of
 
-    if by.scheduler is not None:
+    if variant.scheduler is not None:
         env = (workload.case or {}).get("env") or {}
-        changed = by.changed(engine_of(workload, by.scheduler.engine)).values
-        with by.scheduler.open(workload.config, env, changed=changed) as driven:
+        changed = variant.changed(engine_of(workload, variant.scheduler.engine)).values
+        with variant.scheduler.open(workload.config, env, changed=changed) as driven:
             yield driven, []
     else:
-        assert by.formula is not None
-        policy = by.policy or policy_of(policy_name) or policy_with(by.formula) or ORIGINAL
-        refused = refusals(workload.config, by.formula.name, policy, workload.requests)
-        scheduler = Scheduler(workload.config, by.formula, policy, explain=False)
+        assert variant.formula is not None
+        policy = variant.policy or policy_of(policy_name) or policy_with(variant.formula) or ORIGINAL
+        refused = refusals(workload.config, variant.formula.name, policy, workload.requests)
+        scheduler = Scheduler(workload.config, variant.formula, policy, explain=False)
         yield scheduler, [refusal.text for refusal in refused]
 
 
-def _complete(one: Variant) -> Variant:
-    """A variant of a workload, which has no recording to say who schedules. UsageError."""
-    if one.arrivals is not None:
-        raise UsageError(f"{one.name} has arrivals", why="a workload says itself when its requests come")
-    if one.formula is None and one.scheduler is None:
+def _complete(variant: Variant) -> Variant:
+    """The variant, checked: a workload has no recording that says what schedules it. UsageError."""
+    if variant.arrivals is not None:
+        raise UsageError(f"{variant.name} has arrivals", why="a workload says itself when its requests come")
+    if variant.formula is None and variant.scheduler is None:
         raise UsageError(
-            f"{one.name} does not say by which formula", hint=f"-w '{one.name}: formula=pr7499, …'"
+            f"{variant.name} does not say by which formula", hint=f"-w '{variant.name}: formula=pr7499, …'"
         )
-    return one
+    return variant
 
 
-def _simulate(workload: Workload, by: Variant, policy: str | None, out: TextIO | None) -> Simulated:
+def _simulate(workload: Workload, variant: Variant, policy: str | None, out: TextIO | None) -> Simulated:
     from fdtrace.replayer.model.state import SchedulerFailed
     from fdtrace.replayer.replay.simulation import Simulation, decision_line, golden_line
     from fdtrace.simulation_result import Simulated
     from fdtrace.variants import workload_of
 
-    given, workload = workload, workload_of(workload, by)
-    for note in workload.notes[len(given.notes) :]:
-        sys.stderr.write(f"fdtrace: {by.name}: {note}\n")
-    with _scheduler(workload, by, policy) as (scheduler, refused):
+    unchanged, workload = workload, workload_of(workload, variant)
+    for note in workload.notes[len(unchanged.notes) :]:
+        sys.stderr.write(f"fdtrace: {variant.name}: {note}\n")
+    with _scheduler(workload, variant, policy) as (scheduler, refused):
         simulation = Simulation(workload, scheduler)
-        simulated = Simulated(by.name, simulation, refused)
+        simulated = Simulated(variant.name, simulation, refused)
         try:
             for step in simulation:
                 simulated.add(step, json.dumps(golden_line(step)))
@@ -207,7 +210,7 @@ def _say_notes(workload: Workload) -> None:
 
 
 def _say_outcomes(results: Sequence[Simulated]) -> None:
-    """What no cell of the table holds: on stderr, each thing once."""
+    """Print on stderr what no cell of the table holds, each sentence once."""
     refused: dict[str, list[str]] = {}
     for result in results:
         for text in result.refused:
@@ -220,7 +223,7 @@ def _say_outcomes(results: Sequence[Simulated]) -> None:
 
 
 def _outputs(args: argparse.Namespace, names: Sequence[str]) -> list[Path | None]:
-    """The file of each one's decisions. UsageError where one is the workload, or that of two."""
+    """The file of each run's decisions. UsageError if a file is the workload, or belongs to two runs."""
     if args.decisions is None:
         return [None for _ in names]
     paths = [args.decisions]
@@ -254,7 +257,7 @@ def _plain(name: str) -> str:
 
 @contextmanager
 def _output(path: Path | str | None) -> Iterator[TextIO | None]:
-    """The file to write to: none, stdout for `-`."""
+    """The file to write to; stdout for `-`, nothing for None."""
     if path is None or path == "-":
         yield sys.stdout if path else None
         return

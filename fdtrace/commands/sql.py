@@ -1,7 +1,7 @@
 """Query a trace, also one that is being recorded. `docs/trace.md` documents its tables and views.
 
-A query reads the trace alone: no other file, no network, no setting. It may take two minutes and half of the machine's
-memory unless --timeout and --memory say otherwise; Ctrl-C ends it.
+A query reads only the trace: no other file, no network, no setting. It may take two minutes and half of the machine's
+memory, unless --timeout and --memory say otherwise. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet")
 TABLE_ROWS = 10_000
-"""Rows of a table on a terminal at most; the other formats have no bound."""
+"""Most rows of a table on a terminal. The other formats have no limit."""
 TIMEOUT = 120.0
-"""Seconds that a query may take unless told otherwise."""
+"""Seconds that a query may take, unless --timeout says otherwise."""
 PRIVATE = 0o600
 
 
@@ -113,9 +113,9 @@ def _write(trace: Trace, query: str, kind: str, limits: Limits, file: Path) -> N
 
 @contextlib.contextmanager
 def _rows_file(out: Path | None) -> Iterator[Path]:
-    """Where the query's rows go first: a file in a private directory, the one place that the query may write to.
+    """A file in a private directory that first gets the query's rows: the query may write nowhere else.
 
-    It is made beside `out`, so that the file can be moved there whole.
+    The directory is beside `out`, so that the complete file can be moved there.
     """
     beside = None
     if out is not None:
@@ -131,7 +131,7 @@ def _rows_file(out: Path | None) -> Iterator[Path]:
 
 
 def _deliver(file: Path, out: Path | None) -> None:
-    """The rows to `out`, as a private file, or to stdout, where a terminal gets them made safe to print."""
+    """Write the rows to `out` as a private file, or to stdout. For a terminal they are made safe to print."""
     from fdtrace.recorder.printable import printable
 
     if out is None:

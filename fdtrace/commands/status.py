@@ -1,4 +1,4 @@
-"""What is armed or recorded on this machine: a line a process."""
+"""What is armed or recorded on this machine: a line for each process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process in which an engine's real scheduler runs, and the conversation with it."""
+"""The process in which an engine's real scheduler runs, and the messages to and from it."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from typing import Any
 from fdtrace.recorder.errors import TargetError, UsageError
 
 WAIT = 10.0
-"""Seconds that it gets to end by itself."""
+"""Seconds that the process has to end by itself."""
 PATIENCE = 300.0
-"""Seconds for one answer; the first imports the engine."""
+"""Seconds for one answer. The first answer imports the engine."""
 LAST_LINES = 3
-"""Of what it printed, so many lines are shown where it dies."""
+"""Lines of its output that are shown if it dies."""
 
 
 class Child(AbstractContextManager["Child"]):
-    """A driver's process; a JSON object a line each way.
+    """A driver's process. Messages and answers are JSON objects, one a line.
 
-    It runs in an empty directory of its own that is removed with it, where the engine's logs go too.
+    It runs in an empty directory of its own, where the engine's logs go too. The directory is removed with it.
     """
 
     def __init__(self, driver: Path, checkout: Path | None, python: str, env: Mapping[str, str]) -> None:
-        """`checkout` comes first in its path; None: the engine is installed in that Python."""
-        self.what, self.python = str(checkout or f"the {driver.stem} of {python}"), python
+        """`checkout` comes first in its `sys.path`; None: the engine is installed in that Python."""
+        self.label, self.python = str(checkout or f"the {driver.stem} of {python}"), python
         self._directory = Path(tempfile.mkdtemp(prefix="fdtrace-driver-"))
         self._printed = (self._directory / "printed").open("wb")
         logs = {"FD_LOG_DIR": str(self._directory / "log"), "PYTHONSAFEPATH": ""}
-        where = [] if checkout is None else [str(checkout.resolve())]
+        path_arguments = [] if checkout is None else [str(checkout.resolve())]
         if os.path.dirname(python):
-            # It runs elsewhere. A link is kept: it says which virtual environment is meant.
+            # The process has another directory. A link is not resolved: it says which virtual environment is meant.
             python = os.path.abspath(python)
         try:
             self._process = subprocess.Popen(
-                [python, "-u", str(driver), *where],
+                [python, "-u", str(driver), *path_arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
@@ -50,7 +50,7 @@ class Child(AbstractContextManager["Child"]):
                 env={**os.environ, **env, **logs, "CUDA_VISIBLE_DEVICES": ""},
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is ours to answer
+                start_new_session=True,  # we handle Ctrl-C, not the child
             )
         except OSError as error:
             self._remove()
@@ -61,7 +61,7 @@ class Child(AbstractContextManager["Child"]):
             ) from None
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Its answer. TargetError where it has died."""
+        """Send a message and return the answer. TargetError if the process has died."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -75,13 +75,13 @@ class Child(AbstractContextManager["Child"]):
             line = ""
         if line is None:
             raise TargetError(
-                f"the scheduler of {self.what} has not answered for {PATIENCE:.0f} seconds",
+                f"the scheduler of {self.label} has not answered for {PATIENCE:.0f} seconds",
                 why="a call of it does not return",
             )
         if not line:
             code = process.wait()
             raise TargetError(
-                f"the scheduler of {self.what} ended in the middle of a replay (exit status {code})",
+                f"the scheduler of {self.label} ended in the middle of a replay (exit status {code})",
                 why=self._last_lines(),
                 hint=f"run by {self.python}; another one with --scheduler-python",
             )
@@ -94,7 +94,7 @@ class Child(AbstractContextManager["Child"]):
         return "\n    ".join(text.splitlines()[-LAST_LINES:])
 
     def close(self) -> None:
-        """End it, and remove what it left."""
+        """End the process, and remove its directory."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Processes of drivers that are kept for the next replay: importing an engine takes longer than most replays."""
+"""Keeps processes of drivers for the next replay: importing an engine takes longer than most replays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fdtrace.drivers.child import Child
 
 
 class Started(NamedTuple):
-    """What a driver's process was started with: equal ones can stand for each other."""
+    """How a driver's process was started. Processes that were started equally can replace each other."""
 
     driver: Path
     checkout: Path | None
@@ -22,7 +22,7 @@ class Started(NamedTuple):
 
 
 class Children(AbstractContextManager["Children"]):
-    """Starts drivers, and keeps those that have answered to the end. Each serves one replay at a time."""
+    """Starts drivers, and keeps each whose replay came to its end. A driver serves one replay at a time."""
 
     def __init__(self) -> None:
         self._idle: dict[Started, list[Child]] = {}
@@ -33,12 +33,12 @@ class Children(AbstractContextManager["Children"]):
     def child(
         self, driver: Path, checkout: Path | None, python: str, env: Mapping[str, str]
     ) -> Iterator[Child]:
-        """A process of a driver, one that served before where there is one. One in whose use something fails ends."""
+        """A driver's process: an idle one if there is one, else a new one. If its use fails, the process is ended."""
         started = Started(driver, checkout, python, tuple(sorted(env.items())))
         with self._lock:
-            kept = self._idle.get(started)
-            found = kept.pop() if kept else None
-        child = found or Child(driver, checkout, python, env)
+            idle = self._idle.get(started)
+            reused = idle.pop() if idle else None
+        child = reused or Child(driver, checkout, python, env)
         try:
             yield child
         except BaseException:
@@ -51,10 +51,10 @@ class Children(AbstractContextManager["Children"]):
         child.close()
 
     def close(self) -> None:
-        """End all of them."""
+        """End all processes."""
         with self._lock:
             self._closed = True
-            idle = [child for kept in self._idle.values() for child in kept]
+            idle = [child for children in self._idle.values() for child in children]
             self._idle.clear()
         for child in idle:
             child.close()

@@ -1,4 +1,4 @@
-"""What a driven scheduler's requests have made, and what its driver's answers say of them."""
+"""What the requests of a driven scheduler have generated, and what its driver's answers say about them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fdtrace.replayer.model.events import Arrived, Lack, Resumed
 from fdtrace.replayer.model.request import Plan
 
 FIRST_TOKEN = 1000
-"""Tokens below have meanings to some engines."""
+"""Smaller tokens mean something to some engines."""
 
 
 @dataclass(slots=True)
 class KnownRequest:
-    """What a request has made: as the model's `Request` counts it."""
+    """What a request has generated, as the model's `Request` counts it."""
 
     prompt: int
     plan: Plan
@@ -25,7 +25,7 @@ class KnownRequest:
 
 
 def head_of(answer: dict[str, Any]) -> dict[str, Any]:
-    """The head of the queue, where the driver says what it needs: fields of a `Decision`."""
+    """Fields of a `Decision` about the head of the queue, if the driver says what it needs."""
     head = answer.get("head")
     if head is None:
         return {}
@@ -37,7 +37,7 @@ def head_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(resumed: Resumed) -> dict[str, int]:
-    """A request that ran before the first step, as a driver takes it."""
+    """The state of a request that ran before the first step, in a driver's message."""
     return {
         "num_computed_tokens": int(resumed.num_computed_tokens),
         "num_blocks": int(resumed.num_blocks),
@@ -50,9 +50,9 @@ def state_of(resumed: Resumed) -> dict[str, int]:
 def prompt_runs(
     config: SchedulerConfig, event: Arrived, token_of: Callable[[Hashable], int]
 ) -> tuple[list[list[int]], int]:
-    """The prompt as runs of [token, count], and the token that its output is made of.
+    """The prompt as runs of [token, count], and the token that its output consists of.
 
-    Blocks of equal content are made of equal tokens, others of others.
+    Blocks of equal content consist of equal tokens, other blocks of other tokens.
     """
     size, left = config.block_size, event.num_prompt_tokens
     key: Callable[[int], Hashable] = event.block_key or (lambda block: (event.request_id, block))

@@ -32,42 +32,42 @@ from fdtrace.replayer.model.state import SchedulerFailed
 
 
 def open_driver(child: Child, opening: dict[str, Any], needs: str) -> None:
-    """Have a driver open its scheduler. TargetError where it cannot be imported, UsageError where it refuses."""
+    """Let a driver open its scheduler. TargetError if it cannot be imported, UsageError if it refuses."""
     answer = child.ask({"open": opening})
     if "failed" not in answer:
         return
-    what, why = child.what, answer["failed"]
+    label, why = child.label, answer["failed"]
     if answer["where"] == "import":
         raise TargetError(
-            f"the scheduler of {what} cannot be imported",
+            f"the scheduler of {label} cannot be imported",
             why=f"{why}, in {child.python}",
             hint=f"--scheduler-python PATH: a Python that has {needs}",
         )
     if answer["where"] == "settings":
         raise UsageError(
-            f"{what} refuses these settings", why=why, hint="`fdtrace knobs TRACE` lists what they may be"
+            f"{label} refuses these settings", why=why, hint="`fdtrace knobs TRACE` lists what they may be"
         )
     raise UsageError(
-        f"{what} refuses this configuration",
+        f"{label} refuses this configuration",
         why=why,
         hint="change the sizes that it names; formulas (-f) schedule such a workload too",
     )
 
 
 class DrivenScheduler(ABC):
-    """The scheduler that a `Child` runs: what all engines have. It gives no reasons for what it decides."""
+    """The scheduler that a `Child` runs, as far as all engines are alike. It gives no reasons for its decisions."""
 
     explains = False
     keeps_rows = False
     engine: str | None = None
     needs = ""
-    """What the Python that runs it must have."""
+    """What the Python that runs it must have installed."""
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
-        """Nanoseconds of CPU that the engine's own code took so far."""
-        self._known: dict[str, KnownRequest] = {}
+        """Nanoseconds of CPU that the engine's own code has taken so far."""
+        self._requests: dict[str, KnownRequest] = {}
         self._contents: dict[Hashable, int] = {}
         """Content of a block -> the token that it is made of."""
         self._arrived: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ class DrivenScheduler(ABC):
 
     @abstractmethod
     def _opening(self) -> dict[str, Any]:
-        """What its driver is opened with."""
+        """The message that opens its driver."""
 
     # Events -------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class DrivenScheduler(ABC):
     @overload
     def apply(self, event: Notification) -> None: ...
     def apply(self, event: Event) -> Decision | Forward | list[str] | None:
-        """As the model's. The worker is in lockstep, so that what follows a forward has happened with its answer."""
+        """As the model's. The worker runs in lockstep: the answer includes all that follows the forward."""
         if isinstance(event, Schedule):
             return self._schedule()
         if isinstance(event, Forwarded):
@@ -116,10 +116,10 @@ class DrivenScheduler(ABC):
         assert event.accepts is not None
         assert event.num_output_tokens is not None
         accepts = [int(n) for n in event.accepts]
-        known = KnownRequest(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
+        request = KnownRequest(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
         if resumed is not None:
-            known.emitted, known.forwards = resumed.num_emitted_tokens, resumed.num_forwards
-        self._known[event.request_id] = known
+            request.emitted, request.forwards = resumed.num_emitted_tokens, resumed.num_forwards
+        self._requests[event.request_id] = request
         self._arrived.append(self._spec(event, accepts, None if resumed is None else state_of(resumed)))
 
     def _cache(self, event: Cached) -> None:
@@ -131,7 +131,7 @@ class DrivenScheduler(ABC):
 
     @abstractmethod
     def _schedule(self) -> Decision:
-        """A step of the driver: what it decided."""
+        """Let the driver run a step. Returns what it decided."""
 
     @abstractmethod
     def _forwarded(self) -> Forward:
@@ -141,17 +141,17 @@ class DrivenScheduler(ABC):
         return self._contents.setdefault(content, FIRST_TOKEN + len(self._contents))
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What the driver answers. SchedulerFailed, TargetError."""
+        """The driver's answer. SchedulerFailed, TargetError."""
         answer = self._child.ask(message)
         if "failed" in answer:
             if answer["where"] == "schedule":
                 raise SchedulerFailed(answer["failed"])
-            raise TargetError(f"the scheduler of {self._child.what} cannot be driven", why=answer["failed"])
+            raise TargetError(f"the scheduler of {self._child.label} cannot be driven", why=answer["failed"])
         return answer
 
-    def _step(self, **more: Any) -> dict[str, Any]:
-        """What the driver answers to the events so far: what its step decided and ran."""
-        message = {"arrived": self._arrived, "aborted": self._aborted, **more}
+    def _step(self, **fields: Any) -> dict[str, Any]:
+        """Send the events so far. The driver answers what its step decided and ran."""
+        message = {"arrived": self._arrived, "aborted": self._aborted, **fields}
         self._arrived, self._aborted = [], []
         answer = self._ask(message)
         self._answer = answer
@@ -168,8 +168,8 @@ class DrivenScheduler(ABC):
 
     @property
     def num_requests(self) -> int:
-        """Requests that have arrived and not gone."""
-        return len(self._known)
+        """Requests that have arrived and have not left."""
+        return len(self._requests)
 
     @property
     def num_asking(self) -> int:
@@ -178,12 +178,12 @@ class DrivenScheduler(ABC):
 
     @property
     def num_preallocated(self) -> int:
-        """In the same roles: requests that have their slots and blocks and did not join."""
+        """In the same roles: requests that have their slots and blocks and have not joined."""
         return 0
 
     @property
     def num_preallocated_blocks(self) -> int:
-        """KV blocks that these hold, cached ones among them."""
+        """KV blocks that these hold, including cached ones."""
         return 0
 
     @property
@@ -203,35 +203,35 @@ class DrivenScheduler(ABC):
 
     @property
     def new_token_ratio(self) -> float | None:
-        """The ratio after the last call, where the engine reserves blocks by one."""
+        """The ratio after the last call, if the engine reserves blocks by a ratio."""
         return self._answer.get("new_token_ratio")
 
     @property
     def snapshot_is_whole(self) -> bool:
-        """Never: what the engine keeps for itself is not seen."""
+        """Never: the engine's private state is not seen."""
         return False
 
     def snapshot(self, decision: Decision) -> Hashable:
-        """What the last call decided and ran, and what it left."""
-        seen = ("chunks", "rows", "extended", "preempted", "stalled", "running", "waiting", "free_blocks")
-        return json.dumps([self._answer.get(name) for name in seen])
+        """What the last call decided and ran, and the state after it."""
+        fields = ("chunks", "rows", "extended", "preempted", "stalled", "running", "waiting", "free_blocks")
+        return json.dumps([self._answer.get(name) for name in fields])
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._known
+        return request_id in self._requests
 
     def num_output_tokens_of(self, request_id: str) -> int:
-        """Output tokens that a request made."""
-        known = self._known[request_id]
-        return min(known.emitted + known.plan.after(known.forwards), known.plan.output)
+        """Output tokens that a request has generated."""
+        request = self._requests[request_id]
+        return min(request.emitted + request.plan.after(request.forwards), request.plan.output)
 
     def num_total_tokens_of(self, request_id: str) -> int:
         """Prompt and output tokens of a request."""
-        return self._known[request_id].prompt + self.num_output_tokens_of(request_id)
+        return self._requests[request_id].prompt + self.num_output_tokens_of(request_id)
 
     def progress_of(self, request_id: str) -> tuple[int, int]:
         """Tokens that a request emitted in prefills, and its decode forwards."""
-        known = self._known[request_id]
-        return known.emitted, known.forwards
+        request = self._requests[request_id]
+        return request.emitted, request.forwards
 
     @abstractmethod
     def rows(self, decision: Decision) -> list[StepRow]:

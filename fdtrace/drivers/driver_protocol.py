@@ -1,6 +1,6 @@
-"""The conversation of a driver with whoever drives it: a JSON object a line each way.
+"""The messages between a driver and the process that drives it: JSON objects, one a line.
 
-Imported by a driver's script from beside it, before the script's directory leaves the path.
+A driver's script imports it from its own directory, before that directory is removed from the path.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Message = dict[str, Any]  # Python 3.9: no other use of the new spelling at run 
 
 
 class CannotGoOn(Exception):
-    """Reported to whoever drives, with where it happened."""
+    """A driver cannot answer. The error and the place (`where`) are reported to the process that drives it."""
 
     def __init__(self, where: str, error: BaseException) -> None:
-        plain = where == "settings"  # told in words of its own
-        super().__init__(str(error) if plain else f"{type(error).__name__}: {error}")
+        is_plain = where == "settings"  # the message is complete by itself
+        super().__init__(str(error) if is_plain else f"{type(error).__name__}: {error}")
         self.where = where
 
 
@@ -27,27 +27,27 @@ class ServedEngine(Protocol):
     """An engine's scheduler with a played worker."""
 
     def answer(self, message: Message) -> Message:
-        """To a message that its driver's script documents: a scheduling call and the forward that follows, or less."""
+        """Answer a message that its driver's script documents: a scheduling call and its forward, or less."""
 
     def close(self) -> None:
-        """Give back what it holds outside its process."""
+        """Release what it holds outside its process."""
 
 
 def run(open_engine: Callable[[Message], ServedEngine], version: Callable[[], str]) -> None:
-    """Serve to the end of stdin, with the checkout that argv names (if any) first in the path.
+    """Serve until stdin ends. If argv names a checkout, it comes first in the path.
 
-    Keeps stdin and stdout for the conversation, whatever the engine reads or prints.
+    stdin and stdout carry only the messages, whatever the engine reads or prints.
     """
     commands = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
+    with open(os.devnull, "rb") as empty:
+        os.dup2(empty.fileno(), 0)
     os.dup2(2, 1)
-    # In place of the drivers' own directory, whose names are not for the engine.
+    # It replaces the drivers' own directory: the engine must not import its modules.
     sys.path[:1] = sys.argv[1:2]
     _serve(open_engine, version, commands, answers)
     answers.close()
-    os._exit(0)  # the engine's thread pools would be waited for
+    os._exit(0)  # a normal exit would wait for the engine's thread pools
 
 
 def _serve(

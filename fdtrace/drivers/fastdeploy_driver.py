@@ -2,20 +2,20 @@
 
     python fastdeploy_driver.py CHECKOUT
 
-Run by a Python that can import Paddle and FastDeploy's requirements; it needs nothing of fdtrace. A JSON object a line
-on stdin, an answer a line on what was stdout (FastDeploy's own prints go to stderr):
+It runs under a Python that can import Paddle and FastDeploy's requirements. It needs nothing of fdtrace. It reads a
+JSON object a line on stdin, and answers with one a line on the original stdout (FastDeploy's own prints go to stderr):
 
     {"open": {sizes and switches}}                -> {"opened": FastDeploy's version}
-    {"code": true}                                -> {"code": what names the scheduler's code}
+    {"code": true}                                -> {"code": digest of the scheduler's source}
     {"preallocate": [requests], "sent": [ids]}    -> {"preallocated": [ids]}, in the prefill and decode roles
     {"arrived": [requests], "aborted": [ids],
      "joined": [ids], "discarded": [ids]}         -> what this step decided and ran
-    {"known": {id: tokens}, "event": […]}         -> {"taken": whether it could happen}, of a recording's events
-    {"known": {id: tokens}, "call": {…}}          -> what this call decided, in the order of a recording
+    {"known": {id: tokens}, "event": […]}         -> {"taken": whether it could happen}, for a recorded event
+    {"known": {id: tokens}, "call": {…}}          -> what this call decided, in recorded order
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
-Scheduling is FastDeploy's own code. The forward is played: a scheduled chunk runs whole; every request past its prefill
-runs one token and its drafts, of which it accepts those that it was given, unless its block table is too short.
+FastDeploy's own code schedules. The forward is played: a scheduled chunk runs whole. Every request past its prefill
+runs one token and its drafts, and accepts as many drafts as `accepts` says. If its block table is too short, it stalls.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ else:  # beside this script, without fdtrace
 
 
 class PlayedRequest:
-    """What the played worker knows of a request: the acceptances to come, and how far it is."""
+    """What the played worker knows of a request: its future acceptances, and its progress."""
 
     def __init__(self, spec: Message) -> None:
         self.output, self.accepts, self.output_token = spec["output"], spec["accepts"], spec["output_token"]
         self.forwards = 0
 
     def next_accepted(self) -> int:
-        """Drafts that the next decode forward accepts; the last number goes on."""
+        """Drafts that the next decode forward accepts. After the last number of the list, that number is repeated."""
         if not self.accepts:
             return 0
         return int(self.accepts[min(self.forwards, len(self.accepts) - 1)])
@@ -63,19 +63,19 @@ class FastDeployEngine:
         self.block_size = sizes["block_size"]
         self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, sizes["role"])
         self.role = sizes["role"]
-        self.others = RoleRequests(self.role, self.manager, self.drafts)
+        self.role_requests = RoleRequests(self.role, self.manager, self.drafts)
         """Requests that do not run yet, in the prefill and decode roles."""
         self.playing: dict[str, PlayedRequest] = {}
         self.recorded: RecordedEvents | None = None
-        """Where it is led through a recording's events: nothing is played then."""
+        """Set if it follows a recording's events: then nothing is played."""
         self.decoding: dict[str, Any] = {}
-        """Requests past their first token that the worker holds, in the order in which it came to that."""
+        """Requests that the worker holds past their first token, in the order in which they got there."""
 
     def close(self) -> None:
-        """Give the shared memory back."""
+        """Release the shared memory."""
         signal = getattr(self.manager, "need_block_num_signal", None)
         if signal is not None:
-            signal.shm.unlink()  # its own clear() closes first, which fails while its array is there
+            signal.shm.unlink()  # its own clear() closes it first, which fails while its array exists
 
     def _request(self, spec: Message) -> Any:
         tokens = [token for token, count in spec["prompt"] for _ in range(count)]
@@ -89,21 +89,21 @@ class FastDeployEngine:
         )
 
     def add(self, spec: Message) -> None:
-        """A request arrives, and is ready: its preprocessing is awaited."""
+        """A request arrives. Waits until its preprocessing is done."""
         request = self._request(spec)
         self.playing[spec["id"]] = PlayedRequest(spec)
         if spec.get("resumed"):
             self._resume(request, spec["resumed"])
             return
         if self.role != "mixed":
-            self.others.add(request)
+            self.role_requests.add(request)
             return
         self.manager.add_request(request)
         for future in getattr(request, "async_process_futures", ()):
             future.result()
 
     def _resume(self, request: Any, state: Message) -> None:
-        """A request enters as running: with its slot, its blocks, and what it has computed and made."""
+        """A request enters as running, with its slot, its blocks, and its computed and generated tokens."""
         manager, slot = self.manager, self.manager.get_available_position()
         manager.requests[request.request_id] = request
         manager.tasks_list[slot], manager.stop_flags[slot] = request, False
@@ -117,27 +117,27 @@ class FastDeployEngine:
             self._emit(request, state["num_emitted_tokens"])
 
     def _give_blocks(self, request: Any, state: Message) -> None:
-        """Blocks of a request that ran before: with prefix caching, what it computed is in the cache."""
+        """Give a request the blocks that it had. With prefix caching, what it has computed is in the cache."""
         manager, cache = self.manager, self.manager.cache_manager
         cached = 0
         if cache.cache_config.enable_prefix_caching and self.role != "decode":
             computed = state["num_computed_tokens"] if self.role == "mixed" else request.need_prefill_tokens
-            whole, request.prompt_token_ids = request.prompt_token_ids, request.prompt_token_ids[:computed]
-            manager.get_prefix_cached_blocks(request)  # finds none but what it computed
-            request.prompt_token_ids, cached = whole, len(request.block_tables)
+            prompt, request.prompt_token_ids = request.prompt_token_ids, request.prompt_token_ids[:computed]
+            manager.get_prefix_cached_blocks(request)  # matches only what it has computed
+            request.prompt_token_ids, cached = prompt, len(request.block_tables)
         request.block_tables.extend(cache.allocate_gpu_blocks(max(0, state["num_blocks"] - cached)))
         if cache.cache_config.enable_prefix_caching and self.role != "decode":
             cache.update_cache_blocks(request, self.block_size, computed)
 
     def _set_status(self, request: Any, *names: str) -> None:
-        """The first of these statuses that this version has."""
+        """Set the first of these statuses that this version has."""
         for name in names:
             if hasattr(self.statuses, name):
                 request.status = getattr(self.statuses, name)
                 return
 
     def _emit(self, request: Any, num_tokens: int) -> bool:
-        """A forward made tokens for it, as FastDeploy's token processor takes them; whether it is done."""
+        """Append the tokens of a forward, as FastDeploy's token processor does. True: the request is done."""
         playing = self.playing[request.request_id]
         room = playing.output - len(request.output_token_ids)
         request.output_token_ids.extend([playing.output_token] * min(num_tokens, room))
@@ -151,7 +151,7 @@ class FastDeployEngine:
         return bool(last // self.block_size < len(request.block_tables))
 
     def answer(self, message: Message) -> Message:
-        """To one message."""
+        """The answer to one message."""
         if "code" in message:
             return {"code": code_digest(self.manager, self.manager.cache_manager)}
         if "preallocate" in message:
@@ -161,32 +161,32 @@ class FastDeployEngine:
         return self.step(message)
 
     def recorded_event(self, message: Message) -> Message:
-        """An event of a recording, or a call of it."""
+        """An event or a call of a recording."""
         if self.recorded is None:
             self.recorded = RecordedEvents(self.manager, self._request, self.statuses)
         return self.recorded.answer(message, self._schedule)
 
     def preallocate(self, arrived: list[Message], sent: list[str]) -> Message:
-        """Who gets slots and blocks before the call."""
-        self.others.settle([], sent)
+        """The requests that get slots and blocks before the call."""
+        self.role_requests.settle([], sent)
         for spec in arrived:
             self.add(spec)
         try:
-            return {"preallocated": self.others.preallocate()}
+            return {"preallocated": self.role_requests.preallocate()}
         except AssertionError as error:
             raise CannotGoOn("schedule", error) from error
 
     def step(self, message: Message) -> Message:
         """One scheduling call, and the forward that follows."""
         manager = self.manager
-        self.others.settle(message["discarded"], message["sent"])
+        self.role_requests.settle(message["discarded"], message["sent"])
         for spec in message["arrived"]:
             self.add(spec)
         for name in message["joined"]:
-            self.others.join(name, self.playing[name].output_token)
-        known = [name for name in message["aborted"] if name in self.playing]
-        if known:
-            manager.add_abort_req_ids(known)
+            self.role_requests.join(name, self.playing[name].output_token)
+        known_aborts = [name for name in message["aborted"] if name in self.playing]
+        if known_aborts:
+            manager.add_abort_req_ids(known_aborts)
         answer, took = self._schedule()
         answer.update(self._forward(answer["chunks"]))
         answer["scheduler_ns"] = took + self._settle(answer)
@@ -194,7 +194,7 @@ class FastDeployEngine:
         return answer
 
     def _schedule(self) -> tuple[Message, int]:
-        """One call: what it decided, and nanoseconds of CPU that it took."""
+        """One call: what it decided, and the nanoseconds of CPU that it took."""
         manager = self.manager
         decodes = sum(1 for r in manager.running if r.num_computed_tokens >= r.need_prefill_tokens)
         began = time.thread_time_ns()
@@ -217,42 +217,44 @@ class FastDeployEngine:
         return answer, took
 
     def _head(self) -> list[Any] | None:
-        """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON."""
+        """The first waiting request, and the KV blocks that all its tokens need: a list, for JSON."""
         for request in self.manager.waiting:
             spare = 1 if self.drafts else 0
             return [request.request_id, -(-request.num_total_tokens // self.block_size) + spare]
         return None
 
     def _sort(self, tasks: list[Any]) -> Message:
-        """The tasks of a call by kind; those preempted or aborted leave the worker."""
-        found: Message = {"chunks": [], "preempted": [], "aborted": [], "extended": []}
+        """The tasks of a call by kind. Preempted and aborted requests leave the worker."""
+        by_kind: Message = {"chunks": [], "preempted": [], "aborted": [], "extended": []}
         kinds = {"PREEMPTED": "preempted", "ABORT": "aborted"}
         for task in tasks:
             name = task.request_id
             if task.task_type.name == "PREFILL":
-                found["chunks"].append([name, task.prefill_start_index, task.prefill_end_index])
+                by_kind["chunks"].append([name, task.prefill_start_index, task.prefill_end_index])
                 continue
             kind = kinds.get(task.task_type.name, "extended")
-            found[kind].append(name)
+            by_kind[kind].append(name)
             if kind != "extended":
                 self.decoding.pop(name, None)
-        return found
+        return by_kind
 
     def _forward(self, chunks: list[list[Any]]) -> Message:
-        """Plays the forward. A decode's row: id, tokens before, drafts accepted, blocks."""
+        """Play the forward. A decode's row: id, tokens before, drafts accepted, blocks."""
         requests, emitted = self.manager.requests, []
         chunked = {name for name, _, _ in chunks}
         stalled, decodes = [], []
-        first = chunked if self.role == "decode" else set()  # come with their first token, these decode
+        joined = (
+            chunked if self.role == "decode" else set()
+        )  # they join with their first token, so they decode
         for name, _, end in chunks:
-            if name in first:
+            if name in joined:
                 self.decoding[name] = requests[name]
             elif end >= requests[name].need_prefill_tokens:
                 emitted.append((name, 1))
         for name, request in self.decoding.items():
-            if name in chunked and name not in first:
+            if name in chunked and name not in joined:
                 continue
-            if name not in first and not self._can_decode(request):
+            if name not in joined and not self._can_decode(request):
                 stalled.append(name)
                 continue
             playing = self.playing[name]
@@ -262,11 +264,11 @@ class FastDeployEngine:
             emitted.append((name, 1 + accepted))
         blocks = [len(requests[name].block_tables) for name, _, _ in chunks]
         finished = [name for name, num_tokens in emitted if self._emit(requests[name], num_tokens)]
-        if self.role == "prefill":  # one token each, and the request stays until its cache is sent
+        if self.role == "prefill":  # a request makes one token, and stays until its cache is sent
             finished = []
             self.decoding.clear()
         done = set(finished)
-        started = [name for name, _ in emitted if name in chunked - first and name not in done]
+        started = [name for name, _ in emitted if name in chunked - joined and name not in done]
         return {
             "decodes": decodes,
             "stalled": stalled,
@@ -276,9 +278,9 @@ class FastDeployEngine:
         }
 
     def _settle(self, answer: Message) -> int:
-        """What follows a forward: finished requests go, preempted ones wait again, aborted ones are forgotten.
+        """After a forward, finished requests leave, preempted requests wait again, aborted requests are removed.
 
-        Nanoseconds of CPU that FastDeploy's code took for it.
+        Returns the nanoseconds of CPU that FastDeploy's code took for it.
         """
         manager = self.manager
         for name in answer["finished"]:
@@ -291,8 +293,8 @@ class FastDeployEngine:
         for name in answer["aborted"]:
             manager.recycle_abort_task(name)
         took = time.thread_time_ns() - began
-        gone = answer["preempted"] if self.role == "decode" else []
-        for name in (*answer["finished"], *answer["aborted"], *gone):
+        dropped = answer["preempted"] if self.role == "decode" else []
+        for name in (*answer["finished"], *answer["aborted"], *dropped):
             self.playing.pop(name, None)
         return took
 

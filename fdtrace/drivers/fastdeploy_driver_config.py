@@ -1,6 +1,6 @@
-"""FastDeploy's configuration of a driven scheduler.
+"""FastDeploy's configuration for a driven scheduler.
 
-Loaded by `fastdeploy_driver.py`, which runs as a file of its own.
+`fastdeploy_driver.py`, which runs as a script, imports it from its own directory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def build_config(sizes: Message) -> Any:
-    """An `FDConfig` of these sizes, checked by FastDeploy itself; the model is not there."""
+    """An `FDConfig` of these sizes, checked by FastDeploy itself. It has no model."""
     from fastdeploy import config as fd
     from fastdeploy import envs
     from fastdeploy.scheduler.config import SchedulerConfig
 
-    # Off CUDA its own defaults would choose the scheduler of before V1.
+    # Without CUDA its defaults would choose the scheduler from before V1.
     envs.ENABLE_V1_KVCACHE_SCHEDULER = 1
     cache = fd.CacheConfig(
         {
@@ -38,7 +38,7 @@ def build_config(sizes: Message) -> Any:
     cache.bytes_per_token_per_layer = cache.bytes_per_layer_per_block = cache.bytes_per_block = 1
     speculation = fd.SpeculativeConfig({})
     _speculate(speculation, sizes)
-    found = fd.FDConfig(
+    fd_config = fd.FDConfig(
         model_config=SimpleNamespace(
             architectures=["none"],
             enable_mm=False,
@@ -61,11 +61,11 @@ def build_config(sizes: Message) -> Any:
         ),
     )
     _speculate(speculation, sizes)
-    return found
+    return fd_config
 
 
 def code_digest(*parts: Any) -> str | None:
-    """Names the code of a scheduler, as the recorder names it (`recorder.agent.fastdeploy_config.code_digest`)."""
+    """A digest of a scheduler's source, as `recorder.agent.fastdeploy_config.code_digest` computes it."""
     digest = hashlib.blake2b(digest_size=8)
     try:
         for part in parts:

@@ -1,8 +1,8 @@
 """The prefill and decode roles of a driven FastDeploy scheduler: what its engine asks of it outside `schedule()`.
 
-Loaded by `fastdeploy_driver.py`, which runs as a file of its own. The engine's part is that of FastDeploy's
-`engine/common_engine.py`: it asks for one request's slot and blocks after another, in order of arrival, and goes no
-further than the first that is refused.
+`fastdeploy_driver.py`, which runs as a script, imports it from its own directory. The engine's part follows
+FastDeploy's `engine/common_engine.py`: it asks for the slot and blocks of one request after another, in order of
+arrival, and stops at the first request that is refused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class RoleRequests:
         self.asking: deque[Any] = deque()
 
     def add(self, request: Any) -> None:
-        """A request comes to those that ask."""
+        """A request arrives, and asks for a slot."""
         request.disaggregate_info = {"role": self.role}
         self.asking.append(request)
 
     def preallocate(self) -> list[str]:
-        """Those that got their slots and blocks."""
+        """Ask for slots and blocks. Returns the requests that got them."""
         manager, granted = self.manager, []
         ask = (
             manager.preallocate_resource_in_d if self.role == "decode" else manager.preallocate_resource_in_p
@@ -34,7 +34,7 @@ class RoleRequests:
         return granted
 
     def join(self, request_id: str, output_token: int) -> None:
-        """A request joins the running queue; in the decode role with its first token and a draft."""
+        """A request joins the running queue. In the decode role it has its first token and a draft."""
         manager = self.manager
         if self.role == "prefill":
             manager.add_request_in_p([manager.requests[request_id]])
@@ -54,7 +54,7 @@ class RoleRequests:
         )
 
     def settle(self, discarded: list[str], sent: list[str]) -> None:
-        """Requests that give their blocks back without having run, and those whose cache is sent."""
+        """Requests give their blocks back: those that are discarded before they ran, and those whose cache is sent."""
         for request_id in discarded:
             self.manager.pre_recycle_resource(request_id)
         for request_id in sent:

@@ -1,4 +1,4 @@
-"""FastDeploy's real scheduler led through the events of a recorded deployment, behind the interface of the model."""
+"""FastDeploy's real scheduler, driven by the events of a recorded deployment, behind the interface of the model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from fdtrace.replayer.model.events import (
 AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
 
 NAMED = {Aborted: "aborted", Left: "left", Freed: "freed", Rescheduled: "requeued", Recycled: "recycled"}
-"""Events that name a request and nothing else, as `fastdeploy_events` has them."""
+"""Events that only name a request -> their names in `fastdeploy_events`."""
 
 
 class FastDeployInOrder:
-    """The `ResourceManagerV1` of a checkout, for a replay in recorded order; `ask` has its process answer a message.
+    """The `ResourceManagerV1` of a checkout, for a replay in recorded order. `ask` sends a message to its process.
 
-    It gives no reasons for what it decides, and does not say with which budget it began a call.
+    It gives no reasons for its decisions, and does not say with which budget a call began.
     """
 
     explains = False
@@ -43,10 +43,10 @@ class FastDeployInOrder:
     ) -> None:
         self.config, self.name, self._ask, self._token = config, name, ask, token
         self.num_requests = 0
-        """Requests that the engine knows after the last call."""
-        self._known: dict[str, int] = {}
+        """Requests that the engine has after the last call."""
+        self._known_tokens: dict[str, int] = {}
         self._blocks: dict[str, int] = {}
-        self._need: dict[str, int] = {}
+        self._prefill_tokens: dict[str, int] = {}
         self._calls = 0
 
     @overload
@@ -54,20 +54,20 @@ class FastDeployInOrder:
     @overload
     def apply(self, event: Notification) -> None: ...
     def apply(self, event: Notification | Schedule) -> Decision | None:
-        """As the model's `apply`. KeyError: the event cannot happen in the state that the engine is in."""
+        """As the model's `apply`. KeyError: the event cannot happen in the engine's current state."""
         if isinstance(event, Schedule):
             return self._schedule(event)
         if isinstance(event, Known):
-            self._known.update(event.num_total_tokens)
+            self._known_tokens.update(event.num_total_tokens)
             return None
-        answer = self._tell(event=self._event(event))
+        answer = self._send(event=self._event(event))
         if not answer["taken"]:
             raise KeyError(event)
         return None
 
-    def _tell(self, **what: Any) -> dict[str, Any]:
-        message = {"known": self._known, **what}
-        self._known = {}
+    def _send(self, **fields: Any) -> dict[str, Any]:
+        message = {"known": self._known_tokens, **fields}
+        self._known_tokens = {}
         return self._ask(message)
 
     def _event(self, event: Notification) -> list[Any]:
@@ -84,7 +84,7 @@ class FastDeployInOrder:
         raise TypeError(f"no recording in order has a {type(event).__name__}")
 
     def _spec(self, event: Arrived) -> dict[str, Any]:
-        """A request, with what each block of its output is made of: equal for equal content."""
+        """A request, and the tokens of which the blocks of its output consist: equal for equal content."""
         size, most = self.config.block_size, event.max_tokens
         prompt, _ = prompt_runs(self.config, event, self._token)
         if most is None:
@@ -102,8 +102,8 @@ class FastDeployInOrder:
             "failed": sorted(event.failed),
             "needed": list(event.needed_blocks),
         }
-        answer = self._tell(call=call)
-        self._blocks, self._need = answer["blocks"], answer["need"]
+        answer = self._send(call=call)
+        self._blocks, self._prefill_tokens = answer["blocks"], answer["need"]
         self.num_requests = answer["requests"]
         self._calls += 1
         return decision_of(answer, self._calls - 1)
@@ -113,8 +113,8 @@ class FastDeployInOrder:
         return self._blocks[request_id]
 
     def num_prefill_tokens_of(self, request_id: str) -> int:
-        """Tokens that the prefill of a request covers which the last call scheduled."""
-        return self._need[request_id]
+        """Tokens that the prefill of a request covers. The last call must have scheduled the request."""
+        return self._prefill_tokens[request_id]
 
     def num_held_back(self, decision: Decision) -> int:
         """Not known."""
@@ -132,7 +132,7 @@ def _state_of(resumed: Resumed) -> dict[str, Any]:
 
 
 def decision_of(answer: dict[str, Any], call: int) -> Decision:
-    """What a call of FastDeploy's decided, as its driver answers; the budget that it began with is not known."""
+    """What a call of FastDeploy decided, from its driver's answer. The budget with which it began is not known."""
     return Decision(
         call=call,
         token_budget=MISSING,

@@ -26,23 +26,23 @@ from fdtrace.replayer.model.events import (
 
 
 class DrivenFastDeploy(DrivenScheduler):
-    """The `ResourceManagerV1` of a checkout. It does not say with which budget it began a call."""
+    """The `ResourceManagerV1` of a checkout. It does not say with which budget a call began."""
 
     engine: str | None = "fastdeploy"
     needs = "Paddle and this engine's requirements"
 
     def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
         self._notices: dict[str, list[str]] = {"joined": [], "discarded": [], "sent": []}
-        """Since the last call, in the prefill and decode roles: what became of requests."""
+        """In the prefill and decode roles: what happened to requests since the last call."""
         self._asking: list[str] = []
         self._preallocated: dict[str, int] = {}
-        """Requests that have their slots and blocks and did not join -> these blocks."""
+        """Requests that have their slots and blocks and have not joined -> number of these blocks."""
         super().__init__(child, config, name)
 
     def in_order_of(self, engine: EngineInfo) -> FastDeployInOrder | None:
-        """This checkout's scheduler, led through the recorded order of a deployment; before any other event.
+        """This checkout's scheduler for a replay in the recorded order of a deployment. Call it before any event.
 
-        None where the recording does not say that this code decided it, or had other sizes.
+        None if the recording does not say that this code scheduled it, or if it had other sizes.
         """
         recorded = engine.config.get("scheduler_code")
         if (
@@ -65,9 +65,9 @@ class DrivenFastDeploy(DrivenScheduler):
             self._notices["joined"].append(event.request_id)
             self._preallocated.pop(event.request_id)
         elif isinstance(event, Discarded):
-            self._gone("discarded", event.request_id)
+            self._leave("discarded", event.request_id)
         elif isinstance(event, Finished):  # its cache is sent
-            self._gone("sent", event.request_id)
+            self._leave("sent", event.request_id)
         else:
             return super()._role_event(event)
         return None
@@ -77,12 +77,12 @@ class DrivenFastDeploy(DrivenScheduler):
         if resumed is not None:
             return
         if self.config.role == "decode":
-            self._known[event.request_id].emitted = 1  # its first token is the prefill instance's
+            self._requests[event.request_id].emitted = 1  # the prefill instance generated its first token
         if self.config.role != "mixed":
             self._asking.append(event.request_id)
 
     def _spec(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:
-        """A request as its driver takes it."""
+        """A request in the form that its driver takes."""
         prompt, output_token = prompt_runs(self.config, event, self._token)
         most = event.max_tokens
         return {
@@ -95,10 +95,10 @@ class DrivenFastDeploy(DrivenScheduler):
             "resumed": resumed,
         }
 
-    def _gone(self, how: str, request_id: str) -> None:
-        self._notices[how].append(request_id)
+    def _leave(self, notice: str, request_id: str) -> None:
+        self._notices[notice].append(request_id)
         self._preallocated.pop(request_id, None)
-        del self._known[request_id]
+        del self._requests[request_id]
 
     def _preallocate(self) -> list[str]:
         message = {"preallocate": self._arrived, "sent": self._notices["sent"]}
@@ -110,8 +110,8 @@ class DrivenFastDeploy(DrivenScheduler):
         return granted
 
     def _blocks_at_first(self, request_id: str) -> int:
-        """Blocks of the whole prompt and of the first extension, as FastDeploy's preallocate_resource_in_d has it."""
-        return -(-self._known[request_id].prompt // self.config.block_size) + self.config.enc_dec_block_num
+        """Blocks of the whole prompt and of the first extension, as in FastDeploy's preallocate_resource_in_d."""
+        return -(-self._requests[request_id].prompt // self.config.block_size) + self.config.enc_dec_block_num
 
     def _schedule(self) -> Decision:
         answer = self._step(**self._notices)
@@ -119,16 +119,16 @@ class DrivenFastDeploy(DrivenScheduler):
         return decision_of(answer, self._calls - 1)
 
     def _forwarded(self) -> Forward:
-        answer, known = self._answer, self._known
+        answer, requests = self._answer, self._requests
         for name, *_ in answer["decodes"]:
-            known[name].forwards += 1
+            requests[name].forwards += 1
         finished = set(answer["finished"])
         for name, _, _ in answer["chunks"]:
             if name in finished or name in answer["started"]:
-                known[name].emitted += 1
+                requests[name].emitted += 1
         lost = answer["preempted"] if self.config.role == "decode" else ()
         for name in (*finished, *answer["aborted"], *lost):
-            known.pop(name, None)
+            requests.pop(name, None)
         decodes = len(answer["decodes"])
         prefilled = () if self.config.role == "decode" else answer["chunks"]
         return Forward(
@@ -152,21 +152,21 @@ class DrivenFastDeploy(DrivenScheduler):
     @property
     def idle(self) -> bool:
         """Whether nothing runs, waits or is about to be rescheduled."""
-        return super().idle if self.config.role == "mixed" else not self._known
+        return super().idle if self.config.role == "mixed" else not self._requests
 
     @property
     def num_asking(self) -> int:
-        """In the prefill and decode roles: of these, those that hold no slot."""
+        """In the prefill and decode roles: requests that hold no slot."""
         return len(self._asking)
 
     @property
     def num_preallocated(self) -> int:
-        """Of the requests: those that have their slots and blocks and have not joined."""
+        """Requests that have their slots and blocks and have not joined."""
         return len(self._preallocated)
 
     @property
     def num_preallocated_blocks(self) -> int:
-        """KV blocks that these hold, cached ones among them."""
+        """KV blocks that these hold, including cached ones."""
         return sum(self._preallocated.values())
 
     @property

@@ -1,4 +1,4 @@
-"""A real scheduler whose driver answers with a row a request, behind the interface of the replayer's model."""
+"""A real scheduler whose driver answers with a row for each request, behind the interface of the replayer's model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fdtrace.replayer.model.events import Arrived, Cached, Decision, Forward, St
 
 
 class RowDrivenScheduler(DrivenScheduler):
-    """One whose decodes run what they have, or rest: each step says what every request ran in it."""
+    """A scheduler whose decodes run the drafts that they have, or wait: each step has a row for each request in it."""
 
     keeps_rows = True
 
@@ -36,14 +36,14 @@ class RowDrivenScheduler(DrivenScheduler):
         self._arrived.append({"cached": [self._token(block) for block in event.blocks]})
 
     def _blocks(self, event: Arrived) -> list[int]:
-        """The token that each block of the whole sequence is made of: equal for equal content."""
+        """The token of which each block of the whole sequence consists: equal for equal content."""
         assert event.num_output_tokens is not None
         key = event.block_key
         if key is None or not self.config.prefix_caching:
-            own: Hashable = (event.request_id, "own")
-            return [self._token(own)]
-        whole = -(-(event.num_prompt_tokens + event.num_output_tokens) // self.config.block_size)
-        return [self._token(key(block)) for block in range(whole)]
+            content: Hashable = (event.request_id, "own")
+            return [self._token(content)]
+        num_blocks = -(-(event.num_prompt_tokens + event.num_output_tokens) // self.config.block_size)
+        return [self._token(key(block)) for block in range(num_blocks)]
 
     def _schedule(self) -> Decision:
         answer = self._step()
@@ -64,11 +64,11 @@ class RowDrivenScheduler(DrivenScheduler):
     def _forwarded(self) -> Forward:
         answer = self._answer
         for name, decodes, *_, emitted in answer["rows"]:
-            known = self._known[name]
-            known.emitted += emitted
-            known.forwards += decodes
+            request = self._requests[name]
+            request.emitted += emitted
+            request.forwards += decodes
         for name in (*answer["finished"], *answer["aborted"]):
-            self._known.pop(name, None)
+            self._requests.pop(name, None)
         decodes = [row for row in answer["rows"] if row[1]]
         return Forward(
             num_prefill_tokens=answer["scheduled"] - sum(row[2] for row in decodes),
@@ -80,9 +80,9 @@ class RowDrivenScheduler(DrivenScheduler):
         )
 
     def num_output_tokens_of(self, request_id: str) -> int:
-        """Output tokens that a request made."""
-        known = self._known[request_id]
-        return min(known.emitted, known.plan.output)
+        """Output tokens that a request has generated."""
+        request = self._requests[request_id]
+        return min(request.emitted, request.plan.output)
 
     def rows(self, decision: Decision) -> list[StepRow]:
         """The requests of the forward that follows this call, in the order in which they were scheduled."""

@@ -1,6 +1,7 @@
 """Builds the continuous batching processor of a transformers package from recorded sizes: no model, no device.
 
-Imported by `transformers_driver.py` from beside it. Versions differ in what these classes take: it asks them.
+`transformers_driver.py` imports it from its own directory. Versions differ in the arguments of these classes, so the
+classes are asked.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ if TYPE_CHECKING:
 
 MODEL = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 32,
          "intermediate_size": 32, "vocab_size": 64}  # fmt: skip
-"""A model's sizes; scheduling reads nothing of them but how large a block is, which is only a unit here."""
+"""A model's sizes. Of them, scheduling reads only the size of a block, which is just a unit here."""
 
 FORCED = ("max_tokens_read", "read_cache_limit", "max_decode_fast_path_length", "max_blocks_per_request")
-"""What the cache derives from the model and the device: taken as it was recorded."""
+"""What the cache derives from the model and the device: the recorded value is set instead."""
 
 
-def taken_by(function: Any, given: Message) -> Message:
-    """Of the given arguments those that this version's function or class takes."""
-    return {name: value for name, value in given.items() if name in inspect.signature(function).parameters}
+def taken_by(function: Any, arguments: Message) -> Message:
+    """Those of the arguments that this version's function or class accepts."""
+    return {
+        name: value for name, value in arguments.items() if name in inspect.signature(function).parameters
+    }
 
 
 def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any) -> Any:
-    """A `ContinuousBatchProcessor` with a scheduler, a cache and an offloading manager of its own, and a played model:
-    `outputs` stands in for its inputs and outputs, `router` for what delivers results.
+    """A `ContinuousBatchProcessor` with its own scheduler, cache and offloading manager, and a played model. `outputs`
+    takes the place of its inputs and outputs, `router` that of the object which delivers results.
     """
     import torch
     from transformers import LlamaConfig
@@ -45,17 +48,17 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
     )
     config = ContinuousBatchingConfig(**_fields(ContinuousBatchingConfig, sizes, recorded))
     _take_sizes_as_they_are(caches)
-    given = {
+    arguments = {
         "config": model, "continuous_batching_config": config, "device": torch.device("cpu"),
         "distributed_helper": helper, "dtype": torch.float16, "tp_size": None,
     }  # fmt: skip
-    cache = caches.PagedAttentionCache(**taken_by(caches.PagedAttentionCache, given))
+    cache = caches.PagedAttentionCache(**taken_by(caches.PagedAttentionCache, arguments))
     for name in FORCED:
         if name in recorded.get("cache", {}) and hasattr(cache, name):
             setattr(cache, name, recorded["cache"][name])
     cls = scheduler.SCHEDULER_MAPPING.get(config.scheduler_type, scheduler.FIFOScheduler)
     margin = recorded.get("safety_margin", config.safety_margin)
-    chosen = cls(
+    batch_scheduler = cls(
         **taken_by(
             cls, {"cache": cache, "safety_margin": margin, "max_requests_per_batch": sizes["max_num_seqs"]}
         )
@@ -64,58 +67,60 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
     vars(processor).update(
         cache=cache, config=model, cb_config=config, logit_processor=PlayedModel(), input_queue=queue.Queue(),
         cancel_queue=queue.Queue(), output_router=router, background_thread_status=api.BackgroundThreadStatus(),
-        scheduler=chosen, distributed_helper=helper, do_sample=False, return_logprobs=False,
+        scheduler=batch_scheduler, distributed_helper=helper, do_sample=False, return_logprobs=False,
         max_batch_tokens=sizes["max_num_batched_tokens"], inputs_and_outputs=outputs, model_runner=PlayedModel(),
         use_async_batching=bool(recorded.get("use_async_batching")),
     )  # fmt: skip
-    processor.offloading_manager = _offloading(offloading_manager, cache, chosen, config, helper, recorded)
+    processor.offloading_manager = _offloading(
+        offloading_manager, cache, batch_scheduler, config, helper, recorded
+    )
     return processor
 
 
 def _fields(cls: Any, sizes: Message, recorded: Message) -> Message:
-    """The configuration's fields: those that were recorded, and the sizes of this replay over them."""
+    """The fields of the configuration: the recorded ones, overridden by the sizes of this replay."""
     names = cls.__dataclass_fields__
-    found = {
+    values = {
         name: value
         for name, value in recorded.get("continuous_batching_config", {}).items()
         if name in names and not isinstance(value, (list, dict))
     }
     page = "page_size" if "page_size" in names else "block_size"
-    found.update({
+    values.update({
         page: sizes["block_size"], "num_blocks": sizes["num_blocks"],
         "max_batch_tokens": sizes["max_num_batched_tokens"],
         "max_requests_per_batch": sizes["max_num_seqs"], "allow_block_sharing": sizes["prefix_caching"],
         "use_async_batching": False, "use_cuda_graph": False, "default_compile_level": 0,
     })  # fmt: skip
     if page == "page_size":
-        found.pop("block_size", None)  # its deprecated name
-    found.pop("use_default_compile_configs", None)
-    found.pop("max_cached_graphs", None)
-    found["max_blocks_per_request"] = found.get("max_blocks_per_request") or 0
-    found["max_memory_percent"] = found.get("max_memory_percent") or 0.9
-    return {name: value for name, value in found.items() if name in names}
+        values.pop("block_size", None)  # its deprecated name
+    values.pop("use_default_compile_configs", None)
+    values.pop("max_cached_graphs", None)
+    values["max_blocks_per_request"] = values.get("max_blocks_per_request") or 0
+    values["max_memory_percent"] = values.get("max_memory_percent") or 0.9
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _take_sizes_as_they_are(caches: Any) -> None:
-    """What this machine has free says nothing of the device that was recorded."""
+    """Take the sizes without a check: the free memory of this machine says nothing about the recorded device."""
     handler = caches.PagedAttentionMemoryHandler
     handler._check_footprint = lambda self, tokens, blocks, *_: (tokens, blocks)
 
 
 def _offloading(module: Any, cache: Any, scheduler: Any, config: Any, helper: Any, recorded: Message) -> Any:
-    """The offloading manager; its pool has as many blocks as the recorded one had."""
+    """The offloading manager. Its pool has as many blocks as the recorded pool."""
     import torch
 
     space = config.cpu_offload_space if recorded.get("offloads_to_cpu", True) else 0.0
-    known = recorded.get("cache", {}).get("bytes_per_sector")
-    if space and known:
-        space = space * cache.bytes_per_sector / known
+    recorded_bytes = recorded.get("cache", {}).get("bytes_per_sector")
+    if space and recorded_bytes:
+        space = space * cache.bytes_per_sector / recorded_bytes
     empty = torch.empty
 
-    def plain(*size: Any, pin_memory: bool = False, **given: Any) -> Any:
-        return empty(*size, **given)
+    def plain(*size: Any, pin_memory: bool = False, **options: Any) -> Any:
+        return empty(*size, **options)
 
-    torch.empty = plain  # what is to be pinned needs an accelerator
+    torch.empty = plain  # pinned memory needs an accelerator
     try:
         return module.OffloadingManager(
             **taken_by(

@@ -2,17 +2,19 @@
 
     python transformers_driver.py [DIRECTORY]
 
-Run by a Python that can import transformers and PyTorch; DIRECTORY (a checkout's `src`, a site-packages directory) goes
-first in its path. It needs nothing of fdtrace. A JSON object a line on stdin, an answer a line on what was stdout:
+It runs under a Python that can import transformers and PyTorch. DIRECTORY (a checkout's `src`, a site-packages
+directory) comes first in its path. It needs nothing of fdtrace. It reads a JSON object a line on stdin, and
+answers with one a line on the original stdout:
 
     {"open": {"sizes": …, "recorded": …}}         -> {"opened": transformers' version}
     {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran; `budget`: tokens it may hand out
     {"arrived": …, "aborted": …, "look": true}    -> what the next call will find: running, waiting, running_decodes
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
-Admission, both budgets, the safety margin, KV blocks, prefix sharing, offloading and resets, and what a batch's tokens
-do to its requests are transformers' own code: `prepare_next_batch` and `update_batch` of its batch processor, in the
-order of `_generation_loop_body`, or a batch ahead where that was asynchronous. The tensors and the model are played.
+transformers' own code does all of this: admission, both budgets, the safety margin, KV blocks, prefix sharing,
+offloading and resets, and what a batch's tokens do to its requests. `prepare_next_batch` and `update_batch` of its
+batch processor are called in the order of `_generation_loop_body`; in asynchronous batching, one batch ahead. The
+tensors and the model are played.
 """
 
 from __future__ import annotations
@@ -50,10 +52,10 @@ class TransformersEngine:
         self._watch()
 
     def close(self) -> None:
-        """Nothing is outside the process."""
+        """Nothing outside the process is held."""
 
     def _watch(self) -> None:
-        """Note which requests are taken out of the batch while one is prepared: those are offloaded or reset."""
+        """Note which requests leave the batch while the next one is prepared: these are offloaded or reset."""
         finish = self.scheduler.finish_request
 
         def finish_request(request_id: str) -> None:
@@ -83,7 +85,7 @@ class TransformersEngine:
     # Requests -----------------------------------------------------------------------------------------------
 
     def add(self, spec: Message) -> None:
-        """A request arrives, or is taken up as it was; or blocks are in the prefix cache before any does."""
+        """A request arrives, or enters in its recorded state; or blocks enter the prefix cache before all requests."""
         if "cached" in spec:
             self._cache(spec["cached"])
             return
@@ -94,7 +96,7 @@ class TransformersEngine:
             self.processor.input_queue.put(self._state(spec["id"], played, played.prompt))
 
     def _state(self, name: str, played: PlayedSequence, tokens: int) -> Any:
-        """Its state, as one that begins with its first `tokens`."""
+        """The `RequestState` of a request whose initial tokens are its first `tokens`."""
         state = self.new_request(
             request_id=name, initial_tokens=played.tokens(tokens), eos_token_id=STOP,
             max_new_tokens=played.max_tokens - (tokens - played.prompt),
@@ -103,35 +105,35 @@ class TransformersEngine:
             state._true_initial_tokens = played.prompt
         return state
 
-    def _resume(self, name: str, played: PlayedSequence, was: Message) -> None:
-        """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
-        played.emitted = was["num_emitted_tokens"]
-        made = played.prompt + played.emitted
-        if was["waiting"]:
-            self.scheduler.add_waiting_request(self._state(name, played, made))
+    def _resume(self, name: str, played: PlayedSequence, recorded: Message) -> None:
+        """A request enters in its recorded state: with its output tokens and, if it runs, its computed tokens."""
+        played.emitted = recorded["num_emitted_tokens"]
+        num_tokens = played.prompt + played.emitted
+        if recorded["waiting"]:
+            self.scheduler.add_waiting_request(self._state(name, played, num_tokens))
             return
-        decodes = bool(was["decoding"])
-        state = self._state(name, played, played.prompt if decodes else made)
-        computed = made - 1 if decodes else was["num_computed_tokens"]
+        decodes = bool(recorded["decoding"])
+        state = self._state(name, played, played.prompt if decodes else num_tokens)
+        computed = num_tokens - 1 if decodes else recorded["num_computed_tokens"]
         if decodes:
-            state.generated_tokens = played.tokens(made)[played.prompt :]
-            state.tokens_to_process, state.remaining_prefill_tokens = [played.token(made - 1)], []
-        found = (
+            state.generated_tokens = played.tokens(num_tokens)[played.prompt :]
+            state.tokens_to_process, state.remaining_prefill_tokens = [played.token(num_tokens - 1)], []
+        num_cached = (
             self.cache.search_prefix_match(name, played.tokens(computed + 1))
             if self.cache.use_prefix_sharing
             else 0
         )
-        state.position_offset = found
-        if hasattr(state, "allocated_blocks") and found:
-            state.allocated_blocks = found // self.block_size
-        if computed > found and not self._allocate(state, computed - found):
+        state.position_offset = num_cached
+        if hasattr(state, "allocated_blocks") and num_cached:
+            state.allocated_blocks = num_cached // self.block_size
+        if computed > num_cached and not self._allocate(state, computed - num_cached):
             raise RuntimeError(f"no KV blocks for {name}, which runs when the recording begins")
         state.position_offset = computed
         if not decodes:
             state.remaining_prefill_tokens = state.initial_tokens[computed:]
         state.status = self.statuses.DECODING if decodes else self.statuses.PREFILLING
         played.prefills = not decodes
-        self._mark(state, computed // self.block_size - found // self.block_size)
+        self._mark(state, computed // self.block_size - num_cached // self.block_size)
         self.scheduler.active_requests[name] = state
 
     def _allocate(self, state: Any, tokens: int) -> bool:
@@ -141,7 +143,7 @@ class TransformersEngine:
         )
 
     def _mark(self, state: Any, complete: int) -> None:
-        """Let others share the blocks that are full, where blocks are shared."""
+        """If blocks are shared, let other requests share the full ones."""
         if complete <= 0 or not self.cache.use_prefix_sharing:
             return
         if hasattr(self.cache, "mark_complete_blocks"):
@@ -150,28 +152,28 @@ class TransformersEngine:
             self.cache.mark_shareable_blocks_as_complete(state, complete)
 
     def _cache(self, contents: list[int]) -> None:
-        """Blocks that nobody holds, with these contents, where there is room for them."""
+        """Put blocks with these contents into the prefix cache, held by no request, if there is room for them."""
         tokens = [token for token in contents for _ in range(self.block_size)]
         state = self.new_request(request_id="cached", initial_tokens=[*tokens, STOP])
-        found = self.cache.search_prefix_match("cached", state.initial_tokens)
-        state.position_offset = found
-        if len(tokens) > found and self._allocate(state, len(tokens) - found):
-            self._mark(state, (len(tokens) - found) // self.block_size)
+        num_cached = self.cache.search_prefix_match("cached", state.initial_tokens)
+        state.position_offset = num_cached
+        if len(tokens) > num_cached and self._allocate(state, len(tokens) - num_cached):
+            self._mark(state, (len(tokens) - num_cached) // self.block_size)
         self.cache.free_blocks("cached")
 
     # Steps --------------------------------------------------------------------------------------------------
 
     def answer(self, message: Message) -> Message:
-        """To one message."""
+        """The answer to one message."""
         for spec in message["arrived"]:
             self.add(spec)
         for name in message["aborted"]:
             self.processor.cancel_queue.put(name)
         if message.get("look"):
-            return self._look(len(message["aborted"]))
+            return self._state_before_call(len(message["aborted"]))
         return self.step(message["aborted"], message.get("budget"))
 
-    def _look(self, aborted: int) -> Message:
+    def _state_before_call(self, aborted: int) -> Message:
         running, queued = len(self.scheduler.active_requests), self.processor.input_queue.qsize()
         return {
             "running": running, "waiting": len(self.scheduler.waiting_requests) + queued,
@@ -186,15 +188,15 @@ class TransformersEngine:
         )
 
     def step(self, aborted: list[str], budget: int | None) -> Message:
-        """What happens up to and with the next forward that runs tokens; where nothing more can run, up to there."""
-        known = [name for name in aborted if name in self.playing]
-        answer: Message = {"finished": [], "aborted": known, "scheduler_ns": 0, "rows": []}
+        """All that happens until the next forward that runs tokens, or until nothing more can run."""
+        known_aborts = [name for name in aborted if name in self.playing]
+        answer: Message = {"finished": [], "aborted": known_aborts, "scheduler_ns": 0, "rows": []}
         self.preempted = []
         self.processor.max_batch_tokens = self.budget if budget is None else max(0, budget)
         ran = self._prepare(answer)
-        for name in known:
+        for name in known_aborts:
             self.playing.pop(name, None)
-        answer.update(self._found(answer))
+        answer.update(self._step_fields(answer))
         if ran and len(self.outputs.in_flight) >= self.ahead:
             self._update(answer)
         elif not ran:
@@ -204,7 +206,7 @@ class TransformersEngine:
         return answer
 
     def _prepare(self, answer: Message) -> bool:
-        """A turn of the loop up to the forward; whether it runs tokens."""
+        """A turn of the loop up to the forward. True: the forward runs tokens."""
         answer["budget"] = self.processor.max_batch_tokens
         answer["running_decodes"] = self._decodes()
         self.offloads, self.outputs.rows = True, []
@@ -217,7 +219,7 @@ class TransformersEngine:
             self.offloads = False
             answer["scheduler_ns"] += time.thread_time_ns() - began
 
-    def _found(self, answer: Message) -> Message:
+    def _step_fields(self, answer: Message) -> Message:
         scheduler, tables = self.scheduler, self._tables()
         rows = [
             [name, decodes, count, before, 0, 0, sum(len(table.get(name, ())) for table in tables), emits]
@@ -232,8 +234,8 @@ class TransformersEngine:
 
     def _tables(self) -> list[dict[str, list[int]]]:
         managers = getattr(self.cache, "cache_allocators", None)
-        found = list(managers.values()) if managers is not None else self.cache.group_cache_managers
-        return [manager.block_table for manager in found]
+        allocators = list(managers.values()) if managers is not None else self.cache.group_cache_managers
+        return [manager.block_table for manager in allocators]
 
     def _free(self) -> int:
         if hasattr(self.cache, "get_num_free_blocks"):
@@ -247,10 +249,10 @@ class TransformersEngine:
         began = time.thread_time_ns()
         self.processor.update_batch()
         answer["scheduler_ns"] += time.thread_time_ns() - began
-        there = self.scheduler.active_requests.keys() | self.scheduler.waiting_requests.keys()
+        present = self.scheduler.active_requests.keys() | self.scheduler.waiting_requests.keys()
         for future in futures:
             name = future.state.request_id
-            if name not in there and name in self.playing:
+            if name not in present and name in self.playing:
                 answer["finished"].append(name)
                 if not any(name == f.state.request_id for batch in self.outputs.in_flight for f in batch):
                     self.playing.pop(name)

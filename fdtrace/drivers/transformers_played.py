@@ -1,6 +1,6 @@
-"""What stands in for the tensors and the model of transformers' continuous batching.
+"""Replacements for the tensors and the model of transformers' continuous batching.
 
-Imported by `transformers_driver.py` from beside it.
+`transformers_driver.py` imports it from its own directory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import Message
 
 STOP = 2
-"""The token that ends a request before its `max_tokens`; those of prompts and outputs are larger."""
+"""The token that ends a request before its `max_tokens`. Tokens of prompts and outputs are larger numbers."""
 PLACEHOLDER = -1
 """`TMP_TOKEN_ID` of transformers' requests.py."""
 
@@ -25,7 +25,7 @@ class PlayedSequence:
         self._contents, self._block_size = spec["contents"], block_size
         self.emitted = 0
         self.prefills: bool | None = None
-        """Whether its chunks are a prefill's; None: it is not in the batch."""
+        """Whether its chunks belong to a prefill; None: it is not in the batch."""
 
     def token(self, position: int) -> int:
         """The token at a position of the whole sequence."""
@@ -39,7 +39,7 @@ class PlayedSequence:
 
 
 class PlayedOutputs:
-    """In the place of `ContinuousBatchingIOs`: the batches whose tokens are still to come, and their tokens."""
+    """Replaces `ContinuousBatchingIOs`: holds the batches in flight, and plays their tokens."""
 
     compute_stream = None
 
@@ -49,7 +49,7 @@ class PlayedOutputs:
         self.rows: list[list[Any]] = []
 
     def prepare_batch_tensors(self, requests_in_batch: list[Any], *_: Any, **__: Any) -> None:
-        """What it does to the requests of a batch (input_outputs.py), without the tensors; and a row for each."""
+        """Do to the requests of a batch what input_outputs.py does, without the tensors; and add a row for each."""
         self.rows = []
         for future in requests_in_batch:
             state, count = future.state, future.query_length
@@ -67,7 +67,7 @@ class PlayedOutputs:
         self.in_flight.append(list(requests_in_batch))
 
     def prepare_batch_update(self) -> tuple[list[Any], list[int], None]:
-        """The oldest batch and a token for each of its requests that makes one."""
+        """The oldest batch, and a token for each of its requests that generates one."""
         futures = self.in_flight.popleft()
         tokens = []
         for future in futures:
@@ -82,13 +82,13 @@ class PlayedOutputs:
 
 
 class SilentRouter:
-    """In the place of `OutputRouter`: nobody waits for results."""
+    """Replaces `OutputRouter`: nobody waits for results."""
 
     def deliver_batch(self, outputs: list[Any]) -> None:
-        """They are in the requests."""
+        """Nothing to do: the results are in the requests."""
 
     def deliver(self, output: Any) -> None:
-        """The same."""
+        """As `deliver_batch`."""
 
     def fail_and_deliver(self, state: Any, error: Exception) -> None:
         """A request that cannot be served ends the replay."""

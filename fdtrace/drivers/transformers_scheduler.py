@@ -15,7 +15,7 @@ from fdtrace.replayer.formulas.variables import Variables
 
 
 class DrivenTransformers(RowDrivenScheduler):
-    """The batch processor of a transformers package; its token budget by `formula`, where one is given."""
+    """The batch processor of a transformers package. If there is a `formula`, it gives the token budget."""
 
     engine: str | None = "transformers"
     needs = "transformers and PyTorch, or with --scheduler transformers=DIR their requirements"
@@ -30,7 +30,7 @@ class DrivenTransformers(RowDrivenScheduler):
     ) -> None:
         """`recorded`: transformers' own sizes and switches, as `engine.config` of a recording has them.
 
-        UsageError where what it was recorded with cannot be had here.
+        UsageError if the recorded configuration cannot be driven here.
         """
         if config.role != "mixed":
             raise UsageError(
@@ -48,18 +48,18 @@ class DrivenTransformers(RowDrivenScheduler):
         self._variables = Variables.of(config)
         super().__init__(child, config, name)
         if formula is not None:
-            self.engine = None  # it is not what recorded: nothing is to be reproduced
+            self.engine = None  # another scheduler than the recorded one: it need not reproduce the recording
 
     def _opening(self) -> dict[str, Any]:
         return {"sizes": asdict(self.config), "recorded": self.recorded}
 
-    def _step(self, **more: Any) -> dict[str, Any]:
+    def _step(self, **fields: Any) -> dict[str, Any]:
         if self.formula is None:
-            return super()._step(**more)
-        found = self._ask({"arrived": self._arrived, "aborted": self._aborted, "look": True})
+            return super()._step(**fields)
+        state = self._ask({"arrived": self._arrived, "aborted": self._aborted, "look": True})
         aborted, self._arrived, self._aborted = self._aborted, [], []
-        seen = self._variables
-        seen.num_running, seen.num_waiting = found["running"], found["waiting"]
-        seen.num_running_decodes = found["running_decodes"]
+        variables = self._variables
+        variables.num_running, variables.num_waiting = state["running"], state["waiting"]
+        variables.num_running_decodes = state["running_decodes"]
         self._aborted = aborted
-        return super()._step(budget=self.formula.budget(seen), **more)
+        return super()._step(budget=self.formula.budget(variables), **fields)

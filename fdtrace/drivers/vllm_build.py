@@ -1,6 +1,7 @@
 """Builds the `Scheduler` of a vLLM package from recorded sizes and switches: no model, no weights, no device.
 
-Imported by `vllm_driver.py` from beside it. Versions differ in what these classes take: what is there is looked at.
+`vllm_driver.py` imports it from its own directory. Versions differ in the arguments of these classes, so the
+classes are asked.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ MODEL = {
     "vocab_size": 1 << 22,
     "torch_dtype": "float32",
 }
-"""A model's config.json; scheduling reads nothing of it but the longest sequence."""
+"""A model's config.json. Of it, scheduling reads only the longest sequence."""
 
 UNHELPFUL = ("scheduler_cls",)
-"""Recorded fields that are not given: a class is no JSON."""
+"""Recorded fields that are not passed on: a class is no JSON."""
 
 
-def taken_by(cls: Any, given: Message) -> Message:
-    """Of the given arguments those that this version's class takes."""
-    names: set[str] = set()
+def taken_by(cls: Any, arguments: Message) -> Message:
+    """Those of the arguments that this version's class accepts."""
+    accepted: set[str] = set()
     for base in cls.__mro__[:-1]:
         parameters = inspect.signature(base).parameters
-        names |= parameters.keys()
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        accepted |= parameters.keys()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
-    return {name: value for name, value in given.items() if name in names and name not in UNHELPFUL}
+    return {name: value for name, value in arguments.items() if name in accepted and name not in UNHELPFUL}
 
 
 def set_recorded(config: Any, recorded: Message) -> None:
-    """Give a config the recorded values that it has fields for: what vLLM derived when it started is in them."""
+    """Set the recorded values in a config, if it has the fields. They hold what vLLM derived when it started."""
     for name, value in recorded.items():
         plain = isinstance(value, (bool, int, float, str)) or value is None
         if plain and name not in UNHELPFUL and name in getattr(type(config), "__dataclass_fields__", ()):
@@ -57,8 +58,8 @@ def set_recorded(config: Any, recorded: Message) -> None:
 
 
 def build_config(sizes: Message, recorded: Message, changed: Message | None = None) -> Any:
-    """A `VllmConfig` of these sizes; `recorded` holds vLLM's own fields by config, as a recording has them, those that
-    are `changed` among them.
+    """A `VllmConfig` of these sizes. `recorded` holds vLLM's own fields by config, as a recording has them, with the
+    `changed` settings in them.
     """
     from vllm import config as vllm
 
@@ -67,10 +68,10 @@ def build_config(sizes: Message, recorded: Message, changed: Message | None = No
     _answer_for_no_platform()
     with open("config.json", "w", encoding="utf-8") as file:
         json.dump({**MODEL, "max_position_embeddings": sizes["max_model_len"]}, file)
-    here = os.getcwd()
+    directory = os.getcwd()
     model = vllm.ModelConfig(
-        model=here,
-        tokenizer=here,
+        model=directory,
+        tokenizer=directory,
         skip_tokenizer_init=True,
         max_model_len=sizes["max_model_len"],
         dtype="float32",
@@ -88,7 +89,7 @@ def build_config(sizes: Message, recorded: Message, changed: Message | None = No
         )
     )
     speculative = _speculative_config(vllm, sizes, model)
-    found = vllm.VllmConfig(
+    vllm_config = vllm.VllmConfig(
         model_config=model,
         cache_config=cache,
         scheduler_config=scheduler,
@@ -99,15 +100,15 @@ def build_config(sizes: Message, recorded: Message, changed: Message | None = No
     for name, config in switches.items():
         if config is not None:
             set_recorded(config, recorded.get(name) or {})
-    _parallel(found.parallel_config, recorded.get("parallel_config") or {})
+    _parallel(vllm_config.parallel_config, recorded.get("parallel_config") or {})
     cache.enable_prefix_caching = sizes["prefix_caching"]
     cache.num_gpu_blocks = sizes["num_blocks"]
-    derive_again(found, changed or {})
-    return found
+    derive_again(vllm_config, changed or {})
+    return vllm_config
 
 
 def _answer_for_no_platform() -> None:
-    """A build for a device that is not here has a platform that answers no question; early versions ask it one."""
+    """A build for a device that is not here has a platform without this method; early versions call it."""
     from vllm.platforms.interface import Platform, UnspecifiedPlatform
 
     if hasattr(Platform, "is_async_output_supported"):
@@ -124,17 +125,17 @@ def _scheduler_config(vllm: Any, sizes: Message) -> Any:
                 "max_model_len": sizes["max_model_len"],
                 "is_encoder_decoder": False,
                 "enable_chunked_prefill": sizes["chunked_prefill"],
-                "async_scheduling": False,  # that of the recording is set once vLLM has checked the rest
+                "async_scheduling": False,  # the recorded value is set after vLLM has checked the rest
             },
         )
     )
 
 
 def _speculative_config(vllm: Any, sizes: Message, model: Any) -> Any:
-    """Any method is built as n-gram, which needs no draft model; the recorded one is set afterwards."""
+    """Every method is built as n-gram, which needs no draft model. The recorded method is set afterwards."""
     if sizes["spec_method"] is None:
         return None
-    given = {
+    arguments = {
         "method": "ngram",
         "num_speculative_tokens": sizes["num_speculative_tokens"],
         "prompt_lookup_max": 2,
@@ -142,13 +143,13 @@ def _speculative_config(vllm: Any, sizes: Message, model: Any) -> Any:
         "target_model_config": model,
         "target_parallel_config": vllm.ParallelConfig(),
     }
-    found = vllm.SpeculativeConfig(**taken_by(vllm.SpeculativeConfig, given))
-    object.__setattr__(found, "method", sizes["spec_method"])
-    return found
+    config = vllm.SpeculativeConfig(**taken_by(vllm.SpeculativeConfig, arguments))
+    object.__setattr__(config, "method", sizes["spec_method"])
+    return config
 
 
 PARALLEL = ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size")
-"""What a rank's own scheduler asks of how the model is spread."""
+"""Sizes of the parallel layout that a rank's own scheduler reads."""
 
 
 def _parallel(config: Any, recorded: Message) -> None:
@@ -165,11 +166,11 @@ DERIVED = (
     "scheduler_reserve_full_isl",
     "use_v2_model_runner",
 )
-"""What `Scheduler` derives from more than a recording holds: taken as it was recorded."""
+"""What `Scheduler` derives from values that are not recorded: the derived value is taken from the recording."""
 
 
 def build_scheduler(config: Any, sizes: Message, recorded: Message) -> Any:
-    """The scheduler, with its groups of KV blocks as recorded, else one for layers of full attention."""
+    """The scheduler with the recorded groups of KV blocks; if none are recorded, one group of full attention layers."""
     from vllm.v1 import kv_cache_interface as kv
     from vllm.v1.structured_output import StructuredOutputManager
 
@@ -183,25 +184,25 @@ def build_scheduler(config: Any, sizes: Message, recorded: Message) -> Any:
             kv.KVCacheGroupSpec([f"layer{i}"], _layers(kv, group)) for i, group in enumerate(groups)
         ],
     )
-    known = recorded.get("scheduler") or {}
+    recorded_values = recorded.get("scheduler") or {}
     cls = scheduler_class(config)
-    given = {
+    arguments = {
         "vllm_config": config,
         "kv_cache_config": blocks,
         "structured_output_manager": StructuredOutputManager(config),
-        "block_size": known.get("block_size", sizes["block_size"]),
-        "hash_block_size": known.get("hash_block_size", sizes["block_size"]),
+        "block_size": recorded_values.get("block_size", sizes["block_size"]),
+        "hash_block_size": recorded_values.get("hash_block_size", sizes["block_size"]),
         "log_stats": False,
     }
-    found = cls(**taken_by(cls, given))
+    scheduler = cls(**taken_by(cls, arguments))
     for name in DERIVED:
-        if name in known and hasattr(found, name):
-            setattr(found, name, known[name])
-    return found
+        if name in recorded_values and hasattr(scheduler, name):
+            setattr(scheduler, name, recorded_values[name])
+    return scheduler
 
 
 def _layers(kv: Any, group: Message) -> Any:
-    """What the layers of a group keep for each token."""
+    """The KV cache specification of a group of layers."""
     import torch
 
     cls = getattr(kv, group["type"])
@@ -210,7 +211,7 @@ def _layers(kv: Any, group: Message) -> Any:
 
 
 def scheduler_class(config: Any) -> Any:
-    """The class that vLLM takes for this configuration."""
+    """The class that vLLM chooses for this configuration."""
     scheduler = config.scheduler_config
     get = getattr(scheduler, "get_scheduler_cls", None)
     if get is not None:
@@ -225,16 +226,16 @@ def scheduler_class(config: Any) -> Any:
 
 
 def batches_in_flight(config: Any) -> int:
-    """Batches that are scheduled before the first one's output is taken: `EngineCore.batch_queue_size`."""
-    found = getattr(config, "max_concurrent_batches", None)
-    if found is not None:
-        return int(found)
+    """Batches that are scheduled before the output of the first is taken: `EngineCore.batch_queue_size`."""
+    max_batches = getattr(config, "max_concurrent_batches", None)
+    if max_batches is not None:
+        return int(max_batches)
     pipeline = int(config.parallel_config.pipeline_parallel_size)
     return max(pipeline, 2 if getattr(config.scheduler_config, "async_scheduling", False) else 1)
 
 
 def block_hasher(sizes: Message, recorded: Message) -> Callable[[Any], Any] | None:
-    """What names a request's full blocks by their content, with prefix caching."""
+    """The function that hashes the content of a request's full blocks; None without prefix caching."""
     if not sizes["prefix_caching"]:
         return None
     from vllm.v1.core import kv_cache_utils
@@ -244,8 +245,8 @@ def block_hasher(sizes: Message, recorded: Message) -> Callable[[Any], Any] | No
 
     kv_cache_utils.init_none_hash(hashed)
     size = (recorded.get("scheduler") or {}).get("hash_block_size", sizes["block_size"])
-    found: Callable[[Any], Any] = kv_cache_utils.get_request_block_hasher(size, hashed)
-    return found
+    hasher: Callable[[Any], Any] = kv_cache_utils.get_request_block_hasher(size, hashed)
+    return hasher
 
 
 def version() -> str:

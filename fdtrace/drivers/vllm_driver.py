@@ -2,17 +2,18 @@
 
     python vllm_driver.py [DIRECTORY]
 
-Run by a Python that can import vLLM, or its requirements where DIRECTORY holds the package (a checkout, a site-packages
-directory); it needs nothing of fdtrace. A JSON object a line on stdin, an answer a line on what was stdout:
+It runs under a Python that can import vLLM; if DIRECTORY (a checkout, a site-packages directory) holds the package, its
+requirements are enough. It needs nothing of fdtrace. It reads a JSON object a line on stdin, and answers with one a
+line on the original stdout:
 
     {"open": {"sizes": …, "recorded": …, "changed": …}}  -> {"opened": vLLM's version}
     {"open": {"knobs": recorded}}, then anything  -> {"knobs": [what can be changed]}
     {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
 
-Scheduling, and what the output of a forward does to the scheduler, is vLLM's own code, called in the order of
-`EngineCore.step` or, with batches in flight, `EngineCore.step_with_batch_queue`. The forward is played: a prompt's last
-chunk samples one token, a decode one and the drafts that it was given to accept, of those that were scheduled.
+vLLM's own code schedules, and takes in the output of each forward. It is called in the order of `EngineCore.step` or,
+with batches in flight, of `EngineCore.step_with_batch_queue`. The forward is played: the last chunk of a prompt samples
+one token. A decode samples one token and, of the drafts that were scheduled, as many as the request is to accept.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ else:  # beside this script, without fdtrace
     from vllm_settings import KnobList, Refused, with_changes
 
 STOP = 2
-"""The token that ends a request before its `max_tokens`; those of prompts and outputs are larger."""
+"""The token that ends a request before its `max_tokens`. Tokens of prompts and outputs are larger numbers."""
 DRAFT = 3
 QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting")
-"""Queues of requests that wait; versions differ in which they have."""
+"""Queues of waiting requests. Each version has some of these."""
 
 
 class PlayedVllmRequest:
-    """What the played worker knows of a request: its tokens, the drafts and acceptances to come, how far it is."""
+    """What the played worker knows of a request: its tokens, its future drafts and acceptances, its progress."""
 
     def __init__(self, spec: Message, block_size: int, most_drafts: int) -> None:
         self.prompt, self.output, self.max_tokens = spec["prompt"], spec["output"], spec["max_tokens"]
         self.accepts, self.drafts, self.restarts = spec["accepts"], spec["drafts"], spec["restarts"]
-        self._contents, self._block_size, self._most = spec["contents"], block_size, most_drafts
+        self._contents, self._block_size, self._most_drafts = spec["contents"], block_size, most_drafts
         self.emitted = self.forwards = 0
         self.prefills = True
-        """Whether its tokens are being computed afresh: until the chunk that ends with its last one."""
+        """Whether it is in its prefill, which lasts until the chunk that ends with its last token."""
 
     def token(self, position: int) -> int:
         """The token at a position of the whole sequence."""
@@ -55,32 +56,33 @@ class PlayedVllmRequest:
         return int(self._contents[min(position // self._block_size, len(self._contents) - 1)])
 
     def tokens(self, first: int, count: int) -> list[int]:
-        """The tokens from a position on."""
+        """`count` tokens from position `first` on."""
         return [self.token(position) for position in range(first, first + count)]
 
     def emit(self, count: int) -> list[int]:
         """Its next tokens."""
-        found = self.tokens(self.prompt + self.emitted, count)
+        tokens = self.tokens(self.prompt + self.emitted, count)
         self.emitted += count
-        return found
+        return tokens
 
     def accepted(self, scheduled: int) -> int:
-        """Drafts that its next decode forward accepts; the last number goes on."""
-        return min(self._now(self.accepts, 0), scheduled)
+        """Drafts that its next decode forward accepts. After the last number of the list, that number is repeated."""
+        return min(self._current(self.accepts, 0), scheduled)
 
     def proposed(self) -> int:
-        """Drafts that its next decode forward is to verify; the last number goes on.
+        """Drafts that its next decode forward is to verify. After the last number of the list, that number is repeated.
 
-        Where it was preempted before that, how many these were is not recorded: as many as can be need as many blocks.
+        If it was preempted before that forward, the number is not recorded. The most possible is taken: so it needs as
+        many blocks as it can have needed.
         """
         if self.forwards in self.restarts:
             self.restarts.remove(self.forwards)
-            return self._most
-        found = self._now(self.drafts, self._most)
-        return self._most if found < 0 else found
+            return self._most_drafts
+        drafts = self._current(self.drafts, self._most_drafts)
+        return self._most_drafts if drafts < 0 else drafts
 
-    def _now(self, values: list[int], otherwise: int) -> int:
-        return int(values[min(self.forwards, len(values) - 1)]) if values else otherwise
+    def _current(self, values: list[int], default: int) -> int:
+        return int(values[min(self.forwards, len(values) - 1)]) if values else default
 
 
 class VllmEngine:
@@ -108,12 +110,12 @@ class VllmEngine:
         self.arrivals = 0
 
     def close(self) -> None:
-        """Nothing is outside the process."""
+        """Nothing outside the process is held."""
 
     # Requests -----------------------------------------------------------------------------------------------
 
     def add(self, spec: Message) -> None:
-        """A request arrives, or is taken up as it was; or blocks are in the prefix cache before any does."""
+        """A request arrives, or enters in its recorded state; or blocks enter the prefix cache before all requests."""
         if "cached" in spec:
             self._cache(spec["cached"])
             return
@@ -126,7 +128,7 @@ class VllmEngine:
             self.scheduler.add_request(request)
 
     def _request(self, name: str, tokens: list[int], max_tokens: int) -> Any:
-        given = {
+        arguments = {
             "request_id": name,
             "prompt_token_ids": tokens,
             "sampling_params": self.sampling(
@@ -137,21 +139,21 @@ class VllmEngine:
             "arrival_time": float(self.arrivals),
             "block_hasher": self.hasher,
         }
-        return self.new_request(**build.taken_by(self.new_request, given))
+        return self.new_request(**build.taken_by(self.new_request, arguments))
 
     def _cache(self, contents: list[int]) -> None:
-        """Blocks that nobody holds, with these contents, where there is room for them."""
+        """Put blocks with these contents into the prefix cache, held by no request, if there is room for them."""
         manager, size = self.scheduler.kv_cache_manager, self.block_size
         request = self._request("cached", [token for token in contents for _ in range(size)] + [DRAFT], 1)
         blocks, cached = manager.get_computed_blocks(request)[:2]
-        more = len(contents) * size - cached
-        if more > 0 and manager.allocate_slots(
-            request, more, num_new_computed_tokens=cached, new_computed_blocks=blocks
+        num_new = len(contents) * size - cached
+        if num_new > 0 and manager.allocate_slots(
+            request, num_new, num_new_computed_tokens=cached, new_computed_blocks=blocks
         ):
             manager.free(request)
 
     def _resume(self, request: Any, playing: PlayedVllmRequest, state: Message) -> None:
-        """A request enters as it was: with the tokens that it has made; as running, with what it has computed."""
+        """A request enters in its recorded state: with its output tokens and, if it runs, its computed tokens."""
         manager = self.scheduler.kv_cache_manager
         request.append_output_token_ids(playing.emit(state["num_emitted_tokens"]))
         if state["waiting"]:
@@ -161,14 +163,20 @@ class VllmEngine:
             return
         playing.prefills = not state["decoding"]
         computed = request.num_tokens - 1 if state["decoding"] else state["num_computed_tokens"]
-        found = manager.get_computed_blocks(request)
-        blocks, cached = found[0], min(found[1], computed // self.block_size * self.block_size)
-        if cached != found[1]:
+        cached_prefix = manager.get_computed_blocks(request)
+        blocks, cached = (
+            cached_prefix[0],
+            min(cached_prefix[1], computed // self.block_size * self.block_size),
+        )
+        if cached != cached_prefix[1]:
             blocks, cached = None, 0
-        # As many blocks as it held: drafts that were rejected may have left it more than its tokens need.
-        more = max(0, state["num_blocks"] * self.block_size - computed)
-        given = {} if blocks is None else {"num_new_computed_tokens": cached, "new_computed_blocks": blocks}
-        if manager.allocate_slots(request, computed - cached, num_lookahead_tokens=more, **given) is None:
+        # As many blocks as it held: rejected drafts may have left it more blocks than its tokens need.
+        lookahead = max(0, state["num_blocks"] * self.block_size - computed)
+        prefix = {} if blocks is None else {"num_new_computed_tokens": cached, "new_computed_blocks": blocks}
+        if (
+            manager.allocate_slots(request, computed - cached, num_lookahead_tokens=lookahead, **prefix)
+            is None
+        ):
             raise RuntimeError(f"no KV blocks for {request.request_id}, which runs when the recording begins")
         request.num_computed_tokens = computed
         if state["decoding"] and self.drafts:
@@ -180,19 +188,19 @@ class VllmEngine:
     # Steps --------------------------------------------------------------------------------------------------
 
     def answer(self, message: Message) -> Message:
-        """To one message."""
+        """The answer to one message."""
         return self.step(message["arrived"], message["aborted"])
 
     def step(self, arrived: list[Message], aborted: list[str]) -> Message:
-        """What happens up to and with the next forward that runs tokens; where nothing more can run, up to there."""
+        """All that happens until the next forward that runs tokens, or until nothing more can run."""
         answer: Message = {"preempted": [], "finished": [], "scheduler_ns": 0}
         for spec in arrived:
             while spec.get("after_idle") and self.in_flight:
                 self._update(answer)
             self.add(spec)
-        known = answer["aborted"] = [name for name in aborted if name in self.scheduler.requests]
-        if known:
-            self.scheduler.finish_requests(known, self.statuses.FINISHED_ABORTED)
+        known_aborts = answer["aborted"] = [name for name in aborted if name in self.scheduler.requests]
+        if known_aborts:
+            self.scheduler.finish_requests(known_aborts, self.statuses.FINISHED_ABORTED)
         while True:
             ran = self._schedule(answer)
             moves = False
@@ -201,24 +209,24 @@ class VllmEngine:
             if ran or not (moves or any(sampled for _, sampled in self.in_flight)):
                 break
         if not ran:
-            self.in_flight.clear()  # batches that nothing ran in
-        for name in (*answer["finished"], *known):
+            self.in_flight.clear()  # batches without tokens
+        for name in (*answer["finished"], *known_aborts):
             self.playing.pop(name, None)
         answer["idle"] = not (self.playing or self.in_flight)
         return answer
 
     def _schedule(self, answer: Message) -> bool:
-        """One call of the scheduler and the forward that follows, played; whether it runs tokens."""
+        """One call of the scheduler and its played forward. True: the forward runs tokens."""
         scheduler = self.scheduler
-        before = {request.request_id: self._decodes(request) for request in scheduler.running}
+        decodes_before = {request.request_id: self._decodes(request) for request in scheduler.running}
         began = time.thread_time_ns()
         try:
             output = scheduler.schedule()
         except Exception as error:
             raise CannotGoOn("schedule", error) from error
         answer["scheduler_ns"] += time.thread_time_ns() - began
-        still = {request.request_id for request in scheduler.running}
-        preempted = [name for name in before if name not in still]
+        running_after = {request.request_id for request in scheduler.running}
+        preempted = [name for name in decodes_before if name not in running_after]
         for name in preempted:
             self.playing[name].prefills = True
         answer["preempted"] += preempted
@@ -228,7 +236,7 @@ class VllmEngine:
             running=len(scheduler.running),
             waiting=self._waiting(),
             head=self._head(),
-            running_decodes=sum(before.values()),
+            running_decodes=sum(decodes_before.values()),
             free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         )
         answer["rows"], sampled = self._forward(output)
@@ -239,13 +247,13 @@ class VllmEngine:
         return not self.playing[request.request_id].prefills
 
     def _waiting(self) -> int:
-        """Requests in this version's queues."""
+        """Requests in the waiting queues of this version."""
         return sum(len(getattr(self.scheduler, name, ())) for name in QUEUES)
 
     def _head(self) -> list[Any] | None:
-        """The first request that waits, and the KV blocks that all its tokens need: a list, for JSON.
+        """The first waiting request, and the KV blocks that all its tokens need: a list, for JSON.
 
-        A layer that keeps only a window needs fewer; that is not given.
+        None if layers differ: a layer that keeps only a window needs fewer blocks.
         """
         queue = next(
             (getattr(self.scheduler, name) for name in QUEUES if getattr(self.scheduler, name, ())), None
@@ -256,8 +264,8 @@ class VllmEngine:
         return [request.request_id, -(-request.num_tokens // self.block_size)]
 
     def _forward(self, output: Any) -> tuple[list[list[Any]], dict[str, list[int]]]:
-        """Plays a forward: a row a request (id, decode, tokens, before, drafts, accepted, blocks, emitted), and
-        the tokens that each sampled.
+        """Play a forward. Returns a row for each request (id, decode, tokens, tokens before, drafts, accepted, blocks,
+        emitted), and the tokens that each request sampled.
         """
         computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
         cached = output.scheduled_cached_reqs
@@ -267,7 +275,9 @@ class VllmEngine:
         for name, num_tokens in output.num_scheduled_tokens.items():
             playing, before = self.playing[name], computed[name]
             drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))
-            if drafts and playing.prefills:  # all but its last token is cached: padded to a decode's shape
+            if (
+                drafts and playing.prefills
+            ):  # all tokens but the last are cached: vLLM pads it to a decode's shape
                 playing.prefills, before = False, playing.prompt + playing.emitted - 1
             decodes, accepted = not playing.prefills, 0
             ends = before + num_tokens - drafts >= playing.prompt + playing.emitted
@@ -284,10 +294,10 @@ class VllmEngine:
         return rows, sampled
 
     def _update(self, answer: Message) -> bool:
-        """The scheduler takes the output of the oldest batch; whether it ran any tokens."""
+        """The scheduler takes the output of the oldest batch. True: that batch ran tokens."""
         scheduled, sampled = self.in_flight.popleft()
         names = list(scheduled.num_scheduled_tokens)
-        given = {
+        output_fields = {
             "req_ids": names,
             "req_id_to_index": {name: i for i, name in enumerate(names)},
             "sampled_token_ids": [sampled[name] for name in names],
@@ -295,20 +305,22 @@ class VllmEngine:
             "prompt_logprobs_dict": {},
             "pooler_output": [],
         }
-        known = [name for name in names if name in self.scheduler.requests]
+        present = [name for name in names if name in self.scheduler.requests]
         began = time.thread_time_ns()
-        self.scheduler.update_from_output(scheduled, self.output(**build.taken_by(self.output, given)))
-        self._propose([name for name in known if sampled[name]])
+        self.scheduler.update_from_output(
+            scheduled, self.output(**build.taken_by(self.output, output_fields))
+        )
+        self._propose([name for name in present if sampled[name]])
         answer["scheduler_ns"] += time.thread_time_ns() - began
-        answer["finished"] += [name for name in known if name not in self.scheduler.requests]
+        answer["finished"] += [name for name in present if name not in self.scheduler.requests]
         return bool(names)
 
     def _propose(self, names: list[str]) -> None:
-        """The drafts of those that sampled, for their next step; with batches in flight vLLM takes placeholders."""
-        there = [name for name in names if name in self.scheduler.requests]
-        if self.gives_drafts and there:
-            drafts = [[DRAFT] * self.playing[name].proposed() for name in there]
-            self.scheduler.update_draft_token_ids(self.draft_ids(there, drafts))
+        """Give drafts for the next step to requests that sampled. With batches in flight vLLM uses placeholders."""
+        present = [name for name in names if name in self.scheduler.requests]
+        if self.gives_drafts and present:
+            drafts = [[DRAFT] * self.playing[name].proposed() for name in present]
+            self.scheduler.update_draft_token_ids(self.draft_ids(present, drafts))
 
 
 def _open(message: Message) -> ServedEngine:

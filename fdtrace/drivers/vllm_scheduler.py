@@ -13,7 +13,7 @@ from fdtrace.replayer.config import SchedulerConfig
 
 
 class DrivenVllm(RowDrivenScheduler):
-    """The scheduler of a vLLM package. A decode runs the drafts that it has, or rests: each step has rows."""
+    """The scheduler of a vLLM package. A decode runs the drafts that it has, or waits: each step has rows."""
 
     engine = "vllm"
     needs = "vLLM, or with --scheduler vllm=DIR its requirements"
@@ -27,9 +27,9 @@ class DrivenVllm(RowDrivenScheduler):
         changed: Mapping[str, Any] | None = None,
     ) -> None:
         """`recorded`: vLLM's own sizes and switches, by config, as `engine.config` of a recording has them; `changed`:
-        settings that are others, by vLLM's own names.
+        changed settings, by vLLM's own names.
 
-        UsageError where what it was recorded with cannot be had here.
+        UsageError if the recorded configuration cannot be driven here.
         """
         if config.role != "mixed":
             raise UsageError(
@@ -41,7 +41,7 @@ class DrivenVllm(RowDrivenScheduler):
         if recorded.get("kv_transfer_config"):
             raise UsageError(
                 "the scheduler of an engine that gets KV blocks from elsewhere cannot be driven",
-                why="when they came is not in the recording",
+                why="the recording does not say when they arrived",
                 hint="--as-recorded",
             )
         self.recorded, self.changed = dict(recorded), dict(changed or {})

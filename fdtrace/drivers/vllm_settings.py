@@ -1,7 +1,7 @@
-"""Changed settings of a vLLM package, checked by its own configuration classes, and the list of those that there are.
+"""Changed settings of a vLLM package, checked by its own configuration classes; and the list of all settings.
 
-Imported by `vllm_driver.py` from beside it. A recording holds what vLLM derived when it started. If the setting that it
-was derived from changes, it is derived again.
+`vllm_driver.py` imports it from its own directory. A recording holds values that vLLM derived when it started. If the
+setting behind such a value changes, the value is derived again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_KNOBS = (
     *("chunked_prefill_enabled", "max_num_partial_prefills", "max_long_partial_prefills", "DEFAULT_MAX_NUM_SEQS"),
     *("DEFAULT_MAX_NUM_BATCHED_TOKENS", "DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP"),
 )  # fmt: skip
-"""Fields of `SchedulerConfig` that no decision of the V1 scheduler on text follows from, or that decide elsewhere."""
+"""Fields of `SchedulerConfig` on which no decision of the V1 scheduler about text depends, or that act elsewhere."""
 
 DERIVED_FROM = {
     "max_num_batched_tokens": ("max_num_scheduled_tokens",),
@@ -38,11 +38,11 @@ DERIVED_FROM = {
     "scheduler_reserve_full_isl": ("scheduler_reserve_full_isl",),
     "block_size": ("block_size", "hash_block_size"),
 }
-"""Setting -> what a recorded `Scheduler` had derived from it, and what the changed one derives anew."""
+"""Setting -> values that `Scheduler` derives from it: if it changes, recorded ones are dropped and derived again."""
 
 
 class Refused(Exception):
-    """A setting that vLLM, or a replay of it, refuses."""
+    """vLLM, or a replay of it, refuses a setting."""
 
 
 def fields_of(cls: Any) -> dict[str, Any]:
@@ -51,23 +51,23 @@ def fields_of(cls: Any) -> dict[str, Any]:
 
 
 def with_changes(sizes: Message, recorded: Message, changed: Message) -> Message:
-    """What was recorded, by configuration, as it is under changed settings, before vLLM checks it. `Refused`."""
+    """The recorded values by configuration, with the changed settings in them; vLLM has not checked them. `Refused`."""
     from vllm import config as vllm
 
     if not changed:
         return recorded
-    found = {name: dict(part) if isinstance(part, dict) else part for name, part in recorded.items()}
-    known = fields_of(vllm.SchedulerConfig)
-    scheduler, cache = found.setdefault("scheduler_config", {}), found.setdefault("cache_config", {})
+    settings = {name: dict(part) if isinstance(part, dict) else part for name, part in recorded.items()}
+    scheduler_fields = fields_of(vllm.SchedulerConfig)
+    scheduler, cache = settings.setdefault("scheduler_config", {}), settings.setdefault("cache_config", {})
     for name, value in changed.items():
-        if name in known and name not in NO_KNOBS:
+        if name in scheduler_fields and name not in NO_KNOBS:
             scheduler[name] = value
         elif name in CACHE:
             cache[name] = value
         elif name not in (*SPECULATION, *MODEL):
-            raise Refused(_unknown(name, known))
+            raise Refused(_unknown(name, scheduler_fields))
         for derived in DERIVED_FROM.get(name, ()):
-            found.get("scheduler", {}).pop(derived, None)
+            settings.get("scheduler", {}).pop(derived, None)
     if {"max_num_batched_tokens", "num_speculative_tokens", "max_num_seqs"} & changed.keys():
         if "max_num_scheduled_tokens" not in changed:
             scheduler["max_num_scheduled_tokens"] = None
@@ -75,19 +75,21 @@ def with_changes(sizes: Message, recorded: Message, changed: Message) -> Message
             scheduler.pop(name, None)
     if "num_speculative_tokens" in changed:
         drafts = sizes["num_speculative_tokens"] if sizes["spec_method"] is not None else 0
-        speculation = dict(found.get("speculative_config") or {})
-        found["speculative_config"] = {**speculation, "num_speculative_tokens": drafts} if drafts else None
+        speculation = dict(settings.get("speculative_config") or {})
+        settings["speculative_config"] = {**speculation, "num_speculative_tokens": drafts} if drafts else None
     if "block_size" in changed:
-        found["kv_cache_config"] = _with_block_size(found.get("kv_cache_config") or {}, sizes["block_size"])
+        settings["kv_cache_config"] = _with_block_size(
+            settings.get("kv_cache_config") or {}, sizes["block_size"]
+        )
     if {"num_gpu_blocks_override", "block_size", "max_model_len"} & changed.keys():
         _refuse_few_blocks(sizes)
-    return found
+    return settings
 
 
-def _unknown(name: str, known: Message) -> str:
-    names = [one for one in (*known, *CACHE, *SPECULATION, *MODEL) if one not in NO_KNOBS]
-    near = get_close_matches(name, names, 1)
-    return f"this vLLM has no setting {name!r} that its scheduling depends on" + (
+def _unknown(setting: str, scheduler_fields: Message) -> str:
+    names = [name for name in (*scheduler_fields, *CACHE, *SPECULATION, *MODEL) if name not in NO_KNOBS]
+    near = get_close_matches(setting, names, 1)
+    return f"this vLLM has no setting {setting!r} that its scheduling depends on" + (
         f": {near[0]}?" if near else ""
     )
 
@@ -113,65 +115,67 @@ def _refuse_few_blocks(sizes: Message) -> None:
 
 def check_scheduler(vllm: Any, sizes: Message, section: Message) -> None:
     """Have vLLM's own `SchedulerConfig` check a changed section. `Refused` in its words."""
-    taken = inspect.signature(vllm.SchedulerConfig).parameters
-    given = {
-        name: value for name, value in section.items() if name in taken and name not in ("scheduler_cls",)
+    parameters = inspect.signature(vllm.SchedulerConfig).parameters
+    arguments = {
+        name: value
+        for name, value in section.items()
+        if name in parameters and name not in ("scheduler_cls",)
     }
-    given.update(
+    arguments.update(
         max_num_batched_tokens=sizes["max_num_batched_tokens"],
         max_num_seqs=sizes["max_num_seqs"],
         enable_chunked_prefill=sizes["chunked_prefill"],
     )
     for name, value in (("max_model_len", sizes["max_model_len"]), ("is_encoder_decoder", False)):
-        if name in taken:
-            given[name] = value
+        if name in parameters:
+            arguments[name] = value
     try:
-        vllm.SchedulerConfig(**given)
+        vllm.SchedulerConfig(**arguments)
     except Exception as error:
-        raise Refused(said(error)) from None
+        raise Refused(message_of(error)) from None
 
 
-def said(error: Exception) -> str:
-    """What a configuration's check says, without the input and the address that pydantic adds."""
-    kept = []
+def message_of(error: Exception) -> str:
+    """The message of a configuration's check, without the input and the address that pydantic adds."""
+    texts = []
     for line in str(error).splitlines()[1:] or [str(error)]:
         text = line.strip()
         if not text or text.startswith("For further information"):
             continue
-        kept.append(text.split(" [type=")[0].replace("Value error, ", ""))
-    names = [text for text in kept if " " not in text]
-    words = [text for text in kept if " " in text]
+        texts.append(text.split(" [type=")[0].replace("Value error, ", ""))
+    names = [text for text in texts if " " not in text]
+    words = [text for text in texts if " " in text]
     return ": ".join([", ".join(names), "; ".join(words)]) if names else "; ".join(words)
 
 
 def derive_again(config: Any, changed: Message) -> None:
-    """What vLLM's `VllmConfig` fills in when it starts, where it was derived from what changed."""
-    again = getattr(config, "_set_max_num_scheduled_tokens", None)
+    """Fill in again what vLLM's `VllmConfig` derives when it starts, if it depends on a changed setting."""
+    derive = getattr(config, "_set_max_num_scheduled_tokens", None)
     if (
-        again is None
+        derive is None
         or not {"max_num_batched_tokens", "num_speculative_tokens", "max_num_seqs"} & changed.keys()
     ):
         return
     try:
-        again()
+        derive()
     except Exception as error:
-        raise Refused(said(error)) from None
+        raise Refused(message_of(error)) from None
 
 
 # The list ---------------------------------------------------------------------------------------------------
 
 
 class KnobList:
-    """Answers what settings this vLLM has that its scheduling depends on."""
+    """Answers with the settings on which the scheduling of this vLLM depends."""
 
     def __init__(self, recorded: Message) -> None:
         self.recorded = recorded
 
     def close(self) -> None:
-        """Nothing is outside the process."""
+        """Nothing outside the process is held."""
 
     def answer(self, message: Message) -> Message:
-        """A list of name, kind, range, default, what was recorded, and what it does."""
+        """The settings: name, kind, range, default, recorded value, and text of each."""
         from vllm import config as vllm
 
         parts = [
@@ -184,13 +188,13 @@ class KnobList:
 
     def _of(self, section: str, cls: Any, only: Any) -> list[Message]:
         values, texts = self.recorded.get(section) or {}, _texts(cls)
-        found = []
+        knobs = []
         for name, schema in _schemas(cls).items():
             if name in NO_KNOBS if only is None else name not in only:
                 continue
             kind, allowed = _kind(schema)
             text = " ".join(str(texts.get(name, "")).split())
-            found.append(
+            knobs.append(
                 {
                     "name": name,
                     "kind": kind,
@@ -200,7 +204,7 @@ class KnobList:
                     "text": text.split(". ")[0].rstrip("."),
                 }
             )
-        return found
+        return knobs
 
 
 def _plain(value: Any) -> Any:
@@ -208,7 +212,7 @@ def _plain(value: Any) -> Any:
 
 
 def _schemas(cls: Any) -> dict[str, Message]:
-    """The JSON schema of each field; where the class has none, the name of its type alone."""
+    """The JSON schema of each field. If the class has none, only the name of its type."""
     try:
         from pydantic import TypeAdapter  # type: ignore[import-not-found]  # vLLM brings it
 
@@ -239,12 +243,12 @@ _BOUNDS = (
 
 
 def _kind(schema: Message) -> tuple[str, str]:
-    """Its kind and range, in words."""
-    choices = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
-    nothing = ["null"] if len(choices) < len(schema.get("anyOf", [schema])) else []
-    one = choices[0] if choices else {}
-    kind = _KINDS.get(str(one.get("type")), str(one.get("type", "text")))
-    allowed = [text.format(one[name]) for name, text in _BOUNDS if name in one]
-    if "enum" in one:
-        allowed = [" | ".join(map(str, one["enum"]))]
-    return kind, ", ".join([*allowed, *nothing])
+    """The kind and the range of a setting, in words."""
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+    null = ["null"] if len(choices) < len(schema.get("anyOf", [schema])) else []
+    choice = choices[0] if choices else {}
+    kind = _KINDS.get(str(choice.get("type")), str(choice.get("type", "text")))
+    allowed = [text.format(choice[name]) for name, text in _BOUNDS if name in choice]
+    if "enum" in choice:
+        allowed = [" | ".join(map(str, choice["enum"]))]
+    return kind, ", ".join([*allowed, *null])

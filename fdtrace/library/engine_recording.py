@@ -1,4 +1,4 @@
-"""One engine's recording as a program holds it: a value that needs no file."""
+"""One engine's recording for programs: a value that needs no file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MOST_ROWS = 10_000_000
-"""Rows of `step_request` that a recording takes along into memory (35 bytes each)."""
+"""Most rows of `step_request` that a recording keeps in memory (35 bytes each)."""
 TIMES = ("ts", "arrived_at", "finished_at")
 
 
@@ -26,20 +26,20 @@ TIMES = ("ts", "arrived_at", "finished_at")
 class EngineRecording:
     """One engine's steps and requests, in memory: `trace.recording()` gives it, `fdtrace.replay` takes it.
 
-    It outlives its trace, can be pickled, and equals another that holds the same.
+    It outlives its trace and can be pickled. It equals another recording with the same content.
     """
 
     value: Recording
-    """The recording as fdtrace's other parts take it: arrays in which -1 is NULL."""
+    """The recording in the form that fdtrace uses inside: arrays in which -1 is NULL."""
 
     @property
     def engine(self) -> EngineInfo:
-        """What the engine was configured with: tokens, sequences, blocks; None is not known."""
+        """The engine's configuration: tokens, sequences, blocks. None: not known."""
         return self.value.engine
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the recording could not see, and what is missing in it."""
+        """What the recording could not see, and what is missing from it."""
         return self.value.notes
 
     @property
@@ -59,17 +59,17 @@ class EngineRecording:
 
     def __repr__(self) -> str:
         engine = self.engine
-        what = f"{engine.name} {engine.version}".strip()
-        return f"<EngineRecording of {what}: {self.num_steps} steps, {len(self.requests)} requests>"
+        description = f"{engine.name} {engine.version}".strip()
+        return f"<EngineRecording of {description}: {self.num_steps} steps, {len(self.requests)} requests>"
 
 
 @dataclass(frozen=True, eq=False)
 class RowsInMemory:
-    """All rows of `step_request` of one engine, by step, prefills first; arrays of one entry a row."""
+    """All rows of `step_request` of one engine, by step, prefills first. Arrays with an entry for each row."""
 
     step: NDArray[np.int64]
     request: NDArray[np.int32]
-    """The entry of `Recording.requests`."""
+    """The index into `Recording.requests`."""
     prefill: NDArray[np.bool_]
     figures: NDArray[np.int32]
     """Tokens, computed before, drafts, accepted, blocks (-1: not known): five columns."""
@@ -89,18 +89,23 @@ class RowsInMemory:
         ]
 
     def batches(self, recording: Recording) -> BatchRowColumns:
-        """The same as a time model takes them; rows of steps that the recording does not have are left out."""
+        """The rows in the form that a time model takes. Rows of steps that the recording does not have are left out."""
         steps = np.asarray(recording.steps["step"])
-        there = np.isin(self.step, steps)
-        tokens, computed, _, accepted, _ = self.figures[there].T.astype(np.int64)
-        at = np.searchsorted(steps, self.step[there])
+        is_recorded = np.isin(self.step, steps)
+        tokens, computed, _, accepted, _ = self.figures[is_recorded].T.astype(np.int64)
+        step_index = np.searchsorted(steps, self.step[is_recorded])
         return BatchRowColumns(
-            at, self.request[there].astype(np.int64), self.prefill[there], tokens, computed, accepted
+            step_index,
+            self.request[is_recorded].astype(np.int64),
+            self.prefill[is_recorded],
+            tokens,
+            computed,
+            accepted,
         )
 
     def steps_of(self, request_id: str) -> list[int]:
         """The steps in which a request ran, ascending."""
-        entries = [at for at, known in enumerate(self.ids) if known == request_id]
+        entries = [entry for entry, name in enumerate(self.ids) if name == request_id]
         steps: list[int] = np.unique(self.step[np.isin(self.request, entries)]).tolist()
         return steps
 
@@ -118,16 +123,16 @@ class DetailsWithRows(LoadedDetails):
 
 
 def recording_with_rows(db: duckdb.DuckDBPyConnection, loaded: Recording) -> Recording:
-    """A loaded recording with the requests of its steps, where they are not more than `MOST_ROWS`."""
+    """A loaded recording with the requests of its steps, if there are not more than `MOST_ROWS`."""
     rows = rows_in_memory(db, loaded)
     if rows is None:
         return loaded
-    known = {one.name: getattr(loaded.details, one.name) for one in fields(LoadedDetails)}
-    return replace(loaded, details=DetailsWithRows(**known, rows=rows))
+    details = {field.name: getattr(loaded.details, field.name) for field in fields(LoadedDetails)}
+    return replace(loaded, details=DetailsWithRows(**details, rows=rows))
 
 
 def rows_in_memory(db: duckdb.DuckDBPyConnection, recording: Recording) -> RowsInMemory | None:
-    """The requests of every recorded step; None where there are more than `MOST_ROWS`."""
+    """The requests of every recorded step. None if there are more than `MOST_ROWS`."""
     number = recording.engine.engine_id
     count = db.execute("SELECT count(*) FROM step_request WHERE engine_id = $1", [number]).fetchall()[0][0]
     if count > MOST_ROWS:
@@ -137,16 +142,16 @@ def rows_in_memory(db: duckdb.DuckDBPyConnection, recording: Recording) -> RowsI
     figures = ", ".join(
         f"coalesce({name}, {null})::INTEGER AS {name}" for name, null in zip(names, nulls, strict=True)
     )
-    found = db.execute(
+    columns = db.execute(
         f"SELECT step, request, kind = 'prefill' AS prefill, {figures} FROM step_request WHERE engine_id = $1 "
         "ORDER BY step, kind DESC, request",
         [number],
     ).fetchnumpy()
-    entries = np.searchsorted(recording.requests["request"], found["request"])
+    entries = np.searchsorted(recording.requests["request"], columns["request"])
     return RowsInMemory(
-        np.asarray(found["step"]),
+        np.asarray(columns["step"]),
         entries.astype(np.int32),
-        np.asarray(found["prefill"], bool),
-        np.stack([np.asarray(found[name], np.int32) for name in names], axis=1),
+        np.asarray(columns["prefill"], bool),
+        np.stack([np.asarray(columns[name], np.int32) for name in names], axis=1),
         tuple(map(str, recording.requests["request_id"].tolist())),
     )

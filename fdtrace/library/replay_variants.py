@@ -21,11 +21,11 @@ from fdtrace.variants import (
     Variant,
     clock_of_variant,
     coming_of_variant,
+    parse_variant,
     refuse_equal_names,
-    variant,
     variant_of,
     variants_of,
-    with_what_recorded,
+    with_recorded_scheduler,
 )
 
 VariantsLike = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
@@ -38,33 +38,35 @@ def chosen_variants(
     variants: VariantsLike,
     python: str,
 ) -> list[Variant]:
-    """What is to be replayed, in order: formulas, then variants, each with what schedules it.
+    """What is replayed, in order: formulas, then variants, each with what schedules it.
 
     Raises:
-        UsageError: one is none, or two have one name.
+        UsageError: a text is no formula or variant, or two have the same name.
     """
     if isinstance(variants, Mapping):
-        told = [variant_of(name, given, python) for name, given in variants.items()]
+        parsed = [variant_of(name, assigned, python) for name, assigned in variants.items()]
     else:
-        told = [variant(text, python) for text in ([variants] if isinstance(variants, str) else variants)]
-    plain = as_formulas(formulas if formulas is not None else () if told else DEFAULT)
+        parsed = [
+            parse_variant(text, python) for text in ([variants] if isinstance(variants, str) else variants)
+        ]
+    plain = as_formulas(formulas if formulas is not None else () if parsed else DEFAULT)
     complete = [
-        one
-        if one.formula is not None or one.scheduler is not None
-        else with_what_recorded(one, recording, python)
-        for one in told
+        variant
+        if variant.formula is not None or variant.scheduler is not None
+        else with_recorded_scheduler(variant, recording, python)
+        for variant in parsed
     ]
-    chosen = [*variants_of(plain, [], [one.name for one in plain]), *complete]
+    chosen = [*variants_of(plain, [], [formula.name for formula in plain]), *complete]
     refuse_equal_names(chosen)
-    for one in chosen:
-        one.changed(recording.engine)
-        if one.scheduler is not None:
-            one.scheduler.refuse_others(recording)
+    for variant in chosen:
+        variant.changed(recording.engine)
+        if variant.scheduler is not None:
+            variant.scheduler.refuse_others(recording)
     return chosen
 
 
 class VariantReplayer(AbstractContextManager["VariantReplayer"]):
-    """Replays variants of one recording; the time model and the fit of memory are made once."""
+    """Replays variants of one recording. The time model and the fit of memory are computed once."""
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
     ) -> None:
         self.recording, self.clock, self.device_bytes = recording, clock, device_bytes
         self.slo = parse_slo(slo)
-        timed = bool(self.slo) or any(clock_of_variant(one, clock) == "time" for one in chosen)
+        timed = bool(self.slo) or any(clock_of_variant(variant, clock) == "time" for variant in chosen)
         self.timing = RecordedTiming(recording, self._batches) if timed else None
         self.children = Children()
         self._experiments: dict[str, Experiment] = {}
@@ -93,14 +95,17 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
     ) -> None:
         self.children.close()
 
-    def experiment(self, one: Variant) -> Experiment:
+    def experiment(self, variant: Variant) -> Experiment:
         """The recording under a variant's settings."""
-        if one.name not in self._experiments:
-            (clock, coming), changed = coming_of_variant(one, self.clock), one.changed(self.recording.engine)
-            self._experiments[one.name] = Experiment(
+        if variant.name not in self._experiments:
+            (clock, coming), changed = (
+                coming_of_variant(variant, self.clock),
+                variant.changed(self.recording.engine),
+            )
+            self._experiments[variant.name] = Experiment(
                 self.recording, None, clock, self.device_bytes, changed, self.timing, self.slo, coming
             )
-        return self._experiments[one.name]
+        return self._experiments[variant.name]
 
     def recorded(self) -> History:
         """The recording itself."""
@@ -108,23 +113,25 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
             self.recording, None, "steps", self.device_bytes, timing=self.timing, slo=self.slo
         ).recorded()
 
-    def as_recorded(self, one: Variant) -> History:
-        """Every step in the state that it had. UsageError where the variant changes more than the formula."""
-        if one.formula is None or one.settings:
+    def as_recorded(self, variant: Variant) -> History:
+        """Every step in the state that it had. UsageError if the variant changes more than the formula."""
+        if variant.formula is None or variant.settings:
             raise UsageError(
-                f"{one.name} cannot keep each step's state", why="it changes more than the formula"
+                f"{variant.name} cannot keep each step's state", why="it changes more than the formula"
             )
-        return self.experiment(one).as_recorded(one.formula)
+        return self.experiment(variant).as_recorded(variant.formula)
 
-    def reschedule(self, one: Variant, policy: Policy | None) -> History:
+    def reschedule(self, variant: Variant, policy: Policy | None) -> History:
         """The recorded requests scheduled afresh."""
-        experiment = self.experiment(one)
-        if one.scheduler is None:
-            assert one.formula is not None
-            return replace(experiment.reschedule(one.formula, one.policy or policy), name=one.name)
+        experiment = self.experiment(variant)
+        if variant.scheduler is None:
+            assert variant.formula is not None
+            return replace(
+                experiment.reschedule(variant.formula, variant.policy or policy), name=variant.name
+            )
         engine, config = self.recording.engine, experiment.workload.config
         changed = experiment.changed_settings.values
-        with one.scheduler.open(
+        with variant.scheduler.open(
             config, engine.env, engine.config, changed=changed, children=self.children
         ) as driven:
-            return replace(experiment.reschedule(driven), name=one.name)
+            return replace(experiment.reschedule(driven), name=variant.name)

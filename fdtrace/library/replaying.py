@@ -1,4 +1,4 @@
-"""`fdtrace.replay`: a recording under formulas, and what each did, as a program or a notebook takes it."""
+"""`fdtrace.replay`: a recording replayed under formulas, with the results for a program or a notebook."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
     "num_stalls", "num_unfinished", "reserved_high_water", "out_of_memory_step",
 )  # fmt: skip
-"""Of an outcome, what a table of runs shows, in this order."""
+"""Figures of an outcome that a table of runs shows, in this order."""
 MAY_BE_NEGATIVE = ("token_budget", "allowed")
-"""Columns of a step in which -1 is a number: what a formula computed."""
+"""Columns of a step in which -1 is a number that a formula computed."""
 
 
 @dataclass(frozen=True)
 class StepReasons:
-    """Why a step of a replay was as it was: the state at its scheduling call, and each decision with its rule."""
+    """Why a step of a replay ran what it ran: the state at its scheduling call, and each decision with its rule."""
 
     step: int
     num_tokens: int | None
     """Tokens that ran; None: the call handed out nothing (a hang)."""
     token_budget: int | None
     num_running: int
-    """Requests when the call began, like the two below."""
+    """When the call began; this holds for the next two too."""
     num_waiting: int
     num_free_blocks: int
     not_admitted: str | None
-    """Why the head of the queue stayed."""
+    """Why the head of the queue was not admitted."""
     reasons: tuple[str, ...]
     """A line for each decision."""
 
@@ -56,7 +56,7 @@ class StepReasons:
 
 
 class ReplayRun:
-    """What one formula did with a recording, or the recording itself; `Runs` holds them by name."""
+    """The replay of a recording under one formula, or the recording itself. `Runs` holds them by name."""
 
     def __init__(
         self, history: History, explain: Callable[[int], StepReasons] | None, rows: RowsInMemory | None
@@ -70,7 +70,7 @@ class ReplayRun:
 
     @property
     def how(self) -> Literal["recorded", "as recorded", "rescheduled"]:
-        """How it was made."""
+        """How it was computed."""
         return self._history.how
 
     @property
@@ -80,14 +80,14 @@ class ReplayRun:
 
     @property
     def outcome(self) -> Outcome:
-        """Its figures: tokens, steps and bytes as named; None is not known."""
+        """Its figures: tokens, steps and bytes, as their names say. None: not known."""
         return self._history.outcome
 
     @property
     def steps(self) -> ResultTable:
         """Its steps, one row each, ascending: `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`,
         `num_decode_tokens`, `num_running`, `num_waiting`, `num_preempted`, `num_stalled`, `num_free_blocks` (tokens,
-        requests, blocks), `reserved_bytes` where memory is known, and others.
+        requests, blocks), `reserved_bytes` if memory is known, and others.
         """
         return ResultTable(self._history.columns, title=self.name, may_be_negative=MAY_BE_NEGATIVE)
 
@@ -115,20 +115,22 @@ class ReplayRun:
             UsageError: it ran in no step of this run.
             TraceError: the recording's rows are not in memory.
         """
-        found = self._steps_of(request_id)
-        if not found:
+        step_rows = self._steps_of(request_id)
+        if not step_rows:
             raise UsageError(
                 f"request {request_id!r} ran in no step of {self.name}",
                 hint="recording.requests has all that were recorded",
             )
-        rows = [{"step": step, **_row(row)} for step, row in found]
+        rows = [{"step": step, **_row(row)} for step, row in step_rows]
         return ResultTable.of_rows(rows, title=f"{request_id} under {self.name}")
 
     def _steps_of(self, request_id: str) -> list[tuple[int, StepRow]]:
         if self._history.request_steps is not None:
             return self._history.request_steps(request_id)
         if self._rows is None:
-            self._history.rows(int(self._history.columns["step"][0]))  # says why they are not there
+            self._history.rows(
+                int(self._history.columns["step"][0])
+            )  # raises the error that says why there are no rows
             return []
         return [
             (step, row)
@@ -138,13 +140,13 @@ class ReplayRun:
         ]
 
     def explain(self, step: int) -> StepReasons:
-        """Why a step was as it was: its budget, and each decision with the rule that made it.
+        """Why a step ran what it ran: its budget, and each decision with its rule.
 
         Args:
-            step: its number; that of a hang too.
+            step: its number; the step of a hang too.
 
         Raises:
-            UsageError: only a replay that was rescheduled knows its reasons, or it has no such step.
+            UsageError: it is not rescheduled, so it has no reasons; or it has no such step.
         """
         if self._explain is None:
             raise UsageError(
@@ -158,8 +160,8 @@ class ReplayRun:
         outcome = self.outcome
         over = f"{outcome.num_exceeded} of {outcome.num_steps} steps exceed {self.limit} tokens"
         left = f", {outcome.why_not_done}" if outcome.why_not_done else ""
-        said = self.how if outcome.order is None else f"{self.how}, {ORDERS[outcome.order]}"
-        how = "" if self.how == self.name else f" ({said})"
+        description = self.how if outcome.order is None else f"{self.how}, {ORDERS[outcome.order]}"
+        how = "" if self.how == self.name else f" ({description})"
         return f"<ReplayRun {self.name}{how}: {over}, by {outcome.max_excess} at most{left}>"
 
 
@@ -170,7 +172,7 @@ class Runs(Mapping[str, ReplayRun]):
         self._runs = {run.name: run for run in runs}
 
     def __getitem__(self, name: str) -> ReplayRun:
-        """A run. UsageError where there is none of this name."""
+        """A run by its name. UsageError if there is none."""
         try:
             return self._runs[name]
         except KeyError:
@@ -187,18 +189,18 @@ class Runs(Mapping[str, ReplayRun]):
 
     def table(self) -> ResultTable:
         """One row a run: `name`, `how`, `order` (as `Outcome`), steps over the limit, excess, peak, tokens refused,
-        budget use (0 to 1), steps, preemptions, stalls, requests unfinished, bytes; `ends`: why it did not come to its
-        end, None where it did.
+        budget use (0 to 1), steps, preemptions, stalls, requests unfinished, bytes. `ends`: why it did not come to its
+        end; None: it did.
         """
         rows = []
         for run in self._runs.values():
-            known = outcome_dict(run._history)
+            figures = outcome_dict(run._history)
             rows.append(
                 {
                     "name": run.name,
                     "how": run.how,
                     "order": run.outcome.order,
-                    **{name: known[name] for name in FIGURES},
+                    **{name: figures[name] for name in FIGURES},
                     "fidelity": None if run.outcome.fidelity is None else run.outcome.fidelity.share,
                     "ends": run.outcome.why_not_done or None,
                 }
@@ -229,44 +231,49 @@ def replay(
     Args:
         recording: from `trace.recording()`, or the path of a trace.
         formulas: one or several: a built-in name (`fdtrace formulas` lists them), `name: EXPRESSION`,
-            `FILE.py:CLASS`, or a class with `budget(self, v)`. None: those that `fdtrace replay` takes by itself, or
-            none beside variants.
+            `FILE.py:CLASS`, or a class with `budget(self, v)`. None: the default ones of `fdtrace replay`, or none if
+            there are variants.
         variants: replays with changed settings: texts as `-w` takes them (`"few: max_num_seqs=8"`), or by name a
             mapping of settings and of `formula`, `policy`, `scheduler`, `arrivals`, `acceptances`.
-        as_recorded: keep the state that each recorded step had (exact, needs no model), instead of scheduling the
-            recorded requests afresh by the model of FastDeploy's scheduler.
-        policy: the scheduler's version, by its name; None: that which the formula brings, or that recorded.
-        clock: by what requests arrive when rescheduled: the recorded step, or the recorded time. None: by step, and
-            by time where settings change.
-        device_bytes: tell the step at which a device of so many bytes would have run out of memory.
+        as_recorded: keep the state that each recorded step had (exact, needs no model). Else the model of FastDeploy's
+            scheduler schedules the recorded requests again.
+        policy: the scheduler's version, by its name; None: the formula's own, or the recorded one.
+        clock: whether rescheduled requests arrive by recorded step or by recorded time. None: by step; by time if
+            settings change.
+        device_bytes: also find the step at which a device of so many bytes would have run out of memory.
         slo: objectives of a request, as `"ttft=500ms,itl=50ms"`: `outcome.latency.goodput_per_s` counts by them.
         scheduler_python: a Python that can import the engine whose scheduler a variant asks for.
 
     Returns:
-        The recording as `runs["recorded"]`, and a run a formula.
+        The recording as `runs["recorded"]`, and a run for each formula and variant.
 
     Raises:
-        UsageError: a formula or a variant is none, cannot be computed, or cannot reschedule this engine's recording.
+        UsageError: a formula or a variant is not valid, cannot be computed, or cannot reschedule this recording.
         TraceError: nothing was recorded, or (given a path) the file is no trace.
     """
     if isinstance(recording, (str, os.PathLike)):
         with open_library_trace(recording) as trace:
             recording = trace.recording()
-    asked = parse_policy(policy) if isinstance(policy, str) else policy
+    given_policy = parse_policy(policy) if isinstance(policy, str) else policy
     chosen = chosen_variants(recording.value, formulas, variants, scheduler_python)
     replayer = VariantReplayer(recording.value, chosen, clock, device_bytes, slo)
     rows = recording.value.details.step_rows
     memory_rows = rows if isinstance(rows, RowsInMemory) else None
     runs = [ReplayRun(replayer.recorded(), None, memory_rows)]
     with replayer:
-        for one in chosen:
+        for variant in chosen:
             if as_recorded:
-                runs.append(ReplayRun(replayer.as_recorded(one), None, memory_rows))
+                runs.append(ReplayRun(replayer.as_recorded(variant), None, memory_rows))
                 continue
-            history, explain = replayer.reschedule(one, asked), None
-            if one.formula is not None:
-                by = one.policy or asked or policy_with(one.formula) or recorded_policy(recording.value)
-                explain = _explaining(replayer.experiment(one), one.formula, by, history)
+            history, explain = replayer.reschedule(variant, given_policy), None
+            if variant.formula is not None:
+                used_policy = (
+                    variant.policy
+                    or given_policy
+                    or policy_with(variant.formula)
+                    or recorded_policy(recording.value)
+                )
+                explain = _explaining(replayer.experiment(variant), variant.formula, used_policy, history)
             runs.append(ReplayRun(history, explain, memory_rows))
     return Runs(runs)
 
@@ -280,21 +287,23 @@ def _explaining(
 
     def explain(step: int) -> StepReasons:
         numbers, hang = history.columns["step"], history.outcome.hang
-        known = bool(len(numbers)) and int(numbers[0]) <= step <= int(numbers[-1])
-        if not known and (hang is None or step != hang.step):
+        has_step = bool(len(numbers)) and int(numbers[0]) <= step <= int(numbers[-1])
+        if not has_step and (hang is None or step != hang.step):
             last = f"{numbers[0]} to {numbers[-1]}" if len(numbers) else "none"
             raise UsageError(f"{history.name} has no step {step}", hint=f"its steps: {last}")
-        found = explainer.explain(step)
-        last_call = found.decisions[-1] if found.decisions else None
+        explanation = explainer.explain(step)
+        last_call = explanation.decisions[-1] if explanation.decisions else None
         return StepReasons(
             step,
-            found.forward.num_tokens if found.forward is not None and found.forward.num_tokens else None,
+            explanation.forward.num_tokens
+            if explanation.forward is not None and explanation.forward.num_tokens
+            else None,
             None if last_call is None else last_call.token_budget,
-            found.num_running,
-            found.num_waiting,
-            found.num_free_blocks,
+            explanation.num_running,
+            explanation.num_waiting,
+            explanation.num_free_blocks,
             None if last_call is None else last_call.not_admitted,
-            tuple(reason.text for decision in found.decisions for reason in decision.reasons),
+            tuple(reason.text for decision in explanation.decisions for reason in decision.reasons),
         )
 
     return explain

@@ -1,4 +1,4 @@
-"""A table of results as programs and notebooks take it: columns and rows, in which nothing known is None or NaN."""
+"""A table of results for programs and notebooks: columns and rows. A value that is not known is None or NaN."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = 20
 
 
 class ResultTable:
-    """Columns of equal length. What is not known is NaN in a column of numbers and None in a row, never -1.
+    """Columns of equal length. A value that is not known is NaN in a column of numbers and None in a row, never -1.
 
     `table["num_tokens"]` is a column, `table.rows()` the rows as dictionaries, `table.df()` a pandas DataFrame,
     `len(table)` the number of rows.
@@ -35,10 +35,10 @@ class ResultTable:
         may_be_negative: Sequence[str] = (),
         times: Sequence[str] = (),
     ) -> None:
-        """`columns`: arrays in which -1 stands for NULL, but for those that `may_be_negative`; `times` are in ns."""
+        """`columns`: arrays in which -1 means NULL, except in those that `may_be_negative`. `times` are in ns."""
         self.title = title
         self._columns = {
-            name: _known(np.asarray(values), keep=name in may_be_negative, is_time=name in times)
+            name: _with_nulls(np.asarray(values), keep=name in may_be_negative, is_time=name in times)
             for name, values in columns.items()
         }
 
@@ -75,7 +75,7 @@ class ResultTable:
         return iter(self.rows())
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows as dictionaries of Python's own values; None: not known."""
+        """The rows as dictionaries of plain Python values; None: not known."""
         values = [[_python(value) for value in column] for column in self._columns.values()]
         return [dict(zip(self._columns, row, strict=True)) for row in zip(*values, strict=True)]
 
@@ -107,11 +107,11 @@ class ResultTable:
 
 
 def _python(value: Any) -> Any:
-    """A value of a column as Python's own; None where it is not known. A moment stays numpy's: it has nanoseconds."""
+    """A column's value as a plain Python value; None: not known. A time stays numpy's, which has nanoseconds."""
     if isinstance(value, np.datetime64):
         return None if np.isnat(value) else value
-    own = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(own, float) and math.isnan(own) else own
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and math.isnan(plain) else plain
 
 
 def _cell(value: Any) -> str:
@@ -121,21 +121,21 @@ def _cell(value: Any) -> str:
 
 
 def _column(values: list[Any]) -> NDArray[Any]:
-    known = [value for value in values if value is not None]
-    if known and all(type(value) in (int, float) for value in known):
+    not_none = [value for value in values if value is not None]
+    if not_none and all(type(value) in (int, float) for value in not_none):
         whole = all(isinstance(value, int) for value in values)
         return np.array(
             [np.nan if value is None else value for value in values], np.int64 if whole else np.float64
         )
-    if known and len(known) == len(values) and all(isinstance(value, bool) for value in known):
+    if not_none and len(not_none) == len(values) and all(isinstance(value, bool) for value in not_none):
         return np.array(values, bool)
     column = np.empty(len(values), object)
     column[:] = values
     return column
 
 
-def _known(values: NDArray[Any], *, keep: bool, is_time: bool) -> NDArray[Any]:
-    """A column with NaN, NaT or None in place of what stands for NULL."""
+def _with_nulls(values: NDArray[Any], *, keep: bool, is_time: bool) -> NDArray[Any]:
+    """A column with NaN, NaT or None in place of the value that means NULL."""
     if is_time:
         moments = values.astype("datetime64[ns]")
         moments[values == MISSING] = np.datetime64("NaT")
@@ -143,9 +143,9 @@ def _known(values: NDArray[Any], *, keep: bool, is_time: bool) -> NDArray[Any]:
     if keep or values.dtype.kind not in "iufO":
         return values
     if values.dtype == object:
-        found = np.empty(len(values), object)
-        found[:] = [None if value == "" else value for value in values.tolist()]
-        return found
+        objects = np.empty(len(values), object)
+        objects[:] = [None if value == "" else value for value in values.tolist()]
+        return objects
     missing = values == MISSING
     if not missing.any():
         return values

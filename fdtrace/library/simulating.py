@@ -27,11 +27,11 @@ from fdtrace.simulation_result import Simulated
 from fdtrace.workload_file import read_case
 
 COUNTED = ("preempted", "extended", "stalled", "aborted", "finished")
-"""Lists of a step's line, told in a table by their lengths."""
+"""Lists of a step's line. A table shows their lengths."""
 
 
 class SimulatedRun:
-    """What one formula did with a workload; `SimulatedRuns` holds them by name."""
+    """The simulation of a workload under one formula. `SimulatedRuns` holds them by name."""
 
     def __init__(self, simulated: Simulated, lines: Sequence[Mapping[str, Any]]) -> None:
         self._simulated, self._lines = simulated, lines
@@ -48,7 +48,7 @@ class SimulatedRun:
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
-        """What each step decided, a dictionary a step, as `fdtrace simulate --decisions` writes it."""
+        """What each step decided: a dictionary for each step, as `fdtrace simulate --decisions` writes it."""
         return [dict(line) for line in self._lines]
 
     @property
@@ -83,13 +83,13 @@ class SimulatedRun:
         """The steps in which a request ran: `step`, `kind`, `num_tokens`, `num_computed_tokens`.
 
         Raises:
-            UsageError: it ran in none.
+            UsageError: it ran in no step.
         """
         rows = [
             {"step": line["step"], "kind": kind, "num_tokens": tokens, "num_computed_tokens": computed}
             for line in self._lines
-            for known, kind, tokens, computed in line["rows"]
-            if known == request_id
+            for name, kind, tokens, computed in line["rows"]
+            if name == request_id
         ]
         if not rows:
             raise UsageError(f"request {request_id!r} ran in no step of {self.name}")
@@ -97,7 +97,7 @@ class SimulatedRun:
 
     @property
     def sentence(self) -> str:
-        """Why it did not come to its end, and requests that did not finish; empty where all of them finished."""
+        """Why it did not come to its end, and how many requests finished. Empty if all of them did."""
         return self._simulated.sentence
 
     def __repr__(self) -> str:
@@ -113,10 +113,10 @@ class SimulatedRuns(Mapping[str, SimulatedRun]):
     def __init__(self, runs: Sequence[SimulatedRun], notes: Sequence[str]) -> None:
         self._runs = {run.name: run for run in runs}
         self.notes = tuple(notes)
-        """What of the workload is not taken as it stands."""
+        """What in the workload is ignored or changed."""
 
     def __getitem__(self, name: str) -> SimulatedRun:
-        """A run. UsageError where there is none of this name."""
+        """A run by its name. UsageError if there is none."""
         try:
             return self._runs[name]
         except KeyError:
@@ -132,8 +132,8 @@ class SimulatedRuns(Mapping[str, SimulatedRun]):
         return name in self._runs
 
     def table(self) -> ResultTable:
-        """One row a run, as `fdtrace simulate --json` has it: steps over the limit, excess, peak, requests by how they
-        ended, the step at which it departs from the first, and `hang`, `cut`, `failure` (None: not).
+        """One row a run, as in `fdtrace simulate --json`: steps over the limit, excess, peak, requests by how they
+        ended, the first step that differs from the first run, and `hang`, `cut`, `failure` (None: it did not happen).
         """
         first = next(iter(self._runs.values()))._simulated
         rows = []
@@ -167,20 +167,20 @@ def simulate(
         workload: a configuration and its requests as a dictionary, or the path of a JSON file: see docs/simulate.md.
         formulas: as for `replay`.
         policy: the scheduler's version, by its name; None: that of the formula's time.
-        max_steps: stop after so many steps; None: the workload's own limit, else as many as it can need.
+        max_steps: stop after so many steps; None: the workload's own limit, else as many steps as it can need.
 
     Returns:
-        A run a formula.
+        A run for each formula.
 
     Raises:
-        UsageError: the workload or a formula makes no sense; with the place, and what to write instead.
-        FdtraceError: FastDeploy's scheduler would raise.
+        UsageError: the workload or a formula is not valid. It names the place, and what to write instead.
+        FdtraceError: FastDeploy's scheduler would raise an exception.
     """
     case = read_case(Path(workload)) if isinstance(workload, (str, os.PathLike)) else dict(workload)
-    known = workload_from_case(case, max_steps=max_steps)
+    loaded = workload_from_case(case, max_steps=max_steps)
     chosen = as_formulas(formulas)
-    asked = parse_policy(policy) if isinstance(policy, str) else policy
-    return SimulatedRuns([_run(known, formula, asked) for formula in chosen], known.notes)
+    given_policy = parse_policy(policy) if isinstance(policy, str) else policy
+    return SimulatedRuns([_run(loaded, formula, given_policy) for formula in chosen], loaded.notes)
 
 
 def _run(workload: Workload, formula: Formula, policy: Policy | None) -> SimulatedRun:

@@ -1,4 +1,4 @@
-"""`fdtrace.open`: a trace as a program holds it."""
+"""`fdtrace.open`: a trace for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TraceHandle(Trace):
     """A trace, open for reading: `fdtrace.open` gives it. Also a context manager, which closes it.
 
-    A trace may come from a stranger: no view or macro of its file is run, and a query reads the trace alone (see
+    A trace may come from a stranger. So no view or macro of its file is run, and a query reads only the trace (see
     docs/security.md).
     """
 
@@ -30,10 +30,10 @@ class TraceHandle(Trace):
 
         Returns:
             DuckDB's relation, valid while the trace is open: `.df()` (pandas), `.arrow()` (pyarrow), `.pl()`
-            (polars), `.fetchall()`, `.fetchnumpy()`. NULL is what each of these makes of it: None, NaN, NaT, `<NA>`.
+            (polars), `.fetchall()`, `.fetchnumpy()`. Each shows NULL in its own way: None, NaN, NaT, `<NA>`.
 
         Raises:
-            UsageError: it is no question, or DuckDB cannot run it.
+            UsageError: it does more than read, or DuckDB cannot run it.
         """
         return self.query(query)
 
@@ -41,13 +41,13 @@ class TraceHandle(Trace):
         """One engine's recording: a value that outlives the trace, can be pickled, and goes into `fdtrace.replay`.
 
         Args:
-            engine_id: of a trace of several engines, which; None: the first.
+            engine_id: which engine, if the trace has several; None: the first.
 
         Returns:
-            Its steps, its requests and what became of them, in memory. Of a recording in progress: so far.
+            Its steps, its requests and what happened to them, in memory. From a recording in progress: all so far.
 
         Raises:
-            TraceError: the trace holds no engine, or values that no recording has; names table and column.
+            TraceError: the trace holds no engine, or values that no recording has. It names the table and the column.
             UsageError: there is no such engine.
         """
         from fdtrace.replayer import is_modelled
@@ -90,7 +90,7 @@ def open_library_trace(path: str | os.PathLike[str], *, memory: int | None = Non
         The trace; close it, or use it in a `with` statement.
 
     Raises:
-        TraceError: it is no trace, is damaged, or its tables are not those of one; says which, and what to do.
+        TraceError: it is no trace, it is damaged, or its tables are not a trace's. It says which, and what to do.
     """
-    where = Path(path)
-    return TraceHandle(where, connect(where, memory=memory))
+    trace_path = Path(path)
+    return TraceHandle(trace_path, connect(trace_path, memory=memory))

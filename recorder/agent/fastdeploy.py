@@ -1,7 +1,7 @@
 """FastDeploy, the engine's side: what `ResourceManagerV1` decides (engine/sched/resource_manager_v1.py).
 
-`schedule()` runs in a thread of the engine process and holds `self.lock`. Its figures are read while it holds it, from
-its own frame, in the last call that it makes before it returns; frames are written after it has returned.
+`schedule()` runs in a thread of the engine process and holds `self.lock`. Its figures are read from its Python frame
+while it holds the lock, in the last call that it makes before it returns. Trace frames are written after its return.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 MODULE, CLASS = "fastdeploy.engine.sched.resource_manager_v1", "ResourceManagerV1"
 
 LAST = "_log_console_scheduler_metrics"
-"""What `schedule()` calls last of all but `update_metrics()`, which others call too and versions without it have."""
+"""The last method that `schedule()` calls before `update_metrics()`. Versions without it have only `update_metrics()`,
+which other methods call too."""
 
 STAMP = "_fdtrace"
-"""Attribute of a scheduled task, (the engine's token, the call's number); it survives the pickling to the workers."""
+"""Attribute of a scheduled task: (the engine's token, the call's number). It survives the pickling to the workers."""
 
 
-class Seen:
-    """What one call of `schedule()` had decided when it was about to return, read under its lock."""
+class CallOutcome:
+    """What one call of `schedule()` had decided when it was about to return. It is read under the lock."""
 
     def __init__(self, manager: Any, names: dict[str, Any]) -> None:
         self.names = names
@@ -53,7 +54,7 @@ class Seen:
             self.reservation, self.flags = getattr(manager, "current_reserve_output_block_num", -1), 0
 
     def _not_admitted(self, manager: Any) -> tuple[str, int]:
-        """Why the head of the waiting queue stayed there, and how many blocks it lacked (-1: that was not why)."""
+        """Why the head of the waiting queue stayed, and how many blocks it lacked (-1: blocks were not the reason)."""
         names, left = self.names, self.left
         if names.get("preempted_reqs"):
             reason = "preemption"
@@ -75,13 +76,13 @@ class Seen:
         return self.running + leaving + queued
 
     def _missing(self) -> int:
-        wanted = self.names.get("can_schedule_block_num_threshold")
-        return max(wanted - self.free, -1) if isinstance(wanted, int) and wanted > self.free else -1
+        needed = self.names.get("can_schedule_block_num_threshold")
+        return max(needed - self.free, -1) if isinstance(needed, int) and needed > self.free else -1
 
 
 class TasksOfCall:
-    """What the tasks of one call are: chunks and their tokens, how many of these end a prefill or begin one, decodes
-    that got blocks, requests that left.
+    """Counts of one call's tasks: chunks and their tokens, chunks that end a prefill or begin one, decodes that got
+    blocks, requests that left.
     """
 
     __slots__ = ("aborted", "admitted", "chunk_tokens", "chunks", "completed", "extended", "preempted")
@@ -92,7 +93,7 @@ class TasksOfCall:
 
 
 class FastDeployAdapter:
-    """Hooks `ResourceManagerV1`; one a process: each data-parallel rank has its own."""
+    """Hooks `ResourceManagerV1`. A process has one: each data-parallel rank is a process."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -110,7 +111,7 @@ class FastDeployAdapter:
         )
         self.active = False
         self.code: str | None = None
-        """What names the scheduler's code; empty: it cannot be named."""
+        """A digest of the scheduler's source; empty: it cannot be computed."""
 
     def begin(self, writer: Writer) -> None:
         self.writer = writer
@@ -118,11 +119,11 @@ class FastDeployAdapter:
         self.active = self.scheduling = False
         self.token = (os.getpid() << 40 ^ time.time_ns()) & (1 << 62) - 1
         self.call = -1
-        self.seen: Seen | None = None
+        self.seen: CallOutcome | None = None
         self.freed: dict[str, tuple[Any, int]] = {}
         self.skipped: set[str] = set()
         self.prefilling: set[str] = set()
-        """Running requests whose prefill goes on."""
+        """Running requests that are in their prefill."""
         self.preallocated: set[str] = set()
         """Requests that hold their blocks and have not joined, in the prefill and decode roles."""
         self.order.begin(writer)
@@ -136,7 +137,7 @@ class FastDeployAdapter:
         keeps = config.keeps_aborted_slots(self.manager)
         if keeps is not None:
             row["config"]["keeps_aborted_slots"] = keeps
-        if self.code is None:  # described anew in each segment of the ring; files are read once
+        if self.code is None:  # each segment of the ring has a description; files are read once
             self.code = config.code_digest(self.manager, self.manager.cache_manager) or ""
         if self.code:
             row["config"]["scheduler_code"] = self.code
@@ -175,7 +176,7 @@ class FastDeployAdapter:
         return time.time_ns(), time.perf_counter_ns()
 
     def _take_in(self, manager: Any) -> None:
-        """What runs already: a recording may begin at any moment."""
+        """Take in what runs already: a recording may begin at any moment."""
         running = list(manager.running)
         self.prefilling.update(r.request_id for r in running if r.num_computed_tokens < r.need_prefill_tokens)
         if manager.config.scheduler_config.splitwise_role != "mixed":
@@ -184,11 +185,11 @@ class FastDeployAdapter:
             self.preallocated.update(request_id for request_id in held if request_id not in queued)
 
     def before_return(self, manager: Any, args: Any, kwargs: Any) -> None:
-        """The last calls that `schedule()` makes: all that it decided is in its frame, and its lock is held."""
+        """At the last call that `schedule()` makes: its frame holds all its decisions, and its lock is held."""
         if self.scheduling and self.seen is None and manager is self.manager:
-            caller = sys._getframe(2)  # this method, its wrapper, then whoever called that
+            caller = sys._getframe(2)  # this method, its wrapper, then their caller
             if caller.f_code.co_name == "schedule":
-                self.seen = Seen(manager, dict(caller.f_locals))
+                self.seen = CallOutcome(manager, dict(caller.f_locals))
                 self.order.names = self.seen.names
 
     def before_free(self, manager: Any, args: Any, kwargs: Any) -> None:
@@ -210,43 +211,43 @@ class FastDeployAdapter:
             return
         self.call += 1
         prefilling = len(self.prefilling)
-        did = self._tasks(manager, tasks)
+        counts = self._tasks(manager, tasks)
         for request_id, message in errors:
             self.writer.event("error", request_id, str(message)[:200])
             self.writer.finish(request_id, "error", 0)
         self._skips(seen.skipped)
         flags = seen.flags if len(tasks) else seen.flags | wire.EMPTY
-        figures = self._figures(manager, seen, did, prefilling)
+        figures = self._figures(manager, seen, counts, prefilling)
         self.writer.schedule(self.call, token[0], duration, seen.reason, figures, flags)
 
     def _tasks(self, manager: Any, tasks: Any) -> TasksOfCall:
         """Stamp the tasks, write the preemptions and aborts among them as events, and count them."""
         stamp = (self.token, self.call)
-        did = TasksOfCall()
+        counts = TasksOfCall()
         for task in tasks:
             setattr(task, STAMP, stamp)
             kind, request_id = task.task_type.name, task.request_id
             if kind == "PREFILL":
-                did.chunk_tokens += task.prefill_end_index - task.prefill_start_index
-                did.chunks += 1
-                did.admitted += request_id not in self.prefilling
+                counts.chunk_tokens += task.prefill_end_index - task.prefill_start_index
+                counts.chunks += 1
+                counts.admitted += request_id not in self.prefilling
                 if task.prefill_end_index >= task.need_prefill_tokens:
-                    did.completed += 1
+                    counts.completed += 1
                     self.prefilling.discard(request_id)
                 else:
                     self.prefilling.add(request_id)
                 self.skipped.discard(request_id)
             elif kind == "DECODE":
-                did.extended += 1
+                counts.extended += 1
             elif kind == "PREEMPTED":
-                did.preempted += 1
+                counts.preempted += 1
                 self.prefilling.discard(request_id)
                 self._preempted(manager, request_id)
             elif kind == "ABORT":
-                did.aborted += 1
+                counts.aborted += 1
                 self.prefilling.discard(request_id)
                 self.writer.event("aborted", request_id)
-        return did
+        return counts
 
     def _preempted(self, manager: Any, request_id: str) -> None:
         request, blocks = self.freed.get(request_id, (manager.requests.get(request_id), None))
@@ -261,23 +262,27 @@ class FastDeployAdapter:
             )
 
     def _skips(self, skipped: list[tuple[str, str]]) -> None:
-        """Say once of each request that it was skipped, not at each of the calls that skip it."""
+        """Write for each request once that it was skipped, not at each call that skips it."""
         for request_id, reason in skipped:
             if request_id not in self.skipped:
                 self.skipped.add(request_id)
                 self.writer.event("skipped", request_id, reason)
 
-    def _figures(self, manager: Any, seen: Seen, did: TasksOfCall, prefilling: int) -> wire.CallFigures:
-        start, ahead, decodes = config.budget(manager.config, seen.names)
+    def _figures(
+        self, manager: Any, seen: CallOutcome, counts: TasksOfCall, prefilling: int
+    ) -> wire.CallFigures:
+        start, reserved, decodes = config.budget(manager.config, seen.names)
         counted = -1
         if seen.left is not None and start is not None:
-            charged = start - seen.left - did.chunk_tokens
-            counted = ahead + start - seen.left
+            charged = start - seen.left - counts.chunk_tokens
+            counted = reserved + start - seen.left
             if decodes < 0 and seen.left > 0:
-                decodes = charged + did.aborted
-        if decodes < 0:  # the loop ended early: count those past their prefill as it found them
-            now = sum(1 for r in list(manager.running) if r.num_computed_tokens >= r.need_prefill_tokens)
-            decodes = now - did.completed + did.aborted + did.preempted
+                decodes = charged + counts.aborted
+        if decodes < 0:  # the loop ended early: count requests past their prefill as it found them
+            past_prefill = sum(
+                1 for r in list(manager.running) if r.num_computed_tokens >= r.need_prefill_tokens
+            )
+            decodes = past_prefill - counts.completed + counts.aborted + counts.preempted
         mixed = manager.config.scheduler_config.splitwise_role == "mixed"
         return wire.CallFigures(
             token_budget=-1 if start is None else max(start, 0),
@@ -288,11 +293,11 @@ class FastDeployAdapter:
             num_waiting=seen.waiting,
             num_deferred=len(seen.skipped),
             num_preallocated=-1 if mixed else len(self.preallocated),
-            num_chunks=did.chunks,
-            num_admitted=did.admitted,
-            num_extended=did.extended,
-            num_preempted=did.preempted,
-            num_aborted=did.aborted,
+            num_chunks=counts.chunks,
+            num_admitted=counts.admitted,
+            num_extended=counts.extended,
+            num_preempted=counts.preempted,
+            num_aborted=counts.aborted,
             num_free_blocks=seen.free,
             num_blocks=manager.cache_manager.num_gpu_blocks,
             num_missing_blocks=seen.missing,
@@ -315,8 +320,8 @@ class FastDeployAdapter:
     def before_recycle(self, manager: Any, args: Any, kwargs: Any) -> list[tuple[str, str, int]]:
         request_id = args[0] if args else kwargs["request_id"]
         request = manager.requests.get(request_id)
-        known = request is not None and manager is self.manager
-        return [(request_id, "abort", len(request.output_token_ids))] if known else []
+        is_known = request is not None and manager is self.manager
+        return [(request_id, "abort", len(request.output_token_ids))] if is_known else []
 
     def after_finish(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         for request_id, reason, output_tokens in token or ():
@@ -327,7 +332,7 @@ class FastDeployAdapter:
 
 
 def _received_at(request: Any) -> int:
-    """When the engine's own scheduler got it from its client, ns: `add_request` comes when the engine fetches it.
+    """When the engine's own scheduler got it from its client, ns; `add_request` is called later, at the engine's fetch.
 
     FastDeploy: `RequestMetrics.scheduler_recv_req_time` (engine/request.py), on the clock of `time.time()`.
     """

@@ -1,4 +1,4 @@
-"""What FastDeploy's configuration and requests say, for both of its sides."""
+"""Fields of FastDeploy's configuration and requests, for the engine's and the worker's adapter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENVIRONMENT = (
     "FD_DETERMINISTIC_MODE",
     "FD_SAVE_OUTPUT_CACHE_FOR_PREEMPTED_REQUEST",
 )
-"""Variables that decide how FastDeploy schedules (its envs.py); no other variable is recorded but Paddle's FLAGS_*."""
+"""Variables that decide how FastDeploy schedules (its envs.py). Besides these, only Paddle's FLAGS_* are recorded."""
 
 
 def _get(root: Any, path: str) -> Any:
@@ -105,8 +105,8 @@ def scheduling(config: Any) -> dict[str, Any]:
 
 
 def keeps_aborted_slots(manager: Any) -> bool | None:
-    """Whether `finish_requests` leaves a request that is being aborted in `to_be_aborted_req_id_set`, where it counts
-    for its slot for good: that of commits before 9ef8467d7 does not name the set. None where its code is not seen.
+    """Whether `finish_requests` leaves a request that is being aborted in `to_be_aborted_req_id_set`, so that it holds
+    its slot forever. Before commit 9ef8467d7 its code does not name the set. None: the code cannot be read.
     """
     method: Any = getattr(type(manager), "finish_requests", None)
     while hasattr(method, "__wrapped__"):
@@ -116,24 +116,24 @@ def keeps_aborted_slots(manager: Any) -> bool | None:
 
 
 def code_digest(*parts: Any) -> str | None:
-    """Names the code of a scheduler: a digest of the source files that define these objects' classes. By it a replay
-    knows whether the scheduler of a checkout is the one that was recorded. None where a file cannot be read.
+    """A digest of the source files that define these objects' classes. It tells a replay whether the scheduler of a
+    checkout is the recorded one. None if a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
     try:
         for part in parts:
             with open(sys.modules[type(part).__module__].__file__ or "", "rb") as file:
                 digest.update(file.read())
-    except (OSError, KeyError, AttributeError):  # a module that has no file of its own
+    except (OSError, KeyError, AttributeError):  # the module has no file
         return None
     return digest.hexdigest()
 
 
 def profiled_tokens(config: Any) -> int | None:
-    """Tokens that memory was profiled for at start-up (`FDConfig.get_max_chunk_tokens`); None where it does not say."""
+    """Tokens for which memory was profiled at start-up (`FDConfig.get_max_chunk_tokens`). None: not known."""
     try:
         return int(config.get_max_chunk_tokens())
-    except Exception:  # the method of some versions needs what a part of this configuration lacks
+    except Exception:  # in some versions the method needs fields that this configuration lacks
         return None
 
 
@@ -155,11 +155,11 @@ def _version() -> str | None:
 
 
 def budget(config: Any, names: dict[str, Any]) -> tuple[int | None, int, int]:
-    """The token budget that a call of `schedule()` began with, what it took off for decodes before, and the decodes.
+    """The token budget with which a call of `schedule()` began, the tokens subtracted for decodes before, the decodes.
 
-    `names` are the call's own names, by which the formulas are told apart: PR 7499 and later count
-    `num_running_decode_reqs` and take them off; PR 7438 has only `tokens_per_seq`; before that there is neither.
-    None: the budget is not known; -1: the decodes are not.
+    `names` are the call's local variables. They show which formula it has: PR 7499 and later count
+    `num_running_decode_reqs` and subtract for them. PR 7438 has only `tokens_per_seq`. Before, there is neither.
+    None: the budget is not known. -1: the number of decodes is not known.
     """
     most = config.scheduler_config.max_num_batched_tokens
     each, decodes = names.get("tokens_per_seq"), names.get("num_running_decode_reqs")
@@ -173,17 +173,17 @@ def budget(config: Any, names: dict[str, Any]) -> tuple[int | None, int, int]:
 
 
 def max_tokens(request: Any) -> int:
-    """Most tokens that a request may make; -1: it does not say."""
+    """Most tokens that a request may generate; -1: not known."""
     most = _get(request, "sampling_params.max_tokens")
     return most if isinstance(most, int) else -1
 
 
 def block_hashes(config: Any, request: Any, output: Any = ()) -> list[bytes]:
-    """8 bytes for each full block of a prompt and so much of its output, equal where it and all before it are; empty
-    without prefix caching.
+    """8 bytes of hash for each full block of a prompt and its `output`. Two are equal if the block and all before it
+    are equal. Empty without prefix caching.
 
-    They distinguish what FastDeploy's own keys do (`PrefixCacheManager.request_match_blocks`): the tokens, and what
-    multimodal items lie in the block.
+    They cover the same as FastDeploy's own keys (`PrefixCacheManager.request_match_blocks`): the tokens, and the
+    multimodal items in the block.
     """
     if not _get(config, "cache_config.enable_prefix_caching"):
         return []
@@ -192,11 +192,11 @@ def block_hashes(config: Any, request: Any, output: Any = ()) -> list[bytes]:
         return []
     content = array("q", tokens)
     content.extend(output)
-    hashes, before = [], b""
+    hashes, previous = [], b""
     for start in range(0, len(content) - size + 1, size):
         block = content[start : start + size].tobytes() + _items(request, start, start + size)
-        before = hashlib.blake2b(block, digest_size=8, key=before).digest()
-        hashes.append(before)
+        previous = hashlib.blake2b(block, digest_size=8, key=previous).digest()
+        hashes.append(previous)
     return hashes
 
 
@@ -210,7 +210,7 @@ def _items(request: Any, start: int, end: int) -> bytes:
 
 
 def running_row(request: Any, computed: int | None = None) -> KeyframeRow:
-    """A running request; `computed`: its tokens computed before its next step, where the request does not know."""
+    """A running request. `computed`: tokens computed before its next step; None: as the request itself says."""
     if computed is None:
         computed = request.num_computed_tokens
         if computed >= request.need_prefill_tokens:

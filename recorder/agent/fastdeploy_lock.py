@@ -1,4 +1,4 @@
-"""A stand-in for the lock of FastDeploy's `ResourceManagerV1`: each section of it is seen as it begins and ends."""
+"""A stand-in for the lock of FastDeploy's `ResourceManagerV1`: it reports when each section begins and ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Onlooker(Protocol):
-    """Who is asked as a section of the lock begins and ends, in the function of `frame`; it raises no Exception."""
+    """Called when a section of the lock begins and ends, in the function of `frame`. It raises no Exception."""
 
     def entered(self, frame: FrameType) -> None: ...
 
@@ -16,10 +16,10 @@ class Onlooker(Protocol):
 
 
 class StandIn:
-    """In place of a manager's lock: the same lock, with `order` looking on.
+    """Wraps a manager's lock, and calls `order` for each section.
 
-    It can take the lock's place at any moment: whoever holds the lock then, holds this one. It is taken by `with` alone
-    in FastDeploy; all else goes to the lock itself, unseen.
+    It can replace the lock at any moment: who holds the lock then also holds this one. FastDeploy takes the lock only
+    by `with`. All other attributes go to the lock itself, without a report.
     """
 
     def __init__(self, lock: Any, order: Onlooker) -> None:
@@ -32,7 +32,7 @@ class StandIn:
         if order is not None:
             try:
                 order.entered(sys._getframe(1))
-            except BaseException:  # a KeyboardInterrupt: nobody would give the lock back
+            except BaseException:  # a KeyboardInterrupt: else nobody would release the lock
                 self.lock.__exit__(None, None, None)
                 raise
         return entered

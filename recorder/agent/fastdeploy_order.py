@@ -1,9 +1,9 @@
 """FastDeploy: the order in which the engine met its events, by the holds of `ResourceManagerV1.lock`.
 
-Every change of the queues, of the sets beside them and of the KV blocks happens while that lock is held. The entry of
-a method is not its moment: it waits for the lock, and `finish_requests` takes it twice, with calls of `schedule()` in
-between. So a stand-in for the lock tells each section as it ends. Tokens are appended without the lock; what a call of
-`schedule()` knew of them stands in `num_computed_tokens` afterwards, as its loop sets that to all but the last token.
+Every change of the queues, of the sets beside them and of the KV blocks happens while that lock is held. A method's
+change comes later than its entry: it waits for the lock, and `finish_requests` takes the lock twice, with calls of
+`schedule()` in between. So a stand-in for the lock reports each section when it ends. Tokens are appended without the
+lock: what a call of `schedule()` knew is in `num_computed_tokens`, which its loop sets to all tokens but the last.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ THRESHOLD = "_get_can_schedule_prefill_threshold_block"
 """Free blocks that `schedule()` asks for before it schedules a prefill chunk."""
 
 BY_RATIO = "_get_running_request_reserve_blocks"
-"""With this method they depend on outputs that are appended meanwhile; else they follow from the queues."""
+"""If a version has this method, the threshold depends on outputs appended meanwhile; else only on the queues."""
 
 
 class FastDeployOrder:
-    """Looks on while one manager's lock is held, and tells an `OrderWriter` what happened."""
+    """Observes the sections of one manager's lock, and passes what happened to an `OrderWriter`."""
 
     def __init__(self, agent: Agent, module: str, cls: str) -> None:
         self.agent = agent
@@ -60,30 +60,30 @@ class FastDeployOrder:
     def begin(self, writer: Writer) -> None:
         """A recording begins."""
         self.ring, self.writer = writer, OrderWriter(writer)
-        self.begun = self.there = self.failed = False
+        self.begun = self.valid = self.failed = False
         self.call = self.next_call = 0
-        """The number of the call under way if it finds or does something, and of the one that comes next."""
+        """Numbers of the call under way (if it finds or does something), and of the call after it."""
         self.ts = 0
         self.names: dict[str, Any] | None = None
-        """The names of the call under way, about to return."""
+        """The local variables of the call under way, when it is about to return."""
         self.running: dict[str, Any] = {}
-        """The running queue, as whoever reads the frames knows it too."""
+        """The running queue as a reader of the frames knows it."""
         self.computed = array("I")
-        """Tokens computed of each of these, as they were told last."""
-        self.whole = True
-        """Whether the running queue is to be told whole."""
+        """Computed tokens of each of these, as written last."""
+        self.whole_queue = True
+        """Whether the next frame must name the whole running queue."""
         self.fresh: dict[str, Any] = {}
-        """Admitted, and no token of theirs has been seen since."""
+        """Requests of which no token has been seen since their admission."""
         self.started: list[str] = []
         self.needed_blocks: list[int] = []
         self.freed_tokens: dict[str, int] = {}
         self.leaving_requests: dict[tuple[int, str], None] = {}
-        """Out of the running queue, with their blocks: by the call of `finish_requests` that took them out."""
+        """Out of the running queue, but with their blocks: keys are (frame id of its `finish_requests`, request id)."""
         self.unknown_aborts: set[str] = set()
 
     def watch(self, manager: Any) -> None:
-        """Take the place of a manager's lock, if that was not done. In the prefill and decode roles more changes the
-        queues than is told here: no order is recorded.
+        """Put the stand-in in place of a manager's lock, once. In the prefill and decode roles the queues change in
+        more ways than are observed here, so no order is recorded.
         """
         if self.manager is None and not self.failed:
             self.manager = manager
@@ -92,7 +92,7 @@ class FastDeployOrder:
                 manager.lock = self.stand_in
 
     def end(self) -> None:
-        """Give the lock its place back."""
+        """Put the lock back in its place."""
         manager, stand_in = self.manager, self.stand_in
         self.manager = self.stand_in = None
         if stand_in is not None:
@@ -101,7 +101,7 @@ class FastDeployOrder:
                 manager.lock = stand_in.lock
 
     def before_threshold(self, manager: Any, args: Any, kwargs: Any) -> None:
-        """It is told when it is known."""
+        """The result is read in `after_threshold`."""
 
     def after_threshold(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         self.needed_blocks.append(result)
@@ -110,27 +110,27 @@ class FastDeployOrder:
         self.hashes(args[0] if args else kwargs["request"])
 
     def before_requeue(self, manager: Any, args: Any, kwargs: Any) -> None:
-        """Its output is part of what it prefills anew, and so enters the prefix cache."""
+        """Its output is prefilled again with its prompt, and so enters the prefix cache."""
         request = manager.requests.get(args[0] if args else kwargs["request_id"])
         if request is not None:
             self.hashes(request)
 
     def hashes(self, request: Any) -> None:
-        """Tell what the full blocks of a request's prompt, and of its output so far, hold."""
+        """Write the hashes of the full blocks of a request's prompt and of its output so far."""
         if self.manager is not None and request.request_id in self.ring.numbers:
             fd_config = self.manager.config
-            found = config.block_hashes(fd_config, request, request.output_token_ids)
-            if found:
-                self.ring.hashes(request.request_id, fd_config.cache_config.block_size, found)
+            hashes = config.block_hashes(fd_config, request, request.output_token_ids)
+            if hashes:
+                self.ring.hashes(request.request_id, fd_config.cache_config.block_size, hashes)
 
     def introduce(self, request: Any) -> None:
-        """Tell of a request that came before it could be told of."""
+        """Write a request that arrived before the recording could see it."""
         if request.request_id not in self.ring.numbers:
             limit = config.max_tokens(request)
             self.ring.request(request.request_id, -1, request.prompt_token_ids_len or 0, limit)
             self.hashes(request)
 
-    # What the stand-in tells, the lock being held ---------------------------------------------------------------
+    # Called by the stand-in while the lock is held --------------------------------------------------------------
 
     def entered(self, frame: FrameType) -> None:
         """A section of the lock begins, in the function of `frame`."""
@@ -139,7 +139,7 @@ class FastDeployOrder:
             self._guarded(handler, frame)
 
     def leaving(self, frame: FrameType, failed: bool) -> None:
-        """It ends; `failed`: with an exception."""
+        """A section ends; `failed`: by an exception."""
         handler = self.ending.get(frame.f_code.co_name)
         if handler is not None and self.begun and not failed:
             self._guarded(handler, frame)
@@ -148,7 +148,7 @@ class FastDeployOrder:
         agent = self.agent
         mark = agent.mark
         if not agent.on or (not mark[0] if mark is not None else agent.pid != os.getpid()):
-            return  # a child of the process that is recorded, or nothing is recorded
+            return  # this is a child of the recorded process, or nothing is recorded
         try:
             with agent.lock:
                 if agent.on and self.manager is not None:
@@ -167,7 +167,7 @@ class FastDeployOrder:
         self.ts = time.time_ns()
         if not self.begun:
             self.begun = True
-            self._tell_state(manager)
+            self._write_state(manager)
         self.needed_blocks = []
         self.freed_tokens.clear()
         self.started = [request_id for request_id, request in self.fresh.items() if _has_token(request)]
@@ -183,19 +183,19 @@ class FastDeployOrder:
             return
         self.next_call = self.call + 1
         chunks, extended, preempted, aborted = self._take(manager, tasks)
-        if self.whole or not self._follows(running):
-            self.whole = True
+        if self.whole_queue or not self._follows(running):
+            self.whole_queue = True
             self.running = {request.request_id: request for request in running}
-        before, self.computed = (
+        computed_before, self.computed = (
             self.computed,
             array("I", [request.num_computed_tokens for request in running]),
         )
-        news = self.whole or tasks or skipped or errors or self.started or self.needed_blocks
-        if not news and self.computed == before:
+        has_changes = self.whole_queue or tasks or skipped or errors or self.started or self.needed_blocks
+        if not has_changes and self.computed == computed_before:
             return
         needed, refused = self.needed_blocks, None
         if len(needed) == len(chunks) + 1:
-            refused = names["request"].request_id  # its loops end with the request that they refuse
+            refused = names["request"].request_id  # its loops end at the request that they refuse
         elif len(needed) != len(chunks):
             needed = []
         self.writer.decided(
@@ -205,23 +205,23 @@ class FastDeployOrder:
                 [request_id for request_id, _ in errors],
                 self.started, needed, refused, self.computed,
             ),
-            list(self.running) if self.whole or self.writer.wants_whole else None,
+            list(self.running) if self.whole_queue or self.writer.wants_whole else None,
         )  # fmt: skip
-        self.started, self.whole = [], False
+        self.started, self.whole_queue = [], False
 
     def _follows(self, running: list[Any]) -> bool:
-        """Whether the running queue is the one that follows from what was told, by its length and its ends."""
-        known = self.running
-        if len(running) != len(known):
+        """Whether the running queue follows from what was written. Compares the length and both ends."""
+        queue = self.running
+        if len(running) != len(queue):
             return False
         return not running or (
-            running[0] is next(iter(known.values())) and running[-1] is next(reversed(known.values()))
+            running[0] is next(iter(queue.values())) and running[-1] is next(reversed(queue.values()))
         )
 
     def _take(
         self, manager: Any, tasks: Any
     ) -> tuple[list[Any], list[str], list[tuple[str, int]], list[str]]:
-        """Chunks, decodes that got blocks, requests preempted and aborted, as `Decided` has them."""
+        """Chunks, extended decodes, preempted and aborted requests, in the form of `Decided`."""
         chunks, extended, preempted, aborted = [], [], [], []
         for task in tasks:
             kind, request_id = task.task_type.name, task.request_id
@@ -241,110 +241,110 @@ class FastDeployOrder:
                 aborted.append(request_id)
         return chunks, extended, preempted, aborted
 
-    def _tell(self, kind: str, request_id: str, num_total_tokens: int = -1) -> bool:
+    def _write(self, kind: str, request_id: str, num_total_tokens: int = -1) -> bool:
         return self.writer.event(self.next_call, kind, request_id, num_total_tokens)
 
     def _forget(self, request_id: str) -> None:
-        """A request is out of the running queue."""
+        """A request left the running queue."""
         self.fresh.pop(request_id, None)
         self.running.pop(request_id, None)
 
     def _tokens_when_freed(self, manager: Any, request_id: str) -> int:
-        known = self.freed_tokens.get(request_id)
-        if known is None:
+        num_tokens = self.freed_tokens.get(request_id)
+        if num_tokens is None:
             request = manager.requests.get(request_id)
-            known = -1 if request is None else request.num_total_tokens
-        return known
+            num_tokens = -1 if request is None else request.num_total_tokens
+        return num_tokens
 
-    def _tell_state(self, manager: Any) -> None:
-        """The queues and sets as the first call finds them: what changed them before is not told."""
-        found = self.writer.found
+    def _write_state(self, manager: Any) -> None:
+        """Write the queues and sets as the first call finds them. Earlier changes are not written."""
+        write = self.writer.write_found
         for request in list(manager.requests.values()):
             self.introduce(request)
-        found(*_reserve(manager))
+        write(*_reserve(manager))
         for request in manager.running:
             need = request.need_prefill_tokens
-            of_prefill = min(request.num_computed_tokens, need), need, len(request.block_tables)
-            found("running", request.request_id, request.num_total_tokens, *of_prefill)
+            prefill_fields = min(request.num_computed_tokens, need), need, len(request.block_tables)
+            write("running", request.request_id, request.num_total_tokens, *prefill_fields)
             self.fresh[request.request_id] = request
         for request in manager.waiting:
             if request.status.name == "PREEMPTED":
-                found("requeued", request.request_id, request.num_total_tokens)
+                write("requeued", request.request_id, request.num_total_tokens)
             else:
-                self._tell("queued", request.request_id)
+                self._write("queued", request.request_id)
         for place, ids in (
             ("preempted", manager.to_be_rescheduled_request_id_set),
             ("aborting", manager.to_be_aborted_req_id_set),
         ):
             for request_id in ids:
                 request = manager.requests.get(request_id)
-                found(place, *((None, -1) if request is None else (request_id, request.num_total_tokens)))
+                write(place, *((None, -1) if request is None else (request_id, request.num_total_tokens)))
         self._abort(manager, manager.waiting_abort_req_id_set)
 
     # Other sections ---------------------------------------------------------------------------------------------
 
     def _added(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request"].request_id
-        self._tell("queued", request_id)
+        self._write("queued", request_id)
         if request_id in self.unknown_aborts:
             self.unknown_aborts.discard(request_id)
-            self._tell("abort_wanted", request_id)
+            self._write("abort_wanted", request_id)
 
     def _abort_wanted(self, manager: Any, frame: FrameType) -> None:
-        asked = frame.f_locals["req_ids"]
-        self._abort(manager, asked if isinstance(asked, list) else [asked])
+        ids = frame.f_locals["req_ids"]
+        self._abort(manager, ids if isinstance(ids, list) else [ids])
 
     def _abort(self, manager: Any, ids: Iterable[str]) -> None:
         for request_id in ids:
             if request_id in manager.requests:
-                self._tell("abort_wanted", request_id)
+                self._write("abort_wanted", request_id)
             else:
                 self.unknown_aborts.add(request_id)
 
     def _about_to_reschedule(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request_id"]
-        self.there = request_id in manager.to_be_rescheduled_request_id_set and request_id in manager.requests
+        self.valid = request_id in manager.to_be_rescheduled_request_id_set and request_id in manager.requests
 
     def _rescheduled(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request_id"]
-        if self.there:
-            self._tell("requeued", request_id, manager.requests[request_id].num_total_tokens)
+        if self.valid:
+            self._write("requeued", request_id, manager.requests[request_id].num_total_tokens)
 
     def _about_to_recycle(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request_id"]
-        self.there = request_id in manager.to_be_aborted_req_id_set and request_id in manager.requests
+        self.valid = request_id in manager.to_be_aborted_req_id_set and request_id in manager.requests
 
     def _recycled(self, manager: Any, frame: FrameType) -> None:
-        if self.there:
-            self._tell("recycled", frame.f_locals["request_id"])
+        if self.valid:
+            self._write("recycled", frame.f_locals["request_id"])
 
     def _finishing(self, manager: Any, frame: FrameType) -> None:
-        """The first section takes requests out of the queues, the second gives their blocks back."""
-        asked, mark = frame.f_locals["request_ids"], id(frame)
-        for request_id in (asked,) if isinstance(asked, str) else tuple(asked):
+        """The first section takes requests out of the queues. The second gives their blocks back."""
+        ids, mark = frame.f_locals["request_ids"], id(frame)
+        for request_id in (ids,) if isinstance(ids, str) else tuple(ids):
             if (mark, request_id) in self.leaving_requests:
                 del self.leaving_requests[mark, request_id]
-                self._tell("freed", request_id)
-            elif request_id not in manager.requests and self._tell("left", request_id):
+                self._write("freed", request_id)
+            elif request_id not in manager.requests and self._write("left", request_id):
                 self.leaving_requests[mark, request_id] = None
                 self._forget(request_id)
 
     def _output_cached(self, manager: Any, frame: FrameType) -> None:
         request = frame.f_locals["request"]
-        self._tell("output_cached", request.request_id, request.num_total_tokens)
+        self._write("output_cached", request.request_id, request.num_total_tokens)
 
 
 def _has_token(request: Any) -> bool:
-    """Whether a running request has a token since its admission; its status says so a moment earlier (release 2.6)."""
+    """Whether a running request has a token since its admission. In release 2.6 its status changes a moment earlier."""
     return bool(request.num_total_tokens > request.need_prefill_tokens)
 
 
 def _reserve(manager: Any) -> tuple[str, None, int]:
-    """What is kept free for running requests, as `wire_order.PLACES` has it; versions reserve in two ways."""
+    """What is kept free for running requests, in the form of `wire_order.PLACES`. Versions reserve in two ways."""
     ratio = getattr(manager, "new_token_ratio", None)
     if ratio is not None and getattr(manager, "use_new_token_ratio_reserve", True):
         return "ratio", None, round(ratio * 1e9)
-    whole = getattr(manager, "current_reserve_output_block_num", 0)
-    exact = round(getattr(manager, "current_reserve_output_block_num_float", whole) * 1e9)
+    blocks = getattr(manager, "current_reserve_output_block_num", 0)
+    billionths = round(getattr(manager, "current_reserve_output_block_num_float", blocks) * 1e9)
     relaxed = getattr(manager, "can_relax_prefill_strategy", False)
-    return "relaxed reserve" if relaxed else "reserve", None, exact
+    return "relaxed reserve" if relaxed else "reserve", None, billionths

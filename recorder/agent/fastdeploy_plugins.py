@@ -1,8 +1,8 @@
-"""FastDeploy's own way in: its plugin entry points arm the process and give back FastDeploy's own classes.
+"""FastDeploy's plugin entry points: they arm the process and return FastDeploy's own classes.
 
-FastDeploy loads them only where FD_PLUGINS names `fdtrace` (its plugins/utils.py), one a group: the engine while
-`common_engine` is imported, each worker while its `gpu_worker` or `xpu_worker` is. It swallows what goes wrong in the
-engine's, so a failure is said on stderr and `fdtrace status` lists no agent there.
+FastDeploy loads them only if FD_PLUGINS names `fdtrace` (its plugins/utils.py), one for each group: the engine while
+it imports `common_engine`, each worker while it imports its `gpu_worker` or `xpu_worker`. FastDeploy swallows errors of
+the engine's plugin. So a failure is printed on stderr, and `fdtrace status` lists no agent there.
 """
 
 from __future__ import annotations

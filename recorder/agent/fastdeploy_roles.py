@@ -1,8 +1,8 @@
 """FastDeploy's prefill and decode roles: a request gets its blocks, joins or is discarded outside `schedule()`.
 
-The engine asks for the blocks (engine/common_engine.py and common_engine_prepare_mixin.py) until they are given, then
-for the other instance's answer. What happened is written after the method has returned: it waits for the manager's
-lock, which a scheduling call in progress holds.
+The engine asks for the blocks (engine/common_engine.py and common_engine_prepare_mixin.py) until it gets them, then for
+the other instance's answer. An event is written after the method has returned: the method waits for the manager's lock,
+which a scheduling call in progress holds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class ManagerAdapter(Protocol):
-    """What the roles need of the adapter of `ResourceManagerV1`: the writer of the recording, the requests that hold
-    their blocks and have not joined, those whose prefill goes on, and its hook of a request that comes.
+    """The part of the `ResourceManagerV1` adapter that the roles use: the writer of the recording, the requests that
+    hold their blocks and have not joined, those in their prefill, and its hook for a request that arrives.
     """
 
     writer: Writer
@@ -28,14 +28,14 @@ class ManagerAdapter(Protocol):
 
 
 class Roles:
-    """Hooks of the roles' entry points of `ResourceManagerV1`, for its adapter."""
+    """Hooks of those `ResourceManagerV1` methods that only the roles use, for its adapter."""
 
     def __init__(self, adapter: ManagerAdapter, module: str, cls: str) -> None:
         self.adapter = adapter
-        asked = adapter.before_add_request
+        before_add = adapter.before_add_request
         self.hooks = (
-            Hook(module, cls, "preallocate_resource_in_p", asked, self.after_preallocate),
-            Hook(module, cls, "preallocate_resource_in_d", asked, self.after_preallocate),
+            Hook(module, cls, "preallocate_resource_in_p", before_add, self.after_preallocate),
+            Hook(module, cls, "preallocate_resource_in_d", before_add, self.after_preallocate),
             Hook(module, cls, "add_request_in_p", self.before_join, self.after_join),
             Hook(module, cls, "add_prefilled_request", self.before_prefilled, self.after_join),
             Hook(module, cls, "pre_recycle_resource", self.before_discard, self.after_discard),

@@ -1,8 +1,8 @@
 """FastDeploy, the worker's side: what the model runner really ran (worker/*_model_runner.py).
 
-Any class of those modules with `execute_model` is hooked; its surface, not its name, says what can be told. Only what
-is on the host already is read: `seq_lens_this_time_cpu` and `is_block_step_cpu`, which the runner itself has waited
-for by the end of `execute_model`, and `accept_num_cpu`, which in overlap mode is ready only in the next call.
+Any class of those modules with `execute_model` is hooked. Its attributes, not its name, decide what is recorded. Only
+values that are already on the host are read: `seq_lens_this_time_cpu` and `is_block_step_cpu`, for which the runner
+itself has waited by the end of `execute_model`, and `accept_num_cpu`, which in overlap mode is ready in the next call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNKNOWN_MEMORY = wire.AllocatorFigures()
 
 
 class PendingForward(NamedTuple):
-    """A forward that has run and whose accepted tokens are not on the host yet."""
+    """A forward that has run, but whose accepted tokens are not on the host yet."""
 
     number: int
     ts: int
@@ -47,7 +47,7 @@ class PendingForward(NamedTuple):
 
 
 class FastDeployWorkerAdapter:
-    """Hooks every model runner of FastDeploy; one a process."""
+    """Hooks every model runner of FastDeploy. A process has one."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -65,9 +65,9 @@ class FastDeployWorkerAdapter:
 
     def begin(self, writer: Writer) -> None:
         self.writer = writer
-        self.active = self.sure = False
+        self.active = self.kinds_known = False
         self.runner: Any = None
-        self.taken: Any = None
+        self.last_tasks: Any = None
         self.number = 0
         self.call, self.token, self.since = -1, 0, 0
         self.slots: dict[int, KeyframeRow] = {}
@@ -78,11 +78,11 @@ class FastDeployWorkerAdapter:
         self.memory: Callable[[], wire.AllocatorFigures] | None = None
 
     def describe(self) -> dict[str, Any]:
-        about = config.describe(getattr(self.runner, "fd_config", None))
-        about.update(
+        row = config.describe(getattr(self.runner, "fd_config", None))
+        row.update(
             part="rank" if self.rank else "worker", rank=self.rank, pid=os.getpid(), host=socket.gethostname()
         )
-        return about
+        return row
 
     def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
         for slot, row in self.slots.items():
@@ -103,17 +103,17 @@ class FastDeployWorkerAdapter:
 
     def before_execute(self, runner: Any, args: Any, kwargs: Any) -> tuple[int, int]:
         self._take(runner, args[0] if args else kwargs.get("model_forward_batch"))
-        self.taken = None
+        self.last_tasks = None
         return time.time_ns(), time.perf_counter_ns()
 
     def _take(self, runner: Any, tasks: Any) -> None:
-        """Take in the tasks that the runner inserts: they come with `insert_tasks_v1` and again with the forward."""
+        """Take in the tasks that the runner inserts. They come with `insert_tasks_v1`, and again with the forward."""
         if self.runner is None:
             self._begin_with(runner)
         self.writer.boundary()
-        if tasks is None or tasks is self.taken or not len(tasks):
+        if tasks is None or tasks is self.last_tasks or not len(tasks):
             return
-        self.taken, self.sure = tasks, True
+        self.last_tasks, self.kinds_known = tasks, True
         for task in tasks:
             stamp = getattr(task, STAMP, None)
             if stamp is not None and (stamp[0] != self.token or stamp[1] > self.call):
@@ -131,13 +131,13 @@ class FastDeployWorkerAdapter:
         extended: list[tuple[int, int]] = []
         for task in tasks:
             slot, kind = task.idx, task.task_type.name
-            known = self.slots.get(slot)
+            occupant = self.slots.get(slot)
             if kind == "PREFILL":
                 end = task.prefill_end_index
                 self.prefills[slot] = end, end >= task.need_prefill_tokens
                 if (
-                    known is not None
-                    and known.request_id == task.request_id
+                    occupant is not None
+                    and occupant.request_id == task.request_id
                     and self.ends.get(slot) == task.prefill_start_index
                 ):
                     held.append((slot, len(task.block_tables)))
@@ -147,7 +147,7 @@ class FastDeployWorkerAdapter:
                 self.ends[slot] = end
             elif kind == "DECODE":
                 extended.append((slot, len(task.block_tables)))
-                if known is not None and known.request_id != task.request_id:
+                if occupant is not None and occupant.request_id != task.request_id:
                     row = KeyframeRow(task.request_id, -1, -1, -1, len(task.block_tables), -1, -1)
                     joined.append((slot, self._placed(slot, row)))
             elif kind in ("PREEMPTED", "ABORT"):
@@ -166,27 +166,27 @@ class FastDeployWorkerAdapter:
         return row
 
     def _leave(self, slot: int) -> None:
-        known = self.slots.pop(slot, None)
-        if known is not None and self.alone:
-            self.writer.forget(known.request_id)
+        occupant = self.slots.pop(slot, None)
+        if occupant is not None and self.alone:
+            self.writer.forget(occupant.request_id)
         self.ends.pop(slot, None)
 
     def after_execute(self, runner: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is not None:
-            self._ran(runner, token, False)
+            self._end_forward(runner, token, False)
 
     def failed_execute(self, runner: Any, error: BaseException, token: Any) -> None:
-        """The forward that ran out of memory is a step like any other; it emitted nothing."""
+        """A forward that ran out of memory is a step too. It emitted nothing."""
         overlap = getattr(runner, "enable_overlap_schedule", False)  # then its tokens may not be on the host
         if token is not None and not overlap and _was_running(error):
-            self._ran(runner, token, True)
+            self._end_forward(runner, token, True)
         self.writer.event("error", None, "%s in execute_model" % type(error).__name__)
 
-    def _ran(self, runner: Any, token: tuple[int, int], failed: bool) -> None:
+    def _end_forward(self, runner: Any, token: tuple[int, int], failed: bool) -> None:
         if (
-            not self.sure
-        ):  # tasks inserted before this recording may have run in this one: its kinds are not known
-            self.sure = True
+            not self.kinds_known
+        ):  # tasks from before this recording may have run in it: its kinds are not known
+            self.kinds_known = True
             return
         duration = (time.perf_counter_ns() - token[1]) // 1000
         prefills, self.prefills = self.prefills, {}
@@ -199,7 +199,7 @@ class FastDeployWorkerAdapter:
                 % type(runner).__name__
             )
         tokens = self._by_slot(inputs, on_host)
-        if not tokens.tobytes().strip(b"\0"):  # a tenth of what `any` costs on an array
+        if not tokens.tobytes().strip(b"\0"):  # costs a tenth of `any` on an array
             return
         memory = self.memory() if self.memory is not None else UNKNOWN_MEMORY
         if self.rank:
@@ -208,25 +208,25 @@ class FastDeployWorkerAdapter:
             return
         overlap = bool(getattr(runner, "enable_overlap_schedule", False))
         predicted = int(runner.current_launch_token_num) if overlap else -1
-        ran = PendingForward(
+        forward = PendingForward(
             self.number, token[0], duration, predicted, memory, prefills, self._stalled(inputs), tokens
         )
         self.number += 1
         if not overlap:
-            self._write(runner, ran, failed)
+            self._write(runner, forward, failed)
             return
-        if self.pending is not None:  # nothing was saved meanwhile, so no sampled token was waited for either
+        if self.pending is not None:  # nothing was saved meanwhile, so nobody waited for sampled tokens
             self._write(runner, self.pending)
-        self.pending = ran._replace(tokens=tokens.copy())
+        self.pending = forward._replace(tokens=tokens.copy())
 
     def before_save(self, runner: Any, args: Any, kwargs: Any) -> None:
-        """In overlap mode the last forward's accepted tokens are on the host now, and not overwritten yet."""
+        """In overlap mode the last forward's accepted tokens are on the host now, and are not overwritten yet."""
         if self.pending is not None:
-            ran, self.pending = self.pending, None
-            self._write(runner, ran)
+            forward, self.pending = self.pending, None
+            self._write(runner, forward)
 
-    def _write(self, runner: Any, ran: PendingForward, failed: bool = False) -> None:
-        tokens = ran.tokens
+    def _write(self, runner: Any, forward: PendingForward, failed: bool = False) -> None:
+        tokens = forward.tokens
         if failed:
             emitted = (tokens * 0).astype("int8")
         elif runner.speculative_decoding:
@@ -234,20 +234,20 @@ class FastDeployWorkerAdapter:
             emitted = self._by_slot(inputs, inputs["accept_num_cpu"])
         else:
             emitted = (tokens > 0).astype("int8")
-        prefills = () if self.decodes else ran.prefills.items()
+        prefills = () if self.decodes else forward.prefills.items()
         rows = array("H", [slot | wire.LAST_CHUNK if last else slot for slot, (_, last) in prefills])
         self.writer.forward(
-            ran.number, self.call, ran.ts, ran.duration_us, ran.predicted, ran.memory, rows.tobytes(), ran.stalled,
-            memoryview(tokens), memoryview(emitted), wire.LANDED,
+            forward.number, self.call, forward.ts, forward.duration_us, forward.predicted, forward.memory,
+            rows.tobytes(), forward.stalled, memoryview(tokens), memoryview(emitted), wire.LANDED,
         )  # fmt: skip
-        self._advance(ran, emitted)
+        self._advance(forward, emitted)
 
-    def _advance(self, ran: PendingForward, emitted: Any) -> None:
-        """Count what each slot has computed, for keyframes."""
+    def _advance(self, forward: PendingForward, emitted: Any) -> None:
+        """Count the computed tokens of each slot, for keyframes."""
         if self.computed is None:
-            self.computed = ran.tokens * 0
-        self.computed += emitted * (ran.tokens > 0)
-        for slot, (end, last) in ran.prefills.items():
+            self.computed = forward.tokens * 0
+        self.computed += emitted * (forward.tokens > 0)
+        for slot, (end, last) in forward.prefills.items():
             self.computed[slot] = end + (emitted[slot] if self.decodes else last)
 
     def _stalled(self, inputs: Any) -> bytes:
@@ -262,7 +262,7 @@ class FastDeployWorkerAdapter:
 
     @staticmethod
     def _by_slot(inputs: Any, tensor: Any) -> Any:
-        """A tensor of the batch as a flat array by slot; with pd_reorder the runner keeps it in another order."""
+        """A tensor of the batch as a flat array by slot. With pd_reorder the runner keeps it in another order."""
         values = tensor.numpy().reshape(-1)
         if getattr(inputs, "enable_pd_reorder", False):
             ordered = values * 0
@@ -273,7 +273,7 @@ class FastDeployWorkerAdapter:
 
 
 def _was_running(error: BaseException) -> bool:
-    """Whether the forward itself failed: its inputs, and so its tokens, had been prepared."""
+    """Whether the forward itself failed. Then its inputs, and so its tokens, had been prepared."""
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_name in ("_execute", "_postprocess"):
@@ -283,7 +283,7 @@ def _was_running(error: BaseException) -> bool:
 
 
 def allocator() -> Callable[[], wire.AllocatorFigures] | None:
-    """What reads Paddle's allocator of the device that this process uses; None where it has none (a CPU)."""
+    """A function that reads Paddle's allocator of this process's device; None if the device has none (a CPU)."""
     device = getattr(sys.modules.get("paddle"), "device", None)
     names = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
     for module in (getattr(device, "cuda", None), getattr(device, "xpu", None), device):

@@ -1,4 +1,4 @@
-"""Packs the order in which an engine met its events: what each call decided and knew, what came between two calls."""
+"""Packs the order of an engine's events: what each call decided and knew, and what happened between calls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from . import wire, wire_order
 
 
 class Decided(NamedTuple):
-    """What one scheduling call decided, and what it knew; requests by their ids.
+    """What one scheduling call decided, and what it knew. Requests are named by their ids.
 
-    `needed_blocks`: the free blocks asked for before each chunk, in the order of `chunks`; one more for `refused`, the
-    request that did not get them. `started`: requests that have a token since their admission and had none in the call
-    before. `computed`: tokens computed of each running request after the call, in the order of the running queue; of a
-    decode that the call visited, all but the last one that it knew.
+    `needed_blocks`: the free blocks that were required before each chunk, in the order of `chunks`; one more for
+    `refused`, the request that did not get them. `started`: requests that have a token since their admission and had
+    none at the call before. `computed`: computed tokens of each running request after the call, in the order of the
+    running queue; for a decode that the call visited, all tokens that it knew but the last.
     """
 
     call: int
@@ -23,10 +23,10 @@ class Decided(NamedTuple):
     chunks: list[tuple[str, int, int]]
     extended: list[str]
     preempted: list[tuple[str, int]]
-    """Each with its tokens when it lost its blocks."""
+    """Each with the number of its tokens when it lost its blocks."""
     aborted: list[str]
     skipped: list[str]
-    """Whose preprocessing was not ready."""
+    """Requests whose preprocessing was not ready."""
     failed: list[str]
     started: list[str]
     needed_blocks: list[int]
@@ -35,7 +35,7 @@ class Decided(NamedTuple):
 
 
 class OrderWriter:
-    """Writes frames DECIDED and QUEUE; the caller holds the agent's lock."""
+    """Writes the frames DECIDED and QUEUE. The caller holds the agent's lock."""
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -43,7 +43,7 @@ class OrderWriter:
 
     @property
     def wants_whole(self) -> bool:
-        """Whether the running queue must be told whole: a reader may have lost what an earlier segment held."""
+        """Whether the next frame must name the whole running queue: a reader may have lost an earlier segment."""
         return bool(self.writer.ring.lap != self.lap)
 
     def event(
@@ -54,7 +54,7 @@ class OrderWriter:
         num_total_tokens: int = -1,
         more: tuple[int, ...] = (),
     ) -> bool:
-        """Something that changed the queues before scheduling call `call`; False where the request was never told of.
+        """Write a change of the queues before scheduling call `call`. False: the request was never written.
         `more`: see `wire_order.FOUND`.
         """
         number = wire_order.NOBODY if request_id is None else self.writer.numbers.get(request_id)
@@ -66,43 +66,45 @@ class OrderWriter:
         self.writer.put(head + array("I", more).tobytes(), ends_idle=False)
         return True
 
-    def found(self, place: str, request_id: str | None, value: int, *more: int) -> None:
-        """What the first call finds: `value` and `more` as `wire_order.FOUND` and `wire_order.PLACES` have them."""
+    def write_found(self, place: str, request_id: str | None, value: int, *more: int) -> None:
+        """Write what the first call finds. `value` and `more`: see `wire_order.FOUND` and `wire_order.PLACES`."""
         self.event(0, "found", request_id, value, (wire_order.PLACES.index(place), *more))
 
-    def decided(self, told: Decided, running: list[str] | None) -> None:
-        """A call that found or did something. `running`: the running queue, where it must be told; None: it follows
-        from the frames so far.
+    def decided(self, decision: Decided, running: list[str] | None) -> None:
+        """Write a call that found or did something. `running`: the running queue, if the frame must name it; None: it
+        follows from the frames so far.
         """
         self.lap = self.writer.ring.lap
-        lists: tuple[Any, ...] = told[2:10]
-        words = self._words(told, running) if running is not None or any(lists) else b""
+        lists: tuple[Any, ...] = decision[2:10]
+        words = self._words(decision, running) if running is not None or any(lists) else b""
         number = self.writer.numbers.get
-        refused = wire_order.NOBODY if told.refused is None else number(told.refused, wire_order.NOBODY)
+        refused = (
+            wire_order.NOBODY if decision.refused is None else number(decision.refused, wire_order.NOBODY)
+        )
         head = wire_order.DECIDED_HEAD.struct.pack(
             wire.DECIDED,
             running is not None,
-            *[len(one) for one in lists],
+            *[len(items) for items in lists],
             0,
-            len(told.computed),
+            len(decision.computed),
             refused,
-            told.call,
-            told.ts,
+            decision.call,
+            decision.ts,
         )
-        self.writer.put(head + words + told.computed.tobytes(), ends_idle=False)
+        self.writer.put(head + words + decision.computed.tobytes(), ends_idle=False)
 
-    def _words(self, told: Decided, running: list[str] | None) -> bytes:
-        """The lists of a call, in the order in which `Decided` has them, and the running queue."""
+    def _words(self, decision: Decided, running: list[str] | None) -> bytes:
+        """The lists of a call in the order of `Decided`, then the running queue."""
         number = self.writer.numbers.get
         words = array("I")
-        for request_id, start, end in told.chunks:
+        for request_id, start, end in decision.chunks:
             words.extend((number(request_id, wire_order.NOBODY), start, end))
-        words.extend([number(request_id, wire_order.NOBODY) for request_id in told.extended])
-        for request_id, tokens in told.preempted:
+        words.extend([number(request_id, wire_order.NOBODY) for request_id in decision.extended])
+        for request_id, tokens in decision.preempted:
             words.extend((number(request_id, wire_order.NOBODY), max(tokens, 0)))
-        for requests in (told.aborted, told.skipped, told.failed, told.started):
+        for requests in (decision.aborted, decision.skipped, decision.failed, decision.started):
             words.extend([number(request_id, wire_order.NOBODY) for request_id in requests])
-        words.extend(told.needed_blocks)
+        words.extend(decision.needed_blocks)
         if running is not None:
             words.extend([number(request_id, wire_order.NOBODY) for request_id in running])
         return words.tobytes()

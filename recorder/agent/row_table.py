@@ -1,4 +1,4 @@
-"""The rows of a batch of an engine that knows its requests by name alone: a frame names them by row."""
+"""Rows for the requests of a batch, for an engine that has none: it knows requests by id, a frame names them by row."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ FEWEST_ROWS = 16
 
 
 class RowTable:
-    """Which request holds which row. `ids`: the request of each row, "" where it is free; `vacated`: rows that became
-    free and are not told of yet.
+    """Which request holds which row. `ids`: the request of each row, "" if it is free; `vacated`: rows that became free
+    and that no frame has named yet.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class RowTable:
             self.free.append(row)
             self.vacated.append(row)
 
-    def told(self) -> list[int]:
-        """The rows that became free since this was asked last."""
+    def take_vacated(self) -> list[int]:
+        """The rows that became free since the last call of this method."""
         vacated, self.vacated = self.vacated, []
         return vacated
 

@@ -1,4 +1,4 @@
-"""PyTorch's CUDA caching allocator, as its statistics on the host say: nothing waits for a device."""
+"""Figures of PyTorch's CUDA caching allocator, from its statistics on the host: nothing waits for a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNKNOWN = wire.AllocatorFigures()
 
 
 def reader(device: Any) -> Callable[[], wire.AllocatorFigures] | None:
-    """What reads the allocator of a `torch.device`; None where it has none (a CPU)."""
+    """A function that reads the allocator of a `torch.device`; None if the device has none (a CPU)."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is None or getattr(device, "type", "") != "cuda":
         return None

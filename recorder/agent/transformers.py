@@ -1,10 +1,10 @@
 """transformers' continuous batching (generation/continuous_batching): its scheduler, its forwards, what they sampled.
 
 All of it is one thread of the process that serves, the generation loop. A step is one `schedule_batch()` that handed
-out tokens, the forward of that batch, and the `update_batch()` that takes in what it sampled. Asynchronously the next
-batch is scheduled before that, so the three are paired by what is in the batch, its `FutureRequestState`s.
-The forward is written before the requests of the batch are told their tokens: a kill after that loses nothing that a
-client has seen.
+out tokens, the forward of that batch, and the `update_batch()` that takes in what the forward sampled. In asynchronous
+batching the next batch is scheduled before that update. So the three are paired by the batch's `FutureRequestState`s.
+The forward is written before the requests of the batch get their tokens: if the process is killed after that, nothing
+that a client has seen is lost.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TimedFigures = Tuple[int, int, str, wire.CallFigures]
 
 
 class TransformersAdapter:
-    """Hooks the generation loop of one `ContinuousBatchingManager` at a time. Of a tensor-parallel group the driver
-    alone records: the others decide the same.
+    """Hooks the generation loop of one `ContinuousBatchingManager` at a time. In a tensor-parallel group only the
+    driver records: the others decide the same.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -75,13 +75,13 @@ class TransformersAdapter:
         self.ended: list[str] = []
         self.preempted = self.aborted = 0
         self.memory: Callable[[], wire.AllocatorFigures] | None = None
-        found = at_work.find(config.processor_of)
-        if found is not None and config.drives(found):
-            self._begin_with(found)
+        processor = at_work.find(config.processor_of)
+        if processor is not None and config.drives(processor):
+            self._begin_with(processor)
             self.writer.engine(self.describe())
 
     def _begin_with(self, processor: Any) -> None:
-        """Take in what is there already: a recording may begin at any moment, and a process may serve again."""
+        """Take in the requests that are there: a recording may begin at any moment, and a process may serve again."""
         for request_id in list(self.batch.rows):
             self.batch.forget(request_id)
         self.ended.clear()
@@ -90,14 +90,14 @@ class TransformersAdapter:
         self.blocks = KVBlocks(processor.cache)
         self.offloads = getattr(processor.offloading_manager, "_cpu_pool", None) is not None
         self.memory = torch_allocator.reader(getattr(processor, "model_device", None))
-        self.known = False
-        """Whether the requests that were there are: they are looked at in the loop's own thread."""
+        self.requests_known = False
+        """Whether the requests that were there are taken in. That happens in the loop's own thread."""
 
     def describe(self) -> dict[str, Any]:
         return config.describe(self.processor, self.blocks.num_blocks)
 
     def snapshot(self) -> Iterable[tuple[int, KeyframeRow]]:
-        """The rows of the call that is about to be told, as they were before it; of an idle one those that run."""
+        """The rows of the call that is about to be written, as before it. While idle: the running requests."""
         call, batch = self.current, self.batch
         for row, request_id in enumerate(call.ids if call is not None else batch.ids):
             state = batch.states.get(request_id)
@@ -107,14 +107,14 @@ class TransformersAdapter:
 
     def _computed(self, call: ScheduledBatch | None, request_id: str, state: Any) -> int:
         """Tokens of a request that were computed before a call (None: before the next one)."""
-        for known in (*((call,) if call is not None else ()), *self.calls):
-            if request_id in known.starts:
-                return int(known.starts[request_id])
+        for earlier in (*((call,) if call is not None else ()), *self.calls):
+            if request_id in earlier.starts:
+                return int(earlier.starts[request_id])
         if request_id in self.batch.prefilling:
             return int(state.position_offset)
         return len(state.initial_tokens) + len(state.generated_tokens)
 
-    # Requests come and go.
+    # Requests arrive and leave.
 
     def before_add(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         state = args[0] if args else kwargs["state"]
@@ -165,12 +165,12 @@ class TransformersAdapter:
         self.offloading, self.offloaded = False, True
 
     def _preempt(self, state: Any) -> None:
-        """A request gave its blocks back: to the CPU with what they held, or to be prefilled again."""
-        request_id, kept = state.request_id, bool(getattr(state, "is_cpu_offloaded", False))
+        """A request gave its blocks back. Their contents were offloaded to the CPU, or it is prefilled again."""
+        request_id, offloaded = state.request_id, bool(getattr(state, "is_cpu_offloaded", False))
         detail = {
             "num_blocks": self.batch.held.get(request_id, 0),
-            "num_computed_tokens": 0 if kept else state.position_offset,
-            "num_offloaded_tokens": state.position_offset if kept else 0,
+            "num_computed_tokens": 0 if offloaded else state.position_offset,
+            "num_offloaded_tokens": state.position_offset if offloaded else 0,
         }
         self.writer.event("preempted", request_id, "blocks", detail)
         self.preempted += 1
@@ -179,18 +179,18 @@ class TransformersAdapter:
     # A call of schedule_batch().
 
     def before_prepare(self, processor: Any, args: Any, kwargs: Any) -> None:
-        """A turn of the loop: the engine may be another one now, where the last one has nothing left to do."""
-        known = self.scheduler
+        """A turn of the loop begins. If the last engine has nothing left to do, this may be another engine."""
+        scheduler = self.scheduler
         self.writer.ahead = len(self.calls)
-        free = known is None or not known.has_pending_requests()
+        free = scheduler is None or not scheduler.has_pending_requests()
         if processor is not self.processor and free and config.drives(processor):
             self._write_call()
-            for call in list(self.calls):  # its results will never be taken
+            for call in list(self.calls):  # nobody will take its results
                 self._write_forward(call, {})
             self._begin_with(processor)
             self.writer.has_keyframe = False
-        if processor is self.processor and not self.known:
-            self.known = True
+        if processor is self.processor and not self.requests_known:
+            self.requests_known = True
             for states in (self.scheduler.active_requests, self.scheduler.waiting_requests):
                 for state in list(states.values()):
                     if state.request_id not in self.writer.numbers:
@@ -203,18 +203,18 @@ class TransformersAdapter:
             self.writer.ahead = 0
 
     def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> CallStart | None:
-        if scheduler is not self.scheduler or not self.known:
+        if scheduler is not self.scheduler or not self.requests_known:
             return None
         self._write_call()
         for request_id in self.ended:
             self.batch.forget(request_id)
         self.ended.clear()
         self.in_margin = None
-        given = (*args, *kwargs.values())
+        budgets = (*args, *kwargs.values())
         decodes = len(self.batch.rows) - len(self.batch.prefilling)
         prefilling = len(scheduler.active_requests) - decodes
         return CallStart(
-            time.time_ns(), time.perf_counter_ns(), decodes, prefilling, int(given[0]), int(given[1])
+            time.time_ns(), time.perf_counter_ns(), decodes, prefilling, int(budgets[0]), int(budgets[1])
         )
 
     def after_margin(self, scheduler: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
@@ -229,41 +229,43 @@ class TransformersAdapter:
         why = figures.refusal(scheduler, head, self.blocks, token, end, self.in_margin)
         call = None
         if end.futures:
-            for future in end.futures:  # a fork came without being added
+            for future in end.futures:  # a fork of a request is never added
                 if future.state.request_id not in self.writer.numbers:
                     self._arrived(future.state, time.time_ns())
             call = ScheduledBatch(list(end.futures), token.ts)
             self.batch.apply(call, self.blocks)
             self.calls.append(call)
-        told = figures.of_call(
+        call_figures = figures.of_call(
             scheduler, self.blocks, token, end, why, self.writer.numbers,
             chunks=len(call.prefills) if call else 0, admitted=len(call.joined) if call else 0,
             extended=len(call.extended) if call else 0,
         )  # fmt: skip
-        self.ended_call = call, (token.ts, duration, why.reason, told)
+        self.ended_call = call, (token.ts, duration, why.reason, call_figures)
 
     def _write_call(self) -> None:
-        """Write the call that was made last, unless that is done: what was preempted for it is known now."""
+        """Write the last call, unless it is written. By now it is known which requests were preempted for it."""
         ended, self.ended_call = self.ended_call, None
         if ended is None:
             return
-        call, (ts, duration, reason, told) = ended
-        if self.offloaded:  # that came after the call, and it may evict cached blocks alone
+        call, (ts, duration, reason, call_figures) = ended
+        if self.offloaded:  # this came after the call; it may evict only cached blocks
             head = figures.head_of(self.scheduler, self.offloads)
-            known = -1 if head is None else self.writer.numbers.get(head.request_id, -1)
-            reason, told = figures.offloaded(self.scheduler, self.blocks, reason, told, self.preempted, known)
-        told = told._replace(num_aborted=self.aborted)
+            head_number = -1 if head is None else self.writer.numbers.get(head.request_id, -1)
+            reason, call_figures = figures.offloaded(
+                self.scheduler, self.blocks, reason, call_figures, self.preempted, head_number
+            )
+        call_figures = call_figures._replace(num_aborted=self.aborted)
         self.preempted = self.aborted = 0
         self.offloaded = False
         self.call += 1
-        if call is None:  # it found work and handed out nothing: where an engine hangs there is no other
-            if not self.calls:  # what runs is known, so that a recording can begin here, and a segment
+        if call is None:  # it found work and handed out nothing: an engine that hangs makes only such calls
+            if not self.calls:  # what runs is known, so a recording or a segment can begin here
                 self.writer.boundary()
                 self.begun = True
             if self.begun:
-                self.writer.schedule(self.call, ts, duration, reason, told, wire.EMPTY)
+                self.writer.schedule(self.call, ts, duration, reason, call_figures, wire.EMPTY)
             return
-        call.schedule = self.call, ts, duration, reason, told
+        call.schedule = self.call, ts, duration, reason, call_figures
         if self.begun:
             self.writer.schedule(*call.schedule)
 
@@ -283,18 +285,18 @@ class TransformersAdapter:
 
     def after_forward(self, processor: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is not None:
-            self._ran(token)
+            self._end_forward(token)
 
-    def _ran(self, call: ScheduledBatch) -> None:
+    def _end_forward(self, call: ScheduledBatch) -> None:
         call.forward_us = (time.perf_counter_ns() - call.forward_us) // 1000
         if self.memory is not None:
             call.memory = self.memory()
 
     def failed(self, processor: Any, error: BaseException, token: Any) -> None:
-        """The forward that ran out of memory is a step like any other; it emitted nothing, nor will those before it."""
+        """A forward that ran out of memory is a step too. It emitted nothing, and neither will the calls before it."""
         if token is None:
             return
-        self._ran(token)
+        self._end_forward(token)
         for call in list(self.calls):
             self._write_forward(call, {})
         self.writer.event("error", None, "%s in the forward" % type(error).__name__)
@@ -310,33 +312,33 @@ class TransformersAdapter:
                 return
 
     def _write_forward(self, call: ScheduledBatch, emitted: dict[int, int]) -> None:
-        """Write the forward of a call; `emitted`: tokens of each of its futures, by its place."""
+        """Write the forward of a call. `emitted`: place of a future in the batch -> tokens that it takes."""
         writer = self.writer
         self._write_call()
         self.calls.remove(call)
         self.current = call
         writer.boundary()
         self.current = None
-        if not self.begun:  # it was not known what ran until a first batch was about to be updated
+        if not self.begun:  # what runs is known only when the first batch is about to be updated
             self.begun = True
             for waiting in (call, *self.calls):
                 if waiting.schedule:
                     writer.schedule(*waiting.schedule)
-        if call.vacated or call.joined:  # a request that was aborted meanwhile is gone
-            writer.batch(call.vacated, [held for held in call.joined if held[1].request_id in writer.numbers])
+        if call.vacated or call.joined:  # a request may have been aborted since the call
+            writer.batch(call.vacated, [row for row in call.joined if row[1].request_id in writer.numbers])
         for pairs, extended in ((call.extended, True), (call.held, False)):
             if pairs:
                 writer.blocks(pairs, extended)
-        made = array("h", bytes(2 * len(call.tokens)))
+        emitted_by_row = array("h", bytes(2 * len(call.tokens)))
         for place, count in emitted.items():
-            made[call.row_of[place]] = count
+            emitted_by_row[call.row_of[place]] = count
         writer.forward(
             self.number, call.schedule[0], call.began or call.ts, call.forward_us, call.launched, call.memory,
             array("H", call.prefills).tobytes(), array("H", call.stalled).tobytes(),
-            memoryview(call.tokens), memoryview(made),
+            memoryview(call.tokens), memoryview(emitted_by_row),
         )  # fmt: skip
         self.number += 1
 
 
 def _nothing(subject: Any, args: Any, kwargs: Any) -> None:
-    """A hook that only asks for the result."""
+    """For a hook that needs only the result."""

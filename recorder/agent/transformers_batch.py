@@ -1,7 +1,7 @@
-"""The rows of a batch of transformers', and what a call of `schedule_batch()` changes of them.
+"""The rows of transformers' batch, and what each call of `schedule_batch()` changes in them.
 
-What a call changed is kept with it until its own forward is written: with asynchronous batching the next call comes
-before that.
+The changes of a call are kept with it until its forward is written: in asynchronous batching the next call comes before
+that.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .writer import KeyframeRow
 
 
 class ScheduledBatch:
-    """One `schedule_batch()` that handed out tokens, until its forward is written. `futures`: its batch, by which its
-    forward and its update are known; `tokens`: those of each row; `starts`: tokens computed before its chunk, of each
-    request that it prefills; `began`: when its forward did (UTC ns; 0: not yet); `schedule`: what its own frame says.
+    """One `schedule_batch()` that handed out tokens, until its forward is written. `futures`: its batch, which
+    identifies its forward and its update; `tokens`: tokens of each row; `starts`: request that it prefills -> tokens
+    computed before the chunk; `began`: when its forward began (UTC ns; 0: not yet); `schedule`: fields of its frame.
     """
 
     __slots__ = (
@@ -44,7 +44,7 @@ class ScheduledBatch:
         self.memory: wire.AllocatorFigures = torch_allocator.UNKNOWN
 
     def is_of(self, futures: Any) -> bool:
-        """Whether this is the batch of these `FutureRequestState`s: lists differ, what is in them does not."""
+        """Whether this is the batch of these `FutureRequestState`s. The lists differ, their elements are the same."""
         return bool(futures) and futures[0] is self.futures[0]
 
 
@@ -66,7 +66,7 @@ class BatchMembers(RowTable):
         self.states.pop(request_id, None)
 
     def take_in(self, scheduler: Any, blocks: KVBlocks) -> None:
-        """The requests that run already, before a call; none has a chunk under way that is part of the recording."""
+        """Enter the requests that run already. No chunk that is under way belongs to this recording."""
         for request_id, state in scheduler.active_requests.items():
             if state.position_offset or state.generated_tokens:
                 self._enter(state, blocks)
@@ -93,7 +93,7 @@ class BatchMembers(RowTable):
             row_of.append(row)
             if request_id in prefilling:
                 self._chunk(call, future, row)
-        call.vacated = self.told()
+        call.vacated = self.take_vacated()
         call.ids = self.requests()
         tokens = call.tokens = array("i", bytes(4 * len(self.ids)))
         for row, future in zip(row_of, call.futures):
@@ -108,7 +108,7 @@ class BatchMembers(RowTable):
         state = future.state
         request_id, start = state.request_id, state.position_offset
         row = self._enter(state, blocks)
-        # One that comes back from the CPU with its outputs computes the last of them: it decodes.
+        # A request that comes back from the CPU with its outputs computes the last of them: it decodes.
         decodes = bool(state.generated_tokens) and future.query_length == 1 and future.has_new_token
         if not decodes:
             self.prefilling.add(request_id)
@@ -124,13 +124,13 @@ class BatchMembers(RowTable):
             self.prefilling.discard(request_id)
 
     def _blocks(self, call: ScheduledBatch, blocks: KVBlocks) -> None:
-        """Requests that went on and hold more blocks, or fewer where equal ones are shared now."""
+        """Note requests that went on and hold more blocks now, or fewer because equal blocks are now shared."""
         tables, held = [manager.block_table for manager in blocks.managers], self.held
-        one = tables[0] if len(tables) == 1 else None
+        only_table = tables[0] if len(tables) == 1 else None
         for row, future in zip(call.row_of, call.futures):
             request_id = future.state.request_id
-            if one is not None:
-                count = len(one.get(request_id, ()))
+            if only_table is not None:
+                count = len(only_table.get(request_id, ()))
             else:
                 count = sum(len(table.get(request_id, ())) for table in tables)
             if count != held[request_id]:
@@ -146,19 +146,19 @@ class BatchMembers(RowTable):
 
 
 def sampled(futures: list[Any], tokens: list[int]) -> dict[int, int]:
-    """Which requests of a batch will take a token, by the rules of `update_batch`."""
-    found = {}
-    at = 0
+    """Which requests of a batch will take a token (place in the batch -> 1), by the rules of `update_batch`."""
+    tokens_by_place = {}
+    next_token = 0
     statuses = type(futures[0].state.status)
     finished, pending = statuses.FINISHED, statuses.PENDING
     for place, future in enumerate(futures):
         if not future.has_new_token:
             continue
-        state, token = future.state, tokens[at]
-        at += 1
+        state, token = future.state, tokens[next_token]
+        next_token += 1
         if state.status is finished or state.status is pending:
             continue
         limit = state.max_new_tokens
         if limit is None or len(state.generated_tokens) < limit or token in state._eos_token_ids:
-            found[place] = 1
-    return found
+            tokens_by_place[place] = 1
+    return tokens_by_place

@@ -1,4 +1,4 @@
-"""What a continuous batching processor of transformers was configured with, and what its requests say."""
+"""The configuration of a continuous batching processor of transformers, and the fields of its requests."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def page_size(processor: Any) -> int | None:
 
 
 def scheduling(processor: Any) -> dict[str, Any]:
-    """What the scheduler and its cache were built from, as JSON under transformers' own names."""
+    """The configuration of the scheduler and its cache, as JSON under transformers' own names."""
     cache, scheduler = processor.cache, processor.scheduler
     config = getattr(processor, "cb_config", None)
     managers = managers_of(cache)
@@ -98,7 +98,7 @@ def _is_plain(name: str, value: Any) -> bool:
 
 
 def managers_of(cache: Any) -> list[Any]:
-    """What gives out the KV blocks of each group of layers: each has a `block_table` by request."""
+    """The managers that give out the KV blocks, one for each group of layers. Each has a `block_table` by request."""
     allocators = getattr(cache, "cache_allocators", None)
     if allocators is not None:
         return list(allocators.values())
@@ -106,17 +106,17 @@ def managers_of(cache: Any) -> list[Any]:
 
 
 def prompt_of(state: Any) -> int:
-    """Tokens of the client's prompt: one that was reset carries what it had generated in `initial_tokens`."""
+    """Tokens of the client's prompt. If a request was reset, its `initial_tokens` also hold what it had generated."""
     return int(getattr(state, "_true_initial_tokens", 0) or len(state.initial_tokens))
 
 
 def outputs_of(state: Any) -> int:
-    """Output tokens that a request has made, before it was reset among them."""
+    """Output tokens that a request has generated, those from before a reset included."""
     return len(state.initial_tokens) - prompt_of(state) + len(state.generated_tokens)
 
 
 def max_tokens_of(state: Any) -> int:
-    """Most output tokens that it may make; -1: no limit."""
+    """Most output tokens that it may generate; -1: no limit."""
     most = state.max_new_tokens
     if most is None:
         return -1
@@ -124,35 +124,35 @@ def max_tokens_of(state: Any) -> int:
 
 
 def running_row(state: Any, computed: int, blocks: int, cached: int) -> KeyframeRow:
-    """A running request; `computed`: its tokens computed before its next step, of a decode the sampled one included."""
+    """A running request. `computed`: tokens computed before its next step; a decode counts its sampled token too."""
     return KeyframeRow(
         state.request_id, prompt_of(state), max_tokens_of(state), computed, blocks, cached, outputs_of(state)
     )
 
 
 def finish_reason(state: Any) -> str:
-    """Why a request ended that ended by itself."""
+    """Why a request ended that nobody aborted."""
     ends = getattr(state, "_eos_token_ids", ())
     return "stop" if state.generated_tokens and state.generated_tokens[-1] in ends else "length"
 
 
 def prompt_hashes(state: Any, size: int) -> list[bytes]:
-    """8 bytes for each full block of the prompt, each with all before it; they are salted before they reach a trace."""
-    tokens, parent, found = state.initial_tokens, b"", []
+    """For each full block of the prompt, 8 bytes of hash over it and all before it. A trace gets them salted."""
+    tokens, parent, hashes = state.initial_tokens, b"", []
     for end in range(size, prompt_of(state) + 1, size):
         parent = hashlib.blake2b(
             parent + array("q", tokens[end - size : end]).tobytes(), digest_size=8
         ).digest()
-        found.append(parent)
-    return found
+        hashes.append(parent)
+    return hashes
 
 
 def processor_of(manager: Any) -> Any:
-    """The batch processor of a manager whose loop runs; None of anything else."""
+    """The batch processor of a manager whose loop runs; None for any other object."""
     processor = getattr(manager, "__dict__", {}).get("batch_processor")
     return processor if type(processor).__module__.startswith(PACKAGE) else None
 
 
 def drives(processor: Any) -> bool:
-    """Whether it is not a follower in a tensor-parallel group: those have no queue of requests."""
+    """Whether it drives its tensor-parallel group: followers have no queue of requests."""
     return getattr(processor, "input_queue", None) is not None

@@ -9,8 +9,8 @@ from . import wire
 
 
 class CallStart(NamedTuple):
-    """What a call found: when it began (UTC ns, and by the clock of durations), requests that decode and that are in
-    their prefill, the budgets that it was given.
+    """The state when a call began: the time (`ts` UTC ns, `began` by the clock of durations), requests that decode,
+    requests in their prefill, and the two budgets.
     """
 
     ts: int
@@ -22,7 +22,7 @@ class CallStart(NamedTuple):
 
 
 class HeadRefusal(NamedTuple):
-    """Why the head of the queue stayed, its id and the KV blocks that it lacked (-1: not known, or not lacking)."""
+    """Why the head of the queue stayed, its id, and the KV blocks that it lacked (-1: not known, or none)."""
 
     reason: str = ""
     head: str = ""
@@ -37,23 +37,23 @@ class KVBlocks:
         self.pool: Any = getattr(cache, "pool", None)
         self.each = [getattr(manager, "blocks_per_sector", 1) for manager in self.managers]
         sectors = getattr(cache, "num_sectors", None)
-        one = len(self.managers) == 1
+        one_group = len(self.managers) == 1
         self.num_blocks = (
-            int(sectors * self.each[0]) if one and sectors is not None else int(cache.num_blocks)
+            int(sectors * self.each[0]) if one_group and sectors is not None else int(cache.num_blocks)
         )
-        self.free: Callable[[], int] = self._free_of_a_share
+        self.free: Callable[[], int] = self._free_share
         if hasattr(cache, "get_num_free_blocks"):
             self.free = cache.get_num_free_blocks
-        elif one and self.pool is not None:
-            self.free = self._free_of_one
+        elif one_group and self.pool is not None:
+            self.free = self._free_of_one_group
 
-    def _free_of_one(self) -> int:
+    def _free_of_one_group(self) -> int:
         return int(
             self.pool.num_free_sectors * self.each[0] + self.pool.count_free_blocks(self.managers[0].index)
         )
 
-    def _free_of_a_share(self) -> int:
-        """Groups of layers with blocks of other sizes: the free share of the memory, as blocks of the whole model."""
+    def _free_share(self) -> int:
+        """For groups of layers with different block sizes: the free share of memory, as blocks of the whole model."""
         return int(self.cache.compute_free_capacity() * self.num_blocks)
 
     def of(self, request_id: str) -> int:
@@ -61,7 +61,7 @@ class KVBlocks:
         return sum(len(manager.block_table.get(request_id, ())) for manager in self.managers)
 
     def missing(self, state: Any, tokens: int, free: int) -> int:
-        """Blocks that its next tokens lack; -1 where that is not known."""
+        """Blocks that its next tokens lack; -1: not known."""
         if len(self.managers) != 1:
             return -1
         size = getattr(self.managers[0], "tokens_per_page", None) or getattr(self.cache, "block_size", 0)
@@ -72,8 +72,8 @@ class KVBlocks:
 
 
 def head_of(scheduler: Any, offloads: bool) -> Any:
-    """The request that waits and is looked at first: where the engine `offloads` to the CPU, one of those goes before
-    new ones. None: nothing waits.
+    """The waiting request that the scheduler looks at first. If the engine `offloads` to the CPU, offloaded requests
+    go before new ones. None: nothing waits.
     """
     order, waiting = scheduler.waiting_requests_order, scheduler.waiting_requests
     first = next((waiting[name] for name in order if name in waiting), None)
@@ -85,8 +85,8 @@ def head_of(scheduler: Any, offloads: bool) -> Any:
 
 
 class CallResult(NamedTuple):
-    """What a call gave: its batch (None: the cache is full), whether it reads by block table alone, tokens of it, KV
-    cache tokens that it counted.
+    """What a call returned: its batch (None: the cache is full), whether it reads by block table alone, its tokens, the
+    KV cache tokens that it counted.
     """
 
     futures: Any
@@ -96,7 +96,7 @@ class CallResult(NamedTuple):
 
 
 def ended(result: tuple[Any, ...]) -> CallResult:
-    """Of what `schedule_batch` returned."""
+    """The result that `schedule_batch` returned. Versions return 1 to 4 values."""
     futures, fast, tokens, read = (*result, False, 0, 0)[:4]
     return CallResult(futures, bool(fast), int(tokens), int(read))
 
@@ -104,9 +104,9 @@ def ended(result: tuple[Any, ...]) -> CallResult:
 def refusal(
     scheduler: Any, head: Any, blocks: KVBlocks, before: CallStart, end: CallResult, in_margin: bool | None
 ) -> HeadRefusal:
-    """The rule of `_process_candidates` that the head of the queue did not pass, in the order in which it asks.
+    """The first rule of `_process_candidates`, in its order, that the head of the queue did not pass.
 
-    `in_margin`: whether the call found the safety margin kept; None: this version asks for each request.
+    `in_margin`: whether the call found that the safety margin holds; None: this version checks it for each request.
     """
     if head is None:
         return HeadRefusal()
@@ -137,7 +137,7 @@ def of_call(
     scheduler: Any, blocks: KVBlocks, before: CallStart, end: CallResult, why: HeadRefusal, numbers: dict[str, int], *,
     chunks: int, admitted: int, extended: int,
 ) -> wire.CallFigures:  # fmt: skip
-    """The figures of a call; preemptions and aborts that follow it are added when it is written."""
+    """The figures of a call. Preemptions and aborts that follow it are added when it is written."""
     return wire.CallFigures(
         token_budget=before.token_budget,
         num_scheduled_tokens=end.num_tokens,
@@ -161,12 +161,12 @@ def of_call(
 
 
 def offloaded(
-    scheduler: Any, blocks: KVBlocks, reason: str, told: wire.CallFigures, preempted: int, head: int
+    scheduler: Any, blocks: KVBlocks, reason: str, call_figures: wire.CallFigures, preempted: int, head: int
 ) -> tuple[str, wire.CallFigures]:
-    """A call's reason and figures once requests were offloaded for it: those wait now, with `head` (a number) first."""
+    """A call's reason and figures after requests were offloaded for it. They wait now; `head` is the first's number."""
     if preempted and not reason and head >= 0:
-        reason, told = "preemption", told._replace(head=head)
-    return reason, told._replace(
+        reason, call_figures = "preemption", call_figures._replace(head=head)
+    return reason, call_figures._replace(
         num_preempted=preempted,
         num_running=len(scheduler.active_requests),
         num_waiting=len(scheduler.waiting_requests),

@@ -79,7 +79,7 @@ class BatchRows(RowTable):
         fresh = scheduled.keys() - self.rows.keys()
         for request_id in [name for name in scheduled if name in fresh] if fresh else ():
             call.joined.append(self._join(scheduler, output, request_id))
-        call.vacated = self.told()
+        call.vacated = self.take_vacated()
         for request_id in [name for name in self.prefilling if name in scheduled]:
             request, row = scheduler.requests[request_id], self.rows[request_id]
             last = request.num_computed_tokens >= request.num_tokens

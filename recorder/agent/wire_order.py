@@ -1,4 +1,4 @@
-"""The frames that tell the order in which an engine met its events: their layouts, as those of `wire`."""
+"""Layouts of the frames that hold the order of an engine's events, in the manner of `wire`."""
 
 # No `from __future__ import annotations`: see `wire`.
 
@@ -10,13 +10,17 @@ from .wire import HeadLayout
 class DecidedHead(NamedTuple):
     """DECIDED: what scheduling call `call`, begun at `ts`, did with each request.
 
-    `uint32`s follow, requests by their numbers: (request, first token, end token) of each chunk; requests extended;
-    (request, its tokens) of each preempted; requests aborted, skipped as not ready, failed; those that have a token
-    since their admission and had none in the call before; blocks asked for before each chunk, and, where `num_needed`
-    is one more than the chunks, those that `refused` did not get; with RUNNING, the running requests in their order,
-    else these are those of the frame before, less those that left, were preempted or aborted, and those of the chunks
-    behind them. Then the tokens computed of each running request. A call without a frame did nothing and knew what the
-    call before knew.
+    These `uint32`s follow, requests by their numbers:
+
+    - (request, first token, end token) of each chunk
+    - requests extended; (request, its tokens) of each preempted one; requests aborted, skipped as not ready, failed
+    - requests that have a token since their admission and had none at the call before
+    - blocks required before each chunk. If `num_needed` is one more than the chunks: also those that `refused` lacked
+    - with RUNNING, the running requests in their order. Without, they are those of the frame before, without requests
+      that left, were preempted or aborted; the requests of the chunks come behind them
+    - computed tokens of each running request
+
+    A call without a frame did nothing, and knew what the call before it knew.
     """
 
     kind: int
@@ -39,16 +43,16 @@ class DecidedHead(NamedTuple):
 DECIDED_HEAD = HeadLayout(DecidedHead, "BBHHHHHHHHHIIqq")
 
 RUNNING = 1
-"""Flag of DECIDED: the running queue is told whole."""
+"""Flag of DECIDED: the frame names the whole running queue."""
 
 NOBODY = 0xFFFFFFFF
 """A request that has no number."""
 
 
 class QueueHead(NamedTuple):
-    """QUEUE: something that changed the queues before scheduling call `call`. `event`: index into EVENTS.
-    `num_total_tokens`: the request's prompt and output tokens then. `num_more` `uint32`s follow, as FOUND names them
-    for `found`: what the first call that was recorded found there.
+    """QUEUE: a change of the queues before scheduling call `call`. `event`: index into EVENTS. `num_total_tokens`: the
+    request's prompt and output tokens then. `num_more` `uint32`s follow. For `found`, FOUND names them: they are the
+    state that the first recorded call found.
     """
 
     kind: int
@@ -63,8 +67,8 @@ class QueueHead(NamedTuple):
 QUEUE_HEAD = HeadLayout(QueueHead, "BBHIqqq")
 
 FOUND = ("place", "num_computed_tokens", "num_prefill_tokens", "num_blocks")
-"""What follows a QUEUE frame of `found`; `place` is an index into PLACES."""
+"""The values that follow a QUEUE frame of `found`. `place` is an index into PLACES."""
 
 PLACES = ("running", "requeued", "preempted", "aborting", "reserve", "relaxed reserve", "ratio")
-"""Where a request was found, or what is kept for the running ones: then `num_total_tokens` has blocks or a ratio in
-billionths."""
+"""Where a request was found. The last three are what is kept free for running requests: then `num_total_tokens` holds
+blocks or a ratio, in billionths."""

@@ -1,4 +1,4 @@
-"""The order in which an engine met its events: frames DECIDED and QUEUE in, rows of `call_request` out."""
+"""The order of an engine's events: reads frames DECIDED and QUEUE, gives rows of `call_request`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
-"""What a call did with a request, by the number that stands for it in columns."""
+"""What a call did with a request. Columns hold the index into this tuple."""
 
 COLUMNS = (
     "call",
@@ -35,26 +35,26 @@ class OrderDecoder:
 
     def __init__(self) -> None:
         self.events = Undated()
-        """Of the scheduling process, until the steps that they belong to are known."""
+        """Events of the scheduling process whose steps are not known yet."""
         self.knows_running = False
         self.running: dict[int, int] = {}
-        """The running queue: the tokens computed of each of its requests, as told last."""
-        self.told: dict[int, int] = {}
-        """The tokens of each that a call last counted."""
-        self.needs: dict[int, int] = {}
-        """Tokens that the prefill of a preempted request covers."""
+        """The running queue: request -> its computed tokens, as the last frame says."""
+        self.counted_tokens: dict[int, int] = {}
+        """Request -> the tokens that a call last counted."""
+        self.prefill_tokens: dict[int, int] = {}
+        """Request -> the tokens that its prefill covers, output from before a preemption included."""
         self.started: set[int] = set()
         self.rows: OrderRows = []
-        self._known: list[NDArray[np.int64]] = []
+        self._count_rows: list[NDArray[np.int64]] = []
 
     def lose(self) -> None:
-        """Frames were lost: the running queue is not known until it is told whole."""
+        """Frames were lost. The running queue is not known until a frame names all of it."""
         self.knows_running = False
 
     def take_in(
         self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, OpenRequest]
     ) -> None:
-        """A frame; `numbers`: the trace's numbers of this ring's requests."""
+        """Take in a frame. `numbers`: this ring's numbers of requests -> the trace's."""
         if isinstance(frame, QueueFrame):
             self._changed(frame, numbers)
         else:
@@ -70,29 +70,29 @@ class OrderDecoder:
     def _change(self, frame: QueueFrame, number: int) -> dict[str, Any] | None:
         num_total_tokens = frame.head.num_total_tokens
         if frame.kind == "found":
-            return self._found(frame, number)
+            return self._found_detail(frame, number)
         if frame.kind == "requeued":
-            self.needs[number] = num_total_tokens
+            self.prefill_tokens[number] = num_total_tokens
             self.started.discard(number)
         elif frame.kind in ("left", "recycled"):
             self._forget(number)
         return {"num_total_tokens": num_total_tokens} if num_total_tokens >= 0 else None
 
-    def _found(self, frame: QueueFrame, number: int) -> dict[str, Any]:
-        """What the first call found of a request, or is kept for the running ones."""
+    def _found_detail(self, frame: QueueFrame, number: int) -> dict[str, Any]:
+        """What the first call found about a request, or how much is kept free for running requests."""
         total, (place, *more) = frame.head.num_total_tokens, frame.more
-        told: dict[str, Any] = {"place": wire_order.PLACES[place]}
+        detail: dict[str, Any] = {"place": wire_order.PLACES[place]}
         if frame.head.request == wire_order.NOBODY:
-            return told | ({"value": total / 1e9} if total >= 0 else {})
-        # One that does not run is prefilled anew, with all that it made.
-        self.needs[number] = more[1] if more else total
-        return told | {"num_total_tokens": total} | dict(zip(wire_order.FOUND[1:], more, strict=False))
+            return detail | ({"value": total / 1e9} if total >= 0 else {})
+        # A request that does not run is prefilled again, with all its output.
+        self.prefill_tokens[number] = more[1] if more else total
+        return detail | {"num_total_tokens": total} | dict(zip(wire_order.FOUND[1:], more, strict=False))
 
     def _forget(self, number: int) -> None:
         self.started.discard(number)
-        self.needs.pop(number, None)
+        self.prefill_tokens.pop(number, None)
         self.running.pop(number, None)
-        self.told.pop(number, None)
+        self.counted_tokens.pop(number, None)
 
     def _decided(self, frame: DecidedFrame, numbers: dict[int, int], live: dict[int, OpenRequest]) -> None:
         head = frame.head
@@ -108,27 +108,31 @@ class OrderDecoder:
         self._count(head.call, live)
 
     def _count(self, call: int, live: dict[int, OpenRequest]) -> None:
-        """Tell of each decode the tokens that the call counted, where they are not those of the call before."""
-        needs, started, told, found = self.needs, self.started, self.told, []
+        """Add a row for each decode whose tokens the call counted, unless they follow from the call before."""
+        needs, started, counted, rows = self.prefill_tokens, self.started, self.counted_tokens, []
         for number, computed in self.running.items():
-            if told.get(number) == computed + 1:
+            if counted.get(number) == computed + 1:
                 continue
             need = needs.get(number)
             if need is None:
                 need = needs[number] = live[number].num_prompt_tokens if number in live else MISSING
             total = computed + 1
-            if 0 <= need <= computed and (computed > need or number in started) and told.get(number) != total:
-                told[number] = total
-                found.append((call, number, 0, MISSING, MISSING, total, MISSING))
-        if found:
-            self._known.append(np.array(found, np.int64).T)
+            if (
+                0 <= need <= computed
+                and (computed > need or number in started)
+                and counted.get(number) != total
+            ):
+                counted[number] = total
+                rows.append((call, number, 0, MISSING, MISSING, total, MISSING))
+        if rows:
+            self._count_rows.append(np.array(rows, np.int64).T)
 
     def _tasks(self, frame: DecidedFrame, numbers: dict[int, int]) -> None:
-        """The rows of what the call did, in the order of `DecidedFrame`."""
+        """Add the rows of what the call did, in the order of `DecidedFrame`."""
         call, add, needed = frame.head.call, self.rows.append, frame.needed
         for i, (local, start, end) in enumerate(frame.chunks):
-            number, asked = numbers.get(local, MISSING), needed[i] if i < len(needed) else MISSING
-            add((call, number, 1, start, end - start, MISSING, asked))
+            number, required = numbers.get(local, MISSING), needed[i] if i < len(needed) else MISSING
+            add((call, number, 1, start, end - start, MISSING, required))
             self.running.setdefault(number, end)
         for local in frame.extended:
             add((call, numbers.get(local, MISSING), 2, MISSING, MISSING, MISSING, MISSING))
@@ -146,30 +150,30 @@ class OrderDecoder:
             add((call, refused, 7, MISSING, MISSING, MISSING, needed[-1]))
 
     def take(self, engine_id: int) -> list[ColumnArrays]:
-        """The columns of `call_request` since the last call, in the order of the calls; none: no rows."""
+        """The columns of `call_request` since this was called last, in the order of the calls. Empty: no rows."""
         tasks = np.array(self.rows, np.int64).reshape(-1, len(COLUMNS)).T
-        found = np.concatenate([tasks, *self._known], axis=1)
-        self.rows, self._known = [], []
-        if not found.shape[1]:
+        rows = np.concatenate([tasks, *self._count_rows], axis=1)
+        self.rows, self._count_rows = [], []
+        if not rows.shape[1]:
             return []
-        found = found[:, np.argsort(found[0], kind="stable")]
-        columns = dict(zip(COLUMNS, found, strict=True))
-        return [columns | {"engine_id": np.full(found.shape[1], engine_id, np.int64)}]
+        rows = rows[:, np.argsort(rows[0], kind="stable")]
+        columns = dict(zip(COLUMNS, rows, strict=True))
+        return [columns | {"engine_id": np.full(rows.shape[1], engine_id, np.int64)}]
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state as JSON."""
         return {
             "events": self.events.waiting,
             "knows_running": self.knows_running,
             "running": list(self.running.items()),
-            "told": list(self.told.items()),
-            "needs": list(self.needs.items()),
+            "told": list(self.counted_tokens.items()),
+            "needs": list(self.prefill_tokens.items()),
             "started": sorted(self.started),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.events.waiting, self.knows_running = state["events"], state["knows_running"]
-        self.running, self.told = dict(state["running"]), dict(state["told"])
-        self.needs = dict(state["needs"])
+        self.running, self.counted_tokens = dict(state["running"]), dict(state["told"])
+        self.prefill_tokens = dict(state["needs"])
         self.started = set(state["started"])

@@ -1,4 +1,4 @@
-"""The frames that tell the order of an engine's calls, decoded as those of `frames` are: `wire_order` lays them out."""
+"""Decodes the frames that hold the order of an engine's calls. `wire_order` defines their layouts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from fdtrace.recorder.agent import wire, wire_order
 
 
 class DecidedFrame(NamedTuple):
-    """What a scheduling call did with each request, as `wire_order.DecidedHead` says, by this ring's numbers.
+    """What a scheduling call did with each request; see `wire_order.DecidedHead`. Requests by this ring's numbers.
 
-    `chunks` are (request, first token, end token), `preempted` (request, its tokens), `started` those that have a token
-    since their admission and had none in the call before, `needed` free blocks asked for, `computed` tokens of each
-    running request, in their order. `running`: these requests; None where the frame does not name them.
+    `chunks`: (request, first token, end token). `preempted`: (request, its tokens). `started`: requests that have a
+    token since their admission and had none at the call before. `needed`: free blocks that were required. `computed`:
+    computed tokens of each running request, in their order. `running`: these requests; None if the frame does not
+    name them.
     """
 
     head: wire_order.DecidedHead
@@ -32,7 +33,7 @@ class DecidedFrame(NamedTuple):
 
 
 class QueueFrame(NamedTuple):
-    """Something that changed the queues before a scheduling call; `more` as `wire_order.FOUND` names it."""
+    """A change of the queues before a scheduling call. `wire_order.FOUND` names the values of `more`."""
 
     head: wire_order.QueueHead
     kind: str

@@ -1,7 +1,7 @@
-"""The scheduling calls of a recording and what changed the queues between them, in the order of its engine.
+"""The scheduling calls of a recording, and the changes of the queues between them, in the engine's order.
 
-Where an engine schedules ahead of its forwards, a call's decisions follow from this order, and from what the call knew
-of the outputs by then: nothing else that was recorded tells that.
+If an engine schedules ahead of its forwards, a call's decisions follow from this order, and from the outputs that the
+call knew. Nothing else in a recording says these.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns
 
 MOST_ROWS = 20_000_000
-"""Rows of `call_request` that are taken into memory: a replay in their order keeps about 80 bytes for each."""
+"""Most rows of `call_request` that are read into memory. A replay in their order keeps about 80 bytes for each."""
 
 CHANGES = ("queued", "abort_wanted", "requeued", "left", "freed", "recycled", "output_cached", "found")
-"""The kinds of `event` that change the queues, or that say what was there when the recording began."""
+"""The kinds of `event` that change the queues, or that hold the state when the recording began."""
 
 _CALLS = f"""
 SELECT call, num_calls, idle::BIGINT AS idle, epoch_ns(ts) AS ts, epoch_ns(last_ts) AS last_ts,
@@ -52,7 +52,7 @@ ASOF JOIN (
 ) q ON k.request = q.request AND k.num_total_tokens > q.num_computed_tokens
 GROUP BY k.call ORDER BY k.call
 """
-"""As the view `call_lag`: the last step of which each call had outputs that the call before had not."""
+"""As the view `call_lag`: the last step whose outputs were new to each call."""
 
 _CHANGES = f"""
 SELECT call, epoch_ns(ts) AS ts, kind, coalesce(request, {MISSING}) AS request, coalesce(detail, '{{}}') AS detail
@@ -68,10 +68,10 @@ def _nothing_seen() -> Columns:
 class CallOrder(ByValue):
     """Columns in the order of the calls.
 
-    `calls` are those of the table `call`, runs of equal idle calls as one entry; `did` those of `call_request`, in the
-    order in which each call did it; `known` are what each call counted of decodes, apart as there is most of it:
-    `call`, `request`, `num_total_tokens`; `changes` those of `event` that came before a call: `call`, `kind`,
-    `request`, `detail` (JSON). Requests are numbered as in `Recording.requests`; MISSING where none is concerned.
+    `calls`: the table `call`; a run of equal idle calls is one entry. `did`: what each call did, from `call_request`,
+    in its order. `known`: the tokens that each call counted of decodes (`call`, `request`, `num_total_tokens`); these
+    are most rows, so they are separate. `changes`: rows of `event` before a call (`call`, `kind`, `request`, `detail`,
+    which is JSON). Requests are numbered as in `Recording.requests`; MISSING: a row concerns no request.
     """
 
     calls: Columns
@@ -79,11 +79,11 @@ class CallOrder(ByValue):
     known: Columns
     changes: Columns
     seen: Columns = field(default_factory=_nothing_seen)
-    """`call` and `step`: the last step whose outputs that call had taken in, where it had new ones."""
+    """`call` and `step`: the last step whose outputs the call had taken in; only calls that had new outputs."""
 
 
 def read_order(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallOrder | None:
-    """One engine's calls in order; None where the trace does not have them, or not all, or more than `MOST_ROWS`."""
+    """One engine's calls in order. None if the trace does not have all of them, or has more than `MOST_ROWS`."""
     tables = {name for (name,) in db.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     views = {name for (name,) in db.execute("SELECT view_name FROM duckdb_views()").fetchall()}
     if not {"call", "call_request"} <= tables | views:
@@ -103,7 +103,7 @@ def read_order(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallOrder | Non
 
 
 def _by_call(columns: Columns) -> Columns:
-    """In the order of the calls; parts of a trace are written in it, and what one call did stays in its order."""
+    """Sort rows by call. Parts of a trace are written in that order; rows of one call keep their order."""
     calls = columns["call"]
     if (calls[1:] >= calls[:-1]).all():
         return columns
@@ -112,8 +112,8 @@ def _by_call(columns: Columns) -> Columns:
 
 
 def _numpy(db: duckdb.DuckDBPyConnection, query: str, engine_id: int) -> dict[str, NDArray[Any]]:
-    found: dict[str, Any] = db.execute(query, [engine_id]).fetchnumpy()
+    arrays: dict[str, Any] = db.execute(query, [engine_id]).fetchnumpy()
     return {
         name: np.ma.filled(values, MISSING) if np.ma.isMaskedArray(values) else values
-        for name, values in found.items()
+        for name, values in arrays.items()
     }

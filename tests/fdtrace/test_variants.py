@@ -18,7 +18,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.workload.closed_loop import ComingRequests
 from fdtrace.trace_reader import TraceReader
 from fdtrace.tui.prompt.completion import completed
-from fdtrace.variants import coming_of, coming_of_variant, is_variant, variant
+from fdtrace.variants import coming_of, coming_of_variant, is_variant, parse_variant
 from tests.fdtrace.test_simulate import case
 from tests.tui.screens import inspector_of, of, settled, until
 
@@ -26,7 +26,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def test_a_variant_names_settings_and_who_schedules() -> None:
-    found = variant(
+    found = parse_variant(
         "big one: max_num_batched_tokens=16384, formula=min(max_num_seqs, 8) * 2, arrivals=steps", "python"
     )
     assert found.name == "big one"
@@ -34,7 +34,7 @@ def test_a_variant_names_settings_and_who_schedules() -> None:
     assert found.formula is not None
     assert found.formula.name == "big_one"
     assert found.arrivals == "steps"
-    unnamed = variant("max_num_seqs=4, policy=release_2_6", "python")
+    unnamed = parse_variant("max_num_seqs=4, policy=release_2_6", "python")
     assert unnamed.name == "max_num_seqs=4, policy=release_2_6"
     assert unnamed.policy is not None
 
@@ -70,7 +70,7 @@ def test_a_variant_is_told_from_a_formula(text: str, is_one: bool) -> None:
 )
 def test_a_variant_that_makes_no_sense_is_refused(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        variant(text, "python")
+        parse_variant(text, "python")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,10 @@ def test_variants_stand_in_the_report_and_in_json(timed: Path, capsys: Captured)
 )
 def test_how_requests_come(arrivals: str, clock: str, coming: ComingRequests) -> None:
     assert coming_of(arrivals) == (clock, coming)
-    assert coming_of_variant(variant(f"a: K=1, arrivals={arrivals}", "python"), "steps") == (clock, coming)
+    assert coming_of_variant(parse_variant(f"a: K=1, arrivals={arrivals}", "python"), "steps") == (
+        clock,
+        coming,
+    )
 
 
 @pytest.mark.parametrize("arrivals", ["rate=0", "rate=", "rate=..", "rate=1e9", "often"])

@@ -6,18 +6,18 @@ from typing import Any
 
 HEAD = """# On a GPU
 
-`make test-gpu` checks fdtrace on a machine with one NVIDIA GPU, Python 3.12, PyTorch and transformers 5, in one command
-of at most seven minutes. Where there is no network, `tests/gpu/wheels.sh` collects beforehand what it needs into
-`.gpu-wheels` (under 60 MiB), which goes along with the tree. It makes a model of 1.1 billion random weights, runs
-transformers' continuous batching under load, and attaches to it from another process by ptrace, as to any server. On a
-machine without a GPU the same check runs with a tiny model, and skips what only a GPU shows.
+`make test-gpu` checks fdtrace on a machine with one NVIDIA GPU, Python 3.12, PyTorch and transformers 5. It is one
+command and takes at most seven minutes. If that machine has no network, run `tests/gpu/wheels.sh` before: it collects
+the needed packages in `.gpu-wheels` (under 60 MiB), which you copy with the tree. The check creates a model of 1.1
+billion random weights, runs transformers' continuous batching under load, and attaches to it from another process by
+ptrace, as to any server. On a machine without a GPU the same check runs with a tiny model, and skips what needs a GPU.
 
-`make test-gpu GPU_PAGE=docs/gpu.md` writes this page anew.
+`make test-gpu GPU_PAGE=docs/gpu.md` writes this page again.
 
 """
 
 
-BUSY = """What needs a GPU is skipped. Times on a CPU say little: the engine shares it with whatever else runs.
+BUSY = """Checks that need a GPU are skipped. Times on a CPU say little: other programs use the CPU too.
 
 """
 

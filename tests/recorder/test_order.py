@@ -108,7 +108,7 @@ def test_the_running_queue_follows_from_what_was_told(frames: Frames) -> None:
 def test_a_preempted_request_is_prefilled_with_what_it_had_made(frames: Frames, found: bool) -> None:
     """Its prompt has 100 tokens: those computed past it are no sign of an output since it came back."""
     if found:
-        frames.writer.found("requeued", "a", 130)
+        frames.writer.write_found("requeued", "a", 130)
     else:
         frames.decided(0, {"a": 0}, [100], chunks=[("a", 0, 100)])
         frames.decided(1, None, [129])
@@ -136,8 +136,8 @@ def test_frames_that_were_lost_leave_the_running_queue_unknown_until_it_is_told(
 
 
 def test_what_was_found_is_told_in_words(frames: Frames) -> None:
-    frames.writer.found("running", "a", 130, 100, 100, 3)
-    frames.writer.found("relaxed reserve", None, 14_500_000_000)
+    frames.writer.write_found("running", "a", 130, 100, 100, 3)
+    frames.writer.write_found("relaxed reserve", None, 14_500_000_000)
     frames.writer.event(4, "queued", "b")
     frames.writer.event(4, "queued", "nobody knows it")
     frames.rows()
