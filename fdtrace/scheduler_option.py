@@ -44,6 +44,13 @@ OWN_SIZES = ("vllm", "transformers")
 HINT = "--scheduler vllm, --scheduler transformers, --scheduler vllm=DIR or --scheduler fastdeploy=DIR"
 
 
+def driver_of(engine: str) -> Path:
+    """The script that drives an engine's scheduler in a process of its own."""
+    import fdtrace.drivers
+
+    return Path(fdtrace.drivers.__file__).with_name(f"{engine}_driver.py")
+
+
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `replay` and `simulate` share."""
     parser.add_argument(
@@ -120,19 +127,25 @@ class GivenScheduler:
             UsageError: the scheduler refuses the configuration.
             TargetError: it cannot be imported or driven.
         """
-        import fdtrace.drivers
         from fdtrace.drivers.children import Children
         from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.transformers_scheduler import DrivenTransformers
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
 
-        driver = Path(fdtrace.drivers.__file__).with_name(f"{self.engine}_driver.py")
+        if changed and self.engine == "transformers":
+            raise UsageError(
+                "no setting of transformers can be changed in a replay",
+                why="--scheduler transformers runs with the recorded configuration",
+                hint="a formula replaces its token budget: -f 'few: 64'",
+            )
         variables = self._env(config, env, recorded or {})
         with ExitStack() as stack:
             # FastDeploy's scheduler holds shared memory under its process's number: each has a process of its own.
             shared = children is not None and self.engine == "vllm"
             processes = children if shared and children is not None else stack.enter_context(Children())
-            child = stack.enter_context(processes.child(driver, self.checkout, self.python, variables))
+            child = stack.enter_context(
+                processes.child(driver_of(self.engine), self.checkout, self.python, variables)
+            )
             if self.engine == "vllm":
                 yield DrivenVllm(child, config, self.name, recorded or {}, changed or {})
             elif self.engine == "transformers":

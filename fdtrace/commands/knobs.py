@@ -75,19 +75,22 @@ def knobs_of_engine(engine: EngineInfo, schedulers: list[str] | None, python: st
 
 
 def _of_vllm(engine: EngineInfo, schedulers: list[str] | None, python: str) -> list[Mapping[str, Any]]:
-    import fdtrace.drivers
     from fdtrace.drivers.child import Child
     from fdtrace.drivers.driven_scheduler import open_driver
     from fdtrace.drivers.vllm_scheduler import DrivenVllm
     from fdtrace.recorder.errors import UsageError
     from fdtrace.replayer.workload.engine_settings import VLLM_SIZES, recorded_value
-    from fdtrace.scheduler_option import QUIET, given_schedulers
+    from fdtrace.scheduler_option import QUIET, driver_of, given_schedulers
 
     scheduler = given_schedulers(schedulers or [engine.name], python)[0]
     if scheduler.engine != engine.name:
         raise UsageError(f"--scheduler {scheduler.name} has no settings of a recording of {engine.name}")
-    driver = Path(fdtrace.drivers.__file__).with_name(f"{scheduler.engine}.py")
-    with Child(driver, scheduler.checkout, python, QUIET) as child:
+    if scheduler.engine != "vllm":
+        raise UsageError(
+            f"no setting of {engine.name} can be changed in a replay",
+            why=f"--scheduler {scheduler.name} runs with the recorded configuration",
+        )
+    with Child(driver_of(scheduler.engine), scheduler.checkout, python, QUIET) as child:
         open_driver(child, {"knobs": dict(engine.config)}, DrivenVllm.needs)
         knobs: list[dict[str, Any]] = child.ask({})["knobs"]
     for knob in knobs:

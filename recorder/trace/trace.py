@@ -11,13 +11,18 @@ import duckdb
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError, UsageError
+from fdtrace.recorder.trace.check_values import (
+    check_engine,
+    check_step_requests,
+    check_tables,
+    trace_problems,
+)
 from fdtrace.recorder.trace.details import recording_of
 from fdtrace.recorder.trace.file import connect, damaged, is_growing
 from fdtrace.recorder.trace.notes import read_notes
 from fdtrace.recorder.trace.query import refuse_statements, running
 from fdtrace.recorder.trace.read_tables import Reader, engine_info
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.recorder.trace.values import check_engine, check_step_requests, check_tables, trace_problems
 
 
 class Trace:

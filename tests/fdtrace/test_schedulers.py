@@ -21,7 +21,7 @@ from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.scheduler_option import given_schedulers
+from fdtrace.scheduler_option import DRIVERS, driver_of, given_schedulers
 from tests.fdtrace.test_simulate import CASES, NOT_DONE, VERSIONS, case, golden, lines_of
 from tests.replayer.conftest import make_recording, read_case
 from tests.replayer.test_reschedule import begun_at
@@ -271,3 +271,8 @@ def test_it_hangs_where_the_model_does_and_says_why(
     assert cause in model["hang"]["cause"]
     assert cause in through["hang"]["cause"]
     assert through["departs_at"] is None
+
+
+@pytest.mark.parametrize("engine", DRIVERS)
+def test_every_engine_has_a_driver(engine: str) -> None:
+    assert driver_of(engine).is_file()

@@ -11,7 +11,7 @@ import pytest
 from fdtrace.recorder import schema
 from fdtrace.recorder.step_calls import read_lags, read_step_calls, read_step_lags
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_call import OrderedExplainer
+from fdtrace.replayer.analysis.explain_ordered import OrderedExplainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN

@@ -8,7 +8,7 @@ from functools import partial
 
 from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_call import OrderedExplainer
+from fdtrace.replayer.analysis.explain_ordered import OrderedExplainer
 from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
