@@ -69,7 +69,8 @@ def test_a_recording_from_the_middle_is_taken_up_with_what_ran(engine: Engine) -
         detach(recording)
     found = formulas(replay(engine, engine.trace))["transformers"]["fidelity"]
     assert found["num_steps"] > 20
-    assert found["explanation"] == ""
+    # A token that was sampled as the recording ended may give the replay a step more.
+    assert found["num_equal"] == found["num_steps"]
 
 
 def test_a_formula_is_the_budget_of_the_real_scheduler(engine: Engine) -> None:
