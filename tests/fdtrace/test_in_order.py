@@ -84,7 +84,13 @@ def through(recording: Recording) -> Fidelity:
 def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recording:
     text = (Path(SOURCE) / FILES[0]).read_text()
     version = (
-        "release_2_6" if "new_token_ratio" in text else "later" if "tokens_per_seq" in text else "original"
+        "release_2_6"
+        if "new_token_ratio" in text
+        else "later"
+        if "num_running_decode_reqs * tokens_per_seq" in text
+        else "pr7438"
+        if "tokens_per_seq" in text
+        else "original"
     )
     if version != OF[request.param]:
         pytest.skip("another version recorded it")
