@@ -24,6 +24,7 @@ def scripts(name: str) -> Path:
 
 
 def recorded_sandbox(directory: Path) -> Path:
+    pytest.importorskip("paddle", reason="the sandbox engine needs Paddle")
     trace = directory / "t.duckdb"
     stand = Stand.at(ROOT, directory)
     engine = [sys.executable, "-m", "fdtrace", "sandbox", "--steps", "300", "--num-blocks", "40"]
