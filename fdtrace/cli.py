@@ -41,7 +41,9 @@ INTERRUPTED = 130
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the command line. `only`: a command; options are added for it alone, since imports take time."""
+    """The parser of the command line. Options are added only for the command `only`, as imports take time; None: for
+    all commands. The help of the whole needs no options.
+    """
     parser = argparse.ArgumentParser(
         prog="fdtrace",
         description="Record what an LLM server's scheduler really ran; replay it under other budgets.",
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a character
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
-        args = build_parser(words[0] if words and words[0] in COMMANDS else None).parse_args(words)
+        args = build_parser(words[0] if words else "").parse_args(words)
         code: int = args.run(args)
     except StuckQueryError as error:
         _end_now(_complain(str(error), error.exit_code))
