@@ -47,8 +47,10 @@ def test_every_built_in_formula_an_expression_and_a_class_in_one_report(
 def test_a_clock_by_time_tells_its_fit(trace: Path, capsys: Captured) -> None:
     assert main(["replay", str(trace), "--report", "-f", "pr7499", "--clock", "time"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "clock: requests arrive by recorded time; a step takes" in said
-    assert "R2 " in said
+    assert "clock: requests arrive by recorded time" in said
+    assert (
+        "R2 " in said or "time: form " in said
+    )  # by how evenly the machine ran: its tokens alone, or the batch
     assert main(["replay", str(trace), "--json", "-f", "pr7499", "--clock", "time"]) == 0
     recorded, pr7499 = json.loads(capsys.readouterr().out)["formulas"]
     assert recorded["clock"] is None
