@@ -40,9 +40,9 @@ COMMANDS = {
 INTERRUPTED = 130
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the command line. Options are added only for the command `only`, as imports take time; None: for
-    all commands. The help of the whole needs no options.
+def build_parser(only: str) -> argparse.ArgumentParser:
+    """The parser of the command line, with the options of the command `only` alone: imports take time. The help of the
+    whole needs no options.
     """
     parser = argparse.ArgumentParser(
         prog="fdtrace",
@@ -51,7 +51,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fdtrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        if only not in (None, name):
+        if name != only:
             commands.add_parser(name, help=text)
             continue
         module = _module(name)

@@ -141,8 +141,8 @@ class GivenScheduler:
         variables = self._env(config, env, recorded or {})
         with ExitStack() as stack:
             # FastDeploy's scheduler holds shared memory under its process's number: each has a process of its own.
-            shared = children is not None and self.engine == "vllm"
-            processes = children if shared and children is not None else stack.enter_context(Children())
+            processes = children if self.engine == "vllm" else None
+            processes = processes or stack.enter_context(Children())
             child = stack.enter_context(
                 processes.child(driver_of(self.engine), self.checkout, self.python, variables)
             )

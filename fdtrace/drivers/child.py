@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fdtrace.recorder.errors import TargetError, UsageError
@@ -112,10 +111,5 @@ class Child(AbstractContextManager["Child"]):
         self._printed.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal
 
 from fdtrace.drivers.children import Children
@@ -87,12 +86,7 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
         rows = self.recording.details.step_rows
         return rows.batches(self.recording) if isinstance(rows, RowsInMemory) else None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.children.close()
 
     def experiment(self, variant: Variant) -> Experiment:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fdtrace.formula_texts import FormulaLike
 from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
+from fdtrace.library.named_runs import NamedRuns
 from fdtrace.library.replay_variants import VariantReplayer, VariantsLike, chosen_variants
 from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import Experiment, Formula, History, Outcome, StepRow, outcome_dict
-from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
-from fdtrace.replayer.analysis.explain_step import Explainer
+from fdtrace.replayer.analysis.explainers import explainer_of
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import Policy, parse_policy
 from fdtrace.replayer.experiment import policy_with
@@ -165,27 +165,8 @@ class ReplayRun:
         return f"<ReplayRun {self.name}{how}: {over}, by {outcome.max_excess} at most{left}>"
 
 
-class Runs(Mapping[str, ReplayRun]):
+class Runs(NamedRuns[ReplayRun]):
     """The recording, under the name `recorded`, and its replays by the formulas' names, in the order given."""
-
-    def __init__(self, runs: Sequence[ReplayRun]) -> None:
-        self._runs = {run.name: run for run in runs}
-
-    def __getitem__(self, name: str) -> ReplayRun:
-        """A run by its name. UsageError if there is none."""
-        try:
-            return self._runs[name]
-        except KeyError:
-            raise UsageError(f"there is no run {name!r}", hint=f"one of {', '.join(self._runs)}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._runs
 
     def table(self) -> ResultTable:
         """One row a run: `name`, `how`, `order` (as `Outcome`), steps over the limit, excess, peak, tokens refused,
@@ -206,12 +187,6 @@ class Runs(Mapping[str, ReplayRun]):
                 }
             )
         return ResultTable.of_rows(rows, title="runs")
-
-    def __repr__(self) -> str:
-        return "<Runs\n" + "\n".join(f"  {run!r}" for run in self._runs.values()) + "\n>"
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def replay(
@@ -281,9 +256,8 @@ def replay(
 def _explaining(
     experiment: Experiment, formula: Formula, policy: Policy, history: History
 ) -> Callable[[int], StepReasons]:
-    explainer = Explainer(lambda: experiment.workload, formula, policy)
-    if history.outcome.order == "pipeline":
-        explainer = PipelineExplainer(experiment.recording, lambda: experiment.workload, formula, policy)
+    order, recording = history.outcome.order, experiment.recording
+    explainer = explainer_of(order, recording, lambda: experiment.workload, formula, policy)
 
     def explain(step: int) -> StepReasons:
         numbers, hang = history.columns["step"], history.outcome.hang
@@ -295,9 +269,7 @@ def _explaining(
         last_call = explanation.decisions[-1] if explanation.decisions else None
         return StepReasons(
             step,
-            explanation.forward.num_tokens
-            if explanation.forward is not None and explanation.forward.num_tokens
-            else None,
+            int(history.columns["num_tokens"][numbers.searchsorted(step)]) if has_step else None,
             None if last_call is None else last_call.token_budget,
             explanation.num_running,
             explanation.num_waiting,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fdtrace.formula_texts import DEFAULT, FormulaLike, as_formulas
+from fdtrace.library.named_runs import NamedRuns
 from fdtrace.library.result_table import ResultTable
 from fdtrace.recorder.errors import FdtraceError, UsageError
 from fdtrace.replayer import (
@@ -107,29 +108,13 @@ class SimulatedRun:
         return f"<SimulatedRun {self.name}: {over}, by {figures['max_excess']} at most{left}>"
 
 
-class SimulatedRuns(Mapping[str, SimulatedRun]):
+class SimulatedRuns(NamedRuns[SimulatedRun]):
     """Simulations of one workload by the formulas' names, in the order given."""
 
     def __init__(self, runs: Sequence[SimulatedRun], notes: Sequence[str]) -> None:
-        self._runs = {run.name: run for run in runs}
+        super().__init__(runs)
         self.notes = tuple(notes)
         """What in the workload is ignored or changed."""
-
-    def __getitem__(self, name: str) -> SimulatedRun:
-        """A run by its name. UsageError if there is none."""
-        try:
-            return self._runs[name]
-        except KeyError:
-            raise UsageError(f"there is no run {name!r}", hint=f"one of {', '.join(self._runs)}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._runs
 
     def table(self) -> ResultTable:
         """One row a run, as in `fdtrace simulate --json`: steps over the limit, excess, peak, requests by how they
@@ -146,12 +131,6 @@ class SimulatedRuns(Mapping[str, SimulatedRun]):
             figures["refused_by_fastdeploy"] = "; ".join(refused) or None
             rows.append(figures)
         return ResultTable.of_rows(rows, title="simulations")
-
-    def __repr__(self) -> str:
-        return "<SimulatedRuns\n" + "\n".join(f"  {run!r}" for run in self._runs.values()) + "\n>"
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def simulate(

@@ -156,10 +156,7 @@ class Collector:
             (schema.CALL_REQUEST, decoded.call_requests),
         ):
             if pieces:
-                whole_columns = {
-                    name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]
-                }
-                self.unwritten.append((table, whole_columns, engine))
+                self.unwritten.append((table, _joined(pieces), engine))
         for table, tuples in (
             (schema.RANK_MEMORY, decoded.rank_memory),
             (schema.REQUEST, decoded.requests),

@@ -14,7 +14,13 @@ import pytest
 
 import fdtrace
 from fdtrace.cli import main
+from fdtrace.library.engine_recording import EngineRecording
 from fdtrace.library.result_table import ResultTable
+from fdtrace.replayer.analysis.explain_ordered import OrderedExplainer
+from fdtrace.replayer.analysis.fidelity import recorded_policy
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.replayer.formulas import BUILTIN
+from tests.replayer.test_deployments import opened
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 OWN = "mine: max_num_batched_tokens - num_running_decodes * (num_speculative_tokens + 1)"
@@ -191,3 +197,17 @@ def test_a_table_shows_markup_as_text() -> None:
     assert table.rows()[1]["c"] is None
     with pytest.raises(fdtrace.UsageError, match="there is no column 'd'"):
         table["d"]
+
+
+def test_a_deployment_in_recorded_order_is_explained_by_its_own_calls() -> None:
+    recording = opened("tight")
+    run = fdtrace.replay(EngineRecording(recording), ["original"])["original"]
+    assert run.outcome.order == "recorded"
+    workload = Experiment(recording).workload
+    own = OrderedExplainer(recording, lambda: workload, BUILTIN["original"], recorded_policy(recording))
+    num_tokens = dict(zip(*(recording.steps[name].tolist() for name in ("step", "num_tokens")), strict=True))
+    for step in range(50, 150, 10):
+        reasons = run.explain(step)
+        assert reasons.num_tokens == num_tokens[step]
+        decisions = own.explain(step).decisions
+        assert reasons.reasons == tuple(each.text for decision in decisions for each in decision.reasons)

@@ -8,9 +8,8 @@ from functools import partial
 
 from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_ordered import OrderedExplainer
-from fdtrace.replayer.analysis.explain_pipeline import PipelineExplainer
 from fdtrace.replayer.analysis.explain_step import Explained, Explainer
+from fdtrace.replayer.analysis.explainers import explainer_of
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
 from fdtrace.replayer.analysis.step_account import Account, Accountant
 from fdtrace.replayer.formulas import BUILTIN, Formula
@@ -164,11 +163,7 @@ class Inspector:
             workload = replay.workload or partial(
                 self._workload, recording, "steps" if clock is None else clock.kind
             )
-            explainer = Explainer(workload, replay.formula, policy)
-            if history.outcome.order == "recorded":
-                explainer = OrderedExplainer(recording, workload, replay.formula, policy)
-            elif history.outcome.order == "pipeline":
-                explainer = PipelineExplainer(recording, workload, replay.formula, policy)
+            explainer = explainer_of(history.outcome.order, recording, workload, replay.formula, policy)
             cached = self._explainers[at] = (replay, recording, explainer)
         return cached[2]
 
