@@ -303,7 +303,8 @@ EVENT = _table(
         "forwards, changes of its queues are dated exactly: queued (it entered the waiting queue), abort_wanted (a "
         "client aborted it), requeued (after a preemption it is in the waiting queue again), left (it ended and left "
         "the running queue), freed (its blocks were given back), recycled (it was aborted and is forgotten), "
-        "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail)",
+        "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail). Of "
+        "other engines, found is a request that ran when the recording began and that its first step left out",
     ),
     ("request", "INTEGER", "the request; NULL if it concerns none"),
     ("reason", "VARCHAR", "why, if that is known at that moment"),

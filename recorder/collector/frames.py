@@ -119,6 +119,12 @@ class ForwardFrame(NamedTuple):
     tokens: bytes
     emitted: bytes
 
+    @property
+    def ran_rows(self) -> set[int]:
+        """The rows of the batch that ran tokens."""
+        size = wire.ITEM_SIZES[self.head.codes & 3]
+        return {row for row in range(self.head.num_rows) if any(self.tokens[row * size : (row + 1) * size])}
+
 
 class EventFrame(NamedTuple):
     """An event. `detail` is JSON."""

@@ -243,6 +243,8 @@ class ManyProcessEngine(Engine):
         self._vacate(head.ts)
         self.rows.hold_from_keyframe()
         part.record_loss(step, self.ledger)
+        if not self.num_steps and not self.order.is_recorded:
+            self.steps.note_waiting_rows(forward, step)
         self._add(forward, step, call)
         self.ranks.ran(step)
         self.step = step

@@ -149,6 +149,8 @@ class OneProcessEngine(Engine):
     def _forward(self, forward: ForwardFrame) -> None:
         head = forward.head
         self.call_rows.entered(head.call, head.step, named=True)
+        if not self.num_steps:
+            self.steps.note_waiting_rows(forward, head.step)
         self.steps.add(forward, head.step, self.recent_calls.get(head.call, UNSEEN))
         if forward.stalled or self.stalled:
             self._note_stalls(forward.stalled, head.step)

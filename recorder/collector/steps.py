@@ -81,6 +81,26 @@ class Steps:
         self.num_waiting += 1
         return len(forwards.steps) - 1
 
+    def note_waiting_rows(self, forward: ForwardFrame, step: int) -> None:
+        """Add an event for each request that holds a row but does not run in the first forward of a recording.
+
+        Nothing else would say what it had computed by then, or that it was not in the waiting queue.
+        """
+        ran = forward.ran_rows
+        for row, number in self.held.items():
+            if number < 0 or row in ran:
+                continue
+            request = self.ledger.live.get(number)
+            if request is None or request.num_prompt_tokens < 0:
+                continue
+            detail = {
+                "place": "running",
+                "num_computed_tokens": int(self.batch.computed[row]),
+                "num_total_tokens": request.num_prompt_tokens + request.num_output_tokens,
+                "num_blocks": int(self.batch.blocks[row]),
+            }
+            self.ledger.event("found", step, number, detail=detail)
+
     def flush(self) -> None:
         """Turn the waiting forwards into columns."""
         forwards, self.forwards = self.forwards, None

@@ -60,7 +60,9 @@ class InitialRequest:
     num_total_tokens: int = MISSING
     """Its prompt and output tokens when it first decoded, with the token sampled last; MISSING: it did not decode."""
     first_step: int = MISSING
-    """The first recorded step that it ran in."""
+    """The first recorded step that it ran in; MISSING: in none."""
+    num_output_tokens: int = MISSING
+    """Its output tokens when the recording began; MISSING: this follows from its first recorded step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +124,8 @@ class StepDigests(ByValue):
 class RowScan(ByValue):
     """What only a scan of every row of `step_request` gives. Replays by an engine's own scheduler need it.
 
-    `queued` are requests that arrived before the recording and began, or began again, in a later step than the first;
-    in the order in which they began. A request may be both here and in `initial`.
+    `queued` are requests that arrived before the recording and were not running when it began, in the order in which
+    they began. A request may be both here and in `initial`: part of it was cached, or it began again.
 
     `restarts` maps an entry of `Recording.requests` to decode forwards (indices from 0, as in `Acceptance`). Before
     such a forward the request sampled a token, was then preempted and was prefilled again. The index stands there once

@@ -35,7 +35,7 @@ def workload_from_recording(recording: Recording, clock: ClockKind = "steps") ->
     config = SchedulerConfig.from_engine(recording.engine)
     times = call_times(recording) if clock == "time" else None
     reader = _Reader(recording, config, times)
-    entries = range(len(recording.details.endings.finished_step))
+    entries = (i for i in range(len(recording.details.endings.finished_step)) if not reader.ran_before(i))
     first = sorted(reader.rank, key=reader.rank.__getitem__)
     order = [*first, *sorted((i for i in entries if i not in reader.rank), key=reader.arrival)]
     reader.read_prefixes(order)
@@ -62,6 +62,7 @@ class _Reader:
         self.recording, self.config, self.times = recording, config, times
         self.steps = np.asarray(recording.steps["step"], dtype=np.int64)
         details, modelled = recording.details, is_modelled(recording.engine)
+        self.modelled = modelled
         self.endings, self.acceptance = details.endings, details.acceptance
         self.restarts = {} if modelled else details.row_scan.restarts
         queued = () if modelled else details.row_scan.queued
@@ -121,6 +122,12 @@ class _Reader:
             return max(0, when - int(self.times[0])) // 1000
         arrived = self._value("arrived_step", i)
         return 0 if arrived == MISSING else self._at(arrived)
+
+    def ran_before(self, i: int) -> bool:
+        """Whether all that a request ran came before the first recorded step, in which only its end was recorded."""
+        endings = self.endings.finished_step[i], self.endings.aborted_step[i]
+        before = i not in self.rank and self._value("arrived_step", i) == MISSING
+        return not self.modelled and before and endings[0] != MISSING == endings[1]
 
     def request(self, i: int) -> WorkRequest:
         recording = self.recording
@@ -238,21 +245,28 @@ def _resumed(request: WorkRequest, initial: InitialRequest) -> Resumed:
 
 def _resumed_anew(request: WorkRequest, initial: InitialRequest, *, waiting: bool) -> Resumed:
     """The same for a request that may have lost its blocks: then its prefill also covers its earlier output."""
-    num_made = initial.num_computed_tokens if initial.decoding else initial.num_total_tokens - 1
-    if (
-        not initial.decoding and initial.num_total_tokens == MISSING
-    ):  # it ended with the token of this prefill
-        made_all = request.target is None and request.abort_after is None
-        num_made = request.num_prompt_tokens + (request.num_output_tokens - 1 if made_all else 0)
     return Resumed(
         request.arrived(),
         initial.num_computed_tokens,
         initial.num_blocks,
-        # Each time it was preempted before it decoded, it had sampled one more token.
-        max(0, num_made - request.num_prompt_tokens - (0 if initial.decoding else request.restarts.count(0))),
+        _num_emitted(request, initial),
         decoding=initial.decoding,
         waiting=waiting,
     )
+
+
+def _num_emitted(request: WorkRequest, initial: InitialRequest) -> int:
+    """The output tokens of a request that was there when the recording began, at that time."""
+    if initial.num_output_tokens != MISSING:
+        return initial.num_output_tokens
+    if initial.decoding:
+        return max(0, initial.num_computed_tokens - request.num_prompt_tokens)
+    num_made = initial.num_total_tokens - 1
+    if initial.num_total_tokens == MISSING:  # it ended with the token of this prefill
+        made_all = request.target is None and request.abort_after is None
+        num_made = request.num_prompt_tokens + (request.num_output_tokens - 1 if made_all else 0)
+    # Each time it was preempted before it decoded, it had sampled one more token.
+    return max(0, num_made - request.num_prompt_tokens - request.restarts.count(0))
 
 
 def _with_resumed(request: WorkRequest, resumed: Resumed) -> WorkRequest:
