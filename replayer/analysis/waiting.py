@@ -55,8 +55,8 @@ class Waits:
     steps: Ints
     """The numbers of the history's steps."""
     reasons: NDArray[Any]
-    """Of each step: why the head of the queue was not admitted, as in column `not_admitted`; empty: not known. In a step
-    that preempts, a request may come back to the queue only after the call: that is `preemption` too.
+    """Of each step: why the head of the queue was not admitted, as in column `not_admitted`; empty: not known. In a
+    step that preempts, a request may come back to the queue only after the call: that is `preemption` too.
     """
     missing_blocks: Ints
     """Of each step: the KV blocks that the head lacked; MISSING: it lacked none, or it is not known."""
