@@ -94,13 +94,21 @@ def _three(values: Percentiles, unit: float) -> str:
 
 def wait_sentences(waits: Waits, total: WaitTotals) -> list[str]:
     """What a table cannot hold: why the head waited, which heads blocked most, who waited longest, what was lost."""
-    sentences = []
-    if total.steps_blocked:
-        blocked = sum(total.steps_blocked.values())
-        reasons = ", ".join(f"{reason} in {steps}" for reason, steps in total.steps_blocked.items())
-        sentences.append(f"the head of the queue was not admitted in {_count(blocked, 'step')}: {reasons}")
-    sentences += [_head(head) for head in blocking_requests(waits)[:SHOWN]]
-    sentences += [_longest(row) for row in request_rows(waits)[:SHOWN]]
+    why, *others = total_sentences(total)
+    return [
+        why,
+        *map(head_sentence, blocking_requests(waits)[:SHOWN]),
+        *map(longest_sentence, request_rows(waits)[:SHOWN]),
+        *others,
+    ]
+
+
+def total_sentences(total: WaitTotals) -> list[str]:
+    """Why the head of the queue waited; then what of the rest happened at all, a sentence each."""
+    blocked = sum(total.steps_blocked.values())
+    reasons = ", ".join(f"{reason} in {steps}" for reason, steps in total.steps_blocked.items())
+    why = f": {reasons}" if reasons else ""
+    sentences = [f"the head of the queue was not admitted in {_count(blocked, 'step')}{why}"]
     if total.num_restarts:
         sentences.append(
             f"{_count(total.num_restarts, 'prefill')} of {_count(total.num_victims, 'request')} began again after a "
@@ -130,7 +138,8 @@ def wait_sentences(waits: Waits, total: WaitTotals) -> list[str]:
     return sentences
 
 
-def _head(head: BlockingRequest) -> str:
+def head_sentence(head: BlockingRequest) -> str:
+    """How long a request was the head of the queue, what it lacked, and who waited behind it."""
     lacked = f", {_count(head.max_missing_blocks, 'block')} at most" if head.max_missing_blocks else ""
     why = f" ({head.not_admitted}{lacked})" if head.not_admitted else ""
     behind = (
@@ -142,7 +151,8 @@ def _head(head: BlockingRequest) -> str:
     return f"{_name(head.request_id)} was the head for {steps} from {head.first_step}{why}{behind}"
 
 
-def _longest(row: Mapping[str, Any]) -> str:
+def longest_sentence(row: Mapping[str, Any]) -> str:
+    """How long a request waited, for what, and behind whom; `row` is one of `request_rows`."""
     parts = [f"{row[f'{kind}_steps']} {text}" for kind, text in WAITED_FOR if row[f"{kind}_steps"]]
     behind = f", behind {_name(row['behind'])} most of it" if row["behind"] is not None else ""
     return f"{_name(row['request_id'])} waited {_count(row['num_steps'], 'step')}: {', '.join(parts)}{behind}"
