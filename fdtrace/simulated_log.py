@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, Ints
 from fdtrace.replayer.analysis.waiting import Waits, waits_from
 from fdtrace.replayer.history.lives import RequestLives
 from fdtrace.replayer.model.events import StepRow
@@ -64,8 +64,8 @@ class SimulatedLog:
         """Keep one step."""
         handed = step.handed
         for name in handed.preallocated:
-            blocks = step.preallocated_blocks.get(name)
-            self._event(step, "preallocated", name, detail=None if blocks is None else {"num_blocks": blocks})
+            held = step.preallocated_blocks.get(name)
+            self._event(step, "preallocated", name, detail=None if held is None else {"num_blocks": held})
         for kind, names in (("joined", handed.joined), ("discarded", handed.discarded)):
             for name in names:
                 self._event(step, kind, name)
@@ -136,7 +136,8 @@ class SimulatedLog:
             BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted),
         )
         if self.workload.config.role != "mixed":
-            lives = replace(lives, **self._held(num_steps))
+            held_from, held_to, held_blocks = self._held(num_steps)
+            lives = replace(lives, held_from=held_from, held_to=held_to, held_blocks=held_blocks)
         decisions = [step.decision for step in self.steps[:num_steps]]
         missing = [
             MISSING if decision.num_missing_blocks is None else decision.num_missing_blocks
@@ -151,8 +152,8 @@ class SimulatedLog:
         }
         return waits_from(name, lives, columns)
 
-    def _held(self, num_steps: int) -> dict[str, NDArray[np.int64]]:
-        """When each request held blocks before it joined, and how many."""
+    def _held(self, num_steps: int) -> tuple[Ints, Ints, Ints]:
+        """From when to when each request held blocks before it joined, and how many."""
         held_from, held_to, blocks = (np.full(len(self.numbers), MISSING) for _ in range(3))
         for event in self.events:
             if event.step >= num_steps:
@@ -162,4 +163,4 @@ class SimulatedLog:
                 blocks[event.request] = (event.detail or {}).get("num_blocks", MISSING)
             elif event.kind in ("joined", "discarded"):
                 held_to[event.request] = event.step
-        return {"held_from": held_from, "held_to": held_to, "held_blocks": blocks}
+        return held_from, held_to, blocks

@@ -156,7 +156,8 @@ class _Tables:
     @cached_property
     def steps(self) -> ColumnArrays:
         """The columns of `step`."""
-        rows, drafts = [], self._drafts
+        rows: list[dict[str, Any]] = []
+        drafts = self._drafts
         num_preempted = num_stalled = 0
         for step in self.log.steps:
             num_preempted += len(step.decision.preempted)
@@ -267,7 +268,7 @@ class _Tables:
     @cached_property
     def events(self) -> ColumnArrays:
         """The columns of `event`, by step: what came from outside first."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i in self._seen:
             planned, request = self.log.workload.requests[i], self.log.requests[i]
             rows.append({"kind": "arrived", "request": i, "call": planned.arrival})

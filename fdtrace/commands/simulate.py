@@ -206,7 +206,7 @@ def _say_outcomes(results: Sequence[Simulated]) -> None:
             sys.stderr.write(f"fdtrace: {result.name} {result.sentence}\n")
 
 
-def _outputs(given: Path | None, option: str, names: Sequence[str], workload: Path) -> list[Path | None]:
+def _outputs(given: Path | None, option: str, names: Sequence[str], workload: Path) -> Sequence[Path | None]:
     """The file of each run under an option. UsageError if a file is the workload, or belongs to two runs."""
     if given is None:
         return [None for _ in names]
