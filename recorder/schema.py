@@ -61,7 +61,7 @@ TRACE = _table(
     (
         "ended_by",
         "VARCHAR",
-        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, `simulate` (no engine ran), …",
+        "what ended it: `detach`, `duration`, `steps`, `exit`, `signal 9`, `simulate`, …",
     ),
     ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
 )

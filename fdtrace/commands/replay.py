@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _waits(recording: Recording, histories: Sequence[History], rows: RecordedRows) -> list[Waits | None]:
     """The waits of each history; None: it does not hold what each request ran."""
     from fdtrace.replayer.analysis.waiting import waits_of
-    from fdtrace.replayer.history.recorded_lives import with_recorded_lives
+    from fdtrace.replayer.history.recording_lives import with_recorded_lives
 
     return [waits_of(with_recorded_lives(history, recording, rows.batch_rows)) for history in histories]
 

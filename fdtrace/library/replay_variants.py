@@ -14,7 +14,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import Experiment, History, Policy
 from fdtrace.replayer.analysis.token_times import parse_slo
-from fdtrace.replayer.history.recorded_lives import with_recorded_lives
+from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.variants import (

@@ -9,7 +9,7 @@ from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.request_story import Story, story_of
 from fdtrace.replayer.analysis.waiting import Waits, waits_of
-from fdtrace.replayer.history.recorded_lives import with_recorded_lives
+from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
