@@ -30,12 +30,7 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     """
     final = remove_half(store)
     db = store.db
-    db.execute(
-        f"ATTACH '{quoted(final)}' AS final "
-        f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
-    )
-    for table in schema.TABLES:
-        _create(db, table)
+    create_final(db, final)
     for table in PARTED:
         _copy(db, store, table)
     for name, table in SMALL.items():
@@ -44,6 +39,16 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     db.execute("DETACH final")
     store.put(final)
     store.retired.add(str(path) for path in store.directory.glob("*.parquet"))
+
+
+def create_final(db: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Attach a new file as `final`, with the schema's tables, empty, and their comments."""
+    db.execute(
+        f"ATTACH '{quoted(path)}' AS final "
+        f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
+    )
+    for table in schema.TABLES:
+        _create(db, table)
 
 
 def remove_half(store: Store) -> Path:

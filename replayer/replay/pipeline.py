@@ -91,10 +91,9 @@ class PipelineReplay:
         """When each forward ended."""
         self.first_tokens: dict[str, float] = {}
         """When the forward ended that made a request's first token."""
-        self.num_calls = 0
+        self.num_calls = self._num_planned = 0
         self._clients = ClientQueue(workload.config, beginning.sent)
         self._agenda: list[tuple[float, int, Callable[[float], None]]] = []
-        self._num_planned = 0
         self._handed: _HandedOut | None = None
         self._outputs = TokenProcessor(times)
         self._answers: list[str] = []
@@ -102,7 +101,7 @@ class PipelineReplay:
         self._fetching = self._sleeping = False
         self._decision = Decision(0, MISSING, MISSING, MISSING)
         self._num_preempted = self._num_held_back = self._idle_calls = 0
-        self._ended: set[str] = set()
+        self.arrived_before, self.ended_in = dict[str, int](), dict[str, int]()
         self._to_end = len(workload.requests)
 
     def run(self, report: Callable[[int], None] | None = None) -> None:
@@ -239,6 +238,7 @@ class PipelineReplay:
 
     def _fetched(self, now: float, requests: Sequence[WorkRequest]) -> None:
         for request in requests:
+            self.arrived_before[request.request_id] = self.log.num_steps
             self.scheduler.apply(request.arrived()._replace(accepts=None, num_output_tokens=None))
         self._fetching = False
         if self.policy.fetches_in_thread:
@@ -345,6 +345,6 @@ class PipelineReplay:
             self._end(name)
 
     def _end(self, name: str) -> None:
-        if name not in self._ended:
-            self._ended.add(name)
+        if name not in self.ended_in:
+            self.ended_in[name] = self.log.num_steps
             self._to_end -= 1
