@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fdtrace.drivers.children import Children
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.search.falsifier import Target
+    from fdtrace.replayer.search.falsifier import SearchTarget
     from fdtrace.replayer.search.probing import Probed
     from fdtrace.replayer.workload.workload import Workload
     from fdtrace.scheduler_option import GivenScheduler
@@ -81,7 +81,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 class Searched:
     """What a search runs: its target, the sizes that stay, and the real schedulers that confirm what it finds."""
 
-    target: Target
+    target: SearchTarget
     fixed: Mapping[str, Any]
     option: str
     """How the target is written on a command line, as `-f pr7499`."""
@@ -102,7 +102,7 @@ def searched(args: argparse.Namespace, kinds: list[str] | None) -> Searched:
     from fdtrace.replayer.config import ORIGINAL
     from fdtrace.replayer.experiment import policy_with
     from fdtrace.replayer.formulas import BUILTIN
-    from fdtrace.replayer.search.falsifier import Target
+    from fdtrace.replayer.search.falsifier import SearchTarget
     from fdtrace.replayer.search.findings import FaultBounds, parse_kinds
     from fdtrace.scheduler_option import given_schedulers
     from fdtrace.variants import parse_variant
@@ -131,7 +131,7 @@ def searched(args: argparse.Namespace, kinds: list[str] | None) -> Searched:
     if own_policy or args.policy:
         option += f" --policy {policy.name}"
     bounds = FaultBounds(args.starved_steps, args.preemptions, args.withheld_steps)
-    target = Target(chosen, policy, parse_kinds(kinds), bounds, args.allow_refused, cause=args.cause)
+    target = SearchTarget(chosen, policy, parse_kinds(kinds), bounds, args.allow_refused, cause=args.cause)
     return Searched(target, fixed, option, tuple(schedulers), by)
 
 
@@ -194,7 +194,7 @@ def _closing(children: Children) -> Iterator[Children]:
 
 
 def real_run(
-    given: GivenScheduler, workload: Workload, target: Target, children: Children | None = None
+    given: GivenScheduler, workload: Workload, target: SearchTarget, children: Children | None = None
 ) -> Probed:
     """One run of a workload by an engine's real scheduler. UsageError if it refuses the configuration."""
     from fdtrace.replayer.search.probing import probe

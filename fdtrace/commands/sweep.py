@@ -146,7 +146,7 @@ def _print(
         print(
             f"and {len(shown) - MOST_SHOWN:,} more{f' in {args.output}' if args.output else ': -o keeps them'}"
         )
-    if len(goals) > 1 and len(front) > 1:
+    if len(goals) > 1 and len(allowed) > 1:
         print(_chart(allowed, front, goals))
     print(printable(f"the best by {goals[0].figure}: {flags_of(front[0], names)}"))
 

@@ -89,7 +89,8 @@ def _shared(workload: Workload) -> tuple[int, dict[Hashable, int]]:
         if request.block_key is not None and request.num_prompt_tokens >= size:
             keys = [request.block_key(i) for i in range(request.num_prompt_tokens // size)]
             chains.setdefault(keys[0], []).append(keys)
-    lengths, groups = [], {}
+    lengths: list[int] = []
+    groups: dict[Hashable, int] = {}
     for key, members in chains.items():
         if len(members) > 1:
             groups[key] = len(groups)

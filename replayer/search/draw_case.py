@@ -65,7 +65,9 @@ def drawn_case(chance: Chance, space: SearchSpace) -> SearchCase:
     block_size = chance.choice((8, 8, 16, 16, 32, 64))
     drafts = chance.choice((0, 0, 1, 2, 3, 5))
     seqs = chance.randint(1, MOST_SEQS)
-    length = block_size * chance.choice((2, 2, 3, 3, 4, 5, 6, 8, 12)) + chance.choice((0, 0, 1, block_size // 2, block_size - 1))
+    length = block_size * chance.choice((2, 2, 3, 3, 4, 5, 6, 8, 12)) + chance.choice(
+        (0, 0, 1, block_size // 2, block_size - 1)
+    )
     env = drawn_variables(chance) if space.variables else {}
     case: SearchCase = {
         "max_num_seqs": seqs,
@@ -104,6 +106,8 @@ def tidy(case: SearchCase) -> SearchCase:
     if not tidied.get("num_speculative_tokens"):
         tidied.pop("num_speculative_tokens", None)
         tidied.pop("spec_method", None)
+    if "max_model_len" in tidied:  # else a sequence could hold no block
+        tidied["max_model_len"] = max(tidied["max_model_len"], tidied.get("block_size", 64))
     if tidied.get("role") == "mixed":
         del tidied["role"]
     if not tidied.get("prefix_caching"):
@@ -154,8 +158,8 @@ def _budget(chance: Chance, seqs: int, drafts: int, block_size: int) -> int:
 
 def _blocks(chance: Chance, case: Mapping[str, Any]) -> int:
     extension = int(case["env"].get("FD_ENC_DEC_BLOCK_NUM", 2))
-    least = case["max_model_len"] // case["block_size"] + extension
-    return max(1, least + chance.choice((0, 0, 0, 1, chance.randint(1, 8), chance.randint(1, 8), 200)))
+    least: int = case["max_model_len"] // case["block_size"] + extension
+    return max(1, least + chance.choice((0, 0, 0, 1, chance.randint(1, 8), chance.randint(1, 40), 200, 200)))
 
 
 def drawn_variables(chance: Chance) -> dict[str, Any]:

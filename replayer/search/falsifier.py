@@ -66,7 +66,7 @@ class Covered:
 
 
 @dataclass
-class Target:
+class SearchTarget:
     """What is searched: a formula and a policy of the model; the kinds of faults, and their bounds."""
 
     formula: Formula
@@ -158,7 +158,7 @@ class Falsifier:
     """One search. `step` runs one case; `state` is all that a later search needs to go on."""
 
     def __init__(
-        self, target: Target, space: SearchSpace, chance_of: Callable[[int], Chance], first_run: int = 0
+        self, target: SearchTarget, space: SearchSpace, chance_of: Callable[[int], Chance], first_run: int = 0
     ) -> None:
         self.target, self.space = target, space
         self.covered = Covered()

@@ -149,7 +149,9 @@ class _Probe:
         if decision.num_running:
             stalled = len(forward.stalled) / decision.num_running
             full = decision.num_running / config.max_num_seqs
-            self._near("hang", 0.5 * stalled + 0.3 * decision.is_empty * (stalled > 0) + 0.1 * full)
+            spent = self.simulation.scheduler.explains and decision.token_budget <= 0
+            near = 0.5 * stalled + 0.25 * decision.is_empty * (stalled > 0) + 0.1 * full + 0.1 * spent
+            self._near("hang", near)
         if step.num_asking:
             self._near("held", step.num_preallocated_blocks / config.num_blocks)
         self._near("fails", 0.9 * (1 - decision.num_free_blocks / config.num_blocks))

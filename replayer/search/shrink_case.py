@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from string import ascii_lowercase
+from functools import partial
 from typing import Any
 
 from fdtrace.replayer.search.draw_case import NEVER, SearchCase, tidy
@@ -28,6 +28,7 @@ Shrunk = Callable[[SearchCase, Finding, int], None]
 
 LEAST_BLOCK_SIZE = 8
 MOST_ROUNDS = 12
+_LEAST = {"output": 1, "prompt": 1, "arrival": 0, "abort_after": 0, "max_tokens": 1, "join_after": 0}
 OPTIONS = ("abort_after", "group", "max_tokens", "discarded", "accepts", "join_after", "send_after")
 
 
@@ -227,7 +228,7 @@ class Shrinker:
             ("shared_tokens", 0),
         ):
             if key in self.best:
-                self._bisect(self.best[key], least, lambda value, key=key: self._with(**{key: value}))
+                self._bisect(self.best[key], least, partial(self._with_size, key))
         block = self.best.get("block_size", 64)
         for smaller in (8, 16, 32):
             if LEAST_BLOCK_SIZE <= smaller < block and self._try(self._with(block_size=smaller)):
@@ -237,27 +238,12 @@ class Shrinker:
         for key, least in (("output", 1), ("prompt", 1)):  # all at once, where they are alike
             values = {r[key] for r in self.best["requests"]}
             if len(values) == 1 and len(self.best["requests"]) > 1:
-                self._bisect(
-                    values.pop(),
-                    least,
-                    lambda value, key=key: self._with(
-                        requests=[{**r, key: value} for r in self.best["requests"]]
-                    ),
-                )
+                self._bisect(values.pop(), least, partial(self._with_all, key))
         for i in range(len(self.best["requests"])):
-            for key, least in (
-                ("output", 1),
-                ("prompt", 1),
-                ("arrival", 0),
-                ("abort_after", 0),
-                ("max_tokens", 1),
-            ):
+            for key, least in _LEAST.items():
                 value = self.best["requests"][i].get(key)
-                if value is not None:
-                    self._bisect(value, least, lambda new, i=i, key=key: self._with_request(i, **{key: new}))
-            if 0 < self.best["requests"][i].get("join_after", 0) < NEVER:
-                value = self.best["requests"][i]["join_after"]
-                self._bisect(value, 0, lambda new, i=i: self._with_request(i, join_after=new))
+                if value is not None and value < NEVER:
+                    self._bisect(value, least, partial(self._with_number, i, key))
             self._simplify_accepts(i)
 
     def _simplify_accepts(self, i: int) -> None:
@@ -267,6 +253,15 @@ class Shrinker:
         for simpler in ([max(accepts)], [accepts[0]], accepts[: len(accepts) // 2], accepts[:-1]):
             if simpler and self._try(self._with_request(i, accepts=simpler)):
                 return
+
+    def _with_size(self, key: str, value: int) -> SearchCase:
+        return self._with(**{key: value})
+
+    def _with_all(self, key: str, value: int) -> SearchCase:
+        return self._with(requests=[{**r, key: value} for r in self.best["requests"]])
+
+    def _with_number(self, i: int, key: str, value: int) -> SearchCase:
+        return self._with_request(i, **{key: value})
 
     def _with_request(self, i: int, **changes: Any) -> SearchCase:
         requests = [dict(r) for r in self.best["requests"]]
@@ -286,9 +281,7 @@ class Shrinker:
                 fails = middle
 
     def _rename(self) -> None:
-        requests = self.best["requests"]
-        if len(requests) <= len(ascii_lowercase):
-            self._try(self._with(requests=[{**r, "id": ascii_lowercase[i]} for i, r in enumerate(requests)]))
+        self._try(self._with(requests=[{**r, "id": f"r{i}"} for i, r in enumerate(self.best["requests"])]))
 
 
 def _subsets(requests: Sequence[Mapping[str, Any]], count: int) -> Iterator[Sequence[Mapping[str, Any]]]:

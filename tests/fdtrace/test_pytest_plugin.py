@@ -71,7 +71,7 @@ def test_files_are_collected_and_failures_say_why(pytester: pytest.Pytester) -> 
 
 
 def test_a_trace_is_checked_too(pytester: pytest.Pytester, trace: Path) -> None:
-    texts = ('formula = "original"', 'variant = "few: max_num_seqs=2, formula=pr7499"')
+    texts = ('formula = "original"', 'variant = "few: max_num_seqs=2, formula=pr7499, arrivals=steps"')
     saved(pytester.path / "t.fdtrace.toml", toml(f"trace = {json.dumps(str(trace))}", *texts))
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=1)
