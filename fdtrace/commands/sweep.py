@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -216,7 +217,7 @@ def _chart(allowed: Sequence[SweepRow], front: Sequence[SweepRow], goals: Sequen
         if known:
             x, y = zip(*known, strict=True)
             figure.draw(figure.signal(list(x), list(y), marker=plotext.marker(glyph)))
-    text: str = figure.build().string()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", figure.build().string())
     return f"{text.rstrip()}\n{goals[0].figure} to the right, {goals[1].figure} upwards; * is beaten by none"
 
 

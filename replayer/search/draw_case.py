@@ -110,7 +110,7 @@ def tidy(case: SearchCase) -> SearchCase:
         tidied["max_model_len"] = max(tidied["max_model_len"], tidied.get("block_size", 64))
     if tidied.get("role") == "mixed":
         del tidied["role"]
-    if not tidied.get("prefix_caching"):
+    if not tidied.get("prefix_caching") or not tidied.get("shared_tokens"):
         tidied.pop("shared_tokens", None)
     never = any((request.get("join_after") or 0) >= NEVER for request in tidied["requests"])
     if never:

@@ -66,7 +66,7 @@ class Finding:
         text = self.text.partition(": ")[2] if self.kind in ("hang", "livelock", "held", "fails") else ""
         for name in sorted(request_ids, key=len, reverse=True):
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "R", text)
-        text = re.sub(r"\d[\d,.]*", "N", text.partition(" (")[0])
+        text = re.sub(r"-?\d[\d,.]*", "N", text.partition(" (")[0])
         text = re.sub(r"R(, R)*( and (R|N more))?", "R", text)
         text = text.replace("requests", "request").replace("stalls", "stall").replace("holds", "hold")
         return f"{self.kind}: {text}" if text else self.kind

@@ -161,5 +161,6 @@ def test_two_goals_are_drawn(case: str, capsys: Captured) -> None:
     options = ["sweep", case, "--vary", "max_num_seqs=1,2,4,8", "-f", "exact", "--jobs", "1"]
     assert main([*options, "--goal", "min steps, min peak_tokens"]) == 0
     said = capsys.readouterr().out
+    assert "\x1b" not in said
     assert "steps to the right, peak_tokens upwards" in said
     assert "the best by steps: --max-num-seqs" in said

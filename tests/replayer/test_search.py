@@ -281,7 +281,7 @@ def test_a_signature_holds_neither_numbers_nor_names() -> None:
     )
     two = Finding("hang", 9, "it hangs at step 9: the budget is -4 with 1 request decoding: b stalls (y)")
     names = ["r1", "r2", "r7"]
-    assert one.signature(names).replace("-N", "N") == two.signature(["b"]).replace("-N", "N")
+    assert one.signature(names) == two.signature(["b"])
     assert Finding("exceeded", 1, "step 1 runs 9 tokens").signature(["a"]) == "exceeded"
 
 
