@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
 not work together."""
 

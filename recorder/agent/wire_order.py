@@ -18,7 +18,7 @@ class DecidedHead(NamedTuple):
     - blocks required before each chunk. If `num_needed` is one more than the chunks: also those that `refused` lacked
     - with RUNNING, the running requests in their order. Without, they are those of the frame before, without requests
       that left, were preempted or aborted; the requests of the chunks come behind them
-    - computed tokens of each running request
+    - computed tokens of each running request; with NARROW, these are `uint16`s
 
     A call without a frame did nothing, and knew what the call before it knew.
     """
@@ -44,6 +44,9 @@ DECIDED_HEAD = HeadLayout(DecidedHead, "BBHHHHHHHHHIIqq")
 
 RUNNING = 1
 """Flag of DECIDED: the frame names the whole running queue."""
+
+NARROW = 2
+"""Flag of DECIDED: no request has more computed tokens than a `uint16` holds."""
 
 NOBODY = 0xFFFFFFFF
 """A request that has no number."""

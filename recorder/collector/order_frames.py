@@ -46,11 +46,14 @@ def decided(data: bytes, at: int) -> DecidedFrame:
     tells_running = bool(head.flags & wire_order.RUNNING)
     counts: Sequence[int] = (
         3 * head.num_chunks, head.num_extended, 2 * head.num_preempted, head.num_aborted, head.num_skipped,
-        head.num_failed, head.num_started, head.num_needed, tells_running * head.num_running, head.num_running,
+        head.num_failed, head.num_started, head.num_needed, tells_running * head.num_running,
     )  # fmt: skip
-    words = iter(struct.unpack_from(f"<{sum(counts)}I", data, at + wire_order.DECIDED_HEAD.size))
+    num_words, begin = sum(counts), at + wire_order.DECIDED_HEAD.size
+    code = "H" if head.flags & wire_order.NARROW else "I"
+    numbers = struct.unpack_from(f"<{num_words}I{head.num_running}{code}", data, begin)
+    words, computed = iter(numbers), numbers[num_words:]
     lists = [tuple(islice(words, count)) for count in counts]
-    chunks, extended, preempted, aborted, skipped, failed, started, needed, running, computed = lists
+    chunks, extended, preempted, aborted, skipped, failed, started, needed, running = lists
     return DecidedFrame(
         head,
         tuple(zip(chunks[::3], chunks[1::3], chunks[2::3], strict=True)),

@@ -263,6 +263,8 @@ class Collector:
 
 
 def _joined(pieces: list[ColumnArrays]) -> ColumnArrays:
+    if len(pieces) == 1:
+        return {name: np.ascontiguousarray(column) for name, column in pieces[0].items()}
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

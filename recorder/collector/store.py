@@ -21,9 +21,9 @@ from fdtrace.recorder.collector.tables import values
 from fdtrace.recorder.collector.views import SMALL, Views
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.schema_tables import Table
-from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.column_values import ColumnArrays
+from fdtrace.recorder.trace_paths import parts_directory
 
 PARTED = (
     *(schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.CALL_REQUEST),

@@ -18,9 +18,9 @@ import duckdb
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.schema_tables import Table
-from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.shape import FILE, ColumnTypes, FileTables, check_columns, source_of
+from fdtrace.recorder.trace_paths import parts_directory
 
 PART_NAME = re.compile(r"[a-z_]+-\d+\.parquet\Z")
 
