@@ -184,7 +184,10 @@ def test_a_deployment_is_replayed_call_by_call(lab: Stand, more: dict[str, Any])
 
 def test_the_prefix_cache_is_found_in_the_middle(lab: Stand) -> None:
     """Blocks of requests that had ended are in it when the recording begins, and are found or evicted later."""
-    caching = {"prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300}
+    caching = {
+        "prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300, "prompts": [300, 600, 900],
+        "outputs": [10, 30, 60], "num_blocks": 110,
+    }  # fmt: skip
     command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, TIGHT | caching), "30"]
     process = subprocess.Popen(
         command, env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
