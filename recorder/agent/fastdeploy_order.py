@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from . import fastdeploy_config as config
+from .fastdeploy_cache import FoundCache
 from .fastdeploy_lock import StandIn
 from .hooks import Hook
 from .order import Decided, OrderWriter, computed_tokens
@@ -263,11 +264,14 @@ class FastDeployOrder:
         write = self.writer.write_found
         for request in list(manager.requests.values()):
             self.introduce(request)
-        write(*_reserve(manager))
+        write(*config.reserve(manager))
+        cache = FoundCache(manager)
+        cache.write(write)
         for request in manager.running:
             need = request.need_prefill_tokens
             prefill_fields = min(request.num_computed_tokens, need), need, len(request.block_tables)
-            write("running", request.request_id, request.num_total_tokens, *prefill_fields)
+            state = *prefill_fields, *cache.leaf_of(request)
+            write("running", request.request_id, request.num_total_tokens, *state)
             self.fresh[request.request_id] = request
         for request in manager.waiting:
             if request.status.name == "PREEMPTED":
@@ -339,14 +343,3 @@ class FastDeployOrder:
 def _has_token(request: Any) -> bool:
     """Whether a running request has a token since its admission. In release 2.6 its status changes a moment earlier."""
     return bool(request.num_total_tokens > request.need_prefill_tokens)
-
-
-def _reserve(manager: Any) -> tuple[str, None, int]:
-    """What is kept free for running requests, in the form of `wire_order.PLACES`. Versions reserve in two ways."""
-    ratio = getattr(manager, "new_token_ratio", None)
-    if ratio is not None and getattr(manager, "use_new_token_ratio_reserve", True):
-        return "ratio", None, round(ratio * 1e9)
-    blocks = getattr(manager, "current_reserve_output_block_num", 0)
-    billionths = round(getattr(manager, "current_reserve_output_block_num_float", blocks) * 1e9)
-    relaxed = getattr(manager, "can_relax_prefill_strategy", False)
-    return "relaxed reserve" if relaxed else "reserve", None, billionths

@@ -42,6 +42,7 @@ class RowLog:
         self._rows = array("q")
         self._ends = array("q")
         self._not_admitted: list[str] = []
+        self._lags = array("q")
         self._num_preempted = self._num_stalled = 0
 
     def resumed(self, request_id: str) -> None:
@@ -56,11 +57,15 @@ class RowLog:
         self._add(decision, forward, num_refused)
         return True
 
-    def record_forward(self, decision: Decision, forward: Forward, preempted: int, refused: int) -> None:
+    def record_forward(
+        self, decision: Decision, forward: Forward, preempted: int, refused: int, lag: int
+    ) -> None:
         """Record a step of a deployment: the call that it belongs to, the forward (which may have run nothing), how
-        many requests were preempted since the step before, and the prompt tokens refused.
+        many requests were preempted since the step before, the prompt tokens refused, and how many forwards before it
+        the call did not know (MISSING: the call knew no outputs).
         """
         self._num_preempted, self._num_stalled = preempted, len(forward.stalled)
+        self._lags.append(lag)
         self._add(decision, forward, refused)
 
     def _add(self, decision: Decision, forward: Forward, num_refused: int) -> None:
@@ -89,10 +94,12 @@ class RowLog:
         self.num_steps += 1
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns so far."""
+        """The columns so far; of a deployment also `num_unseen_steps`, as in the view `call_lag`."""
         table = np.array(self._table, dtype=np.int64).reshape(-1, len(ROW_LOG_COLUMNS))
         columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(ROW_LOG_COLUMNS)}
         columns["not_admitted"] = np.array(self._not_admitted, dtype=object)
+        if self._lags:
+            columns["num_unseen_steps"] = np.array(self._lags, dtype=np.int64)
         return columns
 
     def reader(self) -> RowReader:
