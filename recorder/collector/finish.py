@@ -13,6 +13,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.store import PARTED, Store
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
@@ -58,14 +59,14 @@ def remove_half(store: Store) -> Path:
     return final
 
 
-def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
+def _create(db: duckdb.DuckDBPyConnection, table: Table) -> None:
     create(db, f"final.{table.name}", table)
     db.execute(f"COMMENT ON TABLE final.{table.name} IS '{quoted(table.comment)}'")
     for column in table.columns:
         db.execute(f"COMMENT ON COLUMN final.{table.name}.{column.name} IS '{quoted(column.comment)}'")
 
 
-def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: schema.Table) -> None:
+def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: Table) -> None:
     """Copy a table's parts. They are in step order for each engine, so the rows of one engine need no sorting."""
     paths = store.part_paths(table.name)
     if not paths:
