@@ -20,6 +20,7 @@ import numpy as np
 from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector.tables import columns_of
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 from fdtrace.recorder.trace.read_tables import engine_info
 from fdtrace.recorder.write_trace import write_trace
@@ -311,7 +312,7 @@ def _of_call(step: Step) -> dict[str, Any]:
     }
 
 
-def _columns(table: schema.Table, rows: list[dict[str, Any]]) -> ColumnArrays:
+def _columns(table: Table, rows: list[dict[str, Any]]) -> ColumnArrays:
     """The columns of rows that may leave out what is NULL."""
     columns = columns_of(
         table, [tuple({"engine_id": 0, **row}.get(name) for name in table.names) for row in rows]
