@@ -28,7 +28,11 @@ TRACE = _table(
     ("created_at", "TIMESTAMP_NS", "when recording began, UTC"),
     ("ended_at", "TIMESTAMP_NS", "when it ended, UTC; NULL while it records"),
     ("state", "VARCHAR", "`recording`, `complete`, or `recovered` (made by `fdtrace recover`)"),
-    ("ended_by", "VARCHAR", "what ended it: `detach`, `steps`, `exit`, `signal 9`, `simulate`, …"),
+    (
+        "ended_by",
+        "VARCHAR",
+        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …; `simulate`: no engine ran",
+    ),
     ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
 )
 

@@ -233,4 +233,4 @@ def test_its_waits_are_known(tight: Recording, formula: str | None) -> None:
     totals = totals_of(waits)
     assert totals.num_requests == len(waits.lives.request_ids)
     assert totals.num_queued > 0
-    assert set(totals.steps_blocked) & {"blocks", "budget", "slots", "preemption"}
+    assert sum(totals.steps_blocked.values()) <= int((history.columns["num_waiting"] > 0).sum())
