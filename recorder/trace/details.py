@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.call_order import CallOrder, read_order
+from fdtrace.recorder.trace.initial_state import InitialRequest
 from fdtrace.recorder.trace.read_tables import Reader
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     Endings,
     EngineInfo,
     HandoverSteps,
-    InitialRequest,
     RecordedRow,
     Recording,
     RowScan,

@@ -17,11 +17,11 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace import digest
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
+from fdtrace.recorder.trace.initial_state import InitialRequest
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     EngineInfo,
     HandoverSteps,
-    InitialRequest,
     RecordedRow,
     StepDigests,
 )

@@ -20,8 +20,8 @@ from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.reader import RingReader
 from fdtrace.recorder.collector.tables import create
 from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.initial_state import InitialRequest
 from fdtrace.recorder.trace.read_tables import Reader
-from fdtrace.recorder.trace.recording import InitialRequest
 
 SIZE = 1 << 18
 RUNNING = [
