@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns, same_value
-from fdtrace.recorder.trace.initial_state import InitialRequest
+from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.call_order import CallOrder
@@ -116,12 +116,13 @@ class RowScan(ByValue):
     such a forward the request sampled a token, was then preempted and was prefilled again. The index stands there once
     for each such preemption.
 
-    `digests` None: no rows are known.
+    `digests` None: no rows are known. `found`: what the recorder itself says about the beginning.
     """
 
     queued: tuple[InitialRequest, ...] = ()
     restarts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     digests: StepDigests | None = None
+    found: FoundState = field(default_factory=FoundState)
 
 
 class RecordedRow(NamedTuple):
