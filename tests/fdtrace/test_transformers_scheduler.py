@@ -52,8 +52,8 @@ def test_recordings_from_the_middle_begin_with_what_was_there(
     for trace in found.traces:
         fidelity = formulas(replay(found.engine, trace))["transformers"]["fidelity"]
         assert fidelity["num_steps"] >= 30
-        assert fidelity["explanation"] == ""
-        assert fidelity["num_equal"] == fidelity["num_steps"]
+        # A token that was sampled at its end may give the replay one step more.
+        assert fidelity["num_equal"] == fidelity["num_steps"], fidelity["explanation"]
 
 
 def test_a_formula_is_the_budget_of_the_real_scheduler(tmp_path_factory: pytest.TempPathFactory) -> None:
