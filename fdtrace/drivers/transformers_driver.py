@@ -118,7 +118,7 @@ class TransformersEngine:
     def _state_before_call(self, aborted: int) -> Message:
         running, queued = len(self.scheduler.active_requests), self.processor.input_queue.qsize()
         return {
-            "running": running, "waiting": len(self.scheduler.waiting_requests) + queued,
+            "running": running, "waiting": len(self.scheduler.waiting_requests_order) + queued,
             "running_decodes": self._decodes(),
         }  # fmt: skip
 
@@ -170,7 +170,7 @@ class TransformersEngine:
         return {
             "rows": rows, "scheduled": sum(row[2] for row in rows), "preempted": self.preempted,
             "stalled": self.stalled if rows else [],
-            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests),
+            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests_order),
             "free_blocks": self._free(), "head": None,
         }  # fmt: skip
 

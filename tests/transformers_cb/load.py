@@ -109,7 +109,7 @@ class Log:
         else:
             free = round(cache.compute_free_capacity() * cache.num_blocks)
         line = {
-            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests), "free": free,
+            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests_order), "free": free,
             "rows": self.batch,
         }  # fmt: skip
         self.file.write(json.dumps(line) + "\n")
