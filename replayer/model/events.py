@@ -67,7 +67,7 @@ class Resumed:
     leaf: CacheLeaf | None = None
     """Its place in the prefix cache of `CacheFound`; None: all blocks that it computed are in the cache."""
     num_in_flight_tokens: int = 0
-    """Of its computed tokens, those of a batch in flight. Only an engine's real scheduler uses this, and what follows."""
+    """Of its computed tokens, those of a batch in flight. Only an engine's real scheduler uses this and the next."""
     num_offloaded_tokens: int = 0
     """It waits, and so many of its tokens are kept on the CPU, in `num_offloaded_blocks` blocks."""
     num_offloaded_blocks: int = 0
