@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
+from fdtrace.replayer.model.initial_events import AdmissionBlocked
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
@@ -65,6 +66,11 @@ class Resumed:
     """
     leaf: CacheLeaf | None = None
     """Its place in the prefix cache of `CacheFound`; None: all blocks that it computed are in the cache."""
+    num_in_flight_tokens: int = 0
+    """Of its computed tokens, those of a batch in flight. Only an engine's real scheduler uses this and the next."""
+    num_offloaded_tokens: int = 0
+    """It waits, and so many of its tokens are kept on the CPU, in `num_offloaded_blocks` blocks."""
+    num_offloaded_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +231,7 @@ Notification = (
     | ReserveFound
     | Cached
     | CacheFound
+    | AdmissionBlocked
     | Ready
     | Aborted
     | Joined
