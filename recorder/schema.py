@@ -6,9 +6,8 @@ meaning raises `SCHEMA_VERSION`. A value that an engine does not provide is NULL
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from fdtrace.recorder import schema_views
+from fdtrace.recorder import schema_tables, schema_views
+from fdtrace.recorder.schema_tables import table as _table
 
 SCHEMA_VERSION = 3
 """Raised with every change that an older reader would misread. 2 brought the table `call`, 3 the cache read budget."""
@@ -19,35 +18,7 @@ STORAGE_VERSION = "v1.5.0"
 ROW_GROUP_SIZE = 983_040
 """Rows of a row group of `step_request`: 8 x DuckDB's 122,880. Larger groups compress the rows of a step better."""
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its DuckDB type, and its meaning with its unit."""
-
-    name: str
-    type: str
-    comment: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table, sorted by `order_by`. Traces of schema versions before `since` do not have it."""
-
-    name: str
-    comment: str
-    columns: tuple[Column, ...]
-    order_by: tuple[str, ...]
-    since: int = 1
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The columns' names, in order."""
-        return tuple(column.name for column in self.columns)
-
-
-def _table(name: str, comment: str, order_by: str, *columns: tuple[str, str, str], since: int = 1) -> Table:
-    return Table(name, comment, tuple(Column(*column) for column in columns), tuple(order_by.split()), since)
-
+Column, Table = schema_tables.Column, schema_tables.Table
 
 TRACE = _table(
     "trace",

@@ -13,7 +13,7 @@ from typing import Any
 
 NAME = "_fdtrace_agent"
 
-FIRST = ("wire", "ring", "mailbox", "hooks", "writer")
+FIRST = ("wire_names", "wire", "ring", "mailbox", "hooks", "writer")
 ENGINES = {
     "sandbox": ("sandbox",),
     "fastdeploy": (

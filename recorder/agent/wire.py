@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
+from . import wire_names
+
 PROTOCOL = 8
 """Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
 not work together."""
@@ -308,36 +310,8 @@ class FinishHead(NamedTuple):
 FINISH_HEAD = HeadLayout(FinishHead, "BBHIqqii")
 
 
-NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "cache_read", "safety_margin", "other")
-
-EVENTS = (
-    "arrived",
-    "skipped",
-    "preempted",
-    "rescheduled",
-    "extended",
-    "stalled",
-    "aborted",
-    "finished",
-    "error",
-    "attached",
-    "detached",
-    "lost",
-    "switched_off",
-    "preallocated",
-    "joined",
-    "discarded",
-    "queued",
-    "abort_wanted",
-    "requeued",
-    "left",
-    "freed",
-    "recycled",
-    "output_cached",
-    "found",
-)
-
-FINISHED = ("stop", "length", "abort", "error")
+NOT_ADMITTED = wire_names.NOT_ADMITTED
+EVENTS, FINISHED = wire_names.EVENTS, wire_names.FINISHED
 
 ITEM_SIZES = (1, 2, 4, 8)
 """Bytes of the signed integers that an item code (0 to 3) names."""
