@@ -29,7 +29,7 @@ ENGINES = {
     ),
     "vllm": (
         *("row_table", "torch_allocator", "at_work"),
-        *("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+        *("vllm_config", "vllm_reasons", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
     ),
     "transformers": (
         *("row_table", "torch_allocator", "at_work"),

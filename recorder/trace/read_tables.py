@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.trace import digest
-from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
+from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY, ColumnArrays
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     EngineInfo,
@@ -91,7 +91,8 @@ class Reader:
     def requests(self) -> ColumnArrays:
         """The columns of `request`, by number."""
         return self._numpy(
-            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
+            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes', 'priority')}, "
+            f"coalesce(priority, {NO_PRIORITY})::BIGINT AS priority FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
-NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
+NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
 
 
 class Arrived(NamedTuple):
@@ -40,6 +40,7 @@ class Arrived(NamedTuple):
     drafts: Accepts | None = None
     restarts: tuple[int, ...] = ()
     after_idle: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

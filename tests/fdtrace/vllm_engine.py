@@ -3,7 +3,8 @@
     python vllm_engine.py DRIVERS '{"sizes": …, "recorded": …, "seed": …, "requests": …, "steps": …}'
 
 Run by a Python that has vLLM; DRIVERS is the directory of fdtrace's drivers, whose `vllm_build.py` makes the scheduler.
-Requests come and are aborted at random iterations; acceptances, drafts and stops are random too.
+Requests come and are aborted at random iterations; acceptances, drafts and stops are random too. With "-" in place of
+the question, it answers one question a line of stdin.
 """
 
 from __future__ import annotations
@@ -289,8 +290,8 @@ def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, and print one object."""
-    drivers, asked = sys.argv[1], json.loads(sys.argv[2])
+    """Run, and print one object; with "-" in place of the question, one for each question on stdin."""
+    drivers = sys.argv[1]
     told = os.dup(1)
     os.dup2(2, 1)
     sys.path.insert(1, drivers)
@@ -300,7 +301,10 @@ def main() -> None:
 
     sys.path.remove(drivers)
     os.chdir(tempfile.mkdtemp())
-    os.write(told, json.dumps(run(asked, build)).encode())
+    with os.fdopen(told, "w", encoding="utf-8") as answers:
+        for question in sys.stdin if sys.argv[2] == "-" else (sys.argv[2],):
+            answers.write(json.dumps(run(json.loads(question), build)) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -154,7 +154,15 @@ def _queue(inspection: Inspection, account: Account) -> str:
         "budget": f"no budget was left: all of {_number(budget)} was handed out or charged"
         if (budget or 0) > 0
         else f"the budget was {_number(budget)}",
+        "input_budget": "the workers' input had no room left for it and its draft slots",
         "blocks": "too few free blocks" + (f": {missing} more were needed" if missing else ""),
+        "watermark": "its blocks were free, but not the watermark besides"
+        + (f": {missing} more were needed" if missing else ""),
+        "padding": "a new decode is padded to 1 + K tokens, and these did not fit",
+        "throttle": "this call left prefills to a later one, to balance data-parallel ranks",
+        "deferred": "nothing that waits is ready",
+        "paused": "the scheduler is paused",
+        "formula": "the formula does not admit it",
         "slots": "all sequence slots were taken",
         "preemption": "this call preempted a request, and then admits none",
     }
