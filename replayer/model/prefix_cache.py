@@ -86,6 +86,7 @@ class PrefixCache(BlockPool):
         request.computed = num_matched * size
         if request.computed == request.need_prefill:
             request.computed -= size
+        request.hit_blocks = request.computed // size
 
     def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
         """The full blocks of its first `num_cached` tokens: it shares those that are cached, and adds the others."""
