@@ -36,6 +36,7 @@ pytestmark = [real, pytest.mark.timeout(1200), pytest.mark.xdist_group("vllm var
 BASES: dict[str, dict[str, Any]] = {
     "plain": {"max_num_batched_tokens": 128},
     "small": {},
+    "priorities": {"max_num_batched_tokens": 128, "num_blocks": 70},
     "drafts": {**NGRAM, "max_num_batched_tokens": 128, "num_blocks": 80},
     "prefixes": {"prefix_caching": True, "max_num_batched_tokens": 128, "num_blocks": 80},
 }
@@ -65,10 +66,11 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("prefixes", {"enable_prefix_caching": False}),
     ("prefixes", {"block_size": 32, "num_gpu_blocks_override": 40}),
     ("prefixes", {"max_num_seqs": 4, "num_gpu_blocks_override": 70}),
+    ("priorities", {"policy": "priority", "max_num_seqs": 16}),
 ]
 
 
-def requests() -> list[dict[str, Any]]:
+def requests(priorities: bool) -> list[dict[str, Any]]:
     rng = random.Random(5)
     found, step = [], 0
     for i in range(60):
@@ -78,12 +80,14 @@ def requests() -> list[dict[str, Any]]:
         found.append(
             {"id": f"r{i}", "arrival": step, "prompt": prompt, "shared": shared, "output": rng.randint(5, 60)}
         )
+        if priorities:
+            found[-1]["priority"] = i % 4 - 2
     return found
 
 
-def stepped(config: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+def stepped(config: dict[str, Any], changed: dict[str, Any], *, priorities: bool = False) -> dict[str, Any]:
     """What vLLM's `EngineCore` did with these sizes and settings."""
-    asked = {"sizes": config, "recorded": {}, "changed": changed, "seed": 1, "given": requests()}
+    asked = {"sizes": config, "recorded": {}, "changed": changed, "seed": 1, "given": requests(priorities)}
     return engine_process().ask(asked)
 
 
@@ -97,7 +101,8 @@ def engine_process() -> VllmProcess:
 @cache
 def base(name: str) -> tuple[dict[str, Any], EngineInfo]:
     config = {**SIZES, **BASES[name]}
-    return stepped(config, {}), EngineInfo(engine_id=0, name="vllm", version="0", config={}, **config)
+    run = stepped(config, {}, priorities=name == "priorities")
+    return run, EngineInfo(engine_id=0, name="vllm", version="0", config={}, **config)
 
 
 def loaded(name: str, path: Path) -> Recording:
@@ -139,7 +144,7 @@ def test_changed_settings_are_scheduled_as_by_the_engine(
     )
     if changed.get("num_speculative_tokens") == 0:
         config["spec_method"] = None
-    run = stepped(config, changed)
+    run = stepped(config, changed, priorities=name == "priorities")
     history = replayed(recording, changed, children)
     assert history.outcome.fidelity is None
     assert history.outcome.settings == changed

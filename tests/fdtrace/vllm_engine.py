@@ -204,10 +204,18 @@ class Clients:
         prompt = rng.randint(1, self.asked["longest"])
         shared = rng.choice((0, min(prompt, 48)))
         output, most = rng.randint(1, 60), rng.randint(1, 60)
-        self._add(f"r{len(self.requests)}", prompt, shared, output, max(output, most), build, hasher)
+        self._add(f"r{len(self.requests)}", prompt, shared, output, max(output, most), None, build, hasher)
 
     def _add(
-        self, name: str, prompt: int, shared: int, output: int, most: int, build: Any, hasher: Any
+        self,
+        name: str,
+        prompt: int,
+        shared: int,
+        output: int,
+        most: int,
+        priority: int | None,
+        build: Any,
+        hasher: Any,
     ) -> None:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
@@ -217,13 +225,13 @@ class Clients:
         sampling = SamplingParams(max_tokens=most, ignore_eos=True, stop_token_ids=[STOP])
         given = {
             "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
-            "eos_token_id": None, "block_hasher": hasher,
+            "eos_token_id": None, "block_hasher": hasher, "priority": priority or 0,
         }  # fmt: skip
         request = self.known[name] = Request(**build.taken_by(Request, given))
         worker.total[name], worker.ends[name], worker.prefills[name] = prompt, prompt + output, True
         self.requests[name] = {
             "id": name, "arrived": len(self.recorder.steps), "arrived_at": time.time_ns(), "prompt": prompt,
-            "max_tokens": sampling.max_tokens, "aborted": None,
+            "max_tokens": sampling.max_tokens, "aborted": None, "priority": priority,
             "hashes": [hash(value) & (1 << 63) - 1 for value in request.block_hashes],
         }  # fmt: skip
         self.scheduler.add_request(request)
@@ -236,7 +244,8 @@ class Clients:
             if one["arrival"] > len(self.recorder.steps) and not idle:
                 return
             self.worker.given[one["id"]] = 0
-            self._add(one["id"], one["prompt"], one["shared"], one["output"], one["output"], build, hasher)
+            sizes = one["prompt"], one["shared"], one["output"], one["output"]
+            self._add(one["id"], *sizes, one.get("priority"), build, hasher)
 
     def abort(self) -> None:
         from vllm.v1.request import RequestStatus
