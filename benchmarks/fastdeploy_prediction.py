@@ -6,8 +6,9 @@ VERSION is a policy or a formula of `fdtrace formulas`; the first one is recorde
 that recording. Every version then runs for real on the same requests, sent at the same times, and the first one
 `--runs` times: how far those are apart is the floor of what any prediction can reach. LAB_DIR and FASTDEPLOY_PYTHON are
 those of `fastdeploy_fidelity.py`. A forward takes 5 ms and what the machine adds: `ms a step` says how far two runs are
-apart in that. Recordings that are in `--traces` (VERSION-CASE-RUN.fdtrace) are not made again. Run it on a machine that
-does nothing else.
+apart in that. With `--at-pace` each prediction is repeated with forwards so much slower or faster that a step takes as
+long as in the real run: what it then misses is not a matter of pace. Recordings that are in `--traces`
+(VERSION-CASE-RUN.fdtrace) are not made again. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.recorded.pipeline_times import pace_of
+from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline_of
+from fdtrace.replayer.replay.replay_history import history_of
 
 BASE: dict[str, Any] = {
     "seed": 3, "max_num_seqs": 32, "max_num_batched_tokens": 512, "max_model_len": 4096, "num_speculative_tokens": 3,
@@ -44,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Room for most; few blocks, and so preemptions; more requests than it can serve."""
 SECONDS = 120.0
+ROUNDS = 4
+"""Replays until the pace of a prediction is that of a real run."""
 
 
 FIRST_TOKENS = """
@@ -124,7 +129,29 @@ def predicted(trace: Path, version: str) -> Figures:
     )
 
 
-def table(case: str, traces: Path, versions: Sequence[str], runs: int) -> Iterator[list[str]]:
+def predicted_at_pace(trace: Path, version: str, pace: float) -> Figures:
+    """The same, if a step takes so many milliseconds on average."""
+    name = POLICIES[version].formula if version in POLICIES else version
+    policy = POLICIES.get(version, POLICIES["original"])
+    with open_trace(trace) as opened:
+        recording = opened.recording()
+        pipeline = pipeline_of(recording, Experiment(recording).workload)
+    assert pipeline is not None
+    slower = 0.0
+    for _ in range(ROUNDS):
+        times = pipeline.times.slower(slower)
+        scaled = RecordedPipeline(pipeline.workload, times, pipeline.beginning, by_ratio=pipeline.by_ratio)
+        found = scaled.replay(BUILTIN[name], policy)
+        slower += (pace - found.figures.pace_ms) / pipeline.times.forward_terms[0]
+    first_token = found.figures.first_token_p50_ms
+    return Figures.of(
+        history_of(found.run), first_token, found.figures.pace_ms, unsure=found.figures.is_saturated
+    )
+
+
+def table(
+    case: str, traces: Path, versions: Sequence[str], runs: int, *, at_pace: bool
+) -> Iterator[list[str]]:
     """The rows of one configuration."""
     base = recorded(traces / f"{versions[0]}-{case}-1.fdtrace")
     for version in versions:
@@ -140,6 +167,9 @@ def table(case: str, traces: Path, versions: Sequence[str], runs: int) -> Iterat
             yield [case, version, f"ran ({run})" if len(ran) > 1 else "ran", *figures.cells(beside)]
         found = predicted(traces / f"{versions[0]}-{case}-1.fdtrace", version)
         yield [case, version, "**predicted**", *found.cells(ran[0])]
+        if at_pace:
+            found = predicted_at_pace(traces / f"{versions[0]}-{case}-1.fdtrace", version, ran[0].pace)
+            yield [case, version, "predicted at its pace", *found.cells(ran[0])]
 
 
 def main() -> None:
@@ -153,6 +183,7 @@ def main() -> None:
         "--seed", type=int, default=BASE["seed"], help="of the requests and their times (default 3)"
     )
     parser.add_argument("--kept", action="store_true", help="only the recordings that are there")
+    parser.add_argument("--at-pace", action="store_true", help="predict again at the pace of the real run")
     options = parser.parse_args()
     checkouts = dict(one.split("=", 1) for one in options.versions)
     versions = list(checkouts)
@@ -170,7 +201,7 @@ def main() -> None:
                     trace = traces / f"{version}-{name}-{run}.fdtrace"
                     if not trace.exists() and not options.kept:
                         record(trace, checkouts[version], case, SECONDS)
-            for cells in table(name, traces, versions, options.runs):
+            for cells in table(name, traces, versions, options.runs, at_pace=options.at_pace):
                 print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fdtrace.library.engine_recording import EngineRecording
     from fdtrace.library.replaying import ReplayRun, Runs, StepReasons, replay
     from fdtrace.library.result_table import ResultTable
+    from fdtrace.library.run_waits import RunWaits
     from fdtrace.library.simulating import SimulatedRun, SimulatedRuns, simulate
     from fdtrace.library.trace_handle import TraceHandle
     from fdtrace.library.trace_handle import open_library_trace as open
@@ -32,6 +33,7 @@ _PLACES = {
     "FdtraceError": "fdtrace.recorder.errors",
     "ReplayRun": "fdtrace.library.replaying",
     "ResultTable": "fdtrace.library.result_table",
+    "RunWaits": "fdtrace.library.run_waits",
     "Runs": "fdtrace.library.replaying",
     "SimulatedRun": "fdtrace.library.simulating",
     "SimulatedRuns": "fdtrace.library.simulating",
@@ -50,6 +52,7 @@ __all__ = [
     "FdtraceError",
     "ReplayRun",
     "ResultTable",
+    "RunWaits",
     "Runs",
     "SimulatedRun",
     "SimulatedRuns",

@@ -22,6 +22,7 @@ from fdtrace.variants import (
     coming_of,
     coming_of_variant,
     is_variant,
+    only_arrivals_of,
     parse_variant,
     refuse_as_recorded,
     refuse_equal_names,
@@ -130,7 +131,7 @@ class Replays(AbstractContextManager["Replays"]):
         self.policy = policy_of(args.policy)
         schedulers = given_schedulers(args.scheduler, args.scheduler_python)
         variants = [parse_variant(text, args.scheduler_python) for text in args.variant or ()]
-        clock = arrivals_of(args)
+        clock = arrivals_of(args) or only_arrivals_of(recording)
         reschedules = args.formula or schedulers or variants or args.policy or clock not in (None, "steps")
         self.how: How = (
             "as recorded"

@@ -30,7 +30,8 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
     from fdtrace.tui.app import ReplayApp
 
     replays = Replays(reader.first, args, reader.rows, reader)
-    screen = ReplayApp(reader.first, replays.panes(), sources=sources_of(reader, replays), **options)
+    sources = replace(sources_of(reader, replays), batch_rows=reader.batch_rows)
+    screen = ReplayApp(reader.first, replays.panes(), sources=sources, **options)
     weakref.finalize(screen, replays.children.close)
     return screen
 

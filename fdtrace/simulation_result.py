@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fdtrace.replayer.analysis.wait_figures import waits_dict
+from fdtrace.simulated_log import SimulatedLog
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fdtrace.replayer.analysis.waiting import Waits
+    from fdtrace.replayer.config import Policy
     from fdtrace.replayer.replay.simulation import Simulation, Step
     from fdtrace.replayer.workload.workload import Workload
+    from fdtrace.variants import Variant
 
 TABLE_COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls", "departs", "ends")
 
@@ -17,8 +24,13 @@ TABLE_COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls
 class Simulated:
     """Counts what a simulation did. It keeps a hash of each step's decision, to find where two simulations differ."""
 
-    def __init__(self, name: str, simulation: Simulation, refused: Sequence[str] = ()) -> None:
-        self.name, self.simulation, self.refused = name, simulation, list(refused)
+    def __init__(
+        self, variant: Variant, simulation: Simulation, policy: Policy | None, refused: Sequence[str] = ()
+    ) -> None:
+        """`policy`: the version of the model; None: an engine's real scheduler. `refused`: what FastDeploy refuses."""
+        self.variant, self.name, self.policy = variant, variant.name, policy
+        self.simulation, self.refused = simulation, list(refused)
+        self.log = SimulatedLog(simulation.workload)
         self.limit = simulation.workload.config.max_num_batched_tokens
         self.failure = ""
         self._lines: list[int] = []
@@ -27,11 +39,17 @@ class Simulated:
         self._stalled: list[int] = []
 
     def add(self, step: Step, line: str) -> None:
-        """Count one step; `line` is its decision as text."""
+        """Count one step, and keep it; `line` is its decision as text."""
         self._lines.append(hash(line))
         self._tokens.append(step.forward.num_tokens)
         self._preempted.append(len(step.decision.preempted))
         self._stalled.append(len(step.forward.stalled))
+        self.log.add(step)
+
+    @property
+    def waits(self) -> Waits:
+        """Who waited in the steps up to its end."""
+        return self.log.waits(self.name, self.num_steps)
 
     @property
     def num_steps(self) -> int:
@@ -147,6 +165,7 @@ class Simulated:
             },
             "failure": self.failure or None,
             "refused_by_fastdeploy": self.refused,
+            "waits": waits_dict(self.waits),
         }
 
 
@@ -165,17 +184,16 @@ def print_json(workload: Workload, results: Sequence[Simulated], errors: Sequenc
     )
 
 
-def print_table(results: Sequence[Simulated]) -> None:
+def print_table(results: Sequence[Simulated], console: Console) -> None:
     """Print a row for each result. `departs` compares each with the first."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.ASCII if not sys.stdout.isatty() else box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table = Table(box=box.ASCII if not console.is_terminal else box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("scheduler", overflow="fold")
     for name in TABLE_COLUMNS:
         table.add_column(name, justify="right", overflow="fold")
     for result in results:
         table.add_row(*map(Text, result.cells(results[0])))
-    Console().print(table)
+    console.print(table)

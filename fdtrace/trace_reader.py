@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fdtrace.recorder.step_calls import CallLags, StepCalls
+    from fdtrace.recorder.step_calls import StepCalls
+    from fdtrace.recorder.trace.call_lags import CallLags
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.recorder.trace.trace import Trace

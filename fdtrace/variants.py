@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fdtrace.formula_texts import LONGEST_NAME, LONGEST_TEXT, formula
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.scheduler_option import GivenScheduler, given_schedulers
 
 if TYPE_CHECKING:
@@ -222,6 +223,12 @@ def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
             f"arrivals {arrivals!r} are not known", hint="recorded (by time), steps, closed, or rate=1.5x"
         )
     return "time", ComingRequests(rate=rate, closed=False)
+
+
+def only_arrivals_of(recording: Recording) -> Literal["steps"] | None:
+    """How requests must arrive if a recording has no times, as one of a simulation; None: it has times."""
+    times = recording.steps.get("ts")
+    return "steps" if recording.num_steps and (times is None or int(times.max()) == MISSING) else None
 
 
 def coming_of_variant(variant: Variant, otherwise: str | None) -> tuple[ClockKind, ComingRequests]:

@@ -7,13 +7,7 @@ meaning raises `SCHEMA_VERSION`. A value that an engine does not provide is NULL
 from __future__ import annotations
 
 from fdtrace.recorder import schema_views
-from fdtrace.recorder.schema_tables import Column, Table
 from fdtrace.recorder.schema_tables import table as _table
-
-__all__ = [
-    "CALL", "CALL_REQUEST", "ENGINE", "EVENT", "RANK_MEMORY", "REQUEST", "ROW_GROUP_SIZE", "SCHEMA_VERSION", "STEP",
-    "STEP_REQUEST", "STORAGE_VERSION", "TABLES", "TRACE", "VIEWS", "Column", "Table", "View",
-]  # fmt: skip
 
 SCHEMA_VERSION = 4
 """Raised with every change that an older reader would misread. 2 brought the table `call`, 3 the cache read budget, 4
@@ -34,11 +28,7 @@ TRACE = _table(
     ("created_at", "TIMESTAMP_NS", "when recording began, UTC"),
     ("ended_at", "TIMESTAMP_NS", "when it ended, UTC; NULL while it records"),
     ("state", "VARCHAR", "`recording`, `complete`, or `recovered` (made by `fdtrace recover`)"),
-    (
-        "ended_by",
-        "VARCHAR",
-        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …",
-    ),
+    ("ended_by", "VARCHAR", "what ended it: `detach`, `steps`, `exit`, `signal 9`, `simulate`, …"),
     ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
 )
 

@@ -1,4 +1,4 @@
-"""What describes a table of a trace, and its columns."""
+"""A table of a trace and its columns, as values."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class Table:
 
 
 def table(name: str, comment: str, order_by: str, *columns: tuple[str, str, str], since: int = 1) -> Table:
-    """A table from its columns: (name, type, comment) of each. `order_by`: names with spaces between them."""
+    """A table whose columns are given as name, type and comment. `order_by`: names, separated by spaces."""
     return Table(name, comment, tuple(Column(*column) for column in columns), tuple(order_by.split()), since)

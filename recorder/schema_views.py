@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fdtrace.recorder import waiting_view
+
 
 @dataclass(frozen=True)
 class View:
@@ -118,4 +120,6 @@ CALL_LAG = View(
     """,
 )
 
-VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY, CALL_LAG)
+WAITING = View("waiting", waiting_view.COMMENT, waiting_view.QUERY)
+
+VIEWS = (EXCEEDED, BUDGET, REQUEST_TIMELINE, PREEMPTION, MEMORY, CALL_LAG, WAITING)

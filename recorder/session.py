@@ -18,14 +18,10 @@ from fdtrace.recorder.errors import FdtraceError, TargetError, TraceError
 from fdtrace.recorder.inject.users import User, acting_as, user_of
 from fdtrace.recorder.leftovers import sweep
 from fdtrace.recorder.ring_directory import Owner, RingDirectory
+from fdtrace.recorder.trace_paths import parts_directory
 
 MOST_BYTES = 1 << 20
 """Most bytes of a `session.json` of ours."""
-
-
-def parts_directory(path: Path) -> Path:
-    """The directory of the parts of the recording at `path`, while it records."""
-    return path.with_name(path.name + ".parts")
 
 
 @dataclass

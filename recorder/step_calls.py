@@ -5,7 +5,6 @@ It is read when somebody looks at one step. If an engine's calls and forwards co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.trace.call_lags import CallLags, calls_at, step_lags
 from fdtrace.recorder.trace.column_values import MISSING
 
 MOST_ROWS = 5_000_000
@@ -107,7 +107,7 @@ ORDER BY k.call
 
 _ENDS = """
 SELECT call, num_calls, idle::BIGINT AS idle, epoch_ns(ts) AS ts, epoch_ns(last_ts) AS last_ts,
-       epoch_ns(ts) + 1000 * coalesce(schedule_us, 0) AS ended, first_step
+       coalesce(schedule_us, 0) AS schedule_us, first_step
 FROM call WHERE engine_id = $1 ORDER BY call
 """
 
@@ -130,21 +130,6 @@ ORDER BY v.step, r.request_id
 """
 
 
-@dataclass(frozen=True, eq=False)
-class CallLags:
-    """The outputs that calls had taken in. `seen_step` holds for `call` and all calls before the next entry. int64."""
-
-    call: NDArray[np.int64]
-    seen_step: NDArray[np.int64]
-
-    def seen_by(self, calls: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The last step whose outputs each of `calls` had taken in; MISSING: the call had counted no outputs."""
-        at = np.searchsorted(self.call, calls, side="right") - 1
-        if not len(self.call):
-            return np.full(len(calls), MISSING, np.int64)
-        return np.where(at >= 0, self.seen_step[np.maximum(at, 0)], MISSING)
-
-
 def read_lags(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallLags | None:
     """The lags of all calls. None if the trace does not say what calls knew, or has more than `MOST_ROWS`."""
     if not _ordered(db, engine_id):
@@ -154,39 +139,10 @@ def read_lags(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallLags | None:
 
 
 def read_step_lags(db: duckdb.DuckDBPyConnection, engine_id: int, lags: CallLags) -> NDArray[np.int64]:
-    """For each step, in order: how many forwards before it its call had not taken in when it began.
-
-    A step's call is the one to which its figures belong: the last call whose tasks had entered, or a later idle call
-    that had ended. MISSING: there is no such call, or it had counted no outputs yet.
-    """
+    """For each step, in order: how many forwards before it its call had not taken in; see `step_lags`."""
     calls = _numpy(db, _ENDS, engine_id)
-    steps = _numpy(
-        db, "SELECT step, epoch_ns(ts) AS ts FROM step WHERE engine_id = $1 ORDER BY step", engine_id
-    )
-    working = np.flatnonzero(calls["idle"] == 0)
-    entered = working[calls["first_step"][working] != MISSING]
-    entered_index = np.searchsorted(calls["first_step"][entered], steps["step"], side="right") - 1
-    if not len(entered):
-        return np.full(len(steps["step"]), MISSING, np.int64)
-    own = entered[np.maximum(entered_index, 0)]
-    next_working = np.append(working, len(calls["call"]))[np.searchsorted(working, own, side="right")]
-    ended = np.searchsorted(calls["ended"], steps["ts"], side="right") - 1
-    own = np.maximum(own, np.minimum(ended, next_working - 1))
-    seen_step = lags.seen_by(_within(calls, own, steps["ts"]))
-    lag = np.where(
-        (entered_index < 0) | (seen_step == MISSING), MISSING, np.maximum(steps["step"] - seen_step - 1, 0)
-    )
-    return np.asarray(lag, np.int64)
-
-
-def _within(
-    calls: Mapping[str, NDArray[np.int64]], rows: NDArray[np.int64], ts: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """For each row, its last call that had begun at `ts`. The idle calls of a row are taken as evenly spaced."""
-    first, count = calls["ts"][rows], calls["num_calls"][rows]
-    lasts = np.maximum(calls["last_ts"][rows] - first, 1)
-    passed = np.clip(ts - first, 0, lasts)
-    return np.asarray(calls["call"][rows] + (count - 1) * passed // lasts, np.int64)
+    query = "SELECT step, epoch_ns(ts) AS ts FROM step WHERE engine_id = $1 ORDER BY step"
+    return step_lags(calls, _numpy(db, query, engine_id), lags)
 
 
 def read_step_calls(
@@ -205,7 +161,7 @@ def read_step_calls(
         for name, at in (("call", 0), ("num_calls", 1), ("ts", -2), ("last_ts", -1))
     }
     row_numbers = np.arange(len(rows))
-    seen_steps = lags.seen_by(_within(columns, row_numbers, np.full(len(rows), ts, np.int64))).tolist()
+    seen_steps = lags.seen_by(calls_at(columns, row_numbers, np.full(len(rows), ts, np.int64))).tolist()
     calls = []
     for row, last in zip(rows, seen_steps, strict=True):
         values: tuple[Any, ...] = (*row[:-3], None if last == MISSING else last)

@@ -13,6 +13,7 @@ from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.tui.panes.jobs import PaneReplay
 
 
@@ -61,7 +62,8 @@ class Sources:
     recording in progress, `tail(step)` gives the steps recorded after a step, and `recording` the whole recording so
     far. If calls and forwards do not come in pairs, `calls` gives the scheduling calls of a step, and `lags` gives for
     each step how many earlier forwards its call had not taken in (MISSING: unknown); otherwise both are None.
-    `settings` are the names that a variant for `replay_of` may set.
+    `settings` are the names that a variant for `replay_of` may set. `batch_rows` gives what the requests of a recording
+    ran in all its steps; None: there are too many.
     """
 
     rows: RowsOfStep | None = None
@@ -75,3 +77,4 @@ class Sources:
     recording: Callable[[], Recording] | None = None
     calls: Callable[[int], StepCalls | None] | None = None
     lags: Callable[[], NDArray[np.int64] | None] | None = None
+    batch_rows: Callable[[Recording], BatchRowColumns | None] | None = None

@@ -1,4 +1,7 @@
-"""For CI: exit 1 when a formula, replayed on a trace, exceeds the limit more often than allowed, or hangs."""
+"""For CI: exit 1 when a formula, replayed on a trace, exceeds the limit more often than allowed, or hangs.
+
+TRACE may be a file NAME.fdtrace.toml: it names a trace or a case, formulas, and what each may do (docs/search.md).
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.recorder.trace.standstill import standstill_of
     from fdtrace.recorder.trace.trace import open_trace
 
+    if args.trace.name.endswith(".toml"):
+        return _check_file(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
         if not recording.num_steps:
@@ -48,4 +53,24 @@ def run(args: argparse.Namespace) -> int:
             f"{history.limit}, by {outcome.max_excess} tokens at most{hang}"
         )
         print(printable(line))
+    return 1 if failed else 0
+
+
+def _check_file(args: argparse.Namespace) -> int:
+    """Check the expectations of a file. Returns 1 if one does not hold."""
+    from fdtrace.expectations import read_expectations, verdict_of
+    from fdtrace.recorder.errors import UsageError
+    from fdtrace.recorder.printable import printable
+
+    if args.formula or args.variant or args.scheduler:
+        raise UsageError(
+            f"{args.trace} says itself what is replayed", hint="leave out -f, -w and --scheduler"
+        )
+    failed = 0
+    for expectation in read_expectations(args.trace):
+        verdict = verdict_of(expectation)
+        failed += not verdict.passed
+        print(printable(f"{'ok  ' if verdict.passed else 'FAIL'} {expectation.name}"))
+        for line in verdict.text.splitlines() if not verdict.passed else ():
+            print(printable(f"     {line}"))
     return 1 if failed else 0

@@ -20,7 +20,8 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.recorder import attach_server
     from fdtrace.recorder.collector.process import recover
     from fdtrace.recorder.collector.saved_state import check_parts
-    from fdtrace.recorder.session import Session, parts_directory
+    from fdtrace.recorder.session import Session
+    from fdtrace.recorder.trace_paths import parts_directory
 
     path: Path = args.trace
     parts = parts_directory(path)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.recorder.trace.standstill import Standstill
+    from fdtrace.replayer.analysis.waiting import Waits
     from fdtrace.replayer.history.history import History
     from fdtrace.tui.terminal import Terminal
 
@@ -30,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="print instead (the default if stdout is no terminal)"
     )
     how.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    parser.add_argument(
+        "--waits",
+        action="store_true",
+        help="print also who waited, how long, for what and behind whom, in the recording and in each replay "
+        "(with --report, or in --json)",
+    )
     how.add_argument(
         "--svg", type=Path, metavar="PATH", help="write the screen as a picture, for a bug report"
     )
@@ -60,18 +69,49 @@ def run(args: argparse.Namespace) -> int:
 
     drawing = args.svg is not None or args.html is not None
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
-    if drawing or not (args.report or args.json or not terminal):
+    if drawing or not (args.report or args.json or args.waits or not terminal):
         return _show(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
-        with Replays(recording, args, RecordedRows(trace, recording.engine.engine_id)) as replays:
+        rows = RecordedRows(trace, recording.engine.engine_id)
+        with Replays(recording, args, rows) as replays:
             histories = replays.compute_here() if recording.num_steps else []
         still = standstill_of(trace, recording.engine.engine_id)
+        waits = _waits(recording, histories, rows) if args.waits and histories else []
     if args.json:
-        _print_json(recording, histories, still)
+        _print_json(recording, histories, still, waits)
     else:
         _print_report(recording, histories, still)
+        _print_waits(args.trace, histories, waits)
     return 0
+
+
+def _waits(recording: Recording, histories: Sequence[History], rows: RecordedRows) -> list[Waits | None]:
+    """The waits of each history; None: it does not hold what each request ran."""
+    from fdtrace.replayer.analysis.waiting import waits_of
+    from fdtrace.replayer.history.recording_lives import with_recorded_lives
+
+    return [waits_of(with_recorded_lives(history, recording, rows.batch_rows)) for history in histories]
+
+
+def _print_waits(path: Path, histories: Sequence[History], waits: Sequence[Waits | None]) -> None:
+    if not waits:
+        return
+    from rich.console import Console
+
+    from fdtrace.recorder.printable import printable
+    from fdtrace.tui.report.wait_table import print_waits
+
+    console = Console()
+    print_waits([history_waits for history_waits in waits if history_waits is not None], console)
+    for history, history_waits in zip(histories, waits, strict=True):
+        if history_waits is None:
+            why = (
+                f"its rows are too many to be taken into memory: fdtrace sql {path} 'FROM waiting'"
+                if history.how == "recorded"
+                else "it keeps the steps of the recording, so nobody waits for another time"
+            )
+            console.print(printable(f"{history.name}: no waits: {why}"), markup=False, soft_wrap=True)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -124,12 +164,23 @@ def _size(text: str) -> tuple[int, int]:
     return int(columns), int(rows)
 
 
-def _print_json(recording: Recording, histories: list[History], still: Standstill | None) -> None:
+def _print_json(
+    recording: Recording,
+    histories: list[History],
+    still: Standstill | None,
+    waits: Sequence[Waits | None],
+) -> None:
     import json
 
     from fdtrace.tui.report.report import histories_json
 
-    print(json.dumps(histories_json(recording, histories, still)))
+    found = histories_json(recording, histories, still)
+    if waits:
+        from fdtrace.replayer.analysis.wait_figures import waits_dict
+
+        for outcome, history_waits in zip(found["formulas"], waits, strict=True):
+            outcome["waits"] = None if history_waits is None else waits_dict(history_waits)
+    print(json.dumps(found))
 
 
 def _print_report(recording: Recording, histories: list[History], still: Standstill | None) -> None:

@@ -26,7 +26,6 @@ from fdtrace.recorder.errors import FdtraceError, UsageError
 
 if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
-    from fdtrace.replayer.replay.any_scheduler import AnyScheduler
     from fdtrace.replayer.workload.workload import Workload
     from fdtrace.simulation_result import Simulated
     from fdtrace.variants import Variant
@@ -58,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decisions", type=Path, metavar="OUT.jsonl", help="write the decisions there, not to stdout"
     )
     parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="T.duckdb",
+        help="write what was simulated as a trace, for replay, sql, check and info; of several runs one file each",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="the figures of each as one JSON object, for machines"
     )
     parser.add_argument(
@@ -71,8 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate to the end of the workload, to a hang, or to the limit of steps; 1 for the last two."""
+    from fdtrace.recorder.write_trace import check_free
     from fdtrace.replayer.workload.from_case import workload_from_case
     from fdtrace.scheduler_option import given_schedulers
+    from fdtrace.simulate_variant import checked_variant
+    from fdtrace.simulated_trace import check_may_be_written
     from fdtrace.variants import parse_variant, refuse_equal_names, variants_of
     from fdtrace.workload_file import read_case
 
@@ -83,47 +92,80 @@ def run(args: argparse.Namespace) -> int:
     formulas = _formulas(args, bool(schedulers or parsed))
     chosen = [
         *variants_of(formulas, schedulers, [formula.name for formula in formulas]),
-        *map(_complete, parsed),
+        *map(checked_variant, parsed),
     ]
     refuse_equal_names(chosen)
     workload = workload_from_case(read_case(args.workload), max_steps=args.max_steps)
-    outputs = _outputs(args, [variant.name for variant in chosen])
+    names = [variant.name for variant in chosen]
+    decisions = _outputs(args.decisions, "--decisions", names, args.workload)
+    traces = _outputs(args.output, "-o", names, args.workload)
+    for variant, trace in zip(chosen, traces, strict=True):
+        if trace is not None:
+            check_may_be_written(variant)
+            check_free(trace)
     _say_notes(workload)
-    if len(chosen) == 1 and not args.json:
-        with _output(args.decisions or "-") as out:
-            simulated = _simulate(workload, chosen[0], args.policy, out)
-        _say_outcomes([simulated])
-        return int(simulated.is_bad)
-    return _compare(args, workload, chosen, outputs)
+    to_stdout = len(chosen) == 1 and not args.json and args.decisions is None and args.output is None
+    return _run(args, workload, chosen, ["-"] if to_stdout else decisions, traces)
 
 
-def _compare(
+def _run(
     args: argparse.Namespace,
     workload: Workload,
     chosen: Sequence[Variant],
-    outputs: Sequence[Path | None],
+    decisions: Sequence[Path | str | None],
+    traces: Sequence[Path | None],
 ) -> int:
     """Print what each run did. If one cannot run, the others are printed all the same, and its error last."""
-    from fdtrace.simulation_result import print_json, print_table
+    from fdtrace.simulated_trace import write_simulated
+    from fdtrace.simulation_result import print_json
 
     results: list[Simulated] = []
     errors: list[FdtraceError] = []
-    for variant, path in zip(chosen, outputs, strict=True):
+    for variant, lines, trace in zip(chosen, decisions, traces, strict=True):
         try:
-            with _output(path) as out:
+            with _output(lines) as out:
                 results.append(_simulate(workload, variant, args.policy, out))
+            if trace is not None:
+                write_simulated(trace, results[-1])
         except FdtraceError as error:
             errors.append(error)
     if args.json:
         print_json(workload, results, [str(error) for error in errors])
-    elif results:
-        print_table(results)
+    elif results and workload.requests:
+        _print_summary(results, sys.stderr if "-" in decisions else sys.stdout)
     _say_outcomes(results)
     for refused in errors[:-1]:
         sys.stderr.write(f"fdtrace: {refused}\n")
     if errors:
         raise errors[-1]
     return int(any(result.is_bad for result in results))
+
+
+def _simulate(workload: Workload, variant: Variant, policy: str | None, out: TextIO | None) -> Simulated:
+    from fdtrace.build_replays import policy_of
+    from fdtrace.replayer.replay.simulation import Step, decision_line
+    from fdtrace.simulate_variant import simulate_variant
+
+    def each(step: Step) -> None:
+        if out is not None:
+            out.write(json.dumps(decision_line(step)) + "\n")
+
+    simulated = simulate_variant(workload, variant, policy_of(policy), each)
+    for note in simulated.log.workload.notes[len(workload.notes) :]:
+        sys.stderr.write(f"fdtrace: {variant.name}: {note}\n")
+    return simulated
+
+
+def _print_summary(results: Sequence[Simulated], out: TextIO) -> None:
+    """Print the runs as a table, and who waited in them. The lines of decisions may have taken stdout."""
+    from rich.console import Console
+
+    from fdtrace.simulation_result import print_table
+    from fdtrace.tui.report.wait_table import print_waits
+
+    console = Console(file=out)
+    print_table(results, console)
+    print_waits([result.waits for result in results], console)
 
 
 def _formulas(args: argparse.Namespace, optional: bool) -> list[Formula]:
@@ -140,64 +182,6 @@ def _formulas(args: argparse.Namespace, optional: bool) -> list[Formula]:
     raise UsageError(
         "no formula to schedule by", hint="-f pr7499, --scheduler fastdeploy=DIR, or --scheduler vllm"
     )
-
-
-@contextmanager
-def _scheduler(
-    workload: Workload, variant: Variant, policy_name: str | None
-) -> Iterator[tuple[AnyScheduler, list[str]]]:
-    """The scheduler, and what the FastDeploy version that the model follows would refuse of this workload."""
-    from fdtrace.build_replays import policy_of
-    from fdtrace.replayer.config import ORIGINAL
-    from fdtrace.replayer.experiment import policy_with
-    from fdtrace.replayer.model.scheduler import Scheduler
-    from fdtrace.replayer.workload.startup_checks import refusals
-    from fdtrace.variants import engine_of
-
-    if variant.scheduler is not None:
-        env = (workload.case or {}).get("env") or {}
-        changed = variant.changed(engine_of(workload, variant.scheduler.engine)).values
-        with variant.scheduler.open(workload.config, env, changed=changed) as driven:
-            yield driven, []
-    else:
-        assert variant.formula is not None
-        policy = variant.policy or policy_of(policy_name) or policy_with(variant.formula) or ORIGINAL
-        refused = refusals(workload.config, variant.formula.name, policy, workload.requests)
-        scheduler = Scheduler(workload.config, variant.formula, policy, explain=False)
-        yield scheduler, [refusal.text for refusal in refused]
-
-
-def _complete(variant: Variant) -> Variant:
-    """The variant, checked: a workload has no recording that says what schedules it. UsageError."""
-    if variant.arrivals is not None:
-        raise UsageError(f"{variant.name} has arrivals", why="a workload says itself when its requests come")
-    if variant.formula is None and variant.scheduler is None:
-        raise UsageError(
-            f"{variant.name} does not say by which formula", hint=f"-w '{variant.name}: formula=pr7499, …'"
-        )
-    return variant
-
-
-def _simulate(workload: Workload, variant: Variant, policy: str | None, out: TextIO | None) -> Simulated:
-    from fdtrace.replayer.model.state import SchedulerFailed
-    from fdtrace.replayer.replay.simulation import Simulation, decision_line, golden_line
-    from fdtrace.simulation_result import Simulated
-    from fdtrace.variants import workload_of
-
-    unchanged, workload = workload, workload_of(workload, variant)
-    for note in workload.notes[len(unchanged.notes) :]:
-        sys.stderr.write(f"fdtrace: {variant.name}: {note}\n")
-    with _scheduler(workload, variant, policy) as (scheduler, refused):
-        simulation = Simulation(workload, scheduler)
-        simulated = Simulated(variant.name, simulation, refused)
-        try:
-            for step in simulation:
-                simulated.add(step, json.dumps(golden_line(step)))
-                if out is not None:
-                    out.write(json.dumps(decision_line(step)) + "\n")
-        except SchedulerFailed as failure:
-            simulated.failure = f"fails at step {simulation.step}: {failure}"
-    return simulated
 
 
 def _say_notes(workload: Workload) -> None:
@@ -222,23 +206,24 @@ def _say_outcomes(results: Sequence[Simulated]) -> None:
             sys.stderr.write(f"fdtrace: {result.name} {result.sentence}\n")
 
 
-def _outputs(args: argparse.Namespace, names: Sequence[str]) -> list[Path | None]:
-    """The file of each run's decisions. UsageError if a file is the workload, or belongs to two runs."""
-    if args.decisions is None:
+def _outputs(given: Path | None, option: str, names: Sequence[str], workload: Path) -> Sequence[Path | None]:
+    """The file of each run under an option. UsageError if a file is the workload, or belongs to two runs."""
+    if given is None:
         return [None for _ in names]
-    paths = [args.decisions]
+    paths = [given]
     if len(names) > 1:
-        paths = [args.decisions.with_stem(f"{args.decisions.stem}-{_plain(name)}") for name in names]
+        paths = [given.with_stem(f"{given.stem}-{_plain(name)}") for name in names]
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise UsageError(
-                f"the decisions of {names[paths.index(path)]} and {names[i]} would both go to {path}",
-                hint="give the formulas names that differ in letters or digits",
+                f"{names[paths.index(path)]} and {names[i]} would both go to {path}",
+                why=f"{option} makes the file's name from the name of each",
+                hint="give them names that differ in letters or digits",
             )
-        if _is_same_file(path, args.workload):
+        if _is_same_file(path, workload):
             raise UsageError(
                 f"{path} is the workload itself",
-                why="--decisions would overwrite it",
+                why=f"{option} would overwrite it",
                 hint="give another path",
             )
     return paths

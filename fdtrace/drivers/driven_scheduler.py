@@ -11,10 +11,10 @@ from fdtrace.drivers.child import Child
 from fdtrace.drivers.driven_requests import FIRST_TOKEN, KnownRequest, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.model.cache_events import Cached
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
-    Cached,
     Decision,
     Event,
     Forward,

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import Message
+    from fdtrace.drivers.fastdeploy_found_cache import FoundBlocks
+else:  # beside this script, without fdtrace
+    from fastdeploy_found_cache import FoundBlocks
 
 
 class CannotHappen(Exception):
@@ -77,6 +80,7 @@ class RecordedEvents:
         self.block_size = manager.config.cache_config.block_size
         self.contents: dict[str, tuple[int, list[int]]] = {}
         """Request -> the block in which its output begins, and the token of which each block from there consists."""
+        self.found_cache = FoundBlocks(manager.cache_manager)
         self.finishing: dict[str, Finishing] = {}
         self.needed: list[int] = []
         self.num_faults = 0
@@ -221,6 +225,9 @@ class RecordedEvents:
         manager.current_reserve_output_block_num = max(int(value), manager.min_reserve_output_block_num, 0)
         manager.can_relax_prefill_strategy = relaxed
 
+    def _cached(self, blocks: list[list[Any]], num_free: int) -> None:
+        self.found_cache.add(blocks, num_free)
+
     def _found(self, spec: Message, state: Message) -> None:
         """A request that holds a slot: it runs, or a call has preempted or aborted it."""
         manager, request = self.manager, self._new_request(spec)
@@ -242,9 +249,11 @@ class RecordedEvents:
 
     def _run(self, request: Any, state: Message) -> None:
         manager, cache, computed = self.manager, self.manager.cache_manager, state["num_computed_tokens"]
-        caching = manager.config.cache_config.enable_prefix_caching
+        caching = manager.config.cache_config.enable_prefix_caching and state["leaf"] is None
         if caching:
             self._match_prefix(request, computed)
+        elif state["leaf"] is not None:
+            self.found_cache.enter(request, *state["leaf"])
         request.block_tables.extend(
             cache.allocate_gpu_blocks(max(0, state["num_blocks"] - len(request.block_tables)))
         )
@@ -270,6 +279,7 @@ class RecordedEvents:
 
     def _before_call(self, call: Message) -> None:
         """Set what the recorded call read of the state that changes without the lock."""
+        self.found_cache.settle()
         self.needed, self.num_faults = list(call["needed"]), 0
         for request in self._present(call["not_ready"]):
             request.async_process_futures = [Pending()]

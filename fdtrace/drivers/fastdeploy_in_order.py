@@ -8,6 +8,7 @@ from typing import Any, overload
 from fdtrace.drivers.driven_requests import FIRST_TOKEN, head_of, prompt_runs
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.model.cache_events import CacheFound
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -77,6 +78,9 @@ class FastDeployInOrder:
             return ["found", self._spec(event.arrived), _state_of(event)]
         if isinstance(event, ReserveFound):
             return ["reserve", event.value, event.relaxed]
+        if isinstance(event, CacheFound):
+            blocks = [list(block._replace(key=self._token(block.key))) for block in event.blocks]
+            return ["cached", blocks, event.num_free_blocks]
         if isinstance(event, OutputCached):
             return ["output_cached", event.request_id, event.num_total_tokens]
         if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled)):
@@ -128,6 +132,7 @@ def _state_of(resumed: Resumed) -> dict[str, Any]:
         "num_blocks": int(resumed.num_blocks),
         "num_emitted_tokens": int(resumed.num_emitted_tokens),
         "num_prefill_tokens": resumed.num_prefill_tokens,
+        "leaf": None if resumed.leaf is None else list(resumed.leaf),
     }
 
 

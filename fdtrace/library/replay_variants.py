@@ -14,12 +14,14 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import Experiment, History, Policy
 from fdtrace.replayer.analysis.token_times import parse_slo
+from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.variants import (
     Variant,
     clock_of_variant,
     coming_of_variant,
+    only_arrivals_of,
     parse_variant,
     refuse_equal_names,
     resolved_variant,
@@ -42,12 +44,7 @@ def chosen_variants(
     Raises:
         UsageError: a text is no formula or variant, or two have the same name.
     """
-    if isinstance(variants, Mapping):
-        parsed = [variant_of(name, assigned, python) for name, assigned in variants.items()]
-    else:
-        parsed = [
-            parse_variant(text, python) for text in ([variants] if isinstance(variants, str) else variants)
-        ]
+    parsed = parsed_variants(variants, python)
     plain = as_formulas(formulas if formulas is not None else () if parsed else DEFAULT)
     complete = [resolved_variant(variant, recording, python) for variant in parsed]
     chosen = [*variants_of(plain, [], [formula.name for formula in plain]), *complete]
@@ -57,6 +54,13 @@ def chosen_variants(
         if variant.scheduler is not None:
             variant.scheduler.refuse_others(recording)
     return chosen
+
+
+def parsed_variants(variants: VariantsLike, python: str) -> list[Variant]:
+    """The variants that a program gives. UsageError if a text is none."""
+    if isinstance(variants, Mapping):
+        return [variant_of(name, assigned, python) for name, assigned in variants.items()]
+    return [parse_variant(text, python) for text in ([variants] if isinstance(variants, str) else variants)]
 
 
 class VariantReplayer(AbstractContextManager["VariantReplayer"]):
@@ -70,6 +74,7 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
         device_bytes: int | None,
         slo: str | None,
     ) -> None:
+        clock = clock or only_arrivals_of(recording)
         self.recording, self.clock, self.device_bytes = recording, clock, device_bytes
         self.slo = parse_slo(slo)
         timed = bool(self.slo) or any(clock_of_variant(variant, clock) == "time" for variant in chosen)
@@ -98,9 +103,10 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
 
     def recorded(self) -> History:
         """The recording itself."""
-        return Experiment(
+        history = Experiment(
             self.recording, None, "steps", self.device_bytes, timing=self.timing, slo=self.slo
         ).recorded()
+        return with_recorded_lives(history, self.recording, lambda _: self._batches())
 
     def as_recorded(self, variant: Variant) -> History:
         """Every step in the state that it had. UsageError if the variant changes more than the formula."""

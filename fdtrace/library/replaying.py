@@ -13,11 +13,13 @@ from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
 from fdtrace.library.named_runs import NamedRuns
 from fdtrace.library.replay_variants import VariantReplayer, VariantsLike, chosen_variants
 from fdtrace.library.result_table import ResultTable
+from fdtrace.library.run_waits import RunWaits, table_of_waits
 from fdtrace.library.trace_handle import open_library_trace
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import Experiment, Formula, History, Outcome, StepRow, outcome_dict
 from fdtrace.replayer.analysis.explainers import explainer_of
 from fdtrace.replayer.analysis.fidelity import recorded_policy
+from fdtrace.replayer.analysis.waiting import waits_of
 from fdtrace.replayer.config import Policy, parse_policy
 from fdtrace.replayer.experiment import policy_with
 from fdtrace.replayer.history.history import ORDERS
@@ -139,6 +141,23 @@ class ReplayRun:
             if row.request_id == request_id
         ]
 
+    @property
+    def waits(self) -> RunWaits:
+        """Who waited, how long, for what and behind whom (docs/waiting.md).
+
+        Raises:
+            UsageError: it is not known what each request ran: an as-recorded run, or a recording whose rows are not in
+                memory.
+        """
+        waits = waits_of(self._history)
+        if waits is None:
+            raise UsageError(
+                f"the waits of {self.name} are not known",
+                why="it does not hold what each request ran in each step",
+                hint="a rescheduled replay has them; of a large recording: trace.sql('FROM waiting')",
+            )
+        return RunWaits(waits)
+
     def explain(self, step: int) -> StepReasons:
         """Why a step ran what it ran: its budget, and each decision with its rule.
 
@@ -187,6 +206,11 @@ class Runs(NamedRuns[ReplayRun]):
                 }
             )
         return ResultTable.of_rows(rows, title="runs")
+
+    def waits(self) -> ResultTable:
+        """One row for each run whose waits are known: its totals side by side, as `RunWaits.totals`."""
+        known = ((run.name, waits_of(run._history)) for run in self._runs.values())
+        return table_of_waits({name: waits for name, waits in known if waits is not None})
 
 
 def replay(

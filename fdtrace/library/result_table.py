@@ -138,7 +138,7 @@ def _with_nulls(values: NDArray[Any], *, keep: bool, is_time: bool) -> NDArray[A
     """A column with NaN, NaT or None in place of the value that means NULL."""
     if is_time:
         moments = values.astype("datetime64[ns]")
-        moments[values == MISSING] = np.datetime64("NaT")
+        moments[values == MISSING] = np.datetime64("NaT", "ns")
         return moments
     if keep or values.dtype.kind not in "iufO":
         return values

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fdtrace.formula_texts import DEFAULT, FormulaLike, as_formulas
 from fdtrace.library.named_runs import NamedRuns
+from fdtrace.library.replay_variants import VariantsLike, parsed_variants
 from fdtrace.library.result_table import ResultTable
+from fdtrace.library.run_waits import RunWaits, table_of_waits
 from fdtrace.recorder.errors import FdtraceError, UsageError
-from fdtrace.replayer import (
-    ORIGINAL,
-    POLICIES,
-    Formula,
-    Policy,
-    SchedulerFailed,
-    Simulation,
-    Workload,
-    golden_line,
-    parse_policy,
-    workload_from_case,
-)
+from fdtrace.replayer import Policy, Workload, golden_line, parse_policy, workload_from_case
+from fdtrace.simulate_variant import checked_variant, simulate_variant
+from fdtrace.simulated_trace import check_may_be_written, write_simulated
 from fdtrace.simulation_result import Simulated
+from fdtrace.variants import Variant, refuse_equal_names, variants_of
 from fdtrace.workload_file import read_case
 
 COUNTED = ("preempted", "extended", "stalled", "aborted", "finished")
@@ -97,6 +91,21 @@ class SimulatedRun:
         return ResultTable.of_rows(rows, title=f"{request_id} under {self.name}")
 
     @property
+    def waits(self) -> RunWaits:
+        """Who waited, how long, for what and behind whom, in steps of the simulation (docs/waiting.md)."""
+        return RunWaits(self._simulated.waits)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a trace, as `fdtrace simulate -o` does. `fdtrace.open` reads it.
+
+        Raises:
+            UsageError: a trace cannot hold this configuration.
+            TraceError: something is at the path, or it cannot be written there.
+        """
+        check_may_be_written(self._simulated.variant)
+        write_simulated(Path(path), self._simulated)
+
+    @property
     def sentence(self) -> str:
         """Why it did not come to its end, and how many requests finished. Empty if all of them did."""
         return self._simulated.sentence
@@ -125,52 +134,59 @@ class SimulatedRuns(NamedRuns[SimulatedRun]):
         for run in self._runs.values():
             figures = run._simulated.figures(first)
             hang, cut = figures.pop("hang"), figures.pop("cut")
-            refused = figures.pop("refused_by_fastdeploy")
+            refused, _ = figures.pop("refused_by_fastdeploy"), figures.pop("waits")
             figures["hang"] = None if hang is None else f"at step {hang['step']}: {hang['cause']}"
             figures["cut"] = None if cut is None else f"at step {cut['step']}"
             figures["refused_by_fastdeploy"] = "; ".join(refused) or None
             rows.append(figures)
         return ResultTable.of_rows(rows, title="simulations")
 
+    def waits(self) -> ResultTable:
+        """One row a run: the totals of its waits side by side, as `RunWaits.totals`."""
+        return table_of_waits({run.name: run._simulated.waits for run in self._runs.values()})
+
 
 def simulate(
     workload: Mapping[str, Any] | str | os.PathLike[str],
-    formulas: FormulaLike | Sequence[FormulaLike] = DEFAULT,
+    formulas: FormulaLike | Sequence[FormulaLike] | None = None,
     *,
+    variants: VariantsLike = (),
     policy: str | Policy | None = None,
     max_steps: int | None = None,
+    scheduler_python: str = sys.executable,
 ) -> SimulatedRuns:
-    """Schedule a workload with no trace by the model of FastDeploy's scheduler.
+    """Schedule a workload with no trace: by the model of FastDeploy's scheduler, or by an engine's real one.
 
     Args:
         workload: a configuration and its requests as a dictionary, or the path of a JSON file: see docs/simulate.md.
-        formulas: as for `replay`.
+        formulas: as for `replay`. None: the default ones, or none if there are variants.
+        variants: as for `replay`, without `arrivals`: texts as `-w` takes them, or by name a mapping of settings and of
+            `formula`, `policy`, `scheduler`. Each names a formula or a scheduler.
         policy: the scheduler's version, by its name; None: that of the formula's time.
         max_steps: stop after so many steps; None: the workload's own limit, else as many steps as it can need.
+        scheduler_python: a Python that can import the engine whose scheduler a variant asks for.
 
     Returns:
-        A run for each formula.
+        A run for each formula and variant.
 
     Raises:
-        UsageError: the workload or a formula is not valid. It names the place, and what to write instead.
-        FdtraceError: FastDeploy's scheduler would raise an exception.
+        UsageError: the workload, a formula or a variant is not valid. It names the place, and what to write instead.
+        TargetError: an engine's scheduler cannot be imported.
+        FdtraceError: the scheduler would raise an exception.
     """
     case = read_case(Path(workload)) if isinstance(workload, (str, os.PathLike)) else dict(workload)
     loaded = workload_from_case(case, max_steps=max_steps)
-    chosen = as_formulas(formulas)
     given_policy = parse_policy(policy) if isinstance(policy, str) else policy
-    return SimulatedRuns([_run(loaded, formula, given_policy) for formula in chosen], loaded.notes)
+    parsed = [checked_variant(variant) for variant in parsed_variants(variants, scheduler_python)]
+    plain = as_formulas(formulas if formulas is not None else () if parsed else DEFAULT)
+    chosen = [*variants_of(plain, [], [formula.name for formula in plain]), *parsed]
+    refuse_equal_names(chosen)
+    return SimulatedRuns([_run(loaded, variant, given_policy) for variant in chosen], loaded.notes)
 
 
-def _run(workload: Workload, formula: Formula, policy: Policy | None) -> SimulatedRun:
-    own = ORIGINAL if formula.policy is None else POLICIES[formula.policy]
-    simulation = Simulation(workload, formula, policy or own)
-    simulated, lines = Simulated(formula.name, simulation), []
-    try:
-        for step in simulation:
-            line = golden_line(step)
-            simulated.add(step, json.dumps(line))
-            lines.append(line)
-    except SchedulerFailed as failure:
-        raise FdtraceError(f"{formula.name} fails at step {simulation.step}", why=str(failure)) from None
+def _run(workload: Workload, variant: Variant, policy: Policy | None) -> SimulatedRun:
+    lines: list[dict[str, Any]] = []
+    simulated = simulate_variant(workload, variant, policy, lambda step: lines.append(golden_line(step)))
+    if simulated.failure:
+        raise FdtraceError(f"{variant.name} {simulated.failure}")
     return SimulatedRun(simulated, lines)

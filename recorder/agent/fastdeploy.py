@@ -35,14 +35,17 @@ STAMP = "_fdtrace"
 class CallOutcome:
     """What one call of `schedule()` had decided when it was about to return. It is read under the lock."""
 
+    __slots__ = (
+        "flags", "free", "head", "left", "missing", "names", "reason", "reservation", "running", "skipped", "waiting",
+    )  # fmt: skip
+
     def __init__(self, manager: Any, names: dict[str, Any]) -> None:
         self.names = names
         self.left = names.get("token_budget")
         self.running, self.waiting = len(manager.running), len(manager.waiting)
         self.free = len(manager.cache_manager.gpu_free_block_list)
-        self.skipped = [
-            (request.request_id, _why_skipped(request)) for request in names.get("skip_requests", ())
-        ]
+        skipped = names.get("skip_requests")
+        self.skipped = [(request.request_id, _why_skipped(request)) for request in skipped] if skipped else []
         self.reason, self.missing, self.head = "", -1, ""
         if self.waiting:
             self.head = manager.waiting[0].request_id
@@ -168,11 +171,14 @@ class FastDeployAdapter:
             self._take_in(manager)
         elif manager is not self.manager:
             return None
-        self.order.watch(manager)
-        self.order.call = self.call + 1
+        order = self.order
+        if order.manager is None:
+            order.watch(manager)
+        order.call = self.call + 1
         self.writer.boundary()
         self.seen, self.scheduling = None, True
-        self.freed.clear()
+        if self.freed:
+            self.freed.clear()
         return time.time_ns(), time.perf_counter_ns()
 
     def _take_in(self, manager: Any) -> None:
@@ -215,7 +221,8 @@ class FastDeployAdapter:
         for request_id, message in errors:
             self.writer.event("error", request_id, str(message)[:200])
             self.writer.finish(request_id, "error", 0)
-        self._skips(seen.skipped)
+        if seen.skipped:
+            self._skips(seen.skipped)
         flags = seen.flags if len(tasks) else seen.flags | wire.EMPTY
         figures = self._figures(manager, seen, counts, prefilling)
         self.writer.schedule(self.call, token[0], duration, seen.reason, figures, flags)
@@ -226,8 +233,13 @@ class FastDeployAdapter:
         counts = TasksOfCall()
         for task in tasks:
             setattr(task, STAMP, stamp)
-            kind, request_id = task.task_type.name, task.request_id
-            if kind == "PREFILL":
+            kind, request_id = (
+                task.task_type._name_,
+                task.request_id,
+            )  # `name` is a property, ten times slower
+            if kind == "DECODE":
+                counts.extended += 1
+            elif kind == "PREFILL":
                 counts.chunk_tokens += task.prefill_end_index - task.prefill_start_index
                 counts.chunks += 1
                 counts.admitted += request_id not in self.prefilling
@@ -237,8 +249,6 @@ class FastDeployAdapter:
                 else:
                     self.prefilling.add(request_id)
                 self.skipped.discard(request_id)
-            elif kind == "DECODE":
-                counts.extended += 1
             elif kind == "PREEMPTED":
                 counts.preempted += 1
                 self.prefilling.discard(request_id)

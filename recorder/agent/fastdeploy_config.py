@@ -172,6 +172,17 @@ def budget(config: Any, names: dict[str, Any]) -> tuple[int | None, int, int]:
     return most, 0, -1
 
 
+def reserve(manager: Any) -> tuple[str, None, int]:
+    """What is kept free for running requests, in the form of `wire_order.PLACES`. Versions reserve in two ways."""
+    ratio = getattr(manager, "new_token_ratio", None)
+    if ratio is not None and getattr(manager, "use_new_token_ratio_reserve", True):
+        return "ratio", None, round(ratio * 1e9)
+    blocks = getattr(manager, "current_reserve_output_block_num", 0)
+    billionths = round(getattr(manager, "current_reserve_output_block_num_float", blocks) * 1e9)
+    relaxed = getattr(manager, "can_relax_prefill_strategy", False)
+    return "relaxed reserve" if relaxed else "reserve", None, billionths
+
+
 def max_tokens(request: Any) -> int:
     """Most tokens that a request may generate; -1: not known."""
     most = _get(request, "sampling_params.max_tokens")

@@ -15,9 +15,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from . import fastdeploy_config as config
+from .fastdeploy_cache import FoundCache
 from .fastdeploy_lock import StandIn
 from .hooks import Hook
-from .order import Decided, OrderWriter
+from .order import Decided, OrderWriter, computed_tokens
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -36,7 +37,7 @@ class FastDeployOrder:
     def __init__(self, agent: Agent, module: str, cls: str) -> None:
         self.agent = agent
         self.hooks = (
-            Hook(module, cls, THRESHOLD, self.before_threshold, self.after_threshold, only=BY_RATIO),
+            Hook(module, cls, THRESHOLD, after=self.after_threshold, only=BY_RATIO),
             Hook(module, cls, "cache_output_tokens", self.before_output_cached),
             Hook(module, cls, "reschedule_preempt_task", self.before_requeue),
         )
@@ -68,7 +69,7 @@ class FastDeployOrder:
         """The local variables of the call under way, when it is about to return."""
         self.running: dict[str, Any] = {}
         """The running queue as a reader of the frames knows it."""
-        self.computed = array("I")
+        self.computed = array("H")
         """Computed tokens of each of these, as written last."""
         self.whole_queue = True
         """Whether the next frame must name the whole running queue."""
@@ -99,9 +100,6 @@ class FastDeployOrder:
             stand_in.order = None
             if manager.lock is stand_in:
                 manager.lock = stand_in.lock
-
-    def before_threshold(self, manager: Any, args: Any, kwargs: Any) -> None:
-        """The result is read in `after_threshold`."""
 
     def after_threshold(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         self.needed_blocks.append(result)
@@ -169,10 +167,13 @@ class FastDeployOrder:
             self.begun = True
             self._write_state(manager)
         self.needed_blocks = []
-        self.freed_tokens.clear()
-        self.started = [request_id for request_id, request in self.fresh.items() if _has_token(request)]
-        for request_id in self.started:
-            del self.fresh[request_id]
+        if self.freed_tokens:
+            self.freed_tokens.clear()
+        self.started = []
+        if self.fresh:
+            self.started = [request_id for request_id, request in self.fresh.items() if _has_token(request)]
+            for request_id in self.started:
+                del self.fresh[request_id]
 
     def _schedule_ends(self, manager: Any, frame: FrameType) -> None:
         names, self.names = self.names or frame.f_locals, None
@@ -188,7 +189,7 @@ class FastDeployOrder:
             self.running = {request.request_id: request for request in running}
         computed_before, self.computed = (
             self.computed,
-            array("I", [request.num_computed_tokens for request in running]),
+            computed_tokens([request.num_computed_tokens for request in running]),
         )
         has_changes = self.whole_queue or tasks or skipped or errors or self.started or self.needed_blocks
         if not has_changes and self.computed == computed_before:
@@ -201,8 +202,8 @@ class FastDeployOrder:
         self.writer.decided(
             Decided(
                 self.call, self.ts, chunks, extended, preempted, aborted,
-                [r.request_id for r in skipped if getattr(r, "async_process_futures", None)],
-                [request_id for request_id, _ in errors],
+                [r.request_id for r in skipped if getattr(r, "async_process_futures", None)] if skipped else [],
+                [request_id for request_id, _ in errors] if errors else [],
                 self.started, needed, refused, self.computed,
             ),
             list(self.running) if self.whole_queue or self.writer.wants_whole else None,
@@ -223,16 +224,18 @@ class FastDeployOrder:
     ) -> tuple[list[Any], list[str], list[tuple[str, int]], list[str]]:
         """Chunks, extended decodes, preempted and aborted requests, in the form of `Decided`."""
         chunks, extended, preempted, aborted = [], [], [], []
+        fresh = self.fresh
         for task in tasks:
-            kind, request_id = task.task_type.name, task.request_id
-            if kind == "PREFILL":
-                chunks.append((request_id, task.prefill_start_index, task.prefill_end_index))
-                self.fresh[request_id] = self.running[request_id] = task
-            elif kind == "DECODE":
+            # Not `name`: that is a property, and an enum's takes as long as the rest of this loop.
+            kind, request_id = task.task_type._name_, task.request_id
+            if kind == "DECODE":
                 extended.append(request_id)
-                if request_id in self.fresh and _has_token(self.fresh[request_id]):  # it came before the loop
+                if request_id in fresh and _has_token(fresh[request_id]):  # it came before the loop
                     self.started.append(request_id)
-                    del self.fresh[request_id]
+                    del fresh[request_id]
+            elif kind == "PREFILL":
+                chunks.append((request_id, task.prefill_start_index, task.prefill_end_index))
+                fresh[request_id] = self.running[request_id] = task
             elif kind == "PREEMPTED":
                 self._forget(request_id)
                 preempted.append((request_id, self._tokens_when_freed(manager, request_id)))
@@ -261,11 +264,14 @@ class FastDeployOrder:
         write = self.writer.write_found
         for request in list(manager.requests.values()):
             self.introduce(request)
-        write(*_reserve(manager))
+        write(*config.reserve(manager))
+        cache = FoundCache(manager)
+        cache.write(write)
         for request in manager.running:
             need = request.need_prefill_tokens
             prefill_fields = min(request.num_computed_tokens, need), need, len(request.block_tables)
-            write("running", request.request_id, request.num_total_tokens, *prefill_fields)
+            state = *prefill_fields, *cache.leaf_of(request)
+            write("running", request.request_id, request.num_total_tokens, *state)
             self.fresh[request.request_id] = request
         for request in manager.waiting:
             if request.status.name == "PREEMPTED":
@@ -337,14 +343,3 @@ class FastDeployOrder:
 def _has_token(request: Any) -> bool:
     """Whether a running request has a token since its admission. In release 2.6 its status changes a moment earlier."""
     return bool(request.num_total_tokens > request.need_prefill_tokens)
-
-
-def _reserve(manager: Any) -> tuple[str, None, int]:
-    """What is kept free for running requests, in the form of `wire_order.PLACES`. Versions reserve in two ways."""
-    ratio = getattr(manager, "new_token_ratio", None)
-    if ratio is not None and getattr(manager, "use_new_token_ratio_reserve", True):
-        return "ratio", None, round(ratio * 1e9)
-    blocks = getattr(manager, "current_reserve_output_block_num", 0)
-    billionths = round(getattr(manager, "current_reserve_output_block_num_float", blocks) * 1e9)
-    relaxed = getattr(manager, "can_relax_prefill_strategy", False)
-    return "relaxed reserve" if relaxed else "reserve", None, billionths

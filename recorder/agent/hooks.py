@@ -32,15 +32,15 @@ class Hook(NamedTuple):
     """A method to be wrapped.
 
     `before(self, args, kwargs)` returns a token for `after(self, args, kwargs, token, result)`. If the engine's own
-    method raised, `failed(self, error, token)` is called instead of `after`. `token` is None if the recording began
-    during the call. `cls` "": every class of the module that defines the method. `unless`: not if the class also has
-    that method. `only`: only if it has that method.
+    method raised, `failed(self, error, token)` is called instead of `after`. `token` is None without a `before`, and if
+    the recording began during the call. `cls` "": every class of the module that defines the method. `unless`: not if
+    the class also has that method. `only`: only if it has that method.
     """
 
     module: str
     cls: str
     method: str
-    before: Callable[..., Any]
+    before: Optional[Callable[..., Any]] = None
     after: Optional[Callable[..., None]] = None
     failed: Optional[Callable[..., None]] = None
     unless: str = ""
@@ -89,12 +89,13 @@ def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
         if not agent.on:
             return original(self, *args, **kwargs)
         token = None
-        try:
-            with agent.lock:
-                if agent.on:  # in the meantime, another thread may have ended the recording
-                    token = before(self, args, kwargs)
-        except Exception as error:
-            agent.switch_off(error)
+        if before is not None:
+            try:
+                with agent.lock:
+                    if agent.on:  # in the meantime, another thread may have ended the recording
+                        token = before(self, args, kwargs)
+            except Exception as error:
+                agent.switch_off(error)
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:  # a worker that has to end raises SystemExit
@@ -102,7 +103,12 @@ def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
                 _guarded(agent, failed, self, error, token)
             raise
         if after is not None and agent.on:
-            _guarded(agent, after, self, args, kwargs, token, result)
+            try:
+                with agent.lock:
+                    if agent.on:
+                        after(self, args, kwargs, token, result)
+            except Exception as error:
+                agent.switch_off(error)
         return result
 
     setattr(wrapper, MARK, agent)

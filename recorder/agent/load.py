@@ -22,6 +22,7 @@ ENGINES = {
             "wire_order",
             "order",
             "fastdeploy_lock",
+            "fastdeploy_cache",
             "fastdeploy_order",
             "fastdeploy_roles",
         ),

@@ -7,6 +7,19 @@ from array import array
 from typing import Any, NamedTuple
 
 from . import wire, wire_order
+from .writer import EVENTS
+
+NOBODY = wire_order.NOBODY
+PACK_DECIDED = wire_order.DECIDED_HEAD.struct.pack
+NARROW_SIZE = array("H").itemsize
+
+
+def computed_tokens(numbers: list[int]) -> array[int]:
+    """Computed tokens of the running requests as `Decided` takes them: 2 bytes each, or 4 if a context is longer."""
+    try:
+        return array("H", numbers)
+    except OverflowError:
+        return array("I", numbers)
 
 
 class Decided(NamedTuple):
@@ -61,9 +74,9 @@ class OrderWriter:
         if number is None:
             return False
         head = wire_order.QUEUE_HEAD.struct.pack(
-            wire.QUEUE, wire.EVENTS.index(kind), len(more), number, call, time.time_ns(), num_total_tokens
+            wire.QUEUE, EVENTS[kind], len(more), number, call, time.time_ns(), num_total_tokens
         )
-        self.writer.put(head + array("I", more).tobytes(), ends_idle=False)
+        self.writer.put(head + array("I", more).tobytes() if more else head, ends_idle=False)
         return True
 
     def write_found(self, place: str, request_id: str | None, value: int, *more: int) -> None:
@@ -77,34 +90,37 @@ class OrderWriter:
         self.lap = self.writer.ring.lap
         lists: tuple[Any, ...] = decision[2:10]
         words = self._words(decision, running) if running is not None or any(lists) else b""
-        number = self.writer.numbers.get
-        refused = (
-            wire_order.NOBODY if decision.refused is None else number(decision.refused, wire_order.NOBODY)
-        )
-        head = wire_order.DECIDED_HEAD.struct.pack(
+        refused = NOBODY
+        if decision.refused is not None:
+            refused = self.writer.numbers.get(decision.refused, NOBODY)
+        computed = decision.computed
+        flags = wire_order.NARROW if computed.itemsize == NARROW_SIZE else 0
+        head = PACK_DECIDED(
             wire.DECIDED,
-            running is not None,
-            *[len(items) for items in lists],
+            flags if running is None else flags | wire_order.RUNNING,
+            *map(len, lists),
             0,
-            len(decision.computed),
+            len(computed),
             refused,
             decision.call,
             decision.ts,
         )
-        self.writer.put(head + words + decision.computed.tobytes(), ends_idle=False)
+        self.writer.put(head + words + computed.tobytes(), ends_idle=False)
 
     def _words(self, decision: Decided, running: list[str] | None) -> bytes:
         """The lists of a call in the order of `Decided`, then the running queue."""
         number = self.writer.numbers.get
-        words = array("I")
+        words: list[int] = []
         for request_id, start, end in decision.chunks:
-            words.extend((number(request_id, wire_order.NOBODY), start, end))
-        words.extend([number(request_id, wire_order.NOBODY) for request_id in decision.extended])
+            words += (number(request_id, NOBODY), start, end)
+        for request_id in decision.extended:
+            words.append(number(request_id, NOBODY))
         for request_id, tokens in decision.preempted:
-            words.extend((number(request_id, wire_order.NOBODY), max(tokens, 0)))
+            words += (number(request_id, NOBODY), max(tokens, 0))
         for requests in (decision.aborted, decision.skipped, decision.failed, decision.started):
-            words.extend([number(request_id, wire_order.NOBODY) for request_id in requests])
-        words.extend(decision.needed_blocks)
+            for request_id in requests:
+                words.append(number(request_id, NOBODY))
+        words += decision.needed_blocks
         if running is not None:
-            words.extend([number(request_id, wire_order.NOBODY) for request_id in running])
-        return words.tobytes()
+            words += [number(request_id, NOBODY) for request_id in running]
+        return array("I", words).tobytes()

@@ -113,16 +113,15 @@ class RingWriter:
 
     def _check_length(self) -> None:
         """Raise OSError if somebody has cut the file."""
-        now = monotonic()
-        if now >= self.next_check:
-            self.next_check = now + CHECK_EVERY
-            if not self.is_whole:
-                self.next_check = 0.0
-                raise OSError("the ring's file was cut short by another program")
+        self.next_check = monotonic() + CHECK_EVERY
+        if not self.is_whole:
+            self.next_check = 0.0
+            raise OSError("the ring's file was cut short by another program")
 
     def next_segment(self) -> None:
         """Close the current segment and begin the next one. The oldest one is overwritten."""
-        self._check_length()
+        if monotonic() >= self.next_check:
+            self._check_length()
         if self.end:
             self.words[self.offset >> 3] = self.number << 32 | END_OF_SEGMENT
         self.lap += 1
@@ -138,19 +137,24 @@ class RingWriter:
 
         Raises OSError if somebody has cut the file.
         """
-        self._check_length()
-        if length > self.room:
+        # Every frame comes here: no property, and no call that is needed once a millisecond only.
+        if monotonic() >= self.next_check:
+            self._check_length()
+        at = self.offset + 8
+        if at + length + 8 > self.end:
             if length > self.segment_size - SEGMENT_HEAD - 16:
                 raise ValueError("a frame of %d bytes does not fit a segment" % length)
             self.next_segment()
-        self.words[(self.offset + 8 + length) >> 3] = 0
-        return self.offset + 8
+            at = self.offset + 8
+        self.words[(at + length) >> 3] = 0
+        return at
 
     def commit(self, length: int) -> None:
         """Make the payload begun last visible: from now on, a reader sees it."""
-        self.words[self.offset >> 3] = (self.number & 0xFFFFFFFF) << 32 | (8 + length)
-        self.number += 1
-        self.offset += 8 + length
+        offset, number = self.offset, self.number
+        self.words[offset >> 3] = (number & 0xFFFFFFFF) << 32 | (8 + length)
+        self.number = number + 1
+        self.offset = offset + 8 + length
 
     def first_forward(self, step: int, ts: int) -> None:
         """Note the first forward of this ring: its step, and when it began (`ts`)."""

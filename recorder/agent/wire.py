@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Type, TypeVar
 
 from . import wire_names
 
-PROTOCOL = 9
+PROTOCOL = 10
 """Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
 not work together."""
 

@@ -18,7 +18,7 @@ class DecidedHead(NamedTuple):
     - blocks required before each chunk. If `num_needed` is one more than the chunks: also those that `refused` lacked
     - with RUNNING, the running requests in their order. Without, they are those of the frame before, without requests
       that left, were preempted or aborted; the requests of the chunks come behind them
-    - computed tokens of each running request
+    - computed tokens of each running request; with NARROW, these are `uint16`s
 
     A call without a frame did nothing, and knew what the call before it knew.
     """
@@ -45,6 +45,9 @@ DECIDED_HEAD = HeadLayout(DecidedHead, "BBHHHHHHHHHIIqq")
 RUNNING = 1
 """Flag of DECIDED: the frame names the whole running queue."""
 
+NARROW = 2
+"""Flag of DECIDED: no request has more computed tokens than a `uint16` holds."""
+
 NOBODY = 0xFFFFFFFF
 """A request that has no number."""
 
@@ -66,9 +69,29 @@ class QueueHead(NamedTuple):
 
 QUEUE_HEAD = HeadLayout(QueueHead, "BBHIqqq")
 
-FOUND = ("place", "num_computed_tokens", "num_prefill_tokens", "num_blocks")
-"""The values that follow a QUEUE frame of `found`. `place` is an index into PLACES."""
+FOUND = (
+    *("place", "num_computed_tokens", "num_prefill_tokens", "num_blocks"),
+    *("cache_block", "num_cached_tokens", "num_cached_blocks"),
+)
+"""The values that follow a QUEUE frame of `found`. `place` is an index into PLACES. The last three are only there if
+the prefix cache is written: the number of the request's last block in it (NOBODY: it has none), the request's tokens up
+to there, and its blocks that belong to the cache."""
 
-PLACES = ("running", "requeued", "preempted", "aborting", "reserve", "relaxed reserve", "ratio")
-"""Where a request was found. The last three are what is kept free for running requests: then `num_total_tokens` holds
-blocks or a ratio, in billionths."""
+RESERVES = ("reserve", "relaxed reserve", "ratio")
+"""What is kept free for running requests: `num_total_tokens` holds blocks or a ratio, in billionths."""
+
+CACHES = ("cached", "cache left out")
+"""The prefix cache. `cached`: `num_total_tokens` are the free blocks, and CACHED follow. The other: `num_total_tokens`
+are the blocks in the cache, which are not written."""
+
+PLACES = ("running", "requeued", "preempted", "aborting", *RESERVES, *CACHES)
+"""Where a request was found, or what else."""
+
+CACHED = ("parent", "hash_low", "hash_high", "num_sharing", "used_at", "flags", "heap_place")
+"""The values of each block in the prefix cache. Blocks are numbered in the order in which they are written. `parent`:
+the number of the block before it in its prefix. `hash_low`, `hash_high`: the halves of its hash, as of HASHES.
+`num_sharing`: requests that use it. `used_at` orders the blocks by their last use. `heap_place`: its place in the heap
+of blocks that can be evicted. NOBODY: there is none."""
+
+ON_DEVICE, CHILD = 1, 2
+"""Flags of CACHED: the block is on the device; and it is the one that a request finds behind its parent."""

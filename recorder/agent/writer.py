@@ -17,9 +17,11 @@ ROOM_FOR_A_STEP = 128 * 1024
 IDLE_RESOLUTION_NS = 200_000_000
 """A run of idle calls is updated in the ring when its last frame is this old. At most so much is lost by a kill."""
 
+EVENTS = {event: code for code, event in enumerate(wire.EVENTS)}
 REASONS = {reason: code for code, reason in enumerate(wire.NOT_ADMITTED)}
 
-FORWARD_SIZE = wire.FORWARD_FRAME.size
+SCHEDULE_SIZE, PACK_SCHEDULE = wire.SCHEDULE_FRAME.size, wire.SCHEDULE_FRAME.pack_into
+FORWARD_SIZE, PACK_FORWARD = wire.FORWARD_FRAME.size, wire.FORWARD_FRAME.pack_into
 
 ITEM_CODES = {size: code for code, size in enumerate(wire.ITEM_SIZES)}
 
@@ -81,8 +83,9 @@ class Writer:
 
     def boundary(self) -> None:
         """Between two steps: leave a segment that is nearly full, and begin each segment with the whole state."""
-        if self.ring.room < ROOM_FOR_A_STEP:
-            self.ring.next_segment()
+        ring = self.ring
+        if ring.end - ring.offset < ROOM_FOR_A_STEP:
+            ring.next_segment()
             self.has_keyframe = False
         if not self.has_keyframe:
             self.has_keyframe = True
@@ -181,7 +184,11 @@ class Writer:
         if not flags & wire.EMPTY:
             if self.idle is not None:
                 self.end_idle()
-            self._schedule(code, flags, schedule_us, call, ts, ts, 1, figures)
+            ring = self.ring
+            at = ring.begin(SCHEDULE_SIZE)
+            # In the order of `wire.ScheduleHead`. To build one here would take a tenth of the time of a step.
+            PACK_SCHEDULE(self.page, at, wire.SCHEDULE, code, flags, schedule_us, call, ts, ts, 1, *figures)
+            ring.commit(SCHEDULE_SIZE)
             return
         key, idle = (code, flags, figures), self.idle
         if idle is None or idle.key != key:
@@ -205,21 +212,12 @@ class Writer:
     def _write_idle(self, idle: IdleCalls) -> None:
         idle.written_ts = idle.last_ts
         code, flags, figures = idle.key
-        self._schedule(
-            code, flags, idle.schedule_us, idle.call, idle.ts, idle.last_ts, idle.num_calls, figures
-        )
-
-    def _schedule(
-        self, code: int, flags: int, schedule_us: int, call: int, ts: int, last_ts: int, num_calls: int,
-        figures: wire.CallFigures,
-    ) -> None:  # fmt: skip
-        length = wire.SCHEDULE_FRAME.size
-        at = self.ring.begin(length)
-        # In the order of `wire.ScheduleHead`. To build one here would take a tenth of the time of a step.
-        wire.SCHEDULE_FRAME.pack_into(
-            self.page, at, wire.SCHEDULE, code, flags, schedule_us, call, ts, last_ts, num_calls, *figures
-        )
-        self.ring.commit(length)
+        at = self.ring.begin(SCHEDULE_SIZE)
+        PACK_SCHEDULE(  # in the order of `wire.ScheduleHead`
+            self.page, at, wire.SCHEDULE, code, flags, idle.schedule_us, idle.call, idle.ts, idle.last_ts,
+            idle.num_calls, *figures,
+        )  # fmt: skip
+        self.ring.commit(SCHEDULE_SIZE)
 
     def forward(
         self,
@@ -248,7 +246,7 @@ class Writer:
         if self.next_step < 0:
             ring.first_forward(step, ts)
         codes = ITEM_CODES[tokens.itemsize] | ITEM_CODES[emitted.itemsize] << 4 | flags
-        wire.FORWARD_FRAME.pack_into(  # in the order of `wire.ForwardHead`
+        PACK_FORWARD(  # in the order of `wire.ForwardHead`
             page, at, wire.FORWARD, codes, len(tokens), len(prefills) >> 1, len(stalled) >> 1,
             step, call, ts, forward_us, predicted, *memory,
         )  # fmt: skip
@@ -298,7 +296,7 @@ class Writer:
         number = -1 if request_id is None else self.number(request_id)
         head = wire.EventHead(
             wire.EVENT,
-            wire.EVENTS.index(kind),
+            EVENTS[kind],
             reason_length=len(why),
             detail_length=len(more),
             request=number,
@@ -336,10 +334,10 @@ class Writer:
         """Write a frame. `ends_idle`: idle calls that come later are another run."""
         if ends_idle and self.idle is not None:
             self.end_idle()
-        length = wire.padded(len(payload))
-        lap = self.ring.lap
-        at = self.ring.begin(length)
-        if self.ring.lap != lap:
+        ring, size = self.ring, len(payload)
+        length, lap = size + 7 & ~7, ring.lap
+        at = ring.begin(length)
+        if ring.lap != lap:
             self.has_keyframe = False
-        self.page[at : at + len(payload)] = payload
-        self.ring.commit(length)
+        self.page[at : at + size] = payload
+        ring.commit(length)

@@ -13,6 +13,7 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.store import PARTED, Store
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
@@ -29,12 +30,7 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     """
     final = remove_half(store)
     db = store.db
-    db.execute(
-        f"ATTACH '{quoted(final)}' AS final "
-        f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
-    )
-    for table in schema.TABLES:
-        _create(db, table)
+    create_final(db, final)
     for table in PARTED:
         _copy(db, store, table)
     for name, table in SMALL.items():
@@ -45,6 +41,16 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     store.retired.add(str(path) for path in store.directory.glob("*.parquet"))
 
 
+def create_final(db: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Attach a new file as `final`, with the schema's tables, empty, and their comments."""
+    db.execute(
+        f"ATTACH '{quoted(path)}' AS final "
+        f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
+    )
+    for table in schema.TABLES:
+        _create(db, table)
+
+
 def remove_half(store: Store) -> Path:
     """Remove what a failed attempt left. Returns the path of the file to be made."""
     final = store.directory / "final.duckdb"
@@ -53,14 +59,14 @@ def remove_half(store: Store) -> Path:
     return final
 
 
-def _create(db: duckdb.DuckDBPyConnection, table: schema.Table) -> None:
+def _create(db: duckdb.DuckDBPyConnection, table: Table) -> None:
     create(db, f"final.{table.name}", table)
     db.execute(f"COMMENT ON TABLE final.{table.name} IS '{quoted(table.comment)}'")
     for column in table.columns:
         db.execute(f"COMMENT ON COLUMN final.{table.name}.{column.name} IS '{quoted(column.comment)}'")
 
 
-def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: schema.Table) -> None:
+def _copy(db: duckdb.DuckDBPyConnection, store: Store, table: Table) -> None:
     """Copy a table's parts. They are in step order for each engine, so the rows of one engine need no sorting."""
     paths = store.part_paths(table.name)
     if not paths:

@@ -55,7 +55,7 @@ class ManyProcessEngine(Engine):
         self.calls = ForwardCalls()
         self.ranks = Ranks()
         self.stalls = stalls.Stalls(self.ledger)
-        self.order = OrderDecoder()
+        self.order = OrderDecoder(salt)
         self.step = MISSING
         self.num_steps = 0
         self.begins = 0

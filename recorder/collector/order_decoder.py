@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.agent import wire_order
 from fdtrace.recorder.collector.events_without_step import Undated
 from fdtrace.recorder.collector.ledger import OpenRequest
-from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
+from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame, cached_blocks
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
@@ -33,7 +33,8 @@ OrderRows = list[tuple[int, ...]]
 class OrderDecoder:
     """Decodes what the scheduling process of one engine wrote. Requests are numbered as in the trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, salt: bytes = b"") -> None:
+        self.salt = salt
         self.events = Undated()
         """Events of the scheduling process whose steps are not known yet."""
         self.is_recorded = False
@@ -82,14 +83,23 @@ class OrderDecoder:
         return {"num_total_tokens": num_total_tokens} if num_total_tokens >= 0 else None
 
     def _found_detail(self, frame: QueueFrame, number: int) -> dict[str, Any]:
-        """What the first call found about a request, or how much is kept free for running requests."""
-        total, (place, *more) = frame.head.num_total_tokens, frame.more
-        detail: dict[str, Any] = {"place": wire_order.PLACES[place]}
+        """What the first call found about a request, the prefix cache, or what is kept free for running requests."""
+        value, (code, *more) = frame.head.num_total_tokens, frame.more
+        place = wire_order.PLACES[code]
+        detail: dict[str, Any] = {"place": place}
+        if place == "cached":
+            return detail | {"num_free_blocks": value, "blocks": cached_blocks(more, self.salt)}
+        if place == "cache left out":
+            return detail | {"num_blocks": value}
         if frame.head.request == wire_order.NOBODY:
-            return detail | ({"value": total / 1e9} if total >= 0 else {})
+            return detail | ({"value": value / 1e9} if value >= 0 else {})
         # A request that does not run is prefilled again, with all its output.
-        self.prefill_tokens[number] = more[1] if more else total
-        return detail | {"num_total_tokens": total} | dict(zip(wire_order.FOUND[1:], more, strict=False))
+        self.prefill_tokens[number] = more[1] if more else value
+        names = wire_order.FOUND[1:]
+        fields = {
+            name: None if item == wire_order.NOBODY else item for name, item in zip(names, more, strict=False)
+        }
+        return detail | {"num_total_tokens": value} | fields
 
     def _forget(self, number: int) -> None:
         self.started.discard(number)

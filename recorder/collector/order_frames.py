@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fdtrace.recorder.agent import wire, wire_order
+from fdtrace.recorder.collector.prompt_hash_salt import salted
 
 
 class DecidedFrame(NamedTuple):
@@ -46,11 +47,14 @@ def decided(data: bytes, at: int) -> DecidedFrame:
     tells_running = bool(head.flags & wire_order.RUNNING)
     counts: Sequence[int] = (
         3 * head.num_chunks, head.num_extended, 2 * head.num_preempted, head.num_aborted, head.num_skipped,
-        head.num_failed, head.num_started, head.num_needed, tells_running * head.num_running, head.num_running,
+        head.num_failed, head.num_started, head.num_needed, tells_running * head.num_running,
     )  # fmt: skip
-    words = iter(struct.unpack_from(f"<{sum(counts)}I", data, at + wire_order.DECIDED_HEAD.size))
+    num_words, begin = sum(counts), at + wire_order.DECIDED_HEAD.size
+    code = "H" if head.flags & wire_order.NARROW else "I"
+    numbers = struct.unpack_from(f"<{num_words}I{head.num_running}{code}", data, begin)
+    words, computed = iter(numbers), numbers[num_words:]
     lists = [tuple(islice(words, count)) for count in counts]
-    chunks, extended, preempted, aborted, skipped, failed, started, needed, running, computed = lists
+    chunks, extended, preempted, aborted, skipped, failed, started, needed, running = lists
     return DecidedFrame(
         head,
         tuple(zip(chunks[::3], chunks[1::3], chunks[2::3], strict=True)),
@@ -71,3 +75,30 @@ def queue(data: bytes, at: int) -> QueueFrame:
     head = wire_order.QUEUE_HEAD.read(data, at)
     more = struct.unpack_from(f"<{head.num_more}I", data, at + wire_order.QUEUE_HEAD.size)
     return QueueFrame(head, wire.EVENTS[head.event], more)
+
+
+def cached_blocks(words: Sequence[int], salt: bytes) -> list[list[Any]]:
+    """Blocks of the prefix cache as the trace keeps them; `words` as of `wire_order.CACHED`.
+
+    Returns:
+        For each block: the number of the block before it in its prefix (None: it is a first block), its salted hash,
+        the requests that use it, the order of its last use, whether it is on the device, whether requests find it
+        behind the block before it, and its place in the heap of blocks that can be evicted (None: it is not there).
+    """
+    return list(_cached_blocks(words, salt))
+
+
+def _cached_blocks(words: Sequence[int], salt: bytes) -> Iterator[list[Any]]:
+    width = len(wire_order.CACHED)
+    for at in range(0, len(words), width):
+        parent, low, high, num_sharing, used_at, flags, place = words[at : at + width]
+        (value,) = salted(struct.pack("<II", low, high), salt)
+        yield [
+            None if parent == wire_order.NOBODY else parent,
+            value,
+            num_sharing,
+            used_at,
+            bool(flags & wire_order.ON_DEVICE),
+            bool(flags & wire_order.CHILD),
+            None if place == wire_order.NOBODY else place,
+        ]

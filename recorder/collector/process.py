@@ -26,6 +26,7 @@ from fdtrace.recorder.collector.tables import TEXT, check_range, columns_of
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
+from fdtrace.recorder.schema_tables import Column, Table
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
@@ -56,7 +57,7 @@ class Collector:
         self.notes: list[str] = list(session.notes if saved_state.notes is None else saved_state.notes)
         self.ended_by: str | None = None
         self.published = time.monotonic()
-        self.unwritten: list[tuple[schema.Table, ColumnArrays, Engine]] = []
+        self.unwritten: list[tuple[Table, ColumnArrays, Engine]] = []
         """Columns that are decoded but not in a part yet. If the disk was full, the next try may find room."""
         self.safe_steps = self._final_steps
         """Published steps: no later failure loses them."""
@@ -262,6 +263,8 @@ class Collector:
 
 
 def _joined(pieces: list[ColumnArrays]) -> ColumnArrays:
+    if len(pieces) == 1:
+        return {name: np.ascontiguousarray(column) for name, column in pieces[0].items()}
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -288,7 +291,7 @@ def take_lock(parts: Path) -> int:
     return fd
 
 
-def fitting(value: Any, column: schema.Column) -> Any:
+def fitting(value: Any, column: Column) -> Any:
     """A value of an engine's row; None if its column cannot hold the value."""
     if column.type in TEXT:
         return None if value is None else str(value).encode(errors="replace").decode()

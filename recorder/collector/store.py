@@ -20,9 +20,10 @@ from fdtrace.recorder.collector.replaced_files import Retired
 from fdtrace.recorder.collector.tables import values
 from fdtrace.recorder.collector.views import SMALL, Views
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.column_values import ColumnArrays
+from fdtrace.recorder.trace_paths import parts_directory
 
 PARTED = (
     *(schema.STEP, schema.STEP_REQUEST, schema.CALL, schema.CALL_REQUEST),
@@ -93,7 +94,7 @@ class Store:
         self.serial += 1
         return self.directory / f"{table}-{self.serial:08d}.parquet"
 
-    def add(self, table: schema.Table, columns: ColumnArrays) -> None:
+    def add(self, table: Table, columns: ColumnArrays) -> None:
         """Write one part. It belongs to the trace from the next `publish` on."""
         rows = len(next(iter(columns.values())))
         if not rows:
@@ -153,7 +154,7 @@ class Store:
         os.replace(fresh, self.path)
         self.published = identity_of(self.path)
 
-    def _source(self, table: schema.Table) -> str:
+    def _source(self, table: Table) -> str:
         paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
         parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
         live = f"_live_{table.name}"

@@ -7,34 +7,34 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from fdtrace.recorder import schema
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.order_decoder import DID
+from fdtrace.recorder.schema_tables import Column, Table
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
 TEXT = {"VARCHAR"}
 INT32 = np.iinfo(np.int32)
 
 
-def create(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table) -> None:
+def create(db: duckdb.DuckDBPyConnection, name: str, table: Table) -> None:
     """Create an empty table in an attached database."""
     columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
     db.execute(f"CREATE TABLE {name} ({columns})")
 
 
-def insert(db: duckdb.DuckDBPyConnection, name: str, table: schema.Table, columns: ColumnArrays) -> None:
+def insert(db: duckdb.DuckDBPyConnection, name: str, table: Table, columns: ColumnArrays) -> None:
     """Insert columns into a table of an attached database."""
     db.register("decoded", columns)
     db.execute(f"INSERT INTO {name} SELECT {values(table, columns)} FROM decoded")
     db.unregister("decoded")
 
 
-def values(table: schema.Table, columns: ColumnArrays) -> str:
+def values(table: Table, columns: ColumnArrays) -> str:
     """The SQL expressions that make a table's rows from the decoder's numpy columns (-1 stands for NULL)."""
     return ", ".join(_value(column, columns) for column in table.columns)
 
 
-def _value(column: schema.Column, columns: ColumnArrays) -> str:
+def _value(column: Column, columns: ColumnArrays) -> str:
     name = column.name
     if name == "kind" and "prefill" in columns:
         return "CASE WHEN prefill THEN 'prefill' ELSE 'decode' END AS kind"
@@ -57,7 +57,7 @@ def _value(column: schema.Column, columns: ColumnArrays) -> str:
     return f"{value} AS {name}"
 
 
-def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> ColumnArrays:
+def columns_of(table: Table, rows: list[tuple[Any, ...]]) -> ColumnArrays:
     """Columns of rows in the schema's order: text as objects, lists as text, all else int64 with -1 for None."""
     columns: ColumnArrays = {}
     for i, column in enumerate(table.columns):
@@ -72,7 +72,7 @@ def columns_of(table: schema.Table, rows: list[tuple[Any, ...]]) -> ColumnArrays
     return columns
 
 
-def check_range(table: schema.Table, columns: ColumnArrays) -> None:
+def check_range(table: Table, columns: ColumnArrays) -> None:
     """ValueError if a number does not fit the INTEGER column that it is for: no agent writes such numbers."""
     for column in table.columns:
         numbers = columns.get(column.name)

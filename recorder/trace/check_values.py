@@ -17,6 +17,7 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace.json_values import json_object
 
 TOKENS = 2**28
@@ -103,7 +104,7 @@ TEXTS = {"engine": ("name",), "request": ("request_id",), "step_request": ("kind
 """Columns of text that are never NULL."""
 
 
-def bounds_of(table: schema.Table) -> dict[str, Bounds]:
+def bounds_of(table: Table) -> dict[str, Bounds]:
     """The bounds of each column of numbers or times of a table."""
     own = BOUNDS.get(table.name, {})
     bounds = {
@@ -118,12 +119,12 @@ def bounds_of(table: schema.Table) -> dict[str, Bounds]:
     }
 
 
-def _most(table: schema.Table, name: str, bounds: Bounds) -> int:
+def _most(table: Table, name: str, bounds: Bounds) -> int:
     kind = next(column.type for column in table.columns if column.name == name)
     return LARGEST[kind] if bounds.most is None else bounds.most
 
 
-def table_problems(db: duckdb.DuckDBPyConnection, table: schema.Table, engine_id: int | None) -> list[str]:
+def table_problems(db: duckdb.DuckDBPyConnection, table: Table, engine_id: int | None) -> list[str]:
     """Values out of bounds and forbidden NULLs in a table, in the rows of one engine or (None) of all engines."""
     bounds, texts = bounds_of(table), TEXTS.get(table.name, ())
     times = {column.name for column in table.columns if column.type == "TIMESTAMP_NS"}

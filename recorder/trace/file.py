@@ -19,10 +19,10 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.parts import STATE, find_parts, part_sources
 from fdtrace.recorder.trace.shape import FILE, check_head, file_tables, table_sources
+from fdtrace.recorder.trace_paths import parts_directory
 
 MAGIC_OFFSET, MAGIC = 8, b"DUCK"
 HEADERS = 3 * 4096

@@ -16,9 +16,15 @@ STATES = ("recording", "complete", "recovered")
 
 
 def read_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
-    """The trace's own notes, safe to print; then notes on an odd state, missing steps and missing rows."""
+    """The trace's own notes, safe to print; then notes on an odd state, missing steps, rows and cached blocks."""
     text, state = db.execute("SELECT notes, state FROM trace").fetchall()[0]
-    return (*own_notes(text), *_state_note(state, growing=is_growing(db)), *gap_notes(db), *row_notes(db))
+    return (
+        *own_notes(text),
+        *_state_note(state, growing=is_growing(db)),
+        *gap_notes(db),
+        *row_notes(db),
+        *cache_notes(db),
+    )
 
 
 def own_notes(text: str | None) -> tuple[str, ...]:
@@ -69,4 +75,18 @@ def row_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
     return tuple(
         f"engine {engine}: of {ran} tokens that ran, {missing} are of requests that are not recorded"
         for engine, ran, missing in rows
+    )
+
+
+def cache_notes(db: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
+    """A note for each engine whose prefix cache was not recorded when the recording began."""
+    rows = db.execute(
+        "SELECT engine_id, max(TRY_CAST(json_extract_string(detail, '$.num_blocks') AS BIGINT)) FROM event "
+        "WHERE kind = 'found' AND json_valid(detail) "
+        "AND json_extract_string(detail, '$.place') = 'cache left out' GROUP BY ALL ORDER BY ALL LIMIT 100"
+    ).fetchall()
+    return tuple(
+        f"engine {engine}: the prefix cache held {blocks or 'some'} blocks when this began, and they are not recorded "
+        "(too many, or of images): a replay begins without the blocks of requests that had ended"
+        for engine, blocks in rows
     )

@@ -17,9 +17,10 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.shape import FILE, ColumnTypes, FileTables, check_columns, source_of
+from fdtrace.recorder.trace_paths import parts_directory
 
 PART_NAME = re.compile(r"[a-z_]+-\d+\.parquet\Z")
 
@@ -120,6 +121,6 @@ def _columns_of(db: duckdb.DuckDBPyConnection, source: str) -> ColumnTypes:
     return {str(row[0]): str(row[1]) for row in db.execute(f"DESCRIBE FROM {source}").fetchall()}
 
 
-def _checked(path: Path, table: schema.Table, columns: ColumnTypes, source: str, earlier: bool) -> str:
+def _checked(path: Path, table: Table, columns: ColumnTypes, source: str, earlier: bool) -> str:
     check_columns(path, table, columns, earlier=earlier)
     return source_of(table, columns, source)

@@ -142,9 +142,11 @@ class _Query(Generic[Result]):
 
 def _given_up(db: duckdb.DuckDBPyConnection, query: _Query[Any], error: UsageError) -> UsageError:
     """Interrupt the query. Returns `error`, or a StuckQueryError with the same text if the query does not end."""
-    db.interrupt()
-    if query.ended.wait(PATIENCE):
-        return error
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        db.interrupt()  # again and again: before the query has begun, it has no effect
+        if query.ended.wait(PAUSE):
+            return error
     return StuckQueryError(error.what, why="it does not react to the interruption", hint=error.hint)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder import schema
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace import digest
 from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY, ColumnArrays
 from fdtrace.recorder.trace.recording import (
@@ -74,7 +75,7 @@ class Reader:
         }
 
     @staticmethod
-    def _select(table: schema.Table, *skip: str) -> str:
+    def _select(table: Table, *skip: str) -> str:
         fields = []
         for column in table.columns:
             if column.name in skip:

@@ -13,6 +13,7 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.schema_tables import Table
 
 FILE = "trace_file"
 """The name under which a connection attaches the trace's file."""
@@ -106,7 +107,7 @@ def table_sources(
     return sources
 
 
-def _check_table(path: Path, table: schema.Table, tables: FileTables, *, earlier: bool = False) -> None:
+def _check_table(path: Path, table: Table, tables: FileTables, *, earlier: bool = False) -> None:
     if table.name not in tables.columns:
         problem = (
             f"`{table.name}` is a view" if table.name in tables.views else f"it has no table `{table.name}`"
@@ -119,7 +120,7 @@ def _check_table(path: Path, table: schema.Table, tables: FileTables, *, earlier
         )
 
 
-def check_columns(path: Path, table: schema.Table, columns: ColumnTypes, *, earlier: bool = False) -> None:
+def check_columns(path: Path, table: Table, columns: ColumnTypes, *, earlier: bool = False) -> None:
     """Raise a TraceError if these columns are not those of the schema's table."""
     for column in table.columns:
         actual_type = columns.get(column.name)
@@ -142,7 +143,7 @@ def _wrong_tables(path: Path, why: str) -> TraceError:
     )
 
 
-def source_of(table: schema.Table, columns: Iterable[str] | None, source: str) -> str:
+def source_of(table: Table, columns: Iterable[str] | None, source: str) -> str:
     """The query that reads a table of the schema from `source`. `columns` are those of the source; None: no source."""
     present = None if columns is None else set(columns)
     fields = ", ".join(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError, UsageError
 from fdtrace.recorder.trace.check_values import (
@@ -17,12 +16,14 @@ from fdtrace.recorder.trace.check_values import (
     check_tables,
     trace_problems,
 )
-from fdtrace.recorder.trace.details import recording_of
 from fdtrace.recorder.trace.file import connect, damaged, is_growing
 from fdtrace.recorder.trace.notes import read_notes
 from fdtrace.recorder.trace.query import refuse_statements, running
-from fdtrace.recorder.trace.read_tables import Reader, engine_info
-from fdtrace.recorder.trace.recording import Recording
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fdtrace.recorder.trace.recording import Recording
 
 
 class Trace:
@@ -83,6 +84,11 @@ class Trace:
             TraceError: the trace holds no engine, or holds impossible values; the error names table, column and value.
             UsageError: the trace has no engine `engine_id`.
         """
+        from fdtrace.recorder.trace.details import (
+            recording_of,
+        )
+        from fdtrace.recorder.trace.read_tables import engine_info
+
         engines = self.engines()
         if not engines:
             raise TraceError(f"{self.path} holds no engine", why="no scheduling call was recorded")
@@ -106,6 +112,8 @@ class Trace:
 
     def steps_after(self, engine_id: int, step: int) -> dict[str, NDArray[Any]]:
         """The columns of one engine's steps after `step`, as in `Recording.steps`."""
+        from fdtrace.recorder.trace.read_tables import Reader
+
         return Reader(self.db, engine_id).steps(step)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.history.latency import Latencies
+from fdtrace.replayer.history.lives import RequestLives
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
@@ -221,6 +222,8 @@ class History:
         default=None, repr=False, compare=False
     )
     """Gives the steps in which a request ran, each with its row, by the request's id; None: rows are not known."""
+    lives: Callable[[], RequestLives | None] | None = field(default=None, repr=False, compare=False)
+    """Gives when each request came, ran and ended; None, or a result of None: it is not known."""
 
     @property
     def exceeded(self) -> NDArray[np.int64]:

@@ -12,11 +12,11 @@ events:
 4. `Finished`: a request emitted its last token.
 5. `Rescheduled`, `Recycled`: the worker released a request that was preempted, or aborted.
 
-Modules, from the bottom up: `request` (one request and its states), `block_pool` and `prefix_cache` (KV blocks),
-`decoding` (what the worker decodes, and when a decode next needs blocks), `state` (queues and every change of them),
-`block_reserve` (blocks that an admission must leave free), `scheduling_call` (the rules of one call), `roles` (what
-happens outside the call in a deployment in roles), `scheduler` (`apply`), `scheduler_queries` (questions that change
-nothing), `invariants` (what is always true; tests check it).
+Modules, from the bottom up: `cache_events` (what the prefix cache held before), `request` (one request and its
+states), `block_pool` and `prefix_cache` (KV blocks), `decoding` (what the worker decodes, and when a decode next needs
+blocks), `state` (queues and every change of them), `block_reserve` (blocks that an admission must leave free),
+`scheduling_call` (the rules of one call), `roles` (what happens outside the call in a deployment in roles), `scheduler`
+(`apply`), `scheduler_queries` (questions that change nothing), `invariants` (what is always true; tests check it).
 
 A call visits the running requests first, in order of admission, then the waiting ones, while budget is left. A budget
 formula gives the budget of the call and the charge of each running decode (`formulas`). A `Policy` chooses the version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from fdtrace.replayer.model.cache_events import CacheFound, CacheLeaf
 from fdtrace.replayer.model.request import Request
 
 
@@ -24,8 +25,15 @@ class BlockPool:
         self.num_free -= num_blocks
         request.num_blocks += num_blocks
 
-    def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
-        """Give blocks to a request that ran before the model begins; `num_cached` of its tokens are in the cache."""
+    def found(self, event: CacheFound) -> None:
+        """Take over the prefix cache as it was when the model begins."""
+
+    def resume(
+        self, request: Request, num_blocks: int, num_cached: int, leaf: CacheLeaf | None = None
+    ) -> None:
+        """Give blocks to a request that ran before the model begins; `num_cached` of its tokens are in the cache, at
+        `leaf` if that is known.
+        """
         self.allocate(request, num_blocks)
 
     def release(self, request: Request) -> None:

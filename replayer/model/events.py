@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
+
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
 
@@ -62,6 +64,8 @@ class Resumed:
     """Its state: in the running queue; preempted and back in the waiting queue; or preempted or aborted by a call
     while the worker has not released it yet. Only a running request holds blocks.
     """
+    leaf: CacheLeaf | None = None
+    """Its place in the prefix cache of `CacheFound`; None: all blocks that it computed are in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +78,6 @@ class ReserveFound:
 
     value: float
     relaxed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """Blocks that the prefix cache held before the first step, by the keys of `Arrived.block_key`. Only an engine's
-    real scheduler uses it.
-    """
-
-    blocks: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +225,7 @@ Notification = (
     | Resumed
     | ReserveFound
     | Cached
+    | CacheFound
     | Ready
     | Aborted
     | Joined

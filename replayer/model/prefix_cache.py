@@ -11,13 +11,14 @@ import heapq
 from collections.abc import Hashable
 
 from fdtrace.replayer.model.block_pool import BlockPool
+from fdtrace.replayer.model.cache_events import CachedBlock, CacheFound, CacheLeaf
 from fdtrace.replayer.model.request import Request
 
 
 class Node:
     """One cached block: FastDeploy's `BlockNode` (cache_manager/cache_data.py)."""
 
-    __slots__ = ("cached", "children", "depth", "key", "parent", "shared_count", "used_at")
+    __slots__ = ("cached", "children", "depth", "heap_place", "key", "parent", "shared_count", "used_at")
 
     def __init__(self, parent: Node | None, key: Hashable, used_at: int) -> None:
         self.parent = parent
@@ -27,6 +28,8 @@ class Node:
         self.shared_count = 1
         self.used_at = used_at
         self.cached = True
+        self.heap_place: int | None = None
+        """If it was there when the model began: its place then in the heap of blocks that can be evicted."""
 
     def __lt__(self, other: Node) -> bool:
         """Least recently used first, then deepest first."""
@@ -53,6 +56,8 @@ class PrefixCache(BlockPool):
         self._leaves: list[Node] = []
         self._leaf_set: set[Node] = set()
         self._clock = 0
+        self._found: list[Node] = []
+        """The blocks that were there when the model began, by their numbers."""
 
     def can_allocate(self, num_blocks: int) -> bool:
         """FastDeploy: `can_allocate_gpu_blocks`. If too few blocks are free, it evicts up to `num_blocks`."""
@@ -88,8 +93,38 @@ class PrefixCache(BlockPool):
             request.computed -= size
         request.hit_blocks = request.computed // size
 
-    def resume(self, request: Request, num_blocks: int, num_cached: int) -> None:
-        """The full blocks of its first `num_cached` tokens: it shares those that are cached, and adds the others."""
+    def found(self, event: CacheFound) -> None:
+        """Take over the blocks as the engine had them, and their order of eviction."""
+        for block in event.blocks:
+            self._add_found(block)
+        heap = [node for node in self._found if node.heap_place is not None]
+        self._leaves = sorted(heap, key=lambda node: node.heap_place or 0)
+        self._leaf_set = set(heap)
+        self.num_free = event.num_free_blocks
+        self.num_owned_twice = self.num_nodes + self.num_free - self.num_blocks
+
+    def _add_found(self, block: CachedBlock) -> None:
+        parent = self.root if block.parent is None else self._found[block.parent]
+        node = Node(parent, block.key, block.used_at)
+        node.shared_count, node.cached, node.heap_place = block.num_sharing, block.on_device, block.heap_place
+        if block.is_child:
+            parent.children[block.key] = node
+        self._found.append(node)
+        self.num_nodes += block.on_device
+        self._clock = max(self._clock, block.used_at)
+
+    def resume(
+        self, request: Request, num_blocks: int, num_cached: int, leaf: CacheLeaf | None = None
+    ) -> None:
+        """It gets its place among the blocks that were found. If that is not known, it takes the full blocks of its
+        first `num_cached` tokens: it shares those that are cached, and adds the others.
+        """
+        if leaf is not None:
+            node = self.root if leaf.block is None else self._found[leaf.block]
+            request.leaf, request.cached_blocks = (node, leaf.num_cached_tokens), leaf.num_cached_blocks
+            request.num_blocks = num_blocks
+            self.num_owned_twice += max(0, num_blocks - leaf.num_cached_blocks)
+            return
         need_prefill, request.need_prefill = request.need_prefill, num_cached
         self.match(request)
         request.need_prefill = need_prefill

@@ -11,6 +11,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import reserve_of
+from fdtrace.replayer.model.cache_events import CacheFound
 from fdtrace.replayer.model.decoding import PREEMPTED_OR_ABORTED
 from fdtrace.replayer.model.events import (
     SCHEDULE,
@@ -97,6 +98,7 @@ class Scheduler(SchedulerQueries):
             Discarded: self._discarded,
             Resumed: self._resumed,
             ReserveFound: self._reserve_found,
+            CacheFound: self._state.pool.found,
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
@@ -161,7 +163,7 @@ class Scheduler(SchedulerQueries):
         request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
         request.need_prefill = event.num_prefill_tokens or request.need_prefill
         if event.place == "running":
-            resume(self._state, request, event.num_computed_tokens, event.num_blocks)
+            resume(self._state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
         else:
             resume_preempted_or_aborted(self._state, request, Status(event.place))
 

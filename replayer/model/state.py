@@ -11,6 +11,7 @@ from operator import attrgetter
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.block_pool import BlockPool
+from fdtrace.replayer.model.cache_events import CacheLeaf
 from fdtrace.replayer.model.decoding import DecodingState
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 
@@ -259,13 +260,15 @@ def drop_waiting(state: State, request: Request) -> None:
     state._forget(request)
 
 
-def resume(state: State, request: Request, num_computed: int, num_blocks: int) -> None:
+def resume(
+    state: State, request: Request, num_computed: int, num_blocks: int, leaf: CacheLeaf | None = None
+) -> None:
     """A request that was running before the model begins joins the running queue."""
     state.requests[request.id] = request
     request.become(Status.PREFILL)
     state._enter_running(request)
     cached = request.need_prefill if state.config.role == "prefill" else num_computed
-    state.pool.resume(request, num_blocks, cached)
+    state.pool.resume(request, num_blocks, cached, leaf)
     request.computed = num_computed
     if num_computed < request.need_prefill:
         state.prefilling[request.id] = request

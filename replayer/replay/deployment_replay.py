@@ -13,7 +13,9 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fdtrace.recorder.trace.call_lags import CallLags, step_lags
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import InitialRequest, Recording
@@ -60,6 +62,7 @@ class DeploymentReplay:
         self.worker = Worker(workload.config, by_id)
         self.log = RowLog(self.worker, workload)
         self.steps_after = steps_by_call(order, recording)
+        self._lags = _lags(order, recording)
         self._landing: dict[int, list[Slot]] = {}
         """Tasks of calls before the recording: slots, by the forward at which they reach the worker."""
         self._resume(order)
@@ -94,7 +97,8 @@ class DeploymentReplay:
                 self._land_earlier()
             forward = self.worker.forward()
             refused = max(0, min(self._num_held_back, limit - forward.num_tokens))
-            self.log.record_forward(self._decision, forward, self._num_preempted, refused)
+            lag = int(self._lags[self.log.num_steps])
+            self.log.record_forward(self._decision, forward, self._num_preempted, refused, lag)
             self._num_preempted = 0
 
     @property
@@ -188,6 +192,12 @@ def _found_running(order: CallOrder) -> dict[int, tuple[int, int]]:
             int(detail.get("num_blocks", 0)),
         )
     return running
+
+
+def _lags(order: CallOrder, recording: Recording) -> NDArray[np.int64]:
+    """How many forwards the call of each step had not taken in. Calls know here what the recorded calls knew."""
+    seen = CallLags(order.seen["call"], np.maximum.accumulate(order.seen["step"]))
+    return step_lags(order.calls, recording.steps, seen)
 
 
 def steps_by_call(order: CallOrder, recording: Recording) -> Mapping[int, int]:

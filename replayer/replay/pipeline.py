@@ -17,7 +17,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -44,23 +43,13 @@ from fdtrace.replayer.replay.beginning import Beginning
 from fdtrace.replayer.replay.fetching import LOOK_INTERVAL_MS, ClientQueue
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.token_processor import TokenProcessor
-from fdtrace.replayer.replay.worker import Tasks, Worker, tasks_of
+from fdtrace.replayer.replay.worker import HandedOut, Worker, tasks_of
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 POLL_MS = 1.1
 """Between two looks of a worker that has nothing to run."""
 REPORT_EVERY, MOST_IDLE_CALLS = 2000, 1000
 """Events between two reports of steps; calls in a row that may hand out nothing with nothing running (more: a hang)."""
-
-
-@dataclass(slots=True)
-class _HandedOut:
-    """Tasks on their way to the worker."""
-
-    tasks: Tasks
-    decision: Decision
-    visible: float
-    num_prompt_tokens: int
 
 
 class PipelineReplay:
@@ -91,25 +80,24 @@ class PipelineReplay:
         """When each forward ended."""
         self.first_tokens: dict[str, float] = {}
         """When the forward ended that made a request's first token."""
-        self.num_calls = 0
+        self.num_calls = self._num_planned = 0
         self._clients = ClientQueue(workload.config, beginning.sent)
         self._agenda: list[tuple[float, int, Callable[[float], None]]] = []
-        self._num_planned = 0
-        self._handed: _HandedOut | None = None
+        self._handed: HandedOut | None = None
         self._outputs = TokenProcessor(times)
         self._answers: list[str] = []
         """Preempted and aborted requests that the worker has dropped but not answered for yet."""
         self._fetching = self._sleeping = False
-        self._decision = Decision(0, MISSING, MISSING, MISSING)
+        self._decision, self._seen_step = Decision(0, MISSING, MISSING, MISSING), MISSING
         self._num_preempted = self._num_held_back = self._idle_calls = 0
-        self._ended: set[str] = set()
+        self.arrived_before, self.ended_in = dict[str, int](), dict[str, int]()
         self._to_end = len(workload.requests)
 
     def run(self, report: Callable[[int], None] | None = None) -> None:
         """Run to the end, to a hang, or to the workload's limit of steps.
 
         Args:
-            looked: called now and then with the steps done; it may raise to stop.
+            report: called now and then with the steps done; it may raise to stop.
         """
         self._begin()
         done = 0
@@ -180,7 +168,7 @@ class PipelineReplay:
         self._num_held_back = scheduler.num_held_back(decision)
         self.after_call(decision, before)
         if decision.is_empty:
-            self._decision = decision
+            self._decision, self._seen_step = decision, self._outputs.seen_step
             self._watch(decision)
             self._plan(now + times.rest.at(step), self._call)
             return
@@ -189,7 +177,7 @@ class PipelineReplay:
         tasks = tasks_of(scheduler, decision)
         prompts = sum(self.requests[chunk.request_id].num_prompt_tokens for chunk in tasks.chunks)
         visible = now + times.hand_over.at(step, prompts)
-        self._handed = _HandedOut(tasks, decision, visible, prompts)
+        self._handed = HandedOut(tasks, decision, self._outputs.seen_step, visible, prompts)
         if self._sleeping:
             self._sleeping = False
             self._plan(visible + POLL_MS / 2, self._look_at_queue)
@@ -239,6 +227,7 @@ class PipelineReplay:
 
     def _fetched(self, now: float, requests: Sequence[WorkRequest]) -> None:
         for request in requests:
+            self.arrived_before[request.request_id] = self.log.num_steps
             self.scheduler.apply(request.arrived()._replace(accepts=None, num_output_tokens=None))
         self._fetching = False
         if self.policy.fetches_in_thread:
@@ -264,7 +253,7 @@ class PipelineReplay:
             self._handed = None
             self.worker.land(handed.tasks)
             self._answers += handed.tasks.dropped
-            self._decision = handed.decision
+            self._decision, self._seen_step = handed.decision, handed.seen_step
         size = handed.num_prompt_tokens if handed is not None and landed else 0
         pause = times.pause_with_tasks.at(step, size) if landed else times.pause.at(step)
         begin = now + max(0.0, pause - times.check)
@@ -278,7 +267,8 @@ class PipelineReplay:
         end = begin + times.forward(step, forward.num_prefill_tokens, forward.num_decode_tokens)
         limit = self.workload.config.max_num_batched_tokens
         refused = max(0, min(self._num_held_back, limit - forward.num_tokens))
-        self.log.record_forward(self._decision, forward, self._num_preempted, refused)
+        lag = MISSING if self._seen_step == MISSING else step - self._seen_step - 1
+        self.log.record_forward(self._decision, forward, self._num_preempted, refused, lag)
         self._num_preempted = 0
         self.after_forward(self._decision, forward)
         self.ends.append(end)
@@ -345,6 +335,6 @@ class PipelineReplay:
             self._end(name)
 
     def _end(self, name: str) -> None:
-        if name not in self._ended:
-            self._ended.add(name)
+        if name not in self.ended_in:
+            self.ended_in[name] = self.log.num_steps
             self._to_end -= 1

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING, Columns
+from fdtrace.replayer.model.cache_events import CachedBlock, CacheFound, CacheLeaf
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -91,8 +93,8 @@ class RecordedOrder:
         self, kind: str, request: WorkRequest | None, detail: dict[str, Any]
     ) -> Iterator[Notification]:
         if request is None:
-            if kind == "found" and "value" in detail:
-                yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+            if kind == "found":
+                yield from _without_request(detail)
             return
         name, tokens = request.request_id, detail.get("num_total_tokens", MISSING)
         if kind == "queued":
@@ -159,6 +161,19 @@ _CHANGES: Mapping[str, Callable[[str], Notification]] = {
 }
 
 
+def _without_request(detail: dict[str, Any]) -> Iterator[Notification]:
+    """What the first call found that concerns no request."""
+    if detail["place"] == "cached":
+        try:
+            yield CacheFound(
+                tuple(CachedBlock(*block) for block in detail["blocks"]), int(detail["num_free_blocks"])
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TraceError(f"the prefix cache in this trace cannot be read: {error!r}") from error
+    elif "value" in detail:
+        yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+
+
 def _arrived(request: WorkRequest) -> Arrived:
     """Its arrival without its acceptances: its outputs are known from what calls counted."""
     return request.arrived()._replace(accepts=None, num_output_tokens=None)
@@ -172,4 +187,11 @@ def _resumed(request: WorkRequest, detail: dict[str, Any]) -> Resumed:
         Resumed(_arrived(request), computed, detail.get("num_blocks", 0), max(0, num_output)),
         num_prefill_tokens=detail.get("num_prefill_tokens"),
         place=PLACES[detail["place"]],
+        leaf=_leaf(detail),
     )
+
+
+def _leaf(detail: dict[str, Any]) -> CacheLeaf | None:
+    if "cache_block" not in detail:
+        return None
+    return CacheLeaf(detail["cache_block"], detail["num_cached_tokens"], detail["num_cached_blocks"])

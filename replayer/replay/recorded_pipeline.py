@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.config import Policy
+from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures
-from fdtrace.replayer.model.events import ReserveFound, Resumed
+from fdtrace.replayer.model.cache_events import CacheFound
+from fdtrace.replayer.model.events import Notification, ReserveFound, Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning
@@ -101,6 +102,8 @@ def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Be
     first_call = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
     sent = sent_at(recording, order)
     events = tuple(initial_events(order, requests))
+    if not _has_recorded_blocks(recording, workload):
+        events = tuple(_without_cache(events))
     slots = tuple(resumed_slots(recording, order, requests))
     running = {
         event.arrived.request_id: event
@@ -117,6 +120,21 @@ def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Be
         tuple(name for name in running if name not in {slot.request_id for slot in slots}),
         _until(recording, workload),
     )
+
+
+def _has_recorded_blocks(recording: Recording, workload: Workload) -> bool:
+    recorded, config = SchedulerConfig.from_engine(recording.engine), workload.config
+    return all(
+        getattr(recorded, name) == getattr(config, name)
+        for name in ("num_blocks", "block_size", "prefix_caching")
+    )
+
+
+def _without_cache(events: Sequence[Notification]) -> Iterator[Notification]:
+    """With other blocks a replay begins without the blocks of ended requests in its prefix cache."""
+    for event in events:
+        if not isinstance(event, CacheFound):
+            yield replace(event, leaf=None) if isinstance(event, Resumed) else event
 
 
 def _until(recording: Recording, workload: Workload) -> float | None:

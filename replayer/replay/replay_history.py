@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome_figures import NOT_ASKED, MemoryQuestion, outcome_of
 from fdtrace.replayer.replay.deployment_replay import DeploymentReplay
 from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.replayed_lives import lives_of, moments_of
 from fdtrace.replayer.replay.workload_replay import Replay
 
 
@@ -28,4 +31,5 @@ def history_of(
     )
     reader = run.log.reader()
     name = run.scheduler.name
-    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps)
+    lives = partial(lives_of, run.workload, reader, moments_of(run))
+    return History(name, "rescheduled", limit, columns, outcome, reader, reader.request_steps, lives)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.digest import digests_of
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of
 from fdtrace.replayer.workload.workload import Workload
@@ -40,6 +41,8 @@ class RowLog:
         self._table = array("q")
         self._rows = array("q")
         self._ends = array("q")
+        self._not_admitted: list[str] = []
+        self._lags = array("q")
         self._num_preempted = self._num_stalled = 0
 
     def resumed(self, request_id: str) -> None:
@@ -54,11 +57,15 @@ class RowLog:
         self._add(decision, forward, num_refused)
         return True
 
-    def record_forward(self, decision: Decision, forward: Forward, preempted: int, refused: int) -> None:
+    def record_forward(
+        self, decision: Decision, forward: Forward, preempted: int, refused: int, lag: int
+    ) -> None:
         """Record a step of a deployment: the call that it belongs to, the forward (which may have run nothing), how
-        many requests were preempted since the step before, and the prompt tokens refused.
+        many requests were preempted since the step before, the prompt tokens refused, and how many forwards before it
+        the call did not know (MISSING: the call knew no outputs).
         """
         self._num_preempted, self._num_stalled = preempted, len(forward.stalled)
+        self._lags.append(lag)
         self._add(decision, forward, refused)
 
     def _add(self, decision: Decision, forward: Forward, num_refused: int) -> None:
@@ -76,6 +83,7 @@ class RowLog:
                 )
             )
         self._ends.append(len(self._rows) // _ROW)
+        self._not_admitted.append(decision.not_admitted or "")
         step = self.workload.first_step + self.num_steps
         self._table.extend(
             figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
@@ -86,10 +94,12 @@ class RowLog:
         self.num_steps += 1
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns so far."""
+        """The columns so far; of a deployment also `num_unseen_steps`, as in the view `call_lag`."""
         table = np.array(self._table, dtype=np.int64).reshape(-1, len(ROW_LOG_COLUMNS))
         columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(ROW_LOG_COLUMNS)}
-        columns["not_admitted"] = np.full(len(table), "", dtype=object)
+        columns["not_admitted"] = np.array(self._not_admitted, dtype=object)
+        if self._lags:
+            columns["num_unseen_steps"] = np.array(self._lags, dtype=np.int64)
         return columns
 
     def reader(self) -> RowReader:
@@ -125,6 +135,12 @@ class RowReader:
             (step, self._row(row))
             for step, row in zip(steps.tolist(), self._rows[row_indices].tolist(), strict=True)
         ]
+
+    def batches(self) -> BatchRowColumns:
+        """The rows of all steps; requests by their entry in the workload."""
+        steps = np.searchsorted(self._ends, np.arange(len(self._rows)), side="right").astype(np.int64)
+        request, decodes, tokens, computed, _, accepted, _ = self._rows.T
+        return BatchRowColumns(steps, request, decodes == 0, tokens, computed, accepted)
 
     def digests(self, number_of: Mapping[str, int]) -> NDArray[np.int64]:
         """The `recorder.digest` of each step, with the recording's numbers of the requests."""

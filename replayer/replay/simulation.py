@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fdtrace.recorder.trace.column_values import MISSING
@@ -15,6 +15,7 @@ from fdtrace.replayer.model.events import (
     Forward,
     StepRow,
 )
+from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
 from fdtrace.replayer.replay.other_instance import Handed
 from fdtrace.replayer.replay.stepper import Stepper
@@ -37,6 +38,12 @@ class Step:
     """Free blocks kept for the running requests after the call. `new_token_ratio`: the ratio that they are reserved by.
     """
     new_token_ratio: float | None = None
+    head: str | None = None
+    """The request at the head of the waiting queue after the call; None: nothing waits, or it is not known."""
+    preallocated_blocks: Mapping[str, int] = field(default_factory=dict)
+    """In the prefill and decode roles: the KV blocks of each request that got its blocks before the call; empty: not
+    known.
+    """
     num_asking: int = 0
     """In those roles: requests without a slot after the step."""
     num_preallocated: int = 0
@@ -98,6 +105,11 @@ class Simulation:
         scheduler, stepper = self.scheduler, self._stepper
         stepper.arrive(self.step)
         decision = stepper.decide(self.step)
+        head, held = None, dict[str, int]()
+        if isinstance(scheduler, Scheduler):
+            head = scheduler.head_of_queue
+            got = (name for name in stepper.handed.preallocated if name in scheduler)
+            held = {name: scheduler.num_blocks_of(name) for name in got}
         rows = scheduler.rows(decision) if self.with_rows else None
         reserved = (
             (scheduler.num_reserved_blocks, scheduler.new_token_ratio) if self.with_rows else (None, None)
@@ -106,9 +118,11 @@ class Simulation:
         self._count(decision, forward, stepper.handed)
         self._look_for_hang(decision, forward)
         step = Step(self.step, decision, forward, rows, stepper.handed, scheduler.config.role, *reserved)
+        step.head = None if head is None else head[0]
         if step.role != "mixed":
             step.num_asking, step.num_preallocated = scheduler.num_asking, scheduler.num_preallocated
             step.num_preallocated_blocks = scheduler.num_preallocated_blocks
+            step.preallocated_blocks = held
         self.step += 1
         return step
 

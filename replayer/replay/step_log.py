@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.workload.workload import Workload
 
@@ -195,6 +196,37 @@ class StepReader:
             rows += [(at, self._decode(span, plan, at)) for at in range(span[1], last)]
         first = self._workload.first_step
         return [(first + at, row) for at, row in sorted(rows, key=lambda step_and_row: step_and_row[0])]
+
+    def batches(self) -> BatchRowColumns:
+        """The rows of all steps; requests by their entry in the workload."""
+        chunks = np.frombuffer(bytes(self._chunks), dtype=np.int64).reshape(-1, 3)
+        ends = np.array(self._chunk_ends, dtype=np.int64)
+        chunk_steps = np.searchsorted(ends, np.arange(len(chunks)) * 3, side="right")
+        number, start, end = chunks.T
+        ones, zeros = np.ones_like(number), np.zeros_like(number)
+        prefills = np.stack([chunk_steps, number, ones, end - start, start, zeros])
+        plans = {number: self._plan(number) for number in np.unique(self._spans[:, 0]).tolist()}
+        decodes = (self._decodes_of(span, plans[span[0]], len(ends)) for span in self._spans.tolist())
+        parts = [prefills, *decodes]
+        table = np.concatenate(parts, axis=1)
+        step, request, prefill, *figures = table[:, np.argsort(table[0], kind="stable")]
+        return BatchRowColumns(step, request, prefill.astype(bool), *figures)
+
+    def _decodes_of(self, span: list[int], plan: Plan, num_steps: int) -> NDArray[np.int64]:
+        """A span's decodes, a column each: step, request, 0, tokens, tokens computed before, accepted drafts."""
+        number, first, end, emitted, forwards = span
+        steps = np.arange(first, max(first, min(end, num_steps)))
+        config = self._workload.config
+        after = np.array([plan.after(forwards + i) for i in range(len(steps) + 1)], dtype=np.int64)
+        total = self._workload.requests[number].num_prompt_tokens + np.minimum(
+            emitted + after[:-1], plan.output
+        )
+        tokens = np.full(len(steps), 1 + config.num_draft_tokens)
+        if config.role == "decode" and forwards == 0:
+            tokens[:1] = 1 + config.num_draft_tokens_of(first=True)
+        rows = np.zeros((6, len(steps)), np.int64)
+        rows[0], rows[1], rows[3], rows[4], rows[5] = steps, number, tokens, total, np.diff(after) - 1
+        return rows
 
     def _prefills(self, at: int) -> Iterator[StepRow]:
         for i in range(self._chunk_ends[at - 1] if at else 0, self._chunk_ends[at], 3):

@@ -6,11 +6,11 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
+from fdtrace.replayer.model.cache_events import Cached
 from fdtrace.replayer.model.events import (
     FORWARDED,
     SCHEDULE,
     Aborted,
-    Cached,
     Decision,
     Forward,
     Recycled,

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
 
 
@@ -19,7 +20,9 @@ class TokenProcessor:
 
     def __init__(self, times: PipelineTimes) -> None:
         self.times = times
-        self._rows: deque[tuple[float, str, int]] = deque()
+        self._rows: deque[tuple[float, str, int, int]] = deque()
+        self.seen_step = MISSING
+        """The last step of which outputs were taken in."""
         self._done = -math.inf
 
     def __len__(self) -> int:
@@ -28,7 +31,7 @@ class TokenProcessor:
 
     def add(self, at: float, name: str, num_tokens: int) -> None:
         """Add tokens of a request that are taken in at this time and come from no forward of this replay."""
-        self._rows.append((at, name, num_tokens))
+        self._rows.append((at, name, num_tokens, MISSING))
 
     def forwarded(
         self, end: float, step: int, emitted: Mapping[str, int], answers: Iterable[str]
@@ -44,7 +47,7 @@ class TokenProcessor:
             time += times.output_row
         for name, count in emitted.items():
             taken_in_at[name] = time
-            self._rows.append((time, name, count))
+            self._rows.append((time, name, count, step))
             time += times.output_row
         self._done = time
         return taken_in_at
@@ -53,6 +56,7 @@ class TokenProcessor:
         """Tokens by request that were taken in since the last call of this method, up to now."""
         num_tokens: dict[str, int] = {}
         while self._rows and self._rows[0][0] <= now:
-            _, name, count = self._rows.popleft()
+            _, name, count, step = self._rows.popleft()
+            self.seen_step = max(self.seen_step, step)
             num_tokens[name] = num_tokens.get(name, 0) + count
         return num_tokens

@@ -50,6 +50,18 @@ def tasks_of(scheduler: OrderedScheduler, decision: Decision) -> Tasks:
 
 
 @dataclass(slots=True)
+class HandedOut:
+    """The tasks of a call on their way to the worker, who sees them from `visible` on (ms)."""
+
+    tasks: Tasks
+    decision: Decision
+    seen_step: int
+    """The last step whose outputs the call knew; MISSING: it knew none."""
+    visible: float
+    num_prompt_tokens: int
+
+
+@dataclass(slots=True)
 class Slot:
     """A request in the worker: tokens in the KV cache, the end of its chunk, and its blocks."""
 

@@ -15,6 +15,7 @@ from fdtrace.replayer.model.events import (
 )
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
+from fdtrace.replayer.replay.other_instance import Handed
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.step_log import StepLog
 from fdtrace.replayer.replay.stepper import Stepper
@@ -74,6 +75,12 @@ class Replay:
         model = workload.clock.model
         self.timed = None if model is None else TimedSteps(model, workload)
         """By time, with a time model: when each step began and ended."""
+        self.arrived_before: dict[str, int] = {}
+        """The entry of the step before which each request came."""
+        self.ended_in: dict[str, int] = {}
+        """The entry of the step in which each request ended."""
+        self.handed: list[tuple[int, Handed]] = []
+        """What the other instance of a deployment in roles did, with the entry of the step that followed."""
         self._idle_calls = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
@@ -119,11 +126,14 @@ class Replay:
         except SchedulerFailed as failure:
             self.hang = Hang(self._number(), f"the scheduler fails: {failure}")
             return False
+        if stepper.handed.moved:
+            self.handed.append((self.log.num_steps, stepper.handed))
         held_back = scheduler.num_held_back(decision)
         rows = () if self.timed is None else scheduler.rows(decision)
         forward = stepper.run(self._clock, self._number(), decision)
         if stepper.ended:
             self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
+            self.ended_in.update(dict.fromkeys(stepper.ended, self.log.num_steps))
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
         counted = self.log.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
@@ -145,6 +155,7 @@ class Replay:
     def arrive(self) -> None:
         """Hand over what is due. A request that decoded before the first step goes on decoding."""
         for request in self._stepper.arrive(self._clock):
+            self.arrived_before[request.request_id] = self.log.num_steps
             resumed = request.resumed
             if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
                 self.log.resumed(request.request_id)

@@ -23,7 +23,8 @@ from fdtrace.replayer import ORIGINAL, POLICIES
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import Experiment, reschedule
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.history.history import History
+from fdtrace.replayer.history.history import Fidelity, History
+from fdtrace.scheduler_option import given_schedulers
 from tests.fastdeploy.conftest import Stand
 from tests.fastdeploy.lab import differences
 from tests.fastdeploy.test_attach import wrapped_methods
@@ -147,7 +148,20 @@ def assert_reproduced(path: Path) -> None:
         recording = trace.recording()
         name = recorded_formula(recording)
         assert name is not None
-        fidelity = reschedule(recording, BUILTIN[name]).outcome.fidelity
+        assert_all_calls(reschedule(recording, BUILTIN[name]).outcome.fidelity)
+
+
+def assert_reproduced_by_the_real_code(path: Path) -> None:
+    """The same through the scheduler of the checkout that was recorded."""
+    with open_trace(path) as trace:
+        recording = trace.recording()
+        experiment, engine = Experiment(recording), recording.engine
+        (given,) = given_schedulers([f"fastdeploy={SOURCE}"], PYTHON)
+        with given.open(experiment.workload.config, engine.env, engine.config) as scheduler:
+            assert_all_calls(experiment.reschedule(scheduler).outcome.fidelity)
+
+
+def assert_all_calls(fidelity: Fidelity | None) -> None:
     assert fidelity is not None
     assert fidelity.calls is not None
     assert fidelity.calls.departure is None
@@ -166,6 +180,31 @@ def test_a_deployment_is_replayed_call_by_call(lab: Stand, more: dict[str, Any])
     done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_reproduced(lab.trace)
+
+
+def test_the_prefix_cache_is_found_in_the_middle(lab: Stand) -> None:
+    """Blocks of requests that had ended are in it when the recording begins, and are found or evicted later."""
+    caching = {
+        "prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300, "prompts": [300, 600, 900],
+        "outputs": [10, 30, 60], "num_blocks": 110,
+    }  # fmt: skip
+    command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, TIGHT | caching), "30"]
+    process = subprocess.Popen(
+        command, env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("ready"))
+    time.sleep(8)
+    done = lab.fdtrace("attach", str(process.pid), "-o", str(lab.trace), "--duration", "10")
+    process.communicate(timeout=900)
+    assert done.returncode == 0, done.stderr
+    with open_trace(lab.trace) as trace:
+        rows = trace.rows("SELECT detail FROM event WHERE kind = 'found' AND detail LIKE '%\"cached\"%'")
+    blocks = [block for row in rows for block in json.loads(row["detail"])["blocks"]]
+    assert any(num_sharing == 0 for _, _, num_sharing, *_ in blocks)
+    assert any(place is not None for *_, place in blocks)
+    assert_reproduced(lab.trace)
+    assert_reproduced_by_the_real_code(lab.trace)
 
 
 OPEN = {

@@ -277,6 +277,20 @@ def test_a_trace_whose_order_is_lost_has_none(stand: Stand) -> None:
         assert [detail["place"] for detail in details] == ["reserve"]
 
 
+def test_each_data_parallel_rank_has_its_own_order(stand: Stand) -> None:
+    assert stand.record("--dp", "2", "--blocks", "60").returncode == 0
+    with open_trace(stand.trace) as trace:
+        for engine in trace.rows("FROM engine"):
+            order = trace.recording(engine["engine_id"]).details.order
+            assert order is not None
+            assert (order.changes["kind"] == "queued").any()
+            query = (
+                "SELECT DISTINCT split_part(request_id, '-', 1) AS rank FROM call_request k "
+                f"JOIN request r USING (engine_id, request) WHERE k.engine_id = {engine['engine_id']}"
+            )
+            assert trace.rows(query) == [{"rank": f"d{engine['dp_rank']}"}]
+
+
 def test_in_the_roles_of_a_split_deployment_no_order_is_recorded(stand: Stand) -> None:
     assert stand.record("--inline", "--role", "decode").returncode == 0
     with open_trace(stand.trace) as trace:

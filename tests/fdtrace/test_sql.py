@@ -28,6 +28,7 @@ def interrupt():
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 threading.Thread(target=interrupt, daemon=True).start()
 sys.exit(main(sys.argv[1:]))
 """

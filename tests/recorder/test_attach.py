@@ -17,7 +17,8 @@ from fdtrace.recorder import agent_delivery, attach_server
 from fdtrace.recorder.agent import load, mailbox
 from fdtrace.recorder.errors import TargetError
 from fdtrace.recorder.inject import run_in_process
-from fdtrace.recorder.session import Session, parts_directory
+from fdtrace.recorder.session import Session
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import (
     ENGINE,
     ROOT,

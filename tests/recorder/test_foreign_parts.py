@@ -24,9 +24,10 @@ from fdtrace.recorder.collector.process import recover
 from fdtrace.recorder.collector.saved_state import check_parts
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.ring_directory import RingDirectory
-from fdtrace.recorder.session import Session, parts_directory
+from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import COLLECT
 from fdtrace.recorder.supervise import ROOT as PACKAGE
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import armed_environment, logged, num_logged, query, recorded, start_engine
 
 

@@ -22,7 +22,8 @@ from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.collector import failures
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.errors import TargetError
-from fdtrace.recorder.session import Session, parts_directory
+from fdtrace.recorder.session import Session
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import (
     ROOT,
     armed_environment,

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from fdtrace.recorder.collector.process import Collector, recover
-from fdtrace.recorder.session import Session, parts_directory
+from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import (
     armed_environment,
     collected,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import struct
 from array import array
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fdtrace.recorder.agent import wire_order
 from fdtrace.recorder.agent.order import Decided, OrderWriter
 from fdtrace.recorder.collector.frames import DECODERS
 from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_decoder import DID, OrderDecoder
 from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
+from fdtrace.recorder.collector.prompt_hash_salt import salted
 
 NUMBERS = {"a": 0, "b": 1, "c": 2}
 TRACE_NUMBERS = {0: 10, 1: 11, 2: 12}
@@ -148,6 +151,28 @@ def test_what_was_found_is_told_in_words(frames: Frames) -> None:
         },
         {"place": "relaxed reserve", "value": 14.5},
         None,
+    ]  # fmt: skip
+
+
+def test_the_prefix_cache_is_told_block_by_block_with_salted_hashes(frames: Frames) -> None:
+    frames.decoder = OrderDecoder(b"salt")
+    nobody, on_device, child = wire_order.NOBODY, wire_order.ON_DEVICE, wire_order.CHILD
+    first, second = (nobody, 7, 8, 1, 2, on_device | child, nobody), (0, 9, 10, 0, 1, on_device, 3)
+    frames.writer.write_found("cached", None, 5, *first, *second)
+    frames.writer.write_found("cache left out", None, 20_000)
+    frames.writer.write_found("running", "a", 130, 100, 100, 3, nobody, 0, 0)
+    frames.rows()
+    one, other = salted(struct.pack("<IIII", 7, 8, 9, 10), b"salt")
+    assert one != 7 + (8 << 32)
+    state = {"num_total_tokens": 130, "num_computed_tokens": 100, "num_prefill_tokens": 100, "num_blocks": 3}
+    in_cache = {"cache_block": None, "num_cached_tokens": 0, "num_cached_blocks": 0}
+    assert frames.details() == [
+        {
+            "place": "cached", "num_free_blocks": 5,
+            "blocks": [[None, one, 1, 2, True, True, None], [0, other, 0, 1, True, False, 3]],
+        },
+        {"place": "cache left out", "num_blocks": 20_000},
+        {"place": "running", **state, **in_cache},
     ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ import duckdb
 import pytest
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.trace.trace import open_trace
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import armed_environment, collected, finish, pump, start_engine, stop_engine
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from fdtrace.recorder.collector import replaced_files
 from fdtrace.recorder.collector.process import PUBLISH
-from fdtrace.recorder.session import parts_directory
 from fdtrace.recorder.trace import file
 from fdtrace.recorder.trace.trace import open_trace
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import (
     armed_environment,
     collected,

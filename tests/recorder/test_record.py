@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.session import Session, parts_directory
+from fdtrace.recorder.session import Session
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import (
     ENGINE,
     ROOT,

@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.step_calls import (
-    CallLags,
-    StepCall,
-    read_lags,
-    read_step_calls,
-    read_step_lags,
-)
+from fdtrace.recorder.step_calls import StepCall, read_lags, read_step_calls, read_step_lags
+from fdtrace.recorder.trace.call_lags import CallLags
 from tests.replayer.test_deployments import tables_of
 
 

@@ -11,10 +11,11 @@ import pytest
 from fdtrace.recorder import schema
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import columns_of
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
 
-def rows(table: schema.Table, count: int, **known: Any) -> ColumnArrays:
+def rows(table: Table, count: int, **known: Any) -> ColumnArrays:
     """So many rows that are alike but for their first number."""
     number = {schema.REQUEST: "request", schema.CALL: "call"}.get(table, "step")
     made = [

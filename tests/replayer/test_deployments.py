@@ -19,6 +19,8 @@ from fdtrace.recorder.trace.details import recording_of
 from fdtrace.recorder.trace.read_tables import engine_info
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.analysis.wait_figures import totals_of
+from fdtrace.replayer.analysis.waiting import waits_of
 from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
@@ -208,3 +210,43 @@ def test_a_departure_says_what_came_before_it(tight: Recording) -> None:
 def test_the_order_is_a_value(tight: Recording) -> None:
     assert order_of(tight) == order_of(opened("tight"))
     assert order_of(tight) != order_of(opened("aborts_prefix_caching"))
+
+
+@pytest.mark.parametrize("formula", [None, "pr7499"])
+def test_its_waits_are_known(tight: Recording, formula: str | None) -> None:
+    """In the recorded order, and as a pipeline under another formula."""
+    history = replayed(tight, formula)
+    assert history.outcome.order == ("recorded" if formula is None else "pipeline")
+    waits = waits_of(history)
+    assert waits is not None
+    rows, steps = waits.lives.rows, history.columns["step"].tolist()
+    for entry in range(0, len(steps), 7):
+        here = rows.step == entry
+        names = [waits.lives.request_ids[i] for i in rows.request[here].tolist()]
+        found = zip(
+            names, rows.num_tokens[here].tolist(), rows.num_computed_tokens[here].tolist(), strict=True
+        )
+        expected = [
+            (row.request_id, row.num_tokens, row.num_computed_tokens) for row in history.rows(steps[entry])
+        ]
+        assert list(found) == expected
+    totals = totals_of(waits)
+    assert totals.num_requests == len(waits.lives.request_ids)
+    assert totals.num_queued > 0
+    assert set(totals.steps_blocked) & {"blocks", "budget", "slots", "preemption"}
+
+
+def test_the_cached_blocks_of_ended_requests_are_needed() -> None:
+    """Without them requests find fewer blocks in the prefix cache than they did, and more are free than were."""
+    recording = opened("attached_prefix_caching")
+    changes = order_of(recording).changes
+    details = [json.loads(detail) for detail in changes["detail"]]
+    blocks = [block for detail in details for block in detail.get("blocks", ())]
+    assert any(num_sharing == 0 for _, _, num_sharing, *_ in blocks)
+    kept = np.array([detail.get("place") != "cached" for detail in details])
+    texts = [json.dumps({k: v for k, v in detail.items() if k != "cache_block"}) for detail in details]
+    without = {**changes, "detail": np.array(texts, dtype=object)}
+    without = {name: values[kept] for name, values in without.items()}
+    fidelity = fidelity_of(replayed(with_order(recording, changes=without)))
+    assert fidelity.calls is not None
+    assert fidelity.calls.departure is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -16,7 +17,9 @@ from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.tui.app import ReplayApp
-from fdtrace.tui.panes.series import LAG
+from fdtrace.tui.panes.chart_pane import ChartPane
+from fdtrace.tui.panes.chart_rows import IN_LOCKSTEP
+from fdtrace.tui.panes.series import LAG, Series
 from fdtrace.tui.sources import Sources
 from tests.replayer.test_deployments import opened, tables_of
 from tests.tui.screens import formula_replay, inspector_of, quiet
@@ -86,10 +89,46 @@ async def test_the_lag_is_a_track_of_digits(
         pane = app.panes[0]
         assert pane.series is not None
         assert pane.series.history.columns[LAG].max() > 0
-        rows = [pane.render_line(y).text for y in range(pane.content_size.height)]
-        (track,) = [row for row in rows if row.lstrip().startswith("lag")]
-        digits = [int(cell) for cell in track.partition("lag")[2] if cell.isdigit()]
-        assert max(digits) == min(9, pane.series.peak_lag)
+        assert lag_of(pane) == min(9, pane.series.peak_lag)
+
+
+async def test_a_replay_has_its_own_lag_or_says_why_not(
+    recording: Recording, db: duckdb.DuckDBPyConnection
+) -> None:
+    """In recorded order calls know what the recorded ones knew; through the pipeline, what it says that they know."""
+    lags = read_lags(db, 0)
+    assert lags is not None
+    behind = read_step_lags(db, 0, lags)
+    experiment = Experiment(recording)
+    in_order = experiment.reschedule(BUILTIN["original"])
+    assert in_order.columns[LAG].tolist() == behind.tolist()
+    predicted = experiment.in_pipeline(BUILTIN["original"])
+    assert predicted is not None
+    mean = behind[behind >= 0].mean()
+    assert abs(predicted.columns[LAG][predicted.columns[LAG] >= 0].mean() - mean) < 0.5 * mean
+    async with app_of(recording, db, first_stall(recording)).run_test(size=WIDE) as pilot:
+        app = await quiet(pilot)
+        pane = app.panes[1]
+        assert pane.series is not None
+        assert lag_of(pane) == min(9, pane.series.peak_lag)
+        history = pane.series.history
+        columns = {name: values for name, values in history.columns.items() if name != LAG}
+        outcome = replace(history.outcome, order="lockstep")
+        pane.job = pane.job.filled(history, Series(replace(history, columns=columns, outcome=outcome)))
+        pane.redraw()
+        await quiet(pilot)
+        assert IN_LOCKSTEP in track_of(pane)
+
+
+def track_of(pane: ChartPane) -> str:
+    rows = [pane.render_line(y).text for y in range(pane.content_size.height)]
+    (track,) = [row for row in rows if row.lstrip().startswith("lag")]
+    return track
+
+
+def lag_of(pane: ChartPane) -> int:
+    """The highest digit of its track."""
+    return max(int(cell) for cell in track_of(pane).partition("lag")[2] if cell.isdigit())
 
 
 async def test_the_lag_can_be_a_condition(recording: Recording, db: duckdb.DuckDBPyConnection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.tui.inspector.panel import InspectorPanel
 from fdtrace.tui.inspector.story_screen import StoryScreen
+from fdtrace.tui.inspector.waits_screen import WaitsScreen
 from fdtrace.tui.sources import StepEvent
 from fdtrace.tui.tables.requests import RequestTable
 from tests.tui.recordings import case_recording
@@ -134,6 +135,28 @@ async def test_the_story_of_a_request_leads_to_its_steps() -> None:
         assert app.session.cursor == steps[-1]
         await pilot.press("u")
         assert app.session.cursor == began != steps[-1]
+
+
+async def test_the_waits_of_a_pane_lead_to_where_they_began() -> None:
+    async with case_app("preemptions", ["pr7499"]).run_test(size=(110, 40)) as pilot:
+        app = await quiet(pilot)
+        await pilot.press("2", "t")
+        await until(pilot, lambda: isinstance(app.screen, WaitsScreen))
+        screen = app.screen
+        assert isinstance(screen, WaitsScreen)
+        assert screen.heading == "waits under pr7499"
+        texts = [text for _, text in screen.lines()]
+        assert any("began again after a preemption" in text for text in texts)
+        longest = next(
+            at for at, (step, text) in enumerate(screen.lines()) if step is not None and " waited " in text
+        )
+        step = screen.lines()[longest][0]
+        for _ in range(sum(step is not None for step, _ in screen.lines()[:longest])):
+            await pilot.press("j")
+        await pilot.press("enter")
+        assert app.session.cursor == step
+        await pilot.press("1", "t")
+        await until(pilot, lambda: "is not known here" in status_of(app))
 
 
 async def test_a_filter_finds_requests_and_a_click_tells_their_story() -> None:

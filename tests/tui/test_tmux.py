@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fdtrace.recorder.session import parts_directory
+from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import query, start_engine, stop_engine
 from tests.tui.recorded import Recorded
 

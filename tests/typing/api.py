@@ -56,5 +56,13 @@ highest: np.int64 = run.steps["num_tokens"].max()
 simulated: fdtrace.SimulatedRuns = fdtrace.simulate({"requests": []}, ["original"], max_steps=100)
 one: fdtrace.SimulatedRun = simulated["original"]
 decisions: list[dict[str, Any]] = one.decisions
+few: fdtrace.SimulatedRuns = fdtrace.simulate(
+    path, variants={"few": {"formula": "pr7499", "max_num_seqs": 8}}
+)
+one.write("simulated.duckdb")
+waits: fdtrace.RunWaits = run.waits
+each_wait: fdtrace.ResultTable = one.waits.each
+again: int = waits.totals.num_discarded_tokens
+side_by_side: fdtrace.ResultTable = runs.waits()
 error: type[fdtrace.FdtraceError] = fdtrace.TraceError
 version: str = fdtrace.__version__

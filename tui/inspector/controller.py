@@ -8,11 +8,14 @@ from rich.text import Text
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.request_story import Story, story_of
+from fdtrace.replayer.analysis.waiting import Waits, waits_of
+from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines
+from fdtrace.tui.inspector.waits_screen import WaitsScreen
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.screen_protocol import Asks, ReplayScreen
 from fdtrace.tui.tables.lower_area import LowerArea
@@ -32,6 +35,7 @@ class InspectorController:
         self._width = 0
         self._inspections = screen.background("inspector", self._show_inspection, screen.fail)
         self._stories = screen.background("story", self._show_stories, screen.fail)
+        self._waits = screen.background("waits", self._show_waits, screen.fail)
 
     # The inspector
 
@@ -128,6 +132,32 @@ class InspectorController:
             return
         look = self.screen.look()
         dialog = StoryScreen(shown, self.screen.session.cursor, look, look.css_class)
+        self.screen.open_dialog(dialog, self._leave_story)
+
+    # Waits
+
+    def waits(self) -> None:
+        """Show who waited under the formula of the active pane."""
+        session = self.screen.session
+        series, read = self.panes.current.series, session.sources.batch_rows
+        if series is None:
+            self.screen.say("this pane has no steps yet")
+            return
+        self.screen.say("looking for who waited")
+
+        def work(deliver: Deliver[Waits | None], _cancelled: Cancelled) -> None:
+            history, recording = series.history, self.model.recording_now()
+            deliver(waits_of(history if read is None else with_recorded_lives(history, recording, read)))
+
+        self._waits.want(work)
+
+    def _show_waits(self, waits: Waits | None) -> None:
+        self.screen.say()
+        if waits is None:
+            self.screen.say("what each request ran is not known here: S asks the trace, FROM waiting")
+            return
+        look = self.screen.look()
+        dialog = WaitsScreen(waits, self.screen.session.cursor, look, look.css_class)
         self.screen.open_dialog(dialog, self._leave_story)
 
     def _leave_story(self, step: int | None) -> None:

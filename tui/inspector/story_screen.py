@@ -43,18 +43,27 @@ class StoryScreen(ModalScreen["int | None"]):
         self.stories, self.step, self.look = stories, step, look
         self._steps: list[int | None] = []
 
-    def compose(self) -> ComposeResult:
+    @property
+    def heading(self) -> str:
+        """The first line of the dialog."""
         first = self.stories[0]
         prompt = "" if first.num_prompt_tokens is None else f", {first.num_prompt_tokens} prompt tokens"
+        return f"request {first.request_id}{prompt}"
+
+    def lines(self) -> list[tuple[int | None, str]]:
+        """Its other lines, each with the step that it leads to; None: it leads to no step."""
+        return [line for story in self.stories for line in story_lines(story, self.look)]
+
+    def compose(self) -> ComposeResult:
         dot = self.look.glyphs.dot
         with Vertical():
-            yield Static(printable(f"request {first.request_id}{prompt}"), markup=False)
+            yield Static(printable(self.heading), markup=False)
             yield OptionList(compact=True)
             yield Static(f"Enter goes to a step {dot} j/k {dot} Esc closes", markup=False)
 
     def on_mount(self) -> None:
         options = self.query_one(OptionList)
-        lines = [line for story in self.stories for line in story_lines(story, self.look)]
+        lines = self.lines()
         self._steps = [step for step, _ in lines]
         options.add_options([Option(Content(printable(text)), disabled=step is None) for step, text in lines])
         options.highlighted = next((at for at, step in enumerate(self._steps) if step is not None), None)

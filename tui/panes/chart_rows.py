@@ -62,9 +62,16 @@ MANY = 10
 """From so many unseen forwards on, a column shows a sign, not the number."""
 
 
-def lag_row(pen: Pen, lags: Ints | None) -> Strip:
+IN_LOCKSTEP = "none: each call knows all outputs"
+"""In place of the lag of a replay in lockstep."""
+
+
+def lag_row(pen: Pen, lags: Ints | None, *, in_lockstep: bool = False) -> Strip:
     """How many forwards a step's call was behind: the most in each column, as a digit; `+`: more than nine."""
     codes, classes = pen.blank()
+    if lags is None and in_lockstep:
+        text = IN_LOCKSTEP[: pen.columns]
+        codes[: len(text)], classes[: len(text)] = list(map(ord, text)), AXIS
     if lags is not None:
         is_known = lags > 0
         codes[is_known] = pen.code("0123456789+")[np.minimum(lags[is_known] - 1, MANY)]

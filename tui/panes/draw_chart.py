@@ -74,7 +74,8 @@ def draw(
     if layout.events:
         rows.append(event_row(pen, envelope))
     if layout.lag:
-        rows.append(lag_row(pen, series.lags(window, columns)))
+        in_lockstep = series.history.outcome.order == "lockstep"
+        rows.append(lag_row(pen, series.lags(window, columns), in_lockstep=in_lockstep))
     if layout.queues:
         rows.extend(queue_rows(pen, series.queues(window, columns), scale))
     if layout.memory:

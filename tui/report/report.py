@@ -42,7 +42,7 @@ def render_report(
         console: where to print.
         standstill: how the engine stood still at the end of the recording; None: it did not.
     """
-    ascii = not _has_blocks(console)
+    ascii = not has_blocks(console)
     dot = "-" if ascii else "·"
     for line in _head(recording, dot):
         console.print(Text(printable(line)), soft_wrap=True)
@@ -104,7 +104,8 @@ def histories_json(
     }
 
 
-def _has_blocks(console: Console) -> bool:
+def has_blocks(console: Console) -> bool:
+    """Whether the console can show the characters of the charts."""
     try:
         BLOCKS.encode(console.encoding)
     except (UnicodeEncodeError, LookupError):

@@ -1,0 +1,57 @@
+"""The prefix cache when the model begins: what it held then, as events for the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Blocks that the prefix cache held before the first step, by the keys of `Arrived.block_key`. Only an engine's
+    real scheduler uses it.
+    """
+
+    blocks: tuple[Hashable, ...]
+
+
+class CachedBlock(NamedTuple):
+    """One block of FastDeploy's prefix cache: its `BlockNode` (cache_manager/cache_data.py)."""
+
+    parent: int | None
+    """The number of the block before it in its prefix; None: it is the first block of its prefix."""
+    key: Hashable
+    """Its content, as of `Arrived.block_key`."""
+    num_sharing: int
+    """Requests that use it."""
+    used_at: int
+    """The order of its last use: a larger number is later; equal numbers were at the same time."""
+    on_device: bool
+    is_child: bool
+    """Whether a request finds it behind its parent; False: another block of the same content hides it."""
+    heap_place: int | None
+    """Its place in the heap of blocks that can be evicted; None: it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFound:
+    """Blocks that FastDeploy's prefix cache held when the model begins, each after its parent.
+
+    Several of these events hold one cache: blocks are numbered through all of them. `num_free_blocks` are the free
+    blocks then, without those that running requests hold.
+    """
+
+    blocks: tuple[CachedBlock, ...]
+    num_free_blocks: int
+
+
+class CacheLeaf(NamedTuple):
+    """A running request in the prefix cache that `CacheFound` describes."""
+
+    block: int | None
+    """The number of its last block there; None: it has none."""
+    num_cached_tokens: int
+    """Its tokens up to there."""
+    num_cached_blocks: int
+    """Its blocks that the cache owns."""

@@ -1,0 +1,94 @@
+"""When each request of a replay came, ran and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.replayer.history.lives import RequestLives, recorded_ends
+from fdtrace.replayer.replay.deployment_replay import DeploymentReplay
+from fdtrace.replayer.replay.other_instance import Handed
+from fdtrace.replayer.replay.pipeline import PipelineReplay
+from fdtrace.replayer.replay.row_log import RowReader
+from fdtrace.replayer.replay.step_log import StepReader
+from fdtrace.replayer.replay.timed_steps import TimedSteps
+from fdtrace.replayer.replay.workload_replay import Replay
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
+
+NEVER = 1 << 62
+"""The entry of a step after every other: the request had not come when the replay ended."""
+
+
+@dataclass(frozen=True)
+class RequestMoments:
+    """What a replay noted of its requests, by id: entries of steps, and times of a replay by time."""
+
+    arrived: Mapping[str, int]
+    """It came before the scheduling of this step."""
+    ended: Mapping[str, int]
+    """In this step it ended."""
+    timed: TimedSteps | None = None
+    """When the steps began; None: the replay has no times."""
+    after_answers: Mapping[str, float] = field(default_factory=dict)
+    """When the requests came whose clients waited for an answer."""
+    handed: Sequence[tuple[int, Handed]] = ()
+    """What the other instance of a deployment in roles did before the scheduling of a step."""
+
+
+def moments_of(run: Replay | DeploymentReplay | PipelineReplay) -> RequestMoments:
+    """What a replay noted of its requests."""
+    if isinstance(run, Replay):
+        return RequestMoments(
+            run.arrived_before, run.ended_in, run.timed, run.arrivals_after_answers, run.handed
+        )
+    if isinstance(run, PipelineReplay):
+        return RequestMoments(run.arrived_before, run.ended_in)
+    requests = run.workload.requests  # in the recorded order, each came and ended when it was recorded
+    arrived = {request.request_id: int(request.arrival) for request in requests}
+    ids, ends = run.recording.requests["request_id"].tolist(), recorded_ends(run.recording).tolist()
+    return RequestMoments(arrived, dict(zip(ids, ends, strict=True)))
+
+
+def lives_of(workload: Workload, reader: StepReader | RowReader, moments: RequestMoments) -> RequestLives:
+    """The lives of a replay's requests, by entry in its workload."""
+    requests = workload.requests
+    starts = None if moments.timed is None else moments.timed.starts_us
+    lives = RequestLives(
+        [request.request_id for request in requests],
+        np.array([_arrived(request, moments.arrived) for request in requests], np.int64),
+        np.array([moments.ended.get(request.request_id, MISSING) for request in requests], np.int64),
+        reader.batches(),
+        starts,
+        None if starts is None else _arrived_us(requests, moments.after_answers),
+    )
+    if workload.config.role == "mixed":
+        return lives
+    got = {name: step for step, handed in moments.handed for name in handed.preallocated}
+    left = {name: step for step, handed in moments.handed for name in (*handed.joined, *handed.discarded)}
+    held_from, held_to = (
+        np.array([found.get(request.request_id, MISSING) for request in requests], np.int64)
+        for found in (got, left)
+    )
+    return replace(lives, held_from=held_from, held_to=held_to)
+
+
+def _arrived(request: WorkRequest, arrived: Mapping[str, int]) -> int:
+    """A request that was there when the replay began is not among `arrived`."""
+    there = request.resumed is not None or request.arrival == 0
+    return arrived.get(request.request_id, 0 if there else NEVER)
+
+
+def _arrived_us(requests: tuple[WorkRequest, ...], after_answers: Mapping[str, float]) -> NDArray[np.float64]:
+    arrivals = (
+        after_answers.get(request.request_id, np.nan) if request.think is not None else request.arrival
+        for request in requests
+    )
+    known = [
+        np.nan if request.resumed is not None else arrival
+        for request, arrival in zip(requests, arrivals, strict=True)
+    ]
+    return np.array(known, np.float64)

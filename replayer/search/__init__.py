@@ -1,0 +1,1 @@
+"""Searches for a workload that breaks a formula, and makes it small."""
