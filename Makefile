@@ -40,7 +40,8 @@ test-recorder: $(RECORDER_READY)    ## the recorder's tests with another Python 
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once; VLLM=0.16.0 for one
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
-	    tests/vllm/test_live.py tests/fdtrace/test_vllm_scheduler.py
+	    tests/vllm/test_live.py tests/vllm/test_reasons.py tests/fdtrace/test_vllm_scheduler.py \
+	    tests/fdtrace/test_vllm_budgets.py tests/fdtrace/test_vllm_variants.py
 
 test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous batching on a CPU; TRANSFORMERS=5.19.0 for one
 	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \

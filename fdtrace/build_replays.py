@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from fdtrace.formula_texts import DEFAULT
 from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder.errors import UsageError
-from fdtrace.scheduler_option import add_scheduler_arguments, given_schedulers
+from fdtrace.scheduler_option import TAKES_BUDGETS, add_scheduler_arguments, given_schedulers
 from fdtrace.sizes import size_of
 from fdtrace.variants import (
     OWN_KEYS,
@@ -26,8 +26,8 @@ from fdtrace.variants import (
     parse_variant,
     refuse_as_recorded,
     refuse_equal_names,
+    resolved_variant,
     variants_of,
-    with_recorded_scheduler,
 )
 
 if TYPE_CHECKING:
@@ -143,8 +143,10 @@ class Replays(AbstractContextManager["Replays"]):
         self.clock = clock
         if args.as_recorded:
             refuse_as_recorded(schedulers, variants, clock)
-        takes_budget = [s for s in schedulers if s.engine == "transformers" == recording.engine.name]
-        if takes_budget:  # its scheduler takes the budget as an argument, so formulas run through it
+        takes_budget = [
+            s for s in schedulers if s.engine in TAKES_BUDGETS and s.engine == recording.engine.name
+        ]
+        if takes_budget:  # its scheduler reads its budgets at each call, so formulas run through it
             schedulers = [*(takes_budget[0].under(formula) for formula in chosen), *schedulers]
             chosen, texts = [], ()
         self.device_bytes = size_of(args.device_memory, "--device-memory") if args.device_memory else None
@@ -171,10 +173,7 @@ class Replays(AbstractContextManager["Replays"]):
         self.close()
 
     def _resolved(self, variant: Variant) -> Variant:
-        """The variant with a scheduler. If it names none, the one that was recorded schedules it."""
-        if variant.formula is not None or variant.scheduler is not None:
-            return variant
-        return with_recorded_scheduler(variant, self.recording, self.args.scheduler_python)
+        return resolved_variant(variant, self.recording, self.args.scheduler_python)
 
     def _refuse(self, variant: Variant) -> None:
         """UsageError if this recording cannot be replayed under the variant."""

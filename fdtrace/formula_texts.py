@@ -143,6 +143,8 @@ def _guarded(cls: Any) -> Any:
 
     An object that is no such class is returned unchanged: `formula_from_class` says what is wrong with it.
     """
+    from fdtrace.replayer.formulas import RULES, Formula
+
     if not isinstance(cls, type) or not callable(getattr(cls, "budget", None)):
         return cls
 
@@ -151,8 +153,10 @@ def _guarded(cls: Any) -> Any:
             with _users_code():
                 instance = cls()
             self._budget = _guarded_call(instance.budget)
-            if hasattr(instance, "charge"):
-                self.charge = _guarded_call(instance.charge)
+            rules = instance.rules if isinstance(instance, Formula) else RULES
+            for rule in rules:
+                if hasattr(instance, rule):
+                    setattr(self, rule, _guarded_call(getattr(instance, rule)))
 
         def budget(self, v: Any) -> Any:
             return self._budget(v)
@@ -161,9 +165,9 @@ def _guarded(cls: Any) -> Any:
     return Guarded
 
 
-def _guarded_call(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def call(v: Any) -> Any:
+def _guarded_call(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*state: Any) -> Any:
         with _users_code():
-            return method(v)
+            return method(*state)
 
     return call

@@ -41,6 +41,9 @@ QUIET = {
 OWN_SIZES = ("vllm", "transformers")
 """Engines whose configuration no other engine's scheduler takes."""
 
+TAKES_BUDGETS = ("vllm", "transformers")
+"""Engines whose real scheduler reads its budgets at each call, so that a formula can give them."""
+
 HINT = "--scheduler vllm, --scheduler transformers, --scheduler vllm=DIR or --scheduler fastdeploy=DIR"
 
 
@@ -82,13 +85,23 @@ class GivenScheduler:
     """The formula that gives its token budget; None: its own rule does."""
 
     def under(self, formula: Formula) -> GivenScheduler:
-        """This scheduler with a formula for its token budget. UsageError if it takes none."""
-        if self.engine != "transformers":
+        """This scheduler with a formula for its budgets. UsageError if it takes none, or not each of its rules."""
+        from fdtrace.replayer.formulas.call_rules import VLLM_TAKES, refuse_rules
+
+        if self.engine not in TAKES_BUDGETS:
             raise UsageError(
                 f"{formula.name} cannot be the budget of --scheduler {self.name}",
                 why=f"{self.engine} computes its budget within its scheduling call",
                 hint="--as-recorded asks what a formula would have allowed in each recorded step",
             )
+        taken: tuple[str, ...] = ("charge",)
+        why = "transformers takes the token budget of each call, and no other rule"
+        if self.engine == "vllm":
+            taken = VLLM_TAKES
+            why = (
+                "vLLM itself takes from its budget what each request gets, and has its own rules of admission"
+            )
+        refuse_rules(formula.name, formula.rules, taken, f"--scheduler {self.name}", why)
         return replace(self, name=formula.name, formula=formula)
 
     def refuse_others(self, recording: Recording) -> None:
@@ -147,7 +160,7 @@ class GivenScheduler:
                 processes.child(driver_of(self.engine), self.checkout, self.python, variables)
             )
             if self.engine == "vllm":
-                yield DrivenVllm(child, config, self.name, recorded or {}, changed or {})
+                yield DrivenVllm(child, config, self.name, recorded or {}, changed or {}, self.formula)
             elif self.engine == "transformers":
                 yield DrivenTransformers(child, config, self.name, recorded or {}, self.formula)
             else:

@@ -31,7 +31,7 @@ EXAMPLE = "'seqs 64: max_num_seqs=64, formula=pr7499'"
 class Variant:
     """One replay: what schedules it, under which settings, and how requests arrive.
 
-    If it names neither a formula nor a scheduler, the recorded one schedules it: `with_recorded_scheduler` adds that.
+    If it names neither a formula nor a scheduler, the recorded one schedules it: `resolved_variant` adds that.
     """
 
     name: str
@@ -103,7 +103,15 @@ def variant_of(name: str, assigned: Mapping[str, Any], python: str, text: str = 
     for key, value in assigned.items():
         if key in OWN_KEYS:
             variant = _with_own(variant, key, value, python)
+    variant = _with_formula_in_scheduler(variant)
     return replace(variant, settings={key: value for key, value in assigned.items() if key not in OWN_KEYS})
+
+
+def _with_formula_in_scheduler(variant: Variant) -> Variant:
+    """If a variant has both a formula and a real scheduler, the formula gives that scheduler's budgets. UsageError."""
+    if variant.formula is None or variant.scheduler is None:
+        return variant
+    return replace(variant, formula=None, scheduler=variant.scheduler.under(variant.formula))
 
 
 def _with_own(variant: Variant, key: str, value: Any, python: str) -> Variant:
@@ -166,6 +174,15 @@ def variants_of(
     return [*plain, *(Variant(scheduler.name, "", scheduler=scheduler) for scheduler in schedulers)]
 
 
+def resolved_variant(variant: Variant, recording: Recording, python: str) -> Variant:
+    """The variant with what schedules it. If it names no scheduler, the one that was recorded does. UsageError."""
+    from fdtrace.replayer.config import is_modelled
+
+    if variant.scheduler is not None or (variant.formula is not None and is_modelled(recording.engine)):
+        return variant
+    return with_recorded_scheduler(variant, recording, python)
+
+
 def with_recorded_scheduler(variant: Variant, recording: Recording, python: str) -> Variant:
     """The variant under what scheduled the recording: its formula, or the engine's own scheduler."""
     from fdtrace.replayer.analysis.fidelity import recorded_formula
@@ -174,7 +191,7 @@ def with_recorded_scheduler(variant: Variant, recording: Recording, python: str)
 
     if not is_modelled(recording.engine):
         (scheduler,) = given_schedulers([recording.engine.name], python)
-        return replace(variant, scheduler=scheduler)
+        return _with_formula_in_scheduler(replace(variant, scheduler=scheduler))
     name = recorded_formula(recording)
     if name not in BUILTIN:
         raise UsageError(

@@ -9,15 +9,15 @@ from __future__ import annotations
 from fdtrace.recorder import schema_views
 from fdtrace.recorder.schema_tables import table as _table
 
-SCHEMA_VERSION = 3
-"""Raised with every change that an older reader would misread. 2 brought the table `call`, 3 the cache read budget."""
+SCHEMA_VERSION = 4
+"""Raised with every change that an older reader would misread. 2 brought the table `call`, 3 the cache read budget, 4
+the input budget, and when and with which priority clients sent their requests."""
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's storage version. DuckDB 1.5 and 2.x can both read it (2.0 would write 69, which 1.x cannot read)."""
 
 ROW_GROUP_SIZE = 983_040
 """Rows of a row group of `step_request`: 8 x DuckDB's 122,880. Larger groups compress the rows of a step better."""
-
 
 TRACE = _table(
     "trace",
@@ -92,6 +92,8 @@ STEP = _table(
     ),
     ("cache_read_budget", "INTEGER", "KV cache tokens that the call could read; NULL: no such budget"),
     ("num_cache_read_tokens", "INTEGER", "those that it counted; NULL: read by a block table, without limit"),
+    ("input_budget", "INTEGER", "tokens and draft slots that the call could hand out; NULL: no such budget"),
+    ("num_input_tokens", "INTEGER", "those that it counted: its tokens, and draft slots of each request"),
     ("num_running", "INTEGER", "requests in the running queue after scheduling"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when the scheduling call began"),
     ("num_waiting", "INTEGER", "requests in the waiting queue after scheduling"),
@@ -102,13 +104,17 @@ STEP = _table(
     (
         "not_admitted",
         "VARCHAR",
-        "why the head of the waiting queue was not admitted: `budget`, `blocks`, `slots`, `preemption`, `cache_read`, "
+        "why the head of the waiting queue was not admitted: `budget` (token_budget was used up, or a prompt that must "
+        "not be cut did not fit), `input_budget` (the same of input_budget), `blocks`, `watermark` (its blocks were free, "
+        "but not the watermark besides), `slots`, `preemption` (a call that preempts admits nobody), `padding` (a new "
+        "decode, padded to 1 + K tokens, did not fit), `throttle` (of prefills of data-parallel ranks), `deferred` (all "
+        "that waits is passed over as not ready; event `skipped` says of each for what), `paused`, `cache_read`, "
         "`safety_margin` (of free KV blocks), `other`; NULL: nothing waited",
     ),
     (
         "num_missing_blocks",
         "INTEGER",
-        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks` or `safety_margin`",
+        "KV blocks that the head of the queue lacked, where `not_admitted` is `blocks`, `watermark` or `safety_margin`",
     ),
     (
         "reserved_output_blocks",
@@ -184,6 +190,8 @@ CALL = _table(
     ("num_scheduled_tokens", "INTEGER", "tokens that it counted"),
     ("cache_read_budget", "INTEGER", "as in `step`"),
     ("num_cache_read_tokens", "INTEGER", "as in `step`"),
+    ("input_budget", "INTEGER", "as in `step`"),
+    ("num_input_tokens", "INTEGER", "as in `step`"),
     ("num_running", "INTEGER", "requests in the running queue after it"),
     ("num_running_decodes", "INTEGER", "running requests past their prefill when it began"),
     ("num_prefilling", "INTEGER", "running requests in their prefill when it began"),
@@ -210,7 +218,8 @@ CALL = _table(
     (
         "head",
         "INTEGER",
-        "number of the request at the head of the waiting queue after it; NULL: nothing waited",
+        "number of the request at the head of the waiting queue after it: the first that it did not pass over as not "
+        "ready, else the first of all; NULL: nothing waited",
     ),
     ("not_admitted", "VARCHAR", "why that request was not admitted, as in `step`"),
     ("num_missing_blocks", "INTEGER", "KV blocks that it lacked, as in `step`"),
@@ -254,6 +263,12 @@ REQUEST = _table(
         "block_hashes",
         "UBIGINT[]",
         "with prefix caching: a hash for each full prompt block; each trace has a new salt",
+    ),
+    ("sent_at", "TIMESTAMP_NS", "when it reached the server's front end, UTC; NULL: the engine does not say"),
+    (
+        "priority",
+        "INTEGER",
+        "its priority; in vLLM the lowest number is served first; NULL: the engine has none",
     ),
 )
 

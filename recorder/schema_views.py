@@ -55,12 +55,15 @@ EXCEEDED = View(
 
 BUDGET = View(
     "budget",
-    "What each step was allowed, what the scheduler counted, and what ran. The gap is what nobody counted.",
+    "What each step was allowed, what the scheduler counted and left of each budget, and what ran. The gap is what "
+    "nobody counted.",
     """
     SELECT s.engine_id, s.step, e.max_num_batched_tokens, s.token_budget, s.num_scheduled_tokens, s.num_tokens,
            s.num_tokens - s.num_scheduled_tokens AS uncounted_tokens,
            e.max_num_batched_tokens - s.num_tokens AS unused_tokens,
-           s.num_running_decodes, s.num_waiting, s.not_admitted
+           s.num_running_decodes, s.num_waiting, s.not_admitted,
+           s.token_budget - s.num_scheduled_tokens AS token_budget_left, s.input_budget, s.num_input_tokens,
+           s.input_budget - s.num_input_tokens AS input_budget_left
     FROM step s JOIN engine e USING (engine_id)
     """,
 )

@@ -87,6 +87,8 @@ class SchedulerConfig:
     """
     split_kv_size: int = 0
     """Deterministic mode: chunks end at multiples of it (FD_DETERMINISTIC_SPLIT_KV_SIZE); 0: off."""
+    num_draft_slots: int = 0
+    """vLLM: tokens of a batch that each request pays for its drafter (`max_num_new_slots_for_drafting`)."""
 
     def __post_init__(self) -> None:
         for name in ("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len"):
@@ -182,6 +184,9 @@ class SchedulerConfig:
             settings["prealloc_threshold"] = _configured_threshold(
                 settings["prealloc_threshold"], config, engine
             )
+        slots = (engine.config.get("speculative_config") or {}).get("max_num_new_slots_for_drafting")
+        if engine.name == "vllm" and isinstance(slots, int) and slots >= 0:
+            settings["num_draft_slots"] = slots
         return replace(config, **settings)
 
 

@@ -78,6 +78,11 @@ RULES = {
         SELECT step FROM step WHERE least(num_tokens, num_running, num_waiting, num_preempted, num_stalled,
             num_running_decodes, token_budget, schedule_us, forward_us, cache_read_budget) < 0
     """,
+    "a second budget comes with what was counted of it": """
+        SELECT call FROM call WHERE (input_budget IS NULL) <> (num_input_tokens IS NULL)
+            OR num_input_tokens < num_scheduled_tokens OR num_input_tokens > input_budget
+    """,
+    "a request is sent before it arrives": "SELECT request FROM request WHERE sent_at > arrived_at",
     "preemptions are events": """
         SELECT 1 WHERE (SELECT coalesce(sum(num_preempted), 0) FROM call)
             <> (SELECT count(*) FROM event WHERE kind = 'preempted')

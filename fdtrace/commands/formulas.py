@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import textwrap
 
-    from fdtrace.replayer.formulas import BUILTIN, VARIABLES
+    from fdtrace.replayer.formulas import BUILTIN, REQUEST_VARIABLES, RULES, VARIABLES
 
     if args.json:
         formulas = [
@@ -28,20 +29,32 @@ def run(args: argparse.Namespace) -> int:
             }
             for name, formula in BUILTIN.items()
         ]
-        print(json.dumps({"formulas": formulas, "variables": dict(VARIABLES)}))
+        names = {"variables": VARIABLES, "request_variables": REQUEST_VARIABLES, "rules": RULES}
+        print(json.dumps({"formulas": formulas, **names}))
         return 0
     for name, formula in BUILTIN.items():
         print(f"{name}\n    {formula.text}\n    from {formula.source}")
         print(textwrap.indent(inspect.getdoc(formula) or "", "    "), end="\n\n")
     print(YOUR_OWN)
-    for name, meaning in VARIABLES.items():
-        print(f"    {name:<24}{meaning}")
+    _print_names(VARIABLES)
+    print("What chunk_charge, chunk_cap and admit may name too (r.NAME in a class):")
+    _print_names(REQUEST_VARIABLES)
+    print(
+        "Rules besides the budget. The model of FastDeploy takes the first four, --scheduler vllm the last three:"
+    )
+    _print_names(RULES)
     return 0
+
+
+def _print_names(meanings: Mapping[str, str]) -> None:
+    for name, meaning in meanings.items():
+        print(f"    {name:<24}{meaning}")
 
 
 YOUR_OWN = """Your own, as an expression (arithmetic, comparisons, min, max, if/else, and, or, not):
     -f 'mine: max_num_batched_tokens - num_running_decodes * (num_speculative_tokens + 1)'
     -f 'charged: max_num_batched_tokens; charge num_draft_tokens + 1'   the charge is each running decode's, in the loop
-or as a class with budget(self, v) and, if it charges decodes, charge(self, v):
+    -f 'small: max_num_batched_tokens; chunk_cap 256; admit num_running < 8 or num_prompt_tokens < 4096'
+or as a class with budget(self, v) and a method for each rule that it has: charge(self, v), admit(self, v, r), …:
     -f my_formula.py:Mine
 What they may name (v.NAME in a class):"""

@@ -57,12 +57,22 @@ def _serve(
     answers: TextIO,
 ) -> None:
     engine = None
+
+    def ask(question: Message) -> Message:
+        """The answer of the process that drives this one, in the middle of an answer to it."""
+        answers.write(json.dumps({"question": question}) + "\n")
+        answers.flush()
+        answer: Message = json.loads(commands.readline())
+        return answer
+
     try:
         for line in commands:
             message = json.loads(line)
             try:
                 if "open" in message:
                     engine = open_engine(message["open"])
+                    if hasattr(engine, "ask_by"):
+                        engine.ask_by(ask)
                     answer: Message = {"opened": version()}
                 else:
                     assert engine is not None, "nothing is open"

@@ -31,6 +31,7 @@ class RowDrivenScheduler(DrivenScheduler):
             "drafts": [] if drafts is None else [int(n) for n in drafts],
             "restarts": list(event.restarts),
             "after_idle": event.after_idle,
+            "priority": event.priority,
             "resumed": resumed,
         }
 

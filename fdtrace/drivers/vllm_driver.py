@@ -7,6 +7,8 @@ requirements are enough. It needs nothing of fdtrace. It reads a JSON object a l
 line on the original stdout:
 
     {"open": {"sizes": …, "recorded": …, "changed": …}}  -> {"opened": vLLM's version}
+    {"open": {…, "rules": the formula's rules}}   -> the same; before each call of the scheduler it asks for the budgets
+                                                     {"question": what the call finds}, then {"budget": …} comes back
     {"open": {"knobs": recorded}}, then anything  -> {"knobs": [what can be changed]}
     {"arrived": [requests], "aborted": [ids]}     -> what this step decided and ran
     anything that cannot be done                  -> {"failed": why, "where": "import" | "open" | "schedule" | "step"}
@@ -20,75 +22,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers import vllm_build as build
     from fdtrace.drivers.driver_protocol import CannotGoOn, Message, ServedEngine, run
+    from fdtrace.drivers.vllm_budgets import FormulaBudgets
+    from fdtrace.drivers.vllm_played import DRAFT, STOP, PlayedVllmRequest
     from fdtrace.drivers.vllm_settings import KnobList, Refused, with_changes
 else:  # beside this script, without fdtrace
     import vllm_build as build
     from driver_protocol import CannotGoOn, Message, ServedEngine, run
+    from vllm_budgets import FormulaBudgets
+    from vllm_played import DRAFT, STOP, PlayedVllmRequest
     from vllm_settings import KnobList, Refused, with_changes
 
-STOP = 2
-"""The token that ends a request before its `max_tokens`. Tokens of prompts and outputs are larger numbers."""
-DRAFT = 3
 QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting")
 """Queues of waiting requests. Each version has some of these."""
-
-
-class PlayedVllmRequest:
-    """What the played worker knows of a request: its tokens, its future drafts and acceptances, its progress."""
-
-    def __init__(self, spec: Message, block_size: int, most_drafts: int) -> None:
-        self.prompt, self.output, self.max_tokens = spec["prompt"], spec["output"], spec["max_tokens"]
-        self.accepts, self.drafts, self.restarts = spec["accepts"], spec["drafts"], spec["restarts"]
-        self._contents, self._block_size, self._most_drafts = spec["contents"], block_size, most_drafts
-        self.emitted = self.forwards = 0
-        self.prefills = True
-        """Whether it is in its prefill, which lasts until the chunk that ends with its last token."""
-
-    def token(self, position: int) -> int:
-        """The token at a position of the whole sequence."""
-        if position == self.prompt + self.output - 1 and self.output < self.max_tokens:
-            return STOP
-        return int(self._contents[min(position // self._block_size, len(self._contents) - 1)])
-
-    def tokens(self, first: int, count: int) -> list[int]:
-        """`count` tokens from position `first` on."""
-        return [self.token(position) for position in range(first, first + count)]
-
-    def emit(self, count: int) -> list[int]:
-        """Its next tokens."""
-        tokens = self.tokens(self.prompt + self.emitted, count)
-        self.emitted += count
-        return tokens
-
-    def accepted(self, scheduled: int) -> int:
-        """Drafts that its next decode forward accepts. After the last number of the list, that number is repeated."""
-        return min(self._current(self.accepts, 0), scheduled)
-
-    def proposed(self) -> int:
-        """Drafts that its next decode forward is to verify. After the last number of the list, that number is repeated.
-
-        If it was preempted before that forward, the number is not recorded. The most possible is taken: so it needs as
-        many blocks as it can have needed.
-        """
-        if self.forwards in self.restarts:
-            self.restarts.remove(self.forwards)
-            return self._most_drafts
-        drafts = self._current(self.drafts, self._most_drafts)
-        return self._most_drafts if drafts < 0 else drafts
-
-    def _current(self, values: list[int], default: int) -> int:
-        return int(values[min(self.forwards, len(values) - 1)]) if values else default
 
 
 class VllmEngine:
     """vLLM's scheduler with a played worker."""
 
-    def __init__(self, sizes: Message, recorded: Message, changed: Message) -> None:
+    def __init__(self, sizes: Message, recorded: Message, changed: Message, rules: list[str] | None) -> None:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
         from vllm.v1.request import Request, RequestStatus
@@ -96,6 +53,7 @@ class VllmEngine:
         recorded = with_changes(sizes, recorded, changed)
         config = build.build_config(sizes, recorded, changed)
         self.scheduler = build.build_scheduler(config, sizes, recorded)
+        self.budgets = None if rules is None else FormulaBudgets(self.scheduler, rules)
         self.new_request, self.statuses, self.sampling = Request, RequestStatus, SamplingParams
         self.output, self.draft_ids = ModelRunnerOutput, DraftTokenIds
         self.block_size = sizes["block_size"]
@@ -112,6 +70,11 @@ class VllmEngine:
     def close(self) -> None:
         """Nothing outside the process is held."""
 
+    def ask_by(self, ask: Callable[[Message], Message]) -> None:
+        """Ask questions by this function."""
+        if self.budgets is not None:
+            self.budgets.ask = ask
+
     # Requests -----------------------------------------------------------------------------------------------
 
     def add(self, spec: Message) -> None:
@@ -121,13 +84,14 @@ class VllmEngine:
             return
         playing = self.playing[spec["id"]] = PlayedVllmRequest(spec, self.block_size, self.drafts)
         self.arrivals += 1
-        request = self._request(spec["id"], playing.tokens(0, playing.prompt), playing.max_tokens)
+        tokens = playing.tokens(0, playing.prompt)
+        request = self._request(spec["id"], tokens, playing.max_tokens, spec.get("priority", 0))
         if spec.get("resumed"):
             self._resume(request, playing, spec["resumed"])
         else:
             self.scheduler.add_request(request)
 
-    def _request(self, name: str, tokens: list[int], max_tokens: int) -> Any:
+    def _request(self, name: str, tokens: list[int], max_tokens: int, priority: int = 0) -> Any:
         arguments = {
             "request_id": name,
             "prompt_token_ids": tokens,
@@ -137,6 +101,7 @@ class VllmEngine:
             "pooling_params": None,
             "eos_token_id": None,
             "arrival_time": float(self.arrivals),
+            "priority": priority,
             "block_hasher": self.hasher,
         }
         return self.new_request(**build.taken_by(self.new_request, arguments))
@@ -219,6 +184,10 @@ class VllmEngine:
         """One call of the scheduler and its played forward. True: the forward runs tokens."""
         scheduler = self.scheduler
         decodes_before = {request.request_id: self._decodes(request) for request in scheduler.running}
+        budgets = self.budgets
+        if budgets is not None:
+            running = {"running": len(scheduler.running), "running_decodes": sum(decodes_before.values())}
+            budgets.set({**running, "waiting": self._waiting()})
         began = time.thread_time_ns()
         try:
             output = scheduler.schedule()
@@ -231,7 +200,7 @@ class VllmEngine:
             self.playing[name].prefills = True
         answer["preempted"] += preempted
         answer.update(
-            budget=getattr(scheduler, "max_num_scheduled_tokens", -1),
+            budget=getattr(scheduler, "max_num_scheduled_tokens", -1) if budgets is None else budgets.budget,
             scheduled=output.total_num_scheduled_tokens,
             running=len(scheduler.running),
             waiting=self._waiting(),
@@ -331,7 +300,8 @@ def _open(message: Message) -> ServedEngine:
     try:
         if "knobs" in message:
             return KnobList(message["knobs"])
-        return VllmEngine(message["sizes"], message["recorded"], message.get("changed") or {})
+        changed, rules = message.get("changed") or {}, message.get("rules")
+        return VllmEngine(message["sizes"], message["recorded"], changed, rules)
     except Refused as refused:
         raise CannotGoOn("settings", refused) from None
     except Exception as error:

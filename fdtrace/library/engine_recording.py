@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.library.result_table import ResultTable
+from fdtrace.recorder.trace.column_values import NO_PRIORITY
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, RecordedRow, Recording
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 10_000_000
 """Most rows of `step_request` that a recording keeps in memory (35 bytes each)."""
-TIMES = ("ts", "arrived_at", "finished_at")
+TIMES = ("ts", "arrived_at", "finished_at", "sent_at")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,12 @@ class EngineRecording:
     @property
     def requests(self) -> ResultTable:
         """The rows of table `request` (docs/trace.md), by number; times as datetime64[ns], UTC."""
-        return ResultTable(self.value.requests, title="recorded requests", times=TIMES)
+        columns = dict(self.value.requests)
+        priority = np.asarray(columns.get("priority", NO_PRIORITY))
+        if (priority == NO_PRIORITY).any():
+            unknown = np.where(priority == NO_PRIORITY, np.nan, priority)
+            columns["priority"] = np.broadcast_to(unknown, len(columns["request"]))
+        return ResultTable(columns, title="recorded requests", times=TIMES, may_be_negative=("priority",))
 
     def __repr__(self) -> str:
         engine = self.engine

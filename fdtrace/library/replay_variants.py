@@ -24,9 +24,9 @@ from fdtrace.variants import (
     only_arrivals_of,
     parse_variant,
     refuse_equal_names,
+    resolved_variant,
     variant_of,
     variants_of,
-    with_recorded_scheduler,
 )
 
 VariantsLike = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
@@ -46,12 +46,7 @@ def chosen_variants(
     """
     parsed = parsed_variants(variants, python)
     plain = as_formulas(formulas if formulas is not None else () if parsed else DEFAULT)
-    complete = [
-        variant
-        if variant.formula is not None or variant.scheduler is not None
-        else with_recorded_scheduler(variant, recording, python)
-        for variant in parsed
-    ]
+    complete = [resolved_variant(variant, recording, python) for variant in parsed]
     chosen = [*variants_of(plain, [], [formula.name for formula in plain]), *complete]
     refuse_equal_names(chosen)
     for variant in chosen:

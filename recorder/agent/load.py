@@ -13,7 +13,7 @@ from typing import Any
 
 NAME = "_fdtrace_agent"
 
-FIRST = ("wire", "ring", "mailbox", "hooks", "writer")
+FIRST = ("wire_names", "wire", "ring", "mailbox", "hooks", "writer")
 ENGINES = {
     "sandbox": ("sandbox",),
     "fastdeploy": (
@@ -30,7 +30,7 @@ ENGINES = {
     ),
     "vllm": (
         *("row_table", "torch_allocator", "at_work"),
-        *("vllm_config", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+        *("vllm_config", "vllm_reasons", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
     ),
     "transformers": (
         *("row_table", "torch_allocator", "at_work"),

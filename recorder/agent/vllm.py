@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Iterable, NamedTuple
 from . import at_work, wire
 from . import vllm_config as config
 from . import vllm_figures as figures
+from . import vllm_reasons as reasons
 from .hooks import Hook
 from .vllm_batch import BatchRows, CallInFlight
 from .vllm_figures import EndedCall
@@ -86,7 +87,8 @@ class VllmAdapter:
         self.batch = BatchRows()
         self.ended: list[str] = []
         self.freed: dict[str, tuple[int, int]] = {}
-        self.blocked = ""
+        self.skipped: dict[str, str] = {}
+        self.rules = reasons.CallRules(False, False)
         self._find()
 
     def _find(self) -> None:
@@ -124,7 +126,10 @@ class VllmAdapter:
 
     def _arrived(self, scheduler: Any, request: Any, ts: int) -> None:
         writer = self.writer
-        writer.request(request.request_id, ts, request.num_prompt_tokens, config.max_tokens(request))
+        writer.request(
+            request.request_id, ts, request.num_prompt_tokens, config.max_tokens(request),
+            config.sent_at(request, ts), config.priority(request),
+        )  # fmt: skip
         size = getattr(scheduler, "hash_block_size", None) or scheduler.block_size
         hashes = config.prompt_hashes(request, size)
         if hashes:
@@ -157,7 +162,7 @@ class VllmAdapter:
 
     # A call of schedule().
 
-    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[int, ...] | None:
+    def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
         if not self.active:
             self._begin_with(scheduler)
         elif scheduler is not self.scheduler:
@@ -167,11 +172,19 @@ class VllmAdapter:
             self.batch.forget(request_id)
         self.ended.clear()
         prefilling = len(self.batch.prefilling)
-        return time.time_ns(), time.perf_counter_ns(), len(scheduler.running) - prefilling, prefilling
+        throttled = reasons.throttles(scheduler, args, kwargs)
+        return (
+            time.time_ns(),
+            time.perf_counter_ns(),
+            len(scheduler.running) - prefilling,
+            prefilling,
+            throttled,
+        )
 
     def _begin_with(self, scheduler: Any) -> None:
         """Take over the requests that are there already: a recording may begin at any moment."""
         self.scheduler, self.active, self.began_at = scheduler, True, time.time_ns()
+        self.rules = reasons.rules_of(scheduler)
         self.size = 4 if scheduler.scheduler_config.max_num_batched_tokens >= 1 << 15 else 2
         for request in list(scheduler.requests.values()):
             if request.request_id not in self.writer.numbers:
@@ -181,9 +194,9 @@ class VllmAdapter:
     def after_schedule(self, scheduler: Any, args: Any, kwargs: Any, token: Any, output: Any) -> None:
         if token is None:
             return
-        ts, began, decodes, prefilling = token
+        ts, began, decodes, prefilling, throttled = token
         duration = (time.perf_counter_ns() - began) // 1000
-        self.ended_call = EndedCall(output, ts, duration, decodes, prefilling, time.time_ns())
+        self.ended_call = EndedCall(output, ts, duration, decodes, prefilling, time.time_ns(), throttled)
         if output.num_scheduled_tokens:  # next it is sent to the workers
             setattr(output, STAMP, (self.token, self.call + 1))
 
@@ -199,7 +212,8 @@ class VllmAdapter:
         scheduler, output = self.scheduler, ended.output
         preempted = self._preempted(scheduler, output)
         waiting = figures.queues(scheduler)
-        self._blocked(figures.head_of(waiting))
+        if waiting or self.skipped:
+            self._passed_over(scheduler, waiting)
         if not output.num_scheduled_tokens:
             if preempted or waiting or scheduler.running:
                 self._write_idle_call(ended, waiting, preempted)
@@ -215,7 +229,9 @@ class VllmAdapter:
         self, ended: EndedCall, call: CallInFlight | None, waiting: list[Any], preempted: int, flags: int
     ) -> tuple[int, int, int, str, wire.CallFigures, int]:
         numbers = self.writer.numbers
-        reason, call_figures = figures.of_call(self.scheduler, ended, call, waiting, preempted, numbers)
+        reason, call_figures = figures.of_call(
+            self.scheduler, ended, call, waiting, preempted, numbers, self.rules
+        )
         return self.call, ended.ts, ended.duration_us, reason, call_figures, flags
 
     def _write_idle_call(self, ended: EndedCall, waiting: list[Any], preempted: int) -> None:
@@ -244,15 +260,13 @@ class VllmAdapter:
         self.freed.clear()
         return count
 
-    def _blocked(self, head: Any) -> None:
-        """If the request at the head of the queue waits for something outside the scheduler, write that once."""
-        status = head.status.name if head is not None else ""
-        if status.startswith("WAITING_FOR"):
-            if head.request_id != self.blocked:
-                self.blocked = head.request_id
-                self.writer.event("skipped", head.request_id, status[len("WAITING_FOR_") :].lower())
-        else:
-            self.blocked = ""
+    def _passed_over(self, scheduler: Any, waiting: list[Any]) -> None:
+        """Write of each waiting request that is not ready what it waits for: once, as long as that stays the same."""
+        not_ready = reasons.not_ready(scheduler, waiting)
+        for request_id, reason in not_ready.items():
+            if self.skipped.get(request_id) != reason and request_id in self.writer.numbers:
+                self.writer.event("skipped", request_id, reason)
+        self.skipped = not_ready
 
     # The forward has run.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import vllm_config as config
 from . import vllm_figures as figures
+from . import vllm_reasons as reasons
 from . import wire
 from .row_table import RowTable
 from .writer import KeyframeRow
@@ -51,7 +52,7 @@ class BatchRows(RowTable):
     def enter(self, scheduler: Any, request: Any) -> int:
         """Give a request a row."""
         request_id = request.request_id
-        self.held[request_id] = figures.blocks_of(scheduler, request_id)
+        self.held[request_id] = reasons.blocks_of(scheduler, request_id)
         return self.take(request_id)
 
     def leave(self, request_id: str) -> None:

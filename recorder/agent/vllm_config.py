@@ -7,6 +7,7 @@ import socket
 import sys
 from typing import Any
 
+from . import wire
 from .writer import KeyframeRow
 
 ENVIRONMENT = (
@@ -215,6 +216,28 @@ def max_tokens(request: Any) -> int:
     """Most tokens that a request may generate; -1 if it does not say."""
     most = getattr(request, "max_tokens", None)
     return most if isinstance(most, int) else -1
+
+
+def sent_at(request: Any, ts: int) -> int:
+    """When the client's request reached the API server, UTC ns: `Request.arrival_time`. -1: not known.
+
+    `ts`: when the scheduler got it; -1: before the recording. The API server may have another clock: it is never later.
+    """
+    seconds = getattr(request, "arrival_time", None)
+    if not isinstance(seconds, float) or seconds < EARLIEST:
+        return -1
+    sent = int(seconds * 1e9)
+    return sent if ts < 0 else min(sent, ts)
+
+
+EARLIEST = 1e9
+"""Seconds since 1970, in 2001: a smaller number is no time of this clock."""
+
+
+def priority(request: Any) -> int:
+    """The request's priority; `wire.NO_PRIORITY`: it has none."""
+    value = getattr(request, "priority", None)
+    return value if isinstance(value, int) and abs(value) < 1 << 31 else wire.NO_PRIORITY
 
 
 def prompt_hashes(request: Any, block_size: int) -> list[bytes]:

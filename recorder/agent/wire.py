@@ -10,7 +10,9 @@ from __future__ import annotations
 import struct
 from typing import Any, Generic, NamedTuple, Type, TypeVar
 
-PROTOCOL = 9
+from . import wire_names
+
+PROTOCOL = 10
 """Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
 not work together."""
 
@@ -59,7 +61,9 @@ ENGINE_HEAD = HeadLayout(EngineHead, "BBHI")
 
 
 class RequestHead(NamedTuple):
-    """REQUEST: a request that arrived before the scheduling of step `arrived_step`; then its id."""
+    """REQUEST: a request that arrived before the scheduling of step `arrived_step`; then its id. `sent_at`, `priority`:
+    as in `recorder.schema.REQUEST`.
+    """
 
     kind: int
     flags: int
@@ -69,9 +73,15 @@ class RequestHead(NamedTuple):
     arrived_step: int
     num_prompt_tokens: int
     max_tokens: int
+    sent_at: int
+    priority: int
+    unused: int
 
 
-REQUEST_HEAD = HeadLayout(RequestHead, "BBHIqqii")
+REQUEST_HEAD = HeadLayout(RequestHead, "BBHIqqiiqii")
+
+NO_PRIORITY = -(2**31)
+"""`priority` of REQUEST if the engine gives its requests none. Priorities may be negative."""
 
 KEYFRAME = 1
 """Flag of BATCH: the rows named are all held rows (the state between two steps), not a change."""
@@ -166,10 +176,12 @@ class CallFigures(NamedTuple):
     reservation: int = -1
     cache_read_budget: int = -1
     num_cache_read_tokens: int = -1
+    input_budget: int = -1
+    num_input_tokens: int = -1
 
 
 SCHEDULE_HEAD = HeadLayout(ScheduleHead, "BBHIqqqq")
-FIGURES = HeadLayout(CallFigures, "20i")
+FIGURES = HeadLayout(CallFigures, "22i")
 SCHEDULE_FRAME = struct.Struct("<" + SCHEDULE_HEAD.codes + FIGURES.codes)
 """Head and figures, packed together."""
 
@@ -309,36 +321,8 @@ class FinishHead(NamedTuple):
 FINISH_HEAD = HeadLayout(FinishHead, "BBHIqqii")
 
 
-NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "cache_read", "safety_margin", "other")
-
-EVENTS = (
-    "arrived",
-    "skipped",
-    "preempted",
-    "rescheduled",
-    "extended",
-    "stalled",
-    "aborted",
-    "finished",
-    "error",
-    "attached",
-    "detached",
-    "lost",
-    "switched_off",
-    "preallocated",
-    "joined",
-    "discarded",
-    "queued",
-    "abort_wanted",
-    "requeued",
-    "left",
-    "freed",
-    "recycled",
-    "output_cached",
-    "found",
-)
-
-FINISHED = ("stop", "length", "abort", "error")
+NOT_ADMITTED, OTHER = wire_names.NOT_ADMITTED, wire_names.OTHER
+EVENTS, FINISHED = wire_names.EVENTS, wire_names.FINISHED
 
 ITEM_SIZES = (1, 2, 4, 8)
 """Bytes of the signed integers that an item code (0 to 3) names."""

@@ -19,7 +19,6 @@ IDLE_RESOLUTION_NS = 200_000_000
 
 EVENTS = {event: code for code, event in enumerate(wire.EVENTS)}
 REASONS = {reason: code for code, reason in enumerate(wire.NOT_ADMITTED)}
-OTHER_REASON = len(wire.NOT_ADMITTED) - 1
 
 SCHEDULE_SIZE, PACK_SCHEDULE = wire.SCHEDULE_FRAME.size, wire.SCHEDULE_FRAME.pack_into
 FORWARD_SIZE, PACK_FORWARD = wire.FORWARD_FRAME.size, wire.FORWARD_FRAME.pack_into
@@ -116,22 +115,20 @@ class Writer:
         head = wire.EngineHead(wire.ENGINE, flags=0, unused=0, length=len(text))
         self.put(wire.ENGINE_HEAD.struct.pack(*head) + text)
 
-    def request(self, request_id: str, ts: int, prompt: int, max_tokens: int) -> None:
-        """A request that arrived. `ts` -1: it was there before the recording."""
+    def request(
+        self, request_id: str, ts: int, prompt: int, max_tokens: int, sent_at: int = -1,
+        priority: int = wire.NO_PRIORITY,
+    ) -> None:  # fmt: skip
+        """A request that arrived. `ts` -1: it was there before the recording. `sent_at`: when the client sent it."""
         text = request_id.encode()
         step = self.coming_step if ts >= 0 else -1
         if ts >= 0:
             self.arrived_steps[request_id] = step
         head = wire.RequestHead(
-            wire.REQUEST,
-            flags=0,
-            id_length=len(text),
-            request=self.number(request_id),
-            arrived_at=ts,
-            arrived_step=step,
-            num_prompt_tokens=prompt,
-            max_tokens=max_tokens,
-        )
+            wire.REQUEST, flags=0, id_length=len(text), request=self.number(request_id), arrived_at=ts,
+            arrived_step=step, num_prompt_tokens=prompt, max_tokens=max_tokens, sent_at=sent_at, priority=priority,
+            unused=0,
+        )  # fmt: skip
         self.put(wire.REQUEST_HEAD.struct.pack(*head) + text)
 
     def batch(
@@ -177,13 +174,13 @@ class Writer:
         figures: wire.CallFigures,
         flags: int = 0,
     ) -> None:
-        """A scheduling call. `reason`: one of `wire.NOT_ADMITTED`; any other reason is written as the last of them.
+        """A scheduling call. `reason`: one of `wire.NOT_ADMITTED`; any other reason is written as "other".
 
         A call that handed out nothing and equals the call before it only increases a count. In the ring, such a run is
         exact up to its last frame, which is at most `IDLE_RESOLUTION_NS` old. Before anything else is written, the
         run's last frame is.
         """
-        code = REASONS.get(reason, OTHER_REASON)
+        code = REASONS.get(reason, wire.OTHER)
         if not flags & wire.EMPTY:
             if self.idle is not None:
                 self.end_idle()

@@ -38,6 +38,8 @@ class RequestFrame(NamedTuple):
             arrived_step=head.arrived_step,
             num_prompt_tokens=head.num_prompt_tokens,
             max_tokens=head.max_tokens,
+            sent_at=head.sent_at,
+            priority=head.priority,
         )
 
 

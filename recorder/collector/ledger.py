@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fdtrace.recorder.agent import wire
 from fdtrace.recorder.trace.column_values import MISSING
 
 
@@ -24,6 +25,8 @@ class OpenRequest:
     preempted: bool = False
     block_hashes: list[int] = field(default_factory=list)
     """Salted hashes, one for each full prompt block."""
+    sent_at: int = MISSING
+    priority: int = wire.NO_PRIORITY
 
 
 class Ledger:
@@ -95,6 +98,8 @@ class Ledger:
             finished_at,
             reason,
             request.block_hashes,
+            None if request.sent_at < 0 else request.sent_at,
+            request.priority,
         )
 
     def live_rows(self) -> list[tuple[Any, ...]]:

@@ -173,6 +173,7 @@ class ManyProcessEngine(Engine):
         if has_arrived and request.arrived_at < 0:
             request.arrived_at = reported.arrived_at
             request.num_prompt_tokens, request.max_tokens = reported.num_prompt_tokens, reported.max_tokens
+            request.sent_at, request.priority = reported.sent_at, reported.priority
         if has_arrived:
             self.order.events.add(self.calls.next_call, "arrived", number, reported.arrived_at, "", None)
 

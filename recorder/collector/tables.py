@@ -44,7 +44,8 @@ def _value(column: Column, columns: ColumnArrays) -> str:
     if name == "did" and "did_code" in columns:
         names = ", ".join(f"'{did}'" for did in DID[1:])
         return f"[{names}][nullif(did_code, 0)] AS did"
-    value = f"nullif({name}, -1)::{column.type}"
+    unknown = wire.NO_PRIORITY if name == "priority" else -1
+    value = f"nullif({name}, {unknown})::{column.type}"
     if name not in columns:
         value = f"NULL::{column.type}"
     elif column.type.endswith("[]"):

@@ -74,6 +74,7 @@ BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
             for name in (
                 "num_scheduled_tokens", "num_prefill_tokens", "num_decode_tokens", "num_draft_tokens",
                 "num_accepted_tokens", "num_predicted_tokens", "num_missing_blocks", "num_free_blocks", "num_blocks",
+                "input_budget", "num_input_tokens",
             )
         },
     },
@@ -83,6 +84,7 @@ BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
         "num_cached_tokens": Bounds(0, TOKENS),
         "num_output_tokens": Bounds(0, TOKENS),
         "arrived_step": Bounds(0, 2**53),
+        "priority": Bounds(-(2**31), 2**31 - 1),
     },
     "step_request": {
         "step": _required(2**53),

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder.agent import wire
+
 MISSING = -1
 """Stands for NULL in integer columns."""
+
+NO_PRIORITY = wire.NO_PRIORITY
+"""Stands for NULL in `priority`, of which -1 may be a value."""
 
 Columns = Mapping[str, NDArray[Any]]
 """A table's columns by name; each array has one entry per row."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder import schema
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace import digest
-from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
+from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY, ColumnArrays
 from fdtrace.recorder.trace.initial_state import (
     FOUND_EVENTS,
     FoundState,
@@ -94,7 +94,8 @@ class Reader:
     def requests(self) -> ColumnArrays:
         """The columns of `request`, by number."""
         return self._numpy(
-            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes')} FROM request "
+            f"SELECT {self._select(schema.REQUEST, 'engine_id', 'block_hashes', 'priority')}, "
+            f"coalesce(priority, {NO_PRIORITY})::BIGINT AS priority FROM request "
             "WHERE engine_id = $1 ORDER BY request"
         )
 

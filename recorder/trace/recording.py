@@ -232,7 +232,8 @@ class Recording(ByValue):
     """Every numeric column of `step` (int64, `new_token_ratio` float64; `ts` in ns) and `not_admitted` (an object
     array), one entry a step, ascending."""
     requests: Columns
-    """The columns of `request` but `block_hashes`, one entry a request, by number; times in ns."""
+    """The columns of `request` but `block_hashes`, one entry a request, by number; times in ns. A `priority` that is
+    not known is NO_PRIORITY: any other number may be one."""
     notes: tuple[str, ...]
     """What the recording could not see, and why."""
     details: RecordingDetails

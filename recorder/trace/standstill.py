@@ -101,6 +101,11 @@ class Standstill:
         reasons = {
             "blocks": f"waits for more KV blocks than are free ({free} of {all_blocks})",
             "budget": f"does not fit the token budget of {self.token_budget}",
+            "input_budget": "does not fit the workers' input with its draft slots",
+            "watermark": f"waits for the watermark of free KV blocks ({free} of {all_blocks} are free)",
+            "padding": "is padded to 1 + K tokens as a new decode, and these do not fit the budget",
+            "throttle": "waits, as this data-parallel rank defers prefills",
+            "paused": "waits, as the scheduler is paused",
             "slots": f"waits for a slot: {self.num_running} requests run",
             "preemption": "waits, as a call that preempts admits nothing",
             "cache_read": "needs more KV cache reads than the call's budget of them had left",

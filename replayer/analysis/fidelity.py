@@ -13,7 +13,7 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.divergence import divergence_at, equal_steps
 from fdtrace.replayer.config import POLICIES, RELEASE_2_6, Policy, is_modelled, policy_of_engine
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.formulas.builtin import BUILTIN
+from fdtrace.replayer.formulas.builtin import BUILTIN, MODEL_FORMULAS
 from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.history.history import Divergence, Fidelity
 from fdtrace.replayer.recorded.step_state import column, formula_columns
@@ -35,7 +35,7 @@ def recorded_formula(recording: Recording) -> str | None:
     if not recorded.any():
         return None
     variables = formula_columns(recording)
-    for name, formula in BUILTIN.items():
+    for name, formula in MODEL_FORMULAS.items():
         if (formula.budgets(variables, recording.num_steps)[recorded] == budget[recorded]).all():
             return name
     return None
@@ -47,7 +47,7 @@ def recorded_under(recording: Recording, formula: Formula) -> bool:
     if name == formula.name:
         return True
     recorded = BUILTIN.get(name or "")
-    if recorded is None:
+    if recorded is None or not formula.rules <= {"charge"}:
         return False
     variables, length = formula_columns(recording), recording.num_steps
     return bool(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.formulas.variables import VARIABLES, Variables
+from fdtrace.replayer.formulas.call_rules import RULES
+from fdtrace.replayer.formulas.variables import VARIABLES, RequestVariables, Variables
 
 FormulaColumns = Mapping[str, "NDArray[np.int64] | int"]
 """Variables by name: a scalar, or an array with one entry for each step."""
@@ -33,7 +34,12 @@ class Formula(ABC):
     policy: str | None = None
     """Name of the policy that is used with it unless the user asks for another; None: it has none."""
     text: str = ""
-    """The formula as an expression, `BUDGET` or `BUDGET; charge CHARGE`; empty for a class."""
+    """The formula as an expression, `BUDGET` or `BUDGET; RULE EXPRESSION; …`; empty for a class."""
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """Those of `RULES` that it has: the methods that its class defines."""
+        return frozenset(name for name in RULES if getattr(type(self), name) is not getattr(Formula, name))
 
     def __repr__(self) -> str:
         """Its kind, its name, and its expression where it has one."""
@@ -47,6 +53,30 @@ class Formula(ABC):
     def charge(self, v: Variables) -> int:
         """Tokens that each running decode takes from the budget when the call's loop visits it."""
         return 0
+
+    def chunk_charge(self, v: Variables, r: RequestVariables) -> int:
+        """Tokens that a chunk of a prefill takes from the budget."""
+        return r.num_chunk_tokens
+
+    def chunk_cap(self, v: Variables, r: RequestVariables) -> int:
+        """Most tokens of a prefill that the request gets in this call; 0 or less: it waits."""
+        return MAX_MAGNITUDE
+
+    def admit(self, v: Variables, r: RequestVariables) -> int:
+        """Whether the request, which is the head of the waiting queue, may be admitted; 0: no."""
+        return 1
+
+    def input_budget(self, v: Variables) -> int:
+        """Tokens and draft slots that a call of vLLM's scheduler may hand out."""
+        return v.max_num_batched_tokens
+
+    def draft_slots(self, v: Variables) -> int:
+        """Tokens of the input budget that each scheduled request pays besides its own."""
+        return v.num_draft_slots
+
+    def max_requests(self, v: Variables) -> int:
+        """Most requests that a call of vLLM's scheduler may schedule."""
+        return v.max_num_seqs
 
     def budgets(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         """`budget` of every step: int64 of `length` entries."""

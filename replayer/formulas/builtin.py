@@ -1,4 +1,4 @@
-"""The built-in formulas: those of FastDeploy's fixes, in order, and two from the reviews of those fixes."""
+"""The built-in formulas: those of FastDeploy's fixes, in order, two from the reviews of those fixes, and vLLM's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.formulas.base import Formula, FormulaColumns
+from fdtrace.replayer.formulas.call_rules import MODEL_TAKES
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
 
 
@@ -155,8 +156,71 @@ class Ternary(BuiltIn):
         return 1
 
 
+class VllmStatic(BuiltIn):
+    """The budget leaves out the draft slots of max_num_seqs requests, running or not. There is no second budget.
+
+    A drafter with K - 1 slots a request and 1,024 sequences takes 6,144 of 8,192 tokens away from a single request.
+    """
+
+    name = "vllm_static"
+    source = "vLLM before #51725"
+    text = "max_num_batched_tokens - num_draft_slots * max_num_seqs; input_budget max_num_batched_tokens; draft_slots 0"
+
+    def budget(self, v: Variables) -> int:
+        return v.max_num_batched_tokens - v.num_draft_slots * v.max_num_seqs
+
+    def input_budget(self, v: Variables) -> int:
+        return v.max_num_batched_tokens
+
+    def draft_slots(self, v: Variables) -> int:
+        return 0
+
+
+class VllmAdaptive(BuiltIn):
+    """The budget is the whole limit. A second budget of that size also pays each scheduled request's draft slots."""
+
+    name = "vllm_adaptive"
+    source = "vLLM #51725"
+    text = "max_num_batched_tokens; input_budget max_num_batched_tokens; draft_slots num_draft_slots"
+
+    def budget(self, v: Variables) -> int:
+        return v.max_num_batched_tokens
+
+    def input_budget(self, v: Variables) -> int:
+        return v.max_num_batched_tokens
+
+    def draft_slots(self, v: Variables) -> int:
+        return v.num_draft_slots
+
+
+class VllmSeparate(BuiltIn):
+    """Target and drafter have a budget of max_num_batched_tokens each, as they run one after the other.
+
+    The drafter runs its slots and one more token for each scheduled request (DSpark: K, DFlash: K + 1), so its budget
+    is a limit on the number of requests.
+    """
+
+    name = "vllm_separate"
+    source = "vLLM #52996, proposed for #52922"
+    text = "max_num_batched_tokens; max_requests max_num_batched_tokens // (num_draft_slots + 1)"
+
+    def budget(self, v: Variables) -> int:
+        return v.max_num_batched_tokens
+
+    def max_requests(self, v: Variables) -> int:
+        return v.max_num_batched_tokens // (v.num_draft_slots + 1)
+
+
 BUILTIN: dict[str, BuiltIn] = {
     formula.name: formula
-    for formula in (Original(), Pr7438(), Pr7499(), Pr7623(), Release26(), Exact(), Ternary())
+    for formula in (
+        *(Original(), Pr7438(), Pr7499(), Pr7623(), Release26(), Exact(), Ternary()),
+        *(VllmStatic(), VllmAdaptive(), VllmSeparate()),
+    )
 }
 """Name -> formula, in the order of the changes. `release_2_6` also sets the policy."""
+
+MODEL_FORMULAS: dict[str, BuiltIn] = {
+    name: formula for name, formula in BUILTIN.items() if formula.rules <= set(MODEL_TAKES)
+}
+"""Those of them that the model of FastDeploy's scheduler takes."""

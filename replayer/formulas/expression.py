@@ -13,9 +13,10 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.printable import printable
 from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, FormulaColumns
 from fdtrace.replayer.formulas.syntax import BINARY, COMPARE, DIVISIONS, parse_expression
-from fdtrace.replayer.formulas.variables import VARIABLES, Variables
+from fdtrace.replayer.formulas.variables import VARIABLES, RequestVariables, Variables
 
-Scalar = Callable[[Variables], Any]
+Scalar = Callable[[Any], Any]
+"""A function of a `Variables` or of a `RequestVariables`."""
 Array = NDArray[Any]
 
 
@@ -47,7 +48,7 @@ class Expression:
         used_names = {node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)}
         return [name for name in self._names if name in used_names]
 
-    def scalar(self, v: Variables) -> Any:
+    def scalar(self, v: Variables | RequestVariables) -> Any:
         """Its value for one call. UsageError, with the values of the variables, if it cannot be computed."""
         try:
             return self._scalar(v)

@@ -1,46 +1,108 @@
-"""Formulas from the command line: a built-in name, `NAME: EXPRESSION [; charge EXPRESSION]`, or a class."""
+"""Formulas from the command line: a built-in name, `NAME: EXPRESSION [; RULE EXPRESSION]…`, or a class."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.formulas.base import Formula, FormulaColumns, whole
+from fdtrace.replayer.formulas.base import MAX_MAGNITUDE, Formula, FormulaColumns, whole
 from fdtrace.replayer.formulas.builtin import BUILTIN
+from fdtrace.replayer.formulas.call_rules import OF_A_REQUEST, RULES, split_rules
 from fdtrace.replayer.formulas.expression import Expression
-from fdtrace.replayer.formulas.variables import Variables
+from fdtrace.replayer.formulas.variables import (
+    REQUEST_VARIABLES,
+    VARIABLES,
+    RequestVariables,
+    Variables,
+)
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*\Z")
-_CHARGE = re.compile(r"\s*charge\b\s*:?")
 
 
 class ExpressionFormula(Formula):
-    """The user's own formula: an expression for the budget, and one for the charge (default 0)."""
+    """The user's own formula: an expression for the budget, and one for each rule that it has.
+
+    Args:
+        name: the formula's name.
+        budget: the expression of its budget.
+        rules: expression by rule (`RULES`).
+
+    Raises:
+        UsageError: an expression contains something that is not allowed.
+    """
 
     source = "given by the user"
 
-    def __init__(self, name: str, budget: str, charge: str = "0") -> None:
+    def __init__(self, name: str, budget: str, rules: Mapping[str, str] | None = None) -> None:
         self.name = name
         owner = f"formula {name!r}"
-        self._budget, self._charge = Expression(budget, owner), Expression(charge, owner)
-        self.text = self.description = budget if charge == "0" else f"{budget}; charge {charge}"
-        self._free = charge == "0"
+        self._budget = Expression(budget, owner)
+        self._rules = {
+            rule: Expression(
+                text,
+                f"{rule} of {owner}",
+                {**VARIABLES, **REQUEST_VARIABLES} if rule in OF_A_REQUEST else None,
+            )
+            for rule, text in (rules or {}).items()
+        }
+        self.text = self.description = "; ".join(
+            [budget, *(f"{rule} {text}" for rule, text in (rules or {}).items())]
+        )
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The rules that were given."""
+        return frozenset(self._rules)
 
     def budget(self, v: Variables) -> int:
         return whole(self._budget.scalar(v), f"the budget of formula {self.name!r}")
 
     def charge(self, v: Variables) -> int:
-        return 0 if self._free else _charged(self._charge.scalar(v), self.name)
+        expression = self._rules.get("charge")
+        return 0 if expression is None else _charged(expression.scalar(v), self.name)
+
+    def chunk_charge(self, v: Variables, r: RequestVariables) -> int:
+        expression = self._rules.get("chunk_charge")
+        return (
+            r.num_chunk_tokens if expression is None else _charged(expression.scalar(r), self.name, "a chunk")
+        )
+
+    def chunk_cap(self, v: Variables, r: RequestVariables) -> int:
+        return self._of("chunk_cap", r, MAX_MAGNITUDE)
+
+    def admit(self, v: Variables, r: RequestVariables) -> int:
+        return self._of("admit", r, 1)
+
+    def input_budget(self, v: Variables) -> int:
+        return self._of("input_budget", v, v.max_num_batched_tokens)
+
+    def draft_slots(self, v: Variables) -> int:
+        return self._of("draft_slots", v, v.num_draft_slots)
+
+    def max_requests(self, v: Variables) -> int:
+        return self._of("max_requests", v, v.max_num_seqs)
+
+    def _of(self, rule: str, v: Variables | RequestVariables, otherwise: int) -> int:
+        expression = self._rules.get(rule)
+        return (
+            otherwise
+            if expression is None
+            else whole(expression.scalar(v), f"{rule} of formula {self.name!r}")
+        )
 
     def budgets(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
         return _floored(self._budget.column(columns, length))
 
     def charges(self, columns: FormulaColumns, length: int) -> NDArray[np.int64]:
-        values = _floored(self._charge.column(columns, length))
+        expression = self._rules.get("charge")
+        if expression is None:
+            return np.zeros(length, dtype=np.int64)
+        values = _floored(expression.column(columns, length))
         if (values < 0).any():
             _charged(int(values.min()), self.name)
         return values
@@ -51,10 +113,10 @@ def _floored(values: NDArray[Any]) -> NDArray[np.int64]:
     return whole_values
 
 
-def _charged(value: Any, name: str) -> int:
+def _charged(value: Any, name: str, whom: str = "a decode") -> int:
     charge = whole(value, f"the charge of formula {name!r}")
     if charge < 0:
-        raise UsageError(f"formula {name!r} charges a decode {charge} tokens", why="a charge is not negative")
+        raise UsageError(f"formula {name!r} charges {whom} {charge} tokens", why="a charge is not negative")
     return charge
 
 
@@ -66,23 +128,57 @@ class ClassFormula(Formula):
     def __init__(self, name: str, instance: Any) -> None:
         self.name, self._instance = name, instance
         self.description = (type(instance).__doc__ or "").strip().split("\n")[0]
+        self._rules = (
+            instance.rules
+            if isinstance(instance, Formula)
+            else frozenset(rule for rule in RULES if hasattr(instance, rule))
+        )
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The rules for which the class has a method."""
+        return self._rules
 
     def budget(self, v: Variables) -> int:
         return whole(self._call("budget", v), f"the budget of formula {self.name!r}")
 
     def charge(self, v: Variables) -> int:
-        if not hasattr(self._instance, "charge"):
-            return 0
-        return _charged(self._call("charge", v), self.name)
+        return _charged(self._call("charge", v), self.name) if "charge" in self._rules else 0
 
-    def _call(self, method: str, v: Variables) -> Any:
+    def chunk_charge(self, v: Variables, r: RequestVariables) -> int:
+        if "chunk_charge" not in self._rules:
+            return r.num_chunk_tokens
+        return _charged(self._call("chunk_charge", v, r), self.name, "a chunk")
+
+    def chunk_cap(self, v: Variables, r: RequestVariables) -> int:
+        return self._of("chunk_cap", MAX_MAGNITUDE, v, r)
+
+    def admit(self, v: Variables, r: RequestVariables) -> int:
+        return self._of("admit", 1, v, r)
+
+    def input_budget(self, v: Variables) -> int:
+        return self._of("input_budget", v.max_num_batched_tokens, v)
+
+    def draft_slots(self, v: Variables) -> int:
+        return self._of("draft_slots", v.num_draft_slots, v)
+
+    def max_requests(self, v: Variables) -> int:
+        return self._of("max_requests", v.max_num_seqs, v)
+
+    def _of(self, rule: str, otherwise: int, *state: Variables | RequestVariables) -> int:
+        if rule not in self._rules:
+            return otherwise
+        return whole(self._call(rule, *state), f"{rule} of formula {self.name!r}")
+
+    def _call(self, method: str, *state: Variables | RequestVariables) -> Any:
         try:
-            return getattr(self._instance, method)(v)
+            return getattr(self._instance, method)(*state)
         except Exception as error:
-            state = ", ".join(f"{name} = {getattr(v, name)}" for name in Variables.__slots__)
+            names = [(v, name) for v in state for name in type(v).__slots__ if name != "call"]
+            values = ", ".join(f"{name} = {getattr(v, name)}" for v, name in names)
             raise UsageError(
                 f"formula {self.name!r} failed in its {method}()",
-                why=f"{type(error).__name__}: {error}, with {state}",
+                why=f"{type(error).__name__}: {error}, with {values}",
             ) from error
 
 
@@ -90,8 +186,9 @@ def formula_from_class(cls: Any, name: str | None = None) -> Formula:
     """A formula from a user's class.
 
     Args:
-        cls: a class with a method `budget(self, v)`, and `charge(self, v)` if it likes; `v` is a `Variables`. A
-            subclass of `Formula` is such a class too.
+        cls: a class with a method `budget(self, v)`, and one for each rule (`RULES`) that it has: `charge(self, v)`,
+            `admit(self, v, r)`, …; `v` is a `Variables`, `r` a `RequestVariables`. A subclass of `Formula` is such a
+            class too.
         name: the formula's name; None: the class's.
 
     Raises:
@@ -133,16 +230,23 @@ def parse_formula(text: str) -> Formula:
         )
     if name in BUILTIN:
         raise UsageError(f"{name!r} is a built-in formula", hint="give yours another name")
-    budget, semicolon, charge = rest.partition(";")
-    if not semicolon:
-        return ExpressionFormula(name, budget.strip())
-    match = _CHARGE.match(charge)
-    if match is None:
-        raise UsageError(
-            f"formula {name!r} cannot be used: after `;` comes `charge EXPRESSION`, not {charge.strip()!r}",
-            hint=f"`{name}: {budget.strip()}; charge num_speculative_tokens + 1`",
-        )
-    return ExpressionFormula(name, budget.strip(), charge[match.end() :].strip())
+    return _with_rules(name, rest)
+
+
+def _with_rules(name: str, text: str) -> Formula:
+    (_, budget), *given = split_rules(text)
+    rules: dict[str, str] = {}
+    for rule, expression in given:
+        if not rule:
+            raise UsageError(
+                f"formula {name!r} cannot be used: after `;` comes a rule, as `charge EXPRESSION`, "
+                f"not {expression!r:.80}",
+                hint=f"`{name}: {budget}; charge num_speculative_tokens + 1`; rules are {', '.join(RULES)}",
+            )
+        if rule in rules:
+            raise UsageError(f"formula {name!r} has {rule} twice")
+        rules[rule] = expression
+    return ExpressionFormula(name, budget, rules)
 
 
 def _unknown(text: str) -> UsageError:

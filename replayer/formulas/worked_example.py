@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fdtrace.replayer.formulas.call_rules import split_rules
 from fdtrace.replayer.formulas.expression import Uncomputable, compiled
 from fdtrace.replayer.formulas.syntax import parse_expression
 
@@ -53,9 +54,9 @@ def spelled_out(text: str, values: Mapping[str, int]) -> Arithmetic:
 
 
 def budget_and_charge(text: str) -> tuple[str, str]:
-    """The two expressions of a formula's text, `BUDGET` or `BUDGET; charge CHARGE`."""
-    budget, _, charge = text.partition(";")
-    return budget.strip(), charge.strip().removeprefix("charge").lstrip(" :").strip() or "0"
+    """The expressions of a formula's budget and of its charge, from its text."""
+    rules = dict(split_rules(text))
+    return rules["budget"], rules.get("charge", "0")
 
 
 def number(value: float) -> str:
@@ -80,7 +81,7 @@ class _Fill(ast.NodeTransformer):
 
 def _value(node: ast.expr) -> Any:
     try:
-        return compiled(node)(None)  # type: ignore[arg-type] # it has no names left
+        return compiled(node)(None)  # it has no names left
     except Uncomputable:
         return math.nan
 

@@ -12,6 +12,7 @@ from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.formulas.base import Formula
+from fdtrace.replayer.formulas.call_rules import refuse_rules
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome_figures import MemoryQuestion, outcome_of
 from fdtrace.replayer.model.events import StepRow
@@ -113,6 +114,13 @@ def as_recorded_history(
     The column `allowed` is the step's decode tokens plus its allowance. UsageError if the formula cannot be computed
     for a step.
     """
+    refuse_rules(
+        formula.name,
+        formula.rules,
+        ("charge",),
+        "--as-recorded",
+        "its other rules are about requests that another call would have scheduled",
+    )
     memory, read_rows = memory or MemoryQuestion(fit_memory(recording)), rows or rows_of(recording)
     variables, length = formula_columns(recording), recording.num_steps
     budget = formula.budgets(variables, length)

@@ -15,7 +15,7 @@ from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
 from fdtrace.replayer.model.initial_events import AdmissionBlocked
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
-NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
+NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
 
 
 class Arrived(NamedTuple):
@@ -43,6 +43,7 @@ class Arrived(NamedTuple):
     drafts: Accepts | None = None
     restarts: tuple[int, ...] = ()
     after_idle: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class PrefixCache(BlockPool):
         request.computed = num_matched * size
         if request.computed == request.need_prefill:
             request.computed -= size
+        request.hit_blocks = request.computed // size
 
     def found(self, event: CacheFound) -> None:
         """Take over the blocks as the engine had them, and their order of eviction."""

@@ -110,7 +110,7 @@ class Request:
     __slots__ = (
         *("id", "prompt", "max_tokens", "ready", "plan", "status", "need_prefill", "computed", "num_blocks"),
         *("order", "rank", "emitted", "forwards", "start", "wake_at", "finish_at", "aborting"),
-        *("block_key", "cached_blocks", "leaf"),
+        *("block_key", "cached_blocks", "leaf", "hit_blocks"),
     )
 
     def __init__(self, request_id: str, prompt: int, max_tokens: int, ready: bool, plan: Plan | None) -> None:
@@ -145,6 +145,8 @@ class Request:
         self.block_key: Callable[[int], Hashable] | None = None
         self.cached_blocks = 0
         """Of its blocks, those that the prefix cache owns."""
+        self.hit_blocks = 0
+        """Full blocks that the prefix cache supplied, and that it need not compute, when it was last matched."""
         self.leaf: Any = None
         """Its last node in the prefix cache, and the number of tokens up to that node."""
         self.rank = NEVER

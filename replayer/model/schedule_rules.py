@@ -8,6 +8,7 @@ from __future__ import annotations
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.block_reserve import Reserve
 from fdtrace.replayer.model.events import Decision, Lack, NotAdmitted, Reason
+from fdtrace.replayer.model.formula_rules import RequestRules
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 from fdtrace.replayer.model.roles import check_prefill_role
 from fdtrace.replayer.model.state import ORDER, State, drop_waiting
@@ -36,6 +37,8 @@ class SchedulingCall:
         self.track = False
         self.prefill_unmet = False
         """Whether a running prefill waits for blocks in this call."""
+        self.rules: RequestRules | None = None
+        """The formula's rules about single requests; None: it has none."""
         self.not_ready: frozenset[str] | None = None
         """As in `Schedule`; so is `failed`."""
         self.failed: frozenset[str] = frozenset()
@@ -270,6 +273,10 @@ class SchedulingCall:
         state.pool.match(request)
         if not self.config.chunked_prefill and self.budget < request.need_prefill:
             return "budget"
+        if self.rules is not None and not self.rules.admits(request, self.budget):
+            self._because("not admitted", request, because="the formula")
+            state.pool.release(request)
+            return "formula"
         num_tokens = self._num_new_tokens(request)
         if num_tokens == 0:
             state.pool.release(request)
@@ -304,21 +311,24 @@ class SchedulingCall:
                 "prefill", request, num_tokens=num_tokens, of=left, budget=budget, num_blocks=num_blocks
             )
         self.decision.chunks.append((request.id, start, start + num_tokens))
-        self.budget -= num_tokens
+        self.budget -= (
+            num_tokens if self.rules is None else self.rules.charge(request, num_tokens, self.budget)
+        )
         self.state.prefill(request, num_tokens, num_blocks)
         if admitted or self.caches_later_chunks:
             self.state.pool.computed(request, request.computed)
 
     def _num_new_tokens(self, request: Request) -> int:
         """Tokens of the next chunk. FastDeploy: `_get_num_new_tokens`; in deterministic mode chunks are aligned."""
-        left, budget = request.need_prefill - request.computed, self.budget
+        left = request.need_prefill - request.computed
+        budget = self.budget if self.rules is None else self.rules.cap(request, self.budget)
         num_tokens = left if left < budget else budget
         size = self.config.split_kv_size
         if size and left >= size:
             to_boundary = -request.computed % size
-            if self.budget < to_boundary:
+            if budget < to_boundary:
                 return 0
-            aligned = (request.computed + self.budget) // size * size - request.computed
+            aligned = (request.computed + budget) // size * size - request.computed
             num_tokens = min(aligned, num_tokens)
         return num_tokens
 

@@ -38,6 +38,7 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
+from fdtrace.replayer.model.formula_rules import request_rules
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
@@ -88,6 +89,7 @@ class Scheduler(SchedulerQueries):
         self._reserve = reserve_of(config, policy)
         self._call = SchedulingCall(self._state, policy, self._reserve)
         self._variables = Variables.of(config)
+        self._call.rules = request_rules(config, formula, self._variables)
         self._chunks: list[tuple[str, int, int]] = []
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {
             Arrived: self._arrived,

@@ -240,7 +240,7 @@ def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]
         return f"{_asking(scheduler, decision)} ({state})"
     if scheduler.explains:
         return f"{_rule(scheduler, decision, stalled)} ({state})"
-    parts = []
+    parts = [f"the budget is {decision.token_budget}"] if decision.token_budget <= 0 else []
     if decision.lack is not None:
         parts.append(_lacking(scheduler, decision, decision.lack))
     if stalled:
@@ -304,4 +304,6 @@ def _rule(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]) -
         return f"the next prompt is not chunked and is larger than the budget of {budget}"
     if decision.lack is not None:
         return f"{_lacking(scheduler, decision, decision.lack)}, and none will be freed"
+    if reason == "formula":
+        reason = "the formula does not admit the head of the queue"  # type: ignore[assignment]
     return f"nothing is decided with a budget of {budget} ({reason})"

@@ -39,7 +39,7 @@ limit. There is also the column `not_admitted`, with texts as in a recording.
 
 _PACK_ROW = Struct(f"{len(COLUMNS)}q").pack
 
-_NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption")
+_NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "formula")
 
 
 def figures_of(

@@ -160,10 +160,6 @@ def read_settings(engine: EngineInfo, changes: Mapping[str, Any]) -> dict[str, V
             raise _unknown(key, engine, knobs)
         else:
             settings[name] = plain_value(value)
-            if name == "policy" and settings[name] == "priority":
-                raise UsageError(
-                    "policy=priority cannot be replayed", why="the priorities of requests are not recorded"
-                )
     return settings
 
 

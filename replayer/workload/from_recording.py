@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY
 from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.model.events import Resumed
+from fdtrace.replayer.recorded.client_times import client_times
 from fdtrace.replayer.recorded.step_durations import BY_STEPS, Clock, ClockKind, call_times, fit_durations
 from fdtrace.replayer.workload.block_contents import Blocks, Prefixes, cached_chains
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
@@ -75,6 +76,11 @@ class _Reader:
         self.initial = {numbers.index(first.request): first for first in (*there, *queued)}
         self.rank = {entry: i for i, entry in enumerate(self.initial)}
         self.after_idle = _after_idle(recording)
+        self.sent = (
+            None
+            if times is None or "arrived_at" not in recording.requests
+            else client_times(recording.requests)
+        )
         self.handover = details.handover if modelled else None
         self.hashes: Any = details.block_hashes
         self.found = FoundState() if modelled else details.row_scan.found
@@ -114,6 +120,10 @@ class _Reader:
         values = self.recording.requests.get(name)
         return MISSING if values is None else int(values[i])
 
+    def _priority(self, i: int) -> int:
+        values = self.recording.requests.get("priority")
+        return NO_PRIORITY if values is None else int(values[i])
+
     def _index(self, step: int) -> int:
         """A step's number as steps since the first; a number between two steps counts as the later step."""
         return int(np.searchsorted(self.steps, step))
@@ -127,9 +137,8 @@ class _Reader:
 
     def arrival(self, i: int) -> int:
         """When a request arrived, on the clock; 0 if it was there before the recording."""
-        when = self._value("arrived_at", i) if self.times is not None else MISSING
-        if self.times is not None and when != MISSING:
-            return max(0, when - int(self.times[0])) // 1000
+        if self.times is not None and self.sent is not None and self.sent[i] != MISSING:
+            return max(0, int(self.sent[i]) - int(self.times[0])) // 1000
         arrived = self._value("arrived_step", i)
         return 0 if arrived == MISSING else self._at(arrived)
 
@@ -163,6 +172,7 @@ class _Reader:
             target=None if aborted != MISSING else target,
             restarts=self.restarts.get(i, ()),
             after_idle=bool(self.after_idle[i]),
+            priority=None if (priority := self._priority(i)) == NO_PRIORITY else priority,
             **self._other_instance(i),
         )
         if initial is None:

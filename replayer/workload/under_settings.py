@@ -50,6 +50,10 @@ def workload_under(workload: Workload, engine: EngineInfo, changed: ChangedSetti
     """
     if not changed:
         return workload
+    if changed.values.get("policy") == "priority" and any(r.priority is None for r in workload.requests):
+        raise UsageError(
+            "policy=priority cannot be replayed", why="the priorities of requests are not recorded"
+        )
     before = workload.config
     config = changed_config(before, engine, changed.values)
     requests, notes = list(workload.requests), list(workload.notes)

@@ -64,6 +64,8 @@ class WorkRequest:
     """It arrives so long after a client got its answer; `arrival` then gives only its place in the order. None: it
     arrives at `arrival`.
     """
+    priority: int | None = None
+    """None: not known. Only an engine's real scheduler uses it."""
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -77,6 +79,7 @@ class WorkRequest:
             drafts=self.drafts,
             restarts=self.restarts,
             after_idle=self.after_idle,
+            priority=self.priority or 0,
         )
 
 

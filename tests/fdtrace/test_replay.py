@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.cli import main
-from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.formulas import MODEL_FORMULAS
 
 Captured = pytest.CaptureFixture[str]
 
@@ -19,9 +19,9 @@ def test_every_built_in_formula_an_expression_and_a_class_in_one_report(
     file = tmp_path / "half.py"
     file.write_text("class Half:\n    def budget(self, v):\n        return v.max_num_batched_tokens // 2\n")
     expression = "mine: max_num_batched_tokens - num_running_decodes * (num_draft_tokens + 1)"
-    given = [*BUILTIN, expression, f"{file}:Half"]
+    given = [*MODEL_FORMULAS, expression, f"{file}:Half"]
     options = [part for text in given for part in ("-f", text)]
-    names = ["recorded", *BUILTIN, "mine", "Half"]
+    names = ["recorded", *MODEL_FORMULAS, "mine", "Half"]
     for how in ([], ["--as-recorded"]):
         assert main(["replay", str(trace), "--json", *options, *how]) == 0
         found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["formulas"]}

@@ -17,6 +17,7 @@ from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import KeyframeRow, Writer
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.session import Session
+from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY
 from fdtrace.recorder.trace.standstill import Standstill, standstill
 from fdtrace.recorder.trace.trace import open_trace
 
@@ -230,6 +231,28 @@ def test_a_trace_of_schema_1_opens_and_its_calls_are_told_as_not_recorded(
     assert main(["replay", "--json", str(old), "-f", "original"]) == 0
     assert json.loads(capsys.readouterr().out)["standstill"] is None
     assert main(["check", str(old), "-f", "pr7499", "--max-exceeded", "1000"]) == 0
+
+
+def test_a_trace_of_schema_3_opens_and_what_came_later_is_null(
+    trace: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    old = tmp_path / "old.duckdb"
+    shutil.copy(trace, old)
+    with duckdb.connect(str(old)) as db:
+        for table, column in (
+            *((table, name) for table in ("step", "call") for name in ("input_budget", "num_input_tokens")),
+            *(("request", name) for name in ("sent_at", "priority")),
+        ):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        db.execute("UPDATE trace SET schema_version = 3")
+    query = "SELECT count(input_budget_left), count(token_budget_left) > 0 FROM budget"
+    assert main(["sql", str(old), query, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0,true"
+    assert main(["replay", "--json", str(old), "-f", "original"]) == 0
+    with open_trace(old) as opened:
+        requests = opened.recording().requests
+        assert set(requests["sent_at"].tolist()) == {MISSING}
+        assert set(requests["priority"].tolist()) == {NO_PRIORITY}
 
 
 def test_the_head_of_a_live_screen_says_it_first() -> None:

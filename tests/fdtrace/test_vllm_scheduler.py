@@ -127,6 +127,7 @@ def trace_of(run: dict[str, Any], engine: EngineInfo, path: Path, first: int = 0
                 arrived_at=at(request["arrived_at"]) if known else None, finished_at=at(request["finished_at"]),
                 num_prompt_tokens=request["prompt"], max_tokens=request["max_tokens"],
                 num_cached_tokens=cached.get(name) if known else None, num_output_tokens=request["made"],
+                priority=request["priority"],
                 block_hashes=request["hashes"][: request["prompt"] // engine.block_size],
             )  # fmt: skip
             for kind, step in (("aborted", request["aborted"]), ("finished", ended)):

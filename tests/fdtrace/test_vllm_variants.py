@@ -1,14 +1,14 @@
 """Changed settings of vLLM: a recording replayed with them equals a real `EngineCore` stepped with them.
 
 VLLM_PYTHON names a Python that has vLLM. The same given requests meet both engines before the same steps, and
-accept the same of their drafts.
+accept the same of their drafts. FDTRACE_TEST_VLLM=all tries every refusal.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,15 @@ from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
 from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_vllm_scheduler import NGRAM, PYTHON, SIZES, real, trace_of
+from tests.fdtrace.vllm_process import VllmProcess
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = [real, pytest.mark.timeout(1200), pytest.mark.xdist_group("vllm variants")]
 
 BASES: dict[str, dict[str, Any]] = {
     "plain": {"max_num_batched_tokens": 128},
+    "small": {},
+    "priorities": {"max_num_batched_tokens": 128, "num_blocks": 70},
     "drafts": {**NGRAM, "max_num_batched_tokens": 128, "num_blocks": 80},
     "prefixes": {"prefix_caching": True, "max_num_batched_tokens": 128, "num_blocks": 80},
 }
@@ -63,10 +66,11 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("prefixes", {"enable_prefix_caching": False}),
     ("prefixes", {"block_size": 32, "num_gpu_blocks_override": 40}),
     ("prefixes", {"max_num_seqs": 4, "num_gpu_blocks_override": 70}),
+    ("priorities", {"policy": "priority", "max_num_seqs": 16}),
 ]
 
 
-def requests() -> list[dict[str, Any]]:
+def requests(priorities: bool) -> list[dict[str, Any]]:
     rng = random.Random(5)
     found, step = [], 0
     for i in range(60):
@@ -76,25 +80,29 @@ def requests() -> list[dict[str, Any]]:
         found.append(
             {"id": f"r{i}", "arrival": step, "prompt": prompt, "shared": shared, "output": rng.randint(5, 60)}
         )
+        if priorities:
+            found[-1]["priority"] = i % 4 - 2
     return found
 
 
-def stepped(config: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+def stepped(config: dict[str, Any], changed: dict[str, Any], *, priorities: bool = False) -> dict[str, Any]:
     """What vLLM's `EngineCore` did with these sizes and settings."""
-    asked = {"sizes": config, "recorded": {}, "changed": changed, "seed": 1, "given": requests()}
+    asked = {"sizes": config, "recorded": {}, "changed": changed, "seed": 1, "given": requests(priorities)}
+    return engine_process().ask(asked)
+
+
+@cache
+def engine_process() -> VllmProcess:
+    """The process in which a real `EngineCore` is stepped."""
     drivers = Path(fdtrace.drivers.__file__).parent
-    program = Path(__file__).with_name("vllm_engine.py")
-    command = [PYTHON, str(program), str(drivers), json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=1000)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    run: dict[str, Any] = json.loads(done.stdout)
-    return run
+    return VllmProcess(PYTHON, Path(__file__).with_name("vllm_engine.py"), drivers)
 
 
 @cache
 def base(name: str) -> tuple[dict[str, Any], EngineInfo]:
     config = {**SIZES, **BASES[name]}
-    return stepped(config, {}), EngineInfo(engine_id=0, name="vllm", version="0", config={}, **config)
+    run = stepped(config, {}, priorities=name == "priorities")
+    return run, EngineInfo(engine_id=0, name="vllm", version="0", config={}, **config)
 
 
 def loaded(name: str, path: Path) -> Recording:
@@ -136,7 +144,7 @@ def test_changed_settings_are_scheduled_as_by_the_engine(
     )
     if changed.get("num_speculative_tokens") == 0:
         config["spec_method"] = None
-    run = stepped(config, changed)
+    run = stepped(config, changed, priorities=name == "priorities")
     history = replayed(recording, changed, children)
     assert history.outcome.fidelity is None
     assert history.outcome.settings == changed
@@ -152,21 +160,23 @@ def test_changed_settings_are_scheduled_as_by_the_engine(
     assert history.columns["num_free_blocks"].tolist() == [one["num_free_blocks"] for one in run["steps"]]
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"watermark": 1.5}, "watermark: Input should be less than 1"),
-        ({"max_num_active_seqs": 99}, r"max_num_active_seqs \(99\) cannot be greater"),
-        ({"long_prefill_token_threshold": 5000}, "cannot be greater than the max_model_len"),
-        ({"max_num_batched_tokens": 4}, "must be greater than or equal to max_num_seqs"),
-        ({"enable_chunked_prefill": False}, "is smaller than max_model_len"),
-        ({"num_gpu_blocks_override": 20}, "do not hold one request of max_model_len"),
-        ({"watermarc": 0.1}, "no setting 'watermarc'.*watermark?"),
-        ({"policy": "lifo"}, "policy: Input should be 'fcfs' or 'priority'"),
-        ({"policy": "priority"}, "priorities of requests are not recorded"),
-        ({"prefill_schedule_interval": 4}, "no replay can change prefill_schedule_interval"),
-    ],
-)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"watermark": 1.5}, "watermark: Input should be less than 1"),
+    ({"max_num_active_seqs": 99}, r"max_num_active_seqs \(99\) cannot be greater"),
+    ({"long_prefill_token_threshold": 5000}, "cannot be greater than the max_model_len"),
+    ({"max_num_batched_tokens": 4}, "must be greater than or equal to max_num_seqs"),
+    ({"enable_chunked_prefill": False}, "is smaller than max_model_len"),
+    ({"num_gpu_blocks_override": 20}, "do not hold one request of max_model_len"),
+    ({"watermarc": 0.1}, "no setting 'watermarc'.*watermark?"),
+    ({"policy": "lifo"}, "policy: Input should be 'fcfs' or 'priority'"),
+    ({"policy": "priority"}, "priorities of requests are not recorded"),
+    ({"prefill_schedule_interval": 4}, "no replay can change prefill_schedule_interval"),
+]
+if os.environ.get("FDTRACE_TEST_VLLM") != "all":
+    REFUSED = REFUSED[::4]  # a refusal ends its process, and the next one imports vLLM again
+
+
+@pytest.mark.parametrize(("changed", "said"), REFUSED)
 def test_what_the_engine_refuses_is_refused(
     changed: dict[str, Any], said: str, tmp_path: Path, children: Children
 ) -> None:

@@ -3,7 +3,8 @@
     python vllm_engine.py DRIVERS '{"sizes": …, "recorded": …, "seed": …, "requests": …, "steps": …}'
 
 Run by a Python that has vLLM; DRIVERS is the directory of fdtrace's drivers, whose `vllm_build.py` makes the scheduler.
-Requests come and are aborted at random iterations; acceptances, drafts and stops are random too.
+Requests come and are aborted at random iterations; acceptances, drafts and stops are random too. With "-" in place of
+the question, it answers one question a line of stdin.
 """
 
 from __future__ import annotations
@@ -203,10 +204,18 @@ class Clients:
         prompt = rng.randint(1, self.asked["longest"])
         shared = rng.choice((0, min(prompt, 48)))
         output, most = rng.randint(1, 60), rng.randint(1, 60)
-        self._add(f"r{len(self.requests)}", prompt, shared, output, max(output, most), build, hasher)
+        self._add(f"r{len(self.requests)}", prompt, shared, output, max(output, most), None, build, hasher)
 
     def _add(
-        self, name: str, prompt: int, shared: int, output: int, most: int, build: Any, hasher: Any
+        self,
+        name: str,
+        prompt: int,
+        shared: int,
+        output: int,
+        most: int,
+        priority: int | None,
+        build: Any,
+        hasher: Any,
     ) -> None:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
@@ -216,13 +225,13 @@ class Clients:
         sampling = SamplingParams(max_tokens=most, ignore_eos=True, stop_token_ids=[STOP])
         given = {
             "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
-            "eos_token_id": None, "block_hasher": hasher,
+            "eos_token_id": None, "block_hasher": hasher, "priority": priority or 0,
         }  # fmt: skip
         request = self.known[name] = Request(**build.taken_by(Request, given))
         worker.total[name], worker.ends[name], worker.prefills[name] = prompt, prompt + output, True
         self.requests[name] = {
             "id": name, "arrived": len(self.recorder.steps), "arrived_at": time.time_ns(), "prompt": prompt,
-            "max_tokens": sampling.max_tokens, "aborted": None,
+            "max_tokens": sampling.max_tokens, "aborted": None, "priority": priority,
             "hashes": [hash(value) & (1 << 63) - 1 for value in request.block_hashes],
         }  # fmt: skip
         self.scheduler.add_request(request)
@@ -235,7 +244,8 @@ class Clients:
             if one["arrival"] > len(self.recorder.steps) and not idle:
                 return
             self.worker.given[one["id"]] = 0
-            self._add(one["id"], one["prompt"], one["shared"], one["output"], one["output"], build, hasher)
+            sizes = one["prompt"], one["shared"], one["output"], one["output"]
+            self._add(one["id"], *sizes, one.get("priority"), build, hasher)
 
     def abort(self) -> None:
         from vllm.v1.request import RequestStatus
@@ -289,8 +299,8 @@ def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, and print one object."""
-    drivers, asked = sys.argv[1], json.loads(sys.argv[2])
+    """Run, and print one object; with "-" in place of the question, one for each question on stdin."""
+    drivers = sys.argv[1]
     told = os.dup(1)
     os.dup2(2, 1)
     sys.path.insert(1, drivers)
@@ -300,7 +310,10 @@ def main() -> None:
 
     sys.path.remove(drivers)
     os.chdir(tempfile.mkdtemp())
-    os.write(told, json.dumps(run(asked, build)).encode())
+    with os.fdopen(told, "w", encoding="utf-8") as answers:
+        for question in sys.stdin if sys.argv[2] == "-" else (sys.argv[2],):
+            answers.write(json.dumps(run(json.loads(question), build)) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.analysis.fidelity import recorded_formula
 from fdtrace.replayer.experiment import replay_recording
-from fdtrace.replayer.formulas import BUILTIN, parse_formula
+from fdtrace.replayer.formulas import BUILTIN, MODEL_FORMULAS, parse_formula
 from fdtrace.replayer.history.as_recorded import as_recorded_history, recorded_history
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.step_state import formula_columns, running_decodes
@@ -119,7 +119,7 @@ def test_every_formula_does_a_million_steps(recwarn: pytest.WarningsRecorder) ->
     mine = parse_formula(
         "mine: max_num_batched_tokens - num_running * 4 if num_waiting > 3 else num_blocks // 9"
     )
-    for formula in (*BUILTIN.values(), mine):
+    for formula in (*MODEL_FORMULAS.values(), mine):
         history = as_recorded_history(found, formula)
         assert len(history.columns["num_tokens"]) == count
         at = 123_456

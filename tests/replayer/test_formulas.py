@@ -72,6 +72,7 @@ state = st.fixed_dictionaries(
         "block_size": st.sampled_from([16, 64]),
         "num_blocks": st.integers(1, 5000),
         "max_model_len": st.integers(1, 65536),
+        "num_draft_slots": st.integers(0, 8),
     }
 )
 
@@ -182,7 +183,7 @@ REFUSED = [
     ("mine: 1e999", "this number is too large", "1e999"),
     ("mine: num_runing + 1", "did you mean 'num_running'?", "num_runing"),
     ("mine: 1 +", "does not parse", None),
-    ("mine: 1; 2", "after `;` comes `charge EXPRESSION`", None),
+    ("mine: 1; 2", "after `;` comes a rule, as `charge EXPRESSION`", None),
     ("mine:", "it is empty", None),
     ("mine: 1 if", "does not parse", None),
     ("mine: " + "(" * 300 + "1" + ")" * 300, "does not parse", None),

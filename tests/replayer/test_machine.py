@@ -23,7 +23,7 @@ from fdtrace.replayer import (
     Scheduler,
     SchedulerConfig,
 )
-from fdtrace.replayer.formulas import BUILTIN
+from fdtrace.replayer.formulas import BUILTIN, MODEL_FORMULAS
 from fdtrace.replayer.model.state import SchedulerFailed
 
 
@@ -34,7 +34,7 @@ class Engine(RuleBasedStateMachine):
 
     @initialize(
         policy=st.sampled_from(list(POLICIES.values())),
-        formula=st.sampled_from(list(BUILTIN.values())),
+        formula=st.sampled_from(list(MODEL_FORMULAS.values())),
         method=st.sampled_from([None, "mtp"]),
         drafts=st.integers(1, 4),
         num_seqs=st.integers(1, 6),
@@ -155,7 +155,7 @@ def test_live_events_and_known_acceptances_decide_alike() -> None:
     config = SchedulerConfig(256, 8, 60, 16, 512, num_speculative_tokens=2, spec_method="mtp")
     accepts = [[(i * 7 + j * 3) % 3 for j in range(200)] for i in range(12)]
     for policy in POLICIES.values():
-        for formula in BUILTIN.values():
+        for formula in MODEL_FORMULAS.values():
             live, planned = (Scheduler(config, formula, policy) for _ in range(2))
             for i in range(12):
                 prompt, output = 20 + 13 * i, 40 + 5 * i

@@ -25,7 +25,7 @@ from fdtrace.replayer import (
     golden_line,
     workload_from_case,
 )
-from fdtrace.replayer.formulas import BUILTIN, Formula
+from fdtrace.replayer.formulas import BUILTIN, MODEL_FORMULAS, Formula
 
 
 class Told(Scheduler):
@@ -120,7 +120,9 @@ def lines(simulation: Simulation) -> list[Any]:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(case=cases(), version=st.sampled_from(sorted(POLICIES)), formula=st.sampled_from(sorted(BUILTIN)))
+@given(
+    case=cases(), version=st.sampled_from(sorted(POLICIES)), formula=st.sampled_from(sorted(MODEL_FORMULAS))
+)
 def test_known_and_told_acceptances_decide_alike(case: dict[str, Any], version: str, formula: str) -> None:
     workload, policy = workload_from_case(case), POLICIES[version]
     known = Simulation(workload, BUILTIN[formula], policy)

@@ -16,7 +16,7 @@ from fdtrace.recorder.trace.initial_state import InitialRequest
 from fdtrace.recorder.trace.recording import Acceptance, Endings, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.experiment import replay_recording, reschedule
-from fdtrace.replayer.formulas import BUILTIN, parse_formula
+from fdtrace.replayer.formulas import BUILTIN, MODEL_FORMULAS, parse_formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.replay.replay_history import history_of
@@ -122,9 +122,9 @@ def test_all_kinds_of_formula_in_one_report(
 ) -> None:
     recording = recording_of(case_of("speculative"), golden_of("speculative", "original"), "original")
     mine = parse_formula("mine: max_num_batched_tokens - num_running_decodes * (num_speculative_tokens + 1)")
-    histories = replay_recording(recording, [*BUILTIN.values(), mine])
+    histories = replay_recording(recording, [*MODEL_FORMULAS.values(), mine])
     by_name = {history.name: history.outcome for history in histories}
-    assert list(by_name) == ["recorded", *BUILTIN, "mine"]
+    assert list(by_name) == ["recorded", *MODEL_FORMULAS, "mine"]
     assert by_name["original"].num_exceeded == by_name["recorded"].num_exceeded == 126
     assert (
         by_name["pr7438"].num_exceeded == by_name["pr7499"].num_exceeded == by_name["exact"].num_exceeded == 0

@@ -90,12 +90,37 @@ def test_every_step_says_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
             == 0
         )
         why = {row["why"] for row in trace.rows("SELECT DISTINCT not_admitted AS why FROM step")}
-        assert {"budget", "slots", "other"} <= why
+        assert {"budget", "slots"} <= why
         assert count(trace, "SELECT count(*) FROM step WHERE not_admitted = 'budget' "
                             "AND num_scheduled_tokens < token_budget") == 0  # fmt: skip
         assert count(trace, "SELECT count(*) FROM step WHERE num_missing_blocks <= 0") == 0
         skipped = trace.rows("SELECT DISTINCT reason FROM event WHERE kind = 'skipped'")
         assert [row["reason"] for row in skipped] == ["remote_kvs"]
+
+
+def test_every_request_that_is_passed_over_says_for_what_it_waits(stand: Stand) -> None:
+    assert stand.record("--skips", "2", "--inline").returncode == 0
+    with open_trace(stand.trace) as trace:
+        skipped = trace.rows("SELECT request, reason FROM event WHERE kind = 'skipped'")
+        assert {row["reason"] for row in skipped} == {"remote_kvs"}
+        numbers = [row["request"] for row in skipped]
+        assert len(numbers) > 10
+        assert len(set(numbers)) == len(numbers), "once for each, while it waits for the same"
+        assert {number % 2 for number in numbers} == {1}
+        heads = trace.rows("SELECT DISTINCT head % 2 AS odd FROM call WHERE not_admitted = 'deferred'")
+        assert [row["odd"] for row in heads] == [1]
+
+
+def test_requests_have_the_time_at_which_they_reached_the_server_and_their_priority(stand: Stand) -> None:
+    assert stand.record("--inline").returncode == 0
+    with open_trace(stand.trace) as trace:
+        waits = trace.rows("SELECT min(arrived_at - sent_at) AS least FROM request")
+        assert waits[0]["least"].total_seconds() >= 0.25
+        rows = trace.rows("SELECT request, priority FROM request ORDER BY request")
+        assert [row["priority"] for row in rows] == [row["request"] % 4 - 2 for row in rows]
+        recording = trace.recording()
+        assert recording.requests["priority"].tolist() == [row["priority"] for row in rows]
+        assert (recording.requests["sent_at"] < recording.requests["arrived_at"]).all()
 
 
 @pytest.mark.parametrize("more", [(), ("--bitmask",)], ids=("", "bitmask"))

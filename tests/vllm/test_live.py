@@ -146,6 +146,12 @@ def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp
         trace, "SELECT count(*) FROM request WHERE arrived_step IS NULL OR finish_reason IS NULL"
     ) == [(0,)]
     assert rows(trace, "SELECT ended_by, state FROM trace") == [("interrupt", "complete")]
+    late = "SELECT count(*) FROM request WHERE sent_at IS NULL OR sent_at > arrived_at OR priority <> 0"
+    assert rows(trace, late) == [(0,)]
+    waited = "SELECT median(epoch_ns(arrived_at) - epoch_ns(sent_at)) BETWEEN 0 AND 10e9 FROM request"
+    assert rows(trace, waited) == [(True,)]
+    over = "SELECT count(*) FROM budget WHERE token_budget_left < 0 OR input_budget_left < 0"
+    assert rows(trace, over) == [(0,)]
     made = """SELECT count(*) FROM request r JOIN (SELECT DISTINCT ON (request) * FROM step_request
               ORDER BY request, step DESC) q USING (request)
               WHERE q.num_computed_tokens + q.num_accepted_tokens + 1 < r.num_prompt_tokens + r.num_output_tokens"""

@@ -156,6 +156,13 @@ def _queue(inspection: Inspection, account: Account) -> str:
         if (budget or 0) > 0
         else f"the budget was {_number(budget)}",
         "blocks": f"too few free blocks{more_needed}",
+        "input_budget": "the workers' input had no room left for it and its draft slots",
+        "watermark": f"its blocks were free, but not the watermark besides{more_needed}",
+        "padding": "a new decode is padded to 1 + K tokens, and these did not fit",
+        "throttle": "this call left prefills to a later one, to balance data-parallel ranks",
+        "deferred": "nothing that waits is ready",
+        "paused": "the scheduler is paused",
+        "formula": "the formula does not admit it",
         "slots": "all sequence slots were taken",
         "preemption": "this call preempted a request, and then admits none"
         if account["num_preempted"]

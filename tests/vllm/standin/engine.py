@@ -150,15 +150,22 @@ class Engine:
             "num_extended": sum(bool(new and new[0]) for new in cached.new_block_ids),
             "num_preempted": len(before - now), "num_aborted": 0,
             "num_free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
-            "head": scheduler.waiting[0].request_id if scheduler.waiting else None,
+            "head": self._head(),
         }  # fmt: skip
         if now or scheduler.waiting or output.num_scheduled_tokens:
             self.calls.write(json.dumps(line) + "\n")
 
+    def _head(self) -> str | None:
+        """The first waiting request that is ready, else the first of all."""
+        waiting = self.scheduler.waiting
+        ready = [r for r in waiting if r.status is not RequestStatus.WAITING_FOR_REMOTE_KVS]
+        return (ready or list(waiting))[0].request_id if waiting else None
+
     def _arrivals(self) -> None:
         while self.made < self.options.requests and len(self.scheduler.waiting) < 3:
             family = self.rng.randrange(3) if self.options.prefixes else -1
-            request = Request(f"r{self.made}", self.rng.randint(1, 90), self.rng.randint(1, 30), family)
+            prompt, most = self.rng.randint(1, 90), self.rng.randint(1, 30)
+            request = Request(f"r{self.made}", prompt, most, family, priority=self.made % 4 - 2)
             if self.options.skips and self.made % self.options.skips == 1:
                 request.status = RequestStatus.WAITING_FOR_REMOTE_KVS
             self.made += 1

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import time
+
+SENT_BEFORE = 0.25
+"""Seconds between the arrival at the API server and this scheduler."""
 
 
 class RequestStatus(enum.IntEnum):
@@ -17,7 +21,10 @@ class RequestStatus(enum.IntEnum):
 
 
 class Request:
-    def __init__(self, request_id: str, prompt: int, max_tokens: int, family: int = -1) -> None:
+    def __init__(
+        self, request_id: str, prompt: int, max_tokens: int, family: int = -1, priority: int = 0
+    ) -> None:
+        self.priority, self.arrival_time = priority, time.time() - SENT_BEFORE
         self.request_id, self.num_prompt_tokens, self.max_tokens = request_id, prompt, max_tokens
         self.num_output_tokens = self.num_computed_tokens = 0
         self.num_output_placeholders = self.num_in_flight = self.num_stale_output_tokens = 0

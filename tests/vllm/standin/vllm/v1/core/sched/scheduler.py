@@ -40,8 +40,15 @@ class Scheduler:
         for request in list(self.running):
             if request in self.running and self.left:
                 self._go_on(out, request)
-        while self.waiting and self.left and not self.preempting and self._admit(out):
-            pass
+        skipped: list[Request] = []
+        while self.waiting and self.left and not self.preempting:
+            if len(self.running) >= self.max_num_running_reqs:
+                break
+            if self.waiting[0].status is RequestStatus.WAITING_FOR_REMOTE_KVS:
+                skipped.append(self.waiting.popleft())
+            elif not self._admit(out):
+                break
+        self.waiting.extendleft(reversed(skipped))
         out.total_num_scheduled_tokens = sum(out.num_scheduled_tokens.values())
         for name, tokens in out.num_scheduled_tokens.items():
             self._sent(out, self.requests[name], tokens)
@@ -68,9 +75,6 @@ class Scheduler:
 
     def _admit(self, out: SchedulerOutput) -> bool:
         request = self.waiting[0]
-        full = len(self.running) >= self.max_num_running_reqs
-        if full or request.status is RequestStatus.WAITING_FOR_REMOTE_KVS:
-            return False
         tokens = min(request.num_tokens, self.left)
         if self.kv_cache_manager.allocate_slots(request, tokens) is None:
             return False
