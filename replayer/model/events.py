@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
-from fdtrace.replayer.model.initial_events import AdmissionBlocked
+from fdtrace.replayer.model.initial_events import AdmissionBlocked, ReserveFound
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
@@ -72,18 +72,6 @@ class Resumed:
     num_offloaded_tokens: int = 0
     """It waits, and so many of its tokens are kept on the CPU, in `num_offloaded_blocks` blocks."""
     num_offloaded_blocks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReserveFound:
-    """The reserve for running requests when the model begins.
-
-    `value` is a ratio of the tokens that they may still emit, or a number of blocks for each of them. `relaxed`: at
-    first no blocks are reserved.
-    """
-
-    value: float
-    relaxed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
-from fdtrace.replayer.model.events import ReserveFound
+from fdtrace.replayer.model.initial_events import ReserveFound
 from fdtrace.replayer.replay.recorded_pipeline import pipeline_of
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 
