@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
+from fdtrace.replayer.model.found_events import Cached, CacheFound, CacheLeaf, SlotLost
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption"]
@@ -225,6 +225,7 @@ Notification = (
     | ReserveFound
     | Cached
     | CacheFound
+    | SlotLost
     | Ready
     | Aborted
     | Joined

@@ -1,4 +1,4 @@
-"""The prefix cache when the model begins: what it held then, as events for the scheduler."""
+"""What a recording found when it began, besides requests, as events for the scheduler: cached blocks, lost slots."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ class CacheLeaf(NamedTuple):
     """Its tokens up to there."""
     num_cached_blocks: int
     """Its blocks that the cache owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLost:
+    """A slot that stays taken: its request finished while it was being aborted, before the model begins.
+
+    FastDeploy before commit 9ef8467d7: the request's id stays in `to_be_aborted_req_id_set`.
+    """
