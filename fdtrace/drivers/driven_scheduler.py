@@ -11,7 +11,6 @@ from fdtrace.drivers.child import Child
 from fdtrace.drivers.driven_requests import FIRST_TOKEN, KnownRequest, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.model.cache_events import Cached
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -27,7 +26,7 @@ from fdtrace.replayer.model.events import (
     Schedule,
     StepRow,
 )
-from fdtrace.replayer.model.initial_events import AdmissionBlocked
+from fdtrace.replayer.model.found_events import AdmissionBlocked, Cached
 from fdtrace.replayer.model.request import Plan
 from fdtrace.replayer.model.state import SchedulerFailed
 

@@ -225,6 +225,11 @@ class RecordedEvents:
         manager.current_reserve_output_block_num = max(int(value), manager.min_reserve_output_block_num, 0)
         manager.can_relax_prefill_strategy = relaxed
 
+    def _slot_lost(self) -> None:
+        """The id of a request that ended while it was being aborted: it stays in its set."""
+        names = self.manager.to_be_aborted_req_id_set
+        names.add(f"ended while being aborted, {len(names)}")
+
     def _cached(self, blocks: list[list[Any]], num_free: int) -> None:
         self.found_cache.add(blocks, num_free)
 

@@ -8,7 +8,6 @@ from typing import Any, overload
 from fdtrace.drivers.driven_requests import FIRST_TOKEN, head_of, prompt_runs
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.model.cache_events import CacheFound
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -23,7 +22,7 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.initial_events import ReserveFound
+from fdtrace.replayer.model.found_events import CacheFound, ReserveFound, SlotLost
 
 AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -76,16 +75,22 @@ class FastDeployInOrder:
             return ["queued", self._spec(event)]
         if isinstance(event, Resumed):
             return ["found", self._spec(event.arrived), _state_of(event)]
-        if isinstance(event, ReserveFound):
-            return ["reserve", event.value, event.relaxed]
-        if isinstance(event, CacheFound):
-            blocks = [list(block._replace(key=self._token(block.key))) for block in event.blocks]
-            return ["cached", blocks, event.num_free_blocks]
+        if isinstance(event, (ReserveFound, SlotLost, CacheFound)):
+            return self._found(event)
         if isinstance(event, OutputCached):
             return ["output_cached", event.request_id, event.num_total_tokens]
         if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled)):
             return [NAMED[type(event)], event.request_id]
         raise TypeError(f"no recording in order has a {type(event).__name__}")
+
+    def _found(self, event: ReserveFound | SlotLost | CacheFound) -> list[Any]:
+        """What the recording found when it began, besides requests."""
+        if isinstance(event, ReserveFound):
+            return ["reserve", event.value, event.relaxed]
+        if isinstance(event, SlotLost):
+            return ["slot_lost"]
+        blocks = [list(block._replace(key=self._token(block.key))) for block in event.blocks]
+        return ["cached", blocks, event.num_free_blocks]
 
     def _spec(self, event: Arrived) -> dict[str, Any]:
         """A request, and the tokens of which the blocks of its output consist: equal for equal content."""

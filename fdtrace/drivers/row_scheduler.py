@@ -7,9 +7,8 @@ from typing import Any
 
 from fdtrace.drivers.driven_requests import head_of
 from fdtrace.drivers.driven_scheduler import DrivenScheduler
-from fdtrace.replayer.model.cache_events import Cached
 from fdtrace.replayer.model.events import Arrived, Decision, Forward, StepRow
-from fdtrace.replayer.model.initial_events import AdmissionBlocked
+from fdtrace.replayer.model.found_events import AdmissionBlocked, Cached
 
 
 class RowDrivenScheduler(DrivenScheduler):

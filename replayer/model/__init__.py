@@ -12,7 +12,7 @@ events:
 4. `Finished`: a request emitted its last token.
 5. `Rescheduled`, `Recycled`: the worker released a request that was preempted, or aborted.
 
-Modules, from the bottom up: `cache_events` (what the prefix cache held before), `request` (one request and its
+Modules, from the bottom up: `found_events` (what a recording found), `request` (one request and its
 states), `block_pool` and `prefix_cache` (KV blocks), `decoding` (what the worker decodes, and when a decode next needs
 blocks), `state` (queues and every change of them), `block_reserve` (blocks that an admission must leave free),
 `scheduling_call` (the rules of one call), `roles` (what happens outside the call in a deployment in roles), `scheduler`

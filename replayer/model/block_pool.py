@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from fdtrace.replayer.model.cache_events import CacheFound, CacheLeaf
+from fdtrace.replayer.model.found_events import CacheFound, CacheLeaf
 from fdtrace.replayer.model.request import Request
 
 

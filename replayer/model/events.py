@@ -11,8 +11,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
-from fdtrace.replayer.model.initial_events import AdmissionBlocked, ReserveFound
+from fdtrace.replayer.model.found_events import (
+    AdmissionBlocked,
+    Cached,
+    CacheFound,
+    CacheLeaf,
+    ReserveFound,
+    SlotLost,
+)
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
@@ -221,6 +227,7 @@ Notification = (
     | Cached
     | CacheFound
     | AdmissionBlocked
+    | SlotLost
     | Ready
     | Aborted
     | Joined

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Hashable
 
 from fdtrace.replayer.model.block_pool import BlockPool
-from fdtrace.replayer.model.cache_events import CachedBlock, CacheFound, CacheLeaf
+from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf
 from fdtrace.replayer.model.request import Request
 
 

@@ -11,7 +11,6 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import reserve_of
-from fdtrace.replayer.model.cache_events import CacheFound
 from fdtrace.replayer.model.decoding import PREEMPTED_OR_ABORTED
 from fdtrace.replayer.model.events import (
     SCHEDULE,
@@ -38,7 +37,7 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.formula_rules import request_rules
-from fdtrace.replayer.model.initial_events import ReserveFound
+from fdtrace.replayer.model.found_events import CacheFound, ReserveFound, SlotLost
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
@@ -99,6 +98,7 @@ class Scheduler(SchedulerQueries):
             Resumed: self._resumed,
             ReserveFound: self._reserve_found,
             CacheFound: self._state.pool.found,
+            SlotLost: self._slot_lost,
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
@@ -169,6 +169,9 @@ class Scheduler(SchedulerQueries):
 
     def _reserve_found(self, event: ReserveFound) -> None:
         self._reserve.begin(event.value, relaxed=event.relaxed)
+
+    def _slot_lost(self, event: SlotLost) -> None:
+        self._state.num_lost_slots += 1
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True

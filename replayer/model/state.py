@@ -11,8 +11,8 @@ from operator import attrgetter
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.block_pool import BlockPool
-from fdtrace.replayer.model.cache_events import CacheLeaf
 from fdtrace.replayer.model.decoding import DecodingState
+from fdtrace.replayer.model.found_events import CacheLeaf
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 
 ORDER = attrgetter("order")

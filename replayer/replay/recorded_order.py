@@ -12,7 +12,6 @@ import numpy as np
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING, Columns
-from fdtrace.replayer.model.cache_events import CachedBlock, CacheFound, CacheLeaf
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -23,7 +22,7 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Resumed,
 )
-from fdtrace.replayer.model.initial_events import ReserveFound
+from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, ReserveFound, SlotLost
 from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.workload.workload import WorkRequest
 
@@ -170,6 +169,8 @@ def _without_request(detail: dict[str, Any]) -> Iterator[Notification]:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(f"the prefix cache in this trace cannot be read: {error!r}") from error
+    elif detail["place"] in ("aborting", "preempted"):
+        yield SlotLost()
     elif "value" in detail:
         yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
 

@@ -6,7 +6,6 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
-from fdtrace.replayer.model.cache_events import Cached
 from fdtrace.replayer.model.events import (
     FORWARDED,
     SCHEDULE,
@@ -16,7 +15,7 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Rescheduled,
 )
-from fdtrace.replayer.model.initial_events import AdmissionBlocked
+from fdtrace.replayer.model.found_events import AdmissionBlocked, Cached
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.hang import HangWatch
 from fdtrace.replayer.replay.other_instance import NOTHING, Handover

@@ -12,7 +12,6 @@ import pytest
 from fdtrace.replayer import ORIGINAL, Scheduler, SchedulerConfig
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.model.block_reserve import DecayingReserve
-from fdtrace.replayer.model.cache_events import CachedBlock, CacheFound, CacheLeaf
 from fdtrace.replayer.model.events import (
     Arrived,
     Decision,
@@ -25,7 +24,7 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.initial_events import ReserveFound
+from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, ReserveFound
 from fdtrace.replayer.model.prefix_cache import Node, PrefixCache
 from fdtrace.replayer.model.request import Status
 

@@ -1,4 +1,6 @@
-"""The prefix cache when the model begins: what it held then, as events for the scheduler."""
+"""What a recording found when it began, besides requests, as events for the scheduler: cached blocks, lost slots, the
+reserve for running requests, whether it may admit.
+"""
 
 from __future__ import annotations
 
@@ -55,3 +57,30 @@ class CacheLeaf(NamedTuple):
     """Its tokens up to there."""
     num_cached_blocks: int
     """Its blocks that the cache owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLost:
+    """A slot that stays taken: its request finished while it was being aborted, before the model begins.
+
+    FastDeploy before commit 9ef8467d7: the request's id stays in `to_be_aborted_req_id_set`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionBlocked:
+    """When the model begins, no waiting request is admitted before a running one ends. Only an engine's real
+    scheduler uses it.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveFound:
+    """The reserve for running requests when the model begins.
+
+    `value` is a ratio of the tokens that they may still emit, or a number of blocks for each of them. `relaxed`: at
+    first no blocks are reserved.
+    """
+
+    value: float
+    relaxed: bool = False
