@@ -179,10 +179,23 @@ def by_real_scheduler(found: Searched) -> Iterator[Searched]:
         given, target = found.by, found.target
 
         def run(workload: Workload) -> Probed:
+            if given.engine == "vllm" and not target.allow_refused:
+                refuse_small_cache(workload)
             return real_run(given, workload, target, children)
 
         real = replace(target, run_by=run, allow_refused=target.allow_refused or given.engine != "fastdeploy")
         yield replace(found, target=real)
+
+
+def refuse_small_cache(workload: Workload) -> None:
+    """UsageError if the cache does not hold one request of max_model_len: a vLLM server would not start so.
+
+    vLLM: `get_kv_cache_configs` (v1/core/kv_cache_utils.py); one block holds nothing.
+    """
+    config = workload.config
+    needed = 1 + -(-config.max_model_len // config.block_size)
+    if config.num_blocks < needed:
+        raise UsageError(f"num_blocks {config.num_blocks} is less than {needed}", hint="more blocks")
 
 
 @contextmanager

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from fdtrace.cli import main
+from fdtrace.recorder.errors import UsageError
+from fdtrace.replayer.workload.from_case import workload_from_case
+from fdtrace.search_options import refuse_small_cache
 from tests.fdtrace.test_schedulers import OPTIONS, real, versions
 
 __all__ = ["versions"]
@@ -125,6 +128,14 @@ def test_a_trace_shrinks(trace: Path, tmp_path: Path, capsys: Captured) -> None:
 def test_wrong_use_is_said(options: list[str], words: str, capsys: Captured) -> None:
     assert main(options) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_cache_that_vllm_would_not_start_with_is_refused() -> None:
+    sizes = {"max_num_batched_tokens": 64, "max_num_seqs": 2, "block_size": 16, "max_model_len": 50}
+    requests = [{"prompt": 9, "output": 3}]
+    refuse_small_cache(workload_from_case({**sizes, "num_blocks": 5, "requests": requests}))
+    with pytest.raises(UsageError, match="num_blocks 4 is less than 5"):
+        refuse_small_cache(workload_from_case({**sizes, "num_blocks": 4, "requests": requests}))
 
 
 KNOWN = {
