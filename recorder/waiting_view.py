@@ -54,29 +54,36 @@ QUERY = """
         SELECT engine_id, request, 'joined' AS kind, held_to AS since, least(first, ended, past) AS until FROM life
     ), moment AS (
         SELECT s.engine_id, s.step, s.not_admitted, s.num_missing_blocks, c.head,
-               epoch_ns(s.ts) - 1000 * coalesce(s.schedule_us, 0) AS began
+               epoch_ns(s.ts) - 1000 * coalesce(s.schedule_us, 0) AS began,
+               row_number() OVER (PARTITION BY s.engine_id ORDER BY s.step) AS number
         FROM step s ASOF LEFT JOIN call c
             ON s.engine_id = c.engine_id AND coalesce(epoch_ns(s.ts), s.step) >= coalesce(epoch_ns(c.ts), c.first_step)
-    ), counted AS (
-        SELECT w.engine_id, w.request, w.kind, w.since, any_value(w.until) AS until,
-               any_value(w.arrived_at) AS arrived_at, any_value(w.discarded) AS discarded,
-               any_value(w.held) AS held, count(a.step) AS num_steps,
+    ), numbered AS (
+        SELECT w.*, a.began, a.number AS first_number
+        FROM wait w ASOF LEFT JOIN moment a ON a.engine_id = w.engine_id AND w.since <= a.step
+    ), spanned AS (
+        SELECT w.*, coalesce(b.number, (SELECT count(*) + 1 FROM step s WHERE s.engine_id = w.engine_id))
+                    - w.first_number AS num_steps
+        FROM numbered w ASOF LEFT JOIN moment b ON b.engine_id = w.engine_id AND w.until <= b.step
+    ), queue AS (
+        SELECT w.engine_id, w.request, w.since,
                count(*) FILTER (a.head = w.request) AS num_head_steps,
                mode(a.head) FILTER (a.head <> w.request) AS behind, mode(a.not_admitted) AS not_admitted,
-               max(a.num_missing_blocks) AS max_missing_blocks, min(a.began) AS began
-        FROM wait w LEFT JOIN moment a ON a.engine_id = w.engine_id AND a.step >= w.since AND a.step < w.until
+               max(a.num_missing_blocks) AS max_missing_blocks
+        FROM spanned w JOIN moment a ON a.engine_id = w.engine_id AND a.step >= w.since AND a.step < w.until
+        WHERE w.kind IN ('queued', 'preempted') AND w.num_steps > 0
         GROUP BY ALL
     )
     SELECT c.engine_id, r.request_id, c.request, c.kind, c.since AS since_step, u.step AS until_step, c.num_steps,
            (u.began - CASE WHEN c.kind = 'queued' THEN epoch_ns(c.arrived_at) ELSE c.began END) // 1000 AS wait_us,
-           CASE WHEN c.kind IN ('queued', 'preempted') THEN c.num_head_steps END AS num_head_steps,
-           CASE WHEN c.kind IN ('queued', 'preempted') THEN b.request_id END AS behind,
-           CASE WHEN c.kind IN ('queued', 'preempted') THEN c.not_admitted END AS not_admitted,
-           CASE WHEN c.kind IN ('queued', 'preempted') THEN c.max_missing_blocks END AS max_missing_blocks,
+           CASE WHEN c.kind IN ('queued', 'preempted') THEN coalesce(q.num_head_steps, 0) END AS num_head_steps,
+           b.request_id AS behind, q.not_admitted, q.max_missing_blocks,
            c.discarded AS num_discarded_tokens, c.held AS num_blocks
-    FROM counted c
+    FROM spanned c
     JOIN request r ON r.engine_id = c.engine_id AND r.request = c.request
-    LEFT JOIN request b ON b.engine_id = c.engine_id AND b.request = c.behind
+    LEFT JOIN queue q ON q.engine_id = c.engine_id AND q.request = c.request AND q.since = c.since
+                     AND c.kind IN ('queued', 'preempted')
+    LEFT JOIN request b ON b.engine_id = c.engine_id AND b.request = q.behind
     LEFT JOIN moment u ON u.engine_id = c.engine_id AND u.step = c.until AND c.kind <> 'stopped'
     WHERE c.num_steps > 0 OR c.discarded > 0
     ORDER BY c.engine_id, c.since, c.request

@@ -196,6 +196,14 @@ def test_what_a_trace_cannot_hold_is_refused(tmp_path: Path, capsys: Captured) -
     assert not (tmp_path / "t.duckdb").exists()
 
 
+def test_settings_of_vllm_are_not_in_a_workload(tmp_path: Path, capsys: Captured) -> None:
+    workload, trace = str(DATA / "cases" / "speculative.json"), tmp_path / "t.duckdb"
+    variant = "v: scheduler=vllm, long_prefill_token_threshold=64"
+    assert main(["simulate", workload, "-w", variant, "-o", str(trace)]) == 2
+    assert "holds the whole configuration that vllm derived" in capsys.readouterr().err
+    assert not trace.exists()
+
+
 def test_a_library_simulates_variants() -> None:
     workload = DATA / "cases" / "speculative.json"
     runs = fdtrace.simulate(workload, variants={"few": {"max_num_seqs": 8, "formula": "pr7499"}})

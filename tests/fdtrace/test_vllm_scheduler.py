@@ -218,6 +218,23 @@ def workload(path: Path, **changes: Any) -> str:
 
 
 @real
+def test_the_trace_of_a_simulation_replays_as_it(tmp_path: Path, capsys: Captured) -> None:
+    """Chunks of 2,048 tokens, a head that waits for blocks, and short requests behind it."""
+    requests = [{"id": f"r{i}", "arrival": 0, "prompt": 900, "output": 60} for i in range(4)]
+    requests += [{"id": "big", "arrival": 5, "prompt": 3000, "output": 20}]
+    requests += [{"id": f"s{i}", "arrival": 6 + i, "prompt": 50, "output": 20} for i in range(6)]
+    sizes = {"max_num_seqs": 32, "num_blocks": 300, "block_size": 16, "max_num_batched_tokens": 2048}
+    workload, trace = tmp_path / "w.json", str(tmp_path / "t.duckdb")
+    workload.write_text(json.dumps({**sizes, "max_model_len": 8192, "requests": requests}))
+    by = ["--scheduler", "vllm", "--scheduler-python", PYTHON]
+    assert main(["simulate", str(workload), *by, "-o", trace]) == 0
+    assert "big was the head for" in capsys.readouterr().out
+    assert main(["replay", trace, *by, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["formulas"][1]
+    assert found["fidelity"]["share"] == 1.0
+
+
+@real
 def test_a_head_larger_than_the_cache_is_told_as_the_cause(tmp_path: Path, capsys: Captured) -> None:
     options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--json"]
     assert main(["simulate", workload(tmp_path / "w.json"), "-f", "original", *options]) == 1
