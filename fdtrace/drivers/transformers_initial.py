@@ -14,6 +14,10 @@ else:  # beside this script, without fdtrace
     from transformers_played import PLACEHOLDER, STOP, PlayedSequence
 
 
+MOST_AHEAD = 2
+"""Most blocks that a version may give a request ahead of its tokens."""
+
+
 class InitialState:
     """Enters requests and cached blocks. `batch`: the requests of the batch that was in flight, as transformers'
     `FutureRequestState`s.
@@ -101,15 +105,15 @@ class InitialState:
             state.remaining_prefill_tokens = state.initial_tokens[computed:]
         state.status = self.statuses.DECODING if decodes else self.statuses.PREFILLING
         played.prefills = not decodes
-        self._hold(state, played, computed - in_flight, in_flight)
-        if self._missing(name, recorded["num_blocks"]):
-            state.allocated_blocks += self.cache.allocate_blocks(1, name, state.allocated_blocks) or 0
+        self._hold(state, played, computed - in_flight, in_flight, recorded["num_blocks"])
         if in_flight:
             self.batch.append(self._future(state, in_flight, samples=samples))
         state.position_offset = computed
         self.scheduler.active_requests[name] = state
 
-    def _hold(self, state: Any, played: PlayedSequence, complete: int, in_flight: int) -> None:
+    def _hold(
+        self, state: Any, played: PlayedSequence, complete: int, in_flight: int, num_blocks: int
+    ) -> None:
         """Let a request hold the blocks of its `complete` tokens, shared where they can be, and of those in flight."""
         name = state.request_id
         num_cached = (
@@ -119,7 +123,7 @@ class InitialState:
         )
         self._found_in_cache(state, num_cached)
         more = complete + in_flight - num_cached
-        if more > 0 and not self._allocate(state, more):
+        if more > 0 and not self._allocate(state, more, num_blocks):
             raise RuntimeError(f"no KV blocks for {name}, which runs when the recording begins")
         state.position_offset = complete
         self._mark(state, complete // self.block_size - num_cached // self.block_size)
@@ -129,16 +133,18 @@ class InitialState:
         if not hasattr(self.cache, "cache_allocators"):
             state.allocated_blocks = num_cached // self.block_size
 
-    def _allocate(self, state: Any, tokens: int) -> bool:
+    def _allocate(self, state: Any, tokens: int, num_blocks: int = 0) -> bool:
+        """Give a request blocks for so many tokens more. `num_blocks`: those that it held when it was recorded."""
         store = getattr(self.cache, "can_store_request_tokens", None)
-        return bool(
-            store(state, tokens) if store else self.scheduler._allocate_blocks_if_needed(state, tokens)
-        )
-
-    def _missing(self, name: str, num_blocks: int) -> bool:
-        """Whether the recorded request had a block more: some versions allocate one ahead, others never do."""
-        managers = getattr(self.cache, "group_cache_managers", ())
-        return any(len(manager.block_table.get(name, ())) < num_blocks for manager in managers)
+        if store is not None:
+            return bool(store(state, tokens))
+        # Versions without it allocate a block ahead or not, which depends on the chunks in which the tokens came.
+        needed = -(-(state.position_offset + tokens) // self.block_size)
+        held = num_blocks if needed <= num_blocks <= needed + MOST_AHEAD else needed
+        name, before = state.request_id, state.allocated_blocks
+        allocated = self.cache.allocate_blocks(held - before, name, before)
+        state.allocated_blocks += allocated or 0
+        return allocated is not None
 
     def _mark(self, state: Any, complete: int) -> None:
         """If blocks are shared, let other requests share the full ones."""
