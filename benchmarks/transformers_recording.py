@@ -30,7 +30,7 @@ from tests.gpu.server import CPU, Recording, Size, serving
 def cycles(directory: Path, size: Size, count: int) -> dict[str, Any]:
     """Attach and detach `count` times under load; what that did to the server."""
     took, gaps, plain = [], [], []
-    with serving(directory, "cycles", size, "--seconds", "100") as server:
+    with serving(directory, "cycles", size) as server:
         server.run_steps(50)
         process = psutil.Process(server.pid)
         begun = time.time_ns()
@@ -47,6 +47,7 @@ def cycles(directory: Path, size: Size, count: int) -> dict[str, Any]:
             if number == count // 10:
                 before = process.memory_info().rss, process.num_fds(), process.num_threads()
         after = process.memory_info().rss, process.num_fds(), process.num_threads()
+        server.process.terminate()  # it takes in what is under way, and says what came back
         out, _ = server.process.communicate(timeout=300)
     return {
         "cycles": count, "attached_ms": statistics.median(took), "attached_ms_most": max(took),

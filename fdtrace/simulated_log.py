@@ -148,7 +148,7 @@ class SimulatedLog:
             "step": np.arange(num_steps),
             "not_admitted": reasons,
             "num_missing_blocks": np.array(missing, np.int64),
-            "num_preempted": np.array([len(decision.preempted) for decision in decisions], np.int64),
+            "num_waiting": np.array([decision.num_waiting for decision in decisions], np.int64),
         }
         return waits_from(name, lives, columns)
 

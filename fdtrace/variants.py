@@ -180,10 +180,10 @@ def resolved_variant(variant: Variant, recording: Recording, python: str) -> Var
 
     if variant.scheduler is not None or (variant.formula is not None and is_modelled(recording.engine)):
         return variant
-    return _with_recorded_scheduler(variant, recording, python)
+    return with_recorded_scheduler(variant, recording, python)
 
 
-def _with_recorded_scheduler(variant: Variant, recording: Recording, python: str) -> Variant:
+def with_recorded_scheduler(variant: Variant, recording: Recording, python: str) -> Variant:
     """The variant under what scheduled the recording: its formula, or the engine's own scheduler."""
     from fdtrace.replayer.analysis.fidelity import recorded_formula
     from fdtrace.replayer.config import is_modelled

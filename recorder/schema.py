@@ -28,7 +28,11 @@ TRACE = _table(
     ("created_at", "TIMESTAMP_NS", "when recording began, UTC"),
     ("ended_at", "TIMESTAMP_NS", "when it ended, UTC; NULL while it records"),
     ("state", "VARCHAR", "`recording`, `complete`, or `recovered` (made by `fdtrace recover`)"),
-    ("ended_by", "VARCHAR", "what ended it: `detach`, `steps`, `exit`, `signal 9`, `simulate`, …"),
+    (
+        "ended_by",
+        "VARCHAR",
+        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …; `simulate`: no engine ran",
+    ),
     ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
 )
 
@@ -285,7 +289,7 @@ EVENT = _table(
         "client aborted it), requeued (after a preemption it is in the waiting queue again), left (it ended and left "
         "the running queue), freed (its blocks were given back), recycled (it was aborted and is forgotten), "
         "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail). Of "
-        "other engines, found is a request that ran when the recording began and that its first step left out",
+        "transformers there is found too. Of other engines, it is a request that ran then and that the first step left out",
     ),
     ("request", "INTEGER", "the request; NULL if it concerns none"),
     ("reason", "VARCHAR", "why, if that is known at that moment"),

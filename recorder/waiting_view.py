@@ -53,8 +53,7 @@ QUERY = """
         UNION ALL BY NAME
         SELECT engine_id, request, 'joined' AS kind, held_to AS since, least(first, ended, past) AS until FROM life
     ), moment AS (
-        SELECT s.engine_id, s.step, s.num_missing_blocks, c.head,
-               coalesce(s.not_admitted, CASE WHEN s.num_preempted > 0 THEN 'preemption' END) AS not_admitted,
+        SELECT s.engine_id, s.step, s.not_admitted, s.num_missing_blocks, c.head,
                epoch_ns(s.ts) - 1000 * coalesce(s.schedule_us, 0) AS began
         FROM step s ASOF LEFT JOIN call c
             ON s.engine_id = c.engine_id AND coalesce(epoch_ns(s.ts), s.step) >= coalesce(epoch_ns(c.ts), c.first_step)

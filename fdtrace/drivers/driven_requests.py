@@ -44,6 +44,10 @@ def state_of(resumed: Resumed) -> dict[str, int]:
         "num_emitted_tokens": int(resumed.num_emitted_tokens),
         "decoding": int(resumed.decoding),
         "waiting": int(resumed.waiting),
+        "num_prefill_tokens": resumed.num_prefill_tokens or resumed.arrived.num_prompt_tokens,
+        "num_in_flight_tokens": resumed.num_in_flight_tokens,
+        "num_offloaded_tokens": resumed.num_offloaded_tokens,
+        "num_offloaded_blocks": resumed.num_offloaded_blocks,
     }
 
 

@@ -27,6 +27,7 @@ from fdtrace.replayer.model.events import (
     Schedule,
     StepRow,
 )
+from fdtrace.replayer.model.initial_events import AdmissionBlocked
 from fdtrace.replayer.model.request import Plan
 from fdtrace.replayer.model.state import SchedulerFailed
 
@@ -100,8 +101,8 @@ class DrivenScheduler(ABC):
             self._arrive(event, None)
         elif isinstance(event, Resumed):
             self._arrive(event.arrived, event)
-        elif isinstance(event, Cached):
-            self._cache(event)
+        elif isinstance(event, (Cached, AdmissionBlocked)):
+            self._begin_with(event)
         elif isinstance(event, Aborted):
             self._aborted.append(event.request_id)
         elif not isinstance(event, (Rescheduled, Recycled)):
@@ -122,8 +123,8 @@ class DrivenScheduler(ABC):
         self._requests[event.request_id] = request
         self._arrived.append(self._spec(event, accepts, None if resumed is None else state_of(resumed)))
 
-    def _cache(self, event: Cached) -> None:
-        raise TypeError("this scheduler takes no cached blocks")
+    def _begin_with(self, event: Cached | AdmissionBlocked) -> None:
+        raise TypeError(f"this scheduler takes no {type(event).__name__}")
 
     @abstractmethod
     def _spec(self, event: Arrived, accepts: list[int], resumed: dict[str, int] | None) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from fdtrace.replayer.model.events import (
     OutputCached,
     Recycled,
     Rescheduled,
-    ReserveFound,
     Resumed,
     Schedule,
 )
+from fdtrace.replayer.model.initial_events import ReserveFound
 
 AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -9,6 +9,7 @@ from fdtrace.drivers.driven_requests import head_of
 from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.replayer.model.cache_events import Cached
 from fdtrace.replayer.model.events import Arrived, Decision, Forward, StepRow
+from fdtrace.replayer.model.initial_events import AdmissionBlocked
 
 
 class RowDrivenScheduler(DrivenScheduler):
@@ -34,8 +35,11 @@ class RowDrivenScheduler(DrivenScheduler):
             "resumed": resumed,
         }
 
-    def _cache(self, event: Cached) -> None:
-        self._arrived.append({"cached": [self._token(block) for block in event.blocks]})
+    def _begin_with(self, event: Cached | AdmissionBlocked) -> None:
+        if isinstance(event, Cached):
+            self._arrived.append({"cached": [self._token(block) for block in event.blocks]})
+        else:
+            self._arrived.append({"admits_new": False})
 
     def _blocks(self, event: Arrived) -> list[int]:
         """The token of which each block of the whole sequence consists: equal for equal content."""

@@ -50,7 +50,7 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
     _take_sizes_as_they_are(caches)
     arguments = {
         "config": model, "continuous_batching_config": config, "device": torch.device("cpu"),
-        "distributed_helper": helper, "dtype": torch.float16, "tp_size": None,
+        "distributed_helper": helper, "dtype": torch.float16, "tp_size": None, "tp_plan": {},
     }  # fmt: skip
     cache = caches.PagedAttentionCache(**taken_by(caches.PagedAttentionCache, arguments))
     for name in FORCED:

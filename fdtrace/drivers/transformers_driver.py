@@ -25,25 +25,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fdtrace.drivers import transformers_build as build
     from fdtrace.drivers.driver_protocol import CannotGoOn, Message, run
-    from fdtrace.drivers.transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
+    from fdtrace.drivers.transformers_initial import InitialState
+    from fdtrace.drivers.transformers_played import PlayedOutputs, PlayedSequence, SilentRouter
 else:  # beside this script, without fdtrace
     import transformers_build as build
     from driver_protocol import CannotGoOn, Message, run
-    from transformers_played import STOP, PlayedOutputs, PlayedSequence, SilentRouter
+    from transformers_initial import InitialState
+    from transformers_played import PlayedOutputs, PlayedSequence, SilentRouter
 
 
 class TransformersEngine:
     """transformers' batch processor with a played model."""
 
     def __init__(self, sizes: Message, recorded: Message) -> None:
-        from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
-
         self.playing: dict[str, PlayedSequence] = {}
         self.outputs = PlayedOutputs(self.playing)
         self.processor = build.build_processor(sizes, recorded, self.outputs, SilentRouter())
         self.scheduler, self.cache = self.processor.scheduler, self.processor.cache
-        self.new_request, self.statuses = RequestState, RequestStatus
         self.block_size, self.budget = sizes["block_size"], sizes["max_num_batched_tokens"]
+        self.initial = InitialState(self.processor, self.block_size)
         self.ahead = 2 if self.processor.use_async_batching else 1
         self.preempted: list[str] = []
         self.stalled: list[str] = []
@@ -85,88 +85,30 @@ class TransformersEngine:
     # Requests -----------------------------------------------------------------------------------------------
 
     def add(self, spec: Message) -> None:
-        """A request arrives, or enters in its recorded state; or blocks enter the prefix cache before all requests."""
+        """A request arrives, or enters in its recorded state; or blocks enter the prefix cache, or no new request is
+        admitted, as at the beginning of a recording.
+        """
         if "cached" in spec:
-            self._cache(spec["cached"])
+            self.initial.cache_blocks(spec["cached"])
+            return
+        if "admits_new" in spec:
+            self.scheduler.block_new_requests = not spec["admits_new"]
             return
         played = self.playing[spec["id"]] = PlayedSequence(spec, self.block_size)
         if spec.get("resumed"):
-            self._resume(spec["id"], played, spec["resumed"])
+            self.initial.resume(spec["id"], played, spec["resumed"])
         else:
-            self.processor.input_queue.put(self._state(spec["id"], played, played.prompt))
-
-    def _state(self, name: str, played: PlayedSequence, tokens: int) -> Any:
-        """The `RequestState` of a request whose initial tokens are its first `tokens`."""
-        state = self.new_request(
-            request_id=name, initial_tokens=played.tokens(tokens), eos_token_id=STOP,
-            max_new_tokens=played.max_tokens - (tokens - played.prompt),
-        )  # fmt: skip
-        if tokens > played.prompt:
-            state._true_initial_tokens = played.prompt
-        return state
-
-    def _resume(self, name: str, played: PlayedSequence, recorded: Message) -> None:
-        """A request enters in its recorded state: with its output tokens and, if it runs, its computed tokens."""
-        played.emitted = recorded["num_emitted_tokens"]
-        num_tokens = played.prompt + played.emitted
-        if recorded["waiting"]:
-            self.scheduler.add_waiting_request(self._state(name, played, num_tokens))
-            return
-        decodes = bool(recorded["decoding"])
-        state = self._state(name, played, played.prompt if decodes else num_tokens)
-        computed = num_tokens - 1 if decodes else recorded["num_computed_tokens"]
-        if decodes:
-            state.generated_tokens = played.tokens(num_tokens)[played.prompt :]
-            state.tokens_to_process, state.remaining_prefill_tokens = [played.token(num_tokens - 1)], []
-        num_cached = (
-            self.cache.search_prefix_match(name, played.tokens(computed + 1))
-            if self.cache.use_prefix_sharing
-            else 0
-        )
-        state.position_offset = num_cached
-        if hasattr(state, "allocated_blocks") and num_cached:
-            state.allocated_blocks = num_cached // self.block_size
-        if computed > num_cached and not self._allocate(state, computed - num_cached):
-            raise RuntimeError(f"no KV blocks for {name}, which runs when the recording begins")
-        state.position_offset = computed
-        if not decodes:
-            state.remaining_prefill_tokens = state.initial_tokens[computed:]
-        state.status = self.statuses.DECODING if decodes else self.statuses.PREFILLING
-        played.prefills = not decodes
-        self._mark(state, computed // self.block_size - num_cached // self.block_size)
-        self.scheduler.active_requests[name] = state
-
-    def _allocate(self, state: Any, tokens: int) -> bool:
-        store = getattr(self.cache, "can_store_request_tokens", None)
-        return bool(
-            store(state, tokens) if store else self.scheduler._allocate_blocks_if_needed(state, tokens)
-        )
-
-    def _mark(self, state: Any, complete: int) -> None:
-        """If blocks are shared, let other requests share the full ones."""
-        if complete <= 0 or not self.cache.use_prefix_sharing:
-            return
-        if hasattr(self.cache, "mark_complete_blocks"):
-            self.cache.mark_complete_blocks(state, dict.fromkeys(self.cache.cache_allocators, complete))
-        else:
-            self.cache.mark_shareable_blocks_as_complete(state, complete)
-
-    def _cache(self, contents: list[int]) -> None:
-        """Put blocks with these contents into the prefix cache, held by no request, if there is room for them."""
-        tokens = [token for token in contents for _ in range(self.block_size)]
-        state = self.new_request(request_id="cached", initial_tokens=[*tokens, STOP])
-        num_cached = self.cache.search_prefix_match("cached", state.initial_tokens)
-        state.position_offset = num_cached
-        if len(tokens) > num_cached and self._allocate(state, len(tokens) - num_cached):
-            self._mark(state, (len(tokens) - num_cached) // self.block_size)
-        self.cache.free_blocks("cached")
+            self.processor.input_queue.put(self.initial.request(spec["id"], played, played.prompt))
 
     # Steps --------------------------------------------------------------------------------------------------
 
     def answer(self, message: Message) -> Message:
         """The answer to one message."""
-        for spec in message["arrived"]:
-            self.add(spec)
+        for spec in sorted(message["arrived"], key=lambda spec: "cached" in spec):
+            self.add(spec)  # what runs holds its blocks before the cache is filled
+        if self.initial.batch:
+            self.outputs.in_flight.append(self.initial.batch)
+            self.initial.batch = []
         for name in message["aborted"]:
             self.processor.cancel_queue.put(name)
         if message.get("look"):
@@ -176,7 +118,7 @@ class TransformersEngine:
     def _state_before_call(self, aborted: int) -> Message:
         running, queued = len(self.scheduler.active_requests), self.processor.input_queue.qsize()
         return {
-            "running": running, "waiting": len(self.scheduler.waiting_requests) + queued,
+            "running": running, "waiting": len(self.scheduler.waiting_requests_order) + queued,
             "running_decodes": self._decodes(),
         }  # fmt: skip
 
@@ -228,7 +170,7 @@ class TransformersEngine:
         return {
             "rows": rows, "scheduled": sum(row[2] for row in rows), "preempted": self.preempted,
             "stalled": self.stalled if rows else [],
-            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests),
+            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests_order),
             "free_blocks": self._free(), "head": None,
         }  # fmt: skip
 

@@ -31,7 +31,7 @@ class RunWaits:
     @property
     def each(self) -> ResultTable:
         """A row a wait, by when it began: `request_id`, `kind`, `since_step`, `until_step`, `num_steps`, `us`,
-        `num_head_steps`, `behind`, `not_admitted`, `num_discarded_tokens`.
+        `num_head_steps`, `behind`, `num_behind_steps`, `not_admitted`, `num_discarded_tokens`.
         """
         return ResultTable.of_rows(wait_rows(self._waits), title=f"waits of {self._waits.name}")
 

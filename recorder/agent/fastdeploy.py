@@ -35,10 +35,6 @@ STAMP = "_fdtrace"
 class CallOutcome:
     """What one call of `schedule()` had decided when it was about to return. It is read under the lock."""
 
-    __slots__ = (
-        "flags", "free", "head", "left", "missing", "names", "reason", "reservation", "running", "skipped", "waiting",
-    )  # fmt: skip
-
     def __init__(self, manager: Any, names: dict[str, Any]) -> None:
         self.names = names
         self.left = names.get("token_budget")
@@ -171,14 +167,11 @@ class FastDeployAdapter:
             self._take_in(manager)
         elif manager is not self.manager:
             return None
-        order = self.order
-        if order.manager is None:
-            order.watch(manager)
-        order.call = self.call + 1
+        self.order.watch(manager)
+        self.order.call = self.call + 1
         self.writer.boundary()
         self.seen, self.scheduling = None, True
-        if self.freed:
-            self.freed.clear()
+        self.freed.clear()
         return time.time_ns(), time.perf_counter_ns()
 
     def _take_in(self, manager: Any) -> None:

@@ -167,13 +167,11 @@ class FastDeployOrder:
             self.begun = True
             self._write_state(manager)
         self.needed_blocks = []
-        if self.freed_tokens:
-            self.freed_tokens.clear()
-        self.started = []
-        if self.fresh:
-            self.started = [request_id for request_id, request in self.fresh.items() if _has_token(request)]
-            for request_id in self.started:
-                del self.fresh[request_id]
+        self.freed_tokens.clear()
+        fresh = self.fresh
+        self.started = [name for name, request in fresh.items() if _has_token(request)] if fresh else []
+        for request_id in self.started:
+            del fresh[request_id]
 
     def _schedule_ends(self, manager: Any, frame: FrameType) -> None:
         names, self.names = self.names or frame.f_locals, None

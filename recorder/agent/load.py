@@ -34,7 +34,8 @@ ENGINES = {
     ),
     "transformers": (
         *("row_table", "torch_allocator", "at_work"),
-        *("transformers_config", "transformers_figures", "transformers_batch", "transformers"),
+        *("transformers_config", "transformers_found", "transformers_figures", "transformers_batch"),
+        "transformers",
     ),
 }
 """The modules of each engine's adapters. An injected process gets only those of its own engine."""

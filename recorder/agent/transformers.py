@@ -19,6 +19,7 @@ from . import transformers_figures as figures
 from .hooks import Hook
 from .transformers_batch import BatchMembers, ScheduledBatch, sampled
 from .transformers_figures import CallStart, KVBlocks
+from .transformers_found import find_requests, write_found
 from .writer import KeyframeRow
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class TransformersAdapter:
         self.blocks = KVBlocks(processor.cache)
         self.offloads = getattr(processor.offloading_manager, "_cpu_pool", None) is not None
         self.memory = torch_allocator.reader(getattr(processor, "model_device", None))
-        self.requests_known = False
-        """Whether the requests that were there are taken in. That happens in the loop's own thread."""
+        self.hash_block = config.block_hash(processor)
+        self.begun = False
 
     def describe(self) -> dict[str, Any]:
         return config.describe(self.processor, self.blocks.num_blocks)
@@ -125,7 +126,7 @@ class TransformersAdapter:
         self.writer.request(state.request_id, ts, config.prompt_of(state), config.max_tokens_of(state))
         size = config.page_size(self.processor)
         if size and getattr(self.processor.cache, "use_prefix_sharing", False):
-            hashes = config.prompt_hashes(state, size)
+            hashes = config.prompt_hashes(state, size, self.hash_block)
             if hashes:
                 self.writer.hashes(state.request_id, size, hashes)
 
@@ -189,13 +190,20 @@ class TransformersAdapter:
                 self._write_forward(call, {})
             self._begin_with(processor)
             self.writer.has_keyframe = False
-        if processor is self.processor and not self.requests_known:
-            self.requests_known = True
-            for states in (self.scheduler.active_requests, self.scheduler.waiting_requests):
-                for state in list(states.values()):
-                    if state.request_id not in self.writer.numbers:
-                        self._arrived(state, -1)
-            self.batch.take_in(self.scheduler, self.blocks)
+        if processor is self.processor and not self.begun:
+            self._take_in_requests()
+
+    def _take_in_requests(self) -> None:
+        """The recording begins here, in the loop's own thread: with all that runs or waits."""
+        self.begun = True
+        found = find_requests(self.processor)
+        for state in (*found.running, *found.waiting):
+            if state.request_id not in self.writer.numbers:
+                self._arrived(state, -1)
+        self.batch.take_in(found, self.blocks)
+        self.writer.boundary()
+        if not self.number:
+            write_found(self.writer, self.processor, found, self.blocks)
 
     def after_prepare(self, processor: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if processor is self.processor:
@@ -203,7 +211,7 @@ class TransformersAdapter:
             self.writer.ahead = 0
 
     def before_schedule(self, scheduler: Any, args: Any, kwargs: Any) -> CallStart | None:
-        if scheduler is not self.scheduler or not self.requests_known:
+        if scheduler is not self.scheduler or not self.begun:
             return None
         self._write_call()
         for request_id in self.ended:
@@ -259,15 +267,12 @@ class TransformersAdapter:
         self.offloaded = False
         self.call += 1
         if call is None:  # it found work and handed out nothing: an engine that hangs makes only such calls
-            if not self.calls:  # what runs is known, so a recording or a segment can begin here
+            if not self.calls:  # what runs is known, so a segment can begin here
                 self.writer.boundary()
-                self.begun = True
-            if self.begun:
-                self.writer.schedule(self.call, ts, duration, reason, call_figures, wire.EMPTY)
+            self.writer.schedule(self.call, ts, duration, reason, call_figures, wire.EMPTY)
             return
         call.schedule = self.call, ts, duration, reason, call_figures
-        if self.begun:
-            self.writer.schedule(*call.schedule)
+        self.writer.schedule(*call.schedule)
 
     # Its forward.
 
@@ -310,6 +315,7 @@ class TransformersAdapter:
                     self._write_forward(earlier, {})
                 self._write_forward(call, sampled(futures, tokens))
                 return
+        self.batch.sampling.clear()  # it was in flight when the recording began
 
     def _write_forward(self, call: ScheduledBatch, emitted: dict[int, int]) -> None:
         """Write the forward of a call. `emitted`: place of a future in the batch -> tokens that it takes."""
@@ -319,11 +325,6 @@ class TransformersAdapter:
         self.current = call
         writer.boundary()
         self.current = None
-        if not self.begun:  # what runs is known only when the first batch is about to be updated
-            self.begun = True
-            for waiting in (call, *self.calls):
-                if waiting.schedule:
-                    writer.schedule(*waiting.schedule)
         if call.vacated or call.joined:  # a request may have been aborted since the call
             writer.batch(call.vacated, [row for row in call.joined if row[1].request_id in writer.numbers])
         for pairs, extended in ((call.extended, True), (call.held, False)):

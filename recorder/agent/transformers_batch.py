@@ -13,6 +13,7 @@ from . import torch_allocator, wire
 from . import transformers_config as config
 from .row_table import RowTable
 from .transformers_figures import KVBlocks
+from .transformers_found import FoundRequests
 from .writer import KeyframeRow
 
 
@@ -57,6 +58,8 @@ class BatchMembers(RowTable):
         self.cached: dict[str, int] = {}
         self.prefilling: set[str] = set()
         self.states: dict[str, Any] = {}
+        self.sampling: set[str] = set()
+        """Requests whose token was in flight when the recording began: it is not in them yet."""
 
     def forget(self, request_id: str) -> None:
         """A request ended, or was taken out of the batch."""
@@ -65,14 +68,15 @@ class BatchMembers(RowTable):
         self.held.pop(request_id, None)
         self.states.pop(request_id, None)
 
-    def take_in(self, scheduler: Any, blocks: KVBlocks) -> None:
-        """Enter the requests that run already. No chunk that is under way belongs to this recording."""
-        for request_id, state in scheduler.active_requests.items():
+    def take_in(self, found: FoundRequests, blocks: KVBlocks) -> None:
+        """Enter the requests that run already."""
+        self.sampling = {name for name in found.in_flight if found.samples(name)}
+        for state in found.running:
             if state.position_offset or state.generated_tokens:
                 self._enter(state, blocks)
-                self.cached.setdefault(request_id, -1)
+                self.cached.setdefault(state.request_id, -1)
                 if state.remaining_prefill_tokens:
-                    self.prefilling.add(request_id)
+                    self.prefilling.add(state.request_id)
 
     def _enter(self, state: Any, blocks: KVBlocks) -> int:
         request_id = state.request_id
@@ -140,9 +144,12 @@ class BatchMembers(RowTable):
     def row(self, state: Any, computed: int) -> KeyframeRow:
         """What a frame says of a request with `computed` tokens before its next step."""
         request_id = state.request_id
-        return config.running_row(
+        row = config.running_row(
             state, computed, self.held.get(request_id, 0), self.cached.get(request_id, -1)
         )
+        if request_id not in self.sampling:
+            return row
+        return row._replace(num_computed_tokens=computed + 1, num_output_tokens=row.num_output_tokens + 1)
 
 
 def sampled(futures: list[Any], tokens: list[int]) -> dict[int, int]:

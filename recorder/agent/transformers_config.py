@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from array import array
-from typing import Any
+from typing import Any, Callable
 
 from .writer import KeyframeRow
 
@@ -136,15 +136,39 @@ def finish_reason(state: Any) -> str:
     return "stop" if state.generated_tokens and state.generated_tokens[-1] in ends else "length"
 
 
-def prompt_hashes(state: Any, size: int) -> list[bytes]:
+def prompt_hashes(state: Any, size: int, hash_block: Callable[[Any, list[int]], int]) -> list[bytes]:
     """For each full block of the prompt, 8 bytes of hash over it and all before it. A trace gets them salted."""
-    tokens, parent, hashes = state.initial_tokens, b"", []
+    tokens, hashes = state.initial_tokens, []
+    parent: int | None = None
     for end in range(size, prompt_of(state) + 1, size):
-        parent = hashlib.blake2b(
-            parent + array("q", tokens[end - size : end]).tobytes(), digest_size=8
-        ).digest()
-        hashes.append(parent)
+        parent = hash_block(parent, tokens[end - size : end])
+        hashes.append(hash_bytes(parent))
     return hashes
+
+
+def block_hash(processor: Any) -> Callable[[Any, list[int]], int]:
+    """The function by which its prefix cache hashes a block: of the hash of the block before it (None: it is the first)
+    and its tokens. So the hashes of prompts are comparable with those of cached blocks.
+    """
+    module = sys.modules.get(PACKAGE + "cache_allocators.cache_allocator")
+    function: Any = getattr(module, "compute_block_hash", None)
+    if function is not None:
+        return function  # type: ignore[no-any-return]
+    compute = getattr(getattr(processor.cache, "_block_manager", None), "compute_hash", None)
+    if compute is None:
+        return _own_hash
+    return lambda parent, tokens: int(compute(parent, tokens, 0))
+
+
+def _own_hash(parent: Any, tokens: list[int]) -> int:
+    before = b"" if parent is None else hash_bytes(parent)
+    digest = hashlib.blake2b(before + array("q", tokens).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def hash_bytes(value: int) -> bytes:
+    """8 bytes of a block's hash, which may be negative."""
+    return (value & (1 << 64) - 1).to_bytes(8, "little")
 
 
 def processor_of(manager: Any) -> Any:

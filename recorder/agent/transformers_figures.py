@@ -84,6 +84,11 @@ def head_of(scheduler: Any, offloads: bool) -> Any:
     )
 
 
+def num_waiting(scheduler: Any) -> int:
+    """Requests that wait. In 5.13, one that found its prefix but no blocks runs, and is in `waiting_requests` too."""
+    return len(scheduler.waiting_requests_order)
+
+
 class CallResult(NamedTuple):
     """What a call returned: its batch (None: the cache is full), whether it reads by block table alone, its tokens, the
     KV cache tokens that it counted.
@@ -144,7 +149,7 @@ def of_call(
         num_running=len(scheduler.active_requests),
         num_running_decodes=before.decodes,
         num_prefilling=before.prefilling,
-        num_waiting=len(scheduler.waiting_requests),
+        num_waiting=num_waiting(scheduler),
         num_deferred=0,
         num_chunks=chunks,
         num_admitted=admitted,
@@ -169,6 +174,6 @@ def offloaded(
     return reason, call_figures._replace(
         num_preempted=preempted,
         num_running=len(scheduler.active_requests),
-        num_waiting=len(scheduler.waiting_requests),
+        num_waiting=num_waiting(scheduler),
         num_free_blocks=blocks.free(),
     )

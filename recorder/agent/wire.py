@@ -273,8 +273,8 @@ MEMORY_FRAME = struct.Struct("<" + MEMORY_HEAD.codes + ALLOCATOR.codes)
 
 
 class HashesHead(NamedTuple):
-    """HASHES: then `num_hashes` `uint64`s, one for each full block of `block_size` tokens of a request's prompt. Equal
-    hashes mean equal blocks. They are salted before they reach a trace.
+    """HASHES: then `num_hashes` `uint64`s, one for each full block of `block_size` tokens of a request's prompt; of
+    NO_REQUEST: for each block that the prefix cache keeps. Equal hashes mean equal blocks; a trace gets them salted.
     """
 
     kind: int
@@ -286,6 +286,7 @@ class HashesHead(NamedTuple):
 
 
 HASHES_HEAD = HeadLayout(HashesHead, "BBHIII")
+NO_REQUEST = 0xFFFFFFFF
 
 
 class EventHead(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.columns import Forwards
 from fdtrace.recorder.collector.engine import Decoded, Engine
@@ -46,6 +47,7 @@ class OneProcessEngine(Engine):
         self.step = MISSING
         self.num_steps = 0
         self.waits_for_keyframe = True
+        self.agent_says_what_it_found = False
         self.lost_from: int | None = None
         self.lost_frames = 0
         self._decoded = Decoded()
@@ -109,11 +111,17 @@ class OneProcessEngine(Engine):
             case EventFrame():
                 self._event(frame)
             case HashesFrame():
-                request = self.ledger.live.get(frame.request)
-                if request is not None:
-                    request.block_hashes = salted(frame.hashes, self.salt)
+                self._hashes(frame)
             case EngineFrame():
                 self.row = frame.row
+
+    def _hashes(self, frame: HashesFrame) -> None:
+        hashes = salted(frame.hashes, self.salt)
+        request = self.ledger.live.get(frame.request)
+        if request is not None:
+            request.block_hashes = hashes
+        elif frame.request == wire.NO_REQUEST:
+            self.ledger.event("found", self._next_step, detail={"cached_blocks": hashes})
 
     def _batch(self, frame: BatchFrame) -> None:
         if frame.is_keyframe:
@@ -149,7 +157,7 @@ class OneProcessEngine(Engine):
     def _forward(self, forward: ForwardFrame) -> None:
         head = forward.head
         self.call_rows.entered(head.call, head.step, named=True)
-        if not self.num_steps:
+        if not self.num_steps and not self.agent_says_what_it_found:
             self.steps.note_waiting_rows(forward, head.step)
         self.steps.add(forward, head.step, self.recent_calls.get(head.call, UNSEEN))
         if forward.stalled or self.stalled:
@@ -166,6 +174,7 @@ class OneProcessEngine(Engine):
 
     def _event(self, frame: EventFrame) -> None:
         head = frame.head
+        self.agent_says_what_it_found |= frame.kind == "found"
         if frame.kind == "preempted":
             self.ledger.preempted(head.request)
         self.ledger.event(frame.kind, head.step, head.request, head.ts, frame.reason, frame.detail)
@@ -192,6 +201,7 @@ class OneProcessEngine(Engine):
         return {
             "kind": "one process", "engine_id": self.engine_id, "max_steps": self.max_steps, "row": self.row,
             "step": self.step, "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe,
+            "agent_says_what_it_found": self.agent_says_what_it_found,
             "lost_from": self.lost_from, "lost_frames": self.lost_frames, "stalled": sorted(self.stalled),
             "ledger": self.ledger.state(), "call_rows": self.call_rows.state(), "steps": self.steps.state(),
             "recent_calls": list(self.recent_calls.values()),
@@ -201,7 +211,10 @@ class OneProcessEngine(Engine):
     def from_state(cls, state: dict[str, Any], salt: bytes = b"") -> OneProcessEngine:
         """The engine that saved `state`."""
         self = cls(state["engine_id"], state["max_steps"], salt)
-        for name in ("row", "step", "num_steps", "waits_for_keyframe", "lost_from", "lost_frames"):
+        for name in (
+            *("row", "step", "num_steps", "waits_for_keyframe", "agent_says_what_it_found"),
+            *("lost_from", "lost_frames"),
+        ):
             setattr(self, name, state[name])
         self.stalled = set(state["stalled"])
         self.ledger.restore(state["ledger"])

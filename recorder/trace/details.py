@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.call_order import CallOrder, read_order
+from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
 from fdtrace.recorder.trace.read_tables import Reader
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     Endings,
     EngineInfo,
     HandoverSteps,
-    InitialRequest,
     RecordedRow,
     Recording,
     RowScan,
@@ -56,10 +56,16 @@ class TraceDetails:
             return reader.acceptance(self._numbers)
 
     @cached_property
+    def found(self) -> FoundState:
+        """What events say about the beginning of the recording."""
+        with self._reading() as reader:
+            return reader.found()
+
+    @cached_property
     def initial(self) -> tuple[InitialRequest, ...]:
         """The requests that were running when the recording began."""
         with self._reading() as reader:
-            return reader.initial()
+            return reader.initial(self.found)
 
     @cached_property
     def block_hashes(self) -> NDArray[Any] | None:
@@ -87,7 +93,8 @@ class TraceDetails:
     def row_scan(self) -> RowScan:
         """What only a scan of every row of `step_request` gives."""
         with self._reading() as reader:
-            return RowScan(reader.queued(), reader.restarts(self._numbers), reader.digests())
+            queued = reader.queued(self.found)
+            return RowScan(queued, reader.restarts(self._numbers), reader.digests(), self.found)
 
     @property
     def step_rows(self) -> Callable[[int], list[RecordedRow]]:

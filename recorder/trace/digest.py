@@ -9,14 +9,18 @@ PRIME = 2**31 - 1
 FACTORS = (48271, 69621, 40692)
 """The factors of the request's number, its tokens and its draft tokens."""
 
-_SUM = " + ".join(
-    f"{column} * {factor}"
-    for column, factor in zip(
-        ("request", "num_tokens", "coalesce(num_draft_tokens, 0)"), FACTORS, strict=True
+_MIXED = (
+    "(("
+    + " + ".join(
+        f"{column}::BIGINT * {factor}"
+        for column, factor in zip(
+            ("request", "num_tokens", "coalesce(num_draft_tokens, 0)"), FACTORS, strict=True
+        )
     )
+    + f" + 1) % {PRIME})"
 )
 
-SQL = f"sum((({_SUM} + 1)::BIGINT % {PRIME}) ** 2 % {PRIME})::BIGINT"
+SQL = f"sum({_MIXED}::HUGEINT * {_MIXED} % {PRIME})::BIGINT"
 """The digest of a group of rows of `step_request`."""
 
 

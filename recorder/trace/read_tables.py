@@ -17,11 +17,16 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace import digest
 from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY, ColumnArrays
+from fdtrace.recorder.trace.initial_state import (
+    FOUND_EVENTS,
+    FoundState,
+    InitialRequest,
+    found_state,
+)
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     EngineInfo,
     HandoverSteps,
-    InitialRequest,
     RecordedRow,
     StepDigests,
 )
@@ -37,9 +42,6 @@ SELECT r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, 
 WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
 """
 """The requests of one step of one engine."""
-
-FOUND_RUNNING = "FROM event WHERE engine_id = $1 AND kind = 'found' AND call IS NULL AND request IS NOT NULL"
-"""The events of requests that ran when the recording began, and that its first step left out."""
 
 
 def engine_info(row: dict[str, Any]) -> EngineInfo:
@@ -185,47 +187,45 @@ class Reader:
         lists[np.ma.getmaskarray(hashes)] = None
         return lists
 
-    def initial(self) -> tuple[InitialRequest, ...]:
-        """Requests that arrived before the recording and ran by then: they have computed tokens in their first recorded
-        step, or an event says so of a request that the first step left out.
-        """
-        rows = self._first_rows("ORDER BY q.request")
-        ran = {row[0]: InitialRequest(*row) for row in rows if row[1] > 0}
-        first_steps = {row[0]: row[5] for row in rows}
-        for found in self._found_running():
-            ran[found.request] = replace(found, first_step=first_steps.get(found.request, MISSING))
-        return tuple(ran[number] for number in sorted(ran))
-
-    def queued(self) -> tuple[InitialRequest, ...]:
-        """Requests that arrived before the recording and waited by then: they began with a prefill after the first
-        recorded step, or in it with no token computed. In the order in which they began.
-        """
-        return tuple(
-            InitialRequest(*row)
-            for row in self._first_rows(
-                "HAVING arg_min(q.kind, q.step) = 'prefill' "
-                "AND (min(q.step) > (SELECT min(step) FROM step WHERE engine_id = $1) "
-                "OR arg_min(q.num_computed_tokens, q.step) = 0) "
-                f"AND q.request NOT IN (SELECT request {FOUND_RUNNING}) "
-                "ORDER BY min(q.step), q.request"
-            )
-        )
-
-    def _found_running(self) -> list[InitialRequest]:
-        """Requests that ran when the recording began, and that the first recorded step left out."""
-        figures = ", ".join(
-            f"TRY_CAST(json_extract_string(detail, '$.{name}') AS INTEGER) AS {name}"
-            for name in ("num_computed_tokens", "num_total_tokens", "num_blocks")
-        )
+    def found(self) -> FoundState:
+        """What events say about the requests that were there when the recording began."""
         rows = self.db.execute(
-            f"SELECT f.request, num_computed_tokens, num_blocks, num_total_tokens, num_prompt_tokens "
-            f"FROM (SELECT request, {figures} {FOUND_RUNNING}) f JOIN request r ON r.request = f.request "
-            "WHERE r.engine_id = $1 AND num_computed_tokens >= 0 AND num_blocks >= 0 AND num_total_tokens >= 0 "
-            "AND num_prompt_tokens >= 0 "
+            "SELECT f.request, r.num_prompt_tokens, f.detail "
+            f"FROM (SELECT request, detail {FOUND_EVENTS}) f "
+            "LEFT JOIN request r ON r.engine_id = $1 AND r.request = f.request "
             "ORDER BY f.request",
             [self.engine_id],
         ).fetchall()
-        return [_found(*row) for row in rows]
+        return found_state(rows)
+
+    def initial(self, found: FoundState) -> tuple[InitialRequest, ...]:
+        """Requests that ran when the recording began, as they were `found`.
+
+        If that is not complete, also those that arrived before and have computed tokens in their first recorded step.
+        """
+        rows = self._first_rows("ORDER BY q.request")
+        ran = {row[0]: InitialRequest(*row) for row in rows if row[1] > 0 and not found.is_complete}
+        first_steps = {row[0]: row[5] for row in rows}
+        for request in found.running:
+            ran[request.request] = replace(request, first_step=first_steps.get(request.request, MISSING))
+        return tuple(ran[number] for number in sorted(ran))
+
+    def queued(self, found: FoundState) -> tuple[InitialRequest, ...]:
+        """Requests that waited when the recording began, as they were `found`.
+
+        If that is not complete: those that arrived before and began with a prefill after the first recorded step, or in
+        it with no token computed; in the order in which they began.
+        """
+        if found.is_complete:
+            return found.waiting
+        running = {request.request for request in found.running}
+        rows = self._first_rows(
+            "HAVING arg_min(q.kind, q.step) = 'prefill' "
+            "AND (min(q.step) > (SELECT min(step) FROM step WHERE engine_id = $1) "
+            "OR arg_min(q.num_computed_tokens, q.step) = 0) "
+            "ORDER BY min(q.step), q.request"
+        )
+        return tuple(InitialRequest(*row) for row in rows if row[0] not in running)
 
     def _first_rows(self, clauses: str) -> list[Any]:
         return self.db.execute(
@@ -237,13 +237,6 @@ class Reader:
             f"WHERE q.engine_id = $1 AND r.arrived_step IS NULL GROUP BY q.request {clauses}",
             [self.engine_id],
         ).fetchall()
-
-
-def _found(request: int, computed: int, blocks: int, total: int, num_prompt_tokens: int) -> InitialRequest:
-    """The state in which a recording found a running request. A decode's computed tokens include the last sampled."""
-    outputs = max(0, total - num_prompt_tokens)
-    decoding = outputs > 0 and computed == total
-    return InitialRequest(request, computed, blocks, decoding, total, num_output_tokens=outputs)
 
 
 def restarts(prompt: int, rows: Iterable[tuple[bool, int, int, int]]) -> Iterator[int]:

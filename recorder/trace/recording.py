@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns, same_value
+from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.call_order import CallOrder
@@ -47,22 +48,6 @@ class EngineInfo:
     prefix_caching: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class InitialRequest:
-    """A request that was already running when the recording began, in its state before its first recorded step."""
-
-    request: int
-    num_computed_tokens: int
-    num_blocks: int
-    decoding: bool
-    num_total_tokens: int = MISSING
-    """Its prompt and output tokens when it first decoded, with the token sampled last; MISSING: it did not decode."""
-    first_step: int = MISSING
-    """The first recorded step that it ran in; MISSING: in none."""
-    num_output_tokens: int = MISSING
-    """Its output tokens when the recording began; MISSING: this follows from its first recorded step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +116,13 @@ class RowScan(ByValue):
     such a forward the request sampled a token, was then preempted and was prefilled again. The index stands there once
     for each such preemption.
 
-    `digests` None: no rows are known.
+    `digests` None: no rows are known. `found`: what the recorder itself says about the beginning.
     """
 
     queued: tuple[InitialRequest, ...] = ()
     restarts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     digests: StepDigests | None = None
+    found: FoundState = field(default_factory=FoundState)
 
 
 class RecordedRow(NamedTuple):

@@ -187,7 +187,8 @@ def wait_rows(waits: Waits) -> list[dict[str, Any]]:
 
     `request_id`, `kind`, `since_step` and `until_step` (the step in which it ran), `num_steps`, `us`,
     `num_discarded_tokens`; and of the waiting queue: `num_head_steps` (steps in which it was the head itself),
-    `behind` (who was the head in most of the others), `not_admitted` (why the head was not admitted in most steps).
+    `behind` and `num_behind_steps` (who was the head in most of the others, and in how many), `not_admitted` (why the
+    head was not admitted in most steps).
     """
     in_queue, spans = waits.in_queue().tolist(), waits.us.tolist()
     columns = (waits.request, waits.kind, waits.since, waits.until, waits.num_discarded_tokens)
@@ -195,7 +196,9 @@ def wait_rows(waits: Waits) -> list[dict[str, Any]]:
     for at, (request, kind, since, until, discarded) in enumerate(
         zip(*(column.tolist() for column in columns), strict=True)
     ):
-        head_steps, behind, reason = _behind(waits, at, since, until) if in_queue[at] else (None, None, None)
+        head_steps, behind, behind_steps, reason = (
+            _behind(waits, at, since, until) if in_queue[at] else (None, None, None, None)
+        )
         rows.append(
             {
                 "request_id": waits.lives.request_ids[request],
@@ -206,6 +209,7 @@ def wait_rows(waits: Waits) -> list[dict[str, Any]]:
                 "us": None if np.isnan(spans[at]) else spans[at],
                 "num_head_steps": head_steps,
                 "behind": behind,
+                "num_behind_steps": behind_steps,
                 "not_admitted": reason,
                 "num_discarded_tokens": discarded if kind == PREEMPTED else None,
             }
@@ -217,8 +221,8 @@ def _number(waits: Waits, entry: int) -> int | None:
     return int(waits.steps[entry]) if entry < len(waits.steps) else None
 
 
-def _behind(waits: Waits, wait: int, since: int, until: int) -> tuple[int, str | None, str | None]:
-    """Steps as the head itself; who was the head in most of the others; why it was not admitted in most steps."""
+def _behind(waits: Waits, wait: int, since: int, until: int) -> tuple[int, str | None, int, str | None]:
+    """Steps as the head itself; who was the head in most of the others, and in how many; why it was not admitted."""
     heads = waits.heads
     runs = slice(
         np.searchsorted(heads.end, since, side="right"), np.searchsorted(heads.first, until, side="left")
@@ -226,17 +230,18 @@ def _behind(waits: Waits, wait: int, since: int, until: int) -> tuple[int, str |
     steps = np.minimum(heads.end[runs], until) - np.maximum(heads.first[runs], since)
     is_own = heads.wait[runs] == wait
     requests, entries = np.unique(waits.request[heads.wait[runs][~is_own]], return_inverse=True)
-    behind = None
+    behind, behind_steps = None, 0
     if len(requests):
-        most = int(np.bincount(entries, steps[~is_own]).argmax())
-        behind = waits.lives.request_ids[int(requests[most])]
+        steps_of = np.bincount(entries, steps[~is_own])
+        most = int(steps_of.argmax())
+        behind, behind_steps = waits.lives.request_ids[int(requests[most])], int(steps_of[most])
     reason = _most_common(waits.reasons[since:until].tolist())
-    return int(steps[is_own].sum()), behind, reason or None
+    return int(steps[is_own].sum()), behind, behind_steps, reason or None
 
 
 def request_rows(waits: Waits) -> list[dict[str, Any]]:
     """Of each request that waited: its steps of each kind (`queued_steps`, …), restarts, tokens computed again, and
-    whom it waited behind first; the longest first.
+    whom it waited behind for most steps; the longest first.
     """
     by_request: dict[str, dict[str, Any]] = {}
     for row in wait_rows(waits):
@@ -250,11 +255,13 @@ def request_rows(waits: Waits) -> list[dict[str, Any]]:
                 "num_restarts": 0,
                 "num_discarded_tokens": 0,
                 "behind": None,
+                "num_behind_steps": 0,
             },
         )
         sums["num_steps"] += row["num_steps"]
         sums[f"{row['kind']}_steps"] += row["num_steps"]
-        sums["behind"] = sums["behind"] or row["behind"]
+        if row["behind"] is not None and row["num_behind_steps"] > sums["num_behind_steps"]:
+            sums["behind"], sums["num_behind_steps"] = row["behind"], row["num_behind_steps"]
         if row["kind"] == "queued":
             sums["queued_us"] = row["us"]
         if row["kind"] == "preempted":

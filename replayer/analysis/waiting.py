@@ -55,9 +55,7 @@ class Waits:
     steps: Ints
     """The numbers of the history's steps."""
     reasons: NDArray[Any]
-    """Of each step: why the head of the queue was not admitted, as in column `not_admitted`; empty: not known. In a
-    step that preempts, a request may come back to the queue only after the call: that is `preemption` too.
-    """
+    """Of each step: why the head of the queue was not admitted, as in column `not_admitted`; empty: not known."""
     missing_blocks: Ints
     """Of each step: the KV blocks that the head lacked; MISSING: it lacked none, or it is not known."""
     request: Ints
@@ -103,16 +101,15 @@ def waits_of(history: History) -> Waits | None:
 
 def waits_from(name: str, lives: RequestLives, columns: Mapping[str, NDArray[Any]]) -> Waits:
     """The waits of requests in steps with these columns: `step`, and if known `not_admitted`, `num_missing_blocks`,
-    `num_preempted`.
+    `num_waiting`.
     """
     steps = np.asarray(columns["step"], np.int64)
     reasons = np.asarray(columns.get("not_admitted", np.full(len(steps), "", object)), object)
-    preempting = np.asarray(columns.get("num_preempted", np.zeros(len(steps))), np.int64) > 0
-    reasons = np.where((reasons == "") & preempting, "preemption", reasons)
     missing = np.asarray(columns.get("num_missing_blocks", np.full(len(steps), MISSING)), np.int64)
     waits = np.concatenate([*_before_first(lives, len(steps)), *_between(lives, len(steps))], axis=1)
     request, kind, since, until, discarded = waits[:, np.lexsort((waits[0], waits[2]))]
-    heads = _heads(request, kind, since, until, len(steps))
+    waiting = np.asarray(columns.get("num_waiting", np.full(len(steps), MISSING)), np.int64)
+    heads = _in_steps(_heads(request, kind, since, until, len(steps)), waiting != 0)
     return Waits(name, lives, steps, reasons, missing, request, kind, since, until, discarded, heads)
 
 
@@ -164,6 +161,20 @@ def _between(lives: RequestLives, num_steps: int) -> tuple[Ints, Ints]:
     stays = is_last & (lives.ended[request] == MISSING)
     left = _wait_rows(request[stays], STOPPED, step[stays] + 1, np.full(int(stays.sum()), num_steps))
     return between, left
+
+
+def _in_steps(heads: QueueHeads, chosen: NDArray[np.bool_]) -> QueueHeads:
+    """The heads in the chosen steps. If the queue is empty after a call, nobody was refused: a request that this call
+    admits or preempts may still not run in its step.
+    """
+    wait = np.full(len(chosen), MISSING, np.int64)
+    for first, end, head in zip(heads.first.tolist(), heads.end.tolist(), heads.wait.tolist(), strict=True):
+        wait[first:end] = head
+    wait[~chosen] = MISSING
+    first = np.flatnonzero(np.diff(wait, prepend=MISSING - 1))
+    end = np.append(first[1:], len(wait))
+    is_head = wait[first] != MISSING
+    return QueueHeads(first[is_head], end[is_head], wait[first][is_head])
 
 
 def _heads(request: Ints, kind: Ints, since: Ints, until: Ints, num_steps: int) -> QueueHeads:

@@ -40,6 +40,8 @@ _OPTIONAL = (
     "num_predicted_tokens",
     "num_blocks",
     "num_missing_blocks",
+    "cache_read_budget",
+    "num_cache_read_tokens",
     "not_admitted",
     "schedule_us",
     "forward_us",

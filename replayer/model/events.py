@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.model.cache_events import Cached, CacheFound, CacheLeaf
+from fdtrace.replayer.model.initial_events import AdmissionBlocked, ReserveFound
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
 NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
@@ -66,18 +67,11 @@ class Resumed:
     """
     leaf: CacheLeaf | None = None
     """Its place in the prefix cache of `CacheFound`; None: all blocks that it computed are in the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReserveFound:
-    """The reserve for running requests when the model begins.
-
-    `value` is a ratio of the tokens that they may still emit, or a number of blocks for each of them. `relaxed`: at
-    first no blocks are reserved.
-    """
-
-    value: float
-    relaxed: bool = False
+    num_in_flight_tokens: int = 0
+    """Of its computed tokens, those of a batch in flight. Only an engine's real scheduler uses this and the next."""
+    num_offloaded_tokens: int = 0
+    """It waits, and so many of its tokens are kept on the CPU, in `num_offloaded_blocks` blocks."""
+    num_offloaded_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +220,7 @@ Notification = (
     | ReserveFound
     | Cached
     | CacheFound
+    | AdmissionBlocked
     | Ready
     | Aborted
     | Joined

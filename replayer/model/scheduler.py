@@ -34,11 +34,11 @@ from fdtrace.replayer.model.events import (
     Ready,
     Recycled,
     Rescheduled,
-    ReserveFound,
     Resumed,
     Schedule,
 )
 from fdtrace.replayer.model.formula_rules import request_rules
+from fdtrace.replayer.model.initial_events import ReserveFound
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate

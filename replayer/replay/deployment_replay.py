@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.call_lags import CallLags, step_lags
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING
-from fdtrace.recorder.trace.recording import InitialRequest, Recording
+from fdtrace.recorder.trace.initial_state import InitialRequest
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.history import CallFidelity
 from fdtrace.replayer.model.events import Decision
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler

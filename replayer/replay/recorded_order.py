@@ -21,9 +21,9 @@ from fdtrace.replayer.model.events import (
     Notification,
     OutputCached,
     Recycled,
-    ReserveFound,
     Resumed,
 )
+from fdtrace.replayer.model.initial_events import ReserveFound
 from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.workload.workload import WorkRequest
 

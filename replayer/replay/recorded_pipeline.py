@@ -14,7 +14,8 @@ from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures
 from fdtrace.replayer.model.cache_events import CacheFound
-from fdtrace.replayer.model.events import Notification, ReserveFound, Resumed
+from fdtrace.replayer.model.events import Notification, Resumed
+from fdtrace.replayer.model.initial_events import ReserveFound
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning

@@ -16,6 +16,7 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Rescheduled,
 )
+from fdtrace.replayer.model.initial_events import AdmissionBlocked
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.hang import HangWatch
 from fdtrace.replayer.replay.other_instance import NOTHING, Handover
@@ -54,7 +55,7 @@ class Stepper:
         self.arrivals_after_answers: dict[str, float] = {}
         """When the requests arrived whose clients waited for an answer before."""
         self._came_from_outside = False
-        self._has_begun = not workload.cached
+        self._has_begun = False
 
     @property
     def num_to_come(self) -> int:
@@ -85,9 +86,7 @@ class Stepper:
     def arrive(self, now: float) -> Sequence[WorkRequest]:
         """Hand over what is due by `now`; returns the requests that arrived."""
         if not self._has_begun:
-            for blocks in self.workload.cached:
-                self.scheduler.apply(Cached(blocks))
-            self._has_begun = True
+            self._begin()
         requests, first = self.workload.requests, self._next
         while (arrival := self.next_arrival) is not None and arrival <= now:
             self._apply_arrival(requests[self._next], now)
@@ -100,6 +99,14 @@ class Stepper:
                 self.scheduler.apply(Aborted(request_id))
                 self._came_from_outside = True
         return requests[first : self._next]
+
+    def _begin(self) -> None:
+        """Hand over what was there before all requests."""
+        self._has_begun = True
+        for blocks in self.workload.cached:
+            self.scheduler.apply(Cached(blocks))
+        if not self.workload.admits_new:
+            self.scheduler.apply(AdmissionBlocked())
 
     def _apply_arrival(self, request: WorkRequest, now: float) -> None:
         self.scheduler.apply(request.resumed or request.arrived())

@@ -6,11 +6,44 @@ conversation. There the block's hash is recorded, and the block before it shows 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 MOST_CANDIDATES = 64
 """At most so many requests, the latest first, are candidates for the request whose output a block was."""
+
+
+MOST_CACHED = 1 << 20
+"""Most blocks in a prefix cache that a replay begins with."""
+
+
+def cached_chains(
+    hashes: Sequence[int], total: int, prompts: Iterable[Sequence[int]]
+) -> list[list[Hashable]]:
+    """Chains of blocks by which a prefix cache gets blocks with these hashes, in their order, and so many in `total`.
+
+    The hashes of `prompts` say which blocks come before a block. A block that is in none of them gets a key of its own:
+    no request will find it.
+    """
+    held = set(hashes)
+    prompt_with: dict[int, tuple[Sequence[int], int]] = {}
+    for prompt in prompts:
+        for place, value in enumerate(prompt):
+            if value in held:
+                prompt_with.setdefault(value, (prompt, place))
+    chains: list[list[Hashable]] = []
+    done: set[int] = set()
+    for number, value in enumerate(hashes):
+        if value in done:
+            continue
+        prompt, place = prompt_with.get(value, ((), 0))
+        end = place
+        while end < len(prompt) and prompt[end] in held and prompt[end] not in done:
+            end += 1
+        done.update(prompt[:end])
+        chains.append(list(prompt[:end]) or [("cached", number)])
+    chains += [[("cached", number)] for number in range(len(hashes), min(total, MOST_CACHED))]
+    return chains
 
 
 @dataclass
@@ -37,9 +70,11 @@ class Prefixes:
     """Chains of blocks that were found in the cache although no request of the recording made them: they were there
     before the recording.
     """
+    held: frozenset[int] = frozenset()
+    """Hashes of blocks that the recorder found in the cache."""
 
     def __post_init__(self) -> None:
-        self._known_hashes: set[int] = set()
+        self._known_hashes: set[int] = set(self.held)
         self._blocks_of: dict[int, Blocks] = {}
         self._unfinished: dict[int | None, list[Blocks]] = {}
 

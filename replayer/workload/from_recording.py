@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY
-from fdtrace.recorder.trace.recording import InitialRequest, Recording
+from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
+from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.model.events import Resumed
 from fdtrace.replayer.recorded.client_times import client_times
 from fdtrace.replayer.recorded.step_durations import BY_STEPS, Clock, ClockKind, call_times, fit_durations
-from fdtrace.replayer.workload.block_contents import Blocks, Prefixes
+from fdtrace.replayer.workload.block_contents import Blocks, Prefixes, cached_chains
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
 
 STEPS_FACTOR, STEPS_MORE = 10, 10_000
@@ -50,7 +51,8 @@ def workload_from_recording(recording: Recording, clock: ClockKind = "steps") ->
         first_step=int(recording.steps["step"][0]),
         expected_steps=steps,
         clock=BY_STEPS if times is None else Clock("time", fit_durations(recording)),
-        cached=tuple(map(tuple, reader.prefixes.cached)),
+        cached=tuple(map(tuple, (*reader.found_chains(), *reader.prefixes.cached))),
+        admits_new=reader.found.admits_new,
     )
 
 
@@ -81,8 +83,16 @@ class _Reader:
         )
         self.handover = details.handover if modelled else None
         self.hashes: Any = details.block_hashes
-        self.prefixes = Prefixes()
+        self.found = FoundState() if modelled else details.row_scan.found
+        self.prefixes = Prefixes(held=frozenset(self.found.cached_blocks))
         self.knows_prefixes = not modelled and self.hashes is not None
+
+    def found_chains(self) -> list[list[Hashable]]:
+        """Chains of the blocks that the recorder found in the prefix cache."""
+        if not self.knows_prefixes:
+            return []
+        prompts = ([int(value) for value in one] for one in self.hashes if one is not None)
+        return cached_chains(self.found.cached_blocks, self.found.num_cached_blocks, prompts)
 
     def read_prefixes(self, order: Sequence[int]) -> None:
         """If the engine caches outputs too: find out what the blocks of the requests held, in order of arrival."""
@@ -262,6 +272,10 @@ def _resumed_anew(request: WorkRequest, initial: InitialRequest, *, waiting: boo
         _num_emitted(request, initial),
         decoding=initial.decoding,
         waiting=waiting,
+        num_prefill_tokens=None if initial.num_prefill_tokens == MISSING else initial.num_prefill_tokens,
+        num_in_flight_tokens=initial.num_in_flight_tokens,
+        num_offloaded_tokens=initial.num_offloaded_tokens,
+        num_offloaded_blocks=initial.num_offloaded_blocks,
     )
 
 

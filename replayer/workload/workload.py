@@ -106,3 +106,5 @@ class Workload:
     """Requests of the recording that an engine with the changed settings would answer with 400."""
     cached: tuple[tuple[Hashable, ...], ...] = ()
     """Chains of block keys (as of `block_key`) that the prefix cache held before the first step."""
+    admits_new: bool = True
+    """False: at first, no waiting request is admitted before a running one ends."""

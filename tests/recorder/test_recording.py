@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
 from fdtrace.recorder.errors import TraceError
+from fdtrace.recorder.trace import digest
 from fdtrace.recorder.trace.details import TraceDetails
 from fdtrace.recorder.trace.recording import LoadedDetails, Recording
 from fdtrace.recorder.trace.trace import Trace, open_trace
@@ -146,3 +148,16 @@ def test_all_details_are_in_memory_once_loaded(trace: Trace) -> None:
     assert names == set(DETAILS)
     recording: Recording = trace.recording()
     assert recording.loaded().loaded() == recording
+
+
+def test_the_digest_by_sql_is_that_of_the_arrays() -> None:
+    """Also of large chunks, and of requests with large numbers: neither may be rounded, nor overflow."""
+    rows = [(i % 7, i * 9973 % 200_000, 1 + i * 613 % 65_536, i % 6) for i in range(500)]
+    with duckdb.connect() as db:
+        db.execute(
+            "CREATE TABLE rows (step BIGINT, request INTEGER, num_tokens INTEGER, num_draft_tokens INTEGER)"
+        )
+        db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+        by_sql = db.execute(f"SELECT {digest.SQL} FROM rows GROUP BY step ORDER BY step").fetchall()
+    step, request, tokens, drafts = np.array(rows, np.int64).T
+    assert digest.digests_of(step, (request, tokens, drafts), 7).tolist() == [value for (value,) in by_sql]

@@ -22,10 +22,10 @@ from fdtrace.replayer.model.events import (
     Notification,
     OutputCached,
     Rescheduled,
-    ReserveFound,
     Resumed,
     Schedule,
 )
+from fdtrace.replayer.model.initial_events import ReserveFound
 from fdtrace.replayer.model.prefix_cache import Node, PrefixCache
 from fdtrace.replayer.model.request import Status
 

@@ -25,7 +25,7 @@ from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
-from fdtrace.replayer.model.events import ReserveFound
+from fdtrace.replayer.model.initial_events import ReserveFound
 from fdtrace.replayer.replay.recorded_pipeline import pipeline_of
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 
@@ -233,20 +233,4 @@ def test_its_waits_are_known(tight: Recording, formula: str | None) -> None:
     totals = totals_of(waits)
     assert totals.num_requests == len(waits.lives.request_ids)
     assert totals.num_queued > 0
-    assert set(totals.steps_blocked) & {"blocks", "budget", "slots", "preemption"}
-
-
-def test_the_cached_blocks_of_ended_requests_are_needed() -> None:
-    """Without them requests find fewer blocks in the prefix cache than they did, and more are free than were."""
-    recording = opened("attached_prefix_caching")
-    changes = order_of(recording).changes
-    details = [json.loads(detail) for detail in changes["detail"]]
-    blocks = [block for detail in details for block in detail.get("blocks", ())]
-    assert any(num_sharing == 0 for _, _, num_sharing, *_ in blocks)
-    kept = np.array([detail.get("place") != "cached" for detail in details])
-    texts = [json.dumps({k: v for k, v in detail.items() if k != "cache_block"}) for detail in details]
-    without = {**changes, "detail": np.array(texts, dtype=object)}
-    without = {name: values[kept] for name, values in without.items()}
-    fidelity = fidelity_of(replayed(with_order(recording, changes=without)))
-    assert fidelity.calls is not None
-    assert fidelity.calls.departure is not None
+    assert sum(totals.steps_blocked.values()) <= int((history.columns["num_waiting"] > 0).sum())

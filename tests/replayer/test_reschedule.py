@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.trace.column_values import MISSING
-from fdtrace.recorder.trace.recording import Acceptance, Endings, InitialRequest, LoadedDetails, Recording
+from fdtrace.recorder.trace.initial_state import InitialRequest
+from fdtrace.recorder.trace.recording import Acceptance, Endings, LoadedDetails, Recording
 from fdtrace.replayer import ORIGINAL, POLICIES, Scheduler
 from fdtrace.replayer.experiment import replay_recording, reschedule
 from fdtrace.replayer.formulas import BUILTIN, MODEL_FORMULAS, parse_formula

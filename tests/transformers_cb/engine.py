@@ -10,17 +10,43 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
 from fdtrace.recorder.trace.trace import Trace
 from tests.stands import ROOT, logged
 
 PYTHON = os.environ.get("TRANSFORMERS_PYTHON", "")
 LOAD = Path(__file__).parent / "load.py"
+
+FEW_BLOCKS = ("--blocks", "24")
+OFFLOAD = ("--offload-gib", "0.01")
+PREFIXES = ("--prefixes", "3", "--shared", "48")
+FROM_START: list[tuple[str, ...]] = [
+    (),
+    ("--scheduler", "prefill_first"),
+    ("--seqs", "4"),
+    (*PREFIXES, "--blocks", "32"),
+    FEW_BLOCKS,
+    (*FEW_BLOCKS, *OFFLOAD),
+    (*FEW_BLOCKS, "--cancel", "0.3"),
+    ("--asynchronous",),
+    (*FEW_BLOCKS, *OFFLOAD, "--asynchronous"),
+]
+"""Options of the engines that are recorded from their start to their end."""
+FROM_MIDDLE: list[tuple[str, ...]] = [
+    FEW_BLOCKS,
+    (*PREFIXES, "--blocks", "32"),
+    (*FEW_BLOCKS, *OFFLOAD, "--asynchronous"),
+]
+"""Options of those that are attached to in the middle, again and again."""
 
 
 @dataclass
@@ -95,6 +121,16 @@ class Engine:
             said += line
         return process
 
+    def run_lines(self, count: int) -> None:
+        """Wait until it has written so many lines more."""
+
+        def written() -> int:
+            return self.log.read_bytes().count(b"\n") if self.log.exists() else 0
+
+        first = written()
+        while written() < first + count:
+            time.sleep(0.05)
+
     def lines(self) -> list[dict[str, Any]]:
         """What it wrote itself, a line a batch."""
         return logged(self.log)
@@ -123,3 +159,50 @@ def recorded_lines(trace: Trace) -> list[dict[str, Any]]:
         }
         for step in trace.rows("FROM step ORDER BY step")
     ]
+
+
+_RECORDED: dict[tuple[str, ...], tuple[Engine, dict[str, Any]]] = {}
+_ATTACHED: dict[tuple[str, ...], Attached] = {}
+
+
+def recorded(factory: pytest.TempPathFactory, options: tuple[str, ...]) -> tuple[Engine, dict[str, Any]]:
+    """A recording from an engine's start to its end, and what the engine says of itself.
+
+    To start an engine takes longer than to record it, so all tests of a process look at the same recording.
+    """
+    if options not in _RECORDED:
+        engine = Engine(factory.mktemp("engine"))
+        _RECORDED[options] = engine, engine.record(*options)
+    return _RECORDED[options]
+
+
+@dataclass
+class Attached:
+    """Recordings of one engine under load. `held`: its descriptors and threads after each. `maps`: its memory in the
+    end.
+    """
+
+    engine: Engine
+    traces: list[Path]
+    held: list[tuple[int, int]]
+    maps: bytes
+
+
+def attached(factory: pytest.TempPathFactory, options: tuple[str, ...]) -> Attached:
+    """Three recordings of an engine, each begun in the middle. All tests of a process look at the same ones."""
+    if options in _ATTACHED:
+        return _ATTACHED[options]
+    engine = Engine(factory.mktemp("attached"))
+    traces, held = [engine.directory / f"{number}.duckdb" for number in range(3)], []
+    with engine.served("--requests", "100000", "--seconds", "600", *options) as process:
+        server = psutil.Process(process.pid)
+        engine.run_lines(50)
+        for trace in traces:
+            recording = engine.attach(process.pid, trace)
+            engine.run_lines(40)
+            detach(recording)
+            held.append((server.num_fds(), server.num_threads()))
+        maps = Path(f"/proc/{process.pid}/maps").read_bytes()
+        assert process.poll() is None
+    _ATTACHED[options] = Attached(engine, traces, held, maps)
+    return _ATTACHED[options]

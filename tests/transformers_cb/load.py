@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -108,7 +109,7 @@ class Log:
         else:
             free = round(cache.compute_free_capacity() * cache.num_blocks)
         line = {
-            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests), "free": free,
+            "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests_order), "free": free,
             "rows": self.batch,
         }  # fmt: skip
         self.file.write(json.dumps(line) + "\n")
@@ -168,6 +169,7 @@ class Client:
             for _ in range(options.prefixes)
         ]
         self.failed = 0
+        self.until = time.monotonic() + options.seconds
         self.streamed: dict[str, int] = {}
 
     def send(self) -> None:
@@ -182,10 +184,10 @@ class Client:
             threading.Timer(0.05, self.manager.cancel_request, (request_id,)).start()
 
     def run(self) -> None:
-        """Until all are answered, or the time is over."""
-        until = time.monotonic() + self.options.seconds
+        """Until all are answered, or the time is over, or SIGTERM says that it is."""
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "until", 0.0))
         quiet = 0
-        while len(self.sent) < self.options.requests and time.monotonic() < until:
+        while len(self.sent) < self.options.requests and time.monotonic() < self.until:
             under_way = len(self.sent) - len(self.answers)
             if under_way < self.options.concurrency:
                 self.send()

@@ -13,26 +13,22 @@ import pytest
 
 from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.trace_contract import broken
-from tests.transformers_cb.engine import PYTHON, Engine, detach, recorded_lines
+from tests.transformers_cb.engine import (
+    FEW_BLOCKS,
+    FROM_MIDDLE,
+    FROM_START,
+    OFFLOAD,
+    PYTHON,
+    Engine,
+    attached,
+    detach,
+    recorded,
+    recorded_lines,
+)
 
 pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="TRANSFORMERS_PYTHON names no Python that has transformers"),
     pytest.mark.xdist_group("transformers"),
-]
-
-FEW_BLOCKS = ("--blocks", "24")
-OFFLOAD = ("--offload-gib", "0.01")
-PREFIXES = ("--prefixes", "3", "--shared", "48")
-WAYS = [
-    (),
-    ("--scheduler", "prefill_first"),
-    ("--seqs", "4"),
-    (*PREFIXES, "--blocks", "32"),
-    FEW_BLOCKS,
-    (*FEW_BLOCKS, *OFFLOAD),
-    (*FEW_BLOCKS, "--cancel", "0.3"),
-    ("--asynchronous",),
-    (*FEW_BLOCKS, *OFFLOAD, "--asynchronous"),
 ]
 
 
@@ -45,9 +41,11 @@ def count(trace: Trace, query: str) -> Any:
     return next(iter(trace.rows(query)[0].values()))
 
 
-@pytest.mark.parametrize("options", WAYS, ids=" ".join)
-def test_from_its_start_every_step_is_the_engines_own(engine: Engine, options: tuple[str, ...]) -> None:
-    told = engine.record(*options)
+@pytest.mark.parametrize("options", FROM_START, ids=" ".join)
+def test_from_its_start_every_step_is_the_engines_own(
+    tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ...]
+) -> None:
+    engine, told = recorded(tmp_path_factory, options)
     assert told["failed"] == told["wrong"] == 0
     lines = engine.lines()
     with open_trace(engine.trace) as trace:
@@ -83,8 +81,10 @@ def check_preemptions(trace: Trace, *, offloaded: bool) -> None:
     assert any(event["discarded_tokens"] == 0 for event in events) == offloaded
 
 
-def test_a_refusal_says_which_budget_it_was_and_what_was_missing(engine: Engine) -> None:
-    engine.record(*FEW_BLOCKS)
+def test_a_refusal_says_which_budget_it_was_and_what_was_missing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    engine, _ = recorded(tmp_path_factory, FEW_BLOCKS)
     with open_trace(engine.trace) as trace:
         rows = trace.rows(
             "SELECT not_admitted AS why, count(*) AS n, min(num_missing_blocks) AS missing FROM call GROUP BY ALL"
@@ -97,29 +97,32 @@ def test_a_refusal_says_which_budget_it_was_and_what_was_missing(engine: Engine)
         assert count(trace, over) == 0
 
 
-def test_attached_in_the_middle_what_is_recorded_is_a_part_of_what_it_ran(engine: Engine) -> None:
-    with engine.served("--requests", "100000", "--seconds", "600", *FEW_BLOCKS) as process:
-        while not engine.log.exists() or len(engine.log.read_text().splitlines()) < 50:
-            time.sleep(0.05)
-        recording = engine.attach(process.pid)
-        seen = len(engine.log.read_text().splitlines())
-        while len(engine.log.read_text().splitlines()) < seen + 200:
-            time.sleep(0.05)
-        detach(recording)
-        maps = Path(f"/proc/{process.pid}/maps").read_bytes()
-        assert process.poll() is None
-    assert b"fdtrace-rings" not in maps
-    lines = engine.lines()
-    with open_trace(engine.trace) as trace:
-        found = recorded_lines(trace)
-        assert len(found) >= 150
-        assert any(lines[at : at + len(found)] == found for at in range(len(lines)))
-        assert broken(trace) == []
-        there = "SELECT count(*) FROM request WHERE arrived_step IS NULL AND num_prompt_tokens IS NOT NULL"
-        assert count(trace, there) > 0
-        assert trace.rows("SELECT ended_by, state FROM trace") == [
-            {"ended_by": "interrupt", "state": "complete"}
-        ]
+@pytest.mark.parametrize("options", FROM_MIDDLE, ids=" ".join)
+def test_attached_in_the_middle_what_is_recorded_is_a_part_of_what_it_ran(
+    tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ...]
+) -> None:
+    found = attached(tmp_path_factory, options)
+    lines = found.engine.lines()
+    for path in found.traces:
+        with open_trace(path) as trace:
+            steps = recorded_lines(trace)
+            assert len(steps) >= 30
+            assert any(lines[at : at + len(steps)] == steps for at in range(len(lines)))
+            assert broken(trace) == []
+            there = (
+                "SELECT count(*) FROM request WHERE arrived_step IS NULL AND num_prompt_tokens IS NOT NULL"
+            )
+            said = "SELECT count(*) FROM event WHERE kind = 'found' AND request IS NOT NULL"
+            assert count(trace, there) == count(trace, said) > 0
+            assert trace.rows("SELECT ended_by, state FROM trace") == [
+                {"ended_by": "interrupt", "state": "complete"}
+            ]
+
+
+def test_attaching_and_detaching_leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = attached(tmp_path_factory, FEW_BLOCKS)
+    assert found.held == [found.held[0]] * 3
+    assert b"fdtrace-rings" not in found.maps
 
 
 def test_attached_idle_its_sizes_are_known_and_the_first_request_is_recorded(engine: Engine) -> None:
@@ -140,19 +143,6 @@ def test_attached_idle_its_sizes_are_known_and_the_first_request_is_recorded(eng
             (row,) = trace.engines()
             assert (row["name"], row["num_blocks"], row["block_size"]) == ("transformers", 64, 16)
             assert recorded_lines(trace) == engine.lines()
-
-
-def test_attaching_and_detaching_leaves_nothing_behind(engine: Engine) -> None:
-    def held(pid: int) -> tuple[int, int]:
-        process = psutil.Process(pid)
-        return process.num_fds(), process.num_threads()
-
-    with engine.served("--requests", "100000", "--seconds", "600") as process:
-        detach(engine.attach(process.pid, engine.directory / "first.duckdb"))
-        before = held(process.pid)
-        for i in range(3):
-            detach(engine.attach(process.pid, engine.directory / f"{i}.duckdb"))
-        assert held(process.pid) == before
 
 
 def test_killed_every_token_that_a_client_was_given_is_in_the_trace(engine: Engine) -> None:

@@ -155,7 +155,7 @@ async def test_the_waits_of_a_pane_lead_to_where_they_began() -> None:
             await pilot.press("j")
         await pilot.press("enter")
         assert app.session.cursor == step
-        await pilot.press("1", "t")
+        await pilot.press("escape", "1", "t")
         await until(pilot, lambda: "is not known here" in status_of(app))
 
 

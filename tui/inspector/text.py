@@ -149,24 +149,35 @@ def _queue(inspection: Inspection, account: Account) -> str:
     head = inspection.explained.head if inspection.explained else None
     request_text = f"{head[0]} ({head[1]} tokens)" if head else "its head"
     missing = account["num_missing_blocks"]
+    more_needed = f": {missing} more were needed" if missing else ""
     budget = account["token_budget"]
     reasons = {
         "budget": f"no budget was left: all of {_number(budget)} was handed out or charged"
         if (budget or 0) > 0
         else f"the budget was {_number(budget)}",
+        "blocks": f"too few free blocks{more_needed}",
         "input_budget": "the workers' input had no room left for it and its draft slots",
-        "blocks": "too few free blocks" + (f": {missing} more were needed" if missing else ""),
-        "watermark": "its blocks were free, but not the watermark besides"
-        + (f": {missing} more were needed" if missing else ""),
+        "watermark": f"its blocks were free, but not the watermark besides{more_needed}",
         "padding": "a new decode is padded to 1 + K tokens, and these did not fit",
         "throttle": "this call left prefills to a later one, to balance data-parallel ranks",
         "deferred": "nothing that waits is ready",
         "paused": "the scheduler is paused",
         "formula": "the formula does not admit it",
         "slots": "all sequence slots were taken",
-        "preemption": "this call preempted a request, and then admits none",
+        "preemption": "this call preempted a request, and then admits none"
+        if account["num_preempted"]
+        else "a request was preempted, and none is admitted until a running one ends",
+        "cache_read": _cache_read(account),
+        "safety_margin": f"fewer blocks were free than the safety margin keeps{more_needed}",
     }
     return f"the queue: {request_text} was not admitted: {reasons.get(reason, reason)}"
+
+
+def _cache_read(account: Account) -> str:
+    """Both numbers are KV cache tokens; no request of a batch may be read beyond the budget."""
+    budget, counted = account["cache_read_budget"], account["num_cache_read_tokens"]
+    figures = "" if budget is None or counted is None else f": {counted} of {budget} were counted"
+    return f"its computed tokens did not fit what the batch may still read from the KV cache{figures}"
 
 
 def _waiting(page: Page, inspection: Inspection) -> None:

@@ -154,7 +154,8 @@ def head_sentence(head: BlockingRequest) -> str:
 def longest_sentence(row: Mapping[str, Any]) -> str:
     """How long a request waited, for what, and behind whom; `row` is one of `request_rows`."""
     parts = [f"{row[f'{kind}_steps']} {text}" for kind, text in WAITED_FOR if row[f"{kind}_steps"]]
-    behind = f", behind {_name(row['behind'])} most of it" if row["behind"] is not None else ""
+    steps = row["num_behind_steps"]
+    behind = "" if row["behind"] is None else f"; {_count(steps, 'step')} of it behind {_name(row['behind'])}"
     return f"{_name(row['request_id'])} waited {_count(row['num_steps'], 'step')}: {', '.join(parts)}{behind}"
 
 
