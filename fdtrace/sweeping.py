@@ -102,12 +102,11 @@ class _Worker:
     def _replayed(self, variant: Variant) -> dict[str, Any]:
         from fdtrace.library.replay_variants import VariantReplayer
         from fdtrace.replayer.config import parse_policy
-        from fdtrace.variants import with_recorded_scheduler
+        from fdtrace.variants import resolved_variant
 
         assert self.recording is not None
         recording = self.recording.value
-        if variant.formula is None and variant.scheduler is None:
-            variant = with_recorded_scheduler(variant, recording, self.source.python)
+        variant = resolved_variant(variant, recording, self.source.python)
         policy = parse_policy(self.source.policy) if self.source.policy else None
         with VariantReplayer(recording, [variant], None, None, self.source.slo) as replayer:
             self.timing = replayer.timing = self.timing or replayer.timing
