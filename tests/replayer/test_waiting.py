@@ -100,6 +100,23 @@ def test_a_preempted_request_is_the_head_and_who_came_first_after_it() -> None:
     assert totals_of(waits).steps_blocked == {"blocks": 7}
 
 
+def test_a_preempted_request_passes_those_that_wait_already() -> None:
+    rows = [(0, 0, "prefill", 8, 0), (2, 0, "decode", 1, 8), (6, 0, "prefill", 9, 0), (7, 1, "prefill", 4, 0)]
+    waits = waits_in(lives_of_rows(rows, [0, 0], [6, 7]), 8)
+    heads = {head.request_id: (head.first_step, head.num_steps) for head in blocking_requests(waits)}
+    assert heads == {"a": (103, 3), "b": (100, 4)}  # b in 0 to 2 and in 6
+
+
+def test_a_wait_ends_with_its_request() -> None:
+    """A client gives up: nobody waits behind it any more."""
+    rows = [(0, 0, "prefill", 8, 0), (7, 2, "prefill", 4, 0)]
+    waits = waits_in(lives_of_rows(rows, [0, 1, 2], [0, 4, 7]), 8)
+    assert shown(waits) == [("b", "queued", 1, 4), ("c", "queued", 2, 7)]
+    assert totals_of(waits).num_never_ran == 0
+    heads = {head.request_id: head.num_steps for head in blocking_requests(waits)}
+    assert heads == {"b": 3, "c": 3}
+
+
 def test_blocks_are_held_from_getting_them_to_joining() -> None:
     held = {
         "held_from": np.array([0, 2, MISSING]),
