@@ -98,7 +98,7 @@ class Scheduler(SchedulerQueries):
             Resumed: self._resumed,
             ReserveFound: self._reserve_found,
             CacheFound: self._state.pool.found,
-            SlotLost: self._slot_lost,
+            SlotLost: partial(_lose_slot, self._state),
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
@@ -169,9 +169,6 @@ class Scheduler(SchedulerQueries):
 
     def _reserve_found(self, event: ReserveFound) -> None:
         self._reserve.begin(event.value, relaxed=event.relaxed)
-
-    def _slot_lost(self, event: SlotLost) -> None:
-        self._state.num_lost_slots += 1
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -299,6 +296,10 @@ def _cache_output(state: State, event: OutputCached) -> None:
     if not state.config.output_caching or request is None or request.computed < request.need_prefill:
         return
     state.pool.output_cached(request, event.num_total_tokens)
+
+
+def _lose_slot(state: State, event: SlotLost) -> None:
+    state.num_lost_slots += 1
 
 
 def _take_left(state: State, event: Left) -> None:
