@@ -13,7 +13,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING, Floats
 from fdtrace.replayer.history.latency import Latencies, Percentiles
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
-from fdtrace.replayer.recorded.client_times import client_times
+from fdtrace.replayer.recorded.client_times import sending_times
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
 from fdtrace.replayer.replay.timed_steps import TimedSteps
 from fdtrace.replayer.workload.workload import Workload
@@ -149,7 +149,7 @@ def recorded_latencies(timing: RecordedTiming, slo: Mapping[str, float]) -> Late
     requests, endings = recording.requests, recording.details.endings
     if "arrived_at" not in requests:
         raise UsageError("this recording has no arrival times")
-    arrived = client_times(requests).astype(np.float64)
+    arrived = sending_times(requests).astype(np.float64)
     has_arrival = arrived != MISSING
     for initial_request in recording.details.initial:
         has_arrival &= np.asarray(requests["request"]) != initial_request.request

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.column_values import MISSING, Columns
 
 
-def client_times(requests: Columns) -> NDArray[np.int64]:
+def sending_times(requests: Columns) -> NDArray[np.int64]:
     """When each request reached the server, ns: `sent_at` if the engine says it, else `arrived_at`. MISSING: it came
     before the recording.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.recorded.client_times import client_times
+from fdtrace.replayer.recorded.client_times import sending_times
 from fdtrace.replayer.recorded.step_durations import call_times
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
@@ -126,7 +126,7 @@ def _thinks(recording: Recording) -> NDArray[np.int64]:
     answered_at: Sequence[int] = np.sort(calls[next_step]).tolist()
     finished = np.sort(np.asarray(recording.requests["finished_at"], np.int64))
     finished = finished[finished != MISSING]
-    arrived = client_times(recording.requests)
+    arrived = sending_times(recording.requests)
     thinks = np.zeros(len(arrived), np.int64)
     for entry, arrival in enumerate(arrived.tolist()):
         previous = int(np.searchsorted(finished, arrival)) - 1

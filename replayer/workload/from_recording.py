@@ -15,7 +15,7 @@ from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.model.events import Resumed
-from fdtrace.replayer.recorded.client_times import client_times
+from fdtrace.replayer.recorded.client_times import sending_times
 from fdtrace.replayer.recorded.step_durations import BY_STEPS, Clock, ClockKind, call_times, fit_durations
 from fdtrace.replayer.workload.block_contents import Blocks, Prefixes, cached_chains
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
@@ -79,7 +79,7 @@ class _Reader:
         self.sent = (
             None
             if times is None or "arrived_at" not in recording.requests
-            else client_times(recording.requests)
+            else sending_times(recording.requests)
         )
         self.handover = details.handover if modelled else None
         self.hashes: Any = details.block_hashes

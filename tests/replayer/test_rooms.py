@@ -16,7 +16,7 @@ FLOORS = (
     {"model", "recorded"},
     {"workload", "history"},
     {"replay"},
-    {"analysis"},
+    {"analysis", "search"},
     {"experiment"},
 )
 """From the bottom up; rooms of one floor import nothing of each other."""
