@@ -25,7 +25,7 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: two a processor.
 WORKERS ?= $(shell expr 2 \* $$(nproc))
 
-OFFLINE := $(filter-out benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+OFFLINE := $(filter-out benchmarks/beside.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
 .PHONY: demo test test-recorder test-vllm test-transformers test-gpu check bench bench-vllm bench-transformers docs screens clean
 

@@ -226,7 +226,7 @@ def base_case(path: Path, engine: int | None) -> tuple[dict[str, Any], list[str]
         return dict(read_case(path)), []
     from fdtrace.recorder.trace.trace import open_trace
     from fdtrace.replayer.config import is_modelled
-    from fdtrace.replayer.search.case_of_workload import case_of_workload
+    from fdtrace.replayer.search.case_of_workload import as_case
     from fdtrace.replayer.workload.from_recording import workload_from_recording
 
     with open_trace(path) as trace:
@@ -236,7 +236,7 @@ def base_case(path: Path, engine: int | None) -> tuple[dict[str, Any], list[str]
                 f"{path} is a recording of {recording.engine.name}",
                 why="its requests are no case of FastDeploy",
             )
-        return case_of_workload(workload_from_recording(recording))
+        return as_case(workload_from_recording(recording))
 
 
 def is_case(path: Path) -> bool:

@@ -12,7 +12,7 @@ from fdtrace.replayer.workload.workload import Workload, WorkRequest
 DEFAULT_THRESHOLD = SchedulerConfig(1, 1, 1).prealloc_threshold
 
 
-def case_of_workload(workload: Workload) -> tuple[SearchCase, list[str]]:
+def as_case(workload: Workload) -> tuple[SearchCase, list[str]]:
     """The case, and what of the workload a case cannot say.
 
     Requests that ran before the recording began arrive before its first step, with the output that they had as part

@@ -12,7 +12,7 @@ import pytest
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import ORIGINAL, POLICIES, workload_from_case
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
-from fdtrace.replayer.search.case_of_workload import case_of_workload
+from fdtrace.replayer.search.case_of_workload import as_case
 from fdtrace.replayer.search.draw_case import SearchSpace, drawn_case
 from fdtrace.replayer.search.falsifier import Falsifier, FoundCase, SearchTarget, signature
 from fdtrace.replayer.search.finding_account import account_lines
@@ -174,7 +174,7 @@ def test_the_labs_cases_shrink(name: str, version: str, kind: FaultKind, cause: 
 def test_a_recording_shrinks_as_its_case_does() -> None:
     case = read_case("speculative")
     recording = make_recording(case, read_golden("speculative", "original"), "original")
-    taken, notes = case_of_workload(workload_from_recording(recording))
+    taken, notes = as_case(workload_from_recording(recording))
     assert notes == []
     assert len(taken["requests"]) == len(case["requests"])
     target = target_of("original", "exceeded", max_steps=None)
