@@ -56,7 +56,7 @@ class TraceDetails:
             return reader.acceptance(self._numbers)
 
     @cached_property
-    def found(self) -> FoundState:
+    def _found(self) -> FoundState:
         """What events say about the beginning of the recording."""
         with self._reading() as reader:
             return reader.found()
@@ -65,7 +65,7 @@ class TraceDetails:
     def initial(self) -> tuple[InitialRequest, ...]:
         """The requests that were running when the recording began."""
         with self._reading() as reader:
-            return reader.initial(self.found)
+            return reader.initial(self._found)
 
     @cached_property
     def block_hashes(self) -> NDArray[Any] | None:
@@ -93,8 +93,8 @@ class TraceDetails:
     def row_scan(self) -> RowScan:
         """What only a scan of every row of `step_request` gives."""
         with self._reading() as reader:
-            queued = reader.queued(self.found)
-            return RowScan(queued, reader.restarts(self._numbers), reader.digests(), self.found)
+            queued = reader.queued(self._found)
+            return RowScan(queued, reader.restarts(self._numbers), reader.digests(), self._found)
 
     @property
     def step_rows(self) -> Callable[[int], list[RecordedRow]]:
