@@ -31,6 +31,7 @@ from tests.replayer.test_deployments import NAMES, opened, order_of, with_order
 
 OF = {
     "attached": "later",
+    "attached_prefix_caching": "original",
     "tight": "original",
     "aborts_prefix_caching": "original",
     "release_2_6": "release_2_6",
