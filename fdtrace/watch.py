@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdtrace.progress import Progress
 from fdtrace.recorder import attach_server
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
+
+if TYPE_CHECKING:
+    from fdtrace.metrics.server import MetricsServer
 
 
 def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +35,11 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="memory a process: how far the collector may fall behind (default 8)",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="answer Prometheus there while it records (without HOST: on the loopback); docs/metrics.md",
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -40,6 +48,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}", hint="give more than 0")
+
+
+@contextmanager
+def serving_metrics(args: argparse.Namespace) -> Iterator[MetricsServer | None]:
+    """Within the `with` block, `--metrics` is answered. None if the option was not given: then nothing is imported."""
+    if args.metrics is None:
+        yield None
+        return
+    from fdtrace.metrics.server import serving
+
+    with serving(args.metrics) as metrics:
+        yield metrics
 
 
 class StopSignals(AbstractContextManager["StopSignals"]):
@@ -65,12 +85,21 @@ class StopSignals(AbstractContextManager["StopSignals"]):
 class Watch:
     """Watches a session from the collector's start to the finished trace."""
 
-    def __init__(self, session: Session, supervisor: Supervisor, duration: float | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        supervisor: Supervisor,
+        duration: float | None = None,
+        metrics: MetricsServer | None = None,
+    ) -> None:
         self.session, self.supervisor = session, supervisor
         self.progress = Progress()
         self.begun = time.monotonic()
         self.duration = duration
         self.num_steps = self.num_calls = 0
+        if metrics is not None:
+            metrics.follow(Path(session.output), supervisor)
+            self.progress.note(f"metrics: {metrics.url}")
 
     def messages(self, timeout: float) -> None:
         """Take the collector's messages of the next `timeout` seconds, and show the progress."""

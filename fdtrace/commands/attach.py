@@ -12,9 +12,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.watch import StopSignals, Watch, add_recording_arguments, check_arguments, conclude, discard
+from fdtrace.watch import (
+    StopSignals,
+    Watch,
+    add_recording_arguments,
+    check_arguments,
+    conclude,
+    discard,
+    serving_metrics,
+)
 
 if TYPE_CHECKING:
+    from fdtrace.metrics.server import MetricsServer
     from fdtrace.recorder.attach_server import Reached
 
 
@@ -37,14 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attach, record, detach; 0 when the trace is written."""
+    check_arguments(args)
+    if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise UsageError("--tui needs a terminal", hint="record without it, and replay the trace afterwards")
+    with serving_metrics(args) as metrics:
+        return _run(args, metrics)
+
+
+def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> int:
     from fdtrace.recorder import agent_delivery, attach_server
     from fdtrace.recorder.inject import check_process
     from fdtrace.recorder.session import Session
     from fdtrace.recorder.supervise import Supervisor
 
-    check_arguments(args)
-    if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        raise UsageError("--tui needs a terminal", hint="record without it, and replay the trace afterwards")
     check_process(args.pid)
     session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
     supervisor = None
@@ -60,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             attach_server.detach(session.id)
             discard(session, supervisor)
             raise
-        watch = Watch(session, supervisor, args.duration)
+        watch = Watch(session, supervisor, args.duration, metrics)
         _note_processes(watch, reached)
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"

@@ -14,9 +14,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
-from fdtrace.watch import Watch, add_recording_arguments, check_arguments, conclude, discard
+from fdtrace.watch import Watch, add_recording_arguments, check_arguments, conclude, discard, serving_metrics
 
 if TYPE_CHECKING:
+    from fdtrace.metrics.server import MetricsServer
     from fdtrace.recorder.session import Session
 
 
@@ -28,13 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns its exit code, or 3 if it succeeded but no step of an engine was seen."""
-    from fdtrace.recorder.session import Session
-    from fdtrace.recorder.supervise import Supervisor
-
     check_arguments(args)
     command = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
     if not command:
         raise UsageError("no command to record", hint="fdtrace record -o T.duckdb -- python -m my_server")
+    with serving_metrics(args) as metrics:
+        return _run(args, command, metrics)
+
+
+def _run(args: argparse.Namespace, command: list[str], metrics: MetricsServer | None) -> int:
+    from fdtrace.recorder.session import Session
+    from fdtrace.recorder.supervise import Supervisor
+
     session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, command=command)
     supervisor = None
     try:
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     except BaseException:
         discard(session, supervisor)
         raise
-    watch = Watch(session, supervisor, args.duration)
+    watch = Watch(session, supervisor, args.duration, metrics)
     code = _watch(process, watch)
     done = supervisor.finished
     assert done is not None

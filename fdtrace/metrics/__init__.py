@@ -1,0 +1,1 @@
+"""Prometheus metrics of a recording in progress: `--metrics` of `attach` and `record`."""
