@@ -26,6 +26,7 @@ from fdtrace.variants import (
     parse_variant,
     refuse_as_recorded,
     refuse_equal_names,
+    refuse_routing,
     resolved_variant,
     variants_of,
 )
@@ -180,6 +181,7 @@ class Replays(AbstractContextManager["Replays"]):
         from fdtrace.replayer.config import is_modelled
         from fdtrace.replayer.experiment import refuse_unmodelled
 
+        refuse_routing(variant)
         if variant.scheduler is not None:
             variant.scheduler.refuse_others(self.recording)
         if self.how == "rescheduled":
