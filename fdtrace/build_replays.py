@@ -26,7 +26,6 @@ from fdtrace.variants import (
     parse_variant,
     refuse_as_recorded,
     refuse_equal_names,
-    refuse_routing,
     resolved_variant,
     variants_of,
 )
@@ -156,8 +155,8 @@ class Replays(AbstractContextManager["Replays"]):
         for variant in self.variants:
             self._refuse(variant)
         self.slo = parse_slo(args.slo)
+        # Whether any variant replays by time, not by steps.
         self.timed = any(clock_of_variant(variant, clock) == "time" for variant in self.variants)
-        """Whether any variant replays by time, not by steps."""
         source = rows if isinstance(rows, RecordedRows) else reader
         self.batch_source: Callable[[Recording], BatchRowColumns | None] | None = (
             None if source is None else source.batch_rows
@@ -181,7 +180,6 @@ class Replays(AbstractContextManager["Replays"]):
         from fdtrace.replayer.config import is_modelled
         from fdtrace.replayer.experiment import refuse_unmodelled
 
-        refuse_routing(variant)
         if variant.scheduler is not None:
             variant.scheduler.refuse_others(self.recording)
         if self.how == "rescheduled":

@@ -192,6 +192,7 @@ def resolved_variant(variant: Variant, recording: Recording, python: str) -> Var
     """The variant with what schedules it. If it names no scheduler, the one that was recorded does. UsageError."""
     from fdtrace.replayer.config import is_modelled
 
+    refuse_routing(variant)
     if variant.scheduler is not None or (variant.formula is not None and is_modelled(recording.engine)):
         return variant
     return with_recorded_scheduler(variant, recording, python)

@@ -35,9 +35,9 @@ from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.routed_replay import RankReplay, RoutedReplay
 from fdtrace.replayer.replay.routers import RECORDED, router_of
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed
-from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
+from fdtrace.replayer.workload.closed_loop import ComingRequests
 from fdtrace.replayer.workload.rank_workloads import RankWorkloads, joined_workloads, with_keys_of_rank
-from fdtrace.replayer.workload.under_settings import UNCHANGED, ChangedSettings
+from fdtrace.replayer.workload.under_settings import ChangedSettings
 from fdtrace.replayer.workload.workload import Workload
 
 BatchReader = Callable[[Recording], BatchRowColumns | None]

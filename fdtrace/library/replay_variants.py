@@ -24,7 +24,6 @@ from fdtrace.variants import (
     only_arrivals_of,
     parse_variant,
     refuse_equal_names,
-    refuse_routing,
     resolved_variant,
     variant_of,
     variants_of,
@@ -51,7 +50,6 @@ def chosen_variants(
     chosen = [*variants_of(plain, [], [formula.name for formula in plain]), *complete]
     refuse_equal_names(chosen)
     for variant in chosen:
-        refuse_routing(variant)
         variant.changed(recording.engine)
         if variant.scheduler is not None:
             variant.scheduler.refuse_others(recording)

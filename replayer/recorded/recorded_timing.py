@@ -96,4 +96,8 @@ def shared_time_model(timings: Sequence[RecordedTiming]) -> TimeModel:
         *((*timing.fitted, timing.calls[:-1][timing.busy]) for timing in timings), strict=True
     )
     by_time = np.argsort(np.concatenate(times), kind="stable")  # so that a half of them is a half of the time
-    return fit_time_model(np.concatenate(features)[by_time], np.concatenate(durations)[by_time])
+    try:
+        return fit_time_model(np.concatenate(features)[by_time], np.concatenate(durations)[by_time])
+    except UsageError as error:
+        hint = "--ranks alone shows the ranks as recorded; or record on a machine that does nothing else"
+        raise UsageError(error.what, why=error.why, hint=hint) from None

@@ -19,23 +19,20 @@ from fdtrace.replayer.analysis.rank_figures import (
     loads_over_time,
     rank_figures,
 )
-from fdtrace.replayer.history.latency import Latencies, Percentiles
 from fdtrace.replayer.rank_experiment import RankRun
+from fdtrace.tui.report.latency_table import latencies_table
 from fdtrace.tui.report.report import has_blocks
 
 HEADINGS = (
-    "requests",
+    "re-\nquests",
     "steps",
     "prefill\ntokens",
     "decode\ntokens",
-    "of all",
+    "of\nall",
     "running\nmean",
     "waiting\nmean/max",
     "busy",
     "pre-\nempted",
-    "TTFT ms\np50/p95/p99",
-    "ITL ms\np50/p95/p99",
-    "good\nreq/s",
 )
 BARS, ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 """The characters of a line of bars, lowest first."""
@@ -49,24 +46,28 @@ def print_ranks(runs: Sequence[RankRun], console: Console) -> None:
             console.print()
         figures = rank_figures(run)
         console.print(_table(run, figures, ascii=ascii))
+        if run.latency is not None or any(rank.latency is not None for rank in figures):
+            named = [*((rank.rank, rank.latency) for rank in figures), ("all", run.latency)]
+            console.print(latencies_table(named, ascii=ascii))
         width = max(20, min(console.width - 40, 100))
         for line in bar_lines(run, width, ascii=ascii):
             console.print(Text(printable(line)), soft_wrap=True)
         for sentence in rank_sentences(run, figures):
             console.print(Text(printable(f"{run.name}: {sentence}")), soft_wrap=True)
+    for note in dict.fromkeys(note for run in runs for note in run.modelled):
+        names = ", ".join(run.name for run in runs if note in run.modelled)
+        console.print(Text(printable(f"{names}: {note}")), soft_wrap=True)
 
 
 def _table(run: RankRun, figures: Sequence[RankFigures], *, ascii: bool) -> Table:
     table = Table(box=box.ASCII if ascii else box.SIMPLE_HEAD, show_edge=False, padding=0)
     title = run.name if run.routing in ("", run.name) else f"{run.name} ({run.routing})"
-    table.add_column(printable(title), overflow="fold", max_width=24)
-    has_goodput = run.latency is not None and run.latency.goodput_per_s is not None
-    headings = HEADINGS if has_goodput else HEADINGS[:-1]
-    for heading in headings:
+    table.add_column(printable(title), overflow="fold", max_width=24, min_width=8)
+    for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for rank in figures:
-        table.add_row(Text(printable(rank.rank), "bold"), *_cells(rank)[: len(headings)])
-    table.add_row(Text("all", "bold"), *_sums(run, figures)[: len(headings)])
+        table.add_row(Text(printable(rank.rank), "bold"), *_cells(rank))
+    table.add_row(Text("all", "bold"), *_sums(figures))
     return table
 
 
@@ -81,11 +82,10 @@ def _cells(rank: RankFigures) -> list[str]:
         f"{rank.mean_waiting:.1f}/{rank.max_waiting}",
         f"{rank.busy_share:.0%}",
         str(rank.num_preemptions),
-        *_times(rank.latency),
     ]
 
 
-def _sums(run: RankRun, figures: Sequence[RankFigures]) -> list[str]:
+def _sums(figures: Sequence[RankFigures]) -> list[str]:
     return [
         str(sum(rank.num_requests for rank in figures)),
         str(sum(rank.num_steps for rank in figures)),
@@ -96,21 +96,7 @@ def _sums(run: RankRun, figures: Sequence[RankFigures]) -> list[str]:
         f"{sum(rank.mean_waiting for rank in figures):.1f}",
         f"{np.mean([rank.busy_share for rank in figures]):.0%}" if figures else "-",
         str(sum(rank.num_preemptions for rank in figures)),
-        *_times(run.latency),
     ]
-
-
-def _times(latency: Latencies | None) -> list[str]:
-    if latency is None:
-        return ["-", "-", "-"]
-    goodput = "-" if latency.goodput_per_s is None else f"{latency.goodput_per_s:.3g}"
-    return [_three(latency.ttft_us), _three(latency.itl_us), goodput]
-
-
-def _three(values: Percentiles) -> str:
-    return "/".join(
-        "-" if value is None else f"{value / 1000:.3g}" for value in (values.p50, values.p95, values.p99)
-    )
 
 
 def bar_lines(run: RankRun, width: int, *, ascii: bool) -> Iterator[str]:
@@ -131,7 +117,7 @@ def _bars(load: Floats, highest: float, *, ascii: bool) -> str:
 
 
 def rank_sentences(run: RankRun, figures: Sequence[RankFigures]) -> Iterator[str]:
-    """How uneven the ranks are, which of them did not come to their end, and what the run rests on."""
+    """How uneven the ranks are, and which of them did not come to their end."""
     imbalance = imbalance_of(run)
     yield imbalance_sentence(imbalance, figures)
     for rank in figures:
@@ -142,7 +128,6 @@ def rank_sentences(run: RankRun, figures: Sequence[RankFigures]) -> Iterator[str
             f"{run.latency.num_steps_beyond} steps are larger than those that the time model was fitted from: "
             "extrapolated"
         )
-    yield from run.modelled
 
 
 def imbalance_sentence(imbalance: Imbalance, figures: Sequence[RankFigures]) -> str:
