@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import tempfile
 import time
@@ -160,13 +161,20 @@ def by_sched_sim(lines: list[dict[str, Any]], command: str) -> dict[str, Any]:
         file.flush()
         options = ["--token-budget", "8192", "--no-gantt"]
         began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         done = subprocess.run(
             [command, "trace", file.name, *options], capture_output=True, text=True, check=False, timeout=900
         )
         seconds = time.perf_counter() - began
+        cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     if done.returncode:
         return {"tool": "sched-sim", "failed": done.stderr.strip()[-300:]}
-    return {"tool": "sched-sim, one setting", "wall_seconds": round(seconds, 2)}
+    return {
+        "tool": "sched-sim, one setting",
+        "cpu_seconds": round(cpu, 2),
+        "wall_seconds": round(seconds, 2),
+        "says": done.stdout.strip()[:2000],
+    }
 
 
 def main() -> None:
