@@ -173,7 +173,6 @@ def by_sched_sim(lines: list[dict[str, Any]], command: str) -> dict[str, Any]:
         "tool": "sched-sim, one setting",
         "cpu_seconds": round(cpu, 2),
         "wall_seconds": round(seconds, 2),
-        "says": done.stdout.strip()[:2000],
     }
 
 
