@@ -62,8 +62,8 @@ def prompt_of(rng: random.Random, words: int, shared: int = 0) -> str:
     return " ".join(first + rest[:words])
 
 
-async def ask(port: int, body: dict[str, object], rank: int | None = None) -> Answer:
-    """Send one completion request and read its stream to the end. `rank`: to this data-parallel rank."""
+async def ask(port: int, body: dict[str, object]) -> Answer:
+    """Send one completion request and read its stream to the end."""
     answer = Answer()
     writer = None
     try:
@@ -71,10 +71,7 @@ async def ask(port: int, body: dict[str, object], rank: int | None = None) -> An
         text = json.dumps(dict(body, stream=True, stream_options={"include_usage": True})).encode()
         writer.write(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Connection: close\r\n"
-            + (b"" if rank is None else b"X-data-parallel-rank: %d\r\n" % rank)
-            + b"Content-Length: %d\r\n\r\n" % len(text)
-            + text
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text
         )
         await writer.drain()
         status = await reader.readline()
