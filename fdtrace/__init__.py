@@ -20,6 +20,7 @@ from fdtrace.recorder import __version__
 
 if TYPE_CHECKING:
     from fdtrace.library.engine_recording import EngineRecording
+    from fdtrace.library.rank_runs import RankRuns, RoutedRun, replay_ranks
     from fdtrace.library.replaying import ReplayRun, Runs, StepReasons, replay
     from fdtrace.library.result_table import ResultTable
     from fdtrace.library.run_waits import RunWaits
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 _PLACES = {
     "EngineRecording": "fdtrace.library.engine_recording",
     "FdtraceError": "fdtrace.recorder.errors",
+    "RankRuns": "fdtrace.library.rank_runs",
     "ReplayRun": "fdtrace.library.replaying",
     "ResultTable": "fdtrace.library.result_table",
+    "RoutedRun": "fdtrace.library.rank_runs",
     "RunWaits": "fdtrace.library.run_waits",
     "Runs": "fdtrace.library.replaying",
     "SimulatedRun": "fdtrace.library.simulating",
@@ -43,6 +46,7 @@ _PLACES = {
     "UsageError": "fdtrace.recorder.errors",
     "open": "fdtrace.library.trace_handle",
     "replay": "fdtrace.library.replaying",
+    "replay_ranks": "fdtrace.library.rank_runs",
     "simulate": "fdtrace.library.simulating",
 }
 """Public name -> the module that defines it."""
@@ -50,8 +54,10 @@ _PLACES = {
 __all__ = [
     "EngineRecording",
     "FdtraceError",
+    "RankRuns",
     "ReplayRun",
     "ResultTable",
+    "RoutedRun",
     "RunWaits",
     "Runs",
     "SimulatedRun",
@@ -63,6 +69,7 @@ __all__ = [
     "__version__",
     "open",
     "replay",
+    "replay_ranks",
     "simulate",
 ]
 

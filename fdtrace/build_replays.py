@@ -155,8 +155,8 @@ class Replays(AbstractContextManager["Replays"]):
         for variant in self.variants:
             self._refuse(variant)
         self.slo = parse_slo(args.slo)
+        # Whether any variant replays by time, not by steps.
         self.timed = any(clock_of_variant(variant, clock) == "time" for variant in self.variants)
-        """Whether any variant replays by time, not by steps."""
         source = rows if isinstance(rows, RecordedRows) else reader
         self.batch_source: Callable[[Recording], BatchRowColumns | None] | None = (
             None if source is None else source.batch_rows

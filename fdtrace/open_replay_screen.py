@@ -27,10 +27,17 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
         options: further arguments of `ReplayApp`, such as `terminal` and `step`.
     """
     from fdtrace.build_replays import Replays, sources_of
+    from fdtrace.rank_replays import ranks_for_screen
     from fdtrace.tui.app import ReplayApp
 
     replays = Replays(reader.first, args, reader.rows, reader)
-    sources = replace(sources_of(reader, replays), batch_rows=reader.batch_rows)
+    ranks = ranks_for_screen(reader.all_recordings, args)
+    sources = replace(
+        sources_of(reader, replays),
+        batch_rows=reader.batch_rows,
+        ranks=ranks if reader.num_engines > 1 else None,
+        opens_ranks=getattr(args, "ranks", False) or bool(getattr(args, "routing", None)),
+    )
     screen = ReplayApp(reader.first, replays.panes(), sources=sources, **options)
     weakref.finalize(screen, replays.children.close)
     return screen

@@ -16,13 +16,14 @@ from fdtrace.replayer.replay.simulation import Simulation, Step, golden_line
 from fdtrace.replayer.workload.startup_checks import refusals
 from fdtrace.replayer.workload.workload import Workload
 from fdtrace.simulation_result import Simulated
-from fdtrace.variants import Variant, engine_of, workload_of
+from fdtrace.variants import Variant, engine_of, refuse_routing, workload_of
 
 
 def checked_variant(variant: Variant) -> Variant:
     """The variant, if a workload can be simulated under it: no recording says what schedules it. UsageError."""
     if variant.arrivals is not None:
         raise UsageError(f"{variant.name} has arrivals", why="a workload says itself when its requests come")
+    refuse_routing(variant)
     if variant.formula is None and variant.scheduler is None:
         raise UsageError(
             f"{variant.name} does not say by which formula", hint=f"-w '{variant.name}: formula=pr7499, …'"

@@ -63,6 +63,7 @@ class TraceReader:
             self.live = self._grows = trace.in_parts
             recording = trace.recording(engine_id)
             self.first: Recording = _read(recording) if self.live else recording
+            self.num_engines = len(trace.engines())
         self.engine_id = recording.engine.engine_id
 
     def _open(self) -> Trace:
@@ -244,6 +245,16 @@ class TraceReader:
             self._close()
         with self._reading() as trace:
             return _read(trace.recording(self.engine_id))
+
+    def all_recordings(self) -> list[Recording]:
+        """The recordings of all engines so far, with the requests of their steps, in memory."""
+        from fdtrace.library.engine_recording import recording_with_rows
+
+        with self._reading() as trace:
+            numbers = [row["engine_id"] for row in trace.engines()]
+            for number in numbers:
+                trace.check_step_requests(number)
+            return [recording_with_rows(trace.db, _read(trace.recording(number))) for number in numbers]
 
 
 def _read(recording: Recording) -> Recording:

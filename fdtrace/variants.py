@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.workload.workload import Workload
 
 ASSIGNED = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)")
-OWN_KEYS = ("formula", "scheduler", "policy", "arrivals", "acceptances")
+OWN_KEYS = ("formula", "scheduler", "policy", "arrivals", "acceptances", "routing")
 """Keys of a variant that are no setting of the engine."""
 EXAMPLE = "'seqs 64: max_num_seqs=64, formula=pr7499'"
 
@@ -44,6 +44,8 @@ class Variant:
     """Changed settings as typed. `changed` reads them for one engine."""
     arrivals: str | None = None
     acceptances: str = "drawn"
+    routing: str | None = None
+    """How the ranks of a deployment get their requests; None: it replays one engine, or they get them as recorded."""
 
     def changed(self, engine: EngineInfo) -> ChangedSettings:
         """Its settings by the names of a recorded engine. UsageError if that engine has no such settings."""
@@ -127,6 +129,8 @@ def _with_own(variant: Variant, key: str, value: Any, python: str) -> Variant:
         if value not in ("drawn", "recorded"):
             raise UsageError(f"acceptances={value} is neither drawn nor recorded")
         return replace(variant, acceptances=str(value))
+    if key == "routing":
+        return replace(variant, routing=str(value))
     return replace(variant, arrivals=str(value))
 
 
@@ -164,6 +168,16 @@ def refuse_equal_names(variants: Iterable[Variant]) -> None:
         names.add(variant.name)
 
 
+def refuse_routing(variant: Variant) -> None:
+    """UsageError if a variant that replays one engine says how several get their requests."""
+    if variant.routing is not None:
+        raise UsageError(
+            f"{variant.name} has a routing",
+            why="this replays one engine",
+            hint="`fdtrace replay TRACE --ranks` replays all ranks of a trace",
+        )
+
+
 def variants_of(
     formulas: Sequence[Formula], schedulers: Sequence[GivenScheduler], texts: Sequence[str]
 ) -> list[Variant]:
@@ -178,6 +192,7 @@ def resolved_variant(variant: Variant, recording: Recording, python: str) -> Var
     """The variant with what schedules it. If it names no scheduler, the one that was recorded does. UsageError."""
     from fdtrace.replayer.config import is_modelled
 
+    refuse_routing(variant)
     if variant.scheduler is not None or (variant.formula is not None and is_modelled(recording.engine)):
         return variant
     return with_recorded_scheduler(variant, recording, python)

@@ -24,11 +24,17 @@ QUERY = """
         FROM ran WINDOW w AS (PARTITION BY engine_id, request ORDER BY step)
     ), life AS (
         SELECT r.engine_id, r.request, r.arrived_step, r.arrived_at, q.first, q.last, b.first AS begin, b.past,
+               CASE WHEN r.arrived_step IS NULL
+                     AND (q.kind = 'decode' OR q.computed > coalesce(r.num_cached_tokens, 0))
+                    THEN q.kind ELSE 'queued' END AS waits_for,
                coalesce(v.finished, v.aborted) AS ended, v.held_from, v.held_to, v.held
         FROM request r
         JOIN (SELECT engine_id, min(step) AS first, max(step) + 1 AS past FROM step GROUP BY ALL) b USING (engine_id)
-        LEFT JOIN (SELECT engine_id, request, min(step) AS first, max(step) AS last FROM step_request GROUP BY ALL) q
-            USING (engine_id, request)
+        LEFT JOIN (
+            SELECT engine_id, request, min(step) AS first, max(step) AS last, arg_min(kind, step) AS kind,
+                   arg_min(num_computed_tokens, step) AS computed
+            FROM step_request GROUP BY ALL
+        ) q USING (engine_id, request)
         LEFT JOIN (
             SELECT engine_id, request, min(step) FILTER (kind = 'finished') AS finished,
                    min(step) FILTER (kind = 'aborted') AS aborted,
@@ -38,7 +44,7 @@ QUERY = """
             FROM event WHERE request IS NOT NULL GROUP BY ALL
         ) v USING (engine_id, request)
     ), wait AS (
-        SELECT engine_id, request, 'queued' AS kind, coalesce(arrived_step, begin) AS since,
+        SELECT engine_id, request, waits_for AS kind, coalesce(arrived_step, begin) AS since,
                least(first, ended, past, held_from) AS until, arrived_at, NULL AS discarded, NULL AS held FROM life
         UNION ALL BY NAME
         SELECT engine_id, request, since, until,

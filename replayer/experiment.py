@@ -122,11 +122,14 @@ class Experiment:
     @cached_property
     def workload(self) -> Workload:
         """The recorded requests."""
-        recorded = workload_from_recording(self.recording, self.clock)
-        workload = workload_under(recorded, self.recording.engine, self.changed_settings)
+        workload = workload_under(self.recorded_workload(), self.recording.engine, self.changed_settings)
         if self.clock == "time":
             workload = with_coming(workload, self.recording, self.coming)
         return self._with_time_model(workload)
+
+    def recorded_workload(self) -> Workload:
+        """The recorded requests under the recorded settings."""
+        return workload_from_recording(self.recording, self.clock)
 
     def _with_time_model(self, workload: Workload) -> Workload:
         """By time, durations come from the batches. UsageError if settings change and durations cannot be computed."""

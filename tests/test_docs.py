@@ -91,7 +91,7 @@ RUN = ("sql", "replay", "check", "info", "formulas", "status")
 def is_run(command: str) -> bool:
     words = shlex.split(command, comments=True)
     of_our_trace = "t.duckdb" in words or "T" in words or words[1] in ("formulas", "status")
-    needs_more = {"--scheduler", "--step"} & set(words) or "FORMULA" in command or "…" in command
+    needs_more = {"--scheduler", "--step", "--routing"} & set(words) or "FORMULA" in command or "…" in command
     # On a terminal `replay` opens the screen; its own tests do that.
     return words[1] in RUN and of_our_trace and not needs_more
 

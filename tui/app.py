@@ -57,9 +57,8 @@ class ReplayApp(App[None]):
     """Shows a recording at once, and each replay of it when it is computed. Its controllers do what its keys ask."""
 
     CSS = """
-    Screen { layout: vertical; overflow: hidden; }
+    Screen { layout: vertical; overflow: hidden; } #panes { height: 2fr; min-height: 8; }
     #head { height: 1; padding: 0 1; text-style: bold; background: $panel; }
-    #panes { height: 2fr; min-height: 8; }
     #watches { height: 1; padding: 0 1; display: none; color: $text-accent; }
     #trouble { height: auto; max-height: 10; padding: 0 1; display: none; background: $surface;
                color: $text-error; }
@@ -152,6 +151,7 @@ class ReplayApp(App[None]):
         self.status.show_head()
         self.show_all()
         self.live.begin()
+        self.inspector.begin()
 
     def on_unmount(self) -> None:
         self.panes.close()

@@ -55,6 +55,7 @@ KEYS = (
     Key("enter", "inspector.inspect", "Enter", "inspect the step: budget, charges, reasons", WHY, "why"),
     Key("r", "inspector.story", "r", "the story of the selected request, under each formula", WHY, "request"),
     Key("t", "inspector.waits", "t", "who waited, how long, behind whom, in the active pane", WHY, "waits"),
+    Key("R", "inspector.ranks", "R", "all ranks of the trace over time, and under --routing", WHY, "ranks"),
     Key("slash", "tables.find", "/", "find requests by a part of their id, or their kind", WHY, "find"),
     Key("S", "queries.ask", "S", "ask the trace in SQL", WHY, "sql"),
     Key("b", "debugger.break_here", "b", "set or remove a breakpoint on this step", DEBUG),

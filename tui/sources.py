@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.history.as_recorded import RowsOfStep
 from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.rank_experiment import RankRun
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
+from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.panes.jobs import PaneReplay
 
 
@@ -63,7 +65,8 @@ class Sources:
     far. If calls and forwards do not come in pairs, `calls` gives the scheduling calls of a step, and `lags` gives for
     each step how many earlier forwards its call had not taken in (MISSING: unknown); otherwise both are None.
     `settings` are the names that a variant for `replay_of` may set. `batch_rows` gives what the requests of a recording
-    ran in all its steps; None: there are too many.
+    ran in all its steps; None: there are too many. `ranks` computes all ranks of the trace: as recorded, then each
+    replay of them that was asked for. `opens_ranks`: the screen opens with them.
     """
 
     rows: RowsOfStep | None = None
@@ -78,3 +81,5 @@ class Sources:
     calls: Callable[[int], StepCalls | None] | None = None
     lags: Callable[[], NDArray[np.int64] | None] | None = None
     batch_rows: Callable[[Recording], BatchRowColumns | None] | None = None
+    ranks: Callable[[Cancelled], Iterator[RankRun]] | None = None
+    opens_ranks: bool = False

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace replay`."""
     from fdtrace.build_replays import add_replay_arguments
+    from fdtrace.rank_replays import add_rank_arguments
 
     add_replay_arguments(parser)
+    add_rank_arguments(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--report", action="store_true", help="print instead (the default if stdout is no terminal)"
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
     from fdtrace.build_replays import Replays
+    from fdtrace.rank_replays import asks_for_ranks
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.trace.standstill import standstill_of
     from fdtrace.recorder.trace.trace import open_trace
@@ -71,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if drawing or not (args.report or args.json or args.waits or not terminal):
         return _show(args)
+    if asks_for_ranks(args):
+        return _report_ranks(args)
     with open_trace(args.trace) as trace:
         recording = trace.recording(args.engine)
         rows = RecordedRows(trace, recording.engine.engine_id)
@@ -83,6 +88,28 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_report(recording, histories, still)
         _print_waits(args.trace, histories, waits)
+    return 0
+
+
+def _report_ranks(args: argparse.Namespace) -> int:
+    """All ranks of the trace, printed or as JSON."""
+    import json
+
+    from rich.console import Console
+
+    from fdtrace.library.trace_handle import open_library_trace
+    from fdtrace.rank_replays import compute_ranks
+    from fdtrace.replayer.analysis.rank_figures import ranks_dict
+    from fdtrace.tui.report.rank_table import print_ranks
+
+    with open_library_trace(args.trace) as trace:
+        notes = list(trace.notes())
+        recordings = [trace.recording(row["engine_id"]).value for row in trace.engines()]
+    runs = compute_ranks(recordings, args)
+    if args.json:
+        print(json.dumps({"notes": notes, "runs": ranks_dict(runs)}))
+    else:
+        print_ranks(runs, Console())
     return 0
 
 

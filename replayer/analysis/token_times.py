@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,20 +100,61 @@ def _times_of(rows: BatchRowColumns, ends: Floats, clients: Clients) -> _Times:
     return _Times(np.array(first), np.array(last), np.array(num_tokens), np.array(steps), gaps)
 
 
-def latencies(
-    rows: BatchRowColumns,
-    starts: Floats,
-    ends: Floats,
-    clients: Clients,
-    slo: Mapping[str, float],
-    num_steps_beyond: int | None = None,
-) -> Latencies:
-    """How long clients waited in a history with these starts and ends of steps, in microseconds."""
+@dataclass(frozen=True)
+class ServedSteps:
+    """The steps of a history in which tokens were made: what each ran, when it began and ended (microseconds)."""
+
+    rows: BatchRowColumns
+    starts: Floats
+    ends: Floats
+    clients: Clients
+    num_steps_beyond: int | None = None
+    """As `Latencies` has it."""
+    num_engines: int = 1
+    """Engines whose steps these are."""
+
+    def later(self, us: float) -> ServedSteps:
+        """The same on a clock that was so many microseconds ahead when this one was 0."""
+        clients = replace(self.clients, arrived_us=self.clients.arrived_us + us)
+        return replace(self, starts=self.starts + us, ends=self.ends + us, clients=clients)
+
+
+def joined_steps(parts: Sequence[ServedSteps]) -> ServedSteps:
+    """The steps of several engines together, all on one clock."""
+    steps = np.cumsum([0, *(len(part.starts) for part in parts)])
+    entries = np.cumsum([0, *(len(part.clients.prompts) for part in parts)])
+    rows = [part.rows for part in parts]
+    beyond = [part.num_steps_beyond for part in parts if part.num_steps_beyond is not None]
+    return ServedSteps(
+        BatchRowColumns(
+            np.concatenate([one.step + first for one, first in zip(rows, steps[:-1], strict=True)]),
+            np.concatenate([one.request + first for one, first in zip(rows, entries[:-1], strict=True)]),
+            np.concatenate([one.prefill for one in rows]),
+            np.concatenate([one.num_tokens for one in rows]),
+            np.concatenate([one.num_computed_tokens for one in rows]),
+            np.concatenate([one.num_accepted_tokens for one in rows]),
+        ),
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.ends for part in parts]),
+        Clients(
+            np.concatenate([part.clients.arrived_us for part in parts]),
+            [tokens for part in parts for tokens in part.clients.prompts],
+            [tokens for part in parts for tokens in part.clients.outputs],
+            np.concatenate([part.clients.ended for part in parts]),
+        ),
+        sum(beyond) if beyond else None,
+        sum(part.num_engines for part in parts),
+    )
+
+
+def latencies(served: ServedSteps, slo: Mapping[str, float]) -> Latencies:
+    """How long clients waited, microseconds; `busy_share` is the mean of all engines."""
+    rows, starts, ends, clients = served.rows, served.starts, served.ends, served.clients
     times = _times_of(rows, ends, clients)
     ttft, latency = times.first - clients.arrived_us, times.last - clients.arrived_us
-    served = ~np.isnan(ttft)
-    done = served & clients.ended & (times.num_tokens >= np.asarray(clients.outputs))
-    duration = float(ends[-1] - starts[0]) / 1e6 if len(ends) else 0.0
+    has_token = ~np.isnan(ttft)
+    done = has_token & clients.ended & (times.num_tokens >= np.asarray(clients.outputs))
+    duration = float(ends.max() - starts.min()) / 1e6 if len(ends) else 0.0
     goodput = None
     if slo and duration:
         spread = times.last - times.first
@@ -128,24 +169,29 @@ def latencies(
             meets_slo &= np.nan_to_num(values[name], nan=np.inf) <= limit
         goodput = float(meets_slo.sum()) / duration
     return Latencies(
-        num_requests=int(served.sum()),
-        ttft_us=Percentiles.of(ttft[served]),
+        num_requests=int(has_token.sum()),
+        ttft_us=Percentiles.of(ttft[has_token]),
         itl_us=Percentiles.of(np.array(times.gaps)),
         latency_us=Percentiles.of(latency[done]),
         output_tokens_per_s=float(times.num_tokens.sum()) / duration if duration else 0.0,
         requests_per_s=float(done.sum()) / duration if duration else 0.0,
         duration_s=duration,
-        busy_share=float((ends - starts).sum()) / 1e6 / duration if duration else 0.0,
+        busy_share=float((ends - starts).sum()) / 1e6 / duration / served.num_engines if duration else 0.0,
         goodput_per_s=goodput,
         slo=dict(slo),
-        num_steps_beyond=num_steps_beyond,
+        num_steps_beyond=served.num_steps_beyond,
     )
 
 
 def recorded_latencies(timing: RecordedTiming, slo: Mapping[str, float]) -> Latencies:
     """How long clients waited in the recording. UsageError if it has no times or no arrival times."""
-    recording = timing.recording
-    assert timing.rows is not None  # `features` has raised otherwise
+    return latencies(recorded_steps(timing), slo)
+
+
+def recorded_steps(timing: RecordedTiming) -> ServedSteps:
+    """The steps of a recording; its clock is 0 at the first call. UsageError as for `recorded_latencies`."""
+    recording, ends = timing.recording, timing.ends_us
+    assert timing.rows is not None  # `ends_us` has raised otherwise
     requests, endings = recording.requests, recording.details.endings
     if "arrived_at" not in requests:
         raise UsageError("this recording has no arrival times")
@@ -161,7 +207,7 @@ def recorded_latencies(timing: RecordedTiming, slo: Mapping[str, float]) -> Late
         (endings.finished_step != MISSING) & (endings.aborted_step == MISSING),
     )
     starts = (timing.calls - timing.calls[0]) / 1000.0
-    return latencies(timing.rows, starts, timing.ends_us, clients, slo)
+    return ServedSteps(timing.rows, starts, ends, clients)
 
 
 def _whole(values: NDArray[Any]) -> list[int]:
@@ -179,6 +225,13 @@ def replayed_latencies(
 
     `arrivals_after_answers`: when the requests arrived whose clients waited for an answer before.
     """
+    return latencies(replayed_steps(timed, workload, arrivals_after_answers), slo)
+
+
+def replayed_steps(
+    timed: TimedSteps, workload: Workload, arrivals_after_answers: Mapping[str, float]
+) -> ServedSteps:
+    """The steps of a replay by time, on its clock."""
     requests = workload.requests
     arrived = [
         np.nan
@@ -196,4 +249,4 @@ def replayed_latencies(
             [request.abort_after is None and request.target is None for request in requests], dtype=bool
         ),
     )
-    return latencies(timed.rows, timed.starts_us, timed.ends_us, clients, slo, timed.num_beyond)
+    return ServedSteps(timed.rows, timed.starts_us, timed.ends_us, clients, timed.num_beyond)

@@ -190,14 +190,14 @@ def wait_rows(waits: Waits) -> list[dict[str, Any]]:
     `behind` and `num_behind_steps` (who was the head in most of the others, and in how many), `not_admitted` (why the
     head was not admitted in most steps).
     """
-    in_queue, spans = waits.in_queue().tolist(), waits.us.tolist()
+    in_queue, spans, reasons = waits.in_queue().tolist(), waits.us.tolist(), _Reasons(waits.reasons)
     columns = (waits.request, waits.kind, waits.since, waits.until, waits.num_discarded_tokens)
     rows = []
     for at, (request, kind, since, until, discarded) in enumerate(
         zip(*(column.tolist() for column in columns), strict=True)
     ):
         head_steps, behind, behind_steps, reason = (
-            _behind(waits, at, since, until) if in_queue[at] else (None, None, None, None)
+            _behind(waits, at, since, until, reasons) if in_queue[at] else (None, None, None, None)
         )
         rows.append(
             {
@@ -221,7 +221,25 @@ def _number(waits: Waits, entry: int) -> int | None:
     return int(waits.steps[entry]) if entry < len(waits.steps) else None
 
 
-def _behind(waits: Waits, wait: int, since: int, until: int) -> tuple[int, str | None, int, str | None]:
+class _Reasons:
+    """Counts reasons in runs of steps. A wait may have as many steps as the history, and a history as many waits."""
+
+    def __init__(self, reasons: NDArray[Any]) -> None:
+        texts = reasons.tolist()
+        self._names = [reason for reason in dict.fromkeys(texts) if reason]
+        self._so_far = np.zeros((len(self._names), len(texts) + 1), np.int64)
+        for row, name in zip(self._so_far, self._names, strict=True):
+            np.cumsum(reasons == name, out=row[1:])
+
+    def most_common(self, since: int, until: int) -> str | None:
+        """The reason of most steps from entry `since` to before `until`; None: no reason is known."""
+        counts = self._so_far[:, until] - self._so_far[:, since]
+        return self._names[int(counts.argmax())] if counts.any() else None
+
+
+def _behind(
+    waits: Waits, wait: int, since: int, until: int, reasons: _Reasons
+) -> tuple[int, str | None, int, str | None]:
     """Steps as the head itself; who was the head in most of the others, and in how many; why it was not admitted."""
     heads = waits.heads
     runs = slice(
@@ -235,8 +253,7 @@ def _behind(waits: Waits, wait: int, since: int, until: int) -> tuple[int, str |
         steps_of = np.bincount(entries, steps[~is_own])
         most = int(steps_of.argmax())
         behind, behind_steps = waits.lives.request_ids[int(requests[most])], int(steps_of[most])
-    reason = _most_common(waits.reasons[since:until].tolist())
-    return int(steps[is_own].sum()), behind, behind_steps, reason or None
+    return int(steps[is_own].sum()), behind, behind_steps, reasons.most_common(since, until)
 
 
 def request_rows(waits: Waits) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def _before_first(lives: RequestLives, num_steps: int) -> list[Ints]:
     until = np.minimum(first, _or_last(lives.ended, num_steps))
     arrived, entries = np.minimum(lives.arrived, until), np.arange(count)
     if lives.held_from is None or lives.held_to is None:
-        return [_wait_rows(entries, QUEUED, arrived, until)]
+        return [_wait_rows(entries, _first_kinds(lives), arrived, until)]
     got = np.clip(_or_last(lives.held_from, num_steps), arrived, until)
     joined = np.clip(_or_last(lives.held_to, num_steps), got, until)
     return [
@@ -135,6 +135,16 @@ def _before_first(lives: RequestLives, num_steps: int) -> list[Ints]:
         _wait_rows(entries, NOT_JOINED, got, joined),
         _wait_rows(entries, JOINED, joined, until),
     ]
+
+
+def _first_kinds(lives: RequestLives) -> Ints:
+    """What each request waits for until its first step: to run at all, or to go on if it was found running."""
+    kinds = np.full(len(lives.arrived), QUEUED, np.int64)
+    if lives.found_running is not None and lives.found_running.any():
+        entries, first = np.unique(lives.rows.request, return_index=True)  # rows ascend by step
+        kinds[entries] = np.where(lives.rows.prefill[first], PREFILL, DECODE)
+        kinds[~lives.found_running] = QUEUED
+    return kinds
 
 
 def _or_last(entries: Ints, num_steps: int) -> Ints:

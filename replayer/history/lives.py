@@ -36,6 +36,8 @@ class RequestLives:
     """
     held_to: Ints | None = None
     """It joined the running queue before this step, or gave the blocks back; MISSING: neither."""
+    found_running: NDArray[np.bool_] | None = None
+    """Whether it had run before the history began: then it waits to go on, not to run at all. None: no request had."""
     held_blocks: Ints | None = None
     """The blocks that it got then; MISSING or None: not known."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING
@@ -41,7 +42,7 @@ def recorded_lives(recording: Recording, rows: BatchRowColumns) -> RequestLives:
     )
     handover = recording.details.handover
     if handover is None:
-        return lives
+        return replace(lives, found_running=_found_running(recording, rows))
     left = np.where(handover.joined != MISSING, handover.joined, handover.discarded)
     return replace(
         lives,
@@ -64,3 +65,18 @@ def with_recorded_lives(
         return None if rows is None else recorded_lives(recording, rows)
 
     return replace(history, lives=lives)
+
+
+def _found_running(recording: Recording, rows: BatchRowColumns) -> NDArray[np.bool_]:
+    """Of each request: whether it came before the recording, and its first recorded row goes on with what it had
+    computed (not only with what the prefix cache gave it).
+    """
+    requests = recording.requests
+    arrived = np.asarray(requests["arrived_step"], np.int64)
+    cached = np.maximum(np.asarray(requests.get("num_cached_tokens", np.zeros(len(arrived))), np.int64), 0)
+    entries, first = np.unique(rows.request, return_index=True)  # rows ascend by step
+    goes_on = ~rows.prefill[first] | (rows.num_computed_tokens[first] > cached[entries])
+    found = np.zeros(len(arrived), bool)
+    found[entries] = goes_on
+    running: NDArray[np.bool_] = found & (arrived == MISSING)
+    return running

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -53,8 +53,12 @@ class RecordedTiming:
     @cached_property
     def model(self) -> TimeModel:
         """Fitted from the steps that another step followed at once. UsageError if its errors are too large."""
-        durations = np.diff(self.calls)[self.busy] / 1000.0
-        return fit_time_model(self.features[:-1][self.busy], durations)
+        return fit_time_model(*self.fitted)
+
+    @property
+    def fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The features of the steps that another step followed at once, and their durations in microseconds."""
+        return self.features[:-1][self.busy], np.diff(self.calls)[self.busy] / 1000.0
 
     @cached_property
     def ends_us(self) -> NDArray[np.float64]:
@@ -65,3 +69,35 @@ class RecordedTiming:
         ends[:-1] = np.minimum(ends[:-1], starts[1:])
         ends_us: NDArray[np.float64] = ends
         return ends_us
+
+
+class RankTiming(RecordedTiming):
+    """The same for one rank of a deployment, with a time model that all ranks share."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        read: Callable[[], BatchRowColumns | None],
+        shared: Callable[[], TimeModel],
+    ) -> None:
+        """`shared` gives the model of all ranks."""
+        super().__init__(recording, read)
+        self._shared = shared
+
+    @cached_property
+    def model(self) -> TimeModel:
+        """That of all ranks. UsageError if its errors are too large."""
+        return self._shared()
+
+
+def shared_time_model(timings: Sequence[RecordedTiming]) -> TimeModel:
+    """The time model of several ranks, fitted from the steps of all of them. UsageError if its errors are too large."""
+    features, durations, times = zip(
+        *((*timing.fitted, timing.calls[:-1][timing.busy]) for timing in timings), strict=True
+    )
+    by_time = np.argsort(np.concatenate(times), kind="stable")  # so that a half of them is a half of the time
+    try:
+        return fit_time_model(np.concatenate(features)[by_time], np.concatenate(durations)[by_time])
+    except UsageError as error:
+        hint = "--ranks alone shows the ranks as recorded; or record on a machine that does nothing else"
+        raise UsageError(error.what, why=error.why, hint=hint) from None

@@ -66,7 +66,9 @@ def lives_of(workload: Workload, reader: StepReader | RowReader, moments: Reques
         None if starts is None else _arrived_us(requests, moments.after_answers),
     )
     if workload.config.role == "mixed":
-        return lives
+        resumed = (request.resumed for request in requests)
+        running = [state is not None and state.place == "running" and not state.waiting for state in resumed]
+        return replace(lives, found_running=np.array(running, bool))
     got = {name: step for step, handed in moments.handed for name in handed.preallocated}
     left = {name: step for step, handed in moments.handed for name in (*handed.joined, *handed.discarded)}
     held_from, held_to = (

@@ -45,6 +45,10 @@ class RowLog:
         self._lags = array("q")
         self._num_preempted = self._num_stalled = 0
 
+    def know(self, request_id: str) -> None:
+        """Know a request that the workload did not have at first."""
+        self._numbers[request_id] = len(self._numbers)
+
     def resumed(self, request_id: str) -> None:
         """A request decodes from the next step on. Nothing is to do: its rows show it."""
 

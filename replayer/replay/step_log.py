@@ -91,6 +91,10 @@ class StepLog:
         self._num_preempted = 0
         self._num_stalled = 0
 
+    def know(self, request_id: str) -> None:
+        """Know a request that the workload did not have at first."""
+        self._numbers[request_id] = len(self._numbers)
+
     def resumed(self, request_id: str) -> None:
         """A request decodes from the next step on."""
         self._begin(request_id, self.num_steps)

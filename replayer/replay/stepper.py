@@ -35,6 +35,8 @@ class Stepper:
 
     def __init__(self, workload: Workload, scheduler: AnyScheduler) -> None:
         self.workload, self.scheduler = workload, scheduler
+        self.requests: list[WorkRequest] = list(workload.requests)
+        """Those of the workload, and those that `take` added; in order of arrival."""
         self.watch = HangWatch(scheduler)
         self.hopeless = False
         """Whether, after the last turn, only something from outside can bring a request further."""
@@ -59,17 +61,23 @@ class Stepper:
     @property
     def num_to_come(self) -> int:
         """Requests that have not arrived."""
-        return len(self.workload.requests) - self._next
+        return len(self.requests) - self._next
 
     @property
     def next_arrival(self) -> float | None:
         """When the next request arrives; None: all have arrived, or its client still waits for an answer."""
-        return self._arrival_of(self.workload.requests[self._next]) if self.num_to_come else None
+        return self._arrival_of(self.requests[self._next]) if self.num_to_come else None
 
     def _arrival_of(self, request: WorkRequest) -> float | None:
         if request.think is None:
             return request.arrival
         return self._answers[0] + request.think if self._answers else None
+
+    def take(self, request: WorkRequest) -> None:
+        """Add a request, which arrives no earlier than all others."""
+        self.requests.append(request)
+        if request.abort_after is not None:
+            insort(self._aborts, (request.arrival + request.abort_after, request.request_id))
 
     def answered(self, now: float) -> None:
         """The answers to what ended in the last turn have reached their clients."""
@@ -86,7 +94,7 @@ class Stepper:
         """Hand over what is due by `now`; returns the requests that arrived."""
         if not self._has_begun:
             self._begin()
-        requests, first = self.workload.requests, self._next
+        requests, first = self.requests, self._next
         while (arrival := self.next_arrival) is not None and arrival <= now:
             self._apply_arrival(requests[self._next], now)
             self._next += 1

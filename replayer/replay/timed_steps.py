@@ -27,6 +27,10 @@ class TimedSteps:
         self.num_beyond = 0
         """Steps with a feature larger than in every step that the model was fitted from."""
 
+    def know(self, request_id: str) -> None:
+        """Know a request that the workload did not have at first."""
+        self._numbers[request_id] = len(self._numbers)
+
     def take(self, now: float, rows: Sequence[StepRow]) -> float:
         """Add a step that begins at `now` (microseconds). Returns how long it takes."""
         step = len(self._starts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from fdtrace.replayer.config import ORIGINAL, Policy
@@ -20,7 +21,7 @@ from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.step_log import StepLog
 from fdtrace.replayer.replay.stepper import Stepper
 from fdtrace.replayer.replay.timed_steps import TimedSteps
-from fdtrace.replayer.workload.workload import Workload
+from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 Progressed = Callable[[int, int], None]
 """Called now and then with the steps done and those expected."""
@@ -84,6 +85,23 @@ class Replay:
         self._idle_calls = 0
         self._to_finish = sum(1 for request in workload.requests if request.target is None)
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
+
+    def take(self, request: WorkRequest) -> None:
+        """Add a request, which arrives no earlier than all others. A router sends requests to a rank in this way."""
+        self._stepper.take(request)
+        self.log.know(request.request_id)
+        if self.timed is not None:
+            self.timed.know(request.request_id)
+        if request.target is None:
+            self._to_finish += 1
+        else:
+            self._targets[request.request_id] = request.target
+        self.hang = None if self._stepper.hopeless else self.hang
+
+    def settle(self) -> None:
+        """Let the workload have all requests that `take` added: its log is then read by them."""
+        self.workload = replace(self.workload, requests=tuple(self._stepper.requests))
+        self.log.workload = self.workload
 
     def run(self, progressed: Progressed | None = None, cancelled: Cancelled | None = None) -> None:
         """Run to the end, to a hang, or to the workload's step limit; ReplayCancelled when asked to stop."""

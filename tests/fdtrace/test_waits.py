@@ -56,6 +56,32 @@ def test_the_view_has_the_waits_of_the_recording(any_trace: Path) -> None:
             assert abs(row["wait_us"] - wait["us"]) <= 1
 
 
+def test_a_request_found_running_waits_to_go_on(tmp_path: Path) -> None:
+    """A recording that begins in the middle, and a decode and a prefill left out of its first steps."""
+    requests = [{"id": f"r{i}", "arrival": 0, "prompt": 90, "output": 30} for i in range(6)]
+    sizes = {"max_num_batched_tokens": 64, "max_num_seqs": 3, "num_blocks": 64}
+    trace = tmp_path / "t.duckdb"
+    fdtrace.simulate({**sizes, "requests": requests}, "original")["original"].write(trace)
+    with duckdb.connect(str(trace)) as db:
+        left_out = "step < 4 OR (step < 6 AND request IN (0, 1))"
+        for table in ("step", "event"):
+            db.execute(f"DELETE FROM {table} WHERE step < 4")
+        db.execute(f"DELETE FROM step_request WHERE {left_out}")
+        db.execute("UPDATE request SET arrived_step = NULL, arrived_at = NULL")
+        first = "SELECT kind FROM step_request WHERE request = $1 ORDER BY step LIMIT 1"
+        kinds = [db.execute(first, [number]).fetchall()[0][0] for number in (0, 1)]
+    assert kinds == ["decode", "decode"]
+    rows = view_of(trace)
+    found = fdtrace.open(trace).recording()
+    waits = fdtrace.replay(found, as_recorded=True, formulas="original")["recorded"].waits.each.rows()
+    assert sorted(map(key_of, rows)) == sorted(map(key_of, waits))
+    first_waits = {
+        row["request_id"]: (row["kind"], row["num_steps"]) for row in rows if row["since_step"] == 4
+    }
+    assert first_waits["r0"] == first_waits["r1"] == ("decode", 2)
+    assert first_waits["r3"][0] == "queued"
+
+
 @pytest.mark.parametrize("name", ["preemptions", "tight_blocks"])
 def test_the_head_that_is_derived_is_the_recorded_one(name: str, tmp_path: Path) -> None:
     """But in the step that preempts: FastDeploy's request is in the queue again only after it."""

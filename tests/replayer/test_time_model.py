@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN
-from fdtrace.replayer.analysis.token_times import Clients, latencies, parse_slo
+from fdtrace.replayer.analysis.token_times import Clients, ServedSteps, latencies, parse_slo
 from fdtrace.replayer.experiment import Experiment
-from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
@@ -26,15 +25,9 @@ from fdtrace.replayer.replay.workload_replay import Replay
 from fdtrace.replayer.workload.closed_loop import AS_FOUND, ComingRequests, closed_loop_of
 from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
+from tests.replayer.timed_recordings import gpu, timed_by_gpu
 
 Floats = NDArray[np.float64]
-
-
-def gpu(features: Floats) -> Floats:
-    """Microseconds of a step on something like a GPU: the memory or the arithmetic, whichever takes longer."""
-    prefill, _, decode, kv, attention = features.T
-    found: Floats = 6000 + np.maximum(14000 + 2.5 * kv, 130 * (prefill + decode) + 0.1 * attention)
-    return found
 
 
 def cpu(features: Floats) -> Floats:
@@ -117,7 +110,9 @@ def test_tokens_of_requests_are_dated_by_the_steps_that_made_them() -> None:
     batch = BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
     starts = np.array([0.0, 100, 200, 300, 400]) * 1000
     clients = Clients(np.array([0.0, 50_000.0]), [10, 3], [4, 3], np.array([True, True]))
-    found = latencies(batch, starts, starts + 100_000, clients, parse_slo("ttft=180ms, latency=0.42s"))
+    found = latencies(
+        ServedSteps(batch, starts, starts + 100_000, clients), parse_slo("ttft=180ms, latency=0.42s")
+    )
     assert found.num_requests == 2
     assert found.ttft_us.p50 == pytest.approx((200_000 + 150_000) / 2)
     assert found.itl_us.p99 == pytest.approx(200_000, rel=0.02)
@@ -126,9 +121,9 @@ def test_tokens_of_requests_are_dated_by_the_steps_that_made_them() -> None:
     assert found.requests_per_s == pytest.approx(2 / 0.5)
     assert found.busy_share == 1.0
     assert found.goodput_per_s == 0.0, "r0's first token is late, and so is r1's last"
-    easy = latencies(batch, starts, starts + 100_000, clients, parse_slo("ttft=250,tpot=140ms"))
+    easy = latencies(ServedSteps(batch, starts, starts + 100_000, clients), parse_slo("ttft=250,tpot=140ms"))
     assert easy.goodput_per_s == pytest.approx(1 / 0.5), "r1 took 150 ms for each token after its first"
-    assert latencies(batch, starts, starts + 1, clients, {}).goodput_per_s is None
+    assert latencies(ServedSteps(batch, starts, starts + 1, clients), {}).goodput_per_s is None
 
 
 @pytest.mark.parametrize("text", ["ttft", "ttft=fast", "ttft=5 parsecs", "speed=3ms"])
@@ -140,20 +135,6 @@ def test_objectives_that_make_no_sense(text: str) -> None:
 # A recording of known durations, replayed under other settings -----------------------------------------------
 
 
-def batches_of(history: History, recording: Recording) -> BatchRowColumns:
-    numbers = {name: i for i, name in enumerate(recording.requests["request_id"].tolist())}
-    rows = [
-        (
-            *(at, numbers[row.request_id], row.kind == "prefill"),
-            *(row.num_tokens, row.num_computed_tokens, row.num_accepted_tokens),
-        )
-        for at, step in enumerate(history.columns["step"].tolist())
-        for row in history.rows(step)
-    ]
-    step, request, prefill, tokens, computed, accepted = np.array(rows, dtype=np.int64).T
-    return BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
-
-
 @pytest.fixture
 def timed(
     case_of: Callable[[str], dict[str, Any]],
@@ -161,14 +142,9 @@ def timed(
     recording_of: Callable[..., Recording],
 ) -> tuple[Recording, BatchRowColumns]:
     """A recording whose steps took what `gpu` says, each request there just before its recorded step."""
-    plain = recording_of(case_of("tight_blocks"), golden_of("tight_blocks", "original"), "original")
-    rows = batches_of(Experiment(plain).reschedule(BUILTIN["original"]), plain)
-    took = gpu(rows.features(plain.num_steps))
-    calls = 10**18 + np.concatenate([[0], np.cumsum(took)])[:-1].astype(np.int64) * 1000
-    steps = {**plain.steps, "ts": calls, "schedule_us": np.zeros(len(calls), np.int64)}
-    index = np.searchsorted(steps["step"], plain.requests["arrived_step"])
-    requests = {**plain.requests, "arrived_at": calls[np.minimum(index, len(calls) - 1)] - 1000}
-    return replace(plain, steps=steps, requests=requests), rows
+    return timed_by_gpu(
+        recording_of(case_of("tight_blocks"), golden_of("tight_blocks", "original"), "original")
+    )
 
 
 def test_a_replay_by_time_tells_what_clients_waited(timed: tuple[Recording, BatchRowColumns]) -> None:

@@ -53,6 +53,11 @@ rows: list[dict[str, Any]] = table.rows()
 frame: pd.DataFrame = table.df()
 highest: np.int64 = run.steps["num_tokens"].max()
 
+ranks: fdtrace.RankRuns = fdtrace.replay_ranks("t.duckdb", ["round_robin"], slo="ttft=1s")
+routed: fdtrace.RoutedRun = ranks["round_robin"]
+beside: float = routed.imbalance.share_beside_room
+of_ranks: fdtrace.ResultTable = routed.ranks
+
 simulated: fdtrace.SimulatedRuns = fdtrace.simulate({"requests": []}, ["original"], max_steps=100)
 one: fdtrace.SimulatedRun = simulated["original"]
 decisions: list[dict[str, Any]] = one.decisions

@@ -10,9 +10,11 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.request_story import Story, story_of
 from fdtrace.replayer.analysis.waiting import Waits, waits_of
 from fdtrace.replayer.history.recording_lives import with_recorded_lives
+from fdtrace.replayer.rank_experiment import RankRun
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
+from fdtrace.tui.inspector.ranks_screen import RanksScreen
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.inspector.waits_screen import WaitsScreen
@@ -36,6 +38,13 @@ class InspectorController:
         self._inspections = screen.background("inspector", self._show_inspection, screen.fail)
         self._stories = screen.background("story", self._show_stories, screen.fail)
         self._waits = screen.background("waits", self._show_waits, screen.fail)
+        self._ranks = screen.background("ranks", self._show_ranks, screen.fail)
+        self._ranks_dialog: RanksScreen | None = None
+
+    def begin(self) -> None:
+        """Open what was asked for on the command line."""
+        if self.screen.session.sources.opens_ranks:
+            self.ranks()
 
     # The inspector
 
@@ -159,6 +168,42 @@ class InspectorController:
         look = self.screen.look()
         dialog = WaitsScreen(waits, self.screen.session.cursor, look, look.css_class)
         self.screen.open_dialog(dialog, self._leave_story)
+
+    # Ranks
+
+    def ranks(self) -> None:
+        """Show all ranks of the trace: the recording at once, then each replay as it is computed."""
+        compute = self.screen.session.sources.ranks
+        if compute is None:
+            self.screen.say("this trace has one engine")
+            return
+        self.screen.say("computing the ranks")
+
+        def work(deliver: Deliver[list[RankRun]], cancelled: Cancelled) -> None:
+            runs: list[RankRun] = []
+            for run in compute(cancelled):
+                runs.append(run)
+                deliver(list(runs))
+
+        self._ranks.want(work)
+
+    def _show_ranks(self, runs: list[RankRun]) -> None:
+        self.screen.say()
+        if len(runs) > 1 and self._ranks_dialog is not None:
+            self._ranks_dialog.show(runs)
+            return
+        session, look = self.screen.session, self.screen.look()
+        engine_id = self.model.recording_now().engine.engine_id
+        dialog = RanksScreen(
+            runs, engine_id, session.cursor, look, look.glyphs.border == "ascii", look.css_class
+        )
+        self._ranks_dialog = dialog
+        self.screen.open_dialog(dialog, self._leave_ranks)
+
+    def _leave_ranks(self, step: int | None) -> None:
+        self._ranks_dialog = None
+        self._ranks.drop()
+        self._leave_story(step)
 
     def _leave_story(self, step: int | None) -> None:
         if step is not None:

@@ -23,21 +23,23 @@ HEADINGS = (
 
 def latency_table(histories: Sequence[History], *, ascii: bool) -> Table:
     """One row for each history: recorded values for the recording, values of the time model for replays by time."""
+    return latencies_table([(history.name, history.outcome.latency) for history in histories], ascii=ascii)
+
+
+def latencies_table(named: Sequence[tuple[str, Latencies | None]], *, ascii: bool) -> Table:
+    """One row for each name; None: not known."""
     table = Table(box=box.ASCII if ascii else box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("time", overflow="fold", max_width=30)
-    has_goodput = any(
-        history.outcome.latency and history.outcome.latency.goodput_per_s is not None for history in histories
-    )
+    has_goodput = any(latency and latency.goodput_per_s is not None for _, latency in named)
     for heading in (*HEADINGS, *(("good\nreq/s",) if has_goodput else ())):
         table.add_column(heading, justify="right", no_wrap=True)
-    for history in histories:
-        latency = history.outcome.latency
+    for name, latency in named:
         cells = (
             ["-"] * (len(HEADINGS) + has_goodput)
             if latency is None
             else _cells(latency, has_goodput=has_goodput)
         )
-        table.add_row(Text(printable(history.name), "bold"), *cells)
+        table.add_row(Text(printable(name), "bold"), *cells)
     return table
 
 
