@@ -113,7 +113,7 @@ def fdtrace_here(*arguments: object) -> subprocess.CompletedProcess[str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(list(map(str, arguments)), code, out.getvalue(), err.getvalue())
 
 
 def pump(supervisor: Supervisor, until: Callable[[], bool], seconds: float = 900.0) -> None:
