@@ -57,5 +57,7 @@ def _write(path: Path, tables: Mapping[str, ColumnArrays]) -> None:
             if columns:
                 check_range(table, columns)
                 insert(db, f"final.{table.name}", table, columns)
+        db.execute("BEGIN")
         define_views(db, "final", SCHEMA_VIEWS)
+        db.execute("COMMIT")
         db.execute("DETACH final")

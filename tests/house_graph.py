@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +65,12 @@ def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse(path.read_text())
+
+
 def modules() -> dict[str, Module]:
     """Every module of the four packages, by its import name."""
     known = {}
@@ -74,7 +80,7 @@ def modules() -> dict[str, Module]:
             if parts[0] != "fdtrace":
                 parts = ("fdtrace", *parts)
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            known[name] = Module(name, path, ast.parse(path.read_text()))
+            known[name] = Module(name, path, tree_of(path))
     for module in known.values():
         module.imports = _imports(module)
     return known

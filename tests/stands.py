@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -10,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fdtrace.commands.record import environment
+from fdtrace.recorder.agent_delivery import AGENT
+from fdtrace.recorder.collector import __main__ as collecting
+from fdtrace.recorder.collector.process import Collector
+from fdtrace.recorder.session import Session
 from fdtrace.recorder.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -25,12 +31,14 @@ class Stand:
     script: Path
     directory: Path
     environment: dict[str, str]
+    shared: Path | None = None
+    """Where all workers of this run of the tests find each other's recordings."""
 
     @classmethod
     def at(cls, script: Path, directory: Path) -> Self:
         """One in an empty directory, with no variable of ours or of a stand-in but what it needs."""
         boxes = directory / "boxes"
-        boxes.mkdir(mode=0o700)
+        boxes.mkdir(mode=0o700, exist_ok=True)
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("FDTRACE", "STANDIN"))
         }
@@ -60,9 +68,55 @@ class Stand:
         """Record the stand-in from its start to its end."""
         return self.fdtrace("record", "-o", self.trace, "--", *self.command(*options))
 
+    def recorded(self, *options: str) -> tuple[Self, subprocess.CompletedProcess[str]]:
+        """A recording of the stand-in with these options, to be read only: made once for all tests that ask for it.
+
+        Its collector runs in the process of the tests: it is the loop of the real one, without the imports of another.
+        """
+        assert self.shared is not None
+        place = self.shared / "_".join((self.script.stem, *options))
+        place.mkdir(mode=0o700, exist_ok=True)
+        stand, result = type(self).at(self.script, place), place / "result.json"
+        with (place / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not result.exists():
+                stand.trace.unlink(missing_ok=True)
+                done = stand.collect(*options)
+                result.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+        return stand, subprocess.CompletedProcess(stand.command(*options), *json.loads(result.read_text()))
+
+    def collect(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Record the stand-in from its start to its end, with the collector's loop in this process."""
+        session = Session.create(self.trace)
+        armed = environment(session)
+        armed = {**self.environment, **{name: armed[name] for name in ("FDTRACE", "FDTRACE_SESSION")}}
+        armed["PYTHONPATH"] = os.pathsep.join([str(AGENT / "site"), self.environment["PYTHONPATH"]])
+        with (self.directory / "out").open("w+") as out, (self.directory / "err").open("w+") as err:
+            process = subprocess.Popen(self.command(*options), env=armed, stdout=out, stderr=err, text=True)
+            collector = Collector(session)
+            collector.publish()
+            collecting.finish(collector, collecting.run(collector, UntilExit(process)))
+            said = [(file.seek(0), file.read())[1] for file in (out, err)]
+        return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
     def lines(self) -> list[dict[str, Any]]:
         """What it wrote itself, a line a forward."""
         return logged(self.log)
+
+
+class UntilExit(collecting.Orders):
+    """The order to end comes when a process has ended, as `fdtrace record` gives it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__()
+        self.process = process
+
+    def next(self, timeout: float) -> dict[str, Any] | None:
+        """That order, once the process has ended; None after `timeout` seconds."""
+        try:
+            return {"end": f"exit {self.process.wait(timeout)}"}
+        except subprocess.TimeoutExpired:
+            return None
 
 
 def logged(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.cli import COMMANDS, build_parser, main
+from tests.made_once import made_once
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,13 +76,18 @@ def test_there_are_commands_to_try() -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with `t.duckdb`, recorded as README records the sandbox, of an engine that needs no Paddle."""
+
+    def record(path: Path) -> None:
+        command = [sys.executable, "-m", "fdtrace", "record", "-o", str(path), "--"]
+        subprocess.run(
+            [*command, sys.executable, str(ENGINE), "--steps", "300"],
+            cwd=ROOT, check=True, capture_output=True,
+        )  # fmt: skip
+
     directory = tmp_path_factory.mktemp("session")
-    command = [sys.executable, "-m", "fdtrace", "record", "-o", str(directory / "t.duckdb"), "--"]
-    subprocess.run(
-        [*command, sys.executable, str(ENGINE), "--steps", "300"], cwd=ROOT, check=True, capture_output=True
-    )
+    shutil.copy(made_once(shared / "docs.duckdb", record), directory / "t.duckdb")
     return directory
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from fdtrace.recorder.agent import load
 from fdtrace.recorder.schema_docs import document
-from tests.house_graph import FLOORS, Module, arrows, circles, lines_with_bases, modules, sources
+from tests.house_graph import FLOORS, Module, arrows, circles, lines_with_bases, modules, sources, tree_of
+
+pytestmark = pytest.mark.xdist_group("house")  # one worker reads every file once
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 350
@@ -19,7 +21,7 @@ LONGEST = 350
 def imported(path: Path) -> set[str]:
     """The packages that a file imports, at any depth: of `recorder.trace` it is `recorder`."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {package_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -67,7 +69,7 @@ def test_the_agent_imports_the_standard_library_alone() -> None:
 
 def test_the_agent_loads_each_of_its_modules_after_those_that_it_imports() -> None:
     for i, name in enumerate(load.order()):
-        tree = ast.parse((ROOT / "recorder" / "agent" / f"{name}.py").read_text())
+        tree = tree_of(ROOT / "recorder" / "agent" / f"{name}.py")
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and node.level:
                 needs = [node.module] if node.module else [alias.name for alias in node.names]

@@ -33,9 +33,11 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     create_final(db, final)
     for table in PARTED:
         _copy(db, store, table)
+    db.execute("BEGIN")
     for name, table in SMALL.items():
         insert(db, f"final.{table.name}", table, small[name])
     define_views(db, "final", SCHEMA_VIEWS)
+    db.execute("COMMIT")
     db.execute("DETACH final")
     store.put(final)
     store.retired.add(str(path) for path in store.directory.glob("*.parquet"))
@@ -47,8 +49,10 @@ def create_final(db: duckdb.DuckDBPyConnection, path: Path) -> None:
         f"ATTACH '{quoted(path)}' AS final "
         f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
     )
+    db.execute("BEGIN")  # else each of some 200 statements is a transaction of its own, which waits for the disk
     for table in schema.TABLES:
         _create(db, table)
+    db.execute("COMMIT")
 
 
 def remove_half(store: Store) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ class Stand(stands.Stand):
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Stand:
-    return Stand.at(Path(__file__).parent / "standin" / "deployment.py", tmp_path)
+def stand(tmp_path: Path, shared: Path) -> Stand:
+    return replace(Stand.at(Path(__file__).parent / "standin" / "deployment.py", tmp_path), shared=shared)
 
 
 def logged_rows(lines: list[dict[str, Any]]) -> list[list[Any]]:

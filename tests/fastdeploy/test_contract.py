@@ -41,7 +41,16 @@ def count(trace: Trace, query: str) -> Any:
     ids=" ".join,
 )
 def test_steps_equal_what_the_worker_ran(stand: Stand, options: tuple[str, ...]) -> None:
-    done = stand.record(*options)
+    assert_steps_are_those_of_the_worker(*stand.recorded(*options))
+
+
+def test_so_they_do_where_the_command_records_it(stand: Stand) -> None:
+    """`fdtrace record`, with its collector in a process of its own."""
+    assert_steps_are_those_of_the_worker(stand, stand.record("--blocks", "60", "--aborts", "--skips"))
+
+
+def assert_steps_are_those_of_the_worker(stand: Stand, done: subprocess.CompletedProcess[str]) -> None:
+    """The trace holds what the stand-in's worker wrote of each forward, and the stand-in's own counts."""
     assert done.returncode == 0, done.stderr
     lines = stand.lines()
     with open_trace(stand.trace) as trace:
@@ -56,7 +65,8 @@ def test_steps_equal_what_the_worker_ran(stand: Stand, options: tuple[str, ...])
 
 
 def test_a_call_is_counted_once_with_its_first_forward(stand: Stand) -> None:
-    assert stand.record("--blocks", "60").returncode == 0
+    stand, done = stand.recorded("--blocks", "60")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         preempted = count(trace, "SELECT count(*) FROM event WHERE kind = 'preempted'")
         assert preempted > 0
@@ -68,7 +78,7 @@ def test_a_call_is_counted_once_with_its_first_forward(stand: Stand) -> None:
 CALLS = [
     ("--inline",),
     ("--blocks", "60", "--aborts", "--skips"),
-    ("--drafts", "0", "--batch-request"),
+    ("--drafts", "0", "--batch-request", "--aborts"),
     ("--inline", "--role", "prefill"),
     ("--inline", "--role", "decode", "--blocks", "60"),
 ]
@@ -76,7 +86,8 @@ CALLS = [
 
 @pytest.mark.parametrize("options", CALLS, ids=" ".join)
 def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tuple[str, ...]) -> None:
-    assert stand.record(*options).returncode == 0
+    stand, done = stand.recorded(*options)
+    assert done.returncode == 0, done.stderr
     lines = logged(stand.log_of().with_name("log.0.calls"))
     with open_trace(stand.trace) as trace:
         found = calls_of(trace)
@@ -128,7 +139,8 @@ def hangs(calls: Path) -> bool:
 
 def test_an_engine_with_nothing_to_do_adds_no_call(stand: Stand) -> None:
     """Its last requests end before it does: then it goes on calling for a while."""
-    assert stand.record("--inline", "--requests", "2", "--rest", "30").returncode == 0
+    stand, done = stand.recorded("--inline", "--requests", "2", "--rest", "30")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert (
             count(trace, "SELECT count(*) FROM call WHERE num_running = 0 AND num_waiting = 0 AND idle") == 0
@@ -139,7 +151,8 @@ def test_an_engine_with_nothing_to_do_adds_no_call(stand: Stand) -> None:
 
 
 def test_every_step_lists_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
-    assert stand.record("--inline", "--blocks", "60").returncode == 0
+    stand, done = stand.recorded("--inline", "--blocks", "60")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         reasons = {
             row["not_admitted"]
@@ -154,10 +167,10 @@ def test_every_step_lists_why_the_head_of_the_queue_stayed(stand: Stand) -> None
 def test_with_prefix_caching_equal_prefixes_are_seen_and_no_token_is(stand: Stand) -> None:
     """The stand-in's blocks hold 4 tokens, and every third request begins with the same 16."""
     runs = []
-    for _ in range(2):
-        stand.trace.unlink(missing_ok=True)
-        assert stand.record("--prefix-caching").returncode == 0
-        with open_trace(stand.trace) as trace:
+    again, (first_run, done) = stand.collect("--prefix-caching"), stand.recorded("--prefix-caching")
+    assert (again.returncode, done.returncode) == (0, 0)
+    for run in (first_run, stand):
+        with open_trace(run.trace) as trace:
             runs.append(trace.rows("SELECT num_prompt_tokens, block_hashes FROM request ORDER BY request"))
             found = trace.recording().details.block_hashes
             assert found is not None
@@ -173,13 +186,15 @@ def test_with_prefix_caching_equal_prefixes_are_seen_and_no_token_is(stand: Stan
 
 
 def test_without_prefix_caching_there_are_no_hashes(stand: Stand) -> None:
-    assert stand.record("--inline").returncode == 0
+    stand, done = stand.recorded("--inline")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert count(trace, "SELECT count(block_hashes) FROM request") == 0
 
 
 def test_skipped_requests_are_told_once_each(stand: Stand) -> None:
-    assert stand.record("--inline", "--skips").returncode == 0
+    stand, done = stand.recorded("--inline", "--skips")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         skips = trace.rows("FROM event WHERE kind = 'skipped'")
         assert len(skips) == 8
@@ -187,7 +202,8 @@ def test_skipped_requests_are_told_once_each(stand: Stand) -> None:
 
 
 def test_every_tensor_parallel_rank_tells_its_memory(stand: Stand) -> None:
-    assert stand.record("--ranks", "3").returncode == 0
+    stand, done = stand.recorded("--ranks", "3")
+    assert done.returncode == 0, done.stderr
     lines = stand.lines()
     with open_trace(stand.trace) as trace:
         assert count(trace, "SELECT count(*) FROM engine") == 1
@@ -204,7 +220,8 @@ def test_every_tensor_parallel_rank_tells_its_memory(stand: Stand) -> None:
 
 
 def test_each_data_parallel_rank_is_an_engine(stand: Stand) -> None:
-    assert stand.record("--dp", "3", "--batch-request").returncode == 0
+    stand, done = stand.recorded("--dp", "3", "--batch-request")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         engines = trace.engines()
         assert sorted(engine["dp_rank"] for engine in engines) == [0, 1, 2]
@@ -215,7 +232,8 @@ def test_each_data_parallel_rank_is_an_engine(stand: Stand) -> None:
 def test_overlap_mode_tells_the_predicted_beside_the_real_and_the_accepted_of_the_same_forward(
     stand: Stand,
 ) -> None:
-    assert stand.record("--overlap").returncode == 0
+    stand, done = stand.recorded("--overlap")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         found = rows_of(trace)
         lines = logged_rows(stand.lines())
@@ -228,7 +246,7 @@ def test_overlap_mode_tells_the_predicted_beside_the_real_and_the_accepted_of_th
 
 
 def test_the_forward_that_failed_is_a_step(stand: Stand) -> None:
-    done = stand.record("--inline", "--fail-at", "20")
+    stand, done = stand.recorded("--inline", "--fail-at", "20")
     assert done.returncode == 1
     assert "MemoryError" in done.stderr
     with open_trace(stand.trace) as trace:
@@ -238,7 +256,7 @@ def test_the_forward_that_failed_is_a_step(stand: Stand) -> None:
 
 
 def test_steps_go_on_where_a_worker_is_replaced(stand: Stand) -> None:
-    done = stand.record("--restart-at", "30", "--requests", "2", "--budget", "500")
+    stand, done = stand.recorded("--restart-at", "30", "--requests", "2", "--budget", "500")
     assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         steps = [row["step"] for row in trace.rows("SELECT step FROM step ORDER BY step")]
@@ -247,7 +265,7 @@ def test_steps_go_on_where_a_worker_is_replaced(stand: Stand) -> None:
 
 
 def test_a_hook_that_meets_something_unexpected_switches_itself_off(stand: Stand) -> None:
-    done = stand.record("--strange", "--inline")
+    stand, done = stand.recorded("--strange", "--inline")
     assert done.returncode == 0, done.stderr
     assert finished(done.stdout)["finished"] == 40
     with open_trace(stand.trace) as trace:

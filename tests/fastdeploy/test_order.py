@@ -207,7 +207,7 @@ def changes(trace: Trace) -> dict[str, list[tuple[str, int]]]:
 
 
 def test_each_request_is_followed_through_the_queues(stand: Stand) -> None:
-    done = stand.record("--blocks", "60", "--aborts", "--skips")
+    stand, done = stand.recorded("--blocks", "60", "--aborts", "--skips")
     assert done.returncode == 0, done.stderr
     own = finished(done.stdout)
     with open_trace(stand.trace) as trace:
@@ -227,7 +227,8 @@ def test_each_request_is_followed_through_the_queues(stand: Stand) -> None:
 
 
 def test_what_calls_did_is_what_the_workers_got(stand: Stand) -> None:
-    assert stand.record("--blocks", "60", "--aborts").returncode == 0
+    stand, done = stand.recorded("--blocks", "60", "--aborts", "--skips")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         chunks = "SELECT request, num_computed_tokens AS start, num_tokens FROM {} WHERE {} ORDER BY ALL"
         assert trace.rows(chunks.format("call_request", "did = 'chunk'")) == trace.rows(
@@ -244,7 +245,8 @@ def test_what_calls_did_is_what_the_workers_got(stand: Stand) -> None:
 
 def test_a_call_counts_the_tokens_that_the_engine_has(stand: Stand) -> None:
     """The stand-in is in lockstep: a call has seen all forwards before its own."""
-    assert stand.record("--blocks", "400").returncode == 0
+    stand, done = stand.recorded()
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         unseen = trace.rows(
             "SELECT num_unseen_steps AS n, count(*) FROM call_lag WHERE n IS NOT NULL GROUP BY ALL ORDER BY ALL"
@@ -253,7 +255,8 @@ def test_a_call_counts_the_tokens_that_the_engine_has(stand: Stand) -> None:
 
 
 def test_steps_belong_to_the_calls_whose_figures_they_have(stand: Stand) -> None:
-    assert stand.record("--blocks", "60", "--aborts").returncode == 0
+    stand, done = stand.recorded("--blocks", "60", "--aborts", "--skips")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         recording = trace.recording()
         order = recording.details.order
@@ -270,7 +273,8 @@ def test_steps_belong_to_the_calls_whose_figures_they_have(stand: Stand) -> None
 
 
 def test_a_trace_whose_order_is_lost_has_none(stand: Stand) -> None:
-    assert stand.record("--blocks", "400").returncode == 0
+    stand, done = stand.recorded()
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert trace.recording().details.order is not None
         details = [json.loads(row["detail"]) for row in trace.rows("FROM event WHERE kind = 'found'")]
@@ -278,7 +282,8 @@ def test_a_trace_whose_order_is_lost_has_none(stand: Stand) -> None:
 
 
 def test_each_data_parallel_rank_has_its_own_order(stand: Stand) -> None:
-    assert stand.record("--dp", "2", "--blocks", "60").returncode == 0
+    stand, done = stand.recorded("--dp", "2", "--blocks", "60")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         for engine in trace.rows("FROM engine"):
             order = trace.recording(engine["engine_id"]).details.order
@@ -292,7 +297,8 @@ def test_each_data_parallel_rank_has_its_own_order(stand: Stand) -> None:
 
 
 def test_in_the_roles_of_a_split_deployment_no_order_is_recorded(stand: Stand) -> None:
-    assert stand.record("--inline", "--role", "decode").returncode == 0
+    stand, done = stand.recorded("--inline", "--role", "decode")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert trace.recording().details.order is None
         assert count(trace, "SELECT count(*) FROM call_request") == 0

@@ -31,9 +31,11 @@ def events(trace: Trace, kinds: tuple[str, ...] = KINDS) -> list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-@pytest.mark.parametrize("blocks", ["400", "60"])
-def test_each_event_is_of_the_step_that_it_came_before(stand: Stand, role: str, blocks: str) -> None:
-    done = stand.record("--inline", "--role", role, "--blocks", blocks)
+@pytest.mark.parametrize("blocks", [(), ("--blocks", "60")], ids=["400", "60"])
+def test_each_event_is_of_the_step_that_it_came_before(
+    stand: Stand, role: str, blocks: tuple[str, ...]
+) -> None:
+    stand, done = stand.recorded("--inline", "--role", role, *blocks)
     assert done.returncode == 0, done.stderr
     own = [row for row in did(done.stdout) if row[0] in KINDS]
     assert {kind for kind, _, _ in own} == set(KINDS)
@@ -46,7 +48,7 @@ def test_each_event_is_of_the_step_that_it_came_before(stand: Stand, role: str, 
 @pytest.mark.parametrize("options", [("--inline",), (), ("--drafts", "0")], ids=" ".join)
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_steps_of_a_role_equal_what_the_worker_ran(stand: Stand, role: str, options: tuple[str, ...]) -> None:
-    done = stand.record("--role", role, *options)
+    stand, done = stand.recorded(*options, "--role", role)
     assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert rows_of(trace) == logged_rows(stand.lines())
@@ -58,7 +60,7 @@ def test_steps_of_a_role_equal_what_the_worker_ran(stand: Stand, role: str, opti
 
 
 def test_a_prefill_instance_ends_a_request_when_its_cache_is_sent(stand: Stand) -> None:
-    done = stand.record("--inline", "--role", "prefill", "--blocks", "60")
+    stand, done = stand.recorded("--inline", "--role", "prefill", "--blocks", "60")
     sent = {name: forwards - 1 for kind, name, forwards in did(done.stdout) if kind == "finished"}
     with open_trace(stand.trace) as trace:
         ended = {row["request_id"]: row for row in events(trace, ("finished",))}
@@ -72,7 +74,7 @@ def test_a_prefill_instance_ends_a_request_when_its_cache_is_sent(stand: Stand) 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_what_is_discarded_ends_with_an_error(stand: Stand, role: str) -> None:
-    done = stand.record("--inline", "--role", role)
+    stand, done = stand.recorded("--inline", "--role", role)
     names = {name for kind, name, _ in did(done.stdout) if kind == "discarded"}
     with open_trace(stand.trace) as trace:
         failed = trace.rows("SELECT request_id, num_output_tokens FROM request WHERE finish_reason = 'error'")
@@ -81,7 +83,8 @@ def test_what_is_discarded_ends_with_an_error(stand: Stand, role: str) -> None:
 
 
 def test_what_a_decode_instance_preempts_ends_with_what_it_had_made(stand: Stand) -> None:
-    assert stand.record("--inline", "--role", "decode", "--blocks", "60").returncode == 0
+    stand, done = stand.recorded("--inline", "--role", "decode", "--blocks", "60")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         rows = trace.rows(
             "SELECT num_output_tokens AS made, (SELECT 1 + sum(1 + num_accepted_tokens) FROM step_request s "
@@ -93,14 +96,15 @@ def test_what_a_decode_instance_preempts_ends_with_what_it_had_made(stand: Stand
 
 
 def test_an_instance_of_no_role_hands_nothing_over(stand: Stand) -> None:
-    assert stand.record("--inline").returncode == 0
+    stand, done = stand.recorded("--inline")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert events(trace) == []
         assert trace.recording().details.handover is None
 
 
 def test_handover_is_read_by_entry_of_the_requests(stand: Stand) -> None:
-    done = stand.record("--inline", "--role", "decode")
+    stand, done = stand.recorded("--inline", "--role", "decode")
     with open_trace(stand.trace) as trace:
         recording = trace.recording()
         handover = recording.details.handover

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.recorder.helpers import armed_environment, collected, finish, start_engine
+from tests.made_once import made_once
+from tests.recorder.helpers import record_played
 
 
 @pytest.fixture(scope="session")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trace(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of 300 steps, about a fifth of them over the limit."""
     path = tmp_path_factory.mktemp("trace") / "t.duckdb"
-    with collected(path) as (session, supervisor):
-        start_engine("--steps", 300, env=armed_environment(session)).communicate(timeout=900)
-        finish(supervisor)
+    shutil.copy(made_once(shared / "played-300.duckdb", partial(record_played, 300)), path)
     return path

@@ -18,6 +18,8 @@ from fdtrace.recorder.errors import UsageError
 pytest_plugins = ["pytester"]
 
 Captured = pytest.CaptureFixture[str]
+PLAIN = ("-p", "no:cacheprovider", "-p", "no:textual-snapshot")
+"""The plugin of snapshots removes, when a run ends, what the run around it keeps."""
 
 CASE = {
     "max_num_seqs": 2,
@@ -52,6 +54,7 @@ def toml(source: str, *expectations: str) -> str:
 
 
 def test_files_are_collected_and_failures_say_why(pytester: pytest.Pytester) -> None:
+    """In a process of its own, where the plugin is found as it is installed; the others run in this one."""
     saved(pytester.path / "case.json", CASE)
     saved(pytester.path / "hangs.json", HANGS)
     good = toml('case = "case.json"', 'formula = "exact"', 'formula = "original"\nmax_exceeded = 99')
@@ -73,7 +76,7 @@ def test_files_are_collected_and_failures_say_why(pytester: pytest.Pytester) -> 
 def test_a_trace_is_checked_too(pytester: pytest.Pytester, trace: Path) -> None:
     texts = ('formula = "original"', 'variant = "few: max_num_seqs=2, formula=pr7499, arrivals=steps"')
     saved(pytester.path / "t.fdtrace.toml", toml(f"trace = {json.dumps(str(trace))}", *texts))
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess(*PLAIN)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*original exceeds the limit in * steps*", "*budget *tokens ran*"])
 
@@ -83,7 +86,7 @@ def test_a_file_that_expects_nothing_is_an_error(pytester: pytest.Pytester) -> N
         pytester.path / "wrong.fdtrace.toml",
         toml('case = "case.json"', 'formula = "original"\nmax_exceed = 1'),
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess(*PLAIN)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*there is no expectation `max_exceed`*", "*next: max_exceeded*"])
 
@@ -117,7 +120,7 @@ def test_a_marked_test_is_checked_before_it_runs(pytester: pytest.Pytester) -> N
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers")
+    result = pytester.runpytest_inprocess(*PLAIN, "--strict-markers")
     result.assert_outcomes(passed=2, failed=2, errors=1)
     text = result.stdout.str()
     assert "it must not run" not in text

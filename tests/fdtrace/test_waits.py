@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import fdtrace
 from fdtrace.cli import main
+from tests.made_once import made_once
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 RANDOM = CASES.parent / "random"
@@ -33,14 +36,26 @@ def key_of(row: dict[str, Any], names: tuple[str, ...] = SAME) -> tuple[str, ...
     return tuple(repr(int(value) if isinstance(value, float) else value) for value in values)
 
 
+def write_simulated(workload: Path, trace: Path) -> None:
+    """Write what `original` makes of a workload to a trace."""
+    fdtrace.simulate(workload, "original")["original"].write(trace)
+
+
+@pytest.fixture
+def simulated(shared: Path) -> Callable[[str], Path]:
+    """The trace of a workload of the lab under `original`, to be read only."""
+
+    def of(name: str) -> Path:
+        (path,) = [*CASES.glob(f"{name}.json"), *RANDOM.glob(f"{name}.json")]
+        return made_once(shared / f"simulated-{name}.duckdb", partial(write_simulated, path))
+
+    return of
+
+
 @pytest.fixture(params=["preemptions", "tight_blocks", "decode0", "recorded"])
-def any_trace(request: pytest.FixtureRequest, tmp_path: Path, trace: Path) -> Path:
+def any_trace(request: pytest.FixtureRequest, trace: Path, simulated: Callable[[str], Path]) -> Path:
     """Traces of simulations, and of a recorded engine."""
-    if request.param == "recorded":
-        return trace
-    (path,) = [*CASES.glob(f"{request.param}.json"), *RANDOM.glob(f"{request.param}.json")]
-    fdtrace.simulate(path, "original")["original"].write(tmp_path / "t.duckdb")
-    return tmp_path / "t.duckdb"
+    return trace if request.param == "recorded" else simulated(request.param)
 
 
 def test_the_view_has_the_waits_of_the_recording(any_trace: Path) -> None:
@@ -83,10 +98,9 @@ def test_a_request_found_running_waits_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["preemptions", "tight_blocks"])
-def test_the_head_that_is_derived_is_the_recorded_one(name: str, tmp_path: Path) -> None:
+def test_the_head_that_is_derived_is_the_recorded_one(name: str, simulated: Callable[[str], Path]) -> None:
     """But in the step that preempts: FastDeploy's request is in the queue again only after it."""
-    trace = tmp_path / "t.duckdb"
-    fdtrace.simulate(CASES / f"{name}.json", "original")["original"].write(trace)
+    trace = simulated(name)
     found = fdtrace.replay(trace, "original")["recorded"].waits
     derived = {
         (row["request_id"], row["since_step"]): row["num_head_steps"]
@@ -123,9 +137,8 @@ def test_the_report_puts_the_variants_side_by_side(trace: Path, capsys: Captured
     assert "waits" not in json.loads(capsys.readouterr().out)["formulas"][0]
 
 
-def test_a_replay_under_what_recorded_waits_as_the_recording(tmp_path: Path) -> None:
-    fdtrace.simulate(CASES / "preemptions.json", "original")["original"].write(tmp_path / "t.duckdb")
-    runs = fdtrace.replay(tmp_path / "t.duckdb", "original")
+def test_a_replay_under_what_recorded_waits_as_the_recording(simulated: Callable[[str], Path]) -> None:
+    runs = fdtrace.replay(simulated("preemptions"), "original")
     assert runs["recorded"].waits.totals.num_restarts > 0
     rows = {row["name"]: row for row in runs.waits()}
     for name in (
@@ -147,9 +160,8 @@ def test_an_as_recorded_run_has_none(trace: Path, capsys: Captured) -> None:
     assert "original: no waits" in capsys.readouterr().out
 
 
-def test_restarts_are_the_recorded_preemptions(tmp_path: Path) -> None:
-    trace = tmp_path / "t.duckdb"
-    fdtrace.simulate(CASES / "preemptions.json", "original")["original"].write(trace)
+def test_restarts_are_the_recorded_preemptions(simulated: Callable[[str], Path]) -> None:
+    trace = simulated("preemptions")
     totals = fdtrace.replay(trace, "original")["recorded"].waits.totals
     with duckdb.connect(str(trace), read_only=True) as db:
         ((count, tokens),) = db.execute("SELECT count(*), sum(discarded_tokens) FROM preemption").fetchall()

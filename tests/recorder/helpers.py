@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import duckdb
 
+from fdtrace.cli import main
 from fdtrace.recorder.agent_delivery import AGENT
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
@@ -90,6 +93,29 @@ def query(path: Path, text: str) -> list[tuple[Any, ...]]:
         return db.execute(text).fetchall()
 
 
+def has_steps(path: Path) -> Callable[[], bool]:
+    """Whether a recording in progress shows a step. It is opened once for each state that is published."""
+    seen: list[tuple[int, int]] = []
+
+    def shown() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if (state := (status.st_ino, status.st_mtime_ns)) not in seen:
+                seen.append(state)
+                return bool(query(path, "FROM step LIMIT 1"))
+        return False
+
+    return shown
+
+
+def fdtrace_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command `fdtrace` in this process: the start of another costs more than most commands."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(list(map(str, arguments)), code, out.getvalue(), err.getvalue())
+
+
 def pump(supervisor: Supervisor, until: Callable[[], bool], seconds: float = 900.0) -> None:
     """Keep the supervisor going until something holds."""
     deadline = time.monotonic() + seconds
@@ -104,6 +130,13 @@ def finish(supervisor: Supervisor, reason: str | None = None) -> None:
         pump(supervisor, lambda: supervisor.ended is not None)
     supervisor.end(reason or str(supervisor.ended))
     pump(supervisor, lambda: supervisor.finished is not None)
+
+
+def record_played(steps: int, path: Path) -> None:
+    """Record a played engine for so many steps, to its end."""
+    with collected(path) as (session, supervisor):
+        start_engine("--steps", steps, env=armed_environment(session)).communicate(timeout=900)
+        finish(supervisor)
 
 
 @contextmanager

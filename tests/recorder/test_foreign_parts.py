@@ -28,7 +28,15 @@ from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import COLLECT
 from fdtrace.recorder.supervise import ROOT as PACKAGE
 from fdtrace.recorder.trace_paths import parts_directory
-from tests.recorder.helpers import armed_environment, logged, num_logged, query, recorded, start_engine
+from tests.recorder.helpers import (
+    armed_environment,
+    has_steps,
+    logged,
+    num_logged,
+    query,
+    recorded,
+    start_engine,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -247,8 +255,8 @@ def started(tmp_path: Path) -> Any:
     engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
     command = [sys.executable, "-c", COLLECT, str(PACKAGE), "fdtrace.recorder.collector", str(session.path)]
     collector = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    trace = Path(session.output)
-    while not trace.exists() or not query(trace, "SELECT count(*) FROM step")[0][0]:
+    shown = has_steps(Path(session.output))
+    while not shown():
         time.sleep(0.02)
     yield session, engine, log, collector
     collector.kill()

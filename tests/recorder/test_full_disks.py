@@ -28,6 +28,8 @@ from tests.recorder.helpers import (
     ROOT,
     armed_environment,
     collected,
+    fdtrace_here,
+    has_steps,
     logged,
     num_logged,
     pump,
@@ -91,11 +93,6 @@ def goes_on(engine: subprocess.Popen[str], log: Path, steps: int = 5) -> bool:
     return engine.poll() is None
 
 
-def fdtrace(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*FDTRACE, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900, check=False)
-
-
 @pytest.mark.parametrize("way", ["injected", "armed"])
 def test_where_the_mailbox_finds_no_room_the_attach_is_refused_and_the_engine_goes_on(
     way: str, tmp_path: Path, own_mailboxes: Path
@@ -106,14 +103,14 @@ def test_where_the_mailbox_finds_no_room_the_attach_is_refused_and_the_engine_go
         env = armed_environment() if way == "armed" else dict(os.environ)
         engine = start_engine("--log", log, "--sleep", 0.002, env=env)
         assert goes_on(engine, log)
-        done = fdtrace("attach", engine.pid, "-o", tmp_path / "t.duckdb", "--steps", 20)
+        done = fdtrace_here("attach", engine.pid, "-o", tmp_path / "t.duckdb", "--steps", 20)
         assert done.returncode == 3
         assert "No space left" in done.stderr
         assert os.listdir(own_mailboxes) == ["fill"]
         assert not parts_directory(tmp_path / "t.duckdb").exists()
         assert goes_on(engine, log)
         full.unlink()
-        done = fdtrace("attach", engine.pid, "-o", tmp_path / "t.duckdb", "--steps", 20)
+        done = fdtrace_here("attach", engine.pid, "-o", tmp_path / "t.duckdb", "--steps", 20)
         assert done.returncode == 0, done.stderr
         assert stop_engine(engine)["hooked"] == (way == "armed")
 
@@ -126,7 +123,7 @@ def test_an_armed_recording_begins_once_its_mailbox_finds_room(tmp_path: Path, o
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
         assert goes_on(engine, log)
         full.unlink()
-        pump(supervisor, lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+        pump(supervisor, has_steps(trace))
         assert engine.poll() is None
         stop_engine(engine)
 
@@ -150,7 +147,7 @@ def test_a_ring_that_is_cut_short_ends_the_recording_not_the_engine(length: int,
     log, trace = tmp_path / "log", tmp_path / "t.duckdb"
     with collected(trace) as (session, supervisor):
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
-        pump(supervisor, lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+        pump(supervisor, has_steps(trace))
         (path,) = Path(session.dir).glob("*.ring")
         os.truncate(path, length)
         assert goes_on(engine, log, steps=50)
@@ -187,7 +184,7 @@ def test_a_mailbox_that_is_spoiled_is_made_anew(
             file.write(b"\xff" * 4000)
     assert goes_on(engine, log)
     trace = tmp_path / "t.duckdb"
-    wait_for(lambda: fdtrace("attach", engine.pid, "-o", trace, "--steps", 20).returncode == 0)
+    wait_for(lambda: fdtrace_here("attach", engine.pid, "-o", trace, "--steps", 20).returncode == 0)
     assert stop_engine(engine)["hooked"] is True
 
 
@@ -234,7 +231,7 @@ def recording(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[s
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(attached)
-        wait_for(lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+        wait_for(has_steps(trace))
         return engine, attached
 
     started: list[subprocess.Popen[str]] = []
@@ -288,7 +285,7 @@ def test_a_disk_that_stays_full_ends_the_recording_detaches_and_says_how_to_go_o
         assert agent_processes.find_agent(engine.pid) is None
         assert stop_engine(engine)["hooked"] is False
         full.unlink()
-        done = fdtrace("recover", trace)
+        done = fdtrace_here("recover", trace)
         assert done.returncode == 0, done.stderr
         found, whole = recorded(trace), logged(log)
         # The ring may wrap before the recording ends: what is missing then is named, step for step.
@@ -324,11 +321,11 @@ def test_another_file_in_the_traces_place_is_never_replaced(recording: Any, tmp_
     assert "Traceback" not in said
     assert "was replaced by another file" in said
     assert trace.read_text() == "thesis"
-    assert fdtrace("recover", trace).returncode == 3
+    assert fdtrace_here("recover", trace).returncode == 3
     assert trace.read_text() == "thesis"
     assert stop_engine(engine)["hooked"] is False
     trace.rename(tmp_path / "thesis")
-    assert fdtrace("recover", trace).returncode == 0
+    assert fdtrace_here("recover", trace).returncode == 0
     found, whole = recorded(trace), logged(tmp_path / "log")
     assert {step: whole[step] for step in found} == found
 
@@ -358,7 +355,7 @@ def test_record_lets_its_command_run_on_when_the_recording_fails(tmp_path: Path)
         [*FDTRACE, "record", "-o", str(trace), "--", *engine, "--steps", "3000"],
         cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_for(lambda: trace.exists() and query(trace, "SELECT count(*) FROM step")[0][0] > 0)
+    wait_for(has_steps(trace))
     parts_directory(trace).rename(tmp_path / "elsewhere")
     _, said = started.communicate(timeout=900)
     assert started.returncode == 3

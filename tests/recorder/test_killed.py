@@ -1,7 +1,7 @@
 """SIGKILL at random moments, for the engine and for the collector: every committed step is in the trace once.
 
 An engine's log line is written after its step returned, so a step that is in the log was committed to the ring.
-FDTRACE_TEST_KILLS says how many moments of each (default 20).
+FDTRACE_TEST_KILLS says how many moments of each (default 8).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.recorder.helpers import (
     stop_engine,
 )
 
-KILLS = int(os.environ.get("FDTRACE_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("FDTRACE_TEST_KILLS", "8"))
 
 
 def passed(until: float) -> bool:

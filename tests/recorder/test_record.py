@@ -36,7 +36,7 @@ def record(
     )  # fmt: skip
 
 
-def test_every_step_row_and_request_is_recorded(tmp_path: Path) -> None:
+def test_every_step_row_and_request_is_recorded_and_totals_agree(tmp_path: Path) -> None:
     log, trace = tmp_path / "log", tmp_path / "t.duckdb"
     done = record(trace, sys.executable, str(ENGINE), "--steps", "700", "--log", str(log))
     assert done.returncode == 0, done.stderr
@@ -45,11 +45,11 @@ def test_every_step_row_and_request_is_recorded(tmp_path: Path) -> None:
     ((state, ended_by),) = query(trace, "SELECT state, ended_by FROM trace")
     assert (state, ended_by) == ("complete", "exit 0")
     assert not parts_directory(trace).exists()
+    assert_totals_agree(trace)
 
 
-def test_totals_agree_with_rows_and_requests_with_events(tmp_path: Path) -> None:
-    log, trace = tmp_path / "log", tmp_path / "t.duckdb"
-    record(trace, sys.executable, str(ENGINE), "--steps", "400", "--log", str(log))
+def assert_totals_agree(trace: Path) -> None:
+    """Totals agree with rows, and requests with events."""
     differ = """
         SELECT s.step FROM step s JOIN (
             SELECT step, sum(num_tokens) AS t, sum(num_draft_tokens) AS d, sum(num_accepted_tokens) AS a
@@ -94,11 +94,11 @@ def test_a_python_without_fdtrace_is_armed_and_its_sitecustomize_still_runs(tmp_
     assert recorded(trace) == logged(log)
 
 
-def test_children_of_a_shell_are_recorded_as_engines_of_their_own(tmp_path: Path) -> None:
+def test_children_of_a_shell_are_engines_of_their_own_and_the_exit_code_is_its(tmp_path: Path) -> None:
     trace, one, two = tmp_path / "t.duckdb", tmp_path / "one", tmp_path / "two"
     run = f"{sys.executable} {ENGINE} --steps 60 --log"
-    done = record(trace, "sh", "-c", f"{run} {one}; {run} {two}")
-    assert done.returncode == 0, done.stderr
+    done = record(trace, "sh", "-c", f"{run} {one}; {run} {two}; exit 7")
+    assert done.returncode == 7, done.stderr  # the command's own
     assert recorded(trace, 0) == logged(one)
     assert recorded(trace, 1) == logged(two)
 
@@ -116,11 +116,6 @@ def test_steps_bounds_the_recording_exactly_and_leaves_the_command_running(tmp_p
     late = query(trace, "SELECT count(*) FROM event WHERE kind = 'finished' AND step = 299")
     ends = {row[0] for row in whole[299]} - {row[0] for row in whole[300]}
     assert late == [(len(ends),)]
-
-
-def test_the_exit_code_is_the_commands(tmp_path: Path) -> None:
-    script = f"{sys.executable} {ENGINE} --steps 5; exit 7"
-    assert record(tmp_path / "t.duckdb", "sh", "-c", script).returncode == 7
 
 
 def test_a_command_without_an_engine_is_said_and_leaves_nothing(tmp_path: Path) -> None:

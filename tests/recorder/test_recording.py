@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -17,20 +18,16 @@ from fdtrace.recorder.trace.details import TraceDetails
 from fdtrace.recorder.trace.recording import LoadedDetails, Recording
 from fdtrace.recorder.trace.trace import Trace, open_trace
 from fdtrace.replayer import BUILTIN, replay_recording
-from tests.recorder.helpers import armed_environment, collected, finish, start_engine
+from tests.made_once import made_once
+from tests.recorder.helpers import record_played
 
 DETAILS = [name for name in dir(TraceDetails) if not name.startswith("_") and name != "step_rows"]
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(shared: Path) -> Path:
     """A trace of the played engine."""
-    path = tmp_path_factory.mktemp("recording") / "t.duckdb"
-    with collected(path) as (session, supervisor):
-        engine = start_engine("--steps", 150, env=armed_environment(session))
-        engine.communicate(timeout=60)
-        finish(supervisor)
-    return path
+    return made_once(shared / "played-150.duckdb", partial(record_played, 150))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from fdtrace.recorder.inject import run_in_process
 from fdtrace.recorder.inject.proc import read_stat
 from fdtrace.recorder.inject.users import User, acting_as
 from fdtrace.recorder.session import Session
-from tests.recorder.helpers import ROOT, armed_environment, query
+from tests.recorder.helpers import ROOT, armed_environment, has_steps, query
 from tests.users import ALICE, BOB, needs_root, run_as, start_engine_of, their_python
 
 pytestmark = needs_root
@@ -250,7 +250,8 @@ def test_root_records_a_lying_ring_of_another_user_and_says_so(tmp_path: Path) -
         [sys.executable, "-m", "fdtrace", "attach", str(engine.pid), "-o", str(trace)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not trace.exists() or not query(trace, "SELECT count(*) FROM step")[0][0]:
+    shown = has_steps(trace)
+    while not shown():
         time.sleep(0.02)
     (directory,) = RINGS.iterdir()
     ring_file = next(directory.glob("*.ring"))

@@ -60,7 +60,8 @@ def test_arithmetic_says_which_side_of_a_choice_was_taken() -> None:
 def test_the_arithmetic_of_every_step_gives_its_budget(name: str, formula: str) -> None:
     _, history = replayed(name, formula)
     accountant = _accountant(name)
-    for step in history.columns["step"][::5].tolist():
+    steps = history.columns["step"].tolist()
+    for step in steps[:: max(5, len(steps) // 100)]:
         account = accountant.account(history, BUILTIN[formula], step)
         assert account is not None
         assert account.arithmetic is not None
@@ -135,7 +136,7 @@ def test_a_requests_steps_are_those_that_fastdeploy_ran(version: str) -> None:
         found = history.request_steps(request)
         rows = [(row.kind, row.num_tokens, row.num_computed_tokens) for _, row in found]
         assert rows == by_request[request]
-        assert all(any(row == one for one in history.rows(step)) for step, row in found)
+        assert all(any(row == one for one in history.rows(step)) for step, row in found[::4])
         assert min(step for step, _ in found) >= offset
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def lab_recording(name: str = "speculative") -> Recording:
     return recording_of(columns(name, "original"), **{key: config[key] for key in keys})
 
 
+@cache
 def case_recording(name: str) -> tuple[Recording, History]:
     """The lab's case with its requests, as the model runs it under `original`; and that history.
 

@@ -103,12 +103,12 @@ def of(pilot: Pilot[None]) -> ReplayApp:
 
 
 async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
-    """Wait until something is so; fails after many turns of the event loop."""
-    for _ in range(3000):
+    """Wait until something is so; fails after many turns of the event loop. A turn costs the screen milliseconds."""
+    for turn in range(700):
         if condition():
             await pilot.pause()
             return
-        await pilot.pause(0.02)
+        await pilot.pause(0.02 if turn < 20 else 0.1)
     raise AssertionError("it did not happen")
 
 

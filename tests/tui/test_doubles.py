@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from fdtrace.recorder.trace.recording import LoadedDetails, Recording
 from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer import BUILTIN, replay_recording
 from fdtrace.tui.panes.series import Series
-from tests.recorder.helpers import armed_environment, collected, finish, start_engine
+from tests.made_once import made_once
+from tests.recorder.helpers import record_played
 from tests.tui.recordings import case_recording, lab_recording, plain_steps, recording_of
 
 DOUBLES: dict[str, Callable[[], Recording]] = {
@@ -25,13 +28,9 @@ DOUBLES: dict[str, Callable[[], Recording]] = {
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Recording]]:
+def real(shared: Path) -> Iterator[dict[str, Recording]]:
     """One recording of the played engine: of an open trace, and two of a closed one."""
-    path = tmp_path_factory.mktemp("doubles") / "t.duckdb"
-    with collected(path) as (session, supervisor):
-        engine = start_engine("--steps", 60, env=armed_environment(session))
-        engine.communicate(timeout=60)
-        finish(supervisor)
+    path = made_once(shared / "played-60.duckdb", partial(record_played, 60))
     with open_trace(path) as trace:
         closed = {"closed": trace.recording().loaded(), "brief": trace.recording().loaded(row_by_row=False)}
     with open_trace(path) as trace:

@@ -224,7 +224,7 @@ def test_a_collector_that_fails_does_not_end_the_screen(tmp_path: Path) -> None:
 def test_attach_shows_a_recording_in_progress(tmp_path: Path) -> None:
     path = tmp_path / "live.duckdb"
     server = subprocess.Popen(
-        [sys.executable, "-m", "fdtrace", "sandbox", "--steps", "100000"],
+        [sys.executable, "-m", "fdtrace", "sandbox", "--steps", "100000", "--step-s", "0.01"],
         env=_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     opened = None

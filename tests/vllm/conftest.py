@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from tests.stands import Stand
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Stand:
-    return Stand.at(Path(__file__).parent / "standin" / "engine.py", tmp_path)
+def stand(tmp_path: Path, shared: Path) -> Stand:
+    return replace(Stand.at(Path(__file__).parent / "standin" / "engine.py", tmp_path), shared=shared)
 
 
 def agree(found: list[list[Any]], lines: list[dict[str, Any]]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.trace import Trace, open_trace
+from tests.recorder.helpers import fdtrace_here
 from tests.stands import Stand, calls_of, differing_calls, logged, rows_of
 from tests.vllm.conftest import agree
 
@@ -36,7 +37,16 @@ def count(trace: Trace, query: str) -> Any:
 
 @pytest.mark.parametrize("options", WAYS, ids=" ".join)
 def test_steps_equal_what_the_engine_ran(stand: Stand, options: tuple[str, ...]) -> None:
-    done = stand.record(*options)
+    assert_steps_are_those_of_the_engine(*stand.recorded(*options))
+
+
+def test_so_they_do_where_the_command_records_it(stand: Stand) -> None:
+    """`fdtrace record`, with its collector in a process of its own."""
+    assert_steps_are_those_of_the_engine(stand, stand.record("--blocks", "60", "--asynchronous"))
+
+
+def assert_steps_are_those_of_the_engine(stand: Stand, done: subprocess.CompletedProcess[str]) -> None:
+    """The trace holds what the stand-in wrote of each forward."""
     assert done.returncode == 0, done.stderr
     lines = stand.lines()
     with open_trace(stand.trace) as trace:
@@ -58,7 +68,8 @@ CALLS = [(), ("--blocks", "60", "--budget", "24"), ("--blocks", "60", "--asynchr
 
 @pytest.mark.parametrize("options", CALLS, ids=" ".join)
 def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tuple[str, ...]) -> None:
-    assert stand.record(*options).returncode == 0
+    stand, done = stand.recorded(*options)
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         found = calls_of(trace)
         steps = count(trace, "SELECT count(*) FROM step")
@@ -71,7 +82,8 @@ def test_every_call_found_and_did_what_the_engine_says(stand: Stand, options: tu
 
 @pytest.mark.parametrize("more", [(), ("--asynchronous",)], ids=("sync", "async"))
 def test_preemptions_are_events_with_what_they_freed(stand: Stand, more: tuple[str, ...]) -> None:
-    assert stand.record("--blocks", "60", *more).returncode == 0
+    stand, done = stand.recorded("--blocks", "60", *more)
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         events = trace.rows("FROM preemption")
         assert events
@@ -83,7 +95,8 @@ def test_preemptions_are_events_with_what_they_freed(stand: Stand, more: tuple[s
 
 
 def test_every_step_says_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
-    assert stand.record("--blocks", "60", "--budget", "32", "--skips", "5", "--seqs", "4").returncode == 0
+    stand, done = stand.recorded("--blocks", "60", "--budget", "32", "--skips", "5", "--seqs", "4")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert (
             count(trace, "SELECT count(*) FROM step WHERE (num_waiting > 0) <> (not_admitted IS NOT NULL)")
@@ -99,7 +112,8 @@ def test_every_step_says_why_the_head_of_the_queue_stayed(stand: Stand) -> None:
 
 
 def test_every_request_that_is_passed_over_says_for_what_it_waits(stand: Stand) -> None:
-    assert stand.record("--skips", "2", "--inline").returncode == 0
+    stand, done = stand.recorded("--skips", "2", "--inline")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         skipped = trace.rows("SELECT request, reason FROM event WHERE kind = 'skipped'")
         assert {row["reason"] for row in skipped} == {"remote_kvs"}
@@ -112,7 +126,8 @@ def test_every_request_that_is_passed_over_says_for_what_it_waits(stand: Stand) 
 
 
 def test_requests_have_the_time_at_which_they_reached_the_server_and_their_priority(stand: Stand) -> None:
-    assert stand.record("--inline").returncode == 0
+    stand, done = stand.recorded("--inline")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         waits = trace.rows("SELECT min(arrived_at - sent_at) AS least FROM request")
         assert waits[0]["least"].total_seconds() >= 0.25
@@ -125,7 +140,8 @@ def test_requests_have_the_time_at_which_they_reached_the_server_and_their_prior
 
 @pytest.mark.parametrize("more", [(), ("--bitmask",)], ids=("", "bitmask"))
 def test_aborted_requests_are_told_as_such(stand: Stand, more: tuple[str, ...]) -> None:
-    assert stand.record("--aborts", "--asynchronous", *more).returncode == 0
+    stand, done = stand.recorded("--aborts", "--asynchronous", *more)
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         aborted = count(trace, "SELECT count(*) FROM event WHERE kind = 'aborted'")
         assert aborted > 0
@@ -136,7 +152,8 @@ def test_aborted_requests_are_told_as_such(stand: Stand, more: tuple[str, ...]) 
 
 
 def test_the_engines_row_holds_sizes_and_switches_and_no_name_or_secret(stand: Stand) -> None:
-    assert stand.record("--prefixes").returncode == 0
+    stand, done = stand.recorded("--prefixes")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         (engine,) = trace.engines()
     assert (engine["name"], engine["version"], engine["spec_method"]) == ("vllm", "0.0-standin", "ngram")
@@ -150,10 +167,10 @@ def test_the_engines_row_holds_sizes_and_switches_and_no_name_or_secret(stand: S
 
 def test_equal_prefixes_are_seen_within_a_trace_and_not_across_traces(stand: Stand) -> None:
     first: list[Any] = []
-    for name in ("a", "b"):
-        trace_path = stand.directory / f"{name}.duckdb"
-        assert stand.fdtrace("record", "-o", trace_path, "--", *stand.command("--prefixes")).returncode == 0
-        with open_trace(trace_path) as trace:
+    again, (first_run, done) = stand.collect("--prefixes"), stand.recorded("--prefixes")
+    assert (again.returncode, done.returncode) == (0, 0)
+    for run in (first_run, stand):
+        with open_trace(run.trace) as trace:
             rows = trace.rows(
                 "SELECT block_hashes, num_prompt_tokens FROM request WHERE num_prompt_tokens >= 4"
             )
@@ -165,7 +182,8 @@ def test_equal_prefixes_are_seen_within_a_trace_and_not_across_traces(stand: Sta
 
 
 def test_every_rank_is_joined_to_the_engines_steps(stand: Stand) -> None:
-    assert stand.record("--ranks", "2").returncode == 0
+    stand, done = stand.recorded("--ranks", "2")
+    assert done.returncode == 0, done.stderr
     with open_trace(stand.trace) as trace:
         assert len(trace.engines()) == 1
         steps = count(trace, "SELECT count(*) FROM step")
@@ -174,7 +192,8 @@ def test_every_rank_is_joined_to_the_engines_steps(stand: Stand) -> None:
 
 @pytest.mark.parametrize("more", [("--inline",), ()], ids=("one process", "two"))
 def test_the_forward_that_failed_is_a_step(stand: Stand, more: tuple[str, ...]) -> None:
-    assert stand.record("--fail-at", "40", *more).returncode != 0
+    stand, done = stand.recorded("--fail-at", "40", *more)
+    assert done.returncode != 0
     with open_trace(stand.trace) as trace:
         last = trace.rows("FROM step ORDER BY step DESC LIMIT 1")[0]
         assert last["step"] == 39
@@ -202,7 +221,7 @@ def test_attach_in_the_middle_knows_what_runs_already(stand: Stand, more: tuple[
         assert engine.stdout is not None
         engine.stdout.readline()
         time.sleep(0.3)
-        for name in ("one", "two"):
+        for name in ("one",) if more else ("one", "two"):
             path = attach(stand, engine.pid, name, "--steps", "80")
             lines = stand.lines()
             with open_trace(path) as trace:
@@ -285,7 +304,7 @@ def test_attach_to_an_engine_that_hangs_says_what_waits_for_what(stand: Stand, i
         assert row["num_calls"] > 1
         assert (row["num_running"], row["num_missing_blocks"]) == (0, 1)
         assert count(trace, "SELECT count(*) FROM request") == row["num_waiting"]
-    report = stand.fdtrace("replay", stand.trace)
+    report = fdtrace_here("replay", stand.trace)
     assert "it never fits" in report.stdout
     assert "no forward ran" in report.stdout
 
