@@ -183,11 +183,17 @@ class Client:
         if self.options.cancel and self.random.random() < self.options.cancel:
             threading.Timer(0.05, self.manager.cancel_request, (request_id,)).start()
 
+    def _check(self) -> None:
+        """End this process if the generation loop has ended: nothing would come back any more."""
+        if not self.manager.is_running():
+            raise SystemExit("the generation loop ended under load")
+
     def run(self) -> None:
         """Until all are answered, or the time is over, or SIGTERM says that it is."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "until", 0.0))
         quiet = 0
         while len(self.sent) < self.options.requests and time.monotonic() < self.until:
+            self._check()
             under_way = len(self.sent) - len(self.answers)
             if under_way < self.options.concurrency:
                 self.send()
@@ -306,6 +312,9 @@ def main() -> None:
     manager = model.init_continuous_batching(
         generation_config=generation, continuous_batching_config=configuration(options)
     )
+    client = Client(manager, options)
+    if options.asynchronous:  # 5.13's loop ends if there is no request when it begins
+        client.send()
     manager.start()
     while manager.batch_processor is None:
         if not manager.is_running():
@@ -315,7 +324,6 @@ def main() -> None:
     if options.wait_for_stdin:
         sys.stdin.readline()
     time.sleep(options.idle)
-    client = Client(manager, options)
     client.run()
     if options.wait_for_stdin:
         print("served", json.dumps(client.told()), flush=True)
