@@ -1,4 +1,4 @@
-"""How each engine names what all engines have, for sentences about a recording. FastDeploy's terms where it has no own."""
+"""How each engine names what all engines have, for sentences about a recording. Without a name: FastDeploy's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ SCHEDULING_CALL = {"transformers": "schedule_batch()"}
 """Engine -> the method that decides a step. All others: `schedule()`."""
 
 NO_BUDGET = {"vllm": "get no token", "transformers": "get no token"}
-"""Engine -> what its running requests lack if the token budget is 0. In FastDeploy their decodes go on by themselves."""
+"""Engine -> what its running requests lack if the token budget is 0. Others: FastDeploy's blocks and chunks."""
 
 REFUSALS = {
     "blocks": "waits for more KV blocks than are free ({free} of {blocks})",
