@@ -15,6 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,37 +26,77 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.gpu.parts import hook, largest_gap
-from tests.gpu.server import CPU, Recording, Size, serving
+from tests.gpu.server import CPU, Recording, Server, Size, serving
+
+
+class Watched:
+    """A server's process: what it holds, and the largest gaps between its steps."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.process = server, psutil.Process(server.pid)
+        self.maps = Path(f"/proc/{server.pid}/maps")
+
+    def held(self) -> dict[str, int]:
+        """Resident memory in KiB, and how many descriptors, threads and mappings there are."""
+        return {
+            "resident_kib": self.process.memory_info().rss // 1024,
+            "descriptors": self.process.num_fds(),
+            "threads": self.process.num_threads(),
+            "mappings": self.maps.read_bytes().count(b"\n"),
+        }
+
+    @contextmanager
+    def gap(self, gaps: list[float]) -> Iterator[None]:
+        """Add the longest time between the ends of two steps meanwhile, ms."""
+        offset = self.server.timings.stat().st_size
+        yield
+        with self.server.timings.open("rb") as file:
+            file.seek(offset)
+            lines = [
+                line for line in file.read().splitlines() if line.startswith(b"[") and line.endswith(b"]")
+            ]
+        gaps.append(largest_gap(0, [json.loads(line) for line in lines]))
 
 
 def cycles(directory: Path, size: Size, count: int) -> dict[str, Any]:
-    """Attach and detach `count` times under load; what that did to the server."""
-    took, gaps, plain = [], [], []
+    """Attach and detach `count` times under load; what that did to the server.
+
+    The load itself makes the server grow: its client keeps a line for each request. So the growth is measured as long
+    without recordings too, in the end.
+    """
+    took: list[float] = []
+    gaps: list[float] = []
+    plain: list[float] = []
     with serving(directory, "cycles", size) as server:
         server.run_steps(50)
-        process = psutil.Process(server.pid)
-        begun = time.time_ns()
-        time.sleep(5)
-        plain.append(largest_gap(begun, server.steps()))
-        before = process.memory_info().rss, process.num_fds(), process.num_threads()
+        watched, warm = Watched(server), count // 10
         for number in range(count):
-            begun = time.time_ns()
-            recording = Recording(server, directory / "cycle.duckdb")
-            took.append(recording.attached_ms)
-            recording.end()
-            gaps.append(largest_gap(begun, server.steps()))
+            if number == warm:  # what is loaded once is there
+                before, since = watched.held(), time.monotonic()
+            with watched.gap(gaps):
+                recording = Recording(server, directory / "cycle.duckdb")
+                took.append(recording.attached_ms)
+                recording.end()
             (directory / "cycle.duckdb").unlink(missing_ok=True)
-            if number == count // 10:
-                before = process.memory_info().rss, process.num_fds(), process.num_threads()
-        after = process.memory_info().rss, process.num_fds(), process.num_threads()
+        after, seconds = watched.held(), time.monotonic() - since
+        alone = min(seconds, 60.0)
+        with watched.gap(plain):
+            time.sleep(alone)
+        later = watched.held()
+        left = b"fdtrace-rings" in watched.maps.read_bytes()
         server.process.terminate()  # it takes in what is under way, and says what came back
         out, _ = server.process.communicate(timeout=300)
+    measured = count - warm
+    more = {name: after[name] - before[name] for name in after}
     return {
         "cycles": count, "attached_ms": statistics.median(took), "attached_ms_most": max(took),
-        "largest_gap_ms": statistics.median(gaps), "largest_gap_ms_most": max(gaps), "without_ms": plain[0],
-        "more_kib_a_cycle": (after[0] - before[0]) / 1024 / max(1, count - count // 10),
-        "more_descriptors": after[1] - before[1], "more_threads": after[2] - before[2],
-        "server": json.loads(out.splitlines()[-1]),
+        "largest_gap_ms": statistics.median(gaps), "largest_gap_ms_most": max(gaps),
+        "without_largest_gap_ms": plain[0], "seconds_a_cycle": seconds / measured,
+        "more_kib_a_cycle": more["resident_kib"] / measured,
+        "more_kib_a_second": more["resident_kib"] / seconds,
+        "without_more_kib_a_second": (later["resident_kib"] - after["resident_kib"]) / alone,
+        "more_descriptors": more["descriptors"], "more_threads": more["threads"], "more_mappings": more["mappings"],
+        "ring_still_mapped": left, "server": json.loads(out.splitlines()[-1]),
     }  # fmt: skip
 
 

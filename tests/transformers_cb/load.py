@@ -163,7 +163,7 @@ class Client:
         self.manager, self.options = manager, options
         self.random = random.Random(options.seed)
         self.sent: dict[str, int] = {}
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, tuple[int, int, bool]] = {}
         self.heads = [
             [self.random.randrange(3, VOCABULARY) for _ in range(options.shared)]
             for _ in range(options.prefixes)
@@ -216,8 +216,9 @@ class Client:
         if self.options.delivered:
             self._note_delivered()
         if result.is_finished():
-            self.answers[result.request_id] = result
-            self.failed += result.error is not None
+            failed = result.error is not None
+            self.answers[result.request_id] = len(result.prompt_ids), len(result.generated_tokens), failed
+            self.failed += failed
         return True
 
     def _note_delivered(self) -> None:
@@ -231,9 +232,9 @@ class Client:
         """What came back."""
         return {
             "requests": len(self.sent), "answered": len(self.answers), "failed": self.failed,
-            "prompt": sum(len(a.prompt_ids) for a in self.answers.values()),
-            "generated": sum(len(a.generated_tokens) for a in self.answers.values()),
-            "wrong": sum(len(a.generated_tokens) != self.sent[i] for i, a in self.answers.items() if a.error is None),
+            "prompt": sum(prompt for prompt, _, _ in self.answers.values()),
+            "generated": sum(generated for _, generated, _ in self.answers.values()),
+            "wrong": sum(n != self.sent[i] for i, (_, n, failed) in self.answers.items() if not failed),
         }  # fmt: skip
 
 
