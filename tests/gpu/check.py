@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def run(directory: Path, device: str, only: list[str]) -> list[dict[str, Any]]:
         if only and part.__name__ not in only:
             continue
         since = time.monotonic()
-        one: dict[str, Any] = {"part": part.__name__, "about": (part.__doc__ or "").strip()}
+        one: dict[str, Any] = {"part": part.__name__, "about": " ".join((part.__doc__ or "").split())}
         try:
             if since - begun > MOST_S - LONGEST_PART_S and device == "cuda":
                 raise Skipped("no time was left")
@@ -82,7 +83,13 @@ def main() -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fdtrace-gpu-") as name:
         parts = run(Path(name), device, args.part)
-    found = {"machine": on, "device": device, "seconds": round(time.monotonic() - begun), "parts": parts}
+    found = {
+        "machine": on,
+        "fdtrace_python": platform.python_version(),
+        "device": device,
+        "seconds": round(time.monotonic() - begun),
+        "parts": parts,
+    }
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if args.page:

@@ -133,7 +133,8 @@ def out_of_memory(directory: Path, size: Size) -> Figures:
     held = int(rows(directory / "tokens.duckdb", "SELECT min(allocated_bytes) FROM step")[0][0])
     budget = 4 * size.budget
     mask = (budget - size.budget) * size.cache_tokens * 2  # of 16-bit numbers, made for the whole budget
-    margin, found, tried = FIRST_MARGIN_GIB, None, []
+    margin, found = FIRST_MARGIN_GIB, None
+    tried: list[str] = []
     while not found and len(tried) < MOST_TRIES and margin >= LEAST_GIB:
         found = run_out(directory, size, budget, (held + mask) / 2**30 + margin)
         tried.append(f"{margin:.2f}: {'it did not start' if found is None else 'every step fitted'}")
@@ -254,10 +255,11 @@ def real_scheduler(directory: Path, size: Size) -> Figures:
         server.run_steps(200)
         recording.end()
     found = replay(trace, "--scheduler", "transformers")["formulas"][-1]["fidelity"]
+    all_equal = found["num_equal"] == found["num_steps"]  # the replay may go on after the recording's last step
     return {
         "steps": found["num_steps"],
         "equal": found["num_equal"],
-        "first_departure": found["first_divergence"],
+        "first_departure": None if all_equal else found["first_divergence"],
     }
 
 
