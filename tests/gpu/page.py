@@ -29,7 +29,8 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         HEAD,
         f"## Last run: {on}\n\n",
-        f"fdtrace in Python {found['fdtrace_python']}; the engine: Python {machine['python']}, PyTorch {machine['torch']}, transformers {machine['transformers']}; "
+        f"fdtrace in Python {found['fdtrace_python']}; the engine: Python {machine['python']}, "
+        f"PyTorch {machine['torch']}, transformers {machine['transformers']}; "
         f"{found['seconds']} s in all.\n\n",
         BUSY if found["device"] == "cpu" else "",
         "| part | what it shows | | found |\n|---|---|---|---|\n",

@@ -255,7 +255,9 @@ def real_scheduler(directory: Path, size: Size) -> Figures:
         server.run_steps(200)
         recording.end()
     found = replay(trace, "--scheduler", "transformers")["formulas"][-1]["fidelity"]
-    all_equal = found["num_equal"] == found["num_steps"]  # the replay may go on after the recording's last step
+    all_equal = (
+        found["num_equal"] == found["num_steps"]
+    )  # the replay may go on after the recording's last step
     return {
         "steps": found["num_steps"],
         "equal": found["num_equal"],
