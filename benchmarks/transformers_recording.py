@@ -3,14 +3,16 @@
     TRANSFORMERS_PYTHON=… python benchmarks/transformers_recording.py [--layers 24] [--pairs 10] [--cycles 100]
 
 One load goes on all the time, and windows of it are recorded or not in turn (with, without, without, with). The ratio
-is of the median time from one step's end to the next, recorded to not, the median over the pairs. Then it attaches and
-detaches again and again under the same load, whose requests must all be answered as they were asked.
+is of the median time from one step's end to the next, recorded to not: the median over the pairs, and a range that
+holds it with 95%. Then it attaches and detaches again and again under the same load, whose requests must all be
+answered as they were asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -100,6 +102,31 @@ def cycles(directory: Path, size: Size, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def range_95(values: list[float]) -> tuple[float, float]:
+    """A range that holds the median of what the values are drawn from, with 95% at least: between two of the sorted
+    values, by the binomial distribution. If there are too few values, all of them.
+    """
+    ordered, count = sorted(values), len(values)
+    cut, outside = (
+        0,
+        1 / 2**count,
+    )  # values to leave out on each side; the chance that the median is among these
+    while 2 * (outside + math.comb(count, cut + 1) / 2**count) <= 0.05:
+        cut += 1
+        outside += math.comb(count, cut) / 2**count
+    return ordered[cut], ordered[count - 1 - cut]
+
+
+def windows(directory: Path, size: Size) -> dict[str, Any]:
+    """The windows with their ranges."""
+    found = hook(directory, size)
+    return {
+        **found,
+        "ratio_95": range_95(found["ratios"]),
+        "more_processor_us_95": range_95(found["more_processor_us_of_each"]),
+    }
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(
@@ -115,7 +142,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         if args.pairs:
-            print("windows:", json.dumps(hook(Path(name), size)), flush=True)
+            print("windows:", json.dumps(windows(Path(name), size)), flush=True)
         if args.cycles:
             print("cycles:", json.dumps(cycles(Path(name), size, args.cycles)), flush=True)
 
