@@ -69,7 +69,7 @@ def cycles(directory: Path, size: Size, count: int) -> dict[str, Any]:
     took: list[float] = []
     gaps: list[float] = []
     plain: list[float] = []
-    with serving(directory, "cycles", size) as server:
+    with serving(directory, "cycles", size, "--seconds", "7200") as server:
         server.run_steps(50)
         watched, warm = Watched(server), count // 10
         for number in range(count):
