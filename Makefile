@@ -16,6 +16,8 @@ GPU_WHEELS ?= .gpu-wheels
 GPU_VENV ?= .venv-gpu
 GPU_JSON ?= gpu.json
 GPU_PAGE ?=
+# GPU_PYTHON may be a virtual environment itself: then its packages are no system packages of another one.
+PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # DUCKDB=1.5.0 holds the recorder to that DuckDB.
 DUCKDB ?=
@@ -50,6 +52,7 @@ test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous 
 
 test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_PYTHON) -c '$(PACKAGES)' > "$$($(GPU_VENV)/bin/python -c '$(PACKAGES)')/engine.pth"
 	$(GPU_VENV)/bin/python -m pip install --quiet --no-index --find-links $(GPU_WHEELS) --upgrade fdtrace
 	$(GPU_VENV)/bin/python -m tests.gpu.check --json $(GPU_JSON) $(addprefix --page ,$(GPU_PAGE))
 

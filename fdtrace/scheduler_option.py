@@ -86,7 +86,7 @@ class GivenScheduler:
 
     def under(self, formula: Formula) -> GivenScheduler:
         """This scheduler with a formula for its budgets. UsageError if it takes none, or not each of its rules."""
-        from fdtrace.replayer.formulas.call_rules import VLLM_TAKES, refuse_rules
+        from fdtrace.replayer.formulas.call_rules import DRIVEN_TAKES, refuse_rules
 
         if self.engine not in TAKES_BUDGETS:
             raise UsageError(
@@ -94,13 +94,7 @@ class GivenScheduler:
                 why=f"{self.engine} computes its budget within its scheduling call",
                 hint="--as-recorded asks what a formula would have allowed in each recorded step",
             )
-        taken: tuple[str, ...] = ("charge",)
-        why = "transformers takes the token budget of each call, and no other rule"
-        if self.engine == "vllm":
-            taken = VLLM_TAKES
-            why = (
-                "vLLM itself takes from its budget what each request gets, and has its own rules of admission"
-            )
+        taken, why = DRIVEN_TAKES[self.engine]
         refuse_rules(formula.name, formula.rules, taken, f"--scheduler {self.name}", why)
         return replace(self, name=formula.name, formula=formula)
 

@@ -48,6 +48,12 @@ RULES = {
         SELECT q.step, q.request FROM step_request q JOIN engine e USING (engine_id)
         WHERE q.num_blocks * e.block_size < q.num_computed_tokens - (q.kind = 'decode')::INTEGER
     """,
+    "what a step's requests hold is not free, where no block is shared": """
+        SELECT s.step FROM step s JOIN engine e USING (engine_id) JOIN (
+            SELECT engine_id, step, sum(num_blocks) AS held FROM step_request GROUP BY ALL
+        ) q USING (engine_id, step)
+        WHERE NOT e.prefix_caching AND q.held > s.num_blocks - s.num_free_blocks
+    """,
     "blocks that are free are blocks that there are": """
         SELECT step FROM step WHERE num_free_blocks NOT BETWEEN 0 AND num_blocks
     """,
@@ -67,6 +73,14 @@ RULES = {
     """,
     "a request makes no more than it may": """
         SELECT request FROM request WHERE num_output_tokens > max_tokens
+    """,
+    "what an ended request generated came from its steps": """
+        SELECT r.request FROM request r JOIN (
+            SELECT engine_id, request, arg_max(num_computed_tokens + CASE WHEN kind = 'decode'
+                THEN 1 + num_accepted_tokens ELSE num_tokens + 1 END, step) AS tokens
+            FROM step_request GROUP BY ALL
+        ) q USING (engine_id, request)
+        WHERE finish_reason IN ('stop', 'length') AND num_prompt_tokens + num_output_tokens > q.tokens
     """,
     "every request that is named is known": """
         SELECT request FROM step_request ANTI JOIN request USING (engine_id, request)

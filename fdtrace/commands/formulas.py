@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     print("What chunk_charge, chunk_cap and admit may name too (r.NAME in a class):")
     _print_names(REQUEST_VARIABLES)
     print(
-        "Rules besides the budget. The model of FastDeploy takes the first four, --scheduler vllm the last three:"
+        "Rules besides the budget. The model of FastDeploy takes the first four, --scheduler vllm the last three, "
+        "--scheduler transformers none:"
     )
     _print_names(RULES)
     return 0

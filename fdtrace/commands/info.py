@@ -143,7 +143,7 @@ def _engine_lines(summary: dict[str, Any]) -> list[str]:
         f"  max_num_batched_tokens {engine['max_num_batched_tokens']}, max_num_seqs {engine['max_num_seqs']}, "
         f"{engine['num_blocks']} blocks of {engine['block_size']}, speculation {speculation}",
         f"  steps      {_steps(steps)}, {summary['requests']:,} requests",
-        "  calls      " + _calls(summary["calls"]),
+        "  calls      " + _calls(summary["calls"], engine["name"]),
     ]
     if summary["standstill"]:
         lines.append(f"  HANGS      {summary['standstill']['text']}")
@@ -177,10 +177,12 @@ def _steps(steps: dict[str, Any]) -> str:
     return f"{steps['steps']:,} ({steps['first']} to {steps['last']}) in {duration}"
 
 
-def _calls(calls: dict[str, int] | None) -> str:
+def _calls(calls: dict[str, int] | None, engine: str) -> str:
+    from fdtrace.recorder.trace.engine_terms import scheduling_call
+
     if calls is None:
         return "not recorded: schema 1"
-    return f"{calls['calls']:,} of schedule(), {calls['idle']:,} of them handed out nothing"
+    return f"{calls['calls']:,} of {scheduling_call(engine)}, {calls['idle']:,} of them handed out nothing"
 
 
 def _number(value: int | None) -> str:

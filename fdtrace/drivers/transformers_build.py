@@ -111,10 +111,14 @@ def _offloading(module: Any, cache: Any, scheduler: Any, config: Any, helper: An
     """The offloading manager. Its pool has as many blocks as the recorded pool."""
     import torch
 
-    space = config.cpu_offload_space if recorded.get("offloads_to_cpu", True) else 0.0
-    recorded_bytes = recorded.get("cache", {}).get("bytes_per_sector")
-    if space and recorded_bytes:
-        space = space * cache.bytes_per_sector / recorded_bytes
+    size = recorded.get("cpu_pool_size")
+    if size is not None:
+        space = (size + 0.5) * _pool_unit(cache) / 2**30 if size else 0.0
+    else:  # a recording of an earlier fdtrace
+        space = config.cpu_offload_space if recorded.get("offloads_to_cpu", True) else 0.0
+        recorded_bytes = recorded.get("cache", {}).get("bytes_per_sector")
+        if space and recorded_bytes:
+            space = space * cache.bytes_per_sector / recorded_bytes
     empty = torch.empty
 
     def plain(*size: Any, pin_memory: bool = False, **options: Any) -> Any:
@@ -133,6 +137,14 @@ def _offloading(module: Any, cache: Any, scheduler: Any, config: Any, helper: An
         )  # fmt: skip
     finally:
         torch.empty = empty
+
+
+def _pool_unit(cache: Any) -> int:
+    """Bytes of what the size of the CPU pool counts: sectors, up to 5.17 KV blocks of keys and values."""
+    if hasattr(cache, "bytes_per_sector"):
+        return int(cache.bytes_per_sector)
+    per_token = 2 * len(cache.key_cache) * cache.num_key_value_heads * cache.head_dim * cache.dtype.itemsize
+    return int(per_token * cache.block_size)
 
 
 class PlayedModel:

@@ -89,7 +89,7 @@ class TransformersAdapter:
         self.writer.first_step = 0  # only now: an armed process has the adapters of all engines
         self.processor, self.scheduler, self.active = processor, processor.scheduler, True
         self.blocks = KVBlocks(processor.cache)
-        self.offloads = getattr(processor.offloading_manager, "_cpu_pool", None) is not None
+        self.offloads = config.cpu_pool_size(processor) > 0
         self.memory = torch_allocator.reader(getattr(processor, "model_device", None))
         self.hash_block = config.block_hash(processor)
         self.begun = False

@@ -83,10 +83,20 @@ def scheduling(processor: Any) -> dict[str, Any]:
             for manager in managers
         ],
         "use_async_batching": bool(getattr(processor, "use_async_batching", False)),
-        "offloads_to_cpu": getattr(getattr(processor, "offloading_manager", None), "_cpu_pool", None)
-        is not None,
+        "offloads_to_cpu": cpu_pool_size(processor) > 0,
+        "cpu_pool_size": cpu_pool_size(processor),
         "tp_size": getattr(getattr(processor, "distributed_helper", None), "tp_size", 1),
     }
+
+
+def cpu_pool_size(processor: Any) -> int:
+    """Size of the pool to which requests are offloaded: in sectors, up to 5.17 in KV blocks. 0: there is no pool."""
+    manager = getattr(processor, "offloading_manager", None)
+    for name in ("_num_cpu_sectors", "_num_cpu_blocks"):
+        size = getattr(manager, name, None)
+        if size is not None:
+            return int(size)
+    return 0
 
 
 def _is_plain(name: str, value: Any) -> bool:

@@ -21,6 +21,7 @@ class Nvml:
         self.samples: list[tuple[int, ...]] = []
         self.next_sample = 0.0
         self.devices: dict[int, int] = {}
+        self.separate = True
         try:
             import pynvml
 
@@ -39,7 +40,7 @@ class Nvml:
             return
         self.next_sample = now + PERIOD
         try:
-            used = tuple(int(self.nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self.handles)
+            used = tuple(self._used_of(handle) for handle in self.handles)
         except self.nvml.NVMLError as error:
             self.missing, self.handles = (
                 f"NVML stopped answering ({error}): device_used_bytes is NULL from then on",
@@ -47,6 +48,18 @@ class Nvml:
             )
             return
         self.samples.append((time.time_ns(), *used))
+
+    def _used_of(self, handle: Any) -> int:
+        """Used bytes of a device, as `nvidia-smi` prints them: without what the driver reserves for itself.
+
+        Version 2 of the structure separates the two. Drivers before 510 know only the first, which has no reserve.
+        """
+        if self.separate:
+            try:
+                return int(self.nvml.nvmlDeviceGetMemoryInfo(handle, version=self.nvml.nvmlMemory_v2).used)
+            except (self.nvml.NVMLError_FunctionNotFound, self.nvml.NVMLError_NotSupported):
+                self.separate = False
+        return int(self.nvml.nvmlDeviceGetMemoryInfo(handle).used)
 
     def device_of(self, pid: int) -> int:
         """The device on which a process computes. 0 if NVML does not say, for example in another pid namespace."""

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fdtrace.recorder.printable import printable
+from fdtrace.recorder.trace.engine_terms import lacks_without_budget, refusal_text, scheduling_call
 from fdtrace.recorder.trace.trace import Trace
 
 LEAST_S = 1.0
@@ -46,7 +47,8 @@ class Standstill:
     """The calls since the last move. Times are in ns, UTC.
 
     The counts are those of the last call, as in the table `call`. `head` is the id of the request at the head of the
-    queue. `num_calls` is None if the first row stands for several calls and some of them came before the last move.
+    queue, `engine_name` the engine's name. `num_calls` is None if the first row stands for several calls and some of
+    them came before the last move.
     """
 
     since: int
@@ -64,6 +66,7 @@ class Standstill:
     num_missing_blocks: int | None
     head: str | None
     any_step: bool
+    engine_name: str
 
     @property
     def seconds(self) -> float:
@@ -75,9 +78,10 @@ class Standstill:
         """Which requests wait, and for what."""
         running, waiting = self.num_running or 0, self.num_waiting or 0
         if self.token_budget == 0:
-            return f"the token budget is 0: {_requests(running, 'running')} get no block and no chunk" if running else (
-                f"the token budget is 0 and {_requests(waiting, 'waiting')} get no chunk"
-            )  # fmt: skip
+            if running:
+                lacks = lacks_without_budget(self.engine_name)
+                return f"the token budget is 0: {_requests(running, 'running')} {lacks}"
+            return f"the token budget is 0 and {_requests(waiting, 'waiting')} get no chunk"
         if waiting and self.num_deferred is not None and self.num_deferred >= waiting:
             return f"each of {_requests(waiting, 'waiting')} is deferred: not ready to be scheduled"
         if waiting:
@@ -98,20 +102,11 @@ class Standstill:
             if all_blocks is not None and wanted > all_blocks and not self.num_running:
                 return f"{head} wants {wanted:,} KV blocks, and requests have {all_blocks:,} in all: it never fits"
             return f"{head} lacks {missing:,} KV blocks: it wants {wanted:,}, and {free:,} are free"
-        reasons = {
-            "blocks": f"waits for more KV blocks than are free ({free} of {all_blocks})",
-            "budget": f"does not fit the token budget of {self.token_budget}",
-            "input_budget": "does not fit the workers' input with its draft slots",
-            "watermark": f"waits for the watermark of free KV blocks ({free} of {all_blocks} are free)",
-            "padding": "is padded to 1 + K tokens as a new decode, and these do not fit the budget",
-            "throttle": "waits, as this data-parallel rank defers prefills",
-            "paused": "waits, as the scheduler is paused",
-            "slots": f"waits for a slot: {self.num_running} requests run",
-            "preemption": "waits, as a call that preempts admits nothing",
-            "cache_read": "needs more KV cache reads than the call's budget of them had left",
-            "safety_margin": f"waits for the safety margin of free KV blocks ({free} of {all_blocks} are free)",
-        }
-        return f"{head} {reasons.get(self.not_admitted or '', 'is not ready to be scheduled')}"
+        text = refusal_text(
+            self.engine_name, self.not_admitted or "", free=free, blocks=all_blocks, budget=self.token_budget,
+            running=self.num_running,
+        )  # fmt: skip
+        return f"{head} {text}"
 
     @property
     def short(self) -> str:
@@ -123,9 +118,10 @@ class Standstill:
         """The whole report in one line."""
         calls = f"{self.num_calls:,} calls" if self.num_calls is not None else "all calls"
         begun = "nothing moved in this recording, since" if not self.any_step else "nothing has moved since"
+        calls += f" of {scheduling_call(self.engine_name)}"
         return (
-            f"{begun} {_clock(self.since)} UTC (call {self.call:,}; {calls} of schedule() in {self.seconds:.1f} s "
-            f"handed out nothing; {self.num_running or 0} run, {self.num_waiting or 0} wait): {self.because}"
+            f"{begun} {_clock(self.since)} UTC (call {self.call:,}; {calls} in {self.seconds:.1f} s handed out "
+            f"nothing; {self.num_running or 0} run, {self.num_waiting or 0} wait): {self.because}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,7 +157,7 @@ def standstill(trace: Trace, engine: Mapping[str, Any]) -> Standstill | None:
     counts = {name: value for name, value in last.items() if name in Standstill.__dataclass_fields__}
     return Standstill(**{
         **counts, "since": since, "until": last["last_ts"], "call": first["call"], "num_calls": num_calls,
-        "num_blocks": usable_blocks(engine), "any_step": moved["moved"] is not None,
+        "num_blocks": usable_blocks(engine), "any_step": moved["moved"] is not None, "engine_name": engine["name"],
     })  # fmt: skip
 
 

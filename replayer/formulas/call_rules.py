@@ -26,6 +26,19 @@ MODEL_TAKES = ("charge", "chunk_charge", "chunk_cap", "admit")
 VLLM_TAKES = ("input_budget", "draft_slots", "max_requests")
 """What vLLM's own `Scheduler` takes: numbers that it reads at each call."""
 
+DRIVEN_TAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "vllm": (
+        VLLM_TAKES,
+        "vLLM itself takes from its budget what each request gets, and has its own rules of admission",
+    ),
+    "transformers": (
+        (),
+        "transformers itself takes from its budget the tokens of each request, 1 for a decode, and has its own rules "
+        "of admission",
+    ),
+}
+"""Engine whose own scheduler gets its budget from a formula -> the other rules that it takes, and why no more."""
+
 
 def refuse_rules(name: str, rules: Collection[str], taken: Collection[str], scheduler: str, why: str) -> None:
     """UsageError if a formula called `name` has a rule that `scheduler` does not take. `why` it takes only `taken`."""
@@ -34,7 +47,7 @@ def refuse_rules(name: str, rules: Collection[str], taken: Collection[str], sche
         raise UsageError(
             f"{', '.join(refused)} of formula {name!r} cannot be used with {scheduler}",
             why=why,
-            hint=f"it takes {', '.join(('budget', *taken))}; `fdtrace formulas` says what each means",
+            hint=f"leave it out: it takes {', '.join(('budget', *taken))}; `fdtrace formulas` says what each means",
         )
 
 

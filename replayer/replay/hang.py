@@ -244,7 +244,9 @@ def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]
     if decision.lack is not None:
         parts.append(_lacking(scheduler, decision, decision.lack))
     if stalled:
-        parts.append(f"{_stall(stalled)}, and the call extends none of them")
+        # Only FastDeploy's calls extend: in other engines a decode runs when a call gives it its token.
+        gets = "gives none of them a token" if scheduler.keeps_rows else "extends none of them"
+        parts.append(f"{_stall(stalled)}, and the call {gets}")
     reasons = "; ".join(parts) or "the scheduler hands nothing out and gives no reason"
     return f"{reasons} ({state})"
 

@@ -260,7 +260,38 @@ def test_the_head_of_a_live_screen_says_it_first() -> None:
     fields: dict[str, Any] = dict.fromkeys(Standstill.__dataclass_fields__)
     still = Standstill(**{
         **fields, "since": now, "until": now, "call": 0, "num_calls": 9, "num_running": 8, "token_budget": 0,
-        "any_step": True,
+        "any_step": True, "engine_name": "fastdeploy",
     })  # fmt: skip
     assert still.short.startswith("NOTHING MOVES since ")
     assert still.short.endswith("the token budget is 0: 8 running requests get no block and no chunk")
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason", "said"),
+    [
+        ("fastdeploy", "preemption", "waits, as a call that preempts admits nothing"),
+        ("vllm", "preemption", "waits, as a call that preempts admits nothing"),
+        ("transformers", "preemption", "no request is admitted until a running one ends"),
+        ("fastdeploy", "slots", "waits for a slot: 3 requests run"),
+        ("vllm", "slots", "3 requests run, of max_num_seqs"),
+        ("transformers", "slots", "a batch takes max_requests_per_batch requests"),
+    ],
+)
+def test_each_engine_says_in_its_own_terms_what_the_head_waits_for(
+    engine: str, reason: str, said: str, tmp_path: Path
+) -> None:
+    recorded = Recorded(tmp_path / "own.duckdb", engine)
+    recorded.idle(0, 300, STUCK._replace(num_running=3), reason)
+    still = found(recorded.end())
+    assert still is not None
+    assert still.because.endswith(said)
+    call = "schedule_batch()" if engine == "transformers" else "schedule()"
+    assert f"300 calls of {call} in 3.0 s" in still.sentence
+
+
+def test_no_budget_is_told_without_fastdeploys_blocks_where_decodes_wait_for_tokens(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path / "none.duckdb", "transformers")
+    recorded.idle(0, 300, STUCK._replace(num_running=3, token_budget=0), "budget")
+    still = found(recorded.end())
+    assert still is not None
+    assert still.because == "the token budget is 0: 3 running requests get no token"

@@ -29,14 +29,15 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         HEAD,
         f"## Last run: {on}\n\n",
-        f"Python {machine['python']}, PyTorch {machine['torch']}, transformers {machine['transformers']}; "
+        f"fdtrace in Python {found['fdtrace_python']}; the engine: Python {machine['python']}, "
+        f"PyTorch {machine['torch']}, transformers {machine['transformers']}; "
         f"{found['seconds']} s in all.\n\n",
         BUSY if found["device"] == "cpu" else "",
         "| part | what it shows | | found |\n|---|---|---|---|\n",
     ]
     for part in found["parts"]:
         told = part.get("why") or ", ".join(_figure(name, value) for name, value in part["figures"].items())
-        lines.append(f"| `{part['part']}` | {' '.join(part['about'].split())} | {part['state']} | {told} |\n")
+        lines.append(f"| `{part['part']}` | {part['about']} | {part['state']} | {told} |\n")
     return "".join(lines)
 
 

@@ -19,17 +19,36 @@ class FakeError(Exception):
     pass
 
 
-def driver(used: list[list[int]], processes: dict[int, list[int]]) -> Any:
-    """A pynvml whose devices use `used[i].pop(0)` bytes and run `processes[i]`."""
+class FakeMissingError(FakeError):
+    pass
+
+
+RESERVED = 1000
+VERSION_2 = 0x02000028
+
+
+def driver(used: list[list[int]], processes: dict[int, list[int]], *, old: bool = False) -> Any:
+    """A pynvml whose devices use `used[i].pop(0)` bytes and run `processes[i]`.
+
+    From driver 510 on (not `old`) the first structure counts what the driver reserves as used, and the second does not.
+    """
     module = types.ModuleType("pynvml")
 
-    def memory(i: int) -> Any:
+    def memory(i: int, version: int | None = None) -> Any:
         if not used[i]:
             raise FakeError("GPU is lost")
-        return types.SimpleNamespace(used=used[i].pop(0))
+        if version is not None:
+            assert version == VERSION_2
+            if old:
+                raise FakeMissingError("Function Not Found")
+            return types.SimpleNamespace(used=used[i].pop(0), reserved=RESERVED)
+        return types.SimpleNamespace(used=used[i].pop(0) + (0 if old else RESERVED))
 
     members = {
         "NVMLError": FakeError,
+        "NVMLError_FunctionNotFound": FakeMissingError,
+        "NVMLError_NotSupported": FakeMissingError,
+        "nvmlMemory_v2": VERSION_2,
         "nvmlInit": lambda: None,
         "nvmlDeviceGetCount": lambda: len(used),
         "nvmlDeviceGetHandleByIndex": lambda i: i,
@@ -43,8 +62,12 @@ def driver(used: list[list[int]], processes: dict[int, list[int]]) -> Any:
     return module
 
 
-def test_a_step_has_the_last_sample_before_its_end_of_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", driver([[1, 2, 3], [10, 20, 30]], {0: [5], 1: [77]}))
+@pytest.mark.parametrize("old", [False, True])
+def test_a_step_has_the_last_sample_before_its_end_of_its_own_device(
+    old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = driver([[1, 2, 3], [10, 20, 30]], {0: [5], 1: [77]}, old=old)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
     nvml = Nvml()
     for _ in range(3):
         nvml.next_sample = 0.0
@@ -66,6 +89,13 @@ def test_a_driver_that_stops_answering_ends_the_sampling_and_is_said(monkeypatch
         nvml.sample()
     assert "GPU is lost" in nvml.missing
     assert len(nvml.samples) == 1
+
+
+def test_the_double_has_the_names_of_the_real_module() -> None:
+    real = pytest.importorskip("pynvml")
+    for name in vars(driver([[1]], {0: []})):
+        assert hasattr(real, name), name
+    assert real.nvmlMemory_v2 == VERSION_2
 
 
 def test_without_a_driver_the_column_is_null_and_it_is_said_once(tmp_path: Path) -> None:

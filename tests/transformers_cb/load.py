@@ -163,7 +163,7 @@ class Client:
         self.manager, self.options = manager, options
         self.random = random.Random(options.seed)
         self.sent: dict[str, int] = {}
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, tuple[int, int, bool]] = {}
         self.heads = [
             [self.random.randrange(3, VOCABULARY) for _ in range(options.shared)]
             for _ in range(options.prefixes)
@@ -183,11 +183,17 @@ class Client:
         if self.options.cancel and self.random.random() < self.options.cancel:
             threading.Timer(0.05, self.manager.cancel_request, (request_id,)).start()
 
+    def _check(self) -> None:
+        """End this process if the generation loop has ended: nothing would come back any more."""
+        if not self.manager.is_running():
+            raise SystemExit("the generation loop ended under load")
+
     def run(self) -> None:
         """Until all are answered, or the time is over, or SIGTERM says that it is."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "until", 0.0))
         quiet = 0
         while len(self.sent) < self.options.requests and time.monotonic() < self.until:
+            self._check()
             under_way = len(self.sent) - len(self.answers)
             if under_way < self.options.concurrency:
                 self.send()
@@ -210,8 +216,9 @@ class Client:
         if self.options.delivered:
             self._note_delivered()
         if result.is_finished():
-            self.answers[result.request_id] = result
-            self.failed += result.error is not None
+            failed = result.error is not None
+            self.answers[result.request_id] = len(result.prompt_ids), len(result.generated_tokens), failed
+            self.failed += failed
         return True
 
     def _note_delivered(self) -> None:
@@ -225,9 +232,9 @@ class Client:
         """What came back."""
         return {
             "requests": len(self.sent), "answered": len(self.answers), "failed": self.failed,
-            "prompt": sum(len(a.prompt_ids) for a in self.answers.values()),
-            "generated": sum(len(a.generated_tokens) for a in self.answers.values()),
-            "wrong": sum(len(a.generated_tokens) != self.sent[i] for i, a in self.answers.items() if a.error is None),
+            "prompt": sum(prompt for prompt, _, _ in self.answers.values()),
+            "generated": sum(generated for _, generated, _ in self.answers.values()),
+            "wrong": sum(n != self.sent[i] for i, (_, n, failed) in self.answers.items() if not failed),
         }  # fmt: skip
 
 
@@ -306,6 +313,9 @@ def main() -> None:
     manager = model.init_continuous_batching(
         generation_config=generation, continuous_batching_config=configuration(options)
     )
+    client = Client(manager, options)
+    if options.asynchronous:  # 5.13's loop ends if there is no request when it begins
+        client.send()
     manager.start()
     while manager.batch_processor is None:
         if not manager.is_running():
@@ -315,7 +325,6 @@ def main() -> None:
     if options.wait_for_stdin:
         sys.stdin.readline()
     time.sleep(options.idle)
-    client = Client(manager, options)
     client.run()
     if options.wait_for_stdin:
         print("served", json.dumps(client.told()), flush=True)
