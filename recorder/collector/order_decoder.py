@@ -37,8 +37,6 @@ class OrderDecoder:
         self.salt = salt
         self.events = Undated()
         """Events of the scheduling process whose steps are not known yet."""
-        self.is_recorded = False
-        """Whether the scheduling process writes its order: then it also says what its first call found."""
         self.knows_running = False
         self.running: dict[int, int] = {}
         """The running queue: request -> its computed tokens, as the last frame says."""
@@ -58,7 +56,6 @@ class OrderDecoder:
         self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, OpenRequest]
     ) -> None:
         """Take in a frame. `numbers`: this ring's numbers of requests -> the trace's."""
-        self.is_recorded = True
         if isinstance(frame, QueueFrame):
             self._changed(frame, numbers)
         else:
@@ -177,7 +174,6 @@ class OrderDecoder:
         """The state as JSON."""
         return {
             "events": self.events.waiting,
-            "is_recorded": self.is_recorded,
             "knows_running": self.knows_running,
             "running": list(self.running.items()),
             "told": list(self.counted_tokens.items()),
@@ -188,7 +184,6 @@ class OrderDecoder:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.events.waiting, self.knows_running = state["events"], state["knows_running"]
-        self.is_recorded = state["is_recorded"]
         self.running, self.counted_tokens = dict(state["running"]), dict(state["told"])
         self.prefill_tokens = dict(state["needs"])
         self.started = set(state["started"])
