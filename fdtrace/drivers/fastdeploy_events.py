@@ -82,6 +82,8 @@ class RecordedEvents:
         """Request -> the block in which its output begins, and the token of which each block from there consists."""
         self.found_cache = FoundBlocks(manager.cache_manager)
         self.finishing: dict[str, Finishing] = {}
+        self.leaving: dict[str, Any] = {}
+        """Requests that had left when the recording began, and hold their blocks."""
         self.needed: list[int] = []
         self.num_faults = 0
         self._stop_between_sections()
@@ -195,6 +197,8 @@ class RecordedEvents:
         finishing = self.finishing.pop(request_id, None)
         if finishing is not None:
             finishing.end()
+        elif request_id in self.leaving:
+            self.manager._free_blocks(self.leaving.pop(request_id))
 
     def _requeued(self, request_id: str) -> None:
         self._check_is_in(request_id, self.manager.to_be_rescheduled_request_id_set)
@@ -230,6 +234,18 @@ class RecordedEvents:
         names = self.manager.to_be_aborted_req_id_set
         names.add(f"ended while being aborted, {len(names)}")
 
+    def _leaving(self, spec: Message, num_blocks: int, leaf: list[Any] | None) -> None:
+        """A request that has left holds its blocks. No queue names it."""
+        self.leaving[spec["id"]] = request = self.new_request(spec)
+        if leaf is not None:
+            self.found_cache.enter(request, *leaf)
+        self._take_blocks(request, num_blocks)
+
+    def _take_blocks(self, request: Any, num_blocks: int) -> None:
+        """Allocate as many as it lacks."""
+        num_missing = max(0, num_blocks - len(request.block_tables))
+        request.block_tables.extend(self.manager.cache_manager.allocate_gpu_blocks(num_missing))
+
     def _cached(self, blocks: list[list[Any]], num_free: int) -> None:
         self.found_cache.add(blocks, num_free)
 
@@ -259,9 +275,7 @@ class RecordedEvents:
             self._match_prefix(request, computed)
         elif state["leaf"] is not None:
             self.found_cache.enter(request, *state["leaf"])
-        request.block_tables.extend(
-            cache.allocate_gpu_blocks(max(0, state["num_blocks"] - len(request.block_tables)))
-        )
+        self._take_blocks(request, state["num_blocks"])
         if caching:
             cache.update_cache_blocks(request, self.block_size, computed)
         request.num_computed_tokens = computed

@@ -22,7 +22,7 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.found_events import CacheFound, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, ReserveFound, SlotLost
 
 AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -75,7 +75,7 @@ class FastDeployInOrder:
             return ["queued", self._spec(event)]
         if isinstance(event, Resumed):
             return ["found", self._spec(event.arrived), _state_of(event)]
-        if isinstance(event, (ReserveFound, SlotLost, CacheFound)):
+        if isinstance(event, (ReserveFound, SlotLost, CacheFound, LeavingFound)):
             return self._found(event)
         if isinstance(event, OutputCached):
             return ["output_cached", event.request_id, event.num_total_tokens]
@@ -83,12 +83,15 @@ class FastDeployInOrder:
             return [NAMED[type(event)], event.request_id]
         raise TypeError(f"no recording in order has a {type(event).__name__}")
 
-    def _found(self, event: ReserveFound | SlotLost | CacheFound) -> list[Any]:
+    def _found(self, event: ReserveFound | SlotLost | CacheFound | LeavingFound) -> list[Any]:
         """What the recording found when it began, besides requests."""
         if isinstance(event, ReserveFound):
             return ["reserve", event.value, event.relaxed]
         if isinstance(event, SlotLost):
             return ["slot_lost"]
+        if isinstance(event, LeavingFound):
+            spec = {"id": event.request_id, "prompt": [[FIRST_TOKEN, 1]], "contents": [], "max_tokens": 1}
+            return ["leaving", spec, event.num_blocks, None if event.leaf is None else list(event.leaf)]
         blocks = [list(block._replace(key=self._token(block.key))) for block in event.blocks]
         return ["cached", blocks, event.num_free_blocks]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from . import fastdeploy_config as config
 from .fastdeploy_cache import FoundCache
+from .fastdeploy_leaving import leaving_requests
 from .fastdeploy_lock import StandIn
 from .hooks import Hook
 from .order import Decided, OrderWriter, computed_tokens
@@ -78,8 +79,9 @@ class FastDeployOrder:
         self.started: list[str] = []
         self.needed_blocks: list[int] = []
         self.freed_tokens: dict[str, int] = {}
-        self.leaving_requests: dict[tuple[int, str], None] = {}
-        """Out of the running queue, but with their blocks: keys are (frame id of its `finish_requests`, request id)."""
+        self.leaving_requests: dict[tuple[int, str], int | None] = {}
+        """Out of the running queue, but with their blocks: keys are (frame id of its `finish_requests`, request id). A
+        number: it had left before the first call, and these are numbered."""
         self.unknown_aborts: set[str] = set()
 
     def watch(self, manager: Any) -> None:
@@ -242,7 +244,7 @@ class FastDeployOrder:
                 aborted.append(request_id)
         return chunks, extended, preempted, aborted
 
-    def _write(self, kind: str, request_id: str, num_total_tokens: int = -1) -> bool:
+    def _write(self, kind: str, request_id: str | None, num_total_tokens: int = -1) -> bool:
         return self.writer.event(self.next_call, kind, request_id, num_total_tokens)
 
     def _forget(self, request_id: str) -> None:
@@ -265,6 +267,9 @@ class FastDeployOrder:
         write(*config.reserve(manager))
         cache = FoundCache(manager)
         cache.write(write)
+        for number, (mark, request) in enumerate(leaving_requests(manager)):
+            self.leaving_requests[mark, request.request_id] = number
+            write("leaving", None, number, 0, 0, len(request.block_tables), *cache.leaf_of(request))
         for request in manager.running:
             need = request.need_prefill_tokens
             prefill_fields = min(request.num_computed_tokens, need), need, len(request.block_tables)
@@ -327,8 +332,8 @@ class FastDeployOrder:
         ids, mark = frame.f_locals["request_ids"], id(frame)
         for request_id in (ids,) if isinstance(ids, str) else tuple(ids):
             if (mark, request_id) in self.leaving_requests:
-                del self.leaving_requests[mark, request_id]
-                self._write("freed", request_id)
+                number = self.leaving_requests.pop((mark, request_id))
+                self._write("freed", *((request_id,) if number is None else (None, number)))
             elif request_id not in manager.requests and self._write("left", request_id):
                 self.leaving_requests[mark, request_id] = None
                 self._forget(request_id)

@@ -23,6 +23,7 @@ ENGINES = {
             "order",
             "fastdeploy_lock",
             "fastdeploy_cache",
+            "fastdeploy_leaving",
             "fastdeploy_order",
             "fastdeploy_roles",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ class OrderDecoder:
         num_total_tokens = frame.head.num_total_tokens
         if frame.kind == "found":
             return self._found_detail(frame, number)
+        if frame.kind == "freed" and frame.head.request == wire_order.NOBODY:
+            return {"number": num_total_tokens}
         if frame.kind == "requeued":
             self.prefill_tokens[number] = num_total_tokens
             self.started.discard(number)
@@ -88,15 +91,13 @@ class OrderDecoder:
             return detail | {"num_free_blocks": value, "blocks": cached_blocks(more, self.salt)}
         if place == "cache left out":
             return detail | {"num_blocks": value}
+        if place == wire_order.LEAVING:
+            return detail | {"number": value} | _found_fields(more)
         if frame.head.request == wire_order.NOBODY:
             return detail | ({"value": value / 1e9} if value >= 0 else {})
         # A request that does not run is prefilled again, with all its output.
         self.prefill_tokens[number] = more[1] if more else value
-        names = wire_order.FOUND[1:]
-        fields = {
-            name: None if item == wire_order.NOBODY else item for name, item in zip(names, more, strict=False)
-        }
-        return detail | {"num_total_tokens": value} | fields
+        return detail | {"num_total_tokens": value} | _found_fields(more)
 
     def _forget(self, number: int) -> None:
         self.started.discard(number)
@@ -187,3 +188,12 @@ class OrderDecoder:
         self.running, self.counted_tokens = dict(state["running"]), dict(state["told"])
         self.prefill_tokens = dict(state["needs"])
         self.started = set(state["started"])
+
+
+def _found_fields(values: Sequence[int]) -> dict[str, int | None]:
+    """The values behind the place, by their names in `wire_order.FOUND`; None: there is none."""
+    names = wire_order.FOUND[1:]
+    return {
+        name: None if value == wire_order.NOBODY else value
+        for name, value in zip(names, values, strict=False)
+    }

@@ -16,6 +16,7 @@ from fdtrace.replayer.model.found_events import (
     Cached,
     CacheFound,
     CacheLeaf,
+    LeavingFound,
     ReserveFound,
     SlotLost,
 )
@@ -228,6 +229,7 @@ Notification = (
     | CacheFound
     | AdmissionBlocked
     | SlotLost
+    | LeavingFound
     | Ready
     | Aborted
     | Joined

@@ -37,13 +37,20 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.formula_rules import request_rules
-from fdtrace.replayer.model.found_events import CacheFound, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, ReserveFound, SlotLost
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate
 from fdtrace.replayer.model.schedule_rules import SchedulingCall
 from fdtrace.replayer.model.scheduler_queries import SchedulerQueries
-from fdtrace.replayer.model.state import State, free, leave, resume, resume_preempted_or_aborted
+from fdtrace.replayer.model.state import (
+    State,
+    free,
+    leave,
+    resume,
+    resume_leaving,
+    resume_preempted_or_aborted,
+)
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
@@ -99,6 +106,7 @@ class Scheduler(SchedulerQueries):
             ReserveFound: self._reserve_found,
             CacheFound: self._state.pool.found,
             SlotLost: partial(_lose_slot, self._state),
+            LeavingFound: partial(_leaving_found, self._state),
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
@@ -300,6 +308,10 @@ def _cache_output(state: State, event: OutputCached) -> None:
 
 def _lose_slot(state: State, event: SlotLost) -> None:
     state.num_lost_slots += 1
+
+
+def _leaving_found(state: State, event: LeavingFound) -> None:
+    resume_leaving(state, Request(event.request_id, 0, 0, True, None), event.num_blocks, event.leaf)
 
 
 def _take_left(state: State, event: Left) -> None:

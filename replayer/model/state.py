@@ -290,3 +290,10 @@ def resume_preempted_or_aborted(state: State, request: Request, status: Status) 
         state.preempted[request.id] = request
     else:
         state.aborting[request.id] = request
+
+
+def resume_leaving(state: State, request: Request, num_blocks: int, leaf: CacheLeaf | None) -> None:
+    """A request that had left the running queue before the model begins, and holds its blocks until `free`."""
+    request.status = Status.LEAVING
+    state.pool.resume(request, num_blocks, 0, leaf)
+    state.leaving[request.id] = request

@@ -22,7 +22,14 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Resumed,
 )
-from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import (
+    CachedBlock,
+    CacheFound,
+    CacheLeaf,
+    LeavingFound,
+    ReserveFound,
+    SlotLost,
+)
 from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.workload.workload import WorkRequest
 
@@ -94,6 +101,8 @@ class RecordedOrder:
         if request is None:
             if kind == "found":
                 yield from _without_request(detail)
+            elif kind == "freed" and "number" in detail:
+                yield Freed(_leaving_name(detail))
             return
         name, tokens = request.request_id, detail.get("num_total_tokens", MISSING)
         if kind == "queued":
@@ -161,18 +170,26 @@ _CHANGES: Mapping[str, Callable[[str], Notification]] = {
 
 
 def _without_request(detail: dict[str, Any]) -> Iterator[Notification]:
-    """What the first call found that concerns no request."""
-    if detail["place"] == "cached":
-        try:
-            yield CacheFound(
-                tuple(CachedBlock(*block) for block in detail["blocks"]), int(detail["num_free_blocks"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"the prefix cache in this trace cannot be read: {error!r}") from error
-    elif detail["place"] in ("aborting", "preempted"):
-        yield SlotLost()
-    elif "value" in detail:
-        yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+    """What the first call found that concerns no request of the recording."""
+    try:
+        if detail["place"] == "cached":
+            blocks = tuple(CachedBlock(*block) for block in detail["blocks"])
+            yield CacheFound(blocks, int(detail["num_free_blocks"]))
+        elif detail["place"] == "leaving":
+            yield LeavingFound(_leaving_name(detail), int(detail["num_blocks"]), _leaf(detail))
+        elif detail["place"] in ("aborting", "preempted"):
+            yield SlotLost()
+        elif "value" in detail:
+            yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(
+            f"what this trace says about the begin of its recording cannot be read: {error!r}"
+        ) from error
+
+
+def _leaving_name(detail: dict[str, Any]) -> str:
+    """The name of a request that had left before the recording; the recording has only its number."""
+    return f"left before the recording, {detail['number']}"
 
 
 def _arrived(request: WorkRequest) -> Arrived:
