@@ -122,11 +122,10 @@ def with_left_before(recording: Recording, *, freed: bool) -> Recording:
     found = json.dumps({"place": "leaving", "number": 0, "num_blocks": 5})
     rows = [("found", found), ("freed", '{"number": 0}')][: 1 + freed]
     columns: dict[str, Any] = {name: list(column) for name, column in changes.items()}
-    at = int(np.flatnonzero(changes["kind"] == "queued")[0])
     for kind, detail in reversed(rows):
         row = {name: column[0] for name, column in changes.items()}
         for name, value in (row | {"kind": kind, "detail": detail, "request": MISSING}).items():
-            columns[name].insert(at, value)
+            columns[name].insert(0, value)
     return with_order(recording, changes={name: np.array(column) for name, column in columns.items()})
 
 
