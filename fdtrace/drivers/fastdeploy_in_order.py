@@ -12,7 +12,9 @@ from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
+    Discarded,
     Freed,
+    Joined,
     Known,
     Left,
     Notification,
@@ -22,11 +24,25 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import (
+    CacheFound,
+    LeavingFound,
+    Preallocated,
+    ReserveFound,
+    SlotLost,
+)
 
 AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
 
-NAMED = {Aborted: "aborted", Left: "left", Freed: "freed", Rescheduled: "requeued", Recycled: "recycled"}
+NAMED = {
+    Aborted: "aborted",
+    Left: "left",
+    Freed: "freed",
+    Rescheduled: "requeued",
+    Recycled: "recycled",
+    Preallocated: "preallocated",
+    Discarded: "discarded",
+}
 """Events that only name a request -> their names in `fastdeploy_events`."""
 
 
@@ -79,7 +95,9 @@ class FastDeployInOrder:
             return self._found(event)
         if isinstance(event, OutputCached):
             return ["output_cached", event.request_id, event.num_total_tokens]
-        if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled)):
+        if isinstance(event, Joined):
+            return ["joined", event.request_id, FIRST_TOKEN]
+        if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled, Preallocated, Discarded)):
             return [NAMED[type(event)], event.request_id]
         raise TypeError(f"no recording in order has a {type(event).__name__}")
 

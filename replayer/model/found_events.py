@@ -80,6 +80,16 @@ class LeavingFound:
 
 
 @dataclass(frozen=True, slots=True)
+class Preallocated:
+    """In the prefill and decode roles, in the order of a recording: a request that asks got its slot and blocks.
+
+    Unlike `Preallocate` it is certain: no threshold is checked. KeyError if the blocks are not there.
+    """
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionBlocked:
     """When the model begins, no waiting request is admitted before a running one ends. Only an engine's real
     scheduler uses it.

@@ -297,3 +297,13 @@ def resume_leaving(state: State, request: Request, num_blocks: int, leaf: CacheL
     request.status = Status.LEAVING
     state.pool.resume(request, num_blocks, 0, leaf)
     state.leaving[request.id] = request
+
+
+def resume_preallocated(
+    state: State, request: Request, num_computed: int, num_blocks: int, leaf: CacheLeaf | None
+) -> None:
+    """In the prefill and decode roles: a request that holds its slot and blocks when the model begins."""
+    request.status = Status.PREALLOCATED
+    state.requests[request.id] = state.preallocated[request.id] = request
+    state.pool.resume(request, num_blocks, request.need_prefill, leaf)
+    request.computed = num_computed

@@ -15,7 +15,9 @@ from fdtrace.recorder.trace.column_values import MISSING, Columns
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
+    Discarded,
     Freed,
+    Joined,
     Left,
     Notification,
     OutputCached,
@@ -27,17 +29,19 @@ from fdtrace.replayer.model.found_events import (
     CacheFound,
     CacheLeaf,
     LeavingFound,
+    Preallocated,
     ReserveFound,
     SlotLost,
 )
 from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.workload.workload import WorkRequest
 
-PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting"]] = {
+PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting", "preallocated"]] = {
     "running": "running",
     "requeued": "requeued",
     "preempted": "preempted",
     "aborting": "aborting",
+    "preallocated": "preallocated",
 }
 
 
@@ -111,6 +115,9 @@ class RecordedOrder:
             yield _resumed(request, detail)
         elif kind == "requeued":
             yield from rescheduled(name, tokens)
+        elif kind == "preallocated":
+            yield _arrived(request)
+            yield Preallocated(name)
         elif kind == "output_cached":
             yield OutputCached(name, tokens)
         else:
@@ -166,6 +173,8 @@ _CHANGES: Mapping[str, Callable[[str], Notification]] = {
     "left": Left,
     "freed": Freed,
     "recycled": Recycled,
+    "joined": Joined,
+    "discarded": Discarded,
 }
 
 

@@ -88,7 +88,7 @@ class RecordedPipeline:
 def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | None:
     """The pipeline of a recording; None if it was in lockstep, or has too few steps or calls."""
     order = recording.details.order
-    if order is None or is_lockstep(recording, order):
+    if order is None or workload.config.role != "mixed" or is_lockstep(recording, order):
         return None
     times = fit_pipeline(recording, order)
     if times is None:
