@@ -10,7 +10,7 @@ from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.block_pool import BlockPool
-from fdtrace.replayer.model.block_reserve import reserve_of
+from fdtrace.replayer.model.block_reserve import Reserve, reserve_of
 from fdtrace.replayer.model.decoding import PREEMPTED_OR_ABORTED
 from fdtrace.replayer.model.events import (
     SCHEDULE,
@@ -103,7 +103,7 @@ class Scheduler(SchedulerQueries):
             Joined: self._joined,
             Discarded: self._discarded,
             Resumed: self._resumed,
-            ReserveFound: self._reserve_found,
+            ReserveFound: partial(_begin_reserve, self._reserve),
             CacheFound: self._state.pool.found,
             SlotLost: partial(_lose_slot, self._state),
             LeavingFound: partial(_leaving_found, self._state),
@@ -174,9 +174,6 @@ class Scheduler(SchedulerQueries):
             resume(self._state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
         else:
             resume_preempted_or_aborted(self._state, request, Status(event.place))
-
-    def _reserve_found(self, event: ReserveFound) -> None:
-        self._reserve.begin(event.value, relaxed=event.relaxed)
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -304,6 +301,10 @@ def _cache_output(state: State, event: OutputCached) -> None:
     if not state.config.output_caching or request is None or request.computed < request.need_prefill:
         return
     state.pool.output_cached(request, event.num_total_tokens)
+
+
+def _begin_reserve(reserve: Reserve, event: ReserveFound) -> None:
+    reserve.begin(event.value, relaxed=event.relaxed)
 
 
 def _lose_slot(state: State, event: SlotLost) -> None:
