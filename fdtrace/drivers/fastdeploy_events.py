@@ -244,6 +244,9 @@ class RecordedEvents:
         self.set_known_tokens(request.request_id, request.prompt_token_ids_len + state["num_emitted_tokens"])
         if state["place"] == "running":
             self._run(request, state)
+        elif state["place"] == "preallocated":
+            self._hold(request, state)
+            request.status = self.statuses.WAITING
         elif state["place"] == "requeued":
             manager.waiting.append(request)
         elif state["place"] == "preempted":
@@ -252,6 +255,16 @@ class RecordedEvents:
             manager.to_be_aborted_req_id_set.add(request.request_id)
 
     def _run(self, request: Any, state: Message) -> None:
+        self._hold(request, state)
+        self.manager.running.append(request)
+        decodes = request.num_total_tokens > request.need_prefill_tokens
+        for name in ("RUNNING_DECODE" if decodes else "RUNNING_PREFILL", "RUNNING"):
+            if hasattr(self.statuses, name):
+                request.status = getattr(self.statuses, name)
+                return
+
+    def _hold(self, request: Any, state: Message) -> None:
+        """Give a request its blocks, with its place in the prefix cache."""
         manager, cache, computed = self.manager, self.manager.cache_manager, state["num_computed_tokens"]
         caching = manager.config.cache_config.enable_prefix_caching and state["leaf"] is None
         if caching:
@@ -262,12 +275,6 @@ class RecordedEvents:
         if caching:
             cache.update_cache_blocks(request, self.block_size, computed)
         request.num_computed_tokens = computed
-        manager.running.append(request)
-        decodes = request.num_total_tokens > request.need_prefill_tokens
-        for name in ("RUNNING_DECODE" if decodes else "RUNNING_PREFILL", "RUNNING"):
-            if hasattr(self.statuses, name):
-                request.status = getattr(self.statuses, name)
-                return
 
     def _match_prefix(self, request: Any, computed: int) -> None:
         """Take its blocks from the prefix cache: only those of the tokens that it has computed."""

@@ -9,16 +9,32 @@ from __future__ import annotations
 
 import sys
 from _thread import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Iterable, Protocol
 
 from . import fastdeploy_config as config
 from .fastdeploy_cache import FoundCache
 
 if TYPE_CHECKING:
-    from .fastdeploy_order import FastDeployOrder
+    from .fastdeploy_roles import RoleSections
+    from .order import OrderWriter
 
 
-def write_found(order: FastDeployOrder, manager: Any) -> None:
+class FoundOrder(Protocol):
+    """The part of `FastDeployOrder` that is filled with what the first call finds."""
+
+    writer: OrderWriter
+    roles: RoleSections
+    fresh: dict[str, Any]
+    leaving_requests: dict[tuple[int, str], int | None]
+
+    def introduce(self, request: Any) -> None: ...
+
+    def write(self, kind: str, request_id: str | None) -> bool: ...
+
+    def abort(self, manager: Any, ids: Iterable[str]) -> None: ...
+
+
+def write_found(order: FoundOrder, manager: Any) -> None:
     """Write the queues and sets as the first call finds them. Earlier changes are not written. The lock is held."""
     write = order.writer.write_found
     for request in list(manager.requests.values()):

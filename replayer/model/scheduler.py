@@ -104,7 +104,7 @@ class Scheduler(SchedulerQueries):
             Preallocated: partial(_take_preallocated, self._state),
             Joined: self._joined,
             Discarded: self._discarded,
-            Resumed: self._resumed,
+            Resumed: partial(_take_resumed, self._state),
             ReserveFound: partial(_begin_reserve, self._reserve),
             CacheFound: self._state.pool.found,
             SlotLost: partial(_lose_slot, self._state),
@@ -167,17 +167,6 @@ class Scheduler(SchedulerQueries):
     def _discarded(self, event: Discarded) -> None:
         """FastDeploy: `ResourceManagerV1.pre_recycle_resource`."""
         self._state.discard(self._state.preallocated[event.request_id])
-
-    def _resumed(self, event: Resumed) -> None:
-        request = _request_of(self.config, event.arrived)
-        request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
-        request.need_prefill = event.num_prefill_tokens or request.need_prefill
-        if event.place == "preallocated":
-            resume_preallocated(self._state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
-        elif event.place == "running":
-            resume(self._state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
-        else:
-            resume_preempted_or_aborted(self._state, request, Status(event.place))
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -268,6 +257,18 @@ def _request_of(config: SchedulerConfig, event: Arrived) -> Request:
     request = Request(event.request_id, event.num_prompt_tokens, max_tokens, event.ready, plan)
     request.block_key = event.block_key
     return request
+
+
+def _take_resumed(state: State, event: Resumed) -> None:
+    request = _request_of(state.config, event.arrived)
+    request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
+    request.need_prefill = event.num_prefill_tokens or request.need_prefill
+    if event.place == "preallocated":
+        resume_preallocated(state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
+    elif event.place == "running":
+        resume(state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
+    else:
+        resume_preempted_or_aborted(state, request, Status(event.place))
 
 
 def _prefilled(state: State, chunks: list[tuple[str, int, int]], forward: Forward) -> list[Request]:

@@ -35,6 +35,8 @@ OF = {
     "tight": "original",
     "aborts_prefix_caching": "original",
     "release_2_6": "release_2_6",
+    "prefill_role": "original",
+    "decode_role": "original",
 }
 """The version that recorded each."""
 

@@ -174,12 +174,14 @@ def test_another_policy_begins_with_its_own_reserve(tight: Recording) -> None:
     assert run.scheduler.new_token_ratio <= 1
 
 
-@pytest.mark.parametrize("steady", [name for name in NAMES if name != "attached_prefix_caching"])
+@pytest.mark.parametrize(
+    "steady", [name for name in NAMES if name != "attached_prefix_caching" and not name.endswith("_role")]
+)
 def test_the_pipeline_alone_stays_near_what_was_recorded(steady: str) -> None:
     """Without the recorded order, under what recorded it: as many forwards, tokens and preemptions, about.
 
-    These were recorded on busy machines, and are short. In the one that is left out the host stood still for 40% of the
-    time.
+    These were recorded on busy machines, and are short. In one that is left out the host stood still for 40% of the
+    time. In the prefill and decode roles there is no pipeline.
     """
     recording = opened(steady)
     name = recorded_formula(recording)
