@@ -64,6 +64,52 @@ CASES: dict[str, dict[str, Any]] = {
 """Room for all; few blocks, and so preemptions; 1 and 5 drafts; aborts; prefix caching, where blocks are few too; whole
 prompts."""
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "k0": {"seed": 19, "num_blocks": 80, "num_speculative_tokens": 0, "abort": 0.1, "outputs": [100, 300, 500]},
+    "k2": {
+        "seed": 11, "num_blocks": 100, "num_speculative_tokens": 2, "max_num_seqs": 24, "max_num_batched_tokens": 768,
+    },
+    "k3": {
+        "seed": 5, "num_blocks": 140, "max_num_seqs": 48, "max_num_batched_tokens": 1024, "outputs": [10, 60, 600],
+        "abort": 0.2,
+    },
+    "one_seq": {"seed": 16, "max_num_seqs": 1, "num_blocks": 70, "outputs": [10, 60], "abort": 0.3},
+    "too_long": {"seed": 14, "num_blocks": 66, "prompts": [40, 300, 3900], "outputs": [100, 400, 600]},
+    "short": {"seed": 12, "num_blocks": 150, "prompts": [20, 100, 300], "outputs": [2, 3], "backlog": 16},
+    "short_prefix": {
+        "seed": 13, "num_blocks": 80, "prompts": [64, 128, 300, 640], "outputs": [2, 3], "backlog": 16,
+        "prefix_caching": True, "prefix_groups": 3, "shared_tokens": 128, "abort": 0.2,
+    },
+    "prefix_k5": {
+        "seed": 7, "num_blocks": 75, "num_speculative_tokens": 5, "prefix_caching": True, "prefix_groups": 4,
+        "shared_tokens": 300, "prompts": [40, 300, 600], "outputs": [200, 400, 600],
+    },
+    "prefix_k5_aborts": {
+        "seed": 8, "num_blocks": 75, "num_speculative_tokens": 5, "prefix_caching": True, "prefix_groups": 3,
+        "shared_tokens": 256, "prompts": [40, 256, 320, 600], "outputs": [100, 400, 600], "abort": 0.4,
+    },
+    "prefix_aborts": {
+        "seed": 9, "num_blocks": 110, "prefix_caching": True, "prefix_groups": 2, "shared_tokens": 700, "abort": 0.5,
+        "outputs": [60, 200, 400],
+    },
+    "prefix_small_blocks": {
+        "seed": 15, "block_size": 16, "num_blocks": 300, "num_speculative_tokens": 2, "prefix_caching": True,
+        "prefix_groups": 5, "shared_tokens": 100, "outputs": [60, 200, 400], "prompts": [40, 100, 300, 900],
+    },
+    "prefix_few_seqs": {
+        "seed": 17, "max_num_seqs": 4, "num_blocks": 70, "num_speculative_tokens": 4, "prefix_caching": True,
+        "prefix_groups": 2, "shared_tokens": 640, "outputs": [10, 60], "prompts": [640, 700, 1300], "abort": 0.2,
+    },
+    "prefix_whole": {
+        "seed": 18, "num_blocks": 80, "max_num_batched_tokens": 1500, "abort": 0.1, "prefix_caching": True,
+        "prefix_groups": 4, "shared_tokens": 300, "env": {"FD_DISABLE_CHUNKED_PREFILL": "1"},
+        "prompts": [40, 300, 900, 1200], "outputs": [100, 300, 500],
+    },
+}  # fmt: skip
+"""Only those that `--case` names are run: other seeds, sizes and numbers of drafts; outputs of 2 to 12 tokens; requests
+that need more blocks than there are (`too_long`).
+"""
+
 STARTED = ("ready ", 180.0)
 """What a deployment prints when it serves, and seconds until then at most."""
 
@@ -157,7 +203,9 @@ def main() -> None:
     parser.add_argument("versions", nargs="+", metavar="VERSION=CHECKOUT")
     parser.add_argument("--traces", type=Path, help="keep the recordings here, and take those that are there")
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each is recorded (default 12)")
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only these configurations")
+    parser.add_argument(
+        "--case", action="append", choices=sorted(CASES | OTHERS), help="only these configurations"
+    )
     parser.add_argument("--kept", action="store_true", help="only the recordings that are there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -169,7 +217,7 @@ def main() -> None:
         for version, checkout in (one.split("=", 1) for one in options.versions):
             for name in options.case or CASES:
                 case = Path(scratch) / f"{name}.json"
-                case.write_text(json.dumps(BASE | CASES[name]))
+                case.write_text(json.dumps(BASE | (CASES | OTHERS)[name]))
                 for how, make in (("", record), ("-attached", attach)):
                     trace = traces / f"{version}-{name}{how}.fdtrace"
                     if not trace.exists() and not options.kept:

@@ -287,7 +287,7 @@ EVENT = _table(
         "blocks), joined (the running queue), discarded (it will not join). If the engine schedules ahead of its "
         "forwards, changes of its queues are dated exactly: queued (it entered the waiting queue), abort_wanted (a "
         "client aborted it), requeued (after a preemption it is in the waiting queue again), left (it ended and left "
-        "the running queue), freed (its blocks were given back), recycled (it was aborted and is forgotten), "
+        "the running queue), freed (its blocks were given back; without a request: of one that had left when this began), recycled (it was aborted and is forgotten), "
         "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail). Of "
         "transformers there is found too. Of other engines, it is a request that ran then and that the first step left out",
     ),

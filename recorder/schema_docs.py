@@ -58,7 +58,7 @@ ORDER = """\
 ## What a call knew
 
 A call that runs during a forward cannot know the forward's outputs. So two calls with equal queues may decide
-differently. If FastDeploy schedules ahead (in the mixed role), a trace therefore keeps the order in which the engine
+differently. If FastDeploy schedules ahead, a trace therefore keeps the order in which the engine
 processed its events, by the holds of its scheduler's lock:
 
     outputs appended     a 101           a 103  a 104        a 106        (no lock needed)
@@ -72,13 +72,14 @@ processed its events, by the holds of its scheduler's lock:
   request gone but its blocks taken.
 - `call_request` has what each call did with each request. `num_total_tokens` is what the call knew of a decode's
   outputs; from it follow the forwards that the call had not seen. View `call_lag` counts them.
-- `event.kind` = `found`, before the first call: what was there when the recording began. Its `detail` says the
-  `place`: a request in the running queue, preempted or aborted; the reserve; or, with prefix caching, `cached`: the
-  blocks in the cache, in parts. Each block is a list: the number of the block before it in its prefix (blocks are
-  numbered through all parts), a hash as in `request.block_hashes`, the requests that use it, the order of its last use,
-  whether it is on the device, whether requests find it behind the block before it, its place in the heap of blocks that
-  can be evicted. A running request names its last block (`cache_block`). More than 16,384 blocks are not recorded; a
-  note says so.
+- `event.kind` = `found`, before the first call: what was there when the recording began. Its `detail` says the `place`:
+  a request in the running queue, preempted, aborted or `preallocated`; `leaving`: one that had left but held its
+  blocks, known only by its `number`, as in its `freed`; the reserve; or, with prefix caching, `cached`: the blocks in
+  the cache, in parts. Each block is a list: the number of the block before it in its prefix (blocks are numbered
+  through all parts), a hash as in `request.block_hashes`, the requests that use it, the order of its last use, whether
+  it is on the device, whether requests find it behind the block before it, its place in the heap of blocks that can be
+  evicted. A running request names its last block (`cache_block`). More than 16,384 blocks are not recorded; a note says
+  so.
 - `fdtrace replay` under the formula and policy of the recording processes all this in this order, and decides each call
   again by what the recorded call knew. Each call, and each forward, should come out as it was recorded.
 

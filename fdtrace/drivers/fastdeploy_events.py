@@ -7,67 +7,23 @@ FastDeploy's code decides what follows. If it has no method for an event, its st
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import Message
+    from fdtrace.drivers.fastdeploy_driver_roles import RoleRequests
+    from fdtrace.drivers.fastdeploy_finishing import BETWEEN, Ended, Finishing, Pending, stopping
     from fdtrace.drivers.fastdeploy_found_cache import FoundBlocks
 else:  # beside this script, without fdtrace
+    from fastdeploy_driver_roles import RoleRequests
+    from fastdeploy_finishing import BETWEEN, Ended, Finishing, Pending, stopping
     from fastdeploy_found_cache import FoundBlocks
 
 
 class CannotHappen(Exception):
     """The named request is in a state in which this event cannot happen: the replay differed before."""
 
-
-class Pending:
-    """The preprocessing of a request that was not done at the recorded call."""
-
-    def done(self) -> bool:
-        return False
-
-
-class Ended:
-    """The preprocessing of a request that had failed at the recorded call."""
-
-    def done(self) -> bool:
-        return True
-
-
-class Finishing:
-    """One call of `finish_requests` in its own thread. It stops between its two sections of the lock."""
-
-    def __init__(self, finish: Callable[[str], Any], request_id: str) -> None:
-        self._stopped, self._goes_on = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(finish, request_id), daemon=True)
-        self._thread.start()
-        self._stopped.wait()
-
-    def _run(self, finish: Callable[[str], Any], request_id: str) -> None:
-        _HERE.finishing = self
-        try:
-            finish(request_id)
-        finally:
-            self._stopped.set()  # also if it ends without a second section
-
-    def wait(self) -> None:
-        """Called in its thread after the first section."""
-        self._stopped.set()
-        self._goes_on.wait()
-
-    def end(self) -> None:
-        """Let it run its second section, and wait for its end."""
-        self._goes_on.set()
-        self._thread.join()
-
-
-_HERE = threading.local()
-"""`finishing`: the `Finishing` whose thread this is."""
-
-BETWEEN = "write_cache_to_storage"
-"""The cache manager's method that `finish_requests` calls between its two sections, if the request was running."""
 
 THRESHOLD = "_get_can_schedule_prefill_threshold_block"
 
@@ -81,7 +37,16 @@ class RecordedEvents:
         self.contents: dict[str, tuple[int, list[int]]] = {}
         """Request -> the block in which its output begins, and the token of which each block from there consists."""
         self.found_cache = FoundBlocks(manager.cache_manager)
+        self.role = manager.config.scheduler_config.splitwise_role
+        drafts = manager.config.speculative_config.num_speculative_tokens
+        self.roles = RoleRequests(self.role, manager, drafts)
+        self.asking: dict[str, Any] = {}
+        """In the prefill and decode roles: requests without slots."""
+        self.is_certain = False
+        """Whether blocks are allocated as recorded, so that the threshold is not compared."""
         self.finishing: dict[str, Finishing] = {}
+        self.leaving: dict[str, Any] = {}
+        """Requests that had left when the recording began, and hold their blocks."""
         self.needed: list[int] = []
         self.num_faults = 0
         self._stop_between_sections()
@@ -89,15 +54,9 @@ class RecordedEvents:
 
     def _stop_between_sections(self) -> None:
         cache = self.manager.cache_manager
-        write = getattr(cache, BETWEEN)
-
-        def between(request: Any) -> Any:
-            finishing = getattr(_HERE, "finishing", None)
-            if finishing is not None:
-                finishing.wait()
-            return write(request)
-
-        setattr(cache, BETWEEN, between)
+        for name in BETWEEN:
+            if hasattr(cache, name):
+                setattr(cache, name, stopping(getattr(cache, name)))
 
     def _take_recorded_thresholds(self) -> None:
         """Release 2.6 reads outputs that change while a call runs, so the threshold of the recorded call is taken. If
@@ -106,6 +65,8 @@ class RecordedEvents:
         manager, own_threshold = self.manager, getattr(self.manager, THRESHOLD)
 
         def threshold(num_new_blocks: int) -> int:
+            if self.is_certain:
+                return num_new_blocks
             needed = int(own_threshold(num_new_blocks))
             if not self.needed:
                 return needed
@@ -152,7 +113,7 @@ class RecordedEvents:
     def set_known_tokens(self, request_id: str, num_total_tokens: int) -> None:
         """Append output until a request has `num_total_tokens`, as `TokenProcessor` had appended it by then."""
         request, statuses = self.manager.requests.get(request_id), self.statuses
-        if request is None or request.status == statuses.WAITING:
+        if request is None or (request.status == statuses.WAITING and request not in self.manager.running):
             return
         if request.status != statuses.PREEMPTED and request.num_computed_tokens < request.need_prefill_tokens:
             return  # a prefill generates no tokens that count
@@ -178,10 +139,34 @@ class RecordedEvents:
 
     def _queued(self, spec: Message) -> None:
         request = self._new_request(spec)
+        if self.role != "mixed":
+            request.disaggregate_info = {"role": self.role}
+            self.asking[spec["id"]] = request
+            return
         self.manager.add_request(request)
         for future in getattr(request, "async_process_futures", ()):
             future.result()
         request.async_process_futures = []  # each recorded call says what was not ready
+
+    def _preallocated(self, request_id: str) -> None:
+        request, manager = self.asking.pop(request_id), self.manager
+        ask = (
+            manager.preallocate_resource_in_p if self.role == "prefill" else manager.preallocate_resource_in_d
+        )
+        self.is_certain = True
+        try:
+            if not ask(request):
+                raise CannotHappen(request_id)
+        finally:
+            self.is_certain = False
+
+    def _joined(self, request_id: str, token: int) -> None:
+        self._check_is_in(request_id, self.manager.requests)
+        self.roles.join(request_id, token)
+
+    def _discarded(self, request_id: str) -> None:
+        self._check_is_in(request_id, self.manager.requests)
+        self.manager.pre_recycle_resource(request_id)
 
     def _aborted(self, request_id: str) -> None:
         self._check_is_in(request_id, self.manager.requests)
@@ -195,6 +180,8 @@ class RecordedEvents:
         finishing = self.finishing.pop(request_id, None)
         if finishing is not None:
             finishing.end()
+        elif request_id in self.leaving:
+            self.manager._free_blocks(self.leaving.pop(request_id))
 
     def _requeued(self, request_id: str) -> None:
         self._check_is_in(request_id, self.manager.to_be_rescheduled_request_id_set)
@@ -230,6 +217,18 @@ class RecordedEvents:
         names = self.manager.to_be_aborted_req_id_set
         names.add(f"ended while being aborted, {len(names)}")
 
+    def _leaving(self, spec: Message, num_blocks: int, leaf: list[Any] | None) -> None:
+        """A request that has left holds its blocks. No queue names it."""
+        self.leaving[spec["id"]] = request = self.new_request(spec)
+        if leaf is not None:
+            self.found_cache.enter(request, *leaf)
+        self._take_blocks(request, num_blocks)
+
+    def _take_blocks(self, request: Any, num_blocks: int) -> None:
+        """Allocate as many as it lacks."""
+        num_missing = max(0, num_blocks - len(request.block_tables))
+        request.block_tables.extend(self.manager.cache_manager.allocate_gpu_blocks(num_missing))
+
     def _cached(self, blocks: list[list[Any]], num_free: int) -> None:
         self.found_cache.add(blocks, num_free)
 
@@ -245,6 +244,9 @@ class RecordedEvents:
         self.set_known_tokens(request.request_id, request.prompt_token_ids_len + state["num_emitted_tokens"])
         if state["place"] == "running":
             self._run(request, state)
+        elif state["place"] == "preallocated":
+            self._hold(request, state)
+            request.status = self.statuses.WAITING
         elif state["place"] == "requeued":
             manager.waiting.append(request)
         elif state["place"] == "preempted":
@@ -253,24 +255,26 @@ class RecordedEvents:
             manager.to_be_aborted_req_id_set.add(request.request_id)
 
     def _run(self, request: Any, state: Message) -> None:
+        self._hold(request, state)
+        self.manager.running.append(request)
+        decodes = request.num_total_tokens > request.need_prefill_tokens
+        for name in ("RUNNING_DECODE" if decodes else "RUNNING_PREFILL", "RUNNING"):
+            if hasattr(self.statuses, name):
+                request.status = getattr(self.statuses, name)
+                return
+
+    def _hold(self, request: Any, state: Message) -> None:
+        """Give a request its blocks, with its place in the prefix cache."""
         manager, cache, computed = self.manager, self.manager.cache_manager, state["num_computed_tokens"]
         caching = manager.config.cache_config.enable_prefix_caching and state["leaf"] is None
         if caching:
             self._match_prefix(request, computed)
         elif state["leaf"] is not None:
             self.found_cache.enter(request, *state["leaf"])
-        request.block_tables.extend(
-            cache.allocate_gpu_blocks(max(0, state["num_blocks"] - len(request.block_tables)))
-        )
+        self._take_blocks(request, state["num_blocks"])
         if caching:
             cache.update_cache_blocks(request, self.block_size, computed)
         request.num_computed_tokens = computed
-        manager.running.append(request)
-        decodes = request.num_total_tokens > request.need_prefill_tokens
-        for name in ("RUNNING_DECODE" if decodes else "RUNNING_PREFILL", "RUNNING"):
-            if hasattr(self.statuses, name):
-                request.status = getattr(self.statuses, name)
-                return
 
     def _match_prefix(self, request: Any, computed: int) -> None:
         """Take its blocks from the prefix cache: only those of the tokens that it has computed."""

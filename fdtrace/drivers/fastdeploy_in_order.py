@@ -12,7 +12,9 @@ from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
+    Discarded,
     Freed,
+    Joined,
     Known,
     Left,
     Notification,
@@ -22,11 +24,25 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.found_events import CacheFound, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import (
+    CacheFound,
+    LeavingFound,
+    Preallocated,
+    ReserveFound,
+    SlotLost,
+)
 
 AskDriver = Callable[[dict[str, Any]], dict[str, Any]]
 
-NAMED = {Aborted: "aborted", Left: "left", Freed: "freed", Rescheduled: "requeued", Recycled: "recycled"}
+NAMED = {
+    Aborted: "aborted",
+    Left: "left",
+    Freed: "freed",
+    Rescheduled: "requeued",
+    Recycled: "recycled",
+    Preallocated: "preallocated",
+    Discarded: "discarded",
+}
 """Events that only name a request -> their names in `fastdeploy_events`."""
 
 
@@ -75,20 +91,25 @@ class FastDeployInOrder:
             return ["queued", self._spec(event)]
         if isinstance(event, Resumed):
             return ["found", self._spec(event.arrived), _state_of(event)]
-        if isinstance(event, (ReserveFound, SlotLost, CacheFound)):
+        if isinstance(event, (ReserveFound, SlotLost, CacheFound, LeavingFound)):
             return self._found(event)
         if isinstance(event, OutputCached):
             return ["output_cached", event.request_id, event.num_total_tokens]
-        if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled)):
+        if isinstance(event, Joined):
+            return ["joined", event.request_id, FIRST_TOKEN]
+        if isinstance(event, (Aborted, Left, Freed, Rescheduled, Recycled, Preallocated, Discarded)):
             return [NAMED[type(event)], event.request_id]
         raise TypeError(f"no recording in order has a {type(event).__name__}")
 
-    def _found(self, event: ReserveFound | SlotLost | CacheFound) -> list[Any]:
+    def _found(self, event: ReserveFound | SlotLost | CacheFound | LeavingFound) -> list[Any]:
         """What the recording found when it began, besides requests."""
         if isinstance(event, ReserveFound):
             return ["reserve", event.value, event.relaxed]
         if isinstance(event, SlotLost):
             return ["slot_lost"]
+        if isinstance(event, LeavingFound):
+            spec = {"id": event.request_id, "prompt": [[FIRST_TOKEN, 1]], "contents": [], "max_tokens": 1}
+            return ["leaving", spec, event.num_blocks, None if event.leaf is None else list(event.leaf)]
         blocks = [list(block._replace(key=self._token(block.key))) for block in event.blocks]
         return ["cached", blocks, event.num_free_blocks]
 

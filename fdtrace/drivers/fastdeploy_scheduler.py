@@ -45,11 +45,7 @@ class DrivenFastDeploy(DrivenScheduler):
         None if the recording does not say that this code scheduled it, or if it had other sizes.
         """
         recorded = engine.config.get("scheduler_code")
-        if (
-            recorded is None
-            or self.config != SchedulerConfig.from_engine(engine)
-            or self.config.role != "mixed"
-        ):
+        if recorded is None or self.config != SchedulerConfig.from_engine(engine):
             return None
         if self._ask({"code": True})["code"] != recorded:
             return None

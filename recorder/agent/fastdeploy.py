@@ -35,8 +35,8 @@ STAMP = "_fdtrace"
 class CallOutcome:
     """What one call of `schedule()` had decided when it was about to return. It is read under the lock."""
 
-    def __init__(self, manager: Any, names: dict[str, Any]) -> None:
-        self.names = names
+    def __init__(self, manager: Any, names: dict[str, Any], num_preallocated: int) -> None:
+        self.names, self.preallocated = names, num_preallocated
         self.left = names.get("token_budget")
         self.running, self.waiting = len(manager.running), len(manager.waiting)
         self.free = len(manager.cache_manager.gpu_free_block_list)
@@ -123,8 +123,6 @@ class FastDeployAdapter:
         self.skipped: set[str] = set()
         self.prefilling: set[str] = set()
         """Running requests that are in their prefill."""
-        self.preallocated: set[str] = set()
-        """Requests that hold their blocks and have not joined, in the prefill and decode roles."""
         self.order.begin(writer)
 
     def end(self) -> None:
@@ -178,17 +176,13 @@ class FastDeployAdapter:
         """Take in what runs already: a recording may begin at any moment."""
         running = list(manager.running)
         self.prefilling.update(r.request_id for r in running if r.num_computed_tokens < r.need_prefill_tokens)
-        if manager.config.scheduler_config.splitwise_role != "mixed":
-            queued = {request.request_id for request in (*running, *list(manager.waiting))}
-            held = [r.request_id for r in list(manager.requests.values()) if r.block_tables]
-            self.preallocated.update(request_id for request_id in held if request_id not in queued)
 
     def before_return(self, manager: Any, args: Any, kwargs: Any) -> None:
         """At the last call that `schedule()` makes: its frame holds all its decisions, and its lock is held."""
         if self.scheduling and self.seen is None and manager is self.manager:
             caller = sys._getframe(2)  # this method, its wrapper, then their caller
             if caller.f_code.co_name == "schedule":
-                self.seen = CallOutcome(manager, dict(caller.f_locals))
+                self.seen = CallOutcome(manager, dict(caller.f_locals), len(self.order.roles.preallocated))
                 self.order.names = self.seen.names
 
     def before_free(self, manager: Any, args: Any, kwargs: Any) -> None:
@@ -206,7 +200,7 @@ class FastDeployAdapter:
         if seen is None:
             raise RuntimeError("schedule() returned without update_metrics(): not a FastDeploy that is known")
         tasks, errors = result if isinstance(result, tuple) else (result, ())
-        if not (len(tasks) or len(errors) or seen.running or seen.waiting or self.preallocated):
+        if not (len(tasks) or len(errors) or seen.running or seen.waiting or seen.preallocated):
             return
         self.call += 1
         prefilling = len(self.prefilling)
@@ -293,7 +287,7 @@ class FastDeployAdapter:
             num_prefilling=prefilling,
             num_waiting=seen.waiting,
             num_deferred=len(seen.skipped),
-            num_preallocated=-1 if mixed else len(self.preallocated),
+            num_preallocated=-1 if mixed else seen.preallocated,
             num_chunks=counts.chunks,
             num_admitted=counts.admitted,
             num_extended=counts.extended,
@@ -329,7 +323,7 @@ class FastDeployAdapter:
             if request_id not in manager.requests and request_id in self.writer.numbers:
                 self.writer.finish(request_id, reason, output_tokens)
                 self.prefilling.discard(request_id)
-                self.preallocated.discard(request_id)
+                self.order.roles.preallocated.pop(request_id, None)
 
 
 def _received_at(request: Any) -> int:

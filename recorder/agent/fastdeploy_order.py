@@ -15,8 +15,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from . import fastdeploy_config as config
-from .fastdeploy_cache import FoundCache
+from .fastdeploy_found import write_found
 from .fastdeploy_lock import StandIn
+from .fastdeploy_roles import RoleSections
 from .hooks import Hook
 from .order import Decided, OrderWriter, computed_tokens
 
@@ -57,6 +58,9 @@ class FastDeployOrder:
             "finish_requests": self._finishing,
             "cache_output_tokens": self._output_cached,
         }
+        self.roles = RoleSections(self.write)
+        self.entering.update(self.roles.entering)
+        self.ending.update(self.roles.ending)
 
     def begin(self, writer: Writer) -> None:
         """A recording begins."""
@@ -78,19 +82,18 @@ class FastDeployOrder:
         self.started: list[str] = []
         self.needed_blocks: list[int] = []
         self.freed_tokens: dict[str, int] = {}
-        self.leaving_requests: dict[tuple[int, str], None] = {}
-        """Out of the running queue, but with their blocks: keys are (frame id of its `finish_requests`, request id)."""
+        self.leaving_requests: dict[tuple[int, str], int | None] = {}
+        """Out of the running queue, but with their blocks: keys are (frame id of its `finish_requests`, request id). A
+        number: it had left before the first call, and these are numbered."""
         self.unknown_aborts: set[str] = set()
+        self.roles.begin()
 
     def watch(self, manager: Any) -> None:
-        """Put the stand-in in place of a manager's lock, once. In the prefill and decode roles the queues change in
-        more ways than are observed here, so no order is recorded.
-        """
+        """Put the stand-in in place of a manager's lock, once."""
         if self.manager is None and not self.failed:
             self.manager = manager
-            if manager.config.scheduler_config.splitwise_role == "mixed":
-                self.stand_in = StandIn(manager.lock, self)
-                manager.lock = self.stand_in
+            self.stand_in = StandIn(manager.lock, self)
+            manager.lock = self.stand_in
 
     def end(self) -> None:
         """Put the lock back in its place."""
@@ -165,7 +168,7 @@ class FastDeployOrder:
         self.ts = time.time_ns()
         if not self.begun:
             self.begun = True
-            self._write_state(manager)
+            write_found(self, manager)
         self.needed_blocks = []
         self.freed_tokens.clear()
         fresh = self.fresh
@@ -178,7 +181,7 @@ class FastDeployOrder:
         tasks, errors = names["scheduled_reqs"], names.get("error_reqs", ())
         skipped = names.get("skip_requests", ())
         running = manager.running
-        if not (tasks or errors or running or manager.waiting):
+        if not (tasks or errors or running or manager.waiting or self.roles.preallocated):
             return
         self.next_call = self.call + 1
         chunks, extended, preempted, aborted = self._take(manager, tasks)
@@ -242,7 +245,7 @@ class FastDeployOrder:
                 aborted.append(request_id)
         return chunks, extended, preempted, aborted
 
-    def _write(self, kind: str, request_id: str, num_total_tokens: int = -1) -> bool:
+    def write(self, kind: str, request_id: str | None, num_total_tokens: int = -1) -> bool:
         return self.writer.event(self.next_call, kind, request_id, num_total_tokens)
 
     def _forget(self, request_id: str) -> None:
@@ -257,51 +260,23 @@ class FastDeployOrder:
             num_tokens = -1 if request is None else request.num_total_tokens
         return num_tokens
 
-    def _write_state(self, manager: Any) -> None:
-        """Write the queues and sets as the first call finds them. Earlier changes are not written."""
-        write = self.writer.write_found
-        for request in list(manager.requests.values()):
-            self.introduce(request)
-        write(*config.reserve(manager))
-        cache = FoundCache(manager)
-        cache.write(write)
-        for request in manager.running:
-            need = request.need_prefill_tokens
-            prefill_fields = min(request.num_computed_tokens, need), need, len(request.block_tables)
-            state = *prefill_fields, *cache.leaf_of(request)
-            write("running", request.request_id, request.num_total_tokens, *state)
-            self.fresh[request.request_id] = request
-        for request in manager.waiting:
-            if request.status.name == "PREEMPTED":
-                write("requeued", request.request_id, request.num_total_tokens)
-            else:
-                self._write("queued", request.request_id)
-        for place, ids in (
-            ("preempted", manager.to_be_rescheduled_request_id_set),
-            ("aborting", manager.to_be_aborted_req_id_set),
-        ):
-            for request_id in ids:
-                request = manager.requests.get(request_id)
-                write(place, *((None, -1) if request is None else (request_id, request.num_total_tokens)))
-        self._abort(manager, manager.waiting_abort_req_id_set)
-
     # Other sections ---------------------------------------------------------------------------------------------
 
     def _added(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request"].request_id
-        self._write("queued", request_id)
+        self.write("queued", request_id)
         if request_id in self.unknown_aborts:
             self.unknown_aborts.discard(request_id)
-            self._write("abort_wanted", request_id)
+            self.write("abort_wanted", request_id)
 
     def _abort_wanted(self, manager: Any, frame: FrameType) -> None:
         ids = frame.f_locals["req_ids"]
-        self._abort(manager, ids if isinstance(ids, list) else [ids])
+        self.abort(manager, ids if isinstance(ids, list) else [ids])
 
-    def _abort(self, manager: Any, ids: Iterable[str]) -> None:
+    def abort(self, manager: Any, ids: Iterable[str]) -> None:
         for request_id in ids:
             if request_id in manager.requests:
-                self._write("abort_wanted", request_id)
+                self.write("abort_wanted", request_id)
             else:
                 self.unknown_aborts.add(request_id)
 
@@ -312,7 +287,7 @@ class FastDeployOrder:
     def _rescheduled(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request_id"]
         if self.valid:
-            self._write("requeued", request_id, manager.requests[request_id].num_total_tokens)
+            self.write("requeued", request_id, manager.requests[request_id].num_total_tokens)
 
     def _about_to_recycle(self, manager: Any, frame: FrameType) -> None:
         request_id = frame.f_locals["request_id"]
@@ -320,22 +295,22 @@ class FastDeployOrder:
 
     def _recycled(self, manager: Any, frame: FrameType) -> None:
         if self.valid:
-            self._write("recycled", frame.f_locals["request_id"])
+            self.write("recycled", frame.f_locals["request_id"])
 
     def _finishing(self, manager: Any, frame: FrameType) -> None:
         """The first section takes requests out of the queues. The second gives their blocks back."""
         ids, mark = frame.f_locals["request_ids"], id(frame)
         for request_id in (ids,) if isinstance(ids, str) else tuple(ids):
             if (mark, request_id) in self.leaving_requests:
-                del self.leaving_requests[mark, request_id]
-                self._write("freed", request_id)
-            elif request_id not in manager.requests and self._write("left", request_id):
+                number = self.leaving_requests.pop((mark, request_id))
+                self.write("freed", *((request_id,) if number is None else (None, number)))
+            elif request_id not in manager.requests and self.write("left", request_id):
                 self.leaving_requests[mark, request_id] = None
                 self._forget(request_id)
 
     def _output_cached(self, manager: Any, frame: FrameType) -> None:
         request = frame.f_locals["request"]
-        self._write("output_cached", request.request_id, request.num_total_tokens)
+        self.write("output_cached", request.request_id, request.num_total_tokens)
 
 
 def _has_token(request: Any) -> bool:

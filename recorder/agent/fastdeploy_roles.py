@@ -7,7 +7,8 @@ which a scheduling call in progress holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 from .hooks import Hook
 
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class ManagerAdapter(Protocol):
-    """The part of the `ResourceManagerV1` adapter that the roles use: the writer of the recording, the requests that
-    hold their blocks and have not joined, those in their prefill, and its hook for a request that arrives.
+    """The part of the `ResourceManagerV1` adapter that the roles use: the writer of the recording, its order of calls,
+    the requests in their prefill, and its hook for a request that arrives.
     """
 
     writer: Writer
-    preallocated: set[str]
+    order: Any
     prefilling: set[str]
 
     def before_add_request(self, manager: Any, args: Any, kwargs: Any) -> None: ...
@@ -43,9 +44,7 @@ class Roles:
 
     def after_preallocate(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if result:
-            request_id = _first(args, kwargs, "request").request_id
-            self.adapter.preallocated.add(request_id)
-            self._write_event("preallocated", request_id)
+            self._write_event("preallocated", _first(args, kwargs, "request").request_id)
 
     def before_join(self, manager: Any, args: Any, kwargs: Any) -> list[str]:
         requests = _first(args, kwargs, "requests")
@@ -59,7 +58,6 @@ class Roles:
 
     def after_join(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         for request_id in token or ():
-            self.adapter.preallocated.discard(request_id)
             request = manager.requests.get(request_id)
             if request is not None and request.num_computed_tokens < request.need_prefill_tokens:
                 self.adapter.prefilling.add(request_id)
@@ -71,13 +69,93 @@ class Roles:
 
     def after_discard(self, manager: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if token is not None and token[0] in self.adapter.writer.numbers:
-            self.adapter.preallocated.discard(token[0])
             self._write_event("discarded", token[0])
             self.adapter.writer.finish(token[0], "error", token[1])
 
     def _write_event(self, kind: str, request_id: str) -> None:
-        if request_id in self.adapter.writer.numbers:
-            self.adapter.writer.event(kind, request_id)
+        """Without the order of calls; that has these events too, when they happen."""
+        adapter = self.adapter
+        sections = adapter.order.roles
+        if adapter.order.stand_in is not None and sections.knows_all:
+            return
+        sections.note(kind, request_id)
+        if request_id in adapter.writer.numbers:
+            adapter.writer.event(kind, request_id)
+
+
+class RoleSections:
+    """The sections of the scheduler's lock that only the roles have, for the order of calls.
+
+    `write` writes a change of the queues before the next call. `preallocated`: requests that hold their blocks and have
+    not joined.
+    """
+
+    def __init__(self, write: Callable[[str, str], Any]) -> None:
+        self.write = write
+        self.preallocated: dict[str, None] = {}
+        self.knows_all = False
+        """Whether a call has begun: from then on all changes are written."""
+        self.known = False
+        self.entering: dict[str, Callable[[Any, FrameType], None]] = {
+            "add_prefilled_request": self._about_to_join,
+            "pre_recycle_resource": self._about_to_discard,
+        }
+        self.ending: dict[str, Callable[[Any, FrameType], None]] = {
+            "preallocate_resource_in_p": self._preallocated,
+            "preallocate_resource_in_d": self._preallocated,
+            "add_request_in_p": self._joined,
+            "add_prefilled_request": self._joined_in_d,
+            "pre_recycle_resource": self._discarded,
+        }
+
+    def begin(self) -> None:
+        """A recording begins."""
+        self.preallocated.clear()
+        self.knows_all = self.known = False
+
+    def note(self, kind: str, request_id: str) -> None:
+        """Follow a change."""
+        if kind == "preallocated":
+            self.preallocated[request_id] = None
+        else:
+            self.preallocated.pop(request_id, None)
+
+    def find(self, manager: Any) -> list[str]:
+        """Those that the first call finds, by who holds blocks."""
+        self.knows_all = True
+        self.preallocated.clear()
+        if manager.config.scheduler_config.splitwise_role != "mixed":
+            queued = {request.request_id for request in (*manager.running, *manager.waiting)}
+            held = [r.request_id for r in list(manager.requests.values()) if r.block_tables]
+            self.preallocated.update(dict.fromkeys(name for name in held if name not in queued))
+        return list(self.preallocated)
+
+    def _change(self, kind: str, request_id: str) -> None:
+        self.note(kind, request_id)
+        self.write(kind, request_id)
+
+    def _preallocated(self, manager: Any, frame: FrameType) -> None:
+        request = frame.f_locals["request"]
+        if manager.requests.get(request.request_id) is request and request.block_tables:
+            self._change("preallocated", request.request_id)
+
+    def _joined(self, manager: Any, frame: FrameType) -> None:
+        for request in frame.f_locals["requests"]:
+            self._change("joined", request.request_id)
+
+    def _about_to_join(self, manager: Any, frame: FrameType) -> None:
+        self.known = frame.f_locals["request_output"].request_id in manager.requests
+
+    def _joined_in_d(self, manager: Any, frame: FrameType) -> None:
+        if self.known:
+            self._change("joined", frame.f_locals["request_output"].request_id)
+
+    def _about_to_discard(self, manager: Any, frame: FrameType) -> None:
+        self.known = frame.f_locals["request_id"] in manager.requests
+
+    def _discarded(self, manager: Any, frame: FrameType) -> None:
+        if self.known:
+            self._change("discarded", frame.f_locals["request_id"])
 
 
 def _first(args: Any, kwargs: Any, name: str) -> Any:

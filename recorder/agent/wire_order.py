@@ -84,7 +84,11 @@ CACHES = ("cached", "cache left out")
 """The prefix cache. `cached`: `num_total_tokens` are the free blocks, and CACHED follow. The other: `num_total_tokens`
 are the blocks in the cache, which are not written."""
 
-PLACES = ("running", "requeued", "preempted", "aborting", *RESERVES, *CACHES)
+LEAVING = "leaving"
+"""A request that had left the running queue and held its blocks. The recording knows it only by its number, which is in
+`num_total_tokens`, also of the frame that says that it was `freed`."""
+
+PLACES = ("running", "requeued", "preempted", "aborting", *RESERVES, *CACHES, LEAVING, "preallocated")
 """Where a request was found, or what else."""
 
 CACHED = ("parent", "hash_low", "hash_high", "num_sharing", "used_at", "flags", "heap_place")

@@ -33,7 +33,7 @@ from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 QUIET_NS = 500_000_000
 """A request that finished this long (ns) before the rings were read ran its last forward before they were read."""
 
-PLAIN_VALUES = ("row", "step", "num_steps", "begins", "discarding", "finishes")
+PLAIN_VALUES = ("row", "step", "num_steps", "agent_says_what_it_found", "begins", "discarding", "finishes")
 """Attributes whose values are saved as they are."""
 
 STATEFUL = ("ledger", "requests", "call_rows", "steps", "rows", "calls", "ranks", "stalls", "order")
@@ -58,6 +58,7 @@ class ManyProcessEngine(Engine):
         self.order = OrderDecoder(salt)
         self.step = MISSING
         self.num_steps = 0
+        self.agent_says_what_it_found = False
         self.begins = 0
         """UTC ns. Forwards that began earlier are not part of the recording: while these come, `discarding` is true."""
         self.discarding = False
@@ -134,6 +135,7 @@ class ManyProcessEngine(Engine):
             case frames.HashesFrame():
                 self._hashes(frame)
             case DecidedFrame() | QueueFrame():
+                self.agent_says_what_it_found |= isinstance(frame, QueueFrame) and frame.kind == "found"
                 self.order.take_in(frame, self.part.numbers, self.ledger.live)
             case frames.EngineFrame(row):
                 self._engine(row)
@@ -244,7 +246,7 @@ class ManyProcessEngine(Engine):
         self._vacate(head.ts)
         self.rows.hold_from_keyframe()
         part.record_loss(step, self.ledger)
-        if not self.num_steps and not self.order.is_recorded:
+        if not self.num_steps and not self.agent_says_what_it_found:
             self.steps.note_waiting_rows(forward, step)
         self._add(forward, step, call)
         self.ranks.ran(step)

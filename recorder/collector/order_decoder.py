@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,6 @@ class OrderDecoder:
         self.salt = salt
         self.events = Undated()
         """Events of the scheduling process whose steps are not known yet."""
-        self.is_recorded = False
-        """Whether the scheduling process writes its order: then it also says what its first call found."""
         self.knows_running = False
         self.running: dict[int, int] = {}
         """The running queue: request -> its computed tokens, as the last frame says."""
@@ -58,7 +57,6 @@ class OrderDecoder:
         self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, OpenRequest]
     ) -> None:
         """Take in a frame. `numbers`: this ring's numbers of requests -> the trace's."""
-        self.is_recorded = True
         if isinstance(frame, QueueFrame):
             self._changed(frame, numbers)
         else:
@@ -75,6 +73,8 @@ class OrderDecoder:
         num_total_tokens = frame.head.num_total_tokens
         if frame.kind == "found":
             return self._found_detail(frame, number)
+        if frame.kind == "freed" and frame.head.request == wire_order.NOBODY:
+            return {"number": num_total_tokens}
         if frame.kind == "requeued":
             self.prefill_tokens[number] = num_total_tokens
             self.started.discard(number)
@@ -91,15 +91,13 @@ class OrderDecoder:
             return detail | {"num_free_blocks": value, "blocks": cached_blocks(more, self.salt)}
         if place == "cache left out":
             return detail | {"num_blocks": value}
+        if place == wire_order.LEAVING:
+            return detail | {"number": value} | _found_fields(more)
         if frame.head.request == wire_order.NOBODY:
             return detail | ({"value": value / 1e9} if value >= 0 else {})
         # A request that does not run is prefilled again, with all its output.
         self.prefill_tokens[number] = more[1] if more else value
-        names = wire_order.FOUND[1:]
-        fields = {
-            name: None if item == wire_order.NOBODY else item for name, item in zip(names, more, strict=False)
-        }
-        return detail | {"num_total_tokens": value} | fields
+        return detail | {"num_total_tokens": value} | _found_fields(more)
 
     def _forget(self, number: int) -> None:
         self.started.discard(number)
@@ -177,7 +175,6 @@ class OrderDecoder:
         """The state as JSON."""
         return {
             "events": self.events.waiting,
-            "is_recorded": self.is_recorded,
             "knows_running": self.knows_running,
             "running": list(self.running.items()),
             "told": list(self.counted_tokens.items()),
@@ -188,7 +185,15 @@ class OrderDecoder:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.events.waiting, self.knows_running = state["events"], state["knows_running"]
-        self.is_recorded = state["is_recorded"]
         self.running, self.counted_tokens = dict(state["running"]), dict(state["told"])
         self.prefill_tokens = dict(state["needs"])
         self.started = set(state["started"])
+
+
+def _found_fields(values: Sequence[int]) -> dict[str, int | None]:
+    """The values behind the place, by their names in `wire_order.FOUND`; None: there is none."""
+    names = wire_order.FOUND[1:]
+    return {
+        name: None if value == wire_order.NOBODY else value
+        for name, value in zip(names, values, strict=False)
+    }

@@ -201,7 +201,9 @@ def _kind(tail: RingTail) -> str:
 def _may_be(engine: ManyProcessEngine, about: dict[str, Any]) -> bool:
     """Whether nothing in a worker's own description contradicts that it belongs to an engine."""
     row = engine.row or {}
-    return all(row.get(key) is None or about.get(key) in (None, row[key]) for key in ("host", "dp_rank"))
+    return all(
+        row.get(key) is None or about.get(key) in (None, row[key]) for key in ("host", "dp_rank", "role")
+    )
 
 
 def _read_alone(tail: RingTail) -> int:

@@ -18,7 +18,10 @@ from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns
 MOST_ROWS = 20_000_000
 """Most rows of `call_request` that are read into memory. A replay in their order keeps about 80 bytes for each."""
 
-CHANGES = ("queued", "abort_wanted", "requeued", "left", "freed", "recycled", "output_cached", "found")
+CHANGES = (
+    *("queued", "abort_wanted", "requeued", "left", "freed", "recycled", "output_cached", "found"),
+    *("preallocated", "joined", "discarded"),
+)
 """The kinds of `event` that change the queues, or that hold the state when the recording began."""
 
 _CALLS = f"""

@@ -16,6 +16,8 @@ from fdtrace.replayer.model.found_events import (
     Cached,
     CacheFound,
     CacheLeaf,
+    LeavingFound,
+    Preallocated,
     ReserveFound,
     SlotLost,
 )
@@ -67,7 +69,7 @@ class Resumed:
     """Whether it holds no blocks and waits for its first or its next run. Only an engine's real scheduler uses it."""
     num_prefill_tokens: int | None = None
     """Tokens that its prefill computes; None: its prompt."""
-    place: Literal["running", "requeued", "preempted", "aborting"] = "running"
+    place: Literal["running", "requeued", "preempted", "aborting", "preallocated"] = "running"
     """Its state: in the running queue; preempted and back in the waiting queue; or preempted or aborted by a call
     while the worker has not released it yet. Only a running request holds blocks.
     """
@@ -228,6 +230,8 @@ Notification = (
     | CacheFound
     | AdmissionBlocked
     | SlotLost
+    | LeavingFound
+    | Preallocated
     | Ready
     | Aborted
     | Joined

@@ -68,6 +68,28 @@ class SlotLost:
 
 
 @dataclass(frozen=True, slots=True)
+class LeavingFound:
+    """A request that has left the running queue when the model begins, and still holds its blocks, until `Freed`.
+
+    `request_id` is a name for these two events only. `leaf`: its place in the prefix cache of `CacheFound`.
+    """
+
+    request_id: str
+    num_blocks: int
+    leaf: CacheLeaf | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preallocated:
+    """In the prefill and decode roles, in the order of a recording: a request that asks got its slot and blocks.
+
+    Unlike `Preallocate` it is certain: no threshold is checked. KeyError if the blocks are not there.
+    """
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionBlocked:
     """When the model begins, no waiting request is admitted before a running one ends. Only an engine's real
     scheduler uses it.

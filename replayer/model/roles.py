@@ -74,6 +74,25 @@ def _for_decode(state: State, reserve: Reserve, request: Request) -> bool:
     return True
 
 
+def preallocate_recorded(state: State, request_id: str) -> None:
+    """A request that asks gets its slot and blocks, as in the recording. KeyError: they are not there.
+
+    FastDeploy also compares with a threshold there, which reads outputs that grow without the lock (release 2.6).
+    """
+    request = state.requests[request_id]
+    state.asking.remove(request)
+    state.asking.appendleft(request)
+    num_blocks = num_blocks_for(state, request)
+    if state.config.role == "prefill":
+        served = _for_prefill(state)
+    else:
+        served = num_blocks <= state.pool.num_free
+        if served:
+            state.preallocate_head(num_blocks, request.need_prefill)
+    if not served:
+        raise KeyError(request_id)
+
+
 def join(state: State, request: Request) -> None:
     """A request that has its blocks joins the running queue.
 

@@ -10,7 +10,7 @@ from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.block_pool import BlockPool
-from fdtrace.replayer.model.block_reserve import reserve_of
+from fdtrace.replayer.model.block_reserve import Reserve, reserve_of
 from fdtrace.replayer.model.decoding import PREEMPTED_OR_ABORTED
 from fdtrace.replayer.model.events import (
     SCHEDULE,
@@ -37,13 +37,21 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.formula_rules import request_rules
-from fdtrace.replayer.model.found_events import CacheFound, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, Preallocated, ReserveFound, SlotLost
 from fdtrace.replayer.model.prefix_cache import PrefixCache
 from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
-from fdtrace.replayer.model.roles import join, preallocate
+from fdtrace.replayer.model.roles import join, preallocate, preallocate_recorded
 from fdtrace.replayer.model.schedule_rules import SchedulingCall
 from fdtrace.replayer.model.scheduler_queries import SchedulerQueries
-from fdtrace.replayer.model.state import State, free, leave, resume, resume_preempted_or_aborted
+from fdtrace.replayer.model.state import (
+    State,
+    free,
+    leave,
+    resume,
+    resume_leaving,
+    resume_preallocated,
+    resume_preempted_or_aborted,
+)
 
 _CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
@@ -93,12 +101,14 @@ class Scheduler(SchedulerQueries):
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {
             Arrived: self._arrived,
             Preallocate: self._preallocate,
+            Preallocated: partial(_take_preallocated, self._state),
             Joined: self._joined,
             Discarded: self._discarded,
-            Resumed: self._resumed,
-            ReserveFound: self._reserve_found,
+            Resumed: partial(_take_resumed, self._state),
+            ReserveFound: partial(_begin_reserve, self._reserve),
             CacheFound: self._state.pool.found,
             SlotLost: partial(_lose_slot, self._state),
+            LeavingFound: partial(_leaving_found, self._state),
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
@@ -157,18 +167,6 @@ class Scheduler(SchedulerQueries):
     def _discarded(self, event: Discarded) -> None:
         """FastDeploy: `ResourceManagerV1.pre_recycle_resource`."""
         self._state.discard(self._state.preallocated[event.request_id])
-
-    def _resumed(self, event: Resumed) -> None:
-        request = _request_of(self.config, event.arrived)
-        request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
-        request.need_prefill = event.num_prefill_tokens or request.need_prefill
-        if event.place == "running":
-            resume(self._state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
-        else:
-            resume_preempted_or_aborted(self._state, request, Status(event.place))
-
-    def _reserve_found(self, event: ReserveFound) -> None:
-        self._reserve.begin(event.value, relaxed=event.relaxed)
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -261,6 +259,18 @@ def _request_of(config: SchedulerConfig, event: Arrived) -> Request:
     return request
 
 
+def _take_resumed(state: State, event: Resumed) -> None:
+    request = _request_of(state.config, event.arrived)
+    request.emitted, request.forwards = event.num_emitted_tokens, event.num_forwards
+    request.need_prefill = event.num_prefill_tokens or request.need_prefill
+    if event.place == "preallocated":
+        resume_preallocated(state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
+    elif event.place == "running":
+        resume(state, request, event.num_computed_tokens, event.num_blocks, event.leaf)
+    else:
+        resume_preempted_or_aborted(state, request, Status(event.place))
+
+
 def _prefilled(state: State, chunks: list[tuple[str, int, int]], forward: Forward) -> list[Request]:
     """Run the chunks of a forward: each prefill that is complete emits a token. Returns the finished requests."""
     requests, done = state.requests, []
@@ -298,8 +308,20 @@ def _cache_output(state: State, event: OutputCached) -> None:
     state.pool.output_cached(request, event.num_total_tokens)
 
 
+def _take_preallocated(state: State, event: Preallocated) -> None:
+    preallocate_recorded(state, event.request_id)
+
+
+def _begin_reserve(reserve: Reserve, event: ReserveFound) -> None:
+    reserve.begin(event.value, relaxed=event.relaxed)
+
+
 def _lose_slot(state: State, event: SlotLost) -> None:
     state.num_lost_slots += 1
+
+
+def _leaving_found(state: State, event: LeavingFound) -> None:
+    resume_leaving(state, Request(event.request_id, 0, 0, True, None), event.num_blocks, event.leaf)
 
 
 def _take_left(state: State, event: Left) -> None:

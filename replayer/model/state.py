@@ -290,3 +290,20 @@ def resume_preempted_or_aborted(state: State, request: Request, status: Status) 
         state.preempted[request.id] = request
     else:
         state.aborting[request.id] = request
+
+
+def resume_leaving(state: State, request: Request, num_blocks: int, leaf: CacheLeaf | None) -> None:
+    """A request that had left the running queue before the model begins, and holds its blocks until `free`."""
+    request.status = Status.LEAVING
+    state.pool.resume(request, num_blocks, 0, leaf)
+    state.leaving[request.id] = request
+
+
+def resume_preallocated(
+    state: State, request: Request, num_computed: int, num_blocks: int, leaf: CacheLeaf | None
+) -> None:
+    """In the prefill and decode roles: a request that holds its slot and blocks when the model begins."""
+    request.status = Status.PREALLOCATED
+    state.requests[request.id] = state.preallocated[request.id] = request
+    state.pool.resume(request, num_blocks, request.need_prefill, leaf)
+    request.computed = num_computed

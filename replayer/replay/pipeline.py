@@ -36,6 +36,7 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Rescheduled,
 )
+from fdtrace.replayer.model.found_events import LeavingFound
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
@@ -117,6 +118,8 @@ class PipelineReplay:
         start = self.beginning
         for event in start.initial_events:
             self.scheduler.apply(event)
+            if isinstance(event, LeavingFound):
+                self.scheduler.apply(Freed(event.request_id))
         for slot in start.slots:
             self.worker.resume(slot)
         for name, count in start.unseen.items():

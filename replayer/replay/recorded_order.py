@@ -15,22 +15,33 @@ from fdtrace.recorder.trace.column_values import MISSING, Columns
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
+    Discarded,
     Freed,
+    Joined,
     Left,
     Notification,
     OutputCached,
     Recycled,
     Resumed,
 )
-from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import (
+    CachedBlock,
+    CacheFound,
+    CacheLeaf,
+    LeavingFound,
+    Preallocated,
+    ReserveFound,
+    SlotLost,
+)
 from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
 from fdtrace.replayer.workload.workload import WorkRequest
 
-PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting"]] = {
+PLACES: Mapping[str, Literal["running", "requeued", "preempted", "aborting", "preallocated"]] = {
     "running": "running",
     "requeued": "requeued",
     "preempted": "preempted",
     "aborting": "aborting",
+    "preallocated": "preallocated",
 }
 
 
@@ -94,6 +105,8 @@ class RecordedOrder:
         if request is None:
             if kind == "found":
                 yield from _without_request(detail)
+            elif kind == "freed" and "number" in detail:
+                yield Freed(_leaving_name(detail))
             return
         name, tokens = request.request_id, detail.get("num_total_tokens", MISSING)
         if kind == "queued":
@@ -102,6 +115,9 @@ class RecordedOrder:
             yield _resumed(request, detail)
         elif kind == "requeued":
             yield from rescheduled(name, tokens)
+        elif kind == "preallocated":
+            yield _arrived(request)
+            yield Preallocated(name)
         elif kind == "output_cached":
             yield OutputCached(name, tokens)
         else:
@@ -157,22 +173,32 @@ _CHANGES: Mapping[str, Callable[[str], Notification]] = {
     "left": Left,
     "freed": Freed,
     "recycled": Recycled,
+    "joined": Joined,
+    "discarded": Discarded,
 }
 
 
 def _without_request(detail: dict[str, Any]) -> Iterator[Notification]:
-    """What the first call found that concerns no request."""
-    if detail["place"] == "cached":
-        try:
-            yield CacheFound(
-                tuple(CachedBlock(*block) for block in detail["blocks"]), int(detail["num_free_blocks"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"the prefix cache in this trace cannot be read: {error!r}") from error
-    elif detail["place"] in ("aborting", "preempted"):
-        yield SlotLost()
-    elif "value" in detail:
-        yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+    """What the first call found that concerns no request of the recording."""
+    try:
+        if detail["place"] == "cached":
+            blocks = tuple(CachedBlock(*block) for block in detail["blocks"])
+            yield CacheFound(blocks, int(detail["num_free_blocks"]))
+        elif detail["place"] == "leaving":
+            yield LeavingFound(_leaving_name(detail), int(detail["num_blocks"]), _leaf(detail))
+        elif detail["place"] in ("aborting", "preempted"):
+            yield SlotLost()
+        elif "value" in detail:
+            yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(
+            f"what this trace says about the begin of its recording cannot be read: {error!r}"
+        ) from error
+
+
+def _leaving_name(detail: dict[str, Any]) -> str:
+    """The name of a request that had left before the recording; the recording has only its number."""
+    return f"left before the recording, {detail['number']}"
 
 
 def _arrived(request: WorkRequest) -> Arrived:

@@ -14,7 +14,7 @@ from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures
 from fdtrace.replayer.model.events import Notification, Resumed
-from fdtrace.replayer.model.found_events import CacheFound, ReserveFound
+from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, ReserveFound
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
 from fdtrace.replayer.replay.beginning import Beginning
@@ -88,7 +88,7 @@ class RecordedPipeline:
 def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | None:
     """The pipeline of a recording; None if it was in lockstep, or has too few steps or calls."""
     order = recording.details.order
-    if order is None or is_lockstep(recording, order):
+    if order is None or workload.config.role != "mixed" or is_lockstep(recording, order):
         return None
     times = fit_pipeline(recording, order)
     if times is None:
@@ -131,9 +131,9 @@ def _has_recorded_blocks(recording: Recording, workload: Workload) -> bool:
 
 
 def _without_cache(events: Sequence[Notification]) -> Iterator[Notification]:
-    """With other blocks a replay begins without the blocks of ended requests in its prefix cache."""
+    """With other blocks a replay begins without the blocks of ended requests."""
     for event in events:
-        if not isinstance(event, CacheFound):
+        if not isinstance(event, (CacheFound, LeavingFound)):
             yield replace(event, leaf=None) if isinstance(event, Resumed) else event
 
 

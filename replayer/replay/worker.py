@@ -72,6 +72,8 @@ class Slot:
     num_blocks: int
     left: int
     """Output tokens that it still has to make."""
+    first_decode: bool = False
+    """Whether its next forward is its first one on a decode instance: it has at most one draft and never stalls."""
 
 
 class Worker:
@@ -97,12 +99,19 @@ class Worker:
         for chunk in tasks.chunks:
             request = self.requests[chunk.request_id]
             left = request.num_output_tokens - (chunk.need - request.num_prompt_tokens)
+            if self.config.role == "decode":  # its chunk is the one token that it brought
+                self.slots[chunk.request_id] = Slot(
+                    chunk.request_id, *(3 * (chunk.start,)), chunk.num_blocks, left, first_decode=True
+                )
+                continue
             self.slots[chunk.request_id] = Slot(
                 chunk.request_id, chunk.start, chunk.end, chunk.need, chunk.num_blocks, left
             )
 
     def resume(self, slot: Slot) -> None:
-        """Give a slot to a request that ran before the first forward."""
+        """Give a slot to a request that ran before the first forward. A prefill instance has none after the prefill."""
+        if self.config.role == "prefill" and slot.cached >= slot.need:
+            return
         self.slots[slot.request_id] = slot
 
     def forward(self) -> Forward:
@@ -131,14 +140,19 @@ class Worker:
         slot.cached = slot.end
         if slot.cached >= slot.need:
             forward.started.append(slot.request_id)
+            if self.config.role == "prefill":
+                self.emitted[slot.request_id] = 1
+                del self.slots[slot.request_id]
+                return
             self._emit(slot, 1, forward)
 
     def _decode(self, slot: Slot, forward: Forward) -> None:
         """FastDeploy's kernels do not run a decode whose block table is too short (`is_block_step`)."""
-        drafts = self.config.num_draft_tokens
-        if (slot.cached + drafts) // self.config.block_size >= slot.num_blocks:
+        drafts = self.config.num_draft_tokens_of(first=slot.first_decode)
+        if not slot.first_decode and (slot.cached + drafts) // self.config.block_size >= slot.num_blocks:
             forward.stalled.append(slot.request_id)
             return
+        slot.first_decode = False
         accepted = self._accepted(slot.request_id)
         self._rows.append(
             StepRow(slot.request_id, "decode", 1 + drafts, slot.cached + 1, drafts, accepted, slot.num_blocks)

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.scheduler_option import given_schedulers
 from tests.fastdeploy.conftest import Stand
-from tests.fastdeploy.lab import differences
+from tests.fastdeploy.lab import differences, lab_lines
 from tests.fastdeploy.test_attach import wrapped_methods
 
 SOURCE, LAB = os.environ.get("FASTDEPLOY_SRC", ""), Path(os.environ.get("LAB_DIR", "."))
@@ -82,7 +83,11 @@ def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_recording_rescheduled_is_what_the_real_scheduler_decides(lab: Stand, name: str) -> None:
-    """Recorded from this checkout, whichever version it is; rescheduled under each version of the scheduler."""
+    """Recorded from this checkout, whichever version it is; rescheduled under each version of the scheduler.
+
+    Until a request decodes once more than it did in the recording: how many drafts that accepts is not recorded. It
+    happens where the recorded version hangs, or aborts a request earlier.
+    """
     case = json.loads((LAB / "cases" / f"{name}.json").read_text())
     case.update(worker="inline", spec_method="ngram")
     out = lab.directory / "out.jsonl"
@@ -96,9 +101,22 @@ def test_a_recording_rescheduled_is_what_the_real_scheduler_decides(lab: Stand, 
             history = reschedule(recording, formula, policy)
             lines = gzip.decompress((GOLDEN / name / f"{version}.jsonl.gz").read_bytes()).splitlines()
             golden = [line for line in map(json.loads, lines) if line["tokens"]]
-            assert [decided(history, at) for at in range(len(history.columns["step"]))] == [
-                [sorted(line["rows"]), line["free_blocks"]] for line in golden
+            steps = slice(num_recorded(lab_lines(out), golden))
+            assert [decided(history, at) for at in range(len(history.columns["step"]))[steps]] == [
+                [sorted(line["rows"]), line["free_blocks"]] for line in golden[steps]
             ], version
+
+
+def num_recorded(lines: list[Any], golden: list[Any]) -> int | None:
+    """The steps of another version that follow from what these lines ran; None: all."""
+    left = Counter(row[0] for line in lines for row in line["rows"] if row[1] == "decode")
+    for at, line in enumerate(golden):
+        for row in line["rows"]:
+            if row[1] == "decode":
+                left[row[0]] -= 1
+                if left[row[0]] < 0:
+                    return at + 1
+    return None
 
 
 def decided(history: History, at: int) -> list[Any]:

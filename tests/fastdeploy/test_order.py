@@ -296,9 +296,17 @@ def test_each_data_parallel_rank_has_its_own_order(stand: Stand) -> None:
             assert trace.rows(query) == [{"rank": f"d{engine['dp_rank']}"}]
 
 
-def test_in_the_roles_of_a_split_deployment_no_order_is_recorded(stand: Stand) -> None:
-    stand, done = stand.recorded("--inline", "--role", "decode")
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_in_the_roles_a_request_gets_its_blocks_before_it_joins(stand: Stand, role: str) -> None:
+    stand, done = stand.recorded("--inline", "--role", role)
     assert done.returncode == 0, done.stderr
+    kinds = "('preallocated', 'joined', 'discarded', 'left', 'freed')"
     with open_trace(stand.trace) as trace:
-        assert trace.recording().details.order is None
-        assert count(trace, "SELECT count(*) FROM call_request") == 0
+        assert trace.recording().details.order is not None
+        found: dict[int, list[str]] = {}
+        for row in trace.rows(f"FROM event WHERE call IS NOT NULL AND kind IN {kinds} ORDER BY call, ts"):
+            found.setdefault(row["request"], []).append(row["kind"])
+    assert {tuple(each[:2]) for each in found.values()} == {
+        ("preallocated", "joined"),
+        ("preallocated", "discarded"),
+    }

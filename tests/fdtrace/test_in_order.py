@@ -27,7 +27,7 @@ from fdtrace.replayer.history.history import Fidelity
 from fdtrace.replayer.model.events import Arrived, Freed, Known, Left, Rescheduled, Schedule
 from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_schedulers import PYTHON, SOURCE, real
-from tests.replayer.test_deployments import NAMES, opened, order_of, with_order
+from tests.replayer.test_deployments import NAMES, opened, order_of, with_left_before, with_order
 
 OF = {
     "attached": "later",
@@ -35,6 +35,8 @@ OF = {
     "tight": "original",
     "aborts_prefix_caching": "original",
     "release_2_6": "release_2_6",
+    "prefill_role": "original",
+    "decode_role": "original",
 }
 """The version that recorded each."""
 
@@ -104,6 +106,20 @@ def test_every_call_and_forward_comes_out_as_recorded(recording: Recording) -> N
     assert fidelity.calls is not None
     assert fidelity.calls.departure is None
     assert (fidelity.calls.share, fidelity.calls.num_left_out, fidelity.share) == (1, 0, 1)
+
+
+@real
+def test_a_request_that_had_left_before_holds_its_blocks_until_they_are_freed(recording: Recording) -> None:
+    """Not where its blocks are in the prefix cache: then it has a place there."""
+    if recording.engine.prefix_caching:
+        pytest.skip("see above")
+    fidelity = through(with_left_before(recording, freed=True))
+    assert fidelity.calls is not None
+    assert (fidelity.calls.departure, fidelity.calls.share, fidelity.share) == (None, 1, 1)
+    kept = through(with_left_before(recording, freed=False)).calls
+    assert kept is not None
+    assert kept.departure is not None
+    assert kept.departure.differences[0][0] == "free blocks"
 
 
 @real

@@ -24,7 +24,7 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, ReserveFound
+from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, LeavingFound, ReserveFound
 from fdtrace.replayer.model.prefix_cache import Node, PrefixCache
 from fdtrace.replayer.model.request import Status
 
@@ -50,6 +50,8 @@ class Traffic:
         self.schedulers, self.random, self.count = [scheduler], random.Random(seed), 0
         self.arrivals: dict[str, Arrived] = {}
         self.outputs: dict[str, int] = {}
+        self.left: list[str] = []
+        """Requests that left after the last call. They keep their blocks until after the next one."""
 
     @property
     def first(self) -> Scheduler:
@@ -73,6 +75,9 @@ class Traffic:
             scheduler.check()
         for name in decisions[0].preempted:
             self.apply(Rescheduled(name))
+        left, self.left = self.left, []
+        for name in left:
+            self.apply(Freed(name))
         for request in list(self.first._state.running):
             if request.computed >= request.need_prefill:
                 self.decode(request.id)
@@ -84,7 +89,7 @@ class Traffic:
         if total - self.arrivals[name].num_prompt_tokens >= self.outputs[name]:
             self.apply(OutputCached(name, total))
             self.apply(Left(name))
-            self.apply(Freed(name))
+            self.left.append(name)
 
 
 def nodes_of(pool: PrefixCache, leaves: list[Node]) -> dict[Node, int]:
@@ -110,7 +115,7 @@ def beginning_of(scheduler: Scheduler, arrivals: dict[str, Arrived]) -> Iterator
     """The state of a scheduler, as a recording that begins now finds it."""
     state, pool = scheduler._state, scheduler._state.pool
     assert isinstance(pool, PrefixCache)
-    numbers = nodes_of(pool, [request.leaf[0] for request in state.running])
+    numbers = nodes_of(pool, [request.leaf[0] for request in (*state.running, *state.leaving.values())])
     places = {node: place for place, node in enumerate(pool._leaves)}
     blocks = [
         CachedBlock(
@@ -139,6 +144,10 @@ def beginning_of(scheduler: Scheduler, arrivals: dict[str, Arrived]) -> Iterator
             num_prefill_tokens=request.need_prefill,
             leaf=CacheLeaf(numbers.get(leaf), num_tokens, request.cached_blocks),
         )
+    for request in state.leaving.values():
+        leaf, num_tokens = request.leaf
+        place = CacheLeaf(numbers.get(leaf), num_tokens, request.cached_blocks)
+        yield LeavingFound(request.id, request.num_blocks, place)
     for request in state.waiting:
         if request.status is Status.WAITING:
             yield arrivals[request.id]
@@ -152,6 +161,8 @@ def beginning_of(scheduler: Scheduler, arrivals: dict[str, Arrived]) -> Iterator
 def test_it_goes_on_as_the_one_before(seed: int, after: int) -> None:
     traffic = Traffic(Scheduler(CONFIG, BUILTIN[ORIGINAL.formula]), seed)
     for _ in range(after):
+        traffic.step()
+    while not traffic.first._state.leaving:
         traffic.step()
     later = Scheduler(CONFIG, BUILTIN[ORIGINAL.formula])
     for event in beginning_of(traffic.first, traffic.arrivals):
