@@ -32,6 +32,7 @@ COMMANDS = {
     "sql": "query a trace, a live one too",
     "replay": "replay a trace under other budget formulas",
     "simulate": "schedule a workload with no trace",
+    "export": "write a recording for others: Perfetto, Chrome, Mooncake, Azure, Parquet, CSV",
     "workload": "make a case of a request trace: Mooncake, Azure, BurstGPT, ShareGPT, …",
     "falsify": "search for a workload that breaks a formula",
     "shrink": "the smallest workload that shows a fault of a trace or a case",

@@ -162,7 +162,7 @@ def test_accept_fills_the_case(tmp_path: Path) -> None:
 
 
 DEEP = "[" * 100_000
-REFUSED = {
+REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a field that is missing": (
         lines({"input_length": 5, "output_length": 1}, {"output_length": 3}),
         "line 2 has no `input",
