@@ -42,6 +42,13 @@ COMMANDS = {
     "formulas": "the budget formulas, what each computes and where it comes from",
 }
 
+ELSEWHERE = {
+    "sandbox": "fdtrace.sandbox.command",
+    "export": "fdtrace.commands.export_command",
+    "workload": "fdtrace.commands.workload_command",
+}
+"""Commands whose module is not called as they are: another module has that name."""
+
 INTERRUPTED = 130
 
 
@@ -67,8 +74,7 @@ def build_parser(only: str) -> argparse.ArgumentParser:
 
 
 def _module(name: str) -> ModuleType:
-    module = "fdtrace.sandbox.command" if name == "sandbox" else f"fdtrace.commands.{name}"
-    return importlib.import_module(module)
+    return importlib.import_module(ELSEWHERE.get(name, f"fdtrace.commands.{name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

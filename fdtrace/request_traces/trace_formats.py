@@ -46,7 +46,7 @@ class ReadingOptions:
         return max(1, self.text_length(text))
 
 
-Reader = Callable[[Path, ReadingOptions], Iterator[TraceRequest]]
+FormatReader = Callable[[Path, ReadingOptions], Iterator[TraceRequest]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TraceFormat:
 
     name: str
     what: str
-    read: Reader
+    read: FormatReader
     hash_block_size: int = 512
 
 
