@@ -32,6 +32,8 @@ COMMANDS = {
     "sql": "query a trace, a live one too",
     "replay": "replay a trace under other budget formulas",
     "simulate": "schedule a workload with no trace",
+    "export": "write a recording for others: Perfetto, Chrome, Mooncake, Azure, Parquet, CSV",
+    "workload": "make a case of a request trace: Mooncake, Azure, BurstGPT, ShareGPT, …",
     "falsify": "search for a workload that breaks a formula",
     "shrink": "the smallest workload that shows a fault of a trace or a case",
     "sweep": "many settings on one trace or case, and the best that are allowed",
@@ -39,6 +41,13 @@ COMMANDS = {
     "knobs": "the settings of a recorded engine that a replay can change",
     "formulas": "the budget formulas, what each computes and where it comes from",
 }
+
+ELSEWHERE = {
+    "sandbox": "fdtrace.sandbox.command",
+    "export": "fdtrace.commands.export_command",
+    "workload": "fdtrace.commands.workload_command",
+}
+"""Commands whose module is not called as they are: another module has that name."""
 
 INTERRUPTED = 130
 
@@ -65,8 +74,7 @@ def build_parser(only: str) -> argparse.ArgumentParser:
 
 
 def _module(name: str) -> ModuleType:
-    module = "fdtrace.sandbox.command" if name == "sandbox" else f"fdtrace.commands.{name}"
-    return importlib.import_module(module)
+    return importlib.import_module(ELSEWHERE.get(name, f"fdtrace.commands.{name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -240,9 +240,13 @@ def base_case(path: Path, engine: int | None) -> tuple[dict[str, Any], list[str]
 
 
 def is_case(path: Path) -> bool:
-    """Whether a file is JSON, by its first letter. UsageError if it cannot be read."""
+    """Whether a file is a case or a request trace, by its first letters. UsageError if it cannot be read."""
+    from fdtrace.request_traces.recognise import recognised_format
+
     try:
         with open(path, "rb") as file:
-            return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+            if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+                return True
+        return recognised_format(path) is not None
     except OSError as error:
         raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None

@@ -24,7 +24,17 @@ class _Repeated(dict[str, Any]):
 
 
 def read_case(path: Path) -> Any:
-    """The JSON value in the file. UsageError if it cannot be read, or is not one JSON value."""
+    """The case in the file; a request trace, as of Mooncake, becomes one with the defaults of docs/workloads.md.
+
+    Raises:
+        UsageError: it cannot be read, or is not one JSON value.
+    """
+    from fdtrace.request_traces.recognise import recognised_format
+    from fdtrace.request_traces.trace_case import case_of_trace
+
+    known = recognised_format(path)
+    if known is not None:
+        return case_of_trace(path, known)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -85,8 +95,8 @@ def _no_json(path: Path, text: str, error: json.JSONDecodeError) -> UsageError:
         return UsageError(
             f"{path} is no JSON but JSON lines: a value in each line",
             why=f"a workload is {SHAPE}",
-            hint="put the sizes of the scheduler and the list of `requests` into one object; an arrival is a step, "
-            "prompt and output are tokens",
+            hint="if it is a request trace: fdtrace workload FILE --format NAME; else put the sizes of the scheduler "
+            "and the list of `requests` into one object",
         )
     return UsageError(f"{path} is no JSON", why=str(error), hint=f"a workload is {SHAPE}")
 

@@ -41,7 +41,7 @@ def plain(text: str) -> str:
 def test_a_recipe_prints_what_the_page_shows(
     name: str, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for workload in (DOCS / "workloads").glob("*.json"):
+    for workload in (DOCS / "workloads").glob("*.json*"):
         shutil.copy(workload, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -60,4 +60,6 @@ def test_a_recipe_prints_what_the_page_shows(
 def test_there_are_recipes() -> None:
     assert len(RECIPES) >= 8
     used = " ".join(lines for _, lines in RECIPES)
-    assert {path.name for path in (DOCS / "workloads").glob("*.json")} <= set(re.findall(r"\w+\.json", used))
+    assert {path.name for path in (DOCS / "workloads").glob("*.json*")} <= set(
+        re.findall(r"\w+\.jsonl?", used)
+    )

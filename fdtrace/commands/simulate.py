@@ -1,4 +1,4 @@
-"""Schedule a workload with no trace: reads a case in the lab's JSON format, writes one line of decisions a step.
+"""Schedule a workload with no trace: reads a case or a request trace, writes one line of decisions a step.
 
 Each formula runs with the policy of its time: `original`, `pr7438`, `pr7499` and `pr7623` with the policy from before
 release 2.6, `release_2_6` with its own. --policy chooses another. With --scheduler, a checkout's code decides.
@@ -37,8 +37,14 @@ MOST_NOTES = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace simulate`."""
     from fdtrace.scheduler_option import add_scheduler_arguments
+    from fdtrace.workload_options import add_workload_arguments
 
-    parser.add_argument("workload", type=Path, metavar="WORKLOAD.json", help="configuration and requests")
+    parser.add_argument(
+        "workload",
+        type=Path,
+        metavar="WORKLOAD",
+        help="a case: configuration and requests; or a request trace, as of Mooncake (docs/workloads.md)",
+    )
     parser.add_argument(
         "-f", "--formula", action="append", metavar="FORMULA", help="as for `fdtrace replay`; repeatable"
     )
@@ -73,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop after N steps (default: the workload's `max_steps`, else as many as its requests can need)",
     )
     add_scheduler_arguments(parser)
+    add_workload_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.simulate_variant import checked_variant
     from fdtrace.simulated_trace import check_may_be_written
     from fdtrace.variants import parse_variant, refuse_equal_names, variants_of
-    from fdtrace.workload_file import read_case
+    from fdtrace.workload_options import case_given
 
     if args.max_steps is not None and args.max_steps < 1:
         raise UsageError(f"--max-steps is {args.max_steps}", hint="1 or more")
@@ -95,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         *map(checked_variant, parsed),
     ]
     refuse_equal_names(chosen)
-    workload = workload_from_case(read_case(args.workload), max_steps=args.max_steps)
+    workload = workload_from_case(case_given(args.workload, args), max_steps=args.max_steps)
     names = [variant.name for variant in chosen]
     decisions = _outputs(args.decisions, "--decisions", names, args.workload)
     traces = _outputs(args.output, "-o", names, args.workload)

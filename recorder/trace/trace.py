@@ -89,6 +89,12 @@ class Trace:
         )
         from fdtrace.recorder.trace.read_tables import engine_info
 
+        row = self.checked_engine(engine_id)
+        with reading(self.path):
+            return recording_of(self.db, engine_info(row), self.notes())
+
+    def checked_engine(self, engine_id: int | None = None) -> dict[str, Any]:
+        """The row of one engine, after a check of all its tables. Arguments and errors as `recording`."""
         engines = self.engines()
         if not engines:
             raise TraceError(f"{self.path} holds no engine", why="no scheduling call was recorded")
@@ -100,7 +106,7 @@ class Trace:
         check_engine(self.path, row, engines)
         with reading(self.path):
             check_tables(self.db, self.path, row["engine_id"])
-            return recording_of(self.db, engine_info(row), self.notes())
+        return row
 
     def check_step_requests(self, engine_id: int) -> None:
         """Raise a TraceError if the rows of `step_request` contradict the other tables.

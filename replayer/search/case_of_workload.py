@@ -21,7 +21,7 @@ def as_case(workload: Workload) -> tuple[SearchCase, list[str]]:
     if workload.case is not None:
         return dict(workload.case), []
     config, notes = workload.config, []
-    case = _sizes(config)
+    case = sizes_of(config)
     if config.output_caching or config.keeps_aborted_slots:
         notes.append("a case does not say that outputs are cached, or that aborted requests keep their slots")
     if any(request.resumed is not None for request in workload.requests):
@@ -38,7 +38,8 @@ def as_case(workload: Workload) -> tuple[SearchCase, list[str]]:
     return tidy(case), notes
 
 
-def _sizes(config: SchedulerConfig) -> SearchCase:
+def sizes_of(config: SchedulerConfig) -> SearchCase:
+    """The case of these sizes, without requests."""
     case: SearchCase = {
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,

@@ -29,7 +29,16 @@ Shrunk = Callable[[SearchCase, Finding, int], None]
 LEAST_BLOCK_SIZE = 8
 MOST_ROUNDS = 12
 _LEAST = {"output": 1, "prompt": 1, "arrival": 0, "abort_after": 0, "max_tokens": 1, "join_after": 0}
-OPTIONS = ("abort_after", "group", "max_tokens", "discarded", "accepts", "join_after", "send_after")
+OPTIONS = (
+    "abort_after",
+    "group",
+    "max_tokens",
+    "discarded",
+    "accepts",
+    "join_after",
+    "send_after",
+    "hash_ids",
+)
 
 
 class Shrinker:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.printable import printable
 from fdtrace.replayer.workload.case_variables import LARGEST, VARIABLES
 
 LONGEST_NAME = 1000
@@ -65,6 +66,10 @@ class Fields:
         """Whether there is such a member."""
         return self._value.get(name) is not None
 
+    def value(self, name: str) -> Any:
+        """The member as it was read; None: there is none."""
+        return self._value.get(name)
+
     def whole(self, name: str, default: int | None, *, least: int = 0) -> int:
         """A whole number. UsageError if it is no whole number, out of bounds, or missing without a default."""
         value = self._value.get(name)
@@ -92,6 +97,15 @@ class Fields:
                     why=f"`{self.place(name)}[{i}]` is {as_json(number)}",
                 )
         return tuple(value)
+
+    def notes(self, name: str) -> list[str]:
+        """Texts for people, made safe to print; empty if there is no such member."""
+        value = self._value.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(note, str) for note in value):
+            raise UsageError(f"`{self.place(name)}` must be a list of texts, not {as_json(value)}")
+        return [printable(note, LONGEST_NAME) for note in value]
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; no other value counts as one of them."""

@@ -15,12 +15,13 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig, parse_role
 from fdtrace.replayer.workload.case_fields import Fields, as_json, refuse_unknown_keys
 from fdtrace.replayer.workload.case_variables import LARGEST, read_variables, variables_not_modelled
+from fdtrace.replayer.workload.hash_prefix import hashed_key, read_hash_ids
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest
 
 SIZE_KEYS = (
     *("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len"),
     *("num_speculative_tokens", "spec_method", "prefix_caching", "shared_tokens", "role", "env", "max_steps"),
-    *("prealloc_dec_block_slot_num_threshold", "requests"),
+    *("prealloc_dec_block_slot_num_threshold", "hash_block_size", "notes", "requests"),
 )
 LAB_KEYS = (
     *("worker", "wait_for_preprocess", "step_s", "seed", "prompts", "outputs", "accept", "prefix_groups"),
@@ -31,7 +32,7 @@ the requests are given, and forwards are in lockstep.
 """
 REQUEST_KEYS = (
     *("id", "arrival", "prompt", "output", "accepts", "max_tokens", "abort_after", "group"),
-    *("join_after", "discarded", "send_after"),
+    *("join_after", "discarded", "send_after", "hash_ids"),
 )
 
 LEAST_STEPS, STEPS_A_TOKEN = 20_000, 2
@@ -67,10 +68,11 @@ def workload_from_case(case: Any, *, max_steps: int | None = None) -> Workload:
         raise UsageError(
             "this workload has no `requests`", hint="a list of objects with id, arrival, prompt, output"
         )
-    shared = fields.whole("shared_tokens", 0)
-    notes = variables_not_modelled(fields.mapping("env"))
+    shared, hashed_size = fields.whole("shared_tokens", 0), fields.whole("hash_block_size", 512, least=1)
+    notes = [*fields.notes("notes"), *variables_not_modelled(fields.mapping("env"))]
     read_requests = [
-        _request(i, Fields(spec, f"requests[{i}]"), config, shared, notes) for i, spec in enumerate(requests)
+        _request(i, Fields(spec, f"requests[{i}]"), config, (shared, hashed_size), notes)
+        for i, spec in enumerate(requests)
     ]
     _refuse_equal_ids(read_requests)
     read_requests.sort(key=lambda request: request.arrival)
@@ -123,8 +125,9 @@ def _config(fields: Fields) -> SchedulerConfig:
 
 
 def _request(
-    i: int, fields: Fields, config: SchedulerConfig, shared_tokens: int, notes: list[str]
+    i: int, fields: Fields, config: SchedulerConfig, prefixes: tuple[int, int], notes: list[str]
 ) -> WorkRequest:
+    """`prefixes`: the case's shared tokens, and its tokens of a hashed block."""
     group = fields.whole("group", None) if fields.has("group") else None
     output = fields.whole("output", None, least=1)
     request = WorkRequest(
@@ -142,9 +145,15 @@ def _request(
     )
     request = _within_model_len(request, fields, config, notes)
     _check(request, fields, config)
+    hash_ids = read_hash_ids(fields.value("hash_ids"), fields.place("hash_ids"))
     if config.prefix_caching:
+        shared_tokens, hashed_size = prefixes
         shared = min(request.num_prompt_tokens, shared_tokens) if group is not None else 0
-        request = replace(request, block_key=_case_key(request, shared, config.block_size))
+        key = _case_key(request, shared, config.block_size)
+        if hash_ids:
+            prompt = request.num_prompt_tokens
+            key = hashed_key(request.request_id, prompt, hash_ids, hashed_size, config.block_size)
+        request = replace(request, block_key=key)
     return request
 
 

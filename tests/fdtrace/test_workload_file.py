@@ -175,7 +175,10 @@ def test_every_key_of_the_lab_is_known() -> None:
 
 DEEP = "[" * 100_000 + "]" * 100_000
 TEXTS = {
-    "JSON lines": ('{"input_length": 5}\n{"input_length": 6}\n', ("JSON lines", "`requests`")),
+    "JSON lines": (
+        '{"sent": 5}\n{"sent": 6}\n',
+        ("JSON lines", "fdtrace workload FILE --format", "`requests`"),
+    ),
     "nothing": ("", ("is empty",)),
     "words": ("no JSON at all", ("is no JSON",)),
     "nesting": (DEEP, ("nested too deep",)),
@@ -211,7 +214,7 @@ def test_bytes_that_are_no_text(tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "workload.json"
     path.write_bytes(json.dumps(small()).encode("utf-16"))
     assert main(["simulate", str(path), "-f", "original"]) == 2
-    assert "it is not UTF-8" in capsys.readouterr().err
+    assert "is not UTF-8" in capsys.readouterr().err
     assert main(["simulate", str(tmp_path), "-f", "original"]) == 2
     assert "cannot be read" in capsys.readouterr().err
 

@@ -1,0 +1,1 @@
+"""`fdtrace export`: recordings in the formats of others."""

@@ -1,0 +1,1 @@
+"""Request traces that people have (Mooncake, Azure, BurstGPT, ShareGPT, …), read as cases."""
