@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.util
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdtrace.recorder.errors import FdtraceError, UsageError
+from fdtrace.drivers.children import Children
+from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
 from fdtrace.replayer.search.sweep_grid import SweepRow, SweepValue
 
 if TYPE_CHECKING:
     from fdtrace.library.engine_recording import EngineRecording
     from fdtrace.replayer.history.history import History
     from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
+    from fdtrace.replayer.workload.swept_recording import SweptRecording
     from fdtrace.replayer.workload.workload import Workload
     from fdtrace.variants import Variant
 
@@ -35,8 +38,8 @@ class SweepSource:
     python: str
 
 
-class _Worker:
-    """One process's share: the source, read once, and the variants that it is asked for."""
+class SweepWorker:
+    """Computes the figures of variants. The source is read once; an engine's real scheduler is started once."""
 
     def __init__(self, source: SweepSource) -> None:
         from fdtrace.search_options import is_case
@@ -44,7 +47,9 @@ class _Worker:
         self.source = source
         self.workload: Workload | None = None
         self.recording: EngineRecording | None = None
+        self.swept: SweptRecording | None = None
         self.timing: RecordedTiming | None = None
+        self.children = Children()
         if is_case(source.path):
             from fdtrace.replayer.workload.from_case import workload_from_case
             from fdtrace.workload_file import read_case
@@ -52,9 +57,11 @@ class _Worker:
             self.workload = workload_from_case(read_case(source.path))
         else:
             from fdtrace.library.trace_handle import open_library_trace
+            from fdtrace.replayer.workload.swept_recording import SweptRecording
 
             with open_library_trace(source.path) as trace:
                 self.recording = trace.recording(source.engine)
+            self.swept = SweptRecording(self.recording.value)
 
     def row(self, settings: Mapping[str, SweepValue]) -> SweepRow:
         """The figures of one variant; `refused` says why a server would not start so, or nothing can be replayed."""
@@ -108,9 +115,14 @@ class _Worker:
         recording = self.recording.value
         variant = resolved_variant(variant, recording, self.source.python)
         policy = parse_policy(self.source.policy) if self.source.policy else None
-        with VariantReplayer(recording, [variant], None, None, self.source.slo) as replayer:
-            self.timing = replayer.timing = self.timing or replayer.timing
-            return figures_of(replayer.reschedule(variant, policy))
+        replayer = VariantReplayer(recording, [variant], None, None, self.source.slo)
+        replayer.children, replayer.swept = self.children, self.swept
+        self.timing = replayer.timing = self.timing or replayer.timing
+        return figures_of(replayer.reschedule(variant, policy))
+
+    def close(self) -> None:
+        """End the processes of an engine's real scheduler."""
+        self.children.close()
 
 
 def figures_of(history: History) -> dict[str, Any]:
@@ -133,13 +145,14 @@ def figures_of(history: History) -> dict[str, Any]:
     return figures
 
 
-_worker: _Worker | None = None
+_worker: SweepWorker | None = None
 """Of a process of the pool."""
 
 
 def _begin(source: SweepSource) -> None:
     global _worker  # noqa: PLW0603 - the one state of a process of the pool
-    _worker = _Worker(source)
+    _worker = SweepWorker(source)
+    multiprocessing.util.Finalize(None, _worker.close, exitpriority=1)  # a process of a pool runs no `atexit`
 
 
 def _row(settings: Mapping[str, SweepValue]) -> SweepRow:
@@ -159,14 +172,23 @@ def swept(source: SweepSource, grid: Sequence[Mapping[str, SweepValue]], jobs: i
         FdtraceError: the source cannot be read.
     """
     if jobs == 1:
-        worker = _Worker(source)
-        yield from map(worker.row, grid)
+        worker = SweepWorker(source)
+        try:
+            yield from map(worker.row, grid)
+        finally:
+            worker.close()
         return
-    _Worker(source)  # an error of the source is said here, not by a broken pool
+    SweepWorker(source).close()  # an error of the source is said here, not by a broken pool
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(grid)), context, _begin, (source,)) as pool:
         try:
             yield from pool.map(_row, grid)
+        except BrokenProcessPool:
+            raise TargetError(
+                "a process of this sweep was killed",
+                why="the machine may be short of memory",
+                hint="--jobs 1",
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -9,7 +9,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import Reserve
 from fdtrace.replayer.model.events import Decision, StepRow
-from fdtrace.replayer.model.request import Request
+from fdtrace.replayer.model.request import Plan, Request
 from fdtrace.replayer.model.roles import num_blocks_asked
 from fdtrace.replayer.model.state import State
 
@@ -150,6 +150,12 @@ class SchedulerQueries:
         """Of a request with known acceptances: the tokens that its prefills emitted, and its decode forwards."""
         request = self._state.requests[request_id]
         return request.emitted, request.forwards_at(self._state.num_forwards)
+
+    def plan_of(self, request_id: str) -> Plan:
+        """The acceptances of a request that arrived with them."""
+        plan = self._state.requests[request_id].plan
+        assert plan is not None, f"the output of {request_id} is not known beforehand"
+        return plan
 
     def rows(self, decision: Decision) -> list[StepRow]:
         """The requests of the forward that follows this call. Ask between the call and the forward."""
