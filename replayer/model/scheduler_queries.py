@@ -151,12 +151,6 @@ class SchedulerQueries:
         request = self._state.requests[request_id]
         return request.emitted, request.forwards_at(self._state.num_forwards)
 
-    def plan_of(self, request_id: str) -> Plan:
-        """The acceptances of a request that arrived with them."""
-        plan = self._state.requests[request_id].plan
-        assert plan is not None, f"the output of {request_id} is not known beforehand"
-        return plan
-
     def rows(self, decision: Decision) -> list[StepRow]:
         """The requests of the forward that follows this call. Ask between the call and the forward."""
         return _rows(self._state, decision)
@@ -180,6 +174,13 @@ class SchedulerQueries:
         from fdtrace.replayer.model.invariants import check  # noqa: PLC0415 - only tests pay for it
 
         check(self._state)
+
+
+def plan_of(scheduler: SchedulerQueries, request_id: str) -> Plan:
+    """The acceptances of a request of the scheduler that arrived with them."""
+    plan = scheduler._state.requests[request_id].plan
+    assert plan is not None, f"the output of {request_id} is not known beforehand"
+    return plan
 
 
 def _snapshot(state: State) -> tuple[Hashable, ...]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.model.events import Decision, Forward
 from fdtrace.replayer.model.scheduler import Scheduler
+from fdtrace.replayer.model.scheduler_queries import plan_of
 from fdtrace.replayer.replay.step_log import OPEN, SPAN, StepLog
 from fdtrace.replayer.workload.workload import Workload
 
@@ -41,7 +43,7 @@ class SummedLog(StepLog):
 
     def __init__(self, scheduler: Scheduler, workload: Workload) -> None:
         super().__init__(scheduler, workload)
-        self._plan_of = scheduler.plan_of
+        self._plan_of = partial(plan_of, scheduler)
         self._kv_tokens = np.zeros(FIRST_STEPS, np.int64)
         """By step: tokens computed before of the requests that decode there, as far as it is known by now."""
         self._expected: dict[str, tuple[int, NDArray[np.int64], int]] = {}
