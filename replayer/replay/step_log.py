@@ -95,10 +95,13 @@ class StepLog:
         """A request decodes from the next step on."""
         self._begin(request_id, self.num_steps)
 
-    def _begin(self, request_id: str, step: int) -> None:
+    def _begin(self, request_id: str, step: int) -> tuple[int, int, int]:
+        """Begin a span. The number of its request, the tokens that its prefills emitted, its decode forwards before."""
         emitted, forwards = self.scheduler.progress_of(request_id)
+        number = self._numbers[request_id]
         self._open[request_id] = len(self._spans)
-        self._spans.extend((self._numbers[request_id], step, OPEN, emitted, forwards))
+        self._spans.extend((number, step, OPEN, emitted, forwards))
+        return number, emitted, forwards
 
     def _end(self, request_id: str, step: int) -> None:
         at = self._open.pop(request_id, None)

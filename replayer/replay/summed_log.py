@@ -53,9 +53,8 @@ class SummedLog(StepLog):
         self._prefilled = array("q")
         """Request and step of each token that a prefill made."""
 
-    def _begin(self, request_id: str, step: int) -> None:
-        super()._begin(request_id, step)
-        number, _, _, emitted, forwards = self._spans[-SPAN:]
+    def _begin(self, request_id: str, step: int) -> tuple[int, int, int]:
+        number, emitted, forwards = super()._begin(request_id, step)
         plan = self._plan_of(request_id)
         count = max(1, plan.reaching(plan.output - emitted) - forwards)
         prompt = self.workload.requests[number].num_prompt_tokens
@@ -68,6 +67,7 @@ class SummedLog(StepLog):
         self._kv_tokens[step : step + count] += totals
         self._expected[request_id] = step, totals, prompt + plan.output
         self._span_tokens.append(0)
+        return number, emitted, forwards
 
     def _end(self, request_id: str, step: int) -> None:
         at = self._open.get(request_id)

@@ -14,7 +14,7 @@ from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.simulation import Simulation, Step
 from fdtrace.replayer.search.findings import FaultBounds, FaultKind, Finding
-from fdtrace.replayer.search.watched_formula import Answer, WatchedFormula
+from fdtrace.replayer.search.watched_formula import WatchedFormula
 from fdtrace.replayer.workload.workload import Workload
 
 BOUNDS = FaultBounds()
@@ -69,7 +69,7 @@ def probe(
 class _Computed(WatchedFormula):
     """A formula that fails as a scheduler does where it cannot be computed: an engine's call would raise there."""
 
-    def compute(self, ask: Callable[[], Answer]) -> Answer:
+    def compute(self, ask: Callable[[], int]) -> int:
         try:
             return ask()
         except UsageError as error:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import RequestVariables, Variables
-
-Answer = TypeVar("Answer")
 
 
 class WatchedFormula(Formula):
@@ -22,7 +19,7 @@ class WatchedFormula(Formula):
         """The rules of the inner formula."""
         return self.inner.rules
 
-    def compute(self, ask: Callable[[], Answer]) -> Answer:
+    def compute(self, ask: Callable[[], int]) -> int:
         """The answer of the inner formula."""
         return ask()
 
