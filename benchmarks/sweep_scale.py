@@ -3,9 +3,10 @@
     python benchmarks/sweep_scale.py [TRACE] [--variants 500] [--pieces 1] [--only one two ray]
 
 TRACE is a recording of FastDeploy or of the sandbox with times. Without it, one of 10,000 steps is simulated: 32
-sequences, three drafts, 2,500 requests; its steps take as long as a sum of their tokens and KV tokens says, with noise. Seconds are of the wall, without the reading of the trace and, on Ray, without the start of the cluster (its two
-nodes are processes of this machine with one processor each). With --pieces, so many parts of the variants are measured,
-each place after the other, so that all meet the same disturbances. Each place must give the same figures.
+sequences, three drafts, 2,500 requests; its steps take as long as a sum of their tokens and KV tokens says, with noise.
+Seconds are of the wall, without the reading of the trace and, on Ray, without the start of the cluster (its two nodes
+are processes of this machine with one processor each). With --pieces, so many parts of the variants are measured, each
+place after the other, so that all meet the same disturbances. Each place must give the same figures.
 """
 
 from __future__ import annotations
