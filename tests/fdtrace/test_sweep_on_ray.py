@@ -67,6 +67,8 @@ def test_without_ray_it_says_what_to_install(
 def cluster() -> Iterator[tuple[Any, Any, str]]:
     """Two nodes, a process tree each, and the address of the server for clients."""
     ray = pytest.importorskip("ray", reason="Ray is not installed here: python -m pip install 'fdtrace[ray]'")
+    waits = pytest.MonkeyPatch()
+    waits.setenv("RAY_raylet_start_wait_time_s", "600")  # a node of a loaded machine takes its time to start
     made = importlib.import_module("ray.cluster_utils").Cluster
     options = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     cluster = made(initialize_head=True, head_node_args=options)
@@ -75,6 +77,7 @@ def cluster() -> Iterator[tuple[Any, Any, str]]:
     yield ray, cluster, node
     ray.shutdown()
     cluster.shutdown()
+    waits.undo()
 
 
 @pytest.mark.xdist_group("ray")
