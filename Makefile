@@ -10,6 +10,9 @@ TRANSFORMERS ?=
 TRANSFORMERS_VENV ?= .venv-transformers$(addprefix -,$(TRANSFORMERS))
 TRANSFORMERS_READY := $(TRANSFORMERS_VENV)/.installed
 
+RAY_VENV ?= .venv-ray
+RAY_READY := $(RAY_VENV)/.installed
+
 # A machine with a GPU: its own Python, which has PyTorch and transformers; wheels from tests/gpu/wheels.sh.
 GPU_PYTHON ?= python3.12
 GPU_WHEELS ?= .gpu-wheels
@@ -27,9 +30,9 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: two a processor.
 WORKERS ?= $(shell expr 2 \* $$(nproc))
 
-OFFLINE := $(filter-out benchmarks/beside.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
-.PHONY: demo test test-recorder test-vllm test-transformers test-gpu check bench bench-vllm bench-transformers docs screens clean
+.PHONY: demo test test-recorder test-vllm test-transformers test-ray test-gpu check bench bench-vllm bench-transformers docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -49,6 +52,9 @@ test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous 
 	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
 	    tests/transformers_cb tests/recorder/test_any_adapter.py tests/fdtrace/test_transformers_scheduler.py
 	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m tests.gpu.check --device cpu
+
+test-ray: $(RAY_READY)    ## sweeps on a Ray cluster of two nodes, processes of this machine; its environment is made once
+	$(RAY_VENV)/bin/python -m pytest -q tests/fdtrace/test_sweep_on_ray.py
 
 test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
@@ -102,6 +108,11 @@ $(RECORDER_READY): pyproject.toml
 	$(RECORDER_VENV)/bin/python -m pip install --quiet --editable '.[test]' $(addprefix duckdb==,$(DUCKDB))
 	touch $@
 
+$(RAY_READY): pyproject.toml
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --editable '.[test,ray]'
+	touch $@
+
 $(VLLM_READY): tests/vllm/make_environment.py
 	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
@@ -111,4 +122,4 @@ $(TRANSFORMERS_READY): tests/transformers_cb/make_environment.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-ray .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts

@@ -142,11 +142,12 @@ def predicted_at_pace(trace: Path, version: str, pace: float) -> Figures:
         times = pipeline.times.slower(slower)
         scaled = RecordedPipeline(pipeline.workload, times, pipeline.beginning, by_ratio=pipeline.by_ratio)
         found = scaled.replay(BUILTIN[name], policy)
+        assert found.figures is not None
         slower += (pace - found.figures.pace_ms) / pipeline.times.forward_terms[0]
-    first_token = found.figures.first_token_p50_ms
-    return Figures.of(
-        history_of(found.run), first_token, found.figures.pace_ms, unsure=found.figures.is_saturated
-    )
+    figures = found.figures
+    assert figures is not None
+    first_token = figures.first_token_p50_ms
+    return Figures.of(history_of(found.run), first_token, figures.pace_ms, unsure=figures.is_saturated)
 
 
 def table(

@@ -102,6 +102,7 @@ def searched(args: argparse.Namespace, kinds: list[str] | None) -> Searched:
     from fdtrace.replayer.config import ORIGINAL
     from fdtrace.replayer.experiment import policy_with
     from fdtrace.replayer.formulas import BUILTIN
+    from fdtrace.replayer.formulas.call_rules import MODEL_TAKES, refuse_rules
     from fdtrace.replayer.search.falsifier import SearchTarget
     from fdtrace.replayer.search.findings import FaultBounds, parse_kinds
     from fdtrace.scheduler_option import given_schedulers
@@ -127,6 +128,14 @@ def searched(args: argparse.Namespace, kinds: list[str] | None) -> Searched:
         by, *schedulers = schedulers
         chosen = BUILTIN["original"]
         option = f"--scheduler {args.scheduler[0] if args.scheduler else by.name}"
+    if by is None:
+        refuse_rules(
+            chosen.name,
+            chosen.rules,
+            MODEL_TAKES,
+            "the model of FastDeploy's scheduler",
+            "FastDeploy has one budget",
+        )
     policy = own_policy or policy_of(args.policy) or policy_with(chosen) or ORIGINAL
     if own_policy or args.policy:
         option += f" --policy {policy.name}"

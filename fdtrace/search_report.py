@@ -82,14 +82,14 @@ def save_case(path: Path, case: Mapping[str, Any]) -> None:
 def examine(found: FoundFault, searched: Searched) -> None:
     """Add what is known of a found fault: the arithmetic, the other formulas, the real schedulers."""
     from fdtrace.replayer.config import ORIGINAL, POLICIES
-    from fdtrace.replayer.formulas import BUILTIN
+    from fdtrace.replayer.formulas.builtin import MODEL_FORMULAS
     from fdtrace.replayer.search.finding_account import account_lines
     from fdtrace.replayer.workload.from_case import workload_from_case
 
     target = searched.target
     if searched.by is None:
         found.account = account_lines(found.case, found.finding, target.formula, target.policy)
-        for name, formula in BUILTIN.items():
+        for name, formula in MODEL_FORMULAS.items():
             if name == target.formula.name:
                 continue
             policy = ORIGINAL if formula.policy is None else POLICIES[formula.policy]

@@ -20,7 +20,7 @@ from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.as_recorded import RowsOfStep, as_recorded_history, recorded_history, rows_of
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome_figures import MemoryQuestion
+from fdtrace.replayer.history.outcome_figures import NOT_ASKED, MemoryQuestion
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
@@ -31,9 +31,9 @@ from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, Replay, ReplayCancelled
-from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
-from fdtrace.replayer.workload.from_recording import workload_from_recording
+from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
 from fdtrace.replayer.workload.startup_checks import refuse_unservable
+from fdtrace.replayer.workload.swept_recording import SweptRecording
 from fdtrace.replayer.workload.under_settings import UNCHANGED, ChangedSettings, workload_under
 from fdtrace.replayer.workload.workload import Workload
 
@@ -108,28 +108,31 @@ class Experiment:
         timing: RecordedTiming | None = None,
         slo: Mapping[str, float] | None = None,
         coming: ComingRequests = AS_RECORDED,
+        swept: SweptRecording | None = None,
     ) -> None:
         """`changed_settings`: those of the engine. `timing`: with it, replays by time say how long clients wait. `slo`:
-        the objectives, microseconds by name. `coming`: how requests arrive by time.
+        the objectives, microseconds by name. `coming`: how requests arrive by time. `swept`: keep figures alone.
         """
+        self.swept = swept
         self.timing, self.slo, self.coming = timing, slo or {}, coming
         self.recording, self.clock, self.changed_settings = recording, clock, changed_settings
         has_rows = rows is not None or recording.details.step_rows is not None
         self.rows = rows or rows_of(recording)
         self._rows_to_compare = self.rows if has_rows else None
-        self.memory = MemoryQuestion(fit_memory(recording), device_bytes)
+        self.memory = NOT_ASKED if swept is not None else MemoryQuestion(fit_memory(recording), device_bytes)
 
     @cached_property
     def workload(self) -> Workload:
         """The recorded requests."""
+        swept = self.swept or SweptRecording(self.recording)
         workload = workload_under(self.recorded_workload(), self.recording.engine, self.changed_settings)
         if self.clock == "time":
-            workload = with_coming(workload, self.recording, self.coming)
+            workload = swept.with_coming(workload, self.coming)
         return self._with_time_model(workload)
 
     def recorded_workload(self) -> Workload:
         """The recorded requests under the recorded settings."""
-        return workload_from_recording(self.recording, self.clock)
+        return (self.swept or SweptRecording(self.recording)).workload(self.clock)
 
     def _with_time_model(self, workload: Workload) -> Workload:
         """By time, durations come from the batches. UsageError if settings change and durations cannot be computed."""
@@ -205,7 +208,8 @@ class Experiment:
         )
         run.run(progressed, cancelled)
         history = self._history_of(run)
-        return self._with_fidelity(history, digests=self._digests(run)) if is_same_scheduler else history
+        compared = is_same_scheduler and self.swept is None
+        return self._with_fidelity(history, digests=self._digests(run)) if compared else history
 
     def _by_formula(
         self, by: Formula, policy: Policy | None, progressed: Progressed | None, cancelled: Cancelled | None
@@ -221,14 +225,14 @@ class Experiment:
         order = self.recording.details.order if self.clock == "steps" else None
         report = partial(_report, self.recording.num_steps, progressed, cancelled)
         if order is not None and is_same:
-            model = Scheduler(self.workload.config, by, chosen_policy, explain=True)
+            model = Scheduler(self.workload.config, by, chosen_policy, explain=self.swept is None)
             return self._in_order(order, model, report)
         if order is not None and (predicted := self.in_pipeline(by, chosen_policy, report)) is not None:
             return predicted
         run = Replay(self.workload, by, chosen_policy, min_steps=self.recording.num_steps if is_same else 0)
         run.run(progressed, cancelled)
         history = self._history_of(run)
-        if not is_same:
+        if not is_same or self.swept is not None:
             return history
         return self._with_fidelity(history, lambda at: reasons_of_step(self.workload, by, chosen_policy, at))
 
@@ -246,7 +250,7 @@ class Experiment:
         if self._pipeline is None:
             return None
         chosen = policy or policy_with(by) or recorded_policy(self.recording)
-        predicted = self._pipeline.replay(by, chosen, report)
+        predicted = self._pipeline.replay(by, chosen, report, alone=self.swept is not None)
         history = self._with_changes(history_of(predicted.run, self.memory))
         return replaced(history, outcome=replaced(history.outcome, pipeline=predicted.figures))
 
@@ -261,6 +265,8 @@ class Experiment:
         """
         run = DeploymentReplay(self.recording, order, self.workload, by)
         run.run(report)
+        if self.swept is not None:
+            return history_of(run)
         reader = run.log.reader()
         history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
         fidelity = history.outcome.fidelity
@@ -269,9 +275,9 @@ class Experiment:
         return replaced(history, outcome=replaced(history.outcome, fidelity=with_calls))
 
     def _history_of(self, run: Replay) -> History:
-        history, workload = history_of(run, self.memory), self.workload
-        if run.timed is not None:
-            latency = replayed_latencies(run.timed, workload, run.arrivals_after_answers, self.slo)
+        history = history_of(run, self.memory)
+        latency = replayed_latencies(run, self.slo)
+        if latency is not None:
             history = replaced(history, outcome=replaced(history.outcome, latency=latency))
         return self._with_changes(history)
 

@@ -200,7 +200,7 @@ class RankExperiment:
         history = history_of(rank)
         timed = rank.timed
         assert timed is not None  # `workloads` has raised otherwise
-        latency = replayed_latencies(timed, rank.workload, {}, self.slo)
+        latency = replayed_latencies(rank, self.slo)
         outcome = replace(history.outcome, latency=latency)
         return RankHistory(
             recording.engine,
@@ -311,8 +311,7 @@ def _plain_times(timing: RankTiming, begin: float) -> tuple[NDArray[np.float64],
 
 
 def _replayed_part(rank: RankReplay) -> ServedSteps:
-    assert rank.timed is not None
-    return replayed_steps(rank.timed, rank.workload, {})
+    return replayed_steps(rank)
 
 
 def _num_requests(recording: Recording) -> int:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
+    from fdtrace.falsify_runs import FalsifyRuns
     from fdtrace.replayer.search.draw_case import SearchSpace
     from fdtrace.replayer.search.falsifier import Falsifier, FoundCase
     from fdtrace.search_options import Searched
@@ -76,11 +79,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", type=Path, metavar="FILE", help="save the search there, and go on with what is saved there"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes (default: one a processor); any number finds the same",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object, for machines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Search; 1 if something was found."""
+    from fdtrace.falsify_runs import FalsifyRuns
     from fdtrace.search_options import by_real_scheduler, searched
 
     if args.runs is not None and args.runs < 1:
@@ -88,18 +98,24 @@ def run(args: argparse.Namespace) -> int:
     seconds = args.seconds if args.seconds is not None else (None if args.runs else DEFAULT_SECONDS)
     if seconds is not None and seconds <= 0:
         raise UsageError(f"--seconds is {seconds:g}", hint="more than 0")
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError(f"--jobs is {args.jobs}", hint="1 or more")
     with by_real_scheduler(searched(args, args.find)) as found:
-        return _Run(args, found, seconds).run()
+        jobs = args.jobs if args.jobs is not None else os.cpu_count() or 1
+        with FalsifyRuns(args, found.target, jobs) as runs:
+            return _Run(args, found, seconds, runs).run()
 
 
 class _Run:
     """One search with its budget, its progress and its state."""
 
-    def __init__(self, args: argparse.Namespace, searched: Searched, seconds: float | None) -> None:
+    def __init__(
+        self, args: argparse.Namespace, searched: Searched, seconds: float | None, runs: FalsifyRuns
+    ) -> None:
         from fdtrace.progress import Progress
         from fdtrace.replayer.search.falsifier import Falsifier
 
-        self.args, self.searched = args, searched
+        self.args, self.searched, self.runs = args, searched, runs
         self.begin = self.saved = time.monotonic()
         self.end = None if seconds is None else self.begin + seconds
         self.progress = Progress()
@@ -136,18 +152,30 @@ class _Run:
         """Search to the end of the budget, or to the first fault without --all."""
         first = self.falsifier.next_run
         try:
-            while self._goes_on(first):
-                found = self.falsifier.step()
-                if found is not None and self._is_new(found):
-                    self._take(found)
-                    if not self.args.all:
-                        break
-                self._show()
+            while self._goes_on(first) and not self._batch(first):
+                pass
         finally:
             self.progress.clear()
             self._save()
         self._print_end()
         return int(bool(self.found))
+
+    def _batch(self, first: int) -> bool:
+        """Run the rest of a batch, as far as the budget goes. Whether the search is done with what it found."""
+        cases = self.falsifier.draw()
+        if self.args.runs is not None:
+            cases = cases[: self.args.runs - (self.falsifier.next_run - first)]
+        with closing(self.runs.outcomes(cases)) as outcomes:
+            for case, outcome in zip(cases, outcomes, strict=True):
+                found = self.falsifier.take(case, outcome)
+                if found is not None and self._is_new(found):
+                    self._take(found)
+                    if not self.args.all:
+                        return True
+                self._show()
+                if not self._goes_on(first):
+                    return False
+        return False
 
     def _goes_on(self, first: int) -> bool:
         if self.args.runs is not None and self.falsifier.next_run - first >= self.args.runs:

@@ -1,4 +1,5 @@
-"""Query a trace, also one that is being recorded. `docs/trace.md` documents its tables and views.
+"""Query a trace, also one that is being recorded, or the results of a sweep. `docs/trace.md` documents the tables and
+views of a trace; the results are the table `sweep`.
 
 A query reads only the trace: no other file, no network, no setting. It may take two minutes and half of the machine's
 memory, unless --timeout and --memory say otherwise. Ctrl-C ends it.
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the query and print or write its rows."""
     from fdtrace.recorder.trace.query import Limits
-    from fdtrace.recorder.trace.trace import open_trace
+    from fdtrace.recorder.trace.result_file import open_for_queries
     from fdtrace.sizes import size_of
 
     if args.format == "parquet" and args.out is None and sys.stdout.isatty():
@@ -64,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
     memory = size_of(args.memory, "--memory") if args.memory else None
     limits = Limits(args.timeout or None, memory)
     if args.format == "table" and args.out is None:
-        with open_trace(args.trace, memory=memory) as trace:
+        with open_for_queries(args.trace, memory=memory) as trace:
             _print_table(trace, args.query, limits)
         return 0
     kind = "csv" if args.format == "table" else args.format
     with _rows_file(args.out) as file:
-        with open_trace(args.trace, memory=memory, writable=file.parent) as trace:
+        with open_for_queries(args.trace, memory=memory, writable=file.parent) as trace:
             _write(trace, args.query, kind, limits, file)
         _deliver(file, args.out)
     return 0

@@ -17,6 +17,7 @@ from fdtrace.replayer.analysis.token_times import parse_slo
 from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
+from fdtrace.replayer.workload.swept_recording import SweptRecording
 from fdtrace.variants import (
     Variant,
     clock_of_variant,
@@ -80,6 +81,8 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
         timed = bool(self.slo) or any(clock_of_variant(variant, clock) == "time" for variant in chosen)
         self.timing = RecordedTiming(recording, self._batches) if timed else None
         self.children = Children()
+        self.swept: SweptRecording | None = None
+        """With it, replays keep figures alone."""
         self._experiments: dict[str, Experiment] = {}
 
     def _batches(self) -> BatchRowColumns | None:
@@ -97,7 +100,8 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
                 variant.changed(self.recording.engine),
             )
             self._experiments[variant.name] = Experiment(
-                self.recording, None, clock, self.device_bytes, changed, self.timing, self.slo, coming
+                *(self.recording, None, clock, self.device_bytes, changed, self.timing, self.slo, coming),
+                swept=self.swept,
             )
         return self._experiments[variant.name]
 

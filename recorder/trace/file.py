@@ -63,7 +63,7 @@ def connect(
         TraceError: the file is no trace, is damaged, or has other tables than the schema; the error says which and why.
     """
     refuse_other_files(path)
-    db = _attached(path, memory, writable, ())
+    db = attached(path, memory, writable, ())
     try:
         tables = file_tables(db)
         earlier = check_head(db, path, tables) < schema.SCHEMA_VERSION
@@ -72,7 +72,7 @@ def connect(
             if parts is None:
                 break
             db.close()
-            db = _attached(path, memory, writable, parts.files)
+            db = attached(path, memory, writable, parts.files)
             tables, allowed = file_tables(db), parts
             parts = find_parts(db, path, tables)
             if parts == allowed:
@@ -171,7 +171,7 @@ def _missing(path: Path) -> TraceError:
     )
 
 
-def _attached(
+def attached(
     path: Path, memory: int | None, writable: Path | None, files: Sequence[Path]
 ) -> duckdb.DuckDBPyConnection:
     """A database in memory with the trace attached as `FILE`. It can read the trace and `files`, and nothing else."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from fdtrace.replayer.history.latency import Latencies, Percentiles
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.client_times import sending_times
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
+from fdtrace.replayer.replay.summed_log import SummedLog, TokenRuns
 from fdtrace.replayer.replay.timed_steps import TimedSteps
-from fdtrace.replayer.workload.workload import Workload
+from fdtrace.replayer.replay.workload_replay import Replay
 
 OBJECTIVES = ("ttft", "itl", "tpot", "latency")
 """What `--slo` may bound for a request: the time to its first token, the mean time between its steps, the mean time
@@ -55,18 +56,41 @@ class Clients:
     ended: NDArray[np.bool_]
 
 
-@dataclass
-class _Times:
+@dataclass(frozen=True, eq=False)
+class TokenTimes:
     """When each request made its first and its last token, how many tokens it made, and in how many steps."""
 
     first: Floats
     last: Floats
     num_tokens: NDArray[np.int64]
     steps: NDArray[np.int64]
-    gaps: list[float] = field(default_factory=list)
+    gaps: Floats
+    """The times between two steps in a row in which a request made tokens, of all requests, in any order."""
 
 
-def _times_of(rows: BatchRowColumns, ends: Floats, clients: Clients) -> _Times:
+def times_of_runs(runs: TokenRuns, ends: Floats, clients: Clients) -> TokenTimes:
+    """From the steps in which each request made tokens."""
+    count = len(clients.prompts)
+    keep = ~np.isnan(clients.arrived_us)[runs.request]
+    request, first, end = runs.request[keep], runs.first[keep], runs.end[keep]
+    begins = np.flatnonzero(np.diff(request, prepend=-1))
+    lasts = np.append(begins[1:], len(request)) - 1 if len(begins) else begins
+    first_at, last_at = np.full(count, np.nan), np.full(count, np.nan)
+    first_at[request[begins]] = ends[first[begins]]
+    last_at[request[lasts]] = ends[end[lasts] - 1]
+    # A run gives one gap for each of its steps but the first, and one to the run before it.
+    change = np.bincount(first + 1, minlength=len(ends) + 1) - np.bincount(end, minlength=len(ends) + 1)
+    within = np.repeat(np.diff(ends), np.cumsum(change[: len(ends)])[1:])
+    follows = np.flatnonzero(request[1:] == request[:-1])
+    between = ends[first[follows + 1]] - ends[end[follows] - 1]
+    num_tokens = np.zeros(count, np.int64)
+    np.add.at(num_tokens, request, runs.num_tokens[keep])
+    steps = np.zeros(count, np.int64)
+    np.add.at(steps, request, end - first)
+    return TokenTimes(first_at, last_at, num_tokens, steps, np.concatenate([within, between]))
+
+
+def times_of_rows(rows: BatchRowColumns, ends: Floats, clients: Clients) -> TokenTimes:
     """A prefill makes a token if it reaches the last of the request's tokens; a decode 1 + its accepted drafts."""
     count = len(clients.prompts)
     first, last = [np.nan] * count, [np.nan] * count
@@ -97,14 +121,15 @@ def _times_of(rows: BatchRowColumns, ends: Floats, clients: Clients) -> _Times:
         else:
             first[request] = now
         last[request], num_tokens[request], steps[request] = now, before + num_new, steps[request] + 1
-    return _Times(np.array(first), np.array(last), np.array(num_tokens), np.array(steps), gaps)
+    return TokenTimes(np.array(first), np.array(last), np.array(num_tokens), np.array(steps), np.array(gaps))
 
 
 @dataclass(frozen=True)
 class ServedSteps:
     """The steps of a history in which tokens were made: what each ran, when it began and ended (microseconds)."""
 
-    rows: BatchRowColumns
+    tokens: BatchRowColumns | TokenRuns
+    """The requests of the steps, or the steps in which each request made tokens."""
     starts: Floats
     ends: Floats
     clients: Clients
@@ -120,10 +145,10 @@ class ServedSteps:
 
 
 def joined_steps(parts: Sequence[ServedSteps]) -> ServedSteps:
-    """The steps of several engines together, all on one clock."""
+    """The steps of several engines together, all on one clock. Their `tokens` are rows."""
     steps = np.cumsum([0, *(len(part.starts) for part in parts)])
     entries = np.cumsum([0, *(len(part.clients.prompts) for part in parts)])
-    rows = [part.rows for part in parts]
+    rows = [part.tokens for part in parts if isinstance(part.tokens, BatchRowColumns)]
     beyond = [part.num_steps_beyond for part in parts if part.num_steps_beyond is not None]
     return ServedSteps(
         BatchRowColumns(
@@ -149,8 +174,11 @@ def joined_steps(parts: Sequence[ServedSteps]) -> ServedSteps:
 
 def latencies(served: ServedSteps, slo: Mapping[str, float]) -> Latencies:
     """How long clients waited, microseconds; `busy_share` is the mean of all engines."""
-    rows, starts, ends, clients = served.rows, served.starts, served.ends, served.clients
-    times = _times_of(rows, ends, clients)
+    starts, ends, clients = served.starts, served.ends, served.clients
+    if isinstance(served.tokens, TokenRuns):
+        times = times_of_runs(served.tokens, ends, clients)
+    else:
+        times = times_of_rows(served.tokens, ends, clients)
     ttft, latency = times.first - clients.arrived_us, times.last - clients.arrived_us
     has_token = ~np.isnan(ttft)
     done = has_token & clients.ended & (times.num_tokens >= np.asarray(clients.outputs))
@@ -171,7 +199,7 @@ def latencies(served: ServedSteps, slo: Mapping[str, float]) -> Latencies:
     return Latencies(
         num_requests=int(has_token.sum()),
         ttft_us=Percentiles.of(ttft[has_token]),
-        itl_us=Percentiles.of(np.array(times.gaps)),
+        itl_us=Percentiles.of(times.gaps),
         latency_us=Percentiles.of(latency[done]),
         output_tokens_per_s=float(times.num_tokens.sum()) / duration if duration else 0.0,
         requests_per_s=float(done.sum()) / duration if duration else 0.0,
@@ -215,24 +243,16 @@ def _whole(values: NDArray[Any]) -> list[int]:
     return whole_numbers
 
 
-def replayed_latencies(
-    timed: TimedSteps,
-    workload: Workload,
-    arrivals_after_answers: Mapping[str, float],
-    slo: Mapping[str, float],
-) -> Latencies:
-    """How long clients would have waited in a replay by time.
-
-    `arrivals_after_answers`: when the requests arrived whose clients waited for an answer before.
-    """
-    return latencies(replayed_steps(timed, workload, arrivals_after_answers), slo)
+def replayed_latencies(run: Replay, slo: Mapping[str, float]) -> Latencies | None:
+    """How long clients would have waited in a replay by time; None: it has no times."""
+    return None if run.timed is None else latencies(replayed_steps(run), slo)
 
 
-def replayed_steps(
-    timed: TimedSteps, workload: Workload, arrivals_after_answers: Mapping[str, float]
-) -> ServedSteps:
+def replayed_steps(run: Replay) -> ServedSteps:
     """The steps of a replay by time, on its clock."""
-    requests = workload.requests
+    timed, requests = run.timed, run.workload.requests
+    assert timed is not None
+    arrivals_after_answers = run.arrivals_after_answers
     arrived = [
         np.nan
         if request.resumed is not None
@@ -249,4 +269,8 @@ def replayed_steps(
             [request.abort_after is None and request.target is None for request in requests], dtype=bool
         ),
     )
-    return ServedSteps(timed.rows, timed.starts_us, timed.ends_us, clients, timed.num_beyond)
+    tokens: BatchRowColumns | TokenRuns | None = timed.rows if isinstance(timed, TimedSteps) else None
+    if isinstance(run.log, SummedLog):
+        tokens = run.log.token_runs()
+    assert tokens is not None
+    return ServedSteps(tokens, timed.starts_us, timed.ends_us, clients, timed.num_beyond)

@@ -93,6 +93,15 @@ class Plan:
             return self.sums[forwards]
         return self.sums[-1] + (forwards - len(self.sums) + 1) * self._last
 
+    def after_each(self, first: int, count: int) -> NDArray[np.int64]:
+        """`after` of `count` numbers of forwards, from `first` on."""
+        known = self.sums[first : first + count]
+        if len(known) == count:
+            return np.array(known, np.int64)
+        numbers = np.arange(max(first, len(self.sums)), first + count)
+        beyond = self.sums[-1] + (numbers - len(self.sums) + 1) * self._last
+        return np.concatenate([np.array(known, np.int64), beyond])
+
     def reaching(self, tokens: int) -> int:
         """The smallest number of decode forwards that emit at least `tokens`."""
         if tokens <= self.sums[-1]:

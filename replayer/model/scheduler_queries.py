@@ -9,7 +9,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import Reserve
 from fdtrace.replayer.model.events import Decision, StepRow
-from fdtrace.replayer.model.request import Request
+from fdtrace.replayer.model.request import Plan, Request
 from fdtrace.replayer.model.roles import num_blocks_asked
 from fdtrace.replayer.model.state import State
 
@@ -174,6 +174,13 @@ class SchedulerQueries:
         from fdtrace.replayer.model.invariants import check  # noqa: PLC0415 - only tests pay for it
 
         check(self._state)
+
+
+def plan_of(scheduler: SchedulerQueries, request_id: str) -> Plan:
+    """The acceptances of a request of the scheduler that arrived with them."""
+    plan = scheduler._state.requests[request_id].plan
+    assert plan is not None, f"the output of {request_id} is not known beforehand"
+    return plan
 
 
 def _snapshot(state: State) -> tuple[Hashable, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class BatchRowColumns:
         return np.stack([np.bincount(self.step, part, num_steps) for part in parts], axis=1)
 
 
-def features_of(rows: list[Any]) -> NDArray[np.float64]:
+def features_of(rows: Sequence[Any]) -> tuple[float, ...]:
     """`FEATURES` of one step, from its `StepRow`s."""
     prefill = prefills = decode = kv = attention = 0.0
     for row in rows:
@@ -53,4 +54,4 @@ def features_of(rows: list[Any]) -> NDArray[np.float64]:
             attention += tokens * (computed + tokens / 2)
         else:
             decode += tokens
-    return np.array([prefill, prefills, decode, kv, attention])
+    return prefill, prefills, decode, kv, attention

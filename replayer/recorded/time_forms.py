@@ -11,7 +11,9 @@ A GPU is nearest to `roofline` or `hinges`, a CPU to `additive`. `time_model.py`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,10 @@ class TimeForm(ABC):
     def us(self, features: Floats) -> Floats:
         """Microseconds of each row of features."""
 
+    def us_of_step(self, features: Sequence[float]) -> float:
+        """Microseconds of one step. A replay asks at each step, so the forms compute it without arrays."""
+        return float(self.us(np.array([features], np.float64))[0])
+
 
 @dataclass(frozen=True, eq=False)
 class SumOfTerms(TimeForm):
@@ -58,6 +64,30 @@ class SumOfTerms(TimeForm):
         durations: Floats = _terms(features, self.columns, self.bends) @ self.factors
         return durations
 
+    @cached_property
+    def _numbers(self) -> tuple[float, list[tuple[float, int]], list[tuple[float, int, float]]]:
+        """The constant; factor and column of each feature; factor, column and bend of each bend. None is 0."""
+        constant, *rest = self.factors.tolist()
+        plain = [(factor, at) for factor, at in zip(rest, self.columns, strict=False) if factor]
+        bent = [
+            (factor, at, bend)
+            for factor, (at, bend) in zip(rest[len(self.columns) :], self.bends, strict=True)
+            if factor
+        ]
+        return constant, plain, bent
+
+    def us_of_step(self, features: Sequence[float]) -> float:
+        """Microseconds of one step."""
+        duration, plain, bent = self._numbers
+        for factor, at in plain:
+            duration += factor * features[at]
+        for factor, at, bend in bent:
+            if bend < 0:
+                duration += factor * (features[at] > 0)
+            elif features[at] > bend:
+                duration += factor * (features[at] - bend)
+        return duration
+
 
 @dataclass(frozen=True, eq=False)
 class Roofline(TimeForm):
@@ -75,6 +105,15 @@ class Roofline(TimeForm):
         """Microseconds of each row of features."""
         memory, compute = _sides(features)
         return np.maximum(memory @ self.memory, compute @ self.compute)
+
+    @cached_property
+    def _numbers(self) -> tuple[float, ...]:
+        return (*self.memory.tolist(), *self.compute.tolist())
+
+    def us_of_step(self, features: Sequence[float]) -> float:
+        """Microseconds of one step."""
+        a, b, c, d, e = self._numbers
+        return max(a + b * features[KV], c + d * (features[P] + features[D]) + e * features[ATTENTION])
 
 
 def _terms(features: Floats, columns: tuple[int, ...], bends: tuple[tuple[int, float], ...]) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,19 @@ class TimeModel:
         """The name of the form."""
         return self.form.name
 
-    def us(self, features: Floats) -> float:
-        """Microseconds of one step."""
-        return float(self.form.us(features.reshape(1, -1))[0])
+    def us(self, features: Sequence[float]) -> float:
+        """Microseconds of one step, from its `FEATURES`."""
+        return self.form.us_of_step(features)
 
-    def beyond(self, features: Floats) -> bool:
+    def beyond(self, features: Sequence[float]) -> bool:
         """Whether a feature of a step is larger than in every fitted step."""
-        return bool((features > np.asarray(self.largest) * 1.02).any())
+        p, n, d, kv, attention = features
+        most_p, most_n, most_d, most_kv, most_attention = self._bounds
+        return p > most_p or n > most_n or d > most_d or kv > most_kv or attention > most_attention
+
+    @cached_property
+    def _bounds(self) -> tuple[float, ...]:
+        return tuple(1.02 * value for value in self.largest)
 
     def as_dict(self) -> dict[str, Any]:
         """The fitted steps and the errors, as values that JSON can hold."""

@@ -37,6 +37,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from fdtrace.recorder.printable import printable
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.history.history import Hang
 from fdtrace.replayer.model.events import Decision, Forward, Lack
@@ -240,7 +241,8 @@ def cause_of(scheduler: AnyScheduler, decision: Decision, stalled: Sequence[str]
         return f"{_asking(scheduler, decision)} ({state})"
     if scheduler.explains:
         return f"{_rule(scheduler, decision, stalled)} ({state})"
-    parts = [f"the budget is {decision.token_budget}"] if decision.token_budget <= 0 else []
+    budget = decision.token_budget
+    parts = [f"the budget is {budget}"] if budget <= 0 and budget != MISSING else []
     if decision.lack is not None:
         parts.append(_lacking(scheduler, decision, decision.lack))
     if stalled:

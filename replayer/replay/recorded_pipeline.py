@@ -35,7 +35,8 @@ class PipelineRun:
     """One replay, and its figures beside its steps."""
 
     run: PipelineReplay
-    figures: PipelineFigures
+    figures: PipelineFigures | None
+    """None: they were not asked for."""
 
 
 class RecordedPipeline:
@@ -49,11 +50,15 @@ class RecordedPipeline:
         self.workload, self.times, self.beginning = workload, times, beginning
         self._sent = {sent.request.request_id: sent.at for sent in beginning.sent}
 
-    def replay(self, formula: Formula, policy: Policy, report: ReportSteps | None = None) -> PipelineRun:
-        """A replay under a formula and a policy."""
+    def replay(
+        self, formula: Formula, policy: Policy, report: ReportSteps | None = None, *, alone: bool = False
+    ) -> PipelineRun:
+        """A replay under a formula and a policy; `alone`: without reasons, and without the figures of times."""
         beginning = self.beginning_of(policy)
-        run = PipelineReplay(self.workload, self.times, beginning, formula, policy, explain=True)
+        run = PipelineReplay(self.workload, self.times, beginning, formula, policy, explain=not alone)
         run.run(report)
+        if alone:
+            return PipelineRun(run, None)
         slower = PipelineReplay(self.workload, self.times.slower(SLOWER), beginning, formula, policy)
         slower.run(report)
         p50, p95 = self._waits(run)

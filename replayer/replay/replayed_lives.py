@@ -15,7 +15,7 @@ from fdtrace.replayer.replay.other_instance import Handed
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.step_log import StepReader
-from fdtrace.replayer.replay.timed_steps import TimedSteps
+from fdtrace.replayer.replay.timed_steps import StepTimes
 from fdtrace.replayer.replay.workload_replay import Replay
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
@@ -31,7 +31,7 @@ class RequestMoments:
     """It came before the scheduling of this step."""
     ended: Mapping[str, int]
     """In this step it ended."""
-    timed: TimedSteps | None = None
+    timed: StepTimes | None = None
     """When the steps began; None: the replay has no times."""
     after_answers: Mapping[str, float] = field(default_factory=dict)
     """When the requests came whose clients waited for an answer."""

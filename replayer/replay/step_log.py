@@ -64,11 +64,11 @@ def figures_of(
     )
 
 
-_SPAN = 5
-"""Numbers of a span: request, first step, end step (or `_OPEN`), tokens emitted by prefills, forwards run
+SPAN = 5
+"""Numbers of a span: request, first step, end step (or `OPEN`), tokens emitted by prefills, forwards run
 before.
 """
-_OPEN = -1
+OPEN = -1
 
 
 class StepLog:
@@ -99,10 +99,13 @@ class StepLog:
         """A request decodes from the next step on."""
         self._begin(request_id, self.num_steps)
 
-    def _begin(self, request_id: str, step: int) -> None:
+    def _begin(self, request_id: str, step: int) -> tuple[int, int, int]:
+        """Begin a span. The number of its request, the tokens that its prefills emitted, its decode forwards before."""
         emitted, forwards = self.scheduler.progress_of(request_id)
+        number = self._numbers[request_id]
         self._open[request_id] = len(self._spans)
-        self._spans.extend((self._numbers[request_id], step, _OPEN, emitted, forwards))
+        self._spans.extend((number, step, OPEN, emitted, forwards))
+        return number, emitted, forwards
 
     def _end(self, request_id: str, step: int) -> None:
         at = self._open.pop(request_id, None)
@@ -139,7 +142,7 @@ class StepLog:
         if self._role == "decode":  # a chunk there is a request that came with its first token
             for request_id, _, _ in decision.chunks:
                 self._open[request_id] = len(self._spans)
-                self._spans.extend((self._numbers[request_id], step, _OPEN, 1, 0))
+                self._spans.extend((self._numbers[request_id], step, OPEN, 1, 0))
         for request_id in forward.finished:
             self._end(request_id, after)
         for request_id in stalled:
@@ -169,9 +172,9 @@ class StepReader:
         self, workload: Workload, chunks: array[int], chunk_ends: array[int], spans: array[int]
     ) -> None:
         self._workload, self._chunks, self._chunk_ends = workload, chunks, chunk_ends
-        self._spans = np.array(spans, dtype=np.int64).reshape(-1, _SPAN)
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, SPAN)
         ends = self._spans[:, 2]
-        ends[ends == _OPEN] = len(chunk_ends) + 1
+        ends[ends == OPEN] = len(chunk_ends) + 1
 
     def __call__(self, step: int) -> list[StepRow]:
         """The requests of a step, by its number: chunks in order of scheduling, then decodes by when they
@@ -221,7 +224,7 @@ class StepReader:
         number, first, end, emitted, forwards = span
         steps = np.arange(first, max(first, min(end, num_steps)))
         config = self._workload.config
-        after = np.array([plan.after(forwards + i) for i in range(len(steps) + 1)], dtype=np.int64)
+        after = plan.after_each(forwards, len(steps) + 1)
         total = self._workload.requests[number].num_prompt_tokens + np.minimum(
             emitted + after[:-1], plan.output
         )

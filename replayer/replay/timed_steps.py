@@ -1,4 +1,4 @@
-"""The steps of a replay by time: the rows of each, when it began, when it ended."""
+"""The steps of a replay by time: when each began, when it ended; and the rows of each, where they are kept."""
 
 from __future__ import annotations
 
@@ -16,16 +16,41 @@ from fdtrace.replayer.workload.workload import Workload
 _FIELDS = 6
 
 
-class TimedSteps:
-    """Computes how long each step takes from its rows, and keeps both."""
+class StepTimes:
+    """Computes how long each step takes from the features of its batch."""
 
-    def __init__(self, model: TimeModel, workload: Workload) -> None:
+    def __init__(self, model: TimeModel) -> None:
         self.model = model
-        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
-        self._rows = array("q")
         self._starts, self._ends = array("d"), array("d")
         self.num_beyond = 0
         """Steps with a feature larger than in every step that the model was fitted from."""
+
+    def add(self, now: float, features: Sequence[float]) -> float:
+        """Add a step that begins at `now` (microseconds), by its `FEATURES`. Returns how long it takes."""
+        duration = self.model.us(features)
+        self.num_beyond += self.model.beyond(features)
+        self._starts.append(now)
+        self._ends.append(now + duration)
+        return duration
+
+    @property
+    def starts_us(self) -> NDArray[np.float64]:
+        """When each step began."""
+        return np.frombuffer(bytes(self._starts), dtype=np.float64)
+
+    @property
+    def ends_us(self) -> NDArray[np.float64]:
+        """When each step ended."""
+        return np.frombuffer(bytes(self._ends), dtype=np.float64)
+
+
+class TimedSteps(StepTimes):
+    """As `StepTimes`, from the rows of each step, which it keeps."""
+
+    def __init__(self, model: TimeModel, workload: Workload) -> None:
+        super().__init__(model)
+        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
+        self._rows = array("q")
 
     def know(self, request_id: str) -> None:
         """Know a request that the workload did not have at first."""
@@ -38,12 +63,7 @@ class TimedSteps:
             number, prefill = self._numbers[row.request_id], row.kind == "prefill"
             figures = (row.num_tokens, row.num_computed_tokens, row.num_accepted_tokens)
             self._rows.extend((step, number, prefill, *figures))
-        features = features_of(list(rows))
-        duration = self.model.us(features)
-        self.num_beyond += self.model.beyond(features)
-        self._starts.append(now)
-        self._ends.append(now + duration)
-        return duration
+        return self.add(now, features_of(rows))
 
     @property
     def rows(self) -> BatchRowColumns:
@@ -51,13 +71,3 @@ class TimedSteps:
         table = np.frombuffer(bytes(self._rows), dtype=np.int64).reshape(-1, _FIELDS)
         step, request, prefill, tokens, computed, accepted = (table[:, i] for i in range(_FIELDS))
         return BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
-
-    @property
-    def starts_us(self) -> NDArray[np.float64]:
-        """When each step began."""
-        return np.frombuffer(bytes(self._starts), dtype=np.float64)
-
-    @property
-    def ends_us(self) -> NDArray[np.float64]:
-        """When each step ended."""
-        return np.frombuffer(bytes(self._ends), dtype=np.float64)

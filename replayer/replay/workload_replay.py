@@ -14,13 +14,15 @@ from fdtrace.replayer.model.events import (
     Forward,
     StepRow,
 )
+from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
 from fdtrace.replayer.replay.other_instance import Handed
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.step_log import StepLog
 from fdtrace.replayer.replay.stepper import Stepper
-from fdtrace.replayer.replay.timed_steps import TimedSteps
+from fdtrace.replayer.replay.summed_log import SummedLog
+from fdtrace.replayer.replay.timed_steps import StepTimes, TimedSteps
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 Progressed = Callable[[int, int], None]
@@ -59,12 +61,20 @@ class Replay:
         *,
         explain: bool = False,
         min_steps: int = 0,
+        sums: bool = True,
     ) -> None:
+        """`explain`: the model's decisions carry their reasons. `min_steps`: it does not end before so many steps.
+        `sums`: where the model schedules by time, a step's batch is summed up as it changes; without, from its rows.
+        """
         self.workload = workload
         self.scheduler = scheduler_by(workload.config, by, policy, explain=explain)
-        self.log: StepLog | RowLog = (RowLog if self.scheduler.keeps_rows else StepLog)(
-            self.scheduler, workload
-        )
+        model = workload.clock.model
+        sums = sums and model is not None and workload.config.role == "mixed"
+        self.log: StepLog | RowLog
+        if sums and isinstance(self.scheduler, Scheduler):
+            self.log = SummedLog(self.scheduler, workload)
+        else:
+            self.log = (RowLog if self.scheduler.keeps_rows else StepLog)(self.scheduler, workload)
         self.min_steps = min_steps
         self.hang: Hang | None = None
         self.cut: Cut | None = None
@@ -73,8 +83,9 @@ class Replay:
         self._clock = 0.0
         """Steps so far; microseconds if requests arrive by time."""
         self._durations = workload.clock.durations
-        model = workload.clock.model
-        self.timed = None if model is None else TimedSteps(model, workload)
+        self.timed: StepTimes | None = None
+        if model is not None:
+            self.timed = StepTimes(model) if isinstance(self.log, SummedLog) else TimedSteps(model, workload)
         """By time, with a time model: when each step began and ended."""
         self.arrived_before: dict[str, int] = {}
         """The entry of the step before which each request came."""
@@ -87,10 +98,12 @@ class Replay:
         self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
 
     def take(self, request: WorkRequest) -> None:
-        """Add a request, which arrives no earlier than all others. A router sends requests to a rank in this way."""
+        """Add a request, which arrives no earlier than all others. A router sends requests to a rank in this way. Only
+        without `sums`.
+        """
         self._stepper.take(request)
         self.log.know(request.request_id)
-        if self.timed is not None:
+        if isinstance(self.timed, TimedSteps):
             self.timed.know(request.request_id)
         if request.target is None:
             self._to_finish += 1
@@ -147,7 +160,7 @@ class Replay:
         if stepper.handed.moved:
             self.handed.append((self.log.num_steps, stepper.handed))
         held_back = scheduler.num_held_back(decision)
-        rows = () if self.timed is None else scheduler.rows(decision)
+        rows = scheduler.rows(decision) if isinstance(self.timed, TimedSteps) else ()
         forward = stepper.run(self._clock, self._number(), decision)
         if stepper.ended:
             self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
@@ -156,16 +169,18 @@ class Replay:
         counted = self.log.record(decision, forward, refused)
         self.after_call(decision, forward, counted)
         if counted:
-            self._clock += self._duration(forward, rows)
+            self._clock += self._duration(decision, forward, rows)
         stepper.answered(self._clock)
         return self._goes_on(decision, forward)
 
     def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
         """Called after each call and its forward, for subclasses."""
 
-    def _duration(self, forward: Forward, rows: Sequence[StepRow]) -> float:
-        if self.timed is not None:
+    def _duration(self, decision: Decision, forward: Forward, rows: Sequence[StepRow]) -> float:
+        if isinstance(self.timed, TimedSteps):
             return self.timed.take(self._clock, rows)
+        if self.timed is not None and isinstance(self.log, SummedLog):
+            return self.timed.add(self._clock, self.log.features(decision, forward))
         if self._durations is None:
             return 1.0
         return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)

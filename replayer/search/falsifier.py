@@ -1,7 +1,7 @@
 """The search itself: draws cases, runs them, keeps those that come nearest to a fault, and changes them.
 
-The i-th run of a seed depends on nothing but the seed, i, and the nearest cases so far. So a search can be saved and
-taken up again, and two searches with one seed are the same.
+The i-th run of a seed depends on nothing but the seed, i, and the nearest cases before its batch. So two searches with
+one seed are the same, a search can be saved and taken up again, and processes can share the runs of a batch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ MOST_KEPT = 12
 """Cases kept for each kind of fault."""
 SHARE_FRESH = 0.5
 """Share of the runs that draw a new case, where cases to change are kept."""
+SIZES = ("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len")
+BATCH = 64
+"""Runs whose cases are drawn at once."""
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What one run of a case showed, and the sizes of the case."""
+
+    probed: Probed
+    sizes: Mapping[str, int]
+    speculation: bool
 
 
 @dataclass
@@ -46,19 +58,16 @@ class Covered:
     """Size -> the least and the largest that was run."""
     nearest: dict[FaultKind, float] = field(default_factory=dict)
 
-    def count(self, workload: Workload, probed: Probed) -> None:
+    def count(self, outcome: CaseOutcome) -> None:
         """Count one run."""
-        config = workload.config
+        probed = outcome.probed
         self.num_runs += 1
         self.num_steps += probed.num_steps
         self.num_cut += probed.cut
-        self.with_drafts += config.speculation
+        self.with_drafts += outcome.speculation
         self.with_preemptions += probed.num_preemptions > 0
         self.out_of_blocks += probed.least_free_blocks == 0
-        names = ("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len")
-        values = {name: getattr(config, name) for name in names}
-        values["requests"], values["K"] = len(workload.requests), config.num_draft_tokens
-        for name, value in values.items():
+        for name, value in outcome.sizes.items():
             least, largest = self.sizes.get(name, (value, value))
             self.sizes[name] = (min(least, value), max(largest, value))
         for kind, nearness in probed.near.items():
@@ -122,6 +131,17 @@ class SearchTarget:
             probed.finding = None
         return probed
 
+    def outcome(self, case: Mapping[str, Any]) -> CaseOutcome | None:
+        """What a run of a case shows; None: it is refused, or nobody would serve it."""
+        workload = self.workload(case)
+        probed = None if workload is None else self.run(workload)
+        if workload is None or probed is None:
+            return None
+        config = workload.config
+        sizes = {name: getattr(config, name) for name in SIZES}
+        sizes["requests"], sizes["K"] = len(workload.requests), config.num_draft_tokens
+        return CaseOutcome(probed, sizes, config.speculation)
+
     def shows(self, case: Mapping[str, Any]) -> Finding | None:
         """The first fault that a case shows; None: it shows none, or nobody would serve it."""
         workload = self.workload(case)
@@ -154,8 +174,16 @@ class FoundCase:
     finding: Finding
 
 
+Kept = dict[FaultKind, list[tuple[float, SearchCase]]]
+"""The cases that came nearest to each kind of fault, the nearest first."""
+
+
 class Falsifier:
-    """One search. `step` runs one case; `state` is all that a later search needs to go on."""
+    """One search. `step` runs one case; `state` is all that a later search needs to go on.
+
+    To share the runs among processes, take cases from `draw`, run each by `SearchTarget.outcome`, and give the outcomes
+    to `take` in the order of the cases.
+    """
 
     def __init__(
         self, target: SearchTarget, space: SearchSpace, chance_of: Callable[[int], Chance], first_run: int = 0
@@ -163,34 +191,46 @@ class Falsifier:
         self.target, self.space = target, space
         self.covered = Covered()
         self.next_run = first_run
+        """The number of the next run whose outcome is to be taken."""
         self._chance_of = chance_of
-        self._kept: dict[FaultKind, list[tuple[float, SearchCase]]] = {}
+        self._kept: Kept = {}
+        self._before: Kept = {}
+        """The kept cases before this batch: its cases are drawn from them."""
 
     def step(self) -> FoundCase | None:
         """Draw or change one case, and run it. The case, if it shows a fault."""
-        chance = self._chance_of(self.next_run)
-        self.next_run += 1
-        case = self._next_case(chance)
-        workload = self.target.workload(case)
-        if workload is None:
-            self.covered.num_refused += 1
-            return None
-        probed = self.target.run(workload)
-        if probed is None:
-            self.covered.num_refused += 1
-            return None
-        self.covered.count(workload, probed)
-        if probed.finding is not None:
-            return FoundCase(case, probed.finding)
-        self._keep(case, probed)
-        return None
+        case = self.case_of(self.next_run)
+        return self.take(case, self.target.outcome(case))
 
-    def _next_case(self, chance: Chance) -> SearchCase:
-        kinds = [kind for kind in self.target.kinds if self._kept.get(kind)]
+    def draw(self) -> list[SearchCase]:
+        """The cases of this batch whose outcomes have not been taken."""
+        end = (self.next_run // BATCH + 1) * BATCH
+        return [self.case_of(run) for run in range(self.next_run, end)]
+
+    def case_of(self, run: int) -> SearchCase:
+        """The case of a run of this batch."""
+        chance = self._chance_of(run)
+        kinds = [kind for kind in self.target.kinds if self._before.get(kind)]
         if not kinds or chance.random() < SHARE_FRESH:
             return drawn_case(chance, self.space)
-        _, case = chance.choice(self._kept[chance.choice(kinds)])
+        _, case = chance.choice(self._before[chance.choice(kinds)])
         return mutated_case(chance, case, self.space)
+
+    def take(self, case: SearchCase, outcome: CaseOutcome | None) -> FoundCase | None:
+        """Count the outcome of the next run (None: the case was refused). The case, if it shows a fault."""
+        self.next_run += 1
+        found = None
+        if outcome is None:
+            self.covered.num_refused += 1
+        else:
+            self.covered.count(outcome)
+            if outcome.probed.finding is not None:
+                found = FoundCase(case, outcome.probed.finding)
+            else:
+                self._keep(case, outcome.probed)
+        if self.next_run % BATCH == 0:
+            self._before = {kind: list(entries) for kind, entries in self._kept.items()}
+        return found
 
     def _keep(self, case: SearchCase, probed: Probed) -> None:
         for kind in self.target.kinds:
@@ -203,23 +243,24 @@ class Falsifier:
 
     def state(self) -> dict[str, Any]:
         """The number of the next run and the kept cases, ready for JSON."""
-        return {
-            "next_run": self.next_run,
-            "kept": {
-                kind: [[nearness, case] for nearness, case in kept] for kind, kept in self._kept.items()
-            },
-        }
+        return {"next_run": self.next_run, "kept": _plain(self._kept), "before": _plain(self._before)}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`. UsageError if it is none."""
         try:
             self.next_run = int(state["next_run"])
-            kept: Mapping[FaultKind, Sequence[Sequence[Any]]] = state["kept"]
-            self._kept = {
-                kind: [(float(nearness), dict(case)) for nearness, case in entries]
-                for kind, entries in kept.items()
-            }
-        except (KeyError, TypeError, ValueError):
+            self._kept, self._before = _kept_of(state["kept"]), _kept_of(state["before"])
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise UsageError(
                 "this is no state of a search", why="it lacks the number of the next run, or the kept cases"
             ) from None
+
+
+def _plain(kept: Kept) -> dict[str, list[list[Any]]]:
+    return {kind: [[nearness, case] for nearness, case in entries] for kind, entries in kept.items()}
+
+
+def _kept_of(plain: Mapping[FaultKind, Sequence[Sequence[Any]]]) -> Kept:
+    return {
+        kind: [(float(nearness), dict(case)) for nearness, case in entries] for kind, entries in plain.items()
+    }

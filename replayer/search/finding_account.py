@@ -14,24 +14,20 @@ from fdtrace.replayer.formulas.worked_example import budget_and_charge, spelled_
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.simulation import Simulation, Step
 from fdtrace.replayer.search.findings import Finding
+from fdtrace.replayer.search.watched_formula import WatchedFormula
 from fdtrace.replayer.workload.from_case import workload_from_case
 
 MOST_ROWS = 8
 
 
-class _Seen(Formula):
+class _Seen(WatchedFormula):
     """A formula that remembers the variables of its last call."""
 
-    def __init__(self, inner: Formula) -> None:
-        self.inner, self.name, self.text, self.policy = inner, inner.name, inner.text, inner.policy
-        self.last: Variables | None = None
+    last: Variables | None = None
 
     def budget(self, v: Variables) -> int:
         self.last = replace(v)
-        return self.inner.budget(v)
-
-    def charge(self, v: Variables) -> int:
-        return self.inner.charge(v)
+        return super().budget(v)
 
 
 def account_lines(case: Mapping[str, Any], finding: Finding, formula: Formula, policy: Policy) -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import ORIGINAL, Policy
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.formulas.variables import Variables
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.simulation import Simulation, Step
 from fdtrace.replayer.search.findings import FaultBounds, FaultKind, Finding
+from fdtrace.replayer.search.watched_formula import WatchedFormula
 from fdtrace.replayer.workload.workload import Workload
 
 BOUNDS = FaultBounds()
@@ -66,21 +66,12 @@ def probe(
     return _Probe(workload, by, policy, kinds, bounds).run(max_steps or workload.max_steps)
 
 
-class _Computed(Formula):
+class _Computed(WatchedFormula):
     """A formula that fails as a scheduler does where it cannot be computed: an engine's call would raise there."""
 
-    def __init__(self, inner: Formula) -> None:
-        self.inner, self.name, self.text, self.policy = inner, inner.name, inner.text, inner.policy
-
-    def budget(self, v: Variables) -> int:
+    def compute(self, ask: Callable[[], int]) -> int:
         try:
-            return self.inner.budget(v)
-        except UsageError as error:
-            raise SchedulerFailed(error.what) from None
-
-    def charge(self, v: Variables) -> int:
-        try:
-            return self.inner.charge(v)
+            return ask()
         except UsageError as error:
             raise SchedulerFailed(error.what) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from fdtrace.recorder.errors import UsageError
 
 MOST_VALUES, MOST_VARIANTS = 1000, 20_000
+NOT_KNOWN, LEAST_VIOLATION = 1e9, 1e-6
+"""How far a figure that is not known is from keeping a condition; what a figure at a bound it may not reach adds."""
 FIGURES: Mapping[str, str] = {
     "exceeded": "steps over the limit",
     "max_excess": "tokens over it, at most",
@@ -30,6 +33,9 @@ FIGURES: Mapping[str, str] = {
     "goodput_per_s": "requests a second within every objective of --slo",
 }  # fmt: skip
 """Figure of a result -> its meaning. Times and rates are known of a trace alone."""
+
+LARGER_IS_BETTER = ("budget_use", "output_tokens_per_s", "requests_per_s", "goodput_per_s")
+"""Figures of which more is better; of all others, less is."""
 
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::([x+]?)({_NUMBER}))?\Z")
@@ -92,15 +98,19 @@ def _value(text: str) -> SweepValue:
     return _number(text) if re.fullmatch(_NUMBER, text) else text
 
 
-def grid_of(varied: Sequence[VariedSetting]) -> list[dict[str, SweepValue]]:
-    """Every combination, in order. UsageError if a setting is given twice, or there are too many."""
+def combination_count(varied: Sequence[VariedSetting]) -> int:
+    """How many combinations there are. UsageError if a setting is given twice."""
     names = [setting.name for setting in varied]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--vary {name} is given twice")
-    count = 1
-    for setting in varied:
-        count *= len(setting.values)
+    return math.prod(len(setting.values) for setting in varied)
+
+
+def grid_of(varied: Sequence[VariedSetting]) -> list[dict[str, SweepValue]]:
+    """Every combination, in order. UsageError if a setting is given twice, or there are too many."""
+    names = [setting.name for setting in varied]
+    count = combination_count(varied)
     if count > MOST_VARIANTS:
         raise UsageError(
             f"these are {count:,} variants", why=f"at most {MOST_VARIANTS:,} are run", hint="larger steps"
@@ -148,6 +158,13 @@ class SweepCondition:
         """Whether a result keeps it."""
         value = row.get(self.figure)
         return isinstance(value, (int, float)) and _COMPARE[self.sign](value, self.bound)
+
+    def violation(self, row: SweepRow) -> float:
+        """How far a result is from keeping it; 0: it keeps it."""
+        if self.holds(row):
+            return 0.0
+        value = row.get(self.figure)
+        return NOT_KNOWN if not isinstance(value, (int, float)) else abs(value - self.bound) + LEAST_VIOLATION
 
 
 def parse_conditions(text: str | None) -> list[SweepCondition]:

@@ -199,6 +199,8 @@ def _drawn(request_id: str, forward: int, position: int) -> float:
 
 
 def _with_blocks(request: WorkRequest, before: SchedulerConfig, config: SchedulerConfig) -> WorkRequest:
+    if not config.prefix_caching and request.block_key is None and config.block_size == before.block_size:
+        return request
     if not config.prefix_caching:
         key: BlockKey | None = None
     elif request.block_key is None:

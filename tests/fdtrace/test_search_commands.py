@@ -82,6 +82,26 @@ def test_a_search_goes_on_from_its_state(tmp_path: Path, capsys: Captured) -> No
     assert "state of another search" in capsys.readouterr().err
 
 
+def test_any_number_of_processes_finds_the_same_of_a_formula_in_a_file(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fdtrace.replayer import Formula\n\n\nclass Mine(Formula):\n    name = 'mine'\n\n"
+        "    def budget(self, v):\n        return v.max_num_batched_tokens - v.num_running_decodes\n"
+    )
+    options = ["falsify", "-f", f"{file}:Mine", "--find", "exceeded", "--all", "--runs", "700", "--json"]
+    told = []
+    for jobs in ("1", "2"):
+        assert main([*options, "--jobs", jobs]) == 1
+        result = json.loads(capsys.readouterr().out)
+        told.append(([fault["case"] for fault in result["found"]], result["covered"]))
+    assert told[0] == told[1]
+    assert told[0][1]["num_runs"] + told[0][1]["num_refused"] == 700
+    assert main([*options, "--jobs", "0"]) == 2
+    assert "--jobs is 0" in capsys.readouterr().err
+
+
 def test_all_tells_each_cause_once(capsys: Captured) -> None:
     assert main(["falsify", "-f", "pr7499", "--find", "hang,fails", "--runs", "3000", "--all", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["found"]
@@ -117,6 +137,7 @@ def test_a_trace_shrinks(trace: Path, tmp_path: Path, capsys: Captured) -> None:
     [
         (["falsify"], "no formula to search"),
         (["falsify", "-f", "original", "-w", "x: formula=exact, max_num_seqs=3"], "both -f and -w"),
+        (["falsify", "-f", "vllm_static"], "cannot be used with the model of FastDeploy's scheduler"),
         (["falsify", "-f", "original", "--seconds", "0"], "--seconds is 0"),
         (["falsify", "-f", "original", "--runs", "0"], "--runs is 0"),
         (["falsify", "-f", "original", "--find", "x"], "there is no fault 'x'"),

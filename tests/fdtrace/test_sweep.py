@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_what_a_server_refuses_is_no_result(case: str, capsys: Captured) -> None
     assert main(["sweep", case, *vary]) == 0
     said = capsys.readouterr().out
     assert "1 allowed, 1 refused" in said
-    assert "the best by steps: --max-num-batched-tokens 64" in said
+    assert "recommend (the best by steps): --max-num-batched-tokens 64" in said
+    assert "max_num_batched_tokens=8: refused, FastDeploy would not start" in said
 
 
 def test_results_are_a_table_of_a_file(case: str, tmp_path: Path, capsys: Captured) -> None:
@@ -137,6 +139,15 @@ def test_results_are_a_table_of_a_file(case: str, tmp_path: Path, capsys: Captur
     assert [row[0] for row in rows] == [2, 4]
     assert [row[2] for row in rows] == [True, True]
     assert sum(row[3] for row in rows) == 1
+    capsys.readouterr()
+    query = "SELECT max_num_seqs, best FROM sweep ORDER BY 1"
+    assert main(["sql", str(out), query, "--format", "json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["max_num_seqs"] for line in lines] == [2, 4]
+    assert main(["sql", str(out), "FROM step"]) == 2
+    assert "sweep" in capsys.readouterr().err
+    assert main(["info", str(out)]) == 3
+    assert "is no trace" in capsys.readouterr().err
     assert main(options) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -163,4 +174,73 @@ def test_two_goals_are_drawn(case: str, capsys: Captured) -> None:
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert "steps to the right, peak_tokens upwards" in said
-    assert "the best by steps: --max-num-seqs" in said
+    assert "recommend (the best by steps): --max-num-seqs" in said
+
+
+def test_a_recommendation_says_what_it_costs_and_what_decided(case: str, capsys: Captured) -> None:
+    vary = ["--vary", "max_num_seqs=2,4,8", "--vary", "max_num_batched_tokens=64,128", "-f", "exact"]
+    code, result = swept(capsys, case, *vary, "--subject-to", "exceeded = 0", "--jobs", "1")
+    assert code == 0
+    told = result["recommend"]
+    assert told["flags"] == "--max-num-seqs 8 --max-num-batched-tokens 128"
+    assert (told["recorded"]["max_num_seqs"], told["recorded"]["max_num_batched_tokens"]) == (8, 64)
+    assert told["recorded"]["steps"] > told["best"]["steps"]
+    assert "peak_tokens" in told["costs"]
+    assert "steps" not in told["costs"]
+    assert told["time_model"] is None
+    beside = {(neighbour["setting"], neighbour["value"]): neighbour for neighbour in told["neighbours"]}
+    assert set(beside) == {("max_num_seqs", 4), ("max_num_batched_tokens", 64)}
+    parting = beside["max_num_seqs", 4]["parting"]
+    assert parting["not_admitted"][1] == "slots"
+    assert {name: values for name, *values in parting["differing"]}["num_running"][1] == 4
+    assert main(["sweep", case, *vary, "--jobs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert f"they part at step {parting['step']}" in said
+    assert "max_num_seqs=4: no more is admitted: all sequences are taken" in said
+    assert "recorded settings: --max-num-seqs 8 --max-num-batched-tokens 64" in said
+
+
+GRID = ["--vary", "max_num_seqs=1:8", "--vary", "max_num_batched_tokens=48:240:+8", "-f", "exact"]
+GUIDED = [*GRID, "--runs", "40", "--goal", "min steps", "--subject-to", "exceeded = 0 and peak_tokens <= 160"]
+
+
+def test_a_large_grid_is_searched_and_the_same_seed_chooses_the_same(case: str, capsys: Captured) -> None:
+    code, found = swept(capsys, case, *GUIDED, "--jobs", "1")
+    assert code == 0
+    assert len(found["rows"]) == len({tuple(row.values())[:2] for row in found["rows"]}) == 40
+    assert swept(capsys, case, *GUIDED, "--jobs", "2") == (code, found)
+    _, whole = swept(
+        capsys, case, *GRID, "--subject-to", "exceeded = 0 and peak_tokens <= 160", "--jobs", "1"
+    )
+    assert len(whole["rows"]) == 200
+    assert found["best"][0]["steps"] == whole["best"][0]["steps"]
+    _, other = swept(capsys, case, *GUIDED, "--jobs", "1", "--seed", "3")
+    assert other["rows"] != found["rows"]
+
+
+def test_a_search_that_was_cut_off_goes_on(case: str, tmp_path: Path, capsys: Captured) -> None:
+    state = tmp_path / "state.jsonl"
+    options = [*GUIDED, "--jobs", "1"]
+    _, whole = swept(capsys, case, *options, "--state", str(state))
+    lines = state.read_text().splitlines(keepends=True)
+    assert len(lines) == 41
+    state.write_text("".join(lines[:20]) + lines[20][:9])
+    _, again = swept(capsys, case, *options, "--state", str(state))
+    assert again == whole
+    kept = state.read_text().splitlines()
+    assert len(kept) == 42, "the line that was cut off, and all results"
+    assert swept(capsys, case, *options, "--state", str(state))[1] == whole
+    assert state.read_text().splitlines() == kept, "nothing is computed again"
+    _, grid = swept(capsys, case, "--vary", "max_num_seqs=2,4", "-f", "exact", "--jobs", "1")
+    options = ["--vary", "max_num_seqs=2,4", "-f", "exact", "--jobs", "1", "--state", str(state)]
+    assert swept(capsys, case, *options)[1] == grid
+    assert main(["sweep", case, *options, "--policy", "release_2_6"]) == 2
+    assert "state of another sweep" in capsys.readouterr().err
+
+
+def test_without_optuna_a_large_grid_is_refused(
+    case: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["sweep", case, *GUIDED]) == 2
+    assert "fdtrace[search]" in capsys.readouterr().err

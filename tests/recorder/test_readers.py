@@ -95,7 +95,7 @@ def test_a_trace_that_is_replaced_while_it_is_opened_is_read_in_one_state(
 ) -> None:
     """Its parts and its own tables are of one state: else events name requests that are in neither."""
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
-    attach, attached = file._attached, []
+    attach, attached = file.attached, []
     with collected(trace) as (session, supervisor):
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
         pump(supervisor, has_steps(trace))
@@ -107,7 +107,7 @@ def test_a_trace_that_is_replaced_while_it_is_opened_is_read_in_one_state(
                 pump(supervisor, lambda: path.stat().st_ino != attached[-1])
             return attach(path, *arguments)
 
-        monkeypatch.setattr(file, "_attached", attach_late)
+        monkeypatch.setattr(file, "attached", attach_late)
         with open_trace(trace) as opened:
             unknown = "SELECT count(*) AS n FROM event WHERE request NOT IN (SELECT request FROM request)"
             assert opened.rows(unknown) == [{"n": 0}]

@@ -83,6 +83,18 @@ def test_a_known_fault_is_found_and_shrunk(
     assert account_lines(small.best, small.finding, target.formula, target.policy)
 
 
+def test_a_formula_is_searched_with_all_its_rules() -> None:
+    """A cap of 7 tokens a chunk: a request of 70 tokens takes 10 steps to its first token."""
+    sizes = {"max_num_batched_tokens": 64, "max_num_seqs": 2, "block_size": 16, "max_model_len": 128}
+    case = {**sizes, "num_blocks": 20, "requests": [{"id": "r0", "prompt": 70, "output": 1}]}
+    capped = parse_formula("capped: max_num_batched_tokens; chunk_cap 7")
+    probed = probe(workload_from_case(case), capped, ORIGINAL, ("exceeded",))
+    assert (probed.num_steps, probed.peak_tokens) == (10, 7)
+    assert probe(workload_from_case(case), BUILTIN["original"], ORIGINAL, ("exceeded",)).peak_tokens == 64
+    found = Finding("exceeded", 2, "")
+    assert "chunks: r0 14 to 21" in account_lines(case, found, capped, ORIGINAL)
+
+
 def test_what_is_not_there_is_not_found() -> None:
     """The budget of #7623 subtracts what the decodes run, and FastDeploy's check leaves room for all of them."""
     target = target_of("pr7623", "exceeded")
