@@ -36,8 +36,9 @@ class CallOutcome:
     """What one call of `schedule()` had decided when it was about to return. It is read under the lock."""
 
     def __init__(self, manager: Any, names: dict[str, Any], num_preallocated: int) -> None:
-        self.names, self.preallocated = names, num_preallocated
+        self.preallocated = num_preallocated
         self.left = names.get("token_budget")
+        self.budget = config.budget(manager.config, names)
         self.running, self.waiting = len(manager.running), len(manager.waiting)
         self.free = len(manager.cache_manager.gpu_free_block_list)
         skipped = names.get("skip_requests")
@@ -45,16 +46,16 @@ class CallOutcome:
         self.reason, self.missing, self.head = "", -1, ""
         if self.waiting:
             self.head = manager.waiting[0].request_id
-            self.reason, self.missing = self._not_admitted(manager)
+            self.reason, self.missing = self._not_admitted(manager, names)
         ratio = getattr(manager, "new_token_ratio", None)
         if ratio is not None:
             self.reservation, self.flags = int(ratio * 1e6), wire.RATIO
         else:
             self.reservation, self.flags = getattr(manager, "current_reserve_output_block_num", -1), 0
 
-    def _not_admitted(self, manager: Any) -> tuple[str, int]:
+    def _not_admitted(self, manager: Any, names: dict[str, Any]) -> tuple[str, int]:
         """Why the head of the waiting queue stayed, and how many blocks it lacked (-1: blocks were not the reason)."""
-        names, left = self.names, self.left
+        left = self.left
         if names.get("preempted_reqs"):
             reason = "preemption"
         elif names.get("chunk_prefill_in_running_not_satisfied"):
@@ -67,15 +68,15 @@ class CallOutcome:
             reason = "slots"
         else:
             reason = "blocks" if names.get("request") is manager.waiting[0] else "other"
-        return reason, self._missing() if reason == "blocks" else -1
+        return reason, self._missing(names) if reason == "blocks" else -1
 
     def _slots_taken(self, manager: Any) -> int:
         queued = sum(1 for request in manager.waiting if request.status.name == "PREEMPTED")
         leaving = len(manager.to_be_rescheduled_request_id_set) + len(manager.to_be_aborted_req_id_set)
         return self.running + leaving + queued
 
-    def _missing(self) -> int:
-        needed = self.names.get("can_schedule_block_num_threshold")
+    def _missing(self, names: dict[str, Any]) -> int:
+        needed = names.get("can_schedule_block_num_threshold")
         return max(needed - self.free, -1) if isinstance(needed, int) and needed > self.free else -1
 
 
@@ -166,9 +167,12 @@ class FastDeployAdapter:
         elif manager is not self.manager:
             return None
         self.order.watch(manager)
+        if self.seen is not None:  # the last call raised an error after it had decided: its number is used
+            self.seen = None
+            self.call += 1
         self.order.call = self.call + 1
         self.writer.boundary()
-        self.seen, self.scheduling = None, True
+        self.scheduling = True
         self.freed.clear()
         return time.time_ns(), time.perf_counter_ns()
 
@@ -182,8 +186,13 @@ class FastDeployAdapter:
         if self.scheduling and self.seen is None and manager is self.manager:
             caller = sys._getframe(2)  # this method, its wrapper, then their caller
             if caller.f_code.co_name == "schedule":
-                self.seen = CallOutcome(manager, dict(caller.f_locals), len(self.order.roles.preallocated))
-                self.order.names = self.seen.names
+                names = caller.f_locals
+                self.seen = CallOutcome(manager, names, len(self.order.roles.preallocated))
+                if self.order.begun:
+                    try:
+                        self.order.decided(manager, names)
+                    except Exception as error:
+                        self.order.fail(error)
 
     def before_free(self, manager: Any, args: Any, kwargs: Any) -> None:
         if self.scheduling:
@@ -266,7 +275,7 @@ class FastDeployAdapter:
     def _figures(
         self, manager: Any, seen: CallOutcome, counts: TasksOfCall, prefilling: int
     ) -> wire.CallFigures:
-        start, reserved, decodes = config.budget(manager.config, seen.names)
+        start, reserved, decodes = seen.budget
         counted = -1
         if seen.left is not None and start is not None:
             charged = start - seen.left - counts.chunk_tokens

@@ -50,7 +50,6 @@ class FastDeployOrder:
             "recycle_abort_task": self._about_to_recycle,
         }
         self.ending: dict[str, Callable[[Any, Any], None]] = {
-            "schedule": self._schedule_ends,
             "add_request": self._added,
             "add_abort_req_ids": self._abort_wanted,
             "reschedule_preempt_task": self._rescheduled,
@@ -69,8 +68,6 @@ class FastDeployOrder:
         self.call = self.next_call = 0
         """Numbers of the call under way (if it finds or does something), and of the call after it."""
         self.ts = 0
-        self.names: dict[str, Any] | None = None
-        """The local variables of the call under way, when it is about to return."""
         self.running: dict[str, Any] = {}
         """The running queue as a reader of the frames knows it."""
         self.computed = array("H")
@@ -99,6 +96,7 @@ class FastDeployOrder:
         """Put the lock back in its place."""
         manager, stand_in = self.manager, self.stand_in
         self.manager = self.stand_in = None
+        self.begun = False
         if stand_in is not None:
             stand_in.order = None
             if manager.lock is stand_in:
@@ -135,7 +133,14 @@ class FastDeployOrder:
 
     def entered(self, frame: FrameType) -> None:
         """A section of the lock begins, in the function of `frame`."""
-        handler = self.entering.get(frame.f_code.co_name)
+        name = frame.f_code.co_name
+        if name == "schedule" and self.begun and not self.fresh:
+            # Most calls. This cannot fail and writes nothing, so it needs no guard.
+            self.ts = time.time_ns()
+            self.needed_blocks, self.started = [], []
+            self.freed_tokens.clear()
+            return
+        handler = self.entering.get(name)
         if handler is not None:
             self._guarded(handler, frame)
 
@@ -155,12 +160,16 @@ class FastDeployOrder:
                 if agent.on and self.manager is not None:
                     handler(self.manager, frame)
         except Exception as error:
-            self.failed = True
-            self.end()
             with agent.lock:
-                if agent.on and agent.writer is not None:  # the recording goes on without the order
-                    why = "order of calls: %s: %s" % (type(error).__name__, error)
-                    agent.writer.event("lost", reason=why[:500])
+                self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """The recording goes on without the order. The caller holds the agent's lock."""
+        self.failed = True
+        self.end()
+        if self.agent.on and self.agent.writer is not None:
+            why = "order of calls: %s: %s" % (type(error).__name__, error)
+            self.agent.writer.event("lost", reason=why[:500])
 
     # Sections of `schedule()` -----------------------------------------------------------------------------------
 
@@ -176,8 +185,10 @@ class FastDeployOrder:
         for request_id in self.started:
             del fresh[request_id]
 
-    def _schedule_ends(self, manager: Any, frame: FrameType) -> None:
-        names, self.names = self.names or frame.f_locals, None
+    def decided(self, manager: Any, names: dict[str, Any]) -> None:
+        """`schedule()` is about to return, which ends its section. `names` are its local variables. The caller holds
+        the agent's lock, and calls this if a state was `begun`.
+        """
         tasks, errors = names["scheduled_reqs"], names.get("error_reqs", ())
         skipped = names.get("skip_requests", ())
         running = manager.running

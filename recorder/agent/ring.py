@@ -137,9 +137,16 @@ class RingWriter:
 
         Raises OSError if somebody has cut the file.
         """
-        # Every frame comes here: no property, and no call that is needed once a millisecond only.
-        if monotonic() >= self.next_check:
-            self._check_length()
+        # Every frame comes here: `_check_length` is written out, since with cold caches each function takes time.
+        now = monotonic()
+        if now >= self.next_check:
+            self.next_check = now + CHECK_EVERY
+            try:
+                size = self.ring.size()
+            except OSError:  # as in `is_whole`
+                size = self.length
+            if size < self.length:
+                self._check_length()
         at = self.offset + 8
         if at + length + 8 > self.end:
             if length > self.segment_size - SEGMENT_HEAD - 16:

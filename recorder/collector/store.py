@@ -8,6 +8,7 @@ collector's state. It is renamed to the trace's path. That rename commits both.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,8 @@ class Store:
         self.views: Views | None = None
         self.published = identity_of(path)
         """The identity of our file at `path`. No other file is replaced."""
+        self.committed: str | None = None
+        """The state that was published last; None: not known."""
         self._connect()
         committed_names = {name for levels in self.parts.values() for level in levels for name in level}
         for file in self.directory.glob("*.parquet"):
@@ -100,12 +103,11 @@ class Store:
         if not rows:
             return
         part = self._new_part(table.name)
-        self.db.register("decoded", columns)
+        decoded = columns  # noqa: F841  DuckDB finds it in this frame; to register a view of it would take longer
         with removed_on_failure(part):
             self.db.execute(
                 f"COPY (SELECT {values(table, columns)} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)"
             )
-        self.db.unregister("decoded")
         self.parts[table.name][0].append(part.name)
 
     def compact(self) -> None:
@@ -129,16 +131,20 @@ class Store:
                 break
 
     def publish(self, small: dict[str, ColumnArrays], state: dict[str, Any]) -> None:
-        """Commit the parts so far, the small tables (`views.SMALL`) and the state.
+        """Commit the parts so far, the small tables (`views.SMALL`) and the state. If all are as they were, nothing is
+        written: a recording of an idle engine costs nothing.
 
         Raises:
             TraceError: somebody has put another file at `path`.
         """
         self.views = self.views or Views(self.db, self.directory / "views.duckdb")
-        state = dict(state, parts=self.parts, serial=self.serial)
-        fresh = self.directory / "next.duckdb"
-        self.views.copy(small, {table.name: self._source(table) for table in PARTED}, state, fresh)
-        self.put(fresh)
+        text = json.dumps(dict(state, parts=self.parts, serial=self.serial))
+        if text != self.committed or self.published != identity_of(self.path) or self.views.differs(small):
+            self.committed = None
+            fresh = self.directory / "next.duckdb"
+            self.views.copy(small, {table.name: self._source(table) for table in PARTED}, text, fresh)
+            self.put(fresh)
+            self.committed = text
         self.retired.sweep()
 
     def put(self, fresh: Path) -> None:

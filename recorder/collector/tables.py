@@ -6,6 +6,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire
 from fdtrace.recorder.collector.order_decoder import DID
@@ -24,9 +25,8 @@ def create(db: duckdb.DuckDBPyConnection, name: str, table: Table) -> None:
 
 def insert(db: duckdb.DuckDBPyConnection, name: str, table: Table, columns: ColumnArrays) -> None:
     """Insert columns into a table of an attached database."""
-    db.register("decoded", columns)
+    decoded = columns  # noqa: F841  DuckDB finds it in this frame; to register a view of it would take longer
     db.execute(f"INSERT INTO {name} SELECT {values(table, columns)} FROM decoded")
-    db.unregister("decoded")
 
 
 def values(table: Table, columns: ColumnArrays) -> str:
@@ -45,7 +45,7 @@ def _value(column: Column, columns: ColumnArrays) -> str:
         names = ", ".join(f"'{did}'" for did in DID[1:])
         return f"[{names}][nullif(did_code, 0)] AS did"
     unknown = wire.NO_PRIORITY if name == "priority" else -1
-    value = f"nullif({name}, {unknown})::{column.type}"
+    value = _number(column, columns.get(name), unknown)
     if name not in columns:
         value = f"NULL::{column.type}"
     elif column.type.endswith("[]"):
@@ -55,6 +55,18 @@ def _value(column: Column, columns: ColumnArrays) -> str:
     elif column.type in TEXT:
         value = f"{name}::{column.type}"
     return f"{value} AS {name}"
+
+
+def _number(column: Column, numbers: NDArray[Any] | None, unknown: int) -> str:
+    """The expression of a column of numbers. DuckDB plans each `nullif` anew, which takes longer than a look here."""
+    if numbers is None or numbers.dtype.kind not in "iu":
+        return f"nullif({column.name}, {unknown})::{column.type}"
+    is_unknown = numbers == unknown
+    if not is_unknown.any():
+        return f"{column.name}::{column.type}"
+    if is_unknown.all():
+        return f"NULL::{column.type}"
+    return f"nullif({column.name}, {unknown})::{column.type}"
 
 
 def columns_of(table: Table, rows: list[tuple[Any, ...]]) -> ColumnArrays:

@@ -6,11 +6,9 @@ would take most of the time of a publication.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -48,9 +46,11 @@ class Views:
         self._held: dict[str, ColumnArrays] = {}
         self._sources: dict[str, str] = {}
 
-    def copy(
-        self, small: dict[str, ColumnArrays], sources: dict[str, str], state: dict[str, Any], to: Path
-    ) -> None:
+    def differs(self, small: dict[str, ColumnArrays]) -> bool:
+        """Whether the small tables are others than those of the last copy."""
+        return not all(_equal(self._held.get(name), small[name]) for name in SMALL)
+
+    def copy(self, small: dict[str, ColumnArrays], sources: dict[str, str], state: str, to: Path) -> None:
         """Update the database, and write a copy that is safe on the disk. `sources`: the query of each view."""
         db, first = self.db, not self._sources
         db.execute("BEGIN")
@@ -61,7 +61,7 @@ class Views:
         changed = {name: query for name, query in sources.items() if self._sources.get(name) != query}
         define_views(db, "views", {**changed, **SCHEMA_VIEWS} if first else changed)
         db.execute("DELETE FROM views._collector")
-        db.execute("INSERT INTO views._collector VALUES (?)", [json.dumps(state)])
+        db.execute("INSERT INTO views._collector VALUES (?)", [state])
         db.execute("COMMIT")
         db.execute("CHECKPOINT views")
         self._held, self._sources = dict(small), dict(sources)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fdtrace.recorder.agent.fastdeploy import FastDeployAdapter
 from fdtrace.recorder.agent.fastdeploy_order import FastDeployOrder
 from fdtrace.recorder.trace.trace import Trace, open_trace
 from fdtrace.replayer.replay.deployment_replay import steps_by_call
@@ -189,6 +190,62 @@ def test_what_comes_before_the_first_call_is_told_as_that_finds_it(
     assert order.unknown_aborts == {"not here yet"}
     manager.other()
     assert len(ring.frames) == 2
+
+
+class Reporting(Manager):
+    """A manager whose `schedule()` calls the adapter's hook before it returns, as FastDeploy's does."""
+
+    def __init__(self, adapter: FastDeployAdapter) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.config.scheduler_config.max_num_batched_tokens = 8
+        self.cache_manager = SimpleNamespace(gpu_free_block_list=[])
+
+    def update_metrics(self) -> None:
+        self.adapter.before_return(self, (), {})
+
+    def schedule(self, fail: bool = False, scheduled_reqs: Any = ()) -> bool:
+        with self.lock:
+            self.update_metrics()
+            if fail:
+                raise ValueError("the engine's own")
+            return True
+
+
+@pytest.fixture
+def reporting(order: FastDeployOrder, ring: Ring) -> Reporting:
+    adapter = FastDeployAdapter(order.agent)
+    adapter.begin(ring)  # type: ignore[arg-type]
+    ring.boundary = lambda: None  # type: ignore[attr-defined]
+    return Reporting(adapter)
+
+
+def test_what_a_call_decided_cannot_be_read_then_the_order_ends_alone(
+    reporting: Reporting, ring: Ring
+) -> None:
+    adapter, lock = reporting.adapter, reporting.lock
+    adapter.before_schedule(reporting, (), {})
+    assert reporting.schedule(scheduled_reqs=[SimpleNamespace(request_id="a")])  # a task without a type
+    assert ring.frames[-1].startswith(b"lost order of calls: AttributeError")
+    assert reporting.lock is lock
+    assert adapter.seen is not None
+    assert reporting.schedule()
+
+
+def test_a_call_that_raises_after_it_decided_keeps_its_number(reporting: Reporting) -> None:
+    """What it decided is written already: the next call must not have the same number."""
+    adapter = reporting.adapter
+    numbers = []
+    for fail in (False, True, False):
+        adapter.before_schedule(reporting, (), {})
+        numbers.append(adapter.order.call)
+        if fail:
+            with pytest.raises(ValueError, match="the engine's own"):
+                reporting.schedule(fail=True)
+        else:
+            reporting.schedule()
+            adapter.seen = None  # as `after_schedule` does of a call that found nothing
+    assert numbers == [0, 0, 1]
 
 
 # The stand-in of FastDeploy, recorded by the real command --------------------------------------------------------

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.store import Store
+from fdtrace.recorder.collector.store import Store, identity_of
 from fdtrace.recorder.collector.tables import columns_of
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace.column_values import ColumnArrays
@@ -78,6 +79,43 @@ def test_an_earlier_publication_stays_as_it_was_for_who_has_it_open(store: Store
         store.publish(small(live=8), {})
         assert reader.execute("SELECT count(*) FROM request").fetchall() == [(3,)]
     assert counted(store.path)[1] == 8
+
+
+def test_if_nothing_changed_nothing_is_written(store: Store) -> None:
+    store.publish(small(live=3), {"offset": 1})
+    published = identity_of(store.path)
+    store.publish(small(live=3), {"offset": 1})
+    assert identity_of(store.path) == published
+    store.publish(small(live=3), {"offset": 2})
+    assert identity_of(store.path) != published
+
+
+def test_what_could_not_be_published_is_published_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish(small(live=3), {})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "put", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.publish(small(live=8), {})
+    assert counted(store.path)[1] == 3
+    store.publish(small(live=8), {})
+    assert counted(store.path)[1] == 8
+
+
+def test_numbers_that_are_not_known_are_null_in_every_mix(store: Store) -> None:
+    numbers = np.array([[5, 6], [-1, 7], [-1, -1]], np.int64)
+    for known in numbers:
+        columns = rows(schema.STEP, 2, engine_id=0)
+        store.add(schema.STEP, {**columns, "num_tokens": known, "ts": known})
+    store.publish(small(live=0), {})
+    with duckdb.connect(str(store.path), read_only=True) as db:
+        found = db.execute("SELECT num_tokens, epoch_ns(ts), num_waiting FROM step").fetchall()
+    assert found == [(5, 5, None), (6, 6, None), (None, None, None), (7, 7, None), (None,) * 3, (None,) * 3]
 
 
 def test_a_recording_goes_on_after_its_collector_was_killed_in_the_middle_of_a_publication(
