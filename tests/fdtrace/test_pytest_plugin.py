@@ -18,7 +18,7 @@ from fdtrace.recorder.errors import UsageError
 pytest_plugins = ["pytester"]
 
 Captured = pytest.CaptureFixture[str]
-PLAIN = ("-p", "no:cacheprovider", "-p", "no:textual-snapshot")
+PLAIN = ("-p", "no:cacheprovider", "-p", "no:textual-snapshot", "-p", "no:asyncio")
 """The plugin of snapshots removes, when a run ends, what the run around it keeps."""
 
 CASE = {
