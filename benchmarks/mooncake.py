@@ -128,8 +128,8 @@ def replayed(lines: list[dict[str, Any]], name: str) -> dict[str, Any]:
     began = time.process_time()
     run = Replay(workload(lines, VARIANTS[name]), parse_formula("pr7499"))
     run.run()
-    assert run.timed is not None
-    latency = replayed_latencies(run.timed, run.workload, {}, {})
+    latency = replayed_latencies(run, {})
+    assert latency is not None
     seconds = time.process_time() - began
     columns = run.log.columns()
     return {

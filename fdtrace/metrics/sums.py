@@ -88,7 +88,7 @@ GROUP BY k.engine_id
 
 
 @dataclass
-class Growth:
+class AllocatorGrowth:
     """The allocator of one engine over a range of steps, in bytes. `first` and `last`: reserved after those steps."""
 
     bytes: int = 0
@@ -96,11 +96,11 @@ class Growth:
     last: int | None = None
     peak: int | None = None
 
-    def then(self, later: Growth) -> Growth:
+    def then(self, later: AllocatorGrowth) -> AllocatorGrowth:
         """This range, and the one that follows it."""
         between = 0 if self.last is None or later.first is None else max(later.first - self.last, 0)
         peaks = [peak for peak in (self.peak, later.peak) if peak is not None]
-        return Growth(
+        return AllocatorGrowth(
             self.bytes + between + later.bytes,
             later.first if self.first is None else self.first,
             self.last if later.last is None else later.last,
@@ -114,13 +114,13 @@ class Sums:
 
     until: int = 0
     counters: Counter[tuple[Metric, tuple[str, ...]]] = field(default_factory=Counter)
-    growth: dict[str, Growth] = field(default_factory=dict)
+    growth: dict[str, AllocatorGrowth] = field(default_factory=dict)
 
     def then(self, later: Sums) -> Sums:
         """These, and the sums over the rows from `until` on."""
         growth = dict(self.growth)
         for engine, range_growth in later.growth.items():
-            growth[engine] = growth.get(engine, Growth()).then(range_growth)
+            growth[engine] = growth.get(engine, AllocatorGrowth()).then(range_growth)
         return Sums(later.until, self.counters + later.counters, growth)
 
 
@@ -215,7 +215,7 @@ def _sums(trace: Trace, first: int, end: int) -> Sums:
     for row in trace.rows(LOST_SUMS, span):
         add(names.LOST, row, row["frames"])
     growth = {
-        str(row["engine_id"]): Growth(row["growth"] or 0, row["first"], row["last"], row["peak"])
+        str(row["engine_id"]): AllocatorGrowth(row["growth"] or 0, row["first"], row["last"], row["peak"])
         for row in trace.rows(GROWTH_SUMS, span)
     }
     return Sums(end, counters, growth)

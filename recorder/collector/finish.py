@@ -49,7 +49,9 @@ def create_final(db: duckdb.DuckDBPyConnection, path: Path) -> None:
         f"ATTACH '{quoted(path)}' AS final "
         f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
     )
-    db.execute("BEGIN")  # else each of some 200 statements is a transaction of its own, which waits for the disk
+    db.execute(
+        "BEGIN"
+    )  # else each of some 200 statements is a transaction of its own, which waits for the disk
     for table in schema.TABLES:
         _create(db, table)
     db.execute("COMMIT")

@@ -36,7 +36,9 @@ class RankReplay(Replay):
         begins_us: float = 0.0,
     ) -> None:
         """`workload`: the requests that are there from the beginning. `begins_us`: when it makes its first call."""
-        super().__init__(workload, by, policy, sums=False)  # sums are over requests that are there from the start
+        super().__init__(
+            workload, by, policy, sums=False
+        )  # sums are over requests that are there from the start
         self._clock = begins_us
         self._last: Decision | None = None
         self._there: dict[str, WorkRequest] = {r.request_id: r for r in workload.requests}

@@ -164,8 +164,7 @@ ROUTINGS: Mapping[str, RoutingRule] = {
     ),
     "least_tokens": RoutingRule(
         lambda: LeastLoad(lambda rank: rank.num_tokens),
-        "to the rank whose requests have the fewest prompt and output tokens so far (as SGLang's "
-        "`--load-balance-method total_tokens`)",
+        "to the rank whose requests have the fewest prompt and output tokens so far",
     ),
     "least_kv_blocks": RoutingRule(
         lambda: LeastLoad(lambda rank: rank.num_kv_blocks),

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fdtrace.cli import main
 from fdtrace.metrics import names, sums
 from fdtrace.metrics.server import MetricsServer, address_of, serving
-from fdtrace.metrics.sums import Growth, RecordingSums, Sample
+from fdtrace.metrics.sums import AllocatorGrowth, RecordingSums, Sample
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.trace import Trace, open_trace
@@ -114,11 +114,13 @@ def test_sums_are_continued_over_settled_rows(
 
 
 def test_the_growth_between_two_ranges_counts() -> None:
-    first, later = Growth(5, 10, 15, 20), Growth(1, 18, 19, None)
-    assert first.then(later) == Growth(5 + 3 + 1, 10, 19, 20)
-    assert first.then(Growth()) == first
-    assert Growth().then(first) == first
-    assert first.then(Growth(0, 4, 4, 25)) == Growth(5, 10, 4, 25)  # it shrank: that is no growth
+    first, later = AllocatorGrowth(5, 10, 15, 20), AllocatorGrowth(1, 18, 19, None)
+    assert first.then(later) == AllocatorGrowth(5 + 3 + 1, 10, 19, 20)
+    assert first.then(AllocatorGrowth()) == first
+    assert AllocatorGrowth().then(first) == first
+    assert first.then(AllocatorGrowth(0, 4, 4, 25)) == AllocatorGrowth(
+        5, 10, 4, 25
+    )  # it shrank: that is no growth
 
 
 def test_the_lag_is_that_of_the_view() -> None:
