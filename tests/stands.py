@@ -104,7 +104,7 @@ class Stand:
         return logged(self.log)
 
 
-class UntilExit(collecting.Orders):
+class UntilExit(collecting.StdinOrders):
     """The order to end comes when a process has ended, as `fdtrace record` gives it."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:

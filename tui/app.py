@@ -26,7 +26,7 @@ from fdtrace.tui.background import Background, Deliver, Failed, guarded
 from fdtrace.tui.debugger.controller import Debugger
 from fdtrace.tui.inspector.controller import InspectorController
 from fdtrace.tui.inspector.panel import InspectorPanel
-from fdtrace.tui.keys import ESCAPE, KEYS, bindings, do
+from fdtrace.tui.keys import ESCAPE, KEYS, bindings, textual_action
 from fdtrace.tui.lag import LagTrack
 from fdtrace.tui.live import Live
 from fdtrace.tui.navigation.controller import Navigation
@@ -166,7 +166,7 @@ class ReplayApp(App[None]):
         if sys.__stdin__ is not None and is_lost(sys.__stdin__):
             self.exit()
 
-    # What controllers may ask (`tui.screen.ReplayScreen`)
+    # What controllers may ask (`tui.screen_protocol.ReplayScreen`)
 
     def look(self) -> Look:
         theme = self.current_theme
@@ -282,7 +282,9 @@ class ReplayApp(App[None]):
         yield from super().get_system_commands(screen)
         for key in KEYS:
             if key.action:
-                run: Callable[[], object] = partial(self.call_later, self.run_action, do(key.action))
+                run: Callable[[], object] = partial(
+                    self.call_later, self.run_action, textual_action(key.action)
+                )
                 yield SystemCommand(f"{key.help} ({key.shown})", key.group, run)
 
     # What widgets say

@@ -126,7 +126,7 @@ HINTS = (
 )  # fmt: skip
 
 
-def do(action: str) -> str:
+def textual_action(action: str) -> str:
     """An action of the table in Textual's form: `navigation.step(1)` becomes `app.do('navigation.step', 1)`."""
     target, _, arguments = action.partition("(")
     if target.startswith("app."):
@@ -143,7 +143,9 @@ def bindings() -> Iterator[Binding]:
     """
     for key in KEYS:
         if key.action and not key.keys.isdigit():
-            yield Binding(key.keys, do(key.action), key.help, show=False, priority=key.keys in FIRST)
+            yield Binding(
+                key.keys, textual_action(key.action), key.help, show=False, priority=key.keys in FIRST
+            )
 
 
 def hints(width: int) -> list[tuple[str, str]]:

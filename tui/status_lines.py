@@ -11,7 +11,7 @@ from textual.widgets import Static
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.tui.keys import do, hints
+from fdtrace.tui.keys import hints, textual_action
 from fdtrace.tui.navigation.counts import Count
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.series import Series
@@ -147,5 +147,5 @@ def with_hints(left: str, room: int, glyphs: Glyphs) -> Content:
     segments: list[str | tuple[str, Style]] = [left, " " * (room - len(left) - used)]
     for at, (text, action) in enumerate(shown):
         segments += [gap] if at else []
-        segments.append((text, Style.from_meta({"@click": do(action)})))
+        segments.append((text, Style.from_meta({"@click": textual_action(action)})))
     return Content.assemble(*segments)

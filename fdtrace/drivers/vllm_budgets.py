@@ -61,7 +61,8 @@ class FormulaBudgets:
             self.slots = max(0, answer["draft_slots"])
         most = answer.get("max_requests")
         if most is not None and self.has_drafter:
-            # So many slots that one more request never fits, whatever the tokens of these are.
+            # Each request costs its tokens and `slots`. The budget is `max_requests` times the slots, and the tokens:
+            # one request more never fits.
             self.slots = tokens + 1
             inputs = max(0, most) * self.slots + tokens
         self.scheduler.max_num_scheduled_tokens = tokens

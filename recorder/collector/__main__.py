@@ -48,7 +48,7 @@ def say(**message: Any) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-class Orders:
+class StdinOrders:
     """Reads the orders on stdin, one line each, as they come."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Orders:
         return order
 
 
-def run(collector: Collector, orders: Orders) -> str:
+def run(collector: Collector, orders: StdinOrders) -> str:
     """Record until the end. Returns why the recording ended."""
     reported, reported_end = (-1, -1), ""
     while True:
@@ -140,7 +140,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     make_files_private()
-    collector, orders = None, Orders()
+    collector, orders = None, StdinOrders()
     try:
         collector = Collector(Session.load(Path(sys.argv[1])))
         if collector.is_final:
@@ -158,7 +158,7 @@ def main() -> int:
     return 0
 
 
-def _failed(collector: Collector | None, orders: Orders, error: Exception) -> int:
+def _failed(collector: Collector | None, orders: StdinOrders, error: Exception) -> int:
     """Report why the recording cannot go on. If the process that started this one has ended, detach the agents here."""
     if not isinstance(error, FdtraceError):
         with contextlib.suppress(OSError):

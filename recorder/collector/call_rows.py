@@ -15,7 +15,8 @@ MOST_WAITING = 200_000
 """Most calls that wait for their forward: the workers' rings may be read much later than the engine's ring."""
 
 MOST_WITHOUT_FORWARDS = 4096
-"""The same as long as no forward was seen: perhaps the workers are not recorded."""
+"""Most calls that wait before the first forward was seen. Fewer, because none may ever come: perhaps the workers are
+not recorded."""
 
 MOST_LIVE = 256
 """While the recording is in progress, at most so many calls without a forward are shown: the newest."""

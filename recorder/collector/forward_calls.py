@@ -1,4 +1,6 @@
-"""Which scheduling call a forward belongs to, and which of the call's figures an earlier step already has."""
+"""Finds the scheduling call of each forward. If several forwards share a call, only the first gets what the call did
+once: its duration, its tokens, its preemptions.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 QUIET_NS = 500_000_000
-"""A request that finished this long (ns) before the rings were read ran its last forward before they were read."""
+"""Nanoseconds. If a request finished at least this long before the rings were read, its last forward has been read too.
+So its row is free."""
 
 PLAIN_VALUES = ("row", "step", "num_steps", "agent_says_what_it_found", "begins", "discarding", "finishes")
 """Attributes whose values are saved as they are."""
@@ -65,7 +66,8 @@ class ManyProcessEngine(Engine):
         self.finishes: list[list[int]] = []
         """Time, request, reason and output tokens of requests that ended, until no forward can hold their rows."""
         self.ended: list[list[int]] = []
-        """The same after that, each with the last step at that time; until `take`."""
+        """Of requests whose rows are free: the values of `finishes`, then the last step when the row became free.
+        `take` empties the list."""
         self.last_ran: dict[int, int] = {}
         self._decoded = Decoded()
 

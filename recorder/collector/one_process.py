@@ -129,7 +129,7 @@ class OneProcessEngine(Engine):
         for row in frame.vacated:
             self.steps.hold(row, MISSING, 0, 0)
         if frame.is_keyframe or any(self.ledger.is_out(joined.head.request) for joined in frame.joined):
-            self.steps.flush()  # what they made before is counted before their rows say how much that is
+            self.steps.flush()  # first count the output of earlier forwards: the joined rows below overwrite it
         for joined in frame.joined:
             head = joined.head
             self.ledger.joined(head.request, joined.request, self._next_step)

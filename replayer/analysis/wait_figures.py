@@ -55,7 +55,7 @@ class WaitTotals:
     """How many steps all requests waited for that, those that did not wait with 0."""
     max_queued_steps: int
     queued_us: Percentiles
-    """The same in microseconds, of those of which it is known."""
+    """The time from arrival to the first step, microseconds. Requests without recorded times are left out."""
     num_never_ran: int
     """Requests that had come, had not ended, and had not run when the history ended."""
     steps_blocked: Mapping[str, int]

@@ -196,7 +196,9 @@ def _found_running(order: CallOrder) -> dict[int, tuple[int, int]]:
 
 
 def _lags(order: CallOrder, recording: Recording) -> NDArray[np.int64]:
-    """How many forwards the call of each step had not taken in. Calls know here what the recorded calls knew."""
+    """For each step: how many earlier forwards its call had no outputs of. It is taken from the recording: a replayed
+    call gets the outputs that the recorded call had.
+    """
     seen = CallLags(order.seen["call"], np.maximum.accumulate(order.seen["step"]))
     return step_lags(order.calls, recording.steps, seen)
 

@@ -23,7 +23,7 @@ from fdtrace.replayer.replay.fetching import Sent
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.recorded_order import initial_events
 from fdtrace.replayer.replay.worker import Slot
-from fdtrace.replayer.workload.sent import aborted_at, sent_at
+from fdtrace.replayer.workload.deployment_arrivals import abort_ms_by_request, arrival_ms_by_request
 from fdtrace.replayer.workload.workload import Workload
 
 SLOWER = 0.02
@@ -105,7 +105,7 @@ def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | 
 def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Beginning:
     requests = requests_by_number(recording, workload)
     first_call = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
-    sent = sent_at(recording, order)
+    sent = arrival_ms_by_request(recording, order)
     events = tuple(initial_events(order, requests))
     if not _has_recorded_blocks(recording, workload):
         events = tuple(_without_cache(events))
@@ -118,7 +118,7 @@ def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Be
     return Beginning(
         first_call,
         tuple(Sent(requests[number], at) for number, at in sent.items() if number in requests),
-        aborted_at(recording, order, requests),
+        abort_ms_by_request(recording, order, requests),
         events,
         slots,
         _unseen(slots, running),

@@ -19,7 +19,7 @@ from fdtrace.replayer.workload.workload import Workload
 
 BOUNDS = FaultBounds()
 NEARLY = 0.99
-"""The largest nearness of what did not happen."""
+"""The upper limit of `Probed.near` for a fault that did not occur."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def probe(
 
 
 class _Computed(WatchedFormula):
-    """A formula that fails as a scheduler does where it cannot be computed: an engine's call would raise there."""
+    """A formula that raises SchedulerFailed where it cannot be computed: an engine's call would raise there."""
 
     def compute(self, ask: Callable[[], int]) -> int:
         try:

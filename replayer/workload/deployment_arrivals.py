@@ -10,7 +10,7 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.workload.workload import WorkRequest
 
 
-def sent_at(recording: Recording, order: CallOrder) -> dict[int, float]:
+def arrival_ms_by_request(recording: Recording, order: CallOrder) -> dict[int, float]:
     """By request number, for the requests that came during the recording: milliseconds since the first recorded
     forward.
 
@@ -28,7 +28,7 @@ def sent_at(recording: Recording, order: CallOrder) -> dict[int, float]:
     }
 
 
-def aborted_at(
+def abort_ms_by_request(
     recording: Recording, order: CallOrder, requests: Mapping[int, WorkRequest]
 ) -> tuple[tuple[float, str], ...]:
     """When clients aborted requests (milliseconds since the first recorded forward), each with the request's id."""
