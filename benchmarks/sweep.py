@@ -27,7 +27,7 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.token_times import replayed_latencies
 from fdtrace.replayer.formulas import parse_formula
 from fdtrace.replayer.replay.workload_replay import Replay
-from fdtrace.sweeping import SweepSource, SweepWorker
+from fdtrace.searching.sweeping import SweepSource, SweepWorker
 from fdtrace.variants import variant_of
 
 FORMULA = "pr7499"
@@ -40,7 +40,7 @@ FIGURES = ("steps", "exceeded", "peak_tokens", "preempted", "stalls", "ttft_p95"
 OTHER = """
 import json, sys, time
 from pathlib import Path
-import fdtrace.sweeping as sweeping
+import fdtrace.searching.sweeping as sweeping
 source = sweeping.SweepSource(Path(sys.argv[1]), None, {"formula": sys.argv[2]}, None, None, sys.executable)
 worker = getattr(sweeping, "SweepWorker", None) or sweeping._Worker
 worker = worker(source)

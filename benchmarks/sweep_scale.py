@@ -26,9 +26,9 @@ from typing import Any
 
 import duckdb
 
-from fdtrace.sweep_on_ray import RayCluster
-from fdtrace.sweep_places import ManyProcesses, OneProcess, SweepPlace
-from fdtrace.sweeping import SweepSource, SweepWorker
+from fdtrace.searching.sweep_on_ray import RayCluster
+from fdtrace.searching.sweep_places import ManyProcesses, OneProcess, SweepPlace
+from fdtrace.searching.sweeping import SweepSource, SweepWorker
 
 FORMULA = "pr7499"
 SIZES = {

@@ -147,7 +147,7 @@ def verdict_of(expectation: ReplayExpectation) -> ReplayVerdict:
     Raises:
         FdtraceError: the source cannot be read, or cannot be replayed so.
     """
-    from fdtrace.search_options import is_case
+    from fdtrace.searching.search_options import is_case
 
     figures = _simulated(expectation) if is_case(expectation.source) else _replayed(expectation)
     return ReplayVerdict(expectation, tuple(_failures(expectation, figures)), figures.lines)

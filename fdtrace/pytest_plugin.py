@@ -137,7 +137,7 @@ def fdtrace_replay(request: pytest.FixtureRequest) -> Any:
     """The runs of what the test's marker names: `fdtrace.replay` of a trace, `fdtrace.simulate` of a case."""
     import fdtrace
     from fdtrace.recorder.errors import FdtraceError
-    from fdtrace.search_options import is_case
+    from fdtrace.searching.search_options import is_case
 
     try:
         expectation = _marked(request.node)

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdtrace.falsify_runs import FalsifyRuns
     from fdtrace.replayer.search.draw_case import SearchSpace
     from fdtrace.replayer.search.falsifier import Falsifier, FoundCase
-    from fdtrace.search_options import Searched
-    from fdtrace.search_report import FoundFault
+    from fdtrace.searching.falsify_runs import FalsifyRuns
+    from fdtrace.searching.search_options import Searched
+    from fdtrace.searching.search_report import FoundFault
 
 KINDS = "exceeded, hang, livelock, held, fails, starved, preempted, withheld"
 DEFAULT_SECONDS = 60.0
@@ -40,7 +40,7 @@ SAVE_EVERY = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace falsify`."""
-    from fdtrace.search_options import add_search_arguments
+    from fdtrace.searching.search_options import add_search_arguments
 
     add_search_arguments(parser)
     parser.add_argument(
@@ -90,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search; 1 if something was found."""
-    from fdtrace.falsify_runs import FalsifyRuns
-    from fdtrace.search_options import by_real_scheduler, searched
+    from fdtrace.searching.falsify_runs import FalsifyRuns
+    from fdtrace.searching.search_options import by_real_scheduler, searched
 
     if args.runs is not None and args.runs < 1:
         raise UsageError(f"--runs is {args.runs}", hint="1 or more")
@@ -128,7 +128,7 @@ class _Run:
 
     def _space(self) -> SearchSpace:
         from fdtrace.replayer.search.draw_case import SearchSpace
-        from fdtrace.search_options import base_case
+        from fdtrace.searching.search_options import base_case
 
         args = self.args
         if args.like is None:
@@ -193,8 +193,8 @@ class _Run:
 
     def _take(self, found: FoundCase) -> None:
         """Shrink what was found, and print it."""
-        from fdtrace.search_report import FoundFault, examine, print_fault, save_case, size_text
-        from fdtrace.shrinking import shrunk
+        from fdtrace.searching.search_report import FoundFault, examine, print_fault, save_case, size_text
+        from fdtrace.searching.shrinking import shrunk
 
         after = f"after {self.falsifier.next_run:,} workloads in {time.monotonic() - self.begin:.1f} s"
         small = shrunk(
@@ -238,7 +238,7 @@ class _Run:
             self._save()
 
     def _print_end(self) -> None:
-        from fdtrace.search_report import covered_figures, print_covered
+        from fdtrace.searching.search_report import covered_figures, print_covered
 
         covered, target = self.falsifier.covered, self.searched.target
         seconds = time.monotonic() - self.begin

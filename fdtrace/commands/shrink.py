@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.search_options import Searched
+from fdtrace.searching.search_options import Searched
 
 MOST_RUNS = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace shrink`."""
-    from fdtrace.search_options import add_search_arguments
+    from fdtrace.searching.search_options import add_search_arguments
 
     parser.add_argument("source", type=Path, metavar="TRACE|CASE.json", help="a trace, or a case")
     add_search_arguments(parser)
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shrink; 1 if there is a fault."""
-    from fdtrace.search_options import by_real_scheduler, searched
+    from fdtrace.searching.search_options import by_real_scheduler, searched
 
     if args.seconds is not None and args.seconds <= 0:
         raise UsageError(f"--seconds is {args.seconds:g}", hint="more than 0")
@@ -56,9 +56,9 @@ def _shrink(args: argparse.Namespace, searched: Searched) -> int:
     from fdtrace.progress import Progress
     from fdtrace.replayer.search.falsifier import FoundCase
     from fdtrace.replayer.workload.from_case import workload_from_case
-    from fdtrace.search_options import base_case
-    from fdtrace.search_report import FoundFault, examine, print_fault, save_case, size_text
-    from fdtrace.shrinking import shrunk
+    from fdtrace.searching.search_options import base_case
+    from fdtrace.searching.search_report import FoundFault, examine, print_fault, save_case, size_text
+    from fdtrace.searching.shrinking import shrunk
 
     begin, progress = time.monotonic(), Progress()
     case, notes = base_case(args.source, args.engine)

@@ -23,10 +23,10 @@ from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
     from fdtrace.replayer.search.sweep_grid import SweepCondition, SweepGoal, SweepRow, VariedSetting
-    from fdtrace.sweep_on_ray import RayCluster
-    from fdtrace.sweep_places import Combination, ManyProcesses, OneProcess, SweepPlace
-    from fdtrace.sweep_state import SweepState
-    from fdtrace.sweeping import SweepSource, SweepWorker
+    from fdtrace.searching.sweep_on_ray import RayCluster
+    from fdtrace.searching.sweep_places import Combination, ManyProcesses, OneProcess, SweepPlace
+    from fdtrace.searching.sweep_state import SweepState
+    from fdtrace.searching.sweeping import SweepSource, SweepWorker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sweep; 1 if nothing is allowed."""
     from fdtrace.replayer.search.sweep_grid import parse_conditions, parse_goals, parse_varied
-    from fdtrace.sweeping import SweepWorker
+    from fdtrace.searching.sweeping import SweepWorker
 
     goals, conditions = parse_goals(args.goal or "min steps"), parse_conditions(args.subject_to)
     varied = [parse_varied(text) for text in args.vary]
@@ -123,9 +123,9 @@ def _rows(
     conditions: Sequence[SweepCondition],
 ) -> list[SweepRow]:
     """The results: of the whole grid in its order, or of the variants that a search chose."""
-    from fdtrace.guided_sweep import GUIDED_RUNS, WHOLE_GRID, GuidedSweep
     from fdtrace.replayer.search.sweep_grid import combination_count, grid_of
-    from fdtrace.sweep_state import SweepState
+    from fdtrace.searching.guided_sweep import GUIDED_RUNS, WHOLE_GRID, GuidedSweep
+    from fdtrace.searching.sweep_state import SweepState
 
     count = combination_count(varied)
     runs = args.runs or (count if count <= WHOLE_GRID else GUIDED_RUNS)
@@ -165,10 +165,10 @@ def _computed(
 def _place(
     args: argparse.Namespace, worker: SweepWorker, most: int
 ) -> OneProcess | ManyProcesses | RayCluster:
-    from fdtrace.sweep_places import ManyProcesses, OneProcess
+    from fdtrace.searching.sweep_places import ManyProcesses, OneProcess
 
     if args.on is not None:
-        from fdtrace.sweep_on_ray import RayCluster, ray_address
+        from fdtrace.searching.sweep_on_ray import RayCluster, ray_address
 
         return RayCluster(worker, ray_address(args.on))
     jobs = min(args.jobs if args.jobs is not None else os.cpu_count() or 1, most)
@@ -176,7 +176,7 @@ def _place(
 
 
 def _source(args: argparse.Namespace) -> SweepSource:
-    from fdtrace.sweeping import SweepSource
+    from fdtrace.searching.sweeping import SweepSource
 
     given = {"formula": args.formula, "scheduler": args.scheduler, "arrivals": args.arrivals}
     assigned = {key: value for key, value in given.items() if value is not None}
@@ -194,9 +194,9 @@ def _report(
 ) -> int:
     """Save and print the results, and what they recommend; 1 if nothing is allowed."""
     from fdtrace.replayer.search.sweep_grid import front_of
-    from fdtrace.sweep_advice import advice_of
-    from fdtrace.sweep_file import save_sweep
-    from fdtrace.sweep_report import print_advice, print_results, print_summary
+    from fdtrace.searching.sweep_advice import advice_of
+    from fdtrace.searching.sweep_file import save_sweep
+    from fdtrace.searching.sweep_report import print_advice, print_results, print_summary
 
     allowed = [row for row in rows if row["refused"] is None and all(c.holds(row) for c in conditions)]
     front = [allowed[i] for i in front_of(allowed, goals)]

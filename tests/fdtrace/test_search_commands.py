@@ -10,7 +10,7 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.workload.from_case import workload_from_case
-from fdtrace.search_options import refuse_small_cache
+from fdtrace.searching.search_options import refuse_small_cache
 from tests.fdtrace.test_schedulers import OPTIONS, real, versions
 
 __all__ = ["versions"]

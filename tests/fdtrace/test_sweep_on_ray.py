@@ -14,9 +14,9 @@ import pytest
 
 from fdtrace.cli import main
 from fdtrace.recorder.errors import UsageError
-from fdtrace.sweep_on_ray import RayCluster, ray_address
-from fdtrace.sweep_places import OneProcess
-from fdtrace.sweeping import SweepSource, SweepWorker
+from fdtrace.searching.sweep_on_ray import RayCluster, ray_address
+from fdtrace.searching.sweep_places import OneProcess
+from fdtrace.searching.sweeping import SweepSource, SweepWorker
 
 STORE = 80 * 2**20
 """Bytes of a node's object store: a little more than the least that Ray takes."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.search.falsifier import FoundCase
     from fdtrace.replayer.search.findings import Finding
     from fdtrace.replayer.search.shrink_case import Shrinker
-    from fdtrace.search_options import Searched
+    from fdtrace.searching.search_options import Searched
 
 
 def shrunk(
@@ -28,7 +28,7 @@ def shrunk(
         seconds: how long it may take; None: as long as it takes.
     """
     from fdtrace.replayer.search.shrink_case import Shrinker
-    from fdtrace.search_report import size_text
+    from fdtrace.searching.search_report import size_text
 
     end = None if seconds is None else time.monotonic() + seconds
 

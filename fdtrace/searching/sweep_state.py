@@ -10,7 +10,7 @@ from typing import Any
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.search.sweep_grid import SweepRow, SweepValue
-from fdtrace.sweeping import SweepSource
+from fdtrace.searching.sweeping import SweepSource
 
 
 class SweepState:

@@ -21,7 +21,7 @@ from fdtrace.replayer.search.sweep_parting import Parting, neighbours_of, partin
 
 if TYPE_CHECKING:
     from fdtrace.replayer.recorded.time_model import TimeModel
-    from fdtrace.sweeping import SweepWorker
+    from fdtrace.searching.sweeping import SweepWorker
 
 WORSE = 0.01
 """A figure costs something if it becomes worse by a larger share than this."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.search.falsifier import Covered
     from fdtrace.replayer.search.findings import Finding
     from fdtrace.scheduler_option import GivenScheduler
-    from fdtrace.search_options import Searched
+    from fdtrace.searching.search_options import Searched
 
 WIDTH = 110
 
@@ -103,7 +103,7 @@ def examine(found: FoundFault, searched: Searched) -> None:
 def confirm(found: FoundFault, given: GivenScheduler, searched: Searched) -> None:
     """Run the small case by an engine's real scheduler, and say what it does."""
     from fdtrace.replayer.workload.from_case import workload_from_case
-    from fdtrace.search_options import real_run
+    from fdtrace.searching.search_options import real_run
 
     finding = found.finding
     target = replace(searched.target, kinds=(finding.kind,), cause="")

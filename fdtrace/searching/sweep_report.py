@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fdtrace.recorder.printable import printable
 from fdtrace.replayer.search.sweep_grid import FIGURES, SweepCondition, SweepGoal, SweepRow
-from fdtrace.sweep_advice import SweepAdvice, SweepNeighbour, flags_of
+from fdtrace.searching.sweep_advice import SweepAdvice, SweepNeighbour, flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path

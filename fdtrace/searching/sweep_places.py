@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fdtrace.recorder.errors import TargetError
 from fdtrace.replayer.search.sweep_grid import SweepRow, SweepValue
-from fdtrace.sweeping import SweepSource, SweepWorker
+from fdtrace.searching.sweeping import SweepSource, SweepWorker
 
 Combination = Mapping[str, SweepValue]
 """The settings of one variant."""

@@ -243,7 +243,7 @@ class SweepWorker:
 
 def read_input(source: SweepSource) -> SweepInput:
     """Read a trace or a case. FdtraceError if it cannot be read."""
-    from fdtrace.search_options import is_case
+    from fdtrace.searching.search_options import is_case
 
     identity = uuid.uuid4().hex
     if is_case(source.path):

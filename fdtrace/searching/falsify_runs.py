@@ -69,7 +69,7 @@ _target: SearchTarget | None = None
 
 
 def _begin(args: argparse.Namespace) -> None:
-    from fdtrace.search_options import by_real_scheduler, searched
+    from fdtrace.searching.search_options import by_real_scheduler, searched
 
     global _target  # noqa: PLW0603 - the one state of a process of the pool
     stack = ExitStack()

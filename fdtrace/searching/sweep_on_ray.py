@@ -13,8 +13,8 @@ from typing import Any
 
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.replayer.search.sweep_grid import SweepRow
-from fdtrace.sweep_places import Combination
-from fdtrace.sweeping import SweepInput, SweepWorker
+from fdtrace.searching.sweep_places import Combination
+from fdtrace.searching.sweeping import SweepInput, SweepWorker
 
 TASKS_A_CPU = 4
 """Tasks on their way for each processor of the cluster: enough that none waits for its next one."""
