@@ -207,9 +207,11 @@ class Mailbox:
 
     def send(self, command: dict[str, Any]) -> int:
         """Leave a command for the process. Returns the number that its answer will carry."""
-        number = self._number(COMMAND) + 1
+        # Not the number after the last one: if that is garbage, the process may not have seen it, and a number that
+        # follows may be one that it has seen.
+        number = max(1, int.from_bytes(os.urandom(8), "little"))
         self._write(COMMAND_TEXT, STATUS_TEXT - COMMAND_TEXT, command)
-        _write_all(self.fd, WORD.pack(number & (1 << 64) - 1), COMMAND)
+        _write_all(self.fd, WORD.pack(number), COMMAND)
         return number
 
     def command_word(self) -> bytes:
@@ -227,7 +229,7 @@ class Mailbox:
 
     def answered(self, number: int) -> bool:
         """Whether command `number` was carried out."""
-        return self._number(ANSWER) >= number
+        return self._number(ANSWER) == number
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Write a status that this user's other processes can read."""
