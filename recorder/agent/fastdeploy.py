@@ -154,7 +154,7 @@ class FastDeployAdapter:
         self.order.watch(manager)
         request = args[0] if args else kwargs["request"]
         if request.request_id not in self.writer.numbers:
-            self._arrived(request, _received_at(request))
+            self._arrived(request, config.received_at(request))
             self.order.hashes(request)
 
     def before_schedule(self, manager: Any, args: Any, kwargs: Any) -> tuple[int, int] | None:
@@ -333,16 +333,6 @@ class FastDeployAdapter:
                 self.writer.finish(request_id, reason, output_tokens)
                 self.prefilling.discard(request_id)
                 self.order.roles.preallocated.pop(request_id, None)
-
-
-def _received_at(request: Any) -> int:
-    """When the engine's own scheduler got it from its client, ns; `add_request` is called later, at the engine's fetch.
-
-    FastDeploy: `RequestMetrics.scheduler_recv_req_time` (engine/request.py), on the clock of `time.time()`.
-    """
-    now = time.time_ns()
-    received = getattr(getattr(request, "metrics", None), "scheduler_recv_req_time", None)
-    return min(now, int(received * 1e9)) if isinstance(received, float) and received > 0 else now
 
 
 def _why_skipped(request: Any) -> str:

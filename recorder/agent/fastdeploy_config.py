@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import sys
+import time
 from array import array
 from typing import Any
 
@@ -181,6 +182,16 @@ def reserve(manager: Any) -> tuple[str, None, int]:
     billionths = round(getattr(manager, "current_reserve_output_block_num_float", blocks) * 1e9)
     relaxed = getattr(manager, "can_relax_prefill_strategy", False)
     return "relaxed reserve" if relaxed else "reserve", None, billionths
+
+
+def received_at(request: Any) -> int:
+    """When the engine's own scheduler got it from its client, ns; `add_request` is called later, at the engine's fetch.
+
+    FastDeploy: `RequestMetrics.scheduler_recv_req_time` (engine/request.py), on the clock of `time.time()`.
+    """
+    now = time.time_ns()
+    received = getattr(getattr(request, "metrics", None), "scheduler_recv_req_time", None)
+    return min(now, int(received * 1e9)) if isinstance(received, float) and received > 0 else now
 
 
 def max_tokens(request: Any) -> int:

@@ -133,14 +133,7 @@ class FastDeployOrder:
 
     def entered(self, frame: FrameType) -> None:
         """A section of the lock begins, in the function of `frame`."""
-        name = frame.f_code.co_name
-        if name == "schedule" and self.begun and not self.fresh:
-            # Most calls. This cannot fail and writes nothing, so it needs no guard.
-            self.ts = time.time_ns()
-            self.needed_blocks, self.started = [], []
-            self.freed_tokens.clear()
-            return
-        handler = self.entering.get(name)
+        handler = self.entering.get(frame.f_code.co_name)
         if handler is not None:
             self._guarded(handler, frame)
 
