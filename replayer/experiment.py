@@ -31,7 +31,8 @@ from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, Replay, ReplayCancelled
-from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
+from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.startup_checks import refuse_unservable
 from fdtrace.replayer.workload.swept_recording import SweptRecording
 from fdtrace.replayer.workload.under_settings import UNCHANGED, ChangedSettings, workload_under
@@ -124,15 +125,19 @@ class Experiment:
     @cached_property
     def workload(self) -> Workload:
         """The recorded requests."""
-        swept = self.swept or SweptRecording(self.recording)
         workload = workload_under(self.recorded_workload(), self.recording.engine, self.changed_settings)
         if self.clock == "time":
-            workload = swept.with_coming(workload, self.coming)
+            if self.swept is not None:
+                workload = self.swept.with_coming(workload, self.coming)
+            else:
+                workload = with_coming(workload, self.recording, self.coming)
         return self._with_time_model(workload)
 
     def recorded_workload(self) -> Workload:
         """The recorded requests under the recorded settings."""
-        return (self.swept or SweptRecording(self.recording)).workload(self.clock)
+        if self.swept is not None:
+            return self.swept.workload(self.clock)
+        return workload_from_recording(self.recording, self.clock)
 
     def _with_time_model(self, workload: Workload) -> Workload:
         """By time, durations come from the batches. UsageError if settings change and durations cannot be computed."""

@@ -60,8 +60,7 @@ class ReplayApp(App[None]):
     Screen { layout: vertical; overflow: hidden; } #panes { height: 2fr; min-height: 8; }
     #head { height: 1; padding: 0 1; text-style: bold; background: $panel; }
     #watches { height: 1; padding: 0 1; display: none; color: $text-accent; }
-    #trouble { height: auto; max-height: 10; padding: 0 1; display: none; background: $surface;
-               color: $text-error; }
+    #trouble { height: auto; max-height: 10; padding: 0 1; display: none; background: $surface; color: $text-error; }
     #ask { height: 1; padding: 0 1; display: none; background: $surface; }
     #ask-label { width: auto; padding: 0 1 0 0; text-style: bold; }
     #status { height: 1; padding: 0 1; background: $panel; link-style: none; link-color: $foreground;
@@ -282,9 +281,8 @@ class ReplayApp(App[None]):
         yield from super().get_system_commands(screen)
         for key in KEYS:
             if key.action:
-                run: Callable[[], object] = partial(
-                    self.call_later, self.run_action, textual_action(key.action)
-                )
+                action = textual_action(key.action)
+                run: Callable[[], object] = partial(self.call_later, self.run_action, action)
                 yield SystemCommand(f"{key.help} ({key.shown})", key.group, run)
 
     # What widgets say

@@ -99,7 +99,7 @@ def _report_ranks(args: argparse.Namespace) -> int:
 
     from fdtrace.library.trace_handle import open_library_trace
     from fdtrace.rank_replays import compute_ranks
-    from fdtrace.replayer.analysis.rank_figures import ranks_dict
+    from fdtrace.replayer.rank_figures import ranks_dict
     from fdtrace.tui.report.rank_table import print_ranks
 
     with open_library_trace(args.trace) as trace:

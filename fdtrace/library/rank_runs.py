@@ -15,11 +15,11 @@ from fdtrace.library.result_table import ResultTable
 from fdtrace.library.trace_handle import TraceHandle, open_library_trace
 from fdtrace.rank_replays import RankReplayer, coming_of_ranks, rank_variants, ranks_from, routings_of
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.analysis.rank_figures import Imbalance, imbalance_of, rank_figures
 from fdtrace.replayer.config import parse_policy
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.latency import Latencies
 from fdtrace.replayer.rank_experiment import RankRun
+from fdtrace.replayer.rank_figures import Imbalance, figures_of_ranks, imbalance_of
 from fdtrace.variants import variants_of
 
 
@@ -56,7 +56,7 @@ class RoutedRun:
         `ttft_us_p50`, … , `itl_us_p99`.
         """
         return ResultTable.of_rows(
-            [_rank_row(asdict(figures)) for figures in rank_figures(self._run)], title=self.name
+            [_rank_row(asdict(figures)) for figures in figures_of_ranks(self._run)], title=self.name
         )
 
     def steps(self, engine_id: int) -> ResultTable:

@@ -12,14 +12,14 @@ import pytest
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN
-from fdtrace.replayer.analysis.rank_figures import (
-    imbalance_of,
-    loads_over_time,
-    rank_figures,
-    ranks_dict,
-)
 from fdtrace.replayer.analysis.token_times import parse_slo
 from fdtrace.replayer.rank_experiment import RankExperiment, RankRun
+from fdtrace.replayer.rank_figures import (
+    figures_of_ranks,
+    imbalance_of,
+    loads_over_time,
+    ranks_dict,
+)
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.replay.routed_replay import RankReplay, RoutedReplay
 from fdtrace.replayer.replay.routers import ROUTINGS, PrefixAffinity, router_of
@@ -116,7 +116,7 @@ def _ids(history: Any) -> set[str]:
 
 def test_the_figures_of_ranks_add_up(deployment: RankExperiment, routed: Callable[[str], RankRun]) -> None:
     for run in (deployment.recorded(), routed("least_tokens")):
-        figures = rank_figures(run)
+        figures = figures_of_ranks(run)
         assert [rank.rank for rank in figures] == ["rank 0", "rank 1"]
         assert sum(rank.share_of_tokens for rank in figures) == pytest.approx(1)
         for rank, one in zip(run.ranks, figures, strict=True):

@@ -18,6 +18,8 @@ FLOORS = (
     {"replay"},
     {"analysis", "search"},
     {"experiment"},
+    {"rank_experiment"},
+    {"rank_figures"},
 )
 """From the bottom up; rooms of one floor import nothing of each other."""
 LONGEST = 350

@@ -10,9 +10,9 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.analysis.rank_figures import RankFigures, imbalance_of, rank_figures
 from fdtrace.replayer.history.latency import Percentiles
 from fdtrace.replayer.rank_experiment import RankHistory, RankRun
+from fdtrace.replayer.rank_figures import RankFigures, figures_of_ranks, imbalance_of
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.report.rank_table import bar_lines, imbalance_sentence
 from fdtrace.tui.theme import Look
@@ -53,7 +53,7 @@ class RanksScreen(StoryScreen):
         """Its other lines, each with the step that it leads to; None: it leads to no step."""
         shown: list[tuple[int | None, str]] = []
         for run in self.runs:
-            figures = rank_figures(run)
+            figures = figures_of_ranks(run)
             shown += [(None, run.name), (None, f"  {imbalance_sentence(imbalance_of(run), figures)}")]
             bars = list(bar_lines(run, BARS_WIDTH, ascii=self.ascii))
             for rank, one, bar in zip(run.ranks, figures, bars, strict=True):

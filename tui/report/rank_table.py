@@ -12,14 +12,14 @@ from rich.text import Text
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.column_values import Floats
-from fdtrace.replayer.analysis.rank_figures import (
+from fdtrace.replayer.rank_experiment import RankRun
+from fdtrace.replayer.rank_figures import (
     Imbalance,
     RankFigures,
+    figures_of_ranks,
     imbalance_of,
     loads_over_time,
-    rank_figures,
 )
-from fdtrace.replayer.rank_experiment import RankRun
 from fdtrace.tui.report.latency_table import latencies_table
 from fdtrace.tui.report.report import has_blocks
 
@@ -44,7 +44,7 @@ def print_ranks(runs: Sequence[RankRun], console: Console) -> None:
     for at, run in enumerate(runs):
         if at:
             console.print()
-        figures = rank_figures(run)
+        figures = figures_of_ranks(run)
         console.print(_table(run, figures, ascii=ascii))
         if run.latency is not None or any(rank.latency is not None for rank in figures):
             named = [*((rank.rank, rank.latency) for rank in figures), ("all", run.latency)]

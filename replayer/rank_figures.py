@@ -69,7 +69,7 @@ class _Load:
     busy: Floats
 
 
-def rank_figures(run: RankRun) -> list[RankFigures]:
+def figures_of_ranks(run: RankRun) -> list[RankFigures]:
     """The figures of each rank, in the order of the ranks."""
     moments, spans = _clock_of(run)
     tokens = [_sum(rank, "num_tokens") for rank in run.ranks]
@@ -146,7 +146,7 @@ def ranks_dict(runs: Sequence[RankRun]) -> list[dict[str, Any]]:
                 "routing": run.routing or None,
                 "ranks": [
                     {**asdict(figures), "why_not_done": figures.why_not_done or None}
-                    for figures in rank_figures(run)
+                    for figures in figures_of_ranks(run)
                 ],
                 "latency": None if run.latency is None else asdict(run.latency),
                 "imbalance": {**asdict(imbalance), "share_beside_room": imbalance.share_beside_room},
