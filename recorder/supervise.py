@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -26,6 +27,10 @@ working directory first, and somebody may have a `json.py` or a folder `numpy` t
 
 MOST_DEATHS = 30
 """After so many deaths in a row before it was ready, the collector is given up. What it has read is in the parts."""
+
+
+END_WAIT = 10.0
+"""Seconds to wait for the end of a collector that has reported an error. It does nothing more after the report."""
 
 
 class Supervisor:
@@ -81,6 +86,8 @@ class Supervisor:
         for message in messages:
             if "error" in message:
                 self.finished = message
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(END_WAIT)  # it holds the lock of its parts; `recover` may come next
                 what, why, hint = message["error"]
                 raise TraceError(what, why=why, hint=hint)
             if message.get("ready"):

@@ -157,12 +157,17 @@ class FastDeployOrder:
                 self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """The recording goes on without the order. The caller holds the agent's lock."""
+        """The recording goes on without the order. The caller holds the agent's lock. This raises no error: the engine
+        is about to go on.
+        """
         self.failed = True
         self.end()
         if self.agent.on and self.agent.writer is not None:
             why = "order of calls: %s: %s" % (type(error).__name__, error)
-            self.agent.writer.event("lost", reason=why[:500])
+            try:
+                self.agent.writer.event("lost", reason=why[:500])
+            except Exception:
+                pass  # the ring failed: the next hooked call finds that too, and ends the recording
 
     # Sections of `schedule()` -----------------------------------------------------------------------------------
 

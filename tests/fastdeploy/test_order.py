@@ -153,6 +153,21 @@ def test_a_failure_of_the_order_ends_it_alone(order: FastDeployOrder, ring: Ring
     assert (manager.lock, len(ring.frames)) == (lock, told)
 
 
+def test_where_the_ring_has_failed_too_the_engine_sees_no_error(
+    order: FastDeployOrder, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ring(kind: str, reason: str) -> None:
+        raise OSError("the ring was cut")
+
+    manager = Manager()
+    lock = manager.lock
+    order.watch(manager)
+    del manager.to_be_aborted_req_id_set
+    monkeypatch.setattr(ring, "event", no_ring)
+    assert manager.schedule()
+    assert manager.lock is lock
+
+
 def test_an_interrupt_while_a_section_begins_leaves_the_lock_free(order: FastDeployOrder) -> None:
     manager = Manager()
     order.watch(manager)

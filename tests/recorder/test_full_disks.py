@@ -28,6 +28,7 @@ from tests.recorder.helpers import (
     ROOT,
     armed_environment,
     collected,
+    cut_while_asleep,
     fdtrace_here,
     has_steps,
     logged,
@@ -149,7 +150,7 @@ def test_a_ring_that_is_cut_short_ends_the_recording_not_the_engine(length: int,
         engine = start_engine("--log", log, "--sleep", 0.002, env=armed_environment(session))
         pump(supervisor, has_steps(trace))
         (path,) = Path(session.dir).glob("*.ring")
-        os.truncate(path, length)
+        cut_while_asleep(engine, path, length)
         assert goes_on(engine, log, steps=50)
         agent = agent_processes.find_agent(engine.pid)
         assert agent is not None

@@ -22,7 +22,7 @@ from fdtrace.recorder.inject import run_in_process
 from fdtrace.recorder.inject.proc import read_stat
 from fdtrace.recorder.inject.users import User, acting_as
 from fdtrace.recorder.session import Session
-from tests.recorder.helpers import ROOT, armed_environment, has_steps, query
+from tests.recorder.helpers import ROOT, armed_environment, cut_while_asleep, has_steps, query
 from tests.users import ALICE, BOB, needs_root, run_as, start_engine_of, their_python
 
 pytestmark = needs_root
@@ -257,7 +257,7 @@ def test_root_records_a_lying_ring_of_another_user_and_says_so(tmp_path: Path) -
     ring_file = next(directory.glob("*.ring"))
     with acting_as(User(ALICE, ALICE)):
         ring_file.chmod(0o600)
-        os.truncate(ring_file, 5000)
+        cut_while_asleep(engine, ring_file, 5000)
     _, said = attached.communicate(timeout=900)
     assert attached.returncode == 0, said
     assert "Traceback" not in said
