@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="go on to the end of the budget; each fault with another cause is told once",
+        help="go on to the end of the budget; each fault with another cause is shown once",
     )
     parser.add_argument(
         "--state", type=Path, metavar="FILE", help="save the search there, and go on with what is saved there"

@@ -151,32 +151,35 @@ class PerfettoFile:
         event.extra_counter_values.extend(values)
 
     def _name(self, packet: Any, event: Any, name: str) -> None:
-        known = self._names.get(name)
-        if known is None and len(self._names) < MOST_INTERNED:
-            known = self._names[name] = len(self._names) + 1
-            packet.interned_data.event_names.add(iid=known, name=_text(name))
-        if known is None:
+        number = _interned(self._names, name, packet, "event_names")
+        if number is None:
             event.name = _text(name)
         else:
-            event.name_iid = known
+            event.name_iid = number
 
     def _annotate(self, packet: Any, event: Any, args: TimelineArgs) -> None:
         for name, value in args.items():
-            known = self._arg_names.get(name)
             annotation = event.debug_annotations.add()
-            if known is None and len(self._arg_names) < MOST_INTERNED:
-                known = self._arg_names[name] = len(self._arg_names) + 1
-                packet.interned_data.debug_annotation_names.add(iid=known, name=_text(name))
-            if known is None:
+            number = _interned(self._arg_names, name, packet, "debug_annotation_names")
+            if number is None:
                 annotation.name = _text(name)
             else:
-                annotation.name_iid = known
+                annotation.name_iid = number
             if isinstance(value, str):
                 annotation.string_value = _text(value)
             elif isinstance(value, int):
                 annotation.int_value = value
             else:
                 annotation.double_value = value
+
+
+def _interned(numbers: dict[str, int], name: str, packet: Any, field: str) -> int | None:
+    """The number of an interned name; a new one is defined in that field of the packet. None: there are too many."""
+    number = numbers.get(name)
+    if number is None and len(numbers) < MOST_INTERNED:
+        number = numbers[name] = len(numbers) + 1
+        getattr(packet.interned_data, field).add(iid=number, name=_text(name))
+    return number
 
 
 def _text(text: str) -> str:
