@@ -27,8 +27,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.gpu.parts import hook, largest_gap
 from tests.gpu.server import CPU, Recording, Server, Size, serving
+from tests.gpu.time_parts import hook, largest_gap
 
 
 class Watched:

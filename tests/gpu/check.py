@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.outcome import Failed, Skipped
 from tests.gpu.page import page
-from tests.gpu.parts import PARTS, Failed, Skipped
+from tests.gpu.parts import PARTS
 from tests.gpu.server import CPU, ENGINE, GPU
 
 MOST_S, LONGEST_PART_S = 420.0, 60.0
