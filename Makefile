@@ -19,6 +19,8 @@ GPU_WHEELS ?= .gpu-wheels
 GPU_VENV ?= .venv-gpu
 GPU_JSON ?= gpu.json
 GPU_PAGE ?=
+# Of tests/gpu/check.py: --keep FOLDER, --part NAME.
+GPU_OPTIONS ?=
 # GPU_PYTHON may be a virtual environment itself: then its packages are no system packages of another one.
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
@@ -60,7 +62,7 @@ test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
 	$(GPU_PYTHON) -c '$(PACKAGES)' > "$$($(GPU_VENV)/bin/python -c '$(PACKAGES)')/engine.pth"
 	$(GPU_VENV)/bin/python -m pip install --quiet --no-index --find-links $(GPU_WHEELS) --upgrade fdtrace
-	$(GPU_VENV)/bin/python -m tests.gpu.check --json $(GPU_JSON) $(addprefix --page ,$(GPU_PAGE))
+	$(GPU_VENV)/bin/python -m tests.gpu.check --json $(GPU_JSON) $(addprefix --page ,$(GPU_PAGE)) $(GPU_OPTIONS)
 
 check: $(READY)           ## lint, format, types
 	$(BIN)/ruff check .

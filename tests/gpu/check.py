@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: a GPU where there is one")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--page", type=Path, help="write a page of them there")
+    parser.add_argument("--keep", type=Path, help="keep the recordings and the engines' logs in this folder")
     parser.add_argument("--part", action="append", default=[], help="only this one; repeatable")
     args = parser.parse_args()
     on = machine()
@@ -84,6 +86,8 @@ def main() -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fdtrace-gpu-") as name:
         parts = run(Path(name), device, args.part)
+        if args.keep:
+            shutil.copytree(name, args.keep, dirs_exist_ok=True)
     found = {
         "machine": on,
         "fdtrace_python": platform.python_version(),

@@ -62,6 +62,7 @@ def configuration(options: argparse.Namespace) -> Any:
         "cpu_offload_space": options.offload_gib,
         "max_requests_per_batch": options.seqs,
         "use_async_batching": options.asynchronous,
+        "use_cuda_graph": options.graphs or None,
         "safety_margin": options.margin,
         "auto_switch_to_flash": False,
     }
@@ -265,6 +266,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--shared", type=int, default=0)
     add("--offload-gib", type=float, default=0.0)
     add("--asynchronous", action="store_true", default=False)
+    add("--graphs", action="store_true", help="run forwards in CUDA graphs")
     add("--requests", type=int, default=40)
     add("--concurrency", type=int, default=12)
     add("--seconds", type=float, default=600)
