@@ -26,7 +26,7 @@ from fdtrace.replayer.history.history import ORDERS
 
 FIGURES = (
     "num_exceeded", "max_excess", "peak_tokens", "num_refused_tokens", "budget_use", "num_steps", "num_preemptions",
-    "num_stalls", "num_unfinished", "reserved_high_water", "out_of_memory_step",
+    "num_stalls", "num_unfinished", "reserved_high_water", "allocated_high_water", "out_of_memory_step",
 )  # fmt: skip
 """Figures of an outcome that a table of runs shows, in this order."""
 MAY_BE_NEGATIVE = ("token_budget", "allowed")

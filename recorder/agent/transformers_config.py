@@ -82,11 +82,24 @@ def scheduling(processor: Any) -> dict[str, Any]:
             }
             for manager in managers
         ],
+        "attention_mask_bytes": attention_mask_bytes(processor),
         "use_async_batching": bool(getattr(processor, "use_async_batching", False)),
         "offloads_to_cpu": cpu_pool_size(processor) > 0,
         "cpu_pool_size": cpu_pool_size(processor),
         "tp_size": getattr(getattr(processor, "distributed_helper", None), "tp_size", 1),
     }
+
+
+def attention_mask_bytes(processor: Any) -> int:
+    """Bytes of the masks that attention without flash kernels reads: allocated at the start, for a whole budget."""
+    outputs = getattr(processor, "inputs_and_outputs", None)
+    pairs = getattr(outputs, "io_pairs", None)
+    total = 0
+    for inputs in (outputs,) if pairs is None else [pair.device_io for pair in pairs]:
+        masks = getattr(inputs, "attention_mask", None)
+        for mask in masks.values() if isinstance(masks, dict) else ():
+            total += int(mask.numel() * mask.element_size())
+    return total
 
 
 def cpu_pool_size(processor: Any) -> int:

@@ -82,9 +82,9 @@ def recorded_history(
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
     columns.update(_optional_columns(recording))
     if memory.fit is not None:
-        columns["reserved_bytes"] = column(recording, memory.fit.column)
+        columns[memory.column] = column(recording, memory.fit.column)
     limit = recording.engine.max_num_batched_tokens
-    columns = memory.with_reserved(columns)
+    columns = memory.with_memory(columns)
     outcome = outcome_of(
         columns,
         limit,
@@ -132,13 +132,15 @@ def as_recorded_history(
     )
     columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in _UNCHANGED}
     columns["token_budget"] = budget
+    if memory.fit is not None and memory.fit.cache_read:
+        columns["num_cache_read_tokens"] = column(recording, "num_cache_read_tokens")
     columns["allowed"] = decode + allowance
     columns["num_prefill_tokens"] = np.minimum(prefill, allowance)
     columns["num_tokens"] = decode + columns["num_prefill_tokens"]
     limit = recording.engine.max_num_batched_tokens
     held_back = prefill - columns["num_prefill_tokens"]
     room = np.maximum(limit - columns["num_tokens"], 0)
-    columns = memory.with_reserved(columns)
+    columns = memory.with_memory(columns)
     outcome = outcome_of(
         columns,
         limit,

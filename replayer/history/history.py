@@ -172,6 +172,8 @@ class Outcome:
     cut: Cut | None = None
     reserved_high_water: int | None = None
     """The allocator's high-water mark in bytes: recorded, or computed by `recorded.memory_fit`."""
+    allocated_high_water: int | None = None
+    """Bytes that the tensors of a step need at most, instead of what is reserved: where `memory` is fitted to that."""
     fidelity: Fidelity | None = None
     memory: MemoryFit | None = None
     """The fit of memory to tokens, with its error."""
@@ -208,8 +210,8 @@ class History:
 
     `columns` holds at least `step`, `num_tokens`, `token_budget`, `num_prefill_tokens`, `num_decode_tokens`,
     `num_running`, `num_waiting`, `num_preempted`, `num_stalled` and `num_free_blocks` (int64; MISSING where
-    unknown), and `reserved_bytes` if memory is known. `not_admitted` is text. `rows(step)` gives the requests of a
-    step.
+    unknown), and `reserved_bytes` or `peak_allocated_bytes` if memory is known. `not_admitted` is text. `rows(step)`
+    gives the requests of a step.
     """
 
     name: str

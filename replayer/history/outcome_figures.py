@@ -21,25 +21,36 @@ class MemoryQuestion:
     fit: MemoryFit | None
     device_bytes: int | None = None
 
-    def with_reserved(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The columns with a `reserved_bytes` computed by the fit, unless they have that column or there is no fit."""
-        if self.fit is None or not len(columns["num_tokens"]) or "reserved_bytes" in columns:
+    @property
+    def column(self) -> str:
+        """The column of a history that holds its memory: `reserved_bytes`, or what its tensors need."""
+        needs = self.fit is not None and self.fit.column == "peak_allocated_bytes"
+        return "peak_allocated_bytes" if needs else "reserved_bytes"
+
+    def with_memory(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The columns with `column` computed by the fit, unless they have it or there is no fit that holds for them."""
+        if self.fit is None or not len(columns["num_tokens"]) or self.column in columns:
             return dict(columns)
-        return {**columns, "reserved_bytes": self.fit.reserved(columns["num_tokens"])}
+        if not self.fit.holds_for(columns):
+            return dict(columns)
+        return {**columns, self.column: self.fit.after_each(columns)}
 
     def answer(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """The memory figures of an outcome, from columns with `reserved_bytes`; empty without a fit."""
+        """The memory figures of an outcome, from columns with memory; empty without a fit."""
         if self.fit is None or not len(columns["num_tokens"]):
             return {}
-        return self.of(columns["step"], columns["reserved_bytes"])
+        if self.column not in columns:
+            return {"memory": self.fit}
+        return self.of(columns["step"], columns[self.column])
 
-    def of(self, steps: NDArray[np.int64], reserved: NDArray[np.int64]) -> dict[str, Any]:
-        """The memory figures of steps with these reserved bytes."""
+    def of(self, steps: NDArray[np.int64], used: NDArray[np.int64]) -> dict[str, Any]:
+        """The memory figures of steps after which so many bytes were reserved, or needed at most."""
         assert self.fit is not None
-        figures = {"memory": self.fit, "reserved_high_water": int(reserved.max())}
+        mark = "allocated_high_water" if self.column == "peak_allocated_bytes" else "reserved_high_water"
+        figures = {"memory": self.fit, mark: int(used.max())}
         if self.device_bytes is None:
             return figures
-        over = first_over(reserved, self.device_bytes - self.fit.other_bytes)
+        over = first_over(used, self.device_bytes - self.fit.other_bytes)
         number = None if over is None else int(steps[over])
         return {**figures, "device_bytes": self.device_bytes, "out_of_memory_step": number}
 
@@ -59,7 +70,7 @@ def outcome_of(
     order: Order | None = None,
     memory: MemoryQuestion = NOT_ASKED,
 ) -> Outcome:
-    """The outcome of a history with these columns; `MemoryQuestion.with_reserved` has completed them."""
+    """The outcome of a history with these columns; `MemoryQuestion.with_memory` has completed them."""
     tokens = columns["num_tokens"]
     over = tokens[tokens > limit]
     return Outcome(

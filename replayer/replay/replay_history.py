@@ -16,7 +16,7 @@ def history_of(
     run: Replay | DeploymentReplay | PipelineReplay, memory: MemoryQuestion = NOT_ASKED
 ) -> History:
     """The history of a replay that has been run."""
-    columns = memory.with_reserved(run.log.columns())
+    columns = memory.with_memory(run.log.columns())
     limit = run.workload.config.max_num_batched_tokens
     outcome = outcome_of(
         columns,

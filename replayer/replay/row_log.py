@@ -102,9 +102,17 @@ class RowLog:
         table = np.array(self._table, dtype=np.int64).reshape(-1, len(ROW_LOG_COLUMNS))
         columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(ROW_LOG_COLUMNS)}
         columns["not_admitted"] = np.array(self._not_admitted, dtype=object)
+        columns["num_context_tokens"] = self._context_tokens()
         if self._lags:
             columns["num_unseen_steps"] = np.array(self._lags, dtype=np.int64)
         return columns
+
+    def _context_tokens(self) -> NDArray[np.int64]:
+        """Tokens that the requests of each step had computed before it: what its attention reads."""
+        computed = np.array(self._rows, dtype=np.int64).reshape(-1, _ROW)[:, 3]
+        sums = np.concatenate([[0], np.cumsum(computed)])
+        ends = np.array(self._ends, dtype=np.int64)
+        return np.asarray(np.diff(sums[ends], prepend=0))
 
     def reader(self) -> RowReader:
         """A reader of the rows of a step."""

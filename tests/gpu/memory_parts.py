@@ -54,76 +54,75 @@ def device_memory(directory: Path, size: Size) -> Figures:
     return {"nvidia_smi_mib": said / MIB, "trace_mib": nearest / MIB}
 
 
+RAMP = ("--growing", "24", "--idle", "3")
+"""From an idle engine, that the recording may have every step; first prompts one by one, so that small steps are seen
+before the large ones.
+"""
+
+
 def memory_fit(directory: Path, size: Size) -> Figures:
     """What a recording under one budget implies for a larger one, beside a run with that one."""
     only_on_a_gpu(size, "the memory fit")
     first, second = directory / "fit.duckdb", directory / "fit-larger.duckdb"
     larger = ("--batch-tokens", str(size.larger_budget))
     for trace, name, options in ((first, "fit", ()), (second, "fit-larger", larger)):
-        with serving(directory, name, size, *options, "--idle", "3") as server:
+        with serving(directory, name, size, *options, *RAMP) as server:
             recording = Recording(server, trace)
-            server.run_steps(200)
+            server.run_steps(250)
             recording.end()
-    replayed = replay(first, "--scheduler", "transformers", "-f", f"larger: {size.larger_budget}")
-    implied = next(one for one in replayed["formulas"] if one["name"] == "larger")["reserved_high_water"]
+    implied = larger_budget(first, size)["allocated_high_water"]
     if implied is None:
-        raise Failed("no fit: the allocator did not grow with the largest step")
-    real = int(rows(second, "SELECT max(peak_reserved_bytes) FROM step")[0][0])
-    before = int(rows(first, "SELECT max(peak_reserved_bytes) FROM step")[0][0])
+        raise Failed("no fit: what a step needs did not grow with its tokens and KV cache reads")
+    peaks = "SELECT max(peak_allocated_bytes), max(peak_reserved_bytes) FROM step"
+    (before, held_before), (real, held) = rows(first, peaks)[0], rows(second, peaks)[0]
     return {
-        "recorded_mib": before / MIB, "implied_mib": implied / MIB, "real_mib": real / MIB,
+        "needed_mib": before / MIB, "implied_mib": implied / MIB, "needed_with_larger_budget_mib": real / MIB,
         "error_of_growth": (implied - real) / max(1, real - before),
+        "reserved_mib": held_before / MIB, "reserved_with_larger_budget_mib": held / MIB,
     }  # fmt: skip
 
 
-FIRST_MARGIN_GIB, LEAST_GIB, MOST_TRIES = 0.8, 0.05, 4
-"""What PyTorch may use beyond what the engine holds before its first step: the first try, the least, and how many tries
-there are. A step that fits is tried again with a third of it; if the engine does not even start, with twice as much.
-"""
+def larger_budget(trace: Path, size: Size, *options: str) -> Figures:
+    """The recorded requests through the engine's own scheduler with the larger budget."""
+    replayed = replay(trace, "--scheduler", "transformers", "-f", f"larger: {size.larger_budget}", *options)
+    found: Figures = next(one for one in replayed["formulas"] if one["name"] == "larger")
+    return found
 
 
 def out_of_memory(directory: Path, size: Size) -> Figures:
-    """A budget that is too large for what PyTorch may use: the step that failed is in the trace, and named."""
+    """An engine that may use less than it needs: the step that fails is in the trace, and was foretold by recordings
+    of engines that did not fail, one with the same budget, one with a smaller one.
+    """
     only_on_a_gpu(size, "running out of memory")
-    held = int(rows(directory / "tokens.duckdb", "SELECT min(allocated_bytes) FROM step")[0][0])
-    budget = 4 * size.budget
-    mask = (budget - size.budget) * size.cache_tokens * 2  # of 16-bit numbers, made for the whole budget
-    margin, found = FIRST_MARGIN_GIB, None
-    tried: list[str] = []
-    while not found and len(tried) < MOST_TRIES and margin >= LEAST_GIB:
-        found = run_out(directory, size, budget, (held + mask) / 2**30 + margin)
-        tried.append(f"{margin:.2f}: {'it did not start' if found is None else 'every step fitted'}")
-        margin *= 2 if found is None else 1 / 3
-    if not found:
-        raise Failed(
-            f"no step ran out of memory with {(held + mask) / 2**30:.2f} GiB and more: {'; '.join(tried)}"
-        )
-    peak = int(rows(directory / "tokens.duckdb", "SELECT max(peak_reserved_bytes) FROM step")[0][0])
-    asked = replay(directory / "tokens.duckdb", "--as-recorded", "-f", "same: max_num_batched_tokens",
-                   "--device-memory", f"{int(peak * 0.95)}")  # fmt: skip
-    return {**found, "device_memory_names_step": asked["formulas"][-1]["out_of_memory_step"]}
+    whole = directory / "fit-larger.duckdb"
+    needed = [row[0] for row in rows(whole, "SELECT peak_allocated_bytes FROM step ORDER BY step")]
+    given = (needed[len(needed) // 3] + needed[-1]) // 2
+    found = run_out(directory, size, given)
+    same = replay(whole, "--as-recorded", "-f", "same: max_num_batched_tokens")["formulas"][0]
+    device = str(given + same["memory"]["other_bytes"])
+    same = replay(whole, "--as-recorded", "-f", "same: max_num_batched_tokens", "--device-memory", device)
+    smaller = larger_budget(directory / "fit.duckdb", size, "--device-memory", device)
+    return {
+        **found, "foretold_step": same["formulas"][0]["out_of_memory_step"],
+        "foretold_by_smaller_budget": smaller["out_of_memory_step"], "given_mib": given / MIB,
+        "needed_mib": max(needed) / MIB,
+    }  # fmt: skip
 
 
-def run_out(directory: Path, size: Size, budget: int, given_gib: float) -> Figures | None:
-    """One try: the step that failed, as the trace has it; empty if none did; None if the engine did not start."""
-    trace = directory / "oom.duckdb"
-    trace.unlink(missing_ok=True)
-    options = ("--batch-tokens", str(budget), "--memory-gib", f"{given_gib:.3f}", "--idle", "3")
-    said = directory / "oom.said"
-    try:
-        with serving(directory, "oom", size, *options, "--prompt", "1200:1400") as server:
-            recording = Recording(server, trace)
-            until = time.monotonic() + 10
-            while time.monotonic() < until and "OutOfMemory" not in said.read_text():
-                time.sleep(0.2)
-            server.process.kill()
-            recording.end(killed=True)
-    except RuntimeError:
-        return None
-    if not trace.exists():
-        return None
+def run_out(directory: Path, size: Size, given: int) -> Figures:
+    """The step that failed where PyTorch may use `given` bytes, as the trace has it."""
+    trace, said = directory / "oom.duckdb", directory / "oom.said"
+    options = ("--batch-tokens", str(size.larger_budget), "--memory-gib", f"{given / 2**30:.6f}", *RAMP)
+    with serving(directory, "oom", size, *options) as server:
+        recording = Recording(server, trace)
+        until = time.monotonic() + 20
+        while time.monotonic() < until and "OutOfMemory" not in said.read_text():
+            time.sleep(0.2)
+        server.process.kill()
+        recording.end(killed=True)
     errors = rows(trace, "SELECT step, reason FROM event WHERE kind = 'error'")
     if not any("OutOfMemory" in (reason or "") for _, reason in errors):
-        return {}
-    last, count = rows(trace, "SELECT step, num_tokens FROM step ORDER BY step DESC LIMIT 1")[0]
-    return {"failed_step": last, "its_tokens": count, "budget": budget, "memory_gib": given_gib}
+        raise Failed(f"no step ran out of {given / MIB:.0f} MiB: {errors[:3]}")
+    columns = "step, num_tokens, num_cache_read_tokens, peak_allocated_bytes"
+    step, tokens, reads, peak = rows(trace, f"SELECT {columns} FROM step ORDER BY step DESC LIMIT 1")[0]
+    return {"failed_step": step, "its_tokens": tokens, "its_cache_reads": reads, "peak_mib": peak / MIB}

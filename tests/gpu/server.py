@@ -37,13 +37,15 @@ class Size:
     pairs: int
     cache_tokens: int
     """KV cache tokens in all."""
+    fast: tuple[str, ...] = ()
+    """Options that make its steps as short as they can be, for the parts that measure time."""
 
 
 GPU = Size(
     "cuda",
     ("--model", "1b", "--device", "cuda", "--page-size", "32", "--blocks", "4096", "--concurrency", "48",
      "--prompt", "64:1400", "--output", "32:160"),
-    1024, 2048, 4.0, 4, 32 * 4096,
+    1024, 2048, 4.0, 4, 32 * 4096, ("--asynchronous", "--graphs"),
 )  # fmt: skip
 CPU = Size(
     "cpu",

@@ -17,7 +17,7 @@ def hook(directory: Path, size: Size) -> Figures:
     """
     took: dict[bool, list[float]] = {True: [], False: []}
     worked: dict[bool, list[float]] = {True: [], False: []}
-    with serving(directory, "hook", size) as server:
+    with serving(directory, "hook", size, *size.fast) as server:
         server.run_steps(50)
         for number, recorded in enumerate([True, False, False, True] * (size.pairs // 2)):
             recording = Recording(server, directory / f"hook{number}.duckdb") if recorded else None
@@ -49,7 +49,7 @@ def largest_gap(begun: int, steps: list[list[int]]) -> float:
 def attaching(directory: Path, size: Size) -> Figures:
     """How long attaching takes, the largest gap between two steps while it does, and what the collector costs."""
     attached, gaps, plain, shares = [], [], [], []
-    with serving(directory, "attach", size) as server:
+    with serving(directory, "attach", size, *size.fast) as server:
         server.run_steps(50)
         for number in range(2 * size.pairs):
             begun = time.time_ns()

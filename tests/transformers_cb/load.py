@@ -22,10 +22,10 @@ VOCABULARY = 512
 SIZES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": VOCABULARY},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "1b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 4, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 32000},
 }  # fmt: skip
-"""Models by name: `1b` has 1.1 billion weights."""
+"""Models by name: `1b` has 1.1 billion weights, in few layers: a step is not all launches of small kernels."""
 
 
 def random_model(size: str, layers: int = 0, device: str = "cpu") -> Any:
@@ -176,9 +176,12 @@ class Client:
     def send(self) -> None:
         """One request more."""
         low, high = self.options.prompt
+        growing = len(self.sent) < self.options.growing
+        if growing:
+            low = high = low + (high - low) * len(self.sent) // self.options.growing
         head = self.random.choice(self.heads) if self.heads else []
         prompt = head + [self.random.randrange(3, VOCABULARY) for _ in range(self.random.randint(low, high))]
-        output = self.random.randint(*self.options.output)
+        output = 2 if growing else self.random.randint(*self.options.output)
         request_id = self.manager.add_request(prompt, max_new_tokens=output, streaming=True, eos_token_id=-1)
         self.sent[request_id] = output
         if self.options.cancel and self.random.random() < self.options.cancel:
@@ -196,7 +199,8 @@ class Client:
         while len(self.sent) < self.options.requests and time.monotonic() < self.until:
             self._check()
             under_way = len(self.sent) - len(self.answers)
-            if under_way < self.options.concurrency:
+            alone = len(self.sent) < self.options.growing
+            if under_way < (1 if alone else self.options.concurrency):
                 self.send()
                 continue
             if not self._take():
@@ -271,6 +275,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--concurrency", type=int, default=12)
     add("--seconds", type=float, default=600)
     add("--prompt", type=pair, default=(4, 90))
+    add("--growing", type=int, default=0, help="first requests, one after another, each with a longer prompt")
     add("--output", type=pair, default=(4, 40))
     add("--cancel", type=float, default=0.0)
     add("--seed", type=int, default=1)

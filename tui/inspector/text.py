@@ -112,6 +112,13 @@ def _charged(page: Page, inspection: Inspection, account: Account) -> None:
         )
 
 
+def _growth(previous: int | None, bytes_now: int | None, arrow: str) -> str:
+    """Memory before and after a step, and by how much it grew."""
+    used = bytes_now or 0
+    growth = f" (+{memory_size(used - previous)})" if previous is not None and used > previous else ""
+    return f"{'-' if previous is None else memory_size(previous)} {arrow} {memory_size(used)}{growth}"
+
+
 def _state(page: Page, inspection: Inspection, account: Account) -> None:
     page.head("before and after")
     arrow = "->" if page.look.glyphs.border == "ascii" else "→"
@@ -123,13 +130,9 @@ def _state(page: Page, inspection: Inspection, account: Account) -> None:
         )
         change = f"{_number(previous)} {arrow} {account['num_free_blocks']}"
         page.say(f"free blocks {change}" + (f" of {num_blocks}" if num_blocks else ""))
-    if account["reserved_bytes"] is not None:
-        previous, reserved = before.get("reserved_bytes"), account["reserved_bytes"] or 0
-        growth = (
-            f" (+{memory_size(reserved - previous)})" if previous is not None and reserved > previous else ""
-        )
-        previous_text = "-" if previous is None else memory_size(previous)
-        page.say(f"memory reserved {previous_text} {arrow} {memory_size(reserved)}{growth}")
+    for name, text in (("reserved_bytes", "reserved"), ("peak_allocated_bytes", "needed at most")):
+        if account[name] is not None:
+            page.say(f"memory {text} {_growth(before.get(name), account[name], arrow)}")
     running, waiting = account["num_running"], account["num_waiting"]
     page.say(f"running {_number(running)}, waiting {_number(waiting)}")
     for name in ("preempted", "stalled"):

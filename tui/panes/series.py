@@ -131,7 +131,7 @@ class Series:
         self.step: Ints = np.ascontiguousarray(columns["step"], dtype=np.int64)
         self.tokens: Ints = np.maximum(np.asarray(columns["num_tokens"], dtype=np.int64), 0)
         self.over = np.flatnonzero(self.tokens > self.limit)
-        reserved = columns.get("reserved_bytes")
+        reserved = columns.get("reserved_bytes", columns.get("peak_allocated_bytes"))
         has_memory = reserved is not None and len(reserved) > 0 and int(reserved.max()) > 0
         self.reserved: Ints | None = np.ascontiguousarray(reserved, dtype=np.int64) if has_memory else None
         self._sum = _running_sums(self.tokens)
@@ -167,7 +167,7 @@ class Series:
 
     @cached_property
     def peak_reserved(self) -> int:
-        """Most bytes reserved at any step; 0 if memory is not known."""
+        """Most bytes reserved (or needed: the history has one of both) at any step; 0 if memory is not known."""
         return int(self.reserved.max()) if self.reserved is not None else 0
 
     @cached_property

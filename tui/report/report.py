@@ -173,7 +173,10 @@ def _how(history: History) -> str:
 def _cells(history: History) -> list[Text]:
     outcome = history.outcome
     bad = "bold red" if outcome.num_exceeded else ""
-    memory, refused = outcome.reserved_high_water, outcome.num_refused_tokens
+    refused = outcome.num_refused_tokens
+    memory = (
+        outcome.allocated_high_water if outcome.reserved_high_water is None else outcome.reserved_high_water
+    )
     name = Text(printable(history.name), "bold")
     if history.how != history.name:
         name.append(f"\n{_how(history)}", "not bold dim")

@@ -19,7 +19,7 @@ from fdtrace.replayer.history.history import (
     Order,
     PipelineFigures,
 )
-from fdtrace.replayer.recorded.memory_fit import MemoryFit
+from fdtrace.replayer.recorded.memory_fit import EXPLAINED, MemoryFit
 from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.tui.theme import memory_size
 
@@ -139,14 +139,35 @@ def _clock(clock: Clock) -> str:
 
 
 def _memory(fit: MemoryFit) -> str:
-    if not fit.bytes_per_token:
+    if not fit.bytes_per_token and not fit.cache_read:
         return f"memory: {fit.column} stays at {memory_size(fit.floor_bytes)}, whatever a step runs"
     other = f"; {memory_size(fit.other_bytes)} more of the device are in use" if fit.other_bytes else ""
-    return (
+    error = f"(error {memory_size(fit.rms_error_bytes)} rms, {memory_size(fit.max_error_bytes)} at most)"
+    if fit.cache_read:
+        return f"{_needed_memory(fit)} {error}{other}"
+    text = (
         f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from "
-        f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens (error "
-        f"{memory_size(fit.rms_error_bytes)} rms, "
-        f"{memory_size(fit.max_error_bytes)} at most){other}"
+        f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens {error}{other}"
+    )
+    if fit.explained >= EXPLAINED:
+        return text
+    return f"{text}. Only {fit.explained:.0%} of the growth came at steps larger than all before: do not trust this fit"
+
+
+def _needed_memory(fit: MemoryFit) -> str:
+    """A fit to tokens and KV cache reads."""
+    tokens = f"{memory_size(round(fit.bytes_per_token))} a token of a step"
+    if not fit.extrapolates:
+        tokens = f"nothing known of the tokens of a step, which were {fit.max_tokens} whenever it grew"
+    budget = (
+        f", {memory_size(round(fit.bytes_per_budget_token))} a token of budget"
+        if fit.bytes_per_budget_token
+        else ""
+    )
+    return (
+        f"memory: what the tensors of a step need: {tokens}, {memory_size(round(fit.bytes_per_cache_read_token))} a KV "
+        f"cache token that it reads{budget}, fitted from {fit.column} at {fit.num_points} steps that needed more than "
+        "all before; the allocator may hold more, and gives it back before it fails"
     )
 
 
