@@ -95,17 +95,18 @@ def out_of_memory(directory: Path, size: Size) -> Figures:
     """
     only_on_a_gpu(size, "running out of memory")
     whole = directory / "fit-larger.duckdb"
-    needed = [row[0] for row in rows(whole, "SELECT peak_allocated_bytes FROM step ORDER BY step")]
-    given = (needed[len(needed) // 3] + needed[-1]) // 2
+    alone = rows(whole, "SELECT max(peak_allocated_bytes) FROM step WHERE num_running <= 1")[0][0]
+    most = rows(whole, "SELECT max(peak_allocated_bytes) FROM step")[0][0]
+    given = (alone + most) // 2
     found = run_out(directory, size, given)
     same = replay(whole, "--as-recorded", "-f", "same: max_num_batched_tokens")["formulas"][0]
-    device = str(given + same["memory"]["other_bytes"])
+    device = f"{given + same['memory']['other_bytes']}B"
     same = replay(whole, "--as-recorded", "-f", "same: max_num_batched_tokens", "--device-memory", device)
     smaller = larger_budget(directory / "fit.duckdb", size, "--device-memory", device)
     return {
         **found, "foretold_step": same["formulas"][0]["out_of_memory_step"],
         "foretold_by_smaller_budget": smaller["out_of_memory_step"], "given_mib": given / MIB,
-        "needed_mib": max(needed) / MIB,
+        "needed_mib": most / MIB,
     }  # fmt: skip
 
 
