@@ -81,6 +81,8 @@ class MemoryFit:
 
     def holds_for(self, columns: Mapping[str, NDArray[Any]]) -> bool:
         """Whether the recording says anything of steps as large as those of a history with these columns."""
+        if self.explained < EXPLAINED:
+            return False
         return self.extrapolates or int(np.max(columns["num_tokens"], initial=0)) <= self.max_tokens
 
     def first_over(self, num_tokens: NDArray[Any], device_bytes: int) -> int | None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def run(directory: Path, device: str, only: list[str]) -> list[dict[str, Any]]:
+def run(directory: Path, device: str, only: list[str]) -> Iterator[dict[str, Any]]:
     """Every part: its name, what it is about, `passed`, `failed` or `skipped`, its figures or why, its seconds."""
-    size, begun, told = GPU if device == "cuda" else CPU, time.monotonic(), []
+    size, begun = GPU if device == "cuda" else CPU, time.monotonic()
     for part in PARTS:
         if only and part.__name__ not in only:
             continue
@@ -66,8 +67,7 @@ def run(directory: Path, device: str, only: list[str]) -> list[dict[str, Any]]:
             f"{one['part']:16} {one['state']:8} {one['seconds']:6.1f} s  {one.get('why') or one['figures']}",
             flush=True,
         )
-        told.append(one)
-    return told
+        yield one
 
 
 def main() -> int:
@@ -84,19 +84,16 @@ def main() -> int:
     on = machine()
     device = args.device or ("cuda" if "gpu" in on else "cpu")
     begun = time.monotonic()
+    found: dict[str, Any] = {"machine": on, "fdtrace_python": platform.python_version(), "device": device}
+    parts = found["parts"] = []
     with tempfile.TemporaryDirectory(prefix="fdtrace-gpu-") as name:
-        parts = run(Path(name), device, args.part)
+        for part in run(Path(name), device, args.part):
+            parts.append(part)
+            found["seconds"] = round(time.monotonic() - begun)
+            if args.json:  # after each part: a run that is cut short keeps what it has
+                args.json.write_text(json.dumps(found, indent=1) + "\n")
         if args.keep:
             shutil.copytree(name, args.keep, dirs_exist_ok=True)
-    found = {
-        "machine": on,
-        "fdtrace_python": platform.python_version(),
-        "device": device,
-        "seconds": round(time.monotonic() - begun),
-        "parts": parts,
-    }
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
     if args.page:
         args.page.write_text(page(found))
     return int(any(part["state"] == "failed" for part in parts))

@@ -139,19 +139,21 @@ def _clock(clock: Clock) -> str:
 
 
 def _memory(fit: MemoryFit) -> str:
+    if fit.explained < EXPLAINED:
+        return (
+            f"memory: only {fit.explained:.0%} of the growth of {fit.column} came at steps larger than all before, so "
+            "tokens do not explain it: the memory of other budgets is not known"
+        )
     if not fit.bytes_per_token and not fit.cache_read:
         return f"memory: {fit.column} stays at {memory_size(fit.floor_bytes)}, whatever a step runs"
     other = f"; {memory_size(fit.other_bytes)} more of the device are in use" if fit.other_bytes else ""
     error = f"(error {memory_size(fit.rms_error_bytes)} rms, {memory_size(fit.max_error_bytes)} at most)"
     if fit.cache_read:
         return f"{_needed_memory(fit)} {error}{other}"
-    text = (
+    return (
         f"memory: {memory_size(round(fit.bytes_per_token))} a token of the largest step so far, fitted from "
         f"{fit.column} at {fit.num_points} new maxima up to {fit.max_tokens} tokens {error}{other}"
     )
-    if fit.explained >= EXPLAINED:
-        return text
-    return f"{text}. Only {fit.explained:.0%} of the growth came at steps larger than all before: do not trust this fit"
 
 
 def _needed_memory(fit: MemoryFit) -> str:
