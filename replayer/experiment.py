@@ -259,12 +259,7 @@ class Experiment:
         history = self._with_changes(history_of(predicted.run, self.memory))
         return replaced(history, outcome=replaced(history.outcome, pipeline=predicted.figures))
 
-    def _in_order(
-        self,
-        order: CallOrder,
-        by: OrderedScheduler,
-        report: ReportSteps,
-    ) -> History:
+    def _in_order(self, order: CallOrder, by: OrderedScheduler, report: ReportSteps) -> History:
         """The recording under its own formula, or by its own scheduler, in the order in which its engine met its
         events.
         """
@@ -273,7 +268,10 @@ class Experiment:
         if self.swept is not None:
             return history_of(run)
         reader = run.log.reader()
-        history = self._with_fidelity(history_of(run, self.memory), digests=reader.digests(run.numbers))
+        history = history_of(run, self.memory)
+        history = self._with_fidelity(
+            history, digests=reader.digests(run.numbers), num_decided=run.num_decided
+        )
         fidelity = history.outcome.fidelity
         assert fidelity is not None
         with_calls = replaced(fidelity, calls=run.call_fidelity())
@@ -311,6 +309,7 @@ class Experiment:
         history: History,
         explain: Callable[[int], list[str]] | None = None,
         digests: NDArray[np.int64] | None = None,
+        num_decided: int | None = None,
     ) -> History:
         fidelity = fidelity_of(
             self.recording,
@@ -319,6 +318,7 @@ class Experiment:
             recorded_rows=self._rows_to_compare,
             replayed_rows=history.rows,
             digests=digests,
+            num_decided=num_decided,
         )
         return replaced(history, outcome=replaced(history.outcome, fidelity=fidelity))
 

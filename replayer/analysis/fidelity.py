@@ -81,6 +81,7 @@ def fidelity_of(
     recorded_rows: RowsOfStep | None = None,
     replayed_rows: RowsOfStep | None = None,
     digests: NDArray[np.int64] | None = None,
+    num_decided: int | None = None,
 ) -> Fidelity:
     """Compare a replay with its recording, step by step in order.
 
@@ -92,8 +93,10 @@ def fidelity_of(
         replayed_rows: gives the requests of a replayed step.
         digests: of the replay's steps. With them a step counts as reproduced only if the same requests ran the same
             tokens and drafts.
+        num_decided: steps that a recorded call decided. None: all. Later steps are left out.
     """
-    recorded, replayed = recording.num_steps, len(columns["num_tokens"])
+    left_out = 0 if num_decided is None else recording.num_steps - num_decided
+    recorded, replayed = recording.num_steps - left_out, len(columns["num_tokens"]) - left_out
     common = min(recorded, replayed)
     equal = equal_steps(recording, columns, common)
     recorded_digests = None if digests is None else recording.step_digests()
@@ -102,12 +105,12 @@ def fidelity_of(
         equal &= (recorded_digests == MISSING) | (recorded_digests == digests[:common])
     num_equal = int(equal.sum())
     if num_equal == recorded == replayed:
-        return Fidelity(recorded, num_equal, None)
+        return Fidelity(recorded, num_equal, None, num_left_out=left_out)
     if equal.all():
         longer = "recording" if recorded > replayed else "replay"
         text = f"equal up to there; the {longer} goes on: {recorded} steps recorded, {replayed} replayed"
         numbers = recording.steps["step"] if recorded > replayed else columns["step"]
-        return Fidelity(recorded, num_equal, int(numbers[common]), text)
+        return Fidelity(recorded, num_equal, int(numbers[common]), text, num_left_out=left_out)
     at = int(np.argmin(equal))
     divergence = divergence_at(
         recording,
@@ -117,7 +120,8 @@ def fidelity_of(
         replayed_rows=replayed_rows,
         reasons=explain(at) if explain is not None else (),
     )
-    return Fidelity(recorded, num_equal, divergence.step, _explanation(divergence), divergence)
+    text = _explanation(divergence)
+    return Fidelity(recorded, num_equal, divergence.step, text, divergence, num_left_out=left_out)
 
 
 def _explanation(divergence: Divergence) -> str:

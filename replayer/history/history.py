@@ -112,6 +112,8 @@ class Fidelity:
     """The first step that differs, side by side. None: no step differs, or one of the two is only longer."""
     calls: CallFidelity | None = None
     """The same for scheduling calls. None: the replay was in lockstep, where each step has its own call."""
+    num_left_out: int = 0
+    """Steps at the end, beyond `num_steps`, that no recorded call decided: the recording ended before that call."""
 
     @property
     def share(self) -> float:

@@ -59,6 +59,7 @@ class DeploymentReplay:
         self.numbers: dict[str, int] = dict(zip(ids, numbers, strict=True))
         self.requests = {number: by_id[name] for number, name in zip(numbers, ids, strict=True)}
         self.scheduler = scheduler
+        self._order = order
         self.calls = OrderedReplay(self.scheduler, RecordedOrder(order, self.requests))
         self.worker = Worker(workload.config, by_id)
         self.log = RowLog(self.worker, workload)
@@ -112,6 +113,24 @@ class DeploymentReplay:
         calls = self.calls
         return CallFidelity(calls.num_calls, calls.num_equal, calls.departure, calls.num_left_out)
 
+    @property
+    def num_decided(self) -> int:
+        """Recorded steps up to the first of a request that no recorded call knew.
+
+        A recording may end between such a call and the forward of its tasks: the worker's records go on for a moment.
+        """
+        order, steps = self._order, self.recording.steps["step"]
+        known = {*order.changes["request"].tolist(), *order.did["request"].tolist()}
+        unknown = (first for first in self.recording.details.row_scan.queued if first.request not in known)
+        undecided = min(
+            (first.first_step for first in unknown if first.num_computed_tokens == 0), default=None
+        )
+        calls = order.calls["call"]
+        in_the_end = self.steps_after.get(int(calls[-1]), 0) if len(calls) else 0
+        if undecided is None:
+            return len(steps)
+        return max(int(np.searchsorted(steps, undecided)), len(steps) - in_the_end)
+
     def _resume(self, order: CallOrder) -> None:
         """Give slots to the requests that ran before the first forward, with the blocks that the first call found.
 
@@ -119,7 +138,7 @@ class DeploymentReplay:
         got their blocks, in a later forward.
         """
         running, first_step = _found_running(order), int(self.recording.steps["step"][0])
-        for initial in self.recording.details.initial:
+        for initial in at_the_worker(self.recording, order):
             request = self.requests[initial.request]
             computed, blocks = running.get(initial.request, (0, 0))
             slot = _slot(request, initial, max(blocks, initial.num_blocks))
@@ -142,6 +161,23 @@ class DeploymentReplay:
                 )
 
 
+def at_the_worker(recording: Recording, order: CallOrder) -> list[InitialRequest]:
+    """The requests that the worker has, or gets by tasks of calls before the recording.
+
+    Of some nothing had been computed when the recording began: an earlier call had handed out their first chunk.
+    """
+    running = _found_running(order)
+    on_their_way = [
+        first
+        for first in recording.details.row_scan.queued
+        if running.get(first.request, (0, 0))[0] > 0
+        and not first.num_computed_tokens
+        and not _handed_out(order, first)
+    ]
+    known = {first.request for first in recording.details.initial}
+    return [*recording.details.initial, *(first for first in on_their_way if first.request not in known)]
+
+
 def _handed_out(order: CallOrder, initial: InitialRequest) -> bool:
     """Whether a recorded call handed out the chunk that a request ran first."""
     operations = order.did
@@ -154,7 +190,7 @@ def resumed_slots(
 ) -> Iterator[Slot]:
     """The slots of the worker before the first recorded forward; `requests` by their numbers."""
     running = _found_running(order)
-    for initial in recording.details.initial:
+    for initial in at_the_worker(recording, order):
         _, blocks = running.get(initial.request, (0, 0))
         yield _slot(requests[initial.request], initial, max(blocks, initial.num_blocks))
 

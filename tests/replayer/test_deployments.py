@@ -27,6 +27,7 @@ from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.replayer.model.found_events import ReserveFound
+from fdtrace.replayer.replay.deployment_replay import at_the_worker
 from fdtrace.replayer.replay.recorded_pipeline import pipeline_of
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 
@@ -94,12 +95,29 @@ def test_every_call_and_every_forward_is_reproduced(recording: Recording) -> Non
     assert fidelity.calls is not None
     assert fidelity.calls.departure is None
     assert fidelity.calls.num_equal == fidelity.calls.num_calls == int(order.calls["num_calls"].sum())
-    assert (fidelity.num_equal, fidelity.first_divergence) == (recording.num_steps, None)
+    decided = recording.num_steps - fidelity.num_left_out
+    assert (fidelity.num_equal, fidelity.num_steps, fidelity.first_divergence) == (decided, decided, None)
     assert history.outcome.order == "recorded"
     if (
         not recording.details.initial
     ):  # else some had tasks on their way to the worker, which counts as a stall here
         assert history.outcome.num_stalls == int(recording.steps["num_stalled"].sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_left_out_only_if_their_call_was_not_recorded(name: str) -> None:
+    fidelity = fidelity_of(replayed(opened(name)))
+    assert fidelity.num_left_out == (2 if name == "first_chunk" else 0)
+
+
+def test_a_first_chunk_on_its_way_reaches_the_worker() -> None:
+    """Its request had run nothing when the recording began, but a call before it had handed out the whole prompt."""
+    recording = opened("first_chunk")
+    order = order_of(recording)
+    known = {first.request for first in recording.details.initial}
+    coming = [first for first in at_the_worker(recording, order) if first.request not in known]
+    assert [(first.num_computed_tokens, first.decoding) for first in coming] == [(0, False)]
+    assert coming[0].request not in order.did["request"][order.did["did"] == "chunk"]
 
 
 def test_tasks_from_before_the_recording_reach_the_worker_in_their_forward() -> None:

@@ -52,7 +52,9 @@ def test_what_the_tensors_need_follows_tokens_and_cache_reads(budget: int) -> No
     assert (fit.column, fit.cache_read) == ("peak_allocated_bytes", True)
     assert fit.explained > 0.99
     needed = found.steps["peak_allocated_bytes"]
-    assert np.abs(fit.after_each({**found.steps, "token_budget": np.array([budget])}) - needed).max() < 6 * MIB
+    assert (
+        np.abs(fit.after_each({**found.steps, "token_budget": np.array([budget])}) - needed).max() < 6 * MIB
+    )
     # K and V of a KV cache token, copied for 32 heads of 64 16-bit numbers each (8 KiB), and its part of the masks
     assert 8192 <= fit.bytes_per_cache_read_token < 8192 + 2 * budget
 

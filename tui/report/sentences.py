@@ -60,6 +60,8 @@ def _fidelity(fidelity: Fidelity) -> str:
     if fidelity.calls is not None:
         calls = fidelity.calls
         text += f", {calls.share:.1%}: {calls.num_equal} of {calls.num_calls} scheduling calls"
+    if fidelity.num_left_out:
+        text += f"; the last {fidelity.num_left_out} steps are left out, as their calls were not recorded"
     if fidelity.first_divergence is not None:
         text += f"; first departs at step {fidelity.first_divergence}"
     if fidelity.divergence is not None:
