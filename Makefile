@@ -29,8 +29,8 @@ DUCKDB ?=
 RECORDER_VENV ?= .venv-recorder-$(notdir $(PYTHON))$(addprefix -duckdb-,$(DUCKDB))
 RECORDER_READY := $(RECORDER_VENV)/.installed
 
-# The tests wait for processes more than they compute: two a processor.
-WORKERS ?= $(shell expr 2 \* $$(nproc))
+# The tests wait for processes more than they compute: three a processor.
+WORKERS ?= $(shell expr 3 \* $$(nproc))
 
 OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 

@@ -71,6 +71,7 @@ def test_a_wheel_holds_one_package_and_the_two_files_that_arm(wheel: Path) -> No
             assert f"fdtrace/{prefix}{path.relative_to(ROOT / floor)}" in names
 
 
+@pytest.mark.slow
 def test_the_commands_work_beside_a_projects_folders_of_any_name(installed: Path, project: Path) -> None:
     engine = ROOT / "tests" / "recorder" / "played" / "engine.py"
     environment = {

@@ -28,6 +28,7 @@ def mypy(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_the_public_names_have_types(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(WRONG)

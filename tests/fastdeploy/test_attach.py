@@ -80,6 +80,7 @@ def recorded_part(trace: Trace, lines: list[dict[str, Any]]) -> list[Any]:
     return logged_rows(lines[bisect.bisect_left(times, first) : bisect.bisect_left(times, last) + 1])
 
 
+@pytest.mark.slow
 def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[str]) -> None:
     pids = [running.pid, *children(running.pid)]
     for attempt in range(2):

@@ -49,6 +49,7 @@ def test_it_keeps_its_name_and_its_markup_in_info_and_reports(spoofing: Path, ca
 @pytest.mark.parametrize(
     "keys", ["n n enter", "n tab j r", "n : s q l space F R O M space r e q u e s t enter"]
 )
+@pytest.mark.slow
 def test_it_is_text_on_the_screen(spoofing: Path, tmp_path: Path, keys: str) -> None:
     svg, html = tmp_path / "screen.svg", tmp_path / "screen.html"
     arguments = ["replay", str(spoofing), "-f", "pr7499", "--size", "160x50", "--keys", keys]

@@ -33,6 +33,7 @@ def test_the_page_names_each_function() -> None:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.xdist_group("paddle")
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     pytest.importorskip("paddle", reason="the sandbox engine needs Paddle: pip install 'fdtrace[sandbox]'")
     nbformat = pytest.importorskip("nbformat")

@@ -82,6 +82,7 @@ def test_a_search_goes_on_from_its_state(tmp_path: Path, capsys: Captured) -> No
     assert "state of another search" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_finds_the_same_of_a_formula_in_a_file(
     tmp_path: Path, capsys: Captured
 ) -> None:
@@ -102,6 +103,7 @@ def test_any_number_of_processes_finds_the_same_of_a_formula_in_a_file(
     assert "--jobs is 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_tells_each_cause_once(capsys: Captured) -> None:
     assert main(["falsify", "-f", "pr7499", "--find", "hang,fails", "--runs", "3000", "--all", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["found"]

@@ -190,6 +190,7 @@ SAID = {
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.slow
 def test_a_trace_made_to_harm_does_none_and_is_told_as_what_it_is(good: Path, inbox: Path, part: int) -> None:
     runs, said = Runs(), dict[str, str]()
     names = hostile.names(extremes=EVERYTHING)[part::PARTS]
@@ -214,6 +215,7 @@ def test_what_is_said_is_said_of_traces_that_are_made() -> None:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.slow
 def test_a_damaged_trace_is_told_as_that(good: Path, inbox: Path) -> None:
     runs, whole = Runs(), good.read_bytes()
 

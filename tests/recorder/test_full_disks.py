@@ -269,6 +269,7 @@ def _said(process: subprocess.Popen[str], word: str = "waiting") -> str:
     return text
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_recording_detaches_and_says_how_to_go_on(
     recording: Any, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from fdtrace.recorder.collector.process import Collector, recover
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.supervise import Supervisor
@@ -69,6 +71,7 @@ def test_engines_killed_at_random_moments_lose_no_committed_step(tmp_path: Path)
     assert query(trace, "SELECT * FROM event WHERE kind = 'lost'") == []
 
 
+@pytest.mark.slow
 def test_a_collector_killed_at_random_moments_neither_loses_nor_doubles_a_step(tmp_path: Path) -> None:
     trace, log, rng = tmp_path / "t.duckdb", tmp_path / "log", random.Random(2)
     with collected(trace) as (session, supervisor):

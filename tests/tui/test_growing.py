@@ -75,6 +75,7 @@ def whole(app: ReplayApp, path: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 async def test_it_grows_while_everything_is_used(recorded: Recorded) -> None:
     until_then = time.monotonic() + SECONDS
     async with opened(recorded.path) as (app, pilot):
@@ -149,6 +150,7 @@ async def test_the_engine_is_killed(recorded: Recorded) -> None:
         await until(pilot, lambda: isinstance(app.screen, StoryScreen))
 
 
+@pytest.mark.slow
 async def test_its_collector_is_killed_and_started_again(recorded: Recorded) -> None:
     async with opened(recorded.path) as (app, pilot):
         await grows(app, pilot)
@@ -160,6 +162,7 @@ async def test_its_collector_is_killed_and_started_again(recorded: Recorded) -> 
         assert whole(app, recorded.path)
 
 
+@pytest.mark.slow
 async def test_nobody_records_any_more(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the trace says for ever that it goes on."""
     monkeypatch.setattr(live, "SILENT", 3.0)
@@ -176,6 +179,7 @@ async def test_nobody_records_any_more(recorded: Recorded, monkeypatch: pytest.M
     subprocess.run(recover, capture_output=True, timeout=120, check=True)
 
 
+@pytest.mark.slow
 async def test_the_trace_is_removed_while_it_is_shown(recorded: Recorded) -> None:
     async with opened(recorded.path) as (app, pilot):
         await grows(app, pilot)

@@ -125,6 +125,7 @@ def test_from_opening_to_the_cause_of_an_exceeded_step(terminal: Terminal) -> No
 
 
 @needs_paddle
+@pytest.mark.slow
 def test_a_journey_from_the_demo_to_the_cause_of_an_exceeded_step(tmp_path: Path) -> None:
     """`make demo` runs `fdtrace demo`: the sandbox engine, recorded live, opens in the debugger."""
     trace = tmp_path / "demo.duckdb"
@@ -167,6 +168,7 @@ def test_a_journey_from_the_demo_to_the_cause_of_an_exceeded_step(tmp_path: Path
         opened.close()
 
 
+@pytest.mark.slow
 def test_a_recording_in_progress_is_followed_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "live.duckdb"
     recorded = Recorded(path)
@@ -221,6 +223,7 @@ def test_a_collector_that_fails_does_not_end_the_screen(tmp_path: Path) -> None:
 
 
 @needs_paddle
+@pytest.mark.slow
 def test_attach_shows_a_recording_in_progress(tmp_path: Path) -> None:
     path = tmp_path / "live.duckdb"
     server = subprocess.Popen(
