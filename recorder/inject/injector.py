@@ -22,9 +22,10 @@ from fdtrace.recorder.inject.target import Target, check_target, refused
 from fdtrace.recorder.inject.tree import is_same_process
 
 EntryMethod = Literal["remote_exec", "ptrace", "pending"]
-_NUM_ATTEMPTS = 20
+_NUM_ATTEMPTS = 100
 _PATIENT_ATTEMPTS = 5
-_BETWEEN_ATTEMPTS_S = 0.002
+_BETWEEN_ATTEMPTS_S, _LONGEST_BETWEEN_ATTEMPTS_S = 0.002, 0.03
+"""The waits grow: some two seconds in all, so that a call of a second into a library does not outlast them."""
 _REMOTE_EXEC_PATIENCE_S = 1.0
 
 
@@ -163,7 +164,7 @@ def _by_ptrace(target: Target, text: bytes) -> Entry:
     longest = 0.0
     for attempt in range(_NUM_ATTEMPTS):
         if attempt:
-            time.sleep(_BETWEEN_ATTEMPTS_S)
+            time.sleep(min(_BETWEEN_ATTEMPTS_S * 1.05**attempt, _LONGEST_BETWEEN_ATTEMPTS_S))
         may_queue = attempt >= _PATIENT_ATTEMPTS
         tid = _choose(target, attempt, may_queue=may_queue)
         if tid is None:
