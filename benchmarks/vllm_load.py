@@ -150,6 +150,31 @@ async def load(
     return answers
 
 
+async def open_load(
+    port: int, *, requests: int, rate: float, seed: int = 1, model: str = "tiny",
+    prompts: tuple[int, int] = (20, 800), outputs: tuple[int, int] = (16, 80),
+) -> list[Answer]:  # fmt: skip
+    """Send requests at random times, `rate` a second on average, whatever is answered. Equal seeds give equal requests
+    at equal times, each with a given number of outputs.
+    """
+    rng = random.Random(seed)
+    times = list(itertools.accumulate(rng.expovariate(rate) for _ in range(requests)))
+    bodies: list[dict[str, object]] = [
+        {
+            "model": model, "prompt": prompt_of(rng, rng.randint(*prompts)), "max_tokens": rng.randint(*outputs),
+            "temperature": 0.0, "ignore_eos": True,
+        }
+        for _ in range(requests)
+    ]  # fmt: skip
+    begun = time.perf_counter()
+
+    async def client(at: float, body: dict[str, object]) -> Answer:
+        await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
+        return await ask(port, body)
+
+    return await asyncio.gather(*map(client, times, bodies))
+
+
 class Background:
     """A load under way in a process of its own; `options` are those of the command line."""
 
