@@ -86,7 +86,7 @@ def run(trace: Path, model: Path, settings: dict[str, int | bool], args: argpars
     with Server(model, *options_of({**BASE, **settings}), more=more, log=trace.with_suffix(".log")) as server:
         server.wait()
         load = {"prompts": (20, 30), "outputs": (4, 8), "seed": 9}
-        asyncio.run(open_load(server.port, requests=5, rate=5.0, **load))  # type: ignore[arg-type]
+        asyncio.run(open_load(server.port, requests=5, rate=5.0, **load))
         recording = attach(server.pid, trace)
         answers = asyncio.run(open_load(server.port, requests=args.requests, rate=args.rate, seed=args.seed))
         detach(recording)

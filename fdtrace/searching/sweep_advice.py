@@ -120,6 +120,13 @@ def flags_of(row: SweepRow, names: Sequence[str]) -> str:
     return " ".join([*variables, *options]) or "as it is"
 
 
+def cell(value: Any) -> str:
+    """A figure as text."""
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if isinstance(value, float) and not value.is_integer() else f"{value}"
+
+
 def advice_of(
     worker: SweepWorker,
     varied: Sequence[VariedSetting],
@@ -136,7 +143,9 @@ def advice_of(
     before = None if recorded is None else known.get(_key(recorded, names)) or worker.row(recorded)
     if before is not None and before["refused"] is not None:
         before = None
-    model = worker.time_model() if goals and any(_is_of_time(name) for name in best) else None
+    timed = goals and any(_is_of_time(name) and best[name] is not None for name in best)
+    own = {name: value for name in names if (value := best[name]) is not None}
+    model = worker.time_model(own) if timed else None
     error = 0.0 if model is None else model_error(model)
     cost = goals[0].cost(best)
     as_good = [
@@ -190,7 +199,7 @@ def _neighbours(
     for name, settings in neighbours_of(varied, best):
         row = known.get(_key(settings, names)) or worker.row(settings)
         broken = next((c for c in conditions if not c.holds(row)), None)
-        not_kept = "" if broken is None else f"{broken.figure} {row.get(broken.figure)}"
+        not_kept = "" if broken is None else f"{broken.figure} {cell(row.get(broken.figure))}"
         parting, reasons = None, ("", "")
         if row["refused"] is None:
             try:

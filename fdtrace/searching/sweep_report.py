@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fdtrace.recorder.printable import printable
 from fdtrace.replayer.search.sweep_grid import FIGURES, SweepCondition, SweepGoal, SweepRow
-from fdtrace.searching.sweep_advice import SweepAdvice, SweepNeighbour, flags_of
+from fdtrace.searching.sweep_advice import SweepAdvice, SweepNeighbour, cell, flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,13 +149,6 @@ def _table(rows: Sequence[SweepRow], best: set[int], columns: Sequence[str]) -> 
         cells = ["*" if id(row) in best else "", *(cell(row.get(name)) for name in columns)]
         table.add_row(*map(Text, cells))
     Console().print(table)
-
-
-def cell(value: Any) -> str:
-    """A figure as text."""
-    if value is None:
-        return "-"
-    return f"{value:,.1f}" if isinstance(value, float) and not value.is_integer() else f"{value}"
 
 
 def _chart(allowed: Sequence[SweepRow], front: Sequence[SweepRow], goals: Sequence[SweepGoal]) -> str:

@@ -126,8 +126,10 @@ class SweepWorker:
             found[name] = str(value).lower() if isinstance(value, bool) else value
         return found
 
-    def time_model(self) -> TimeModel | None:
-        """How long a step takes, as fitted from the recording; None: no replay asked, or it cannot be fitted."""
+    def time_model(self, settings: Mapping[str, SweepValue]) -> TimeModel | None:
+        """How long a step takes, as a replay with these settings fits it; None: by steps, or it cannot be fitted."""
+        if self.timing is None and self.workload is None:  # other processes ran the replays
+            self._replayer(self._variant(settings))
         if self.timing is None:
             return None
         try:

@@ -39,7 +39,10 @@ LARGER_IS_BETTER = ("budget_use", "output_tokens_per_s", "requests_per_s", "good
 
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::([x+]?)({_NUMBER}))?\Z")
-_CONDITION = re.compile(rf"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(<=|>=|==|=|<|>)\s*({_NUMBER})\s*\Z")
+_CONDITION = re.compile(rf"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(<=|>=|==|=|<|>)\s*({_NUMBER})\s*(us|ms|s)?\s*\Z")
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+"""Units of a bound, in that of the figures of time."""
+_TIMES = ("ttft_", "itl_", "latency_")
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq, "==": operator.eq,
 }  # fmt: skip
@@ -168,17 +171,17 @@ class SweepCondition:
 
 
 def parse_conditions(text: str | None) -> list[SweepCondition]:
-    """`exceeded = 0 and preempted < 10`. UsageError names the figures."""
+    """`exceeded = 0 and ttft_p95 < 300ms`; a time without a unit is in milliseconds. UsageError names the figures."""
     conditions = []
     for part in re.split(r"\band\b|,", text or ""):
         if not part.strip():
             continue
         match = _CONDITION.match(part)
-        if match is None or match[1] not in FIGURES:
-            raise UsageError(
-                f"{part.strip()!r:.60} is no condition", hint=f"as 'exceeded = 0'; {', '.join(FIGURES)}"
-            )
-        conditions.append(SweepCondition(match[1], match[2], float(match[3])))
+        if match is None or match[1] not in FIGURES or (match[4] and not match[1].startswith(_TIMES)):
+            hint = f"as 'exceeded = 0' or 'ttft_p95 < 300ms'; {', '.join(FIGURES)}"
+            raise UsageError(f"{part.strip()!r:.60} is no condition", hint=hint)
+        bound = float(match[3]) * (_MILLISECONDS[match[4]] if match[4] else 1.0)
+        conditions.append(SweepCondition(match[1], match[2], bound))
     return conditions
 
 

@@ -19,6 +19,7 @@ from fdtrace.replayer.search.sweep_grid import (
     parse_goals,
     parse_varied,
 )
+from fdtrace.searching.sweeping import SweepSource, SweepWorker
 
 Captured = pytest.CaptureFixture[str]
 CASE = {
@@ -158,6 +159,25 @@ def test_a_trace_is_swept_by_time(trace: Path, capsys: Captured) -> None:
     assert code == 0
     assert [row["exceeded"] for row in result["rows"]] == [0, 0]
     assert all(row["steps"] > 0 for row in result["rows"])
+
+
+def test_a_time_may_have_a_unit() -> None:
+    bounds = [
+        c.bound
+        for c in parse_conditions("ttft_p95 < 300ms and itl_p50 <= 0.05 s, latency_p99 < 900us and steps < 3")
+    ]
+    assert bounds == [300, 50, 0.9, 3]
+    for text in ("steps < 3ms", "ttft_p95 < 3 min", "ttft_p95 < ms"):
+        with pytest.raises(UsageError, match="is no condition"):
+            parse_conditions(text)
+
+
+def test_the_time_model_is_known_where_other_processes_ran_the_replays(trace: Path) -> None:
+    """The recommendation is written by a process that may have run no replay itself."""
+    worker = SweepWorker(SweepSource(trace, None, {"formula": "pr7499"}, None, None, sys.executable))
+    assert worker.timing is None
+    worker.time_model({"max_num_seqs": 8})
+    assert worker.timing is not None
 
 
 def test_nothing_allowed_is_said(case: str, capsys: Captured) -> None:
