@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="PATH", help="the file; of tables, the directory"
     )
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--force", action="store_true", help="replace the file or tables that are there")
     parser.add_argument(
         "--each-decode",
         action="store_true",
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 < args.step_ms < 1e9:
         raise UsageError(f"--step-ms is {args.step_ms:g}", hint="more than 0")
-    check_target(args.output, force=args.force, source=args.trace)
+    if args.to not in TABLES:
+        check_target(args.output, force=args.force, source=args.trace)
     if args.to not in TIMELINES and (args.formula or args.variant or args.scheduler):
         raise UsageError(
             f"--to {args.to} writes the recording alone",
