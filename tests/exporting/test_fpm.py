@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import pvariance
@@ -59,6 +60,7 @@ def real_definition() -> ModuleType | None:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # there msgspec looks up the types that its annotations name
             spec.loader.exec_module(module)
             return module
     return None
