@@ -15,6 +15,7 @@ from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector.tables import columns_of
 from fdtrace.recorder.trace.column_values import ColumnArrays
 from fdtrace.recorder.write_trace import write_trace
+from fdtrace.replayer.recorded.only_sums import IMPORTED
 
 ENGINE_NAME = "fpm"
 SUMS_ONLY = (
@@ -58,7 +59,7 @@ def write_imported(
 
 
 def _engine(number: int, worker: WorkerSteps, sizes: Mapping[str, int]) -> dict[str, Any]:
-    more = {"worker_id": worker.worker_id, "imported": "ForwardPassMetrics"}
+    more = {"worker_id": worker.worker_id, IMPORTED: "ForwardPassMetrics"}
     return {
         "engine_id": number,
         "name": ENGINE_NAME,

@@ -99,6 +99,19 @@ def test_its_trace_is_read_by_the_commands(tmp_path: Path, capsys: Captured) -> 
     assert [event["args"]["step"] for event in events if event["ph"] == "B"] == list(range(5))
 
 
+@pytest.mark.parametrize(
+    "command", [["replay", "--report"], ["replay", "--as-recorded", "--report"], ["check", "-f", "pr7499"]]
+)
+def test_a_replay_of_sums_is_refused(command: list[str], tmp_path: Path, capsys: Captured) -> None:
+    out = imported(tmp_path, record())
+    capsys.readouterr()
+    assert main([command[0], str(out), *command[1:]]) == 2
+    said = capsys.readouterr()
+    assert "this trace cannot be replayed" in said.err
+    assert "imported from ForwardPassMetrics" in said.err
+    assert not said.out
+
+
 def test_every_way_in_which_they_are_kept_is_read(tmp_path: Path) -> None:
     at = int(BEGAN) // 1_000_000
     lines = [
