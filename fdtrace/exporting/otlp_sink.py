@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
 BATCH = 2048
 """Spans and events of one request to a collector: about a megabyte."""
-SECONDS = 30
+SECONDS = 10
 """For one request to a collector, tries included."""
 MOST_EVENTS = 1 << 10
+LONGEST_MESSAGE = 300
 
 
 class SpanSink(Protocol):
@@ -57,12 +58,12 @@ class CollectorSink:
 
     def put(self, batch: Sequence[ReadableSpan]) -> None:
         """As `SpanSink`."""
-        with _LastMessage() as logged:
+        with _Messages() as logged:
             taken = self._exporter.export(batch) is SpanExportResult.SUCCESS
         if not taken:
             raise UsageError(
                 f"{self.url} did not take the spans",
-                why=logged.text or "the exporter does not say why",
+                why=" … ".join(logged.texts) or "the exporter does not say why",
                 hint="is it a collector that takes OTLP over HTTP? its usual port is 4318",
             )
 
@@ -182,18 +183,18 @@ class _Ids(IdGenerator):
         return self._chance.randrange(1, 1 << 128)
 
 
-class _LastMessage(logging.Handler):
-    """Keeps what OpenTelemetry logs last, and keeps it from the terminal."""
+class _Messages(logging.Handler):
+    """Keeps what OpenTelemetry logs first and last, and keeps it from the terminal."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = ""
+        self.texts: list[str] = []
         self._logger = logging.getLogger("opentelemetry")
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        self.texts = [*self.texts[:1], record.getMessage()[:LONGEST_MESSAGE]]
 
-    def __enter__(self) -> _LastMessage:
+    def __enter__(self) -> _Messages:
         self._propagates = self._logger.propagate
         self._logger.propagate = False
         self._logger.addHandler(self)
