@@ -13,6 +13,9 @@ TRANSFORMERS_READY := $(TRANSFORMERS_VENV)/.installed
 RAY_VENV ?= .venv-ray
 RAY_READY := $(RAY_VENV)/.installed
 
+DYNAMO_VENV ?= .venv-dynamo
+DYNAMO_READY := $(DYNAMO_VENV)/.installed
+
 # A machine with a GPU: its own Python, which has PyTorch and transformers; wheels from tests/gpu/wheels.sh.
 GPU_PYTHON ?= python3.12
 GPU_WHEELS ?= .gpu-wheels
@@ -34,7 +37,7 @@ WORKERS ?= $(shell expr 3 \* $$(nproc))
 
 OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
-.PHONY: demo test test-recorder test-vllm test-transformers test-ray test-gpu check bench bench-vllm bench-transformers docs screens clean
+.PHONY: demo test test-recorder test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-vllm bench-transformers docs screens clean
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -57,6 +60,9 @@ test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous 
 
 test-ray: $(RAY_READY)    ## sweeps on a Ray cluster of two nodes, processes of this machine; its environment is made once
 	$(RAY_VENV)/bin/python -m pytest -q tests/fdtrace/test_sweep_on_ray.py
+
+test-dynamo: $(DYNAMO_READY)   ## ForwardPassMetrics against Dynamo's own definition; its environment is made once
+	$(DYNAMO_VENV)/bin/python -m pytest -q tests/exporting/test_fpm.py
 
 test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
@@ -115,6 +121,13 @@ $(RAY_READY): pyproject.toml
 	$(RAY_VENV)/bin/python -m pip install --quiet --editable '.[test,ray]'
 	touch $@
 
+# Dynamo's package alone: what it requires are engines and a cluster, of which its definitions need nothing.
+$(DYNAMO_READY): pyproject.toml
+	$(PYTHON) -m venv $(DYNAMO_VENV)
+	$(DYNAMO_VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	$(DYNAMO_VENV)/bin/python -m pip install --quiet --no-deps 'ai-dynamo>=1.6,<2'
+	touch $@
+
 $(VLLM_READY): tests/vllm/make_environment.py
 	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
@@ -124,4 +137,4 @@ $(TRANSFORMERS_READY): tests/transformers_cb/make_environment.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-ray .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-ray .venv-dynamo .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts

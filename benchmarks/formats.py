@@ -1,6 +1,8 @@
-"""Formats at size: a million requests of a trace to a case, and a Perfetto file of a million steps at 32 requests.
+"""Formats at size: requests of a trace to a case, and Perfetto, FPM and OTLP files of steps at 32 requests.
 
-    python benchmarks/formats.py [--requests N] [--steps N] [--keep DIRECTORY]
+    python benchmarks/formats.py [--large] [--requests N] [--steps N] [--keep DIRECTORY]
+
+`--large`: a million requests, a million steps; without it a fiftieth of these.
 
 Each part runs in a process of its own: seconds, MiB of the result, and the most memory that the process held, beside
 the same at a tenth of the size. Memory of the first part must not grow; that of the second grows with the number of
@@ -115,29 +117,34 @@ def measured(*arguments: str | Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--large", action="store_true", help="a million requests, a million steps")
+    parser.add_argument("--requests", type=int, help="of the request trace")
+    parser.add_argument("--steps", type=int, help="of the recording")
     parser.add_argument("--keep", type=Path, help="leave the files there")
     options = parser.parse_args()
+    size = 1_000_000 if options.large else 20_000
+    num_requests, num_steps = options.requests or size, options.steps or size
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.keep or Path(temporary)
-        for count in (options.requests // 10, options.requests):
+        for count in (num_requests // 10, num_requests):
             source, case = directory / f"{count}.jsonl", directory / f"{count}.case.json"
             make_requests(source, count)
             seconds, memory = measured("workload", source, "--force", "-o", case)
-            size = case.stat().st_size / 2**20
-            figures = f"{seconds:5.1f} s, {size:7.1f} MiB, memory {memory:5.0f} MiB"
+            figures = f"{seconds:5.1f} s, {case.stat().st_size / 2**20:7.1f} MiB, memory {memory:5.0f} MiB"
             print(f"{count:>9,} requests of Mooncake to a case: {figures}")
-        for steps in (options.steps // 10, options.steps):
-            trace, out = directory / f"{steps}.duckdb", directory / f"{steps}.pftrace"
+        for steps in (num_steps // 10, num_steps):
+            trace = directory / f"{steps}.duckdb"
             if not trace.exists():
                 begun = time.perf_counter()
                 make_trace(trace, steps, 32)
                 print(f"  trace of {steps:,} steps made in {time.perf_counter() - begun:.0f} s")
-            seconds, memory = measured("export", trace, "--to", "perfetto", "--force", "-o", out)
-            size = out.stat().st_size / 2**20
-            figures = f"{seconds:5.1f} s, {size:7.1f} MiB, memory {memory:5.0f} MiB"
-            print(f"{steps:>9,} steps at 32 requests to Perfetto: {figures}")
+            for name, ending in (("perfetto", "pftrace"), ("fpm", "fpm.jsonl.gz"), ("otlp", "spans.json")):
+                out = directory / f"{steps}.{ending}"
+                seconds, memory = measured("export", trace, "--to", name, "--force", "-o", out)
+                figures = f"{seconds:5.1f} s, {out.stat().st_size / 2**20:7.1f} MiB, memory {memory:5.0f} MiB"
+                print(f"{steps:>9,} steps at 32 requests, --to {name}: {figures}")
+                if options.keep is None:
+                    out.unlink()
     print(f"this process itself: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -32,8 +32,9 @@ COMMANDS = {
     "sql": "query a trace, a live one too",
     "replay": "replay a trace under other budget formulas",
     "simulate": "schedule a workload with no trace",
-    "export": "write a recording for others: Perfetto, Chrome, Mooncake, Azure, Parquet, CSV",
+    "export": "write a recording for others: Perfetto, Chrome, Mooncake, Azure, FPM, OTLP, Parquet, CSV",
     "workload": "make a case of a request trace: Mooncake, Azure, BurstGPT, ShareGPT, …",
+    "import": "make a trace of steps from ForwardPassMetrics of Dynamo, SGLang, vLLM",
     "falsify": "search for a workload that breaks a formula",
     "shrink": "the smallest workload that shows a fault of a trace or a case",
     "sweep": "many settings on one trace or case, and the best that are allowed",
@@ -45,6 +46,7 @@ COMMANDS = {
 ELSEWHERE = {
     "sandbox": "fdtrace.sandbox.command",
     "export": "fdtrace.commands.export_command",
+    "import": "fdtrace.commands.import_command",
     "workload": "fdtrace.commands.workload_command",
 }
 """Commands whose module is not called as they are: another module has that name."""

@@ -16,8 +16,11 @@ def export_tables(args: argparse.Namespace) -> None:
     from fdtrace.recorder import schema
     from fdtrace.recorder.sql_text import quoted
     from fdtrace.recorder.trace.trace import open_trace, reading
-    from fdtrace.whole_file import whole_file
+    from fdtrace.whole_file import check_directory, whole_file
 
+    check_directory(
+        args.output, force=args.force, names={f"{table.name}.{args.to}" for table in schema.TABLES}
+    )
     options = {"parquet": "(FORMAT parquet)", "csv": "(FORMAT csv, HEADER)"}[args.to]
     count = 0
     with whole_file(args.output) as half:

@@ -17,6 +17,7 @@ DUCKDB = b"DUCK"
 """At byte 8 of every DuckDB file."""
 CASE_KEYS = {"requests", "max_num_batched_tokens", "max_num_seqs", "num_blocks"}
 IN_CASE = re.compile(rf'"({"|".join(sorted(CASE_KEYS))})"\s*:')
+STEP_METRICS = "fpm"
 COLUMNS = {
     "azure": {"TIMESTAMP", "ContextTokens", "GeneratedTokens"},
     "burstgpt": {"Timestamp", "Request tokens", "Response tokens"},
@@ -29,7 +30,7 @@ def recognised_format(path: Path) -> TraceFormat | None:
     """The format of a request trace; None: the file is something else, as a case or a DuckDB file.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: the file cannot be read, or holds no request.
     """
     with open_trace_file(path) as file:
         try:
@@ -45,6 +46,12 @@ def recognised_format(path: Path) -> TraceFormat | None:
         except (OSError, EOFError) as error:
             raise UsageError(f"{path} cannot be read", why=str(error)) from None
     name = _name_of(text, line)
+    if name == STEP_METRICS:
+        raise UsageError(
+            f"{path} holds ForwardPassMetrics, and no request",
+            why="each line sums up one forward: what a request was, and when it came, cannot be had from sums",
+            hint=f"fdtrace import {path} -o T.duckdb makes a trace of its steps",
+        )
     return None if name is None else FORMATS[name]
 
 
@@ -73,6 +80,8 @@ def _by_columns(line: str) -> str | None:
 
 def _by_keys(first: Mapping[str, object]) -> str | None:
     keys = set(first)
+    if step_metrics(first) is not None:
+        return STEP_METRICS
     if "chat_id" in keys and "input_length" in keys:
         return "bailian"
     if keys & {"input_length", "text_input", "payload"} or ("messages" in keys and "output_length" in keys):
@@ -82,6 +91,19 @@ def _by_keys(first: Mapping[str, object]) -> str | None:
     if keys & {"prompt_tokens_count", "input_tokens_count"} or {"prompt", "output_tokens_count"} <= keys:
         return "guidellm"
     return "vllm" if "prompt" in keys else None
+
+
+def step_metrics(value: Mapping[str, object]) -> Mapping[str, object] | None:
+    """The ForwardPassMetrics that an object is, or that it holds as Dynamo's programs write them; None: there are none.
+
+    `event.fpm`: its FPM trace; `metrics`: `recv_forward_pass_metrics --output`, `export_forward_pass_metrics`.
+    """
+    event = value.get("event")
+    held = event.get("fpm") if isinstance(event, Mapping) else None
+    for found in (value, held, value.get("fpm"), value.get("metrics")):
+        if isinstance(found, Mapping) and "scheduled_requests" in found:
+            return found
+    return None
 
 
 def format_of(path: Path, given: str | None) -> TraceFormat:

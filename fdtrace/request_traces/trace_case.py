@@ -108,7 +108,7 @@ class TraceCase:
         if output is None:
             raise UsageError(
                 f"{request.where} does not say how many tokens come out",
-                hint="--output 128, for all of these",
+                hint="--output-tokens 128, for all of these",
             )
         self._longest = max(self._longest, request.prompt + output)
         made: dict[str, Any] = {

@@ -24,6 +24,7 @@ from fdtrace.timeline.timeline_run import (
     chunks,
     steps_on_axis,
 )
+from fdtrace.trace_columns import trace_columns
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.trace import Trace
@@ -106,7 +107,7 @@ class _Reader:
 
     def run(self) -> tuple[TimelineRun, bool]:
         number = self.engine["engine_id"]
-        times = self._columns(STEP_TIMES, number)
+        times = trace_columns(self.trace, STEP_TIMES, number)
         self.numbers = times["step"]
         if not len(self.numbers):
             raise TraceError(
@@ -130,13 +131,6 @@ class _Reader:
         )
         return run, self.has_clock
 
-    def _columns(self, query: str, *parameters: Any) -> dict[str, Any]:
-        found = self.trace.db.execute(query, list(parameters)).fetchnumpy()
-        return {
-            name: np.ma.getdata(values).astype(np.int64) if values.dtype.kind in "iub" else values
-            for name, values in found.items()
-        }
-
     def _rows(self, query: str, *parameters: Any) -> Iterator[tuple[Any, ...]]:
         """Rows as they come, by a cursor of their own: other queries run in between."""
         cursor = self.trace.db.cursor()
@@ -149,7 +143,7 @@ class _Reader:
         return np.where(steps == MISSING, MISSING, np.minimum(entries, len(self.numbers) - 1))
 
     def _requests(self) -> TimelineRequests:
-        table = self._columns(REQUESTS, self.engine["engine_id"])
+        table = trace_columns(self.trace, REQUESTS, self.engine["engine_id"])
         self.request_numbers = table["request"]
         arrived = table["arrived_at"]
         if not self.has_clock:
@@ -196,10 +190,10 @@ class _Reader:
         query = f"SELECT {selected} FROM step WHERE engine_id = $1 AND step BETWEEN $2 AND $3 ORDER BY step"
         for first, end in chunks(len(self.numbers)):
             part = (self.engine["engine_id"], int(self.numbers[first]), int(self.numbers[end - 1]))
-            yield TimelineSteps(first, self._columns(query, *part), self._batch_rows(part))
+            yield TimelineSteps(first, trace_columns(self.trace, query, *part), self._batch_rows(part))
 
     def _batch_rows(self, part: tuple[int, int, int]) -> BatchRowColumns:
-        table = self._columns(ROWS, *part)
+        table = trace_columns(self.trace, ROWS, *part)
         step, request = table["step"], table["request"]
         entries = np.searchsorted(self.numbers, step)
         known = (self.numbers[np.minimum(entries, len(self.numbers) - 1)] == step) & np.isin(

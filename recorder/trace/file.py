@@ -42,6 +42,8 @@ SETTINGS = {
     "python_enable_replacements": "false",  # else a name in a query may be a variable of ours
     "temp_directory": "",  # nothing is written
 }
+NO_PROGRESS = "SET enable_progress_bar = false"
+"""DuckDB draws a bar on a terminal during statements of more than two seconds."""
 
 
 def machine_memory() -> int:
@@ -185,6 +187,7 @@ def attached(
         )
         if writable is not None:
             db.execute(f"SET allowed_directories = ['{quoted(writable)}/']")
+        db.execute(NO_PROGRESS)
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         db.execute(f"ATTACH '{quoted(trace_path)}' AS {FILE} (READ_ONLY, TYPE duckdb)")

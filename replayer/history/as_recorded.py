@@ -17,6 +17,7 @@ from fdtrace.replayer.history.history import History
 from fdtrace.replayer.history.outcome_figures import MemoryQuestion, outcome_of
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import fit_memory
+from fdtrace.replayer.recorded.only_sums import refuse_only_sums
 from fdtrace.replayer.recorded.step_state import column, column_or_zero, formula_columns
 
 RowsOfStep = Callable[[int], list[StepRow]]
@@ -114,6 +115,7 @@ def as_recorded_history(
     The column `allowed` is the step's decode tokens plus its allowance. UsageError if the formula cannot be computed
     for a step.
     """
+    refuse_only_sums(recording)
     refuse_rules(
         formula.name,
         formula.rules,

@@ -16,6 +16,7 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.model.events import Resumed
 from fdtrace.replayer.recorded.client_times import sending_times
+from fdtrace.replayer.recorded.only_sums import refuse_only_sums
 from fdtrace.replayer.recorded.step_durations import BY_STEPS, Clock, ClockKind, call_times, fit_durations
 from fdtrace.replayer.workload.block_contents import Blocks, Prefixes, cached_chains
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
@@ -26,12 +27,13 @@ STEPS_FACTOR, STEPS_MORE = 10, 10_000
 
 def workload_from_recording(recording: Recording, clock: ClockKind = "steps") -> Workload:
     """Every recorded request, with arrivals by recorded step or time. TraceError if nothing was recorded, UsageError if
-    the recording has no times and `clock` is "time".
+    the recording has no times and `clock` is "time", or if only sums are known of it.
 
     If the recording ended before a request did, the request gets output up to its `max_tokens` (without one, up to the
     model's length), and the number of tokens that it had made as `target`. An aborted request is aborted at the
     recorded step.
     """
+    refuse_only_sums(recording)
     if recording.num_steps == 0:
         raise TraceError("this recording holds no step, so there is nothing to replay")
     config = SchedulerConfig.from_engine(recording.engine)

@@ -170,6 +170,30 @@ def test_every_table_is_written(to: str, timed: Path, tmp_path: Path) -> None:
         assert db.execute(f"{total} step").fetchall() == db.execute(f"{total} '{out}/step.{to}'").fetchall()
 
 
+def test_force_replaces_tables_and_nothing_else(timed: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "tables"
+    arguments = ["export", str(timed), "--to", "csv", "-o", str(out)]
+    assert main(arguments) == 0
+    (out / "step.csv").write_text("old")
+    (out / "event.csv").unlink()
+    assert main(arguments) == 2
+    assert "--force to replace the files of an earlier export" in capsys.readouterr().err
+    assert (out / "step.csv").read_text() == "old"
+    assert main([*arguments, "--force"]) == 0
+    assert {path.name for path in out.iterdir()} == {f"{table.name}.csv" for table in schema.TABLES}
+    assert (out / "step.csv").read_text().startswith("engine_id,step,")
+    for other in ("mine.txt", "step.parquet"):
+        (out / other).write_text("mine")
+        assert main([*arguments, "--force"]) == 2
+        assert f"it holds {other}, which this would not write" in capsys.readouterr().err
+        assert (out / other).read_text() == "mine"
+        (out / other).unlink()
+    (tmp_path / "link").symlink_to(out)
+    assert main([*arguments[:-1], str(tmp_path / "link"), "--force"]) == 2
+    assert "it is a link" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"tables", "link"}, "nothing half is left behind"
+
+
 def test_what_export_refuses(timed: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "out"
     out.write_text("mine")

@@ -1,0 +1,1 @@
+"""`fdtrace import`: files of others as traces."""
