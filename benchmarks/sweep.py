@@ -40,7 +40,10 @@ FIGURES = ("steps", "exceeded", "peak_tokens", "preempted", "stalls", "ttft_p95"
 OTHER = """
 import json, sys, time
 from pathlib import Path
-import fdtrace.searching.sweeping as sweeping
+try:
+    import fdtrace.searching.sweeping as sweeping
+except ImportError:  # where it was in an earlier checkout
+    import fdtrace.sweeping as sweeping
 source = sweeping.SweepSource(Path(sys.argv[1]), None, {"formula": sys.argv[2]}, None, None, sys.executable)
 worker = getattr(sweeping, "SweepWorker", None) or sweeping._Worker
 worker = worker(source)
