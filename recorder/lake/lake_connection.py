@@ -56,8 +56,16 @@ def open_lake(
         _attach(db, lake, create=create, read_only=read_only)
         yield db
     finally:
+        close_quietly(db)
+
+
+def close_quietly(db: duckdb.DuckDBPyConnection) -> None:
+    """Close a connection whose PostgreSQL may be gone. To close it within a transaction would then abort the process:
+    DuckDB's extension throws where nobody catches.
+    """
+    for end in (db.rollback, db.close):
         with suppress(duckdb.Error):
-            db.close()
+            end()
 
 
 def extension_path(name: str) -> Path:
@@ -96,15 +104,15 @@ def data_path(db: duckdb.DuckDBPyConnection) -> str:
 def _attach(db: duckdb.DuckDBPyConnection, lake: LakeName, *, create: bool, read_only: bool) -> None:
     if lake.catalog == "sqlite":
         _prepare_sqlite(lake, create=create)
-    if lake.data is not None:
-        _prepare_store(db, lake.data)
+    if (lake.data or OBJECT_STORE).startswith(
+        OBJECT_STORE
+    ):  # without a path, it may be a bucket: the catalog says
+        _prepare_bucket(db, lake.data or OBJECT_STORE)
     options = ["DATA_INLINING_ROW_LIMIT 0", f"CREATE_IF_NOT_EXISTS {str(create).lower()}"]
     options += [f"DATA_PATH '{quoted(lake.data)}'"] if lake.data is not None else []
     options += ["READ_ONLY"] if read_only else []
     try:
         db.execute(f"ATTACH '{quoted(lake.attachment)}' AS {LAKE} ({', '.join(options)})")
-        if lake.data is None:
-            _prepare_store(db, data_path(db))
     except duckdb.Error as error:
         hint = "`fdtrace push` makes a lake; see docs/fleet.md for what each catalog needs"
         raise lake_failed(lake, "cannot be opened", error, hint=hint) from None
@@ -131,10 +139,11 @@ def _prepare_sqlite(lake: LakeName, *, create: bool) -> None:
             raise LakeError(f"{lake} cannot be opened", why=f"{path}: {error}") from None
 
 
-def _prepare_store(db: duckdb.DuckDBPyConnection, data: str) -> None:
-    """Load what a bucket needs, and take its keys from the environment where DuckDB has no secret for it."""
-    if not data.startswith(OBJECT_STORE):
-        return
+def _prepare_bucket(db: duckdb.DuckDBPyConnection, data: str) -> None:
+    """Load what a bucket needs, and take its keys from the environment where DuckDB has no secret for it.
+
+    What is made here is for any bucket. A secret of DuckDB's for a narrower place goes before it.
+    """
     db.execute(f"LOAD '{quoted(extension_path('httpfs'))}'")
     if db.execute("FROM which_secret($1, 's3')", [data]).fetchall():
         return

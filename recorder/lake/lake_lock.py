@@ -14,11 +14,11 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 import duckdb
 
-from fdtrace.recorder.lake.lake_connection import extension_path
+from fdtrace.recorder.lake.lake_connection import close_quietly, extension_path
 from fdtrace.recorder.lake.lake_errors import LakeError, lake_failed
 from fdtrace.recorder.lake.lake_name import LakeName
 from fdtrace.recorder.sql_text import quoted
@@ -82,7 +82,7 @@ def _advisory_lock(lake: LakeName, shared: duckdb.DuckDBPyConnection | None) -> 
     with ExitStack() as stack:
         try:
             db = duckdb.connect(":memory:") if shared is None else shared.cursor()
-            stack.callback(_close, db)
+            stack.callback(close_quietly, db)
             if shared is None:
                 db.execute(f"LOAD '{quoted(extension_path('postgres_scanner'))}'")
             db.execute(
@@ -110,11 +110,6 @@ AGAIN = "do it again: nothing was changed"
 def _ask(db: duckdb.DuckDBPyConnection, query: str) -> int:
     row = db.execute("FROM postgres_query('guard', $1)", [query]).fetchone()
     return int(row[0]) if row else 0
-
-
-def _close(db: duckdb.DuckDBPyConnection) -> None:
-    with suppress(duckdb.Error):
-        db.close()
 
 
 def _wait_until(held: Callable[[], bool], lake: LakeName) -> None:

@@ -127,8 +127,10 @@ class Bucket:
         names = ("s3.port", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
                  "filer.port.grpc", "s3.port.grpc")  # fmt: skip
         ports = [f"-{name}={port}" for name, port in zip(names, self.ports, strict=True)]
+        sockets = [f"-{name}.localSocket={self.folder / name}.sock" for name in ("filer", "s3")]
         options = ["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder}", "-master.volumeSizeLimitMB=64",
-                   "-volume.max=20", f"-s3.config={self.folder / 's3.json'}", *ports]  # fmt: skip
+                   "-volume.max=20", f"-s3.config={self.folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+                   *ports, *sockets]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
             self.server = subprocess.Popen([program, "server", *options], stdout=log, stderr=log)
         deadline = time.monotonic() + WAIT
@@ -156,6 +158,9 @@ class Bucket:
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self.ports:  # a killed one leaves its sockets, some of which it always puts there
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink()
 
 
 def free_ports(number: int) -> list[int]:

@@ -134,17 +134,17 @@ with LakeWriter(parse_lake(sys.argv[1])) as writer:
 
 @pytest.mark.slow
 def test_killed_pushes_leave_each_trace_whole_or_not_at_all(another: OtherTrace, lake: LakeName) -> None:
-    traces = [another(f"t{i}", host=f"host{i}") for i in range(12)]
+    traces = [another(f"t{i}", host=f"host{i}") for i in range(8)]
     expected = {}
     with connect(traces[0]) as db:
         for table in schema.TABLES:
             expected[table.name] = db.sql(f"SELECT count(*) FROM {table.name}").fetchall()[0][0]
-    for i in range(4):
+    for i in range(3):
         command = [sys.executable, "-c", PUSH_ALL, str(lake), *map(str, traces)]
         pushing_process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert pushing_process.stdout is not None
         pushing_process.stdout.readline()  # the first is there
-        time.sleep(0.13 * i)
+        time.sleep(0.15 * i)
         pushing_process.send_signal(signal.SIGKILL)
         pushing_process.communicate()
         for name, numbers in rows_of(lake).items():
@@ -153,7 +153,7 @@ def test_killed_pushes_leave_each_trace_whole_or_not_at_all(another: OtherTrace,
     for path in traces:
         push_trace(path, lake, CHAT)
     hosts = asked(lake, "SELECT host, count(*) FROM trace GROUP BY host ORDER BY ALL")
-    assert hosts == sorted((f"host{i}", 1) for i in range(12))
+    assert hosts == sorted((f"host{i}", 1) for i in range(8))
     assert asked(lake, "SELECT DISTINCT n FROM (SELECT count(*) AS n FROM step GROUP BY trace_id)") == [
         (expected["step"],)
     ]
