@@ -28,7 +28,8 @@ from fdtrace.recorder.lake.pull_trace import list_traces, pull_trace
 from fdtrace.recorder.lake.push_trace import Pushed, PushedAs, push_trace
 from fdtrace.recorder.trace.file import connect
 from fdtrace.recorder.trace.query import refuse_statements
-from tests.lake.conftest import OtherTrace
+from tests.lake.conftest import OtherTrace, sure_columns
+from tests.recorder.helpers import armed_environment, fdtrace_here, start_engine
 
 CHAT = PushedAs("chat", {"commit": "41677b9"})
 
@@ -38,7 +39,8 @@ def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     with connect(path) as db:
         tables = {table.name: f"SELECT COLUMNS(*)::VARCHAR FROM {table.name}" for table in schema.TABLES}
         views = {
-            view.name: f"SELECT COLUMNS(*)::VARCHAR FROM {view.name} ORDER BY ALL" for view in schema.VIEWS
+            view.name: f"SELECT {sure_columns(view.name)} FROM {view.name} ORDER BY ALL"
+            for view in schema.VIEWS
         }
         return {name: db.sql(query).fetchall() for name, query in (tables | views).items()}
 
@@ -237,6 +239,32 @@ def test_a_replay_of_a_trace_in_a_lake_is_that_of_its_file(
     assert main(["sql", f"{lake}/{trace_id}", "SELECT count(*) FROM exceeded", "--format", "csv"]) == 0
     assert main(["info", f"{lake}/20260101T000000-0"]) == 2
     assert "holds no trace" in capsys.readouterr().err
+
+
+def test_attach_pushes_what_it_has_recorded(
+    lake: LakeName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailboxes = tmp_path / "mailboxes"
+    mailboxes.mkdir(0o700)
+    monkeypatch.setenv("FDTRACE_DIR", str(mailboxes))
+    engine = start_engine("--sleep", 0.002, env=armed_environment())
+    try:
+        trace, options = tmp_path / "t.duckdb", ("--steps", 20, "--deployment", "chat", "--label", "a=b")
+        done = fdtrace_here("attach", engine.pid, "-o", trace, *options, "--push", lake)
+        assert done.returncode == 0, done.stderr
+        (row,) = list_traces(lake)
+        assert (row["deployment"], row["labels"], row["num_steps"]) == ("chat", {"a": "b"}, 20)
+        (tmp_path / "file").write_text("no directory")
+        kept = tmp_path / "kept.duckdb"
+        done = fdtrace_here(
+            "attach", engine.pid, "-o", kept, *options, "--push", f"ducklake:{tmp_path}/file/lake"
+        )
+        assert done.returncode == 3
+        assert f"fdtrace push {kept}" in done.stderr
+        assert len(contents(kept)["step"]) == 20
+    finally:
+        engine.kill()
+        engine.wait()
 
 
 def test_the_question_of_a_fleet(
