@@ -62,7 +62,7 @@ test-ray: $(RAY_READY)    ## sweeps on a Ray cluster of two nodes, processes of 
 	$(RAY_VENV)/bin/python -m pytest -q tests/fdtrace/test_sweep_on_ray.py
 
 test-fleet: $(FLEET_READY)    ## lakes, with a PostgreSQL (Debian's) and an S3-compatible SeaweedFS; likewise
-	$(FLEET_VENV)/bin/python -m pytest -q tests/lake
+	$(FLEET_VENV)/bin/python -m pytest -q -n 2 --dist loadgroup tests/lake
 
 test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
+    import os
+
     from fdtrace.progress import Progress
     from fdtrace.recorder.errors import UsageError
     from fdtrace.recorder.lake.pull_trace import pull_trace
@@ -32,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{trace.lake} is a lake", hint=f"`fdtrace list '{trace.lake}'` has the ids: LAKE/ID"
         )
+    os.umask(os.umask(0o077) | 0o077)  # as a recording: nobody else may read it
     check_target(args.output, force=args.force, source=Path(trace.lake.connection))
     with whole_file(args.output, force=args.force) as half:
         trace_id = pull_trace(trace, half)

@@ -18,6 +18,7 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError, UsageError
+from fdtrace.recorder.lake import expire_traces as expiring
 from fdtrace.recorder.lake import push_trace as pushing
 from fdtrace.recorder.lake.expire_traces import compact_lake, expire_traces
 from fdtrace.recorder.lake.lake_errors import LakeError
@@ -305,6 +306,22 @@ def test_old_traces_go_and_their_files_after_the_grace(
     assert len(days) == 1
     pull_trace(LakeTraceName(lake, new), tmp_path / "t.duckdb")
     assert len(contents(tmp_path / "t.duckdb")["step"]) == 300
+
+
+def test_files_that_no_catalog_names_go_when_no_push_can_be_writing_them(
+    recorded: Path, lake: LakeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_trace(recorded, lake, CHAT)
+    files = sorted((Path(lake.connection).parent / "data").rglob("*.parquet"))
+    orphan = files[0].with_name("ducklake-left.parquet")
+    orphan.write_bytes(files[0].read_bytes())
+    long_ago = datetime(2000, 1, 1, tzinfo=timezone.utc)
+    expire_traces(lake, long_ago, grace=timedelta(0))
+    assert orphan.exists(), "a push that still runs may have written it"
+    monkeypatch.setattr(expiring, "LONGEST_PUSH", timedelta(0))
+    assert expire_traces(lake, long_ago, grace=timedelta(0)).num_files == 1
+    assert not orphan.exists()
+    assert sorted((Path(lake.connection).parent / "data").rglob("*.parquet")) == files
 
 
 def test_merging_small_files_changes_no_trace(another: OtherTrace, lake: LakeName, tmp_path: Path) -> None:

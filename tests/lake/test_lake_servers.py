@@ -14,6 +14,7 @@ from uuid import uuid4
 import duckdb
 import pytest
 
+from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.lake import push_trace as pushing
 from fdtrace.recorder.lake.lake_connection import check_extensions, open_lake
 from fdtrace.recorder.lake.lake_errors import LakeError
@@ -23,7 +24,9 @@ from fdtrace.recorder.lake.pull_trace import list_traces, pull_trace
 from fdtrace.recorder.lake.push_trace import PushedAs, push_trace
 from tests.lake.conftest import OtherTrace
 from tests.lake.servers import BUCKET, PASSWORD, SECRET, Bucket, Postgres, postgres_bin, weed
-from tests.lake.test_lake import PUSH_ALL, contents, rows_of
+from tests.lake.test_lake import PUSH_ALL, asked, contents, rows_of
+
+pytestmark = pytest.mark.xdist_group("lake servers")
 
 CHAT = PushedAs("chat", {"commit": "41677b9"})
 
@@ -180,6 +183,17 @@ def test_one_at_a_time_holds_the_lock(shared_lake: LakeName) -> None:
         order.append("first")
     waiting.join()
     assert order == ["first", "second"]
+
+
+def test_a_query_cannot_write_through_the_catalog(shared_lake: LakeName, recorded: Path) -> None:
+    push_trace(recorded, shared_lake, CHAT)
+    for query in (
+        "FROM postgres_query('__ducklake_metadata_lake', 'DELETE FROM ducklake_snapshot RETURNING snapshot_id')",
+        "FROM postgres_execute('__ducklake_metadata_lake', 'CREATE TABLE planted (x int)')",
+    ):
+        with pytest.raises((UsageError, duckdb.Error)):
+            asked(shared_lake, query)
+    assert asked(shared_lake, "SELECT count(*) FROM trace") == [(1,)]
 
 
 def test_a_wrong_password_is_not_printed(shared_lake: LakeName, monkeypatch: pytest.MonkeyPatch) -> None:
