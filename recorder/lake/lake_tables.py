@@ -20,6 +20,9 @@ KEY = (
 )
 """The first columns of every table of a lake."""
 
+ROW = Column("trace_row", "BIGINT", "orders the rows of one table of one trace as the recording wrote them")
+"""The next column of every table: DuckLake does not keep the order of rows that it writes."""
+
 TRACE_COLUMNS = (
     Column("host", "VARCHAR", "host of its first engine"),
     Column("labels", "MAP(VARCHAR, VARCHAR)", "labels that the push gave it"),
@@ -36,7 +39,11 @@ def lake_table(table: Table) -> Table:
     """The lake's table of a table of the schema."""
     more = TRACE_COLUMNS if table is schema.TRACE else ()
     return Table(
-        table.name, table.comment, (*KEY, *more, *table.columns), ("trace_id", *table.order_by), table.since
+        table.name,
+        table.comment,
+        (*KEY, ROW, *more, *table.columns),
+        ("trace_id", *table.order_by),
+        table.since,
     )
 
 

@@ -12,10 +12,10 @@ from fdtrace.recorder import schema
 from fdtrace.recorder.collector.finish import create_final
 from fdtrace.recorder.collector.views import SCHEMA_VIEWS, define_views
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.lake.lake_connection import LAKE, open_lake
+from fdtrace.recorder.lake.lake_connection import open_lake
 from fdtrace.recorder.lake.lake_errors import lake_failed
 from fdtrace.recorder.lake.lake_name import LakeName, LakeTraceName
-from fdtrace.recorder.lake.lake_tables import lake_sources
+from fdtrace.recorder.lake.lake_tables import ROW, lake_sources
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.sql_text import quoted
 
@@ -98,13 +98,10 @@ def _found(db: duckdb.DuckDBPyConnection, sources: dict[str, str], name: LakeTra
 
 
 def _copy_table(db: duckdb.DuckDBPyConnection, table: Table, source: str, key: Sequence[Any]) -> None:
-    """Copy the trace's rows in the order in which they were written: `rowid` counts a table's rows."""
-    source_table = f"{LAKE}.main.{table.name}"
-    if source_table not in source:
-        return  # the lake is older than the table
-    numbered = source.replace(f" FROM {source_table}", f", rowid AS _row FROM {source_table}")
+    """Copy the trace's rows in the order in which the recording wrote them."""
     db.execute(
-        f"INSERT INTO final.{table.name} SELECT {', '.join(table.names)} FROM ({numbered}) "
-        "WHERE day = $1 AND deployment = $2 AND trace_id = $3 ORDER BY _row",
+        f"INSERT INTO final.{table.name} SELECT {', '.join(table.names)} FROM ({source}) "
+        "WHERE day = $1 AND deployment = $2 AND trace_id = $3 "
+        f"ORDER BY {ROW.name}",
         [*key],
     )

@@ -24,7 +24,7 @@ from fdtrace.recorder.lake.lake_connection import LAKE, check_extensions, open_l
 from fdtrace.recorder.lake.lake_errors import LakeError, is_conflict, lake_failed
 from fdtrace.recorder.lake.lake_lock import lake_lock
 from fdtrace.recorder.lake.lake_name import LakeName
-from fdtrace.recorder.lake.lake_tables import KEY, TRACE_COLUMNS, is_complete, make_tables
+from fdtrace.recorder.lake.lake_tables import KEY, ROW, TRACE_COLUMNS, is_complete, make_tables
 from fdtrace.recorder.lake.trace_identity import identity_of
 from fdtrace.recorder.sql_text import quoted
 from fdtrace.recorder.trace.file import damaged, refuse_other_files
@@ -126,7 +126,7 @@ class LakeWriter(AbstractContextManager["LakeWriter"]):
                 _make_lake(self.lake)
                 self._open()
             assert self._db is not None
-            self._db.execute("SET threads = 1")  # rows keep their order, and each table becomes one file
+            self._db.execute("SET threads = 1")  # each table becomes one file
         return self._db
 
     def _is_ready(self) -> bool:
@@ -227,15 +227,22 @@ def _insert(
 ) -> None:
     """Write every table of the trace."""
     columns = ", ".join(f"${i} AS {column.name}" for i, column in enumerate(KEY, 1))
-    for name, source in sources.items():
+    numbered = {name: _numbered(name, source) for name, source in sources.items()}
+    for name, source in numbered.items():
         if name != schema.TRACE.name:
             db.execute(f"INSERT INTO {LAKE}.main.{name} BY NAME SELECT {columns}, * FROM ({source})", [*key])
     figures = _figures(sources)
     more = ", ".join(f"({figures[column.name]})::{column.type} AS {column.name}" for column in TRACE_COLUMNS)
     db.execute(
-        f"INSERT INTO {LAKE}.main.trace BY NAME SELECT {columns}, {more}, * FROM ({sources['trace']})",
+        f"INSERT INTO {LAKE}.main.trace BY NAME SELECT {columns}, {more}, * FROM ({numbered['trace']})",
         [*key, list(labels), list(labels.values())],
     )
+
+
+def _numbered(table: str, source: str) -> str:
+    """The query of a trace's table, with a number for each row. A table that an older trace lacks has no row."""
+    place = f" FROM {FILE}.main.{table}"
+    return source.replace(place, f", rowid AS {ROW.name}{place}") if place in source else source
 
 
 def _figures(sources: Mapping[str, str]) -> dict[str, str]:

@@ -107,7 +107,11 @@ class Bucket:
             "actions": ["Admin", "Read", "Write", "List"],
         }
         (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def url(self) -> str:

@@ -77,6 +77,19 @@ def test_a_pulled_trace_is_the_one_that_was_pushed(recorded: Path, lake: LakeNam
     assert (row["num_steps"], row["num_exceeded"]) == (steps, exceeded)
 
 
+def test_rows_of_a_large_table_keep_their_order(another: OtherTrace, lake: LakeName, tmp_path: Path) -> None:
+    """DuckDB writes partitions in pieces of half a million rows, and in any order."""
+    path, pulled = another("large"), tmp_path / "pulled.duckdb"
+    rows = "SELECT 0, 1000 + i // 32, i, 'decode', 1, 1, 1, 1, 3 FROM range(1200000) t(i)"
+    with duckdb.connect(str(path)) as db:
+        db.execute(f"INSERT INTO step_request {rows}")
+    pull_trace(LakeTraceName(lake, push_trace(path, lake, CHAT).trace_id), pulled)
+    with connect(pulled) as db:
+        places = "SELECT request, row_number() OVER () - 1 AS place FROM step_request WHERE step >= 1000"
+        found = db.sql(f"SELECT count(*), bool_and(request = place) FROM ({places})").fetchall()
+    assert found == [(1_200_000, True)]
+
+
 def test_a_second_push_changes_nothing(recorded: Path, lake: LakeName, tmp_path: Path) -> None:
     first = push_trace(recorded, lake, CHAT)
     before = list_traces(lake)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fdtrace.recorder.lake.lake_name import LakeName, LakeTraceName, parse_lake
 from fdtrace.recorder.lake.pull_trace import list_traces, pull_trace
 from fdtrace.recorder.lake.push_trace import PushedAs, push_trace
 from tests.lake.conftest import OtherTrace
-from tests.lake.servers import BUCKET, PASSWORD, SECRET, Bucket, Postgres, postgres_bin, weed
+from tests.lake.servers import BUCKET, PASSWORD, SECRET, WAIT, Bucket, Postgres, postgres_bin, weed
 from tests.lake.test_lake import PUSH_ALL, asked, contents, rows_of
 
 pytestmark = pytest.mark.xdist_group("lake servers")
@@ -153,7 +154,7 @@ def test_the_bucket_goes_in_the_middle_of_a_push(
     assert "push it again" in failed.value.hint
     assert SECRET not in str(failed.value)
     bucket.start()
-    assert [row["host"] for row in list_traces(bucket_lake)] == ["first"]
+    assert [row["host"] for row in listed_again(bucket_lake)] == ["first"]
     pushed = push_trace(path, bucket_lake, CHAT)
     assert not pushed.already
     pull_trace(LakeTraceName(bucket_lake, pushed.trace_id), tmp_path / "t.duckdb")
@@ -202,6 +203,18 @@ def test_a_wrong_password_is_not_printed(shared_lake: LakeName, monkeypatch: pyt
         list_traces(shared_lake)
     assert "authentication failed" in failed.value.why
     assert "a-wrong-one" not in str(failed.value)
+
+
+def listed_again(lake: LakeName) -> list[dict[str, Any]]:
+    """What the lake holds, once its bucket serves its files again: that takes some seconds after it answers."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            return list_traces(lake)
+        except LakeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _hold(lake: LakeName, order: list[str]) -> None:
