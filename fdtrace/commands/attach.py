@@ -11,7 +11,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from fdtrace.push_options import add_push_options, check_push, push_recorded
 from fdtrace.recorder.errors import UsageError
+from fdtrace.trace_argument import lake_argument
 from fdtrace.watch import (
     StopSignals,
     Watch,
@@ -43,17 +45,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--formula", action="append", metavar="FORMULA", help="with --tui, as for `fdtrace replay`"
     )
 
+    parser.add_argument(
+        "--push", type=lake_argument, metavar="LAKE", help="put the finished trace into a lake: docs/fleet.md"
+    )
+    add_push_options(parser)
+
 
 def run(args: argparse.Namespace) -> int:
-    """Attach, record, detach; 0 when the trace is written."""
+    """Attach, record, detach; 0 when the trace is written, and pushed where --push says."""
     check_arguments(args)
+    check_push(args)
     if args.tui and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("--tui needs a terminal", hint="record without it, and replay the trace afterwards")
     with serving_metrics(args) as metrics:
-        return _run(args, metrics)
+        _run(args, metrics)
+    push_recorded(args)
+    return 0
 
 
-def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> int:
+def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> None:
     from fdtrace.recorder import agent_delivery, attach_server
     from fdtrace.recorder.inject import check_process
     from fdtrace.recorder.session import Session
@@ -85,7 +95,6 @@ def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> int:
             watch.fail()
             raise
     conclude(watch, done)
-    return 0
 
 
 def _note_processes(watch: Watch, reached: list[Reached]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fdtrace.trace_argument import trace_argument
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.trace import Trace
@@ -40,7 +41,7 @@ FROM call GROUP BY engine_id
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace info`."""
-    parser.add_argument("trace", type=Path, metavar="TRACE")
+    parser.add_argument("trace", type=trace_argument, metavar="TRACE")
     parser.add_argument("--json", action="store_true", help="one JSON object, for machines")
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fdtrace.trace_argument import trace_argument
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.recording import EngineInfo
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace knobs`."""
     from fdtrace.scheduler_option import add_scheduler_arguments
 
-    parser.add_argument("trace", type=Path, metavar="TRACE")
+    parser.add_argument("trace", type=trace_argument, metavar="TRACE")
     parser.add_argument("--engine", type=int, metavar="N", help="which engine of a trace of several")
     parser.add_argument("--json", action="store_true", help="a JSON array, for machines")
     add_scheduler_arguments(parser)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.searching.search_options import Searched
+from fdtrace.trace_argument import trace_argument
 
 MOST_RUNS = 20_000
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace shrink`."""
     from fdtrace.searching.search_options import add_search_arguments
 
-    parser.add_argument("source", type=Path, metavar="TRACE|CASE.json", help="a trace, or a case")
+    parser.add_argument("source", type=trace_argument, metavar="TRACE|CASE.json", help="a trace, or a case")
     add_search_arguments(parser)
     parser.add_argument(
         "--keep", action="append", metavar="FAULT",

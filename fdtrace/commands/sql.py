@@ -1,5 +1,5 @@
-"""Query a trace, also one that is being recorded, or the results of a sweep. `docs/trace.md` documents the tables and
-views of a trace; the results are the table `sweep`.
+"""Query a trace, also one that is being recorded, or the results of a sweep, or all traces of a lake. `docs/trace.md`
+documents the tables and views of a trace; the results of a sweep are the table `sweep`; docs/fleet.md is about lakes.
 
 A query reads only the trace: no other file, no network, no setting. It may take two minutes and half of the machine's
 memory, unless --timeout and --memory say otherwise. Ctrl-C ends it.
@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.trace_argument import trace_argument
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from fdtrace.recorder.lake.lake_name import LakeTraceName
     from fdtrace.recorder.trace.query import Limits
     from fdtrace.recorder.trace.trace import Trace
 
@@ -34,7 +38,8 @@ PRIVATE = 0o600
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace sql`."""
-    parser.add_argument("trace", type=Path, metavar="TRACE")
+    parser.add_argument("trace", type=trace_argument, metavar="TRACE")
+    parser.set_defaults(takes_lakes=True)
     parser.add_argument("query", metavar="QUERY", help='such as "SELECT * FROM exceeded"')
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     parser.add_argument(
@@ -55,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the query and print or write its rows."""
     from fdtrace.recorder.trace.query import Limits
-    from fdtrace.recorder.trace.result_file import open_for_queries
     from fdtrace.sizes import size_of
 
     if args.format == "parquet" and args.out is None and sys.stdout.isatty():
@@ -65,15 +69,27 @@ def run(args: argparse.Namespace) -> int:
     memory = size_of(args.memory, "--memory") if args.memory else None
     limits = Limits(args.timeout or None, memory)
     if args.format == "table" and args.out is None:
-        with open_for_queries(args.trace, memory=memory) as trace:
+        with _opened(args.trace, memory, None) as trace:
             _print_table(trace, args.query, limits)
         return 0
     kind = "csv" if args.format == "table" else args.format
     with _rows_file(args.out) as file:
-        with open_for_queries(args.trace, memory=memory, writable=file.parent) as trace:
+        with _opened(args.trace, memory, file.parent) as trace:
             _write(trace, args.query, kind, limits, file)
         _deliver(file, args.out)
     return 0
+
+
+def _opened(
+    source: Path | LakeTraceName, memory: int | None, writable: Path | None
+) -> AbstractContextManager[Trace]:
+    from fdtrace.recorder.trace.result_file import open_for_queries
+
+    if isinstance(source, Path):
+        return open_for_queries(source, memory=memory, writable=writable)
+    from fdtrace.recorder.lake.lake_views import open_lake_for_queries
+
+    return open_lake_for_queries(source.lake, memory=memory, writable=writable)
 
 
 def _print_table(trace: Trace, query: str, limits: Limits) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.trace_argument import trace_argument
 
 if TYPE_CHECKING:
     from fdtrace.replayer.search.sweep_grid import SweepCondition, SweepGoal, SweepRow, VariedSetting
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace sweep`."""
     import sys
 
-    parser.add_argument("source", type=Path, metavar="TRACE|CASE.json", help="a trace, or a case")
+    parser.add_argument("source", type=trace_argument, metavar="TRACE|CASE.json", help="a trace, or a case")
     parser.add_argument(
         "--vary", action="append", required=True, metavar="SETTING=VALUES",
         help="NAME=1,2,4 or NAME=FIRST:LAST:xFACTOR or NAME=FIRST:LAST:+STEP; `formula` and `policy` too; repeatable",
