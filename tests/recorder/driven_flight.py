@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fdtrace.flights.step_conditions import check_triggers
@@ -35,7 +37,9 @@ class DrivenFlight:
     ) -> None:  # fmt: skip
         self.directory, self.conditions, self.rows = FlightDirectory(directory), list(conditions), rows
         directory.mkdir(exist_ok=True)
-        self.session = Session.create(self.directory.ring, flight=plan.as_json())
+        self.session = Session.create(
+            self.directory.ring, flight=replace(plan, on=tuple(conditions)).as_json()
+        )
         page = ring.create(f"{self.session.dir}/1-1.ring", wire.PROTOCOL, BEGUN, segments, SEGMENT)
         self.ids = [f"r{row}" for row in range(rows)]
         self.outputs, self.made, self.number = [0] * rows, rows, 0
@@ -48,6 +52,11 @@ class DrivenFlight:
         self.collector = FlightCollector(self.session, check_triggers(self.conditions))
         self.collector.flight.newest = max(self.collector.flight.newest, BEGUN)
         return self.collector
+
+    def close_here(self) -> None:
+        """Its collector in this process ends as if it were killed."""
+        self.collector.store.close()
+        os.close(self.collector.lock)
 
     def _row(self, slot: int) -> tuple[int, KeyframeRow]:
         made = self.outputs[slot]

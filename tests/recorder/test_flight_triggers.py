@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,8 +76,7 @@ def test_a_killed_collector_is_followed_by_one_that_decides_the_same(tmp_path: P
     waits = {f"s{number}": {"waiting": 9} for number in range(100, 140)}
     for until in (115, 135, 145, 170):
         drive(flight, until, **waits)
-        flight.collector.store.close()
-        os.close(flight.collector.lock)
+        flight.close_here()
         flight.collect_anew()
     drive(flight, 180)
     flight.end()
