@@ -31,7 +31,7 @@ def add_flight_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="TRIGGER",
         help="keep a trace when a step is so: exceeded, 'forward_us > 1e6', 'num_waiting > 100 for 30s' (may be given "
-        "several times); always: an error, out of memory, the engine's death",
+        "several times); always: an error, out of memory, a hang, the engine's death",
     )
     group.add_argument("--after", metavar="TIME", help="a kept trace goes on so long after its trigger (10s)")
     group.add_argument(

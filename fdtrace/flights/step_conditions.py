@@ -26,7 +26,7 @@ NOT_RECORDED = ("num_refused_tokens", "num_unseen_steps")
 
 NAMES = tuple(name for name in condition.NAMES if name not in NOT_RECORDED)
 
-ALWAYS = ("error", "out_of_memory", "death")
+ALWAYS = ("error", "out_of_memory", "hang", "death")
 """Triggers that need no `--on`."""
 
 _FOR = re.compile(r"(?P<condition>.*\S)\s+for\s+(?P<time>[0-9.]+\s*[a-z]+)", re.DOTALL)

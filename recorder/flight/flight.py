@@ -12,7 +12,7 @@ is followed by one that decides the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fdtrace.recorder.collector.engine import Decoded, Engine
@@ -22,6 +22,7 @@ from fdtrace.recorder.flight.flight_directory import FlightDirectory
 from fdtrace.recorder.flight.flight_plan import FlightPlan
 from fdtrace.recorder.flight.flight_segments import FlightSegments, Segment
 from fdtrace.recorder.flight.flight_store import FlightStore
+from fdtrace.recorder.flight.hang_watch import HangWatch
 from fdtrace.recorder.flight.keep_finisher import KeepFinisher
 from fdtrace.recorder.flight.keep_queue import KeepQueue
 from fdtrace.recorder.flight.keep_spool import set_aside
@@ -49,6 +50,7 @@ class Flight:
         self.segments = FlightSegments(plan, store, begins)
         self.queue = KeepQueue(plan)
         self.finisher = KeepFinisher(directory)
+        self.hangs = HangWatch(directory.ring)
         self.newest = begins
         """The latest time of a decoded row, ns, UTC."""
         self.num_kept = 0
@@ -84,14 +86,16 @@ class Flight:
         """The time of the recording, ns, UTC: it goes on while the engine is idle."""
         return max(self.newest, time.time_ns())
 
-    def arrange(self, engines: Iterable[Engine]) -> None:
-        """Before a publication: take requests, and trim the ring."""
+    def arrange(self, engines: Sequence[Engine]) -> None:
+        """Before a publication: take requests, look for hangs, and trim the ring."""
         now, oldest = self.now, self.segments.all[0].serial
         for name, why in self.directory.requests().items():
             self.queue.ask(name, why, now, oldest)
         if self.asked:
             self.fire(Firing(self.asked, now, limited=False))
             self.asked = ""
+        for firing in self.hangs.look(sum(engine.num_steps for engine in engines), now):
+            self.fire(firing)
         self.segments.arrange(now, engines, self.queue.pinned)
 
     def committed(self) -> None:
@@ -145,6 +149,7 @@ class Flight:
         return {
             "segments": self.segments.state(), "queue": self.queue.state(), "newest": self.newest,
             "num_kept": self.num_kept, "watchers": {one.trigger: one.state() for one in self.watchers},
+            "hangs": self.hangs.state(),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +157,7 @@ class Flight:
         try:
             self.segments.restore(state["segments"])
             self.queue.restore(state["queue"])
+            self.hangs.restore(state["hangs"])
             self.newest, self.num_kept = int(state["newest"]), int(state["num_kept"])
             for watcher in self.watchers:
                 if watcher.trigger in state["watchers"]:

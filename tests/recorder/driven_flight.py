@@ -88,6 +88,14 @@ class DrivenFlight:
         self.number += 1
         return number
 
+    def stand_still(self, ts: int) -> None:
+        """A call at a time (ns since step 0) that finds work and hands out nothing."""
+        figures = wire.CallFigures(
+            token_budget=LIMIT, num_scheduled_tokens=0, num_running=0, num_waiting=3, num_deferred=0, num_free_blocks=1,
+            num_blocks=1000, num_missing_blocks=7, num_preempted=0, num_aborted=0,
+        )  # fmt: skip
+        self.writer.schedule(self.number, BEGUN + ts, 10, "blocks", figures, wire.EMPTY)
+
     def publish(self) -> None:
         """What the collector's loop does every 1.5 s."""
         self.collector.discover()

@@ -120,6 +120,21 @@ def test_a_ring_of_bytes_stays_below_its_size(tmp_path: Path) -> None:
     flight.end()
 
 
+def test_an_engine_that_stands_still_keeps_one_trace(tmp_path: Path) -> None:
+    flight = DrivenFlight(tmp_path / "flights", plan(at_most_every_ns=0))
+    flight.collector.flight.hangs.every = 0.0
+    drive(flight, 40)
+    for second in range(4, 40, 4):
+        flight.stand_still(second * SECOND)
+        flight.publish()
+    flight.end()
+    (path,) = flight.directory.kept
+    ((reason, detail),) = query(path, "SELECT reason, detail FROM event WHERE kind = 'triggered'")
+    assert reason == "hang"
+    assert "lacks 7 KV blocks" in json.loads(detail)["why"]
+    assert query(path, "SELECT max(step) FROM step") == [(39,)]
+
+
 @pytest.mark.parametrize(
     "text", ["num_tokns > 5", "num_tokens >", "num_tokens > 5 for 3 weeks", "__import__('os')"]
 )
