@@ -22,10 +22,10 @@ from fdtrace.recorder.flight.flight_directory import FlightDirectory
 from fdtrace.recorder.flight.flight_plan import FlightPlan
 from fdtrace.recorder.flight.flight_segments import FlightSegments, Segment
 from fdtrace.recorder.flight.flight_store import FlightStore
-from fdtrace.recorder.flight.hang_watch import HangWatch
 from fdtrace.recorder.flight.keep_finisher import KeepFinisher
 from fdtrace.recorder.flight.keep_queue import KeepQueue
 from fdtrace.recorder.flight.keep_spool import set_aside
+from fdtrace.recorder.flight.standstill_watch import StandstillWatch
 
 Tell = Callable[[str], None]
 """Receives a sentence for the user."""
@@ -50,7 +50,7 @@ class Flight:
         self.segments = FlightSegments(plan, store, begins)
         self.queue = KeepQueue(plan)
         self.finisher = KeepFinisher(directory)
-        self.hangs = HangWatch(directory.ring)
+        self.hangs = StandstillWatch(directory.ring)
         self.newest = begins
         """The latest time of a decoded row, ns, UTC."""
         self.num_kept = 0

@@ -19,7 +19,7 @@ QUERY_MEMORY = 1 << 28
 """Bytes that a look may use."""
 
 
-class HangWatch:
+class StandstillWatch:
     """Watches the published ring. A look costs a few queries, and none is made while steps come.
 
     Args:
