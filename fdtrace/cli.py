@@ -27,6 +27,7 @@ COMMANDS = {
     "record": "start a server with the agent inside, whatever Python environment it uses",
     "attach": "record a running server",
     "status": "what is armed or recorded on this machine",
+    "keep": "keep what a flight recorder holds as a trace",
     "detach": "end the recording of a process",
     "recover": "make a trace of what a cut-off recording left",
     "info": "what is in a trace",

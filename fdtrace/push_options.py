@@ -46,6 +46,11 @@ def pushed_as(args: argparse.Namespace) -> PushedAs:
 def check_push(args: argparse.Namespace) -> None:
     """Before a recording begins: raise what `push_recorded` would find wrong without the lake."""
     if args.push is not None:
+        if args.flight is not None:
+            raise UsageError(
+                "--push is for one trace, and a flight keeps several",
+                hint=f"fdtrace push {args.output}/*.duckdb LAKE",
+            )
         from fdtrace.recorder.lake.lake_connection import check_extensions
 
         pushed_as(args)

@@ -97,17 +97,29 @@ class Watch:
         self.begun = time.monotonic()
         self.duration = duration
         self.num_steps = self.num_calls = 0
+        self.asked = ""
+        """Why a flight recorder is to keep a trace now; empty: nobody asked."""
+        if session.flight is not None:
+            signal.signal(signal.SIGUSR1, self._keep)
         if metrics is not None:
             metrics.follow(Path(session.output), supervisor)
             self.progress.note(f"metrics: {metrics.url}")
 
+    def _keep(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = "SIGUSR1"
+
     def messages(self, timeout: float) -> None:
         """Take the collector's messages of the next `timeout` seconds, and show the progress."""
+        if self.asked:
+            self.supervisor.order({"keep": self.asked})
+            self.asked = ""
         for message in self.supervisor.poll(timeout):
             self.num_steps = message.get("steps", self.num_steps)
             self.num_calls = message.get("calls", self.num_calls)
             if "waiting" in message:
                 self.progress.note(message["waiting"])
+            if "told" in message:
+                self.progress.note(message["told"])
             for note in message.get("notes", ()):
                 self.progress.note(note)
         elapsed = time.monotonic() - self.begun
@@ -153,6 +165,9 @@ def conclude(watch: Watch, done: dict[str, Any]) -> None:
     from fdtrace.recorder.trace.standstill import standstill
     from fdtrace.recorder.trace.trace import open_trace
 
+    if watch.session.flight is not None:
+        _conclude_flight(watch, done["steps"])
+        return
     output, steps, calls = watch.session.output, done["steps"], done["calls"]
     why = (
         ""
@@ -167,6 +182,16 @@ def conclude(watch: Watch, done: dict[str, Any]) -> None:
             still = standstill(trace, engine)
             if still is not None:
                 watch.progress.note(f"engine {engine['engine_id']}: {still.sentence}")
+
+
+def _conclude_flight(watch: Watch, steps: int) -> None:
+    """Say which traces were kept."""
+    from fdtrace.recorder.flight.flight_directory import FlightDirectory
+
+    directory = FlightDirectory(Path(watch.session.output).parent)
+    kept = directory.kept
+    names = "".join(f"\n{path.name}" for path in kept[-5:])
+    watch.progress.note(f"{steps} steps flown; {len(kept)} kept traces in {directory.path}{names}")
 
 
 def discard(session: Session, supervisor: Supervisor | None) -> None:

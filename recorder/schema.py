@@ -31,7 +31,7 @@ TRACE = _table(
     (
         "ended_by",
         "VARCHAR",
-        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …; `simulate`: no engine ran",
+        "what ended it: `detach`, `interrupt`, `duration`, `steps`, `exit`, `signal 9`, …; `keep`: a flight recorder kept it; `simulate`: no engine ran",
     ),
     ("notes", "VARCHAR", "JSON list of what this recording could not see, and why"),
 )
@@ -283,7 +283,7 @@ EVENT = _table(
         "kind",
         "VARCHAR",
         "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
-        "attached, detached, lost, switched_off. In the prefill and decode roles also preallocated (it got its "
+        "attached, detached, lost, switched_off, triggered (a trigger of a flight recorder, with its value). In the prefill and decode roles also preallocated (it got its "
         "blocks), joined (the running queue), discarded (it will not join). If the engine schedules ahead of its "
         "forwards, changes of its queues are dated exactly: queued (it entered the waiting queue), abort_wanted (a "
         "client aborted it), requeued (after a preemption it is in the waiting queue again), left (it ended and left "

@@ -40,6 +40,8 @@ class Session:
     command: list[str] = field(default_factory=list)
     target: int | None = None
     notes: list[str] = field(default_factory=list)
+    flight: dict[str, Any] | None = None
+    """The plan of a flight recorder (`recorder.flight.flight_plan`); None: everything is kept."""
 
     @classmethod
     def create(cls, output: Path, *, ring_mib: int = 8, target: int | None = None, **more: Any) -> Session:
@@ -154,6 +156,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, type(None)),
     "list[str]": (list,),
+    "dict[str, Any] | None": (dict, type(None)),
 }
 
 

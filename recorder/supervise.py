@@ -36,8 +36,9 @@ END_WAIT = 10.0
 class Supervisor:
     """The collector of one session. Call `poll` often: it passes messages on and restarts the collector."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, module: str = "fdtrace.recorder.collector") -> None:
+        """`module`: the program of the collector."""
+        self.session, self.module = session, module
         self.restarts = 0
         self.deaths = 0
         self.ending: str | None = None
@@ -48,8 +49,7 @@ class Supervisor:
         self._start()
 
     def _start(self) -> None:
-        module = "fdtrace.recorder.collector"
-        command = [sys.executable, "-c", COLLECT, str(ROOT), module, str(self.session.path)]
+        command = [sys.executable, "-c", COLLECT, str(ROOT), self.module, str(self.session.path)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FDTRACE")}
         log = _open_log(self.log)
         try:
@@ -125,12 +125,16 @@ class Supervisor:
     def end(self, reason: str) -> None:
         """Order the collector to read the rest and make the final file."""
         self.ending = reason
+        self.order({"end": reason})
+
+    def order(self, order: dict[str, Any]) -> None:
+        """Give the collector an order. If it is killed before it obeys, only the order to end is given again."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps({"end": reason}).encode() + b"\n")
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it was just killed: `poll` starts another one and passes the order on
+            pass  # it was just killed: `poll` starts another one
 
     def cancel(self) -> None:
         """End the collector at once. Used if nothing was recorded."""

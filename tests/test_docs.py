@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fdtrace.cli import COMMANDS, build_parser, main
+from fdtrace.flights.flight_options import flight_plan
 from tests.made_once import made_once
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,16 @@ def test_a_documented_command_is_one_that_fdtrace_takes(page: str, command: str)
         assert "the following arguments are required" in said.getvalue(), (
             f"{page}: {command}\n{said.getvalue()}"
         )
+
+
+def test_the_services_in_the_docs_give_options_that_fdtrace_takes() -> None:
+    """Of the systemd unit and of the Kubernetes manifest: their commands stand within a shell's."""
+    lines = re.findall(r"exec (fdtrace attach .*?)'?\n", (ROOT / "docs" / "flights.md").read_text())
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(re.sub(r"\$\([^)]*\)", "1", line))[1:]
+        args = build_parser("attach").parse_args(words)
+        assert flight_plan(args) is not None
 
 
 def test_there_are_commands_to_try() -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from fdtrace.flights.flight_options import COLLECTOR, add_flight_arguments, flight_plan, recording_session
 from fdtrace.push_options import add_push_options, check_push, push_recorded
 from fdtrace.recorder.errors import UsageError
 from fdtrace.trace_argument import lake_argument
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace attach`."""
     parser.add_argument("pid", type=int, metavar="PID", help="the server, or any process above its engine")
     add_recording_arguments(parser)
+    add_flight_arguments(parser)
     parser.add_argument(
         "--tui", action="store_true", help="watch it in the replay screen; leaving that ends the recording"
     )
@@ -66,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> None:
     from fdtrace.recorder import agent_delivery, attach_server
     from fdtrace.recorder.inject import check_process
-    from fdtrace.recorder.session import Session
     from fdtrace.recorder.supervise import Supervisor
 
+    plan = flight_plan(args)
     check_process(args.pid)
-    session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, target=args.pid)
+    session = recording_session(args, plan, target=args.pid)
     supervisor = None
     with StopSignals() as signals:
         try:
@@ -79,7 +81,7 @@ def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> None:
             reached = attach_server.attach(args.pid, session, force=args.force)
             took = time.perf_counter() - begun
             session.save()
-            supervisor = Supervisor(session)
+            supervisor = Supervisor(session, COLLECTOR) if plan else Supervisor(session)
         except BaseException:
             attach_server.detach(session.id)
             discard(session, supervisor)

@@ -13,6 +13,7 @@ import subprocess
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from fdtrace.flights.flight_options import COLLECTOR, add_flight_arguments, flight_plan, recording_session
 from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
 from fdtrace.watch import Watch, add_recording_arguments, check_arguments, conclude, discard, serving_metrics
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace record`."""
     add_recording_arguments(parser)
+    add_flight_arguments(parser)
     parser.add_argument("cmd", nargs=argparse.REMAINDER, metavar="-- CMD", help="the server's command line")
 
 
@@ -38,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, command: list[str], metrics: MetricsServer | None) -> int:
-    from fdtrace.recorder.session import Session
     from fdtrace.recorder.supervise import Supervisor
 
-    session = Session.create(args.output, ring_mib=args.ring_mib, max_steps=args.steps, command=command)
+    plan = flight_plan(args)
+    session = recording_session(args, plan, command=command)
     supervisor = None
     try:
-        supervisor = Supervisor(session)
+        supervisor = Supervisor(session, COLLECTOR) if plan else Supervisor(session)
         process = _start(command, session)
     except BaseException:
         discard(session, supervisor)

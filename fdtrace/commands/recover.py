@@ -11,7 +11,12 @@ from fdtrace.recorder.errors import TraceError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace recover`."""
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="the path that was given with -o")
+    parser.add_argument(
+        "trace",
+        type=Path,
+        metavar="TRACE",
+        help="the path that was given with -o: a trace, or a flight's directory",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from fdtrace.recorder.trace_paths import parts_directory
 
     path: Path = args.trace
+    if path.is_dir():
+        return _recover_flight(path)
     parts = parts_directory(path)
     if not os.path.lexists(parts):
         raise TraceError(
@@ -41,4 +48,18 @@ def run(args: argparse.Namespace) -> int:
 
     steps = recover(session, stop_agents)
     progress.note(f"{steps} steps in {path}")
+    return 0
+
+
+def _recover_flight(path: Path) -> int:
+    """Close a flight that was cut off: 0 when all that it kept is finished."""
+    from fdtrace.flights.cut_off_flight import close_flight, is_flight
+    from fdtrace.progress import Progress
+    from fdtrace.recorder.flight.flight_directory import FlightDirectory
+
+    directory, progress = FlightDirectory(path), Progress()
+    if not is_flight(directory):
+        raise TraceError(f"there is nothing to recover in {path}", why="no flight was cut off there")
+    for name in close_flight(directory, progress):
+        progress.note(f"kept {path / name}")
     return 0

@@ -30,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for agent in agents:
         print(_line(agent.pid, agent.status))
+    for line in dict.fromkeys(_flight(agent.status) for agent in agents):
+        if line:
+            print(line)
     if not agents:
         print("nothing is armed or recorded")
     return 0
@@ -43,3 +46,26 @@ def _line(pid: int, status: dict[str, Any]) -> str:
         state = "off"
     problem = f"; problem: {status['problem']}" if status.get("problem") else ""
     return f"{pid}  {state}; hooks: {', '.join(status.get('hooks', ())) or 'none yet'}{problem}"
+
+
+def _flight(status: dict[str, Any]) -> str:
+    """A line about the flight recorder of a recording; empty if it has none."""
+    from pathlib import Path
+
+    from fdtrace.recorder.flight.flight_directory import RING, FlightDirectory
+    from fdtrace.recorder.printable import printable
+
+    output = Path(str(status.get("output")))
+    flight = (
+        FlightDirectory(output.parent).status() if status.get("recording") and output.name == RING else {}
+    )
+    if not flight:
+        return ""
+    kept, coming = flight.get("kept", []), len(flight.get("waiting", [])) + len(flight.get("making", []))
+    last = f", the last {kept[-1]}" if kept else ""
+    more = f"; {coming} more are being kept" if coming else ""
+    size = flight.get("bytes", 0) / (1 << 20)
+    return printable(
+        f"flight in {output.parent}: {size:.1f} MiB in its ring; kept {len(kept)} traces{last}{more}; "
+        f"{flight.get('num_suppressed', 0)} triggers came too soon after another"
+    )

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import duckdb
 
 from fdtrace.recorder import attach_server
 from fdtrace.recorder.collector import failures
-from fdtrace.recorder.collector.finish import remove_half, write_final
+from fdtrace.recorder.collector.finish import remove_half
 from fdtrace.recorder.collector.process import PUBLISH, Collector, make_files_private
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.session import Session
@@ -97,6 +98,8 @@ def run(collector: Collector, orders: StdinOrders) -> str:
         order = orders.next(POLL)
         if order is not None and "end" in order:
             return str(order["end"])
+        if order is not None:
+            collector.obey(order)
 
 
 def published(collector: Collector, until: float | None = None) -> bool:
@@ -121,7 +124,7 @@ def finish(collector: Collector, reason: str) -> None:
         time.sleep(AGAIN)
     while True:
         try:
-            write_final(collector.store, collector.small_tables())
+            collector.write_final()
             break
         except (OSError, duckdb.Error) as error:
             collector.store.reset()
@@ -132,17 +135,22 @@ def finish(collector: Collector, reason: str) -> None:
     collector.clean_up()
 
 
-def main() -> int:
-    """Run the collector of the session that the command line names."""
+def main(make: Callable[[Session], Collector] = Collector) -> int:
+    """Run the collector of the session that the command line names.
+
+    Args:
+        make: makes it. A kind of collector that is not of this package has a program of its own.
+    """
     # Ctrl-C is for the process that started this one: it then orders the end. SIGIO comes if somebody opens a file
     # while `retire` holds a lease on it.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     make_files_private()
-    collector, orders = None, StdinOrders()
+    collector: Collector | None = None
+    orders = StdinOrders()
     try:
-        collector = Collector(Session.load(Path(sys.argv[1])))
+        collector = make(Session.load(Path(sys.argv[1])))
         if collector.is_final:
             collector.clean_up()
             say(done=True, steps=collector.num_steps, calls=collector.num_calls, notes=[])

@@ -32,6 +32,7 @@ class Engine(Protocol):
     Its state is committed together with its rows, so that after a collector is killed the next one can go on.
 
     `engine_id`: the engine's number in the trace. `row`: its row of `engine`; None before it has reported that.
+    `step`: the last decoded step; -1 before the first.
     `agent_says_what_it_found`: whether the agent writes the requests that it found when the recording began. If it does
     not, they are those that hold rows of the first forward.
     """
@@ -40,6 +41,7 @@ class Engine(Protocol):
     row: dict[str, Any] | None
     ledger: Ledger
     call_rows: CallRows
+    step: int
     num_steps: int
     agent_says_what_it_found: bool
     max_steps: int | None

@@ -20,7 +20,7 @@ from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
 from fdtrace.recorder.collector.rings import Rings
-from fdtrace.recorder.collector.saved_state import damaged, read_saved_state
+from fdtrace.recorder.collector.saved_state import SavedState, damaged, read_saved_state
 from fdtrace.recorder.collector.store import Store
 from fdtrace.recorder.collector.tables import TEXT, check_range, columns_of
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
@@ -50,7 +50,7 @@ class Collector:
             saved_state.calls,
         )
         """Whether an earlier collector was killed after the final file was in place. Then only cleaning up remains."""
-        self.store = Store(Path(session.output), saved_state.parts, saved_state.serial)
+        self.store = self.open_store(saved_state)
         self.nvml = Nvml()
         self.ring_directory = session.rings()
         self.rings = Rings(self.ring_directory, session.max_steps)
@@ -72,6 +72,13 @@ class Collector:
             self.note(self.nvml.missing)
         if self.ring_directory is None and not self.is_final:
             self.note("the rings of this recording are gone: what was not published before is lost")
+
+    def open_store(self, saved: SavedState) -> Store:
+        """Where the rows go. `saved`: what an earlier collector of this recording committed."""
+        return Store(Path(self.session.output), saved.parts, saved.serial)
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Carry out an order other than the one to end. There is none for an ordinary recording."""
 
     def note(self, text: str) -> None:
         """Note, once, something that this recording cannot see."""
@@ -130,22 +137,27 @@ class Collector:
         self._decode_all()
         self._write_parts()
         self.nvml.forget()
-        self.store.compact()
+        self.arrange_parts()
         for text in self.rings.problems():
             self.note(text)
-        self.store.publish(self.small_tables(), self._saved())
+        self.store.publish(self.small_tables(), self.saved_state())
         self.published = time.monotonic()
         self.safe_steps = self.num_steps
+
+    def arrange_parts(self) -> None:
+        """Between writing parts and committing them."""
+        self.store.compact()
 
     def _decode_all(self, final: bool = False) -> None:
         for engine in self.rings.engines:
             decoded = self.rings.take(engine, 0 if final else self.rings.read_at)
             try:
-                self._add(engine, decoded)
+                self.add(engine, decoded)
             except (OverflowError, ValueError, TypeError) as error:
                 self.rings.reject(engine, error)
 
-    def _add(self, engine: Engine, decoded: Decoded) -> None:
+    def add(self, engine: Engine, decoded: Decoded) -> None:
+        """Take rows of an engine, for the next parts."""
         for columns in decoded.steps:
             columns["device_used_bytes"] = self.nvml.used(
                 self._device_pid(engine), columns["ts"] + 1000 * columns["forward_us"]
@@ -188,7 +200,8 @@ class Collector:
         workers = workers or [tail for tail, part in ring_parts if part.kind == "rank" and part.rank == 0]
         return int((workers or tails)[0].reader.pid) if tails else 0
 
-    def _saved(self) -> dict[str, Any]:
+    def saved_state(self) -> dict[str, Any]:
+        """All that a successor needs to go on, as JSON."""
         return {
             "session": self.session.id,
             "notes": self.notes,
@@ -237,8 +250,12 @@ class Collector:
         """Read the rest, write the final file, and clean up. Nothing is removed before it is in that file."""
         self.prepare_end(ended_by, state)
         self.publish()
-        finish.write_final(self.store, self.small_tables())
+        self.write_final()
         self.clean_up()
+
+    def write_final(self) -> None:
+        """Put the final file in place, after `prepare_end` and `publish`."""
+        finish.write_final(self.store, self.small_tables())
 
     def prepare_end(self, ended_by: str, state: str = "complete") -> None:
         """Decode the rest of the rings. Call it once; `publish` and `write_final` may be tried again after it."""

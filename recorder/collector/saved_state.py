@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class SavedState:
     serial: int = 0
     notes: list[str] | None = None
     rings: dict[str, Any] = field(default_factory=dict)
+    flight: dict[str, Any] = field(default_factory=dict)
+    """What a flight recorder needs to go on."""
 
 
 def read_saved_state(path: Path, parts: Path, session_id: str) -> SavedState:
@@ -86,10 +89,10 @@ def remove_published(path: Path, parts: Path, session_id: str) -> None:
                 path.unlink()
 
 
-def check_parts(parts: Path) -> None:
+def check_parts(parts: Path, also: Collection[str] = ()) -> None:
     """Raise a TraceError unless every entry of a parts directory is a plain file with a name that a collector gives.
 
-    The directory must be this user's. First it is closed to all other users.
+    The directory must be this user's. First it is closed to all other users. `also`: further names.
     """
     try:
         fd = os.open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -106,7 +109,9 @@ def check_parts(parts: Path) -> None:
         os.fchmod(fd, 0o700)
         for name in sorted(os.listdir(fd)):
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode) or not (name in _OTHER_NAMES or _PART_NAME.fullmatch(name)):
+            if not stat.S_ISREG(status.st_mode) or not (
+                name in _OTHER_NAMES or name in also or _PART_NAME.fullmatch(name)
+            ):
                 raise TraceError(
                     f"{parts} holds a file that no recording makes: {name!r}",
                     why="these parts were changed, or made by somebody else",
@@ -163,7 +168,11 @@ def _checked(state: dict[str, Any], path: Path) -> SavedState:
         rings = state.get("rings", {})
         if not all(map(RING_NAME.fullmatch, rings.get("tails", {}))):
             raise ValueError("it names rings that no agent makes")
-        return SavedState(parts=parts, serial=int(state.get("serial", 0)), notes=notes, rings=rings)
+        flight = state.get("flight", {})
+        if not isinstance(flight, dict):
+            raise ValueError("its flight is no object")
+        serial = int(state.get("serial", 0))
+        return SavedState(parts=parts, serial=serial, notes=notes, rings=rings, flight=flight)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from None
 

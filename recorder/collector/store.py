@@ -114,21 +114,25 @@ class Store:
         """Merge small parts: even a recording of days is a few files. The old parts go when nobody reads them."""
         for table, levels in self.parts.items():
             for level, names in enumerate(levels):
-                if len(names) < COMPACT_AT:
-                    continue
-                part = self._new_part(table)
-                paths = [str(self.directory / name) for name in names]
-                with removed_on_failure(part):
-                    self.db.execute(
-                        f"COPY (FROM read_parquet($1)) TO '{quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
-                        [paths],
-                    )
-                if level + 1 == len(levels):
-                    levels.append([])
-                levels[level + 1].append(part.name)
-                levels[level] = []
-                self.retired.add(paths)
-                break
+                if len(names) >= COMPACT_AT:
+                    self.merge(table, level)
+                    break
+
+    def merge(self, table: str, level: int) -> None:
+        """Merge all parts of one level into one part of the next level."""
+        levels = self.parts[table]
+        part = self._new_part(table)
+        paths = [str(self.directory / name) for name in levels[level]]
+        with removed_on_failure(part):
+            self.db.execute(
+                f"COPY (FROM read_parquet($1)) TO '{quoted(part)}' (FORMAT parquet, COMPRESSION zstd)",
+                [paths],
+            )
+        if level + 1 == len(levels):
+            levels.append([])
+        levels[level + 1].append(part.name)
+        levels[level] = []
+        self.retired.add(paths)
 
     def publish(self, small: dict[str, ColumnArrays], state: dict[str, Any]) -> None:
         """Commit the parts so far, the small tables (`views.SMALL`) and the state. If all are as they were, nothing is
