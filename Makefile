@@ -38,7 +38,7 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: three a processor.
 WORKERS ?= $(shell expr 3 \* $$(nproc))
 
-OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/fleet.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/fleet.py benchmarks/flight.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
 .PHONY: demo test test-recorder test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-vllm bench-transformers docs screens clean test-fleet bench-fleet
 

@@ -10,11 +10,14 @@ end, each trigger that may keep a trace must have kept one, whole.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fdtrace.recorder.flight.flight_plan import SECOND, FlightPlan
 from tests.recorder.driven_flight import DrivenFlight

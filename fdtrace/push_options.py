@@ -49,7 +49,7 @@ def check_push(args: argparse.Namespace) -> None:
         if args.flight is not None:
             raise UsageError(
                 "--push is for one trace, and a flight keeps several",
-                hint=f"fdtrace push {args.output}/*.duckdb LAKE",
+                hint=f"fdtrace push {args.output}/*-*.duckdb LAKE",
             )
         from fdtrace.recorder.lake.lake_connection import check_extensions
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,13 +21,16 @@ STEP = SECOND // 10
 """Ten steps a second."""
 
 
-def plan(**limits: int) -> FlightPlan:
-    return FlightPlan(
-        **{"window_ns": 16 * SECOND, "after_ns": 2 * SECOND, "at_most_every_ns": 30 * SECOND} | limits
-    )
+def plan(**limits: Any) -> FlightPlan:
+    default: dict[str, Any] = {
+        "window_ns": 16 * SECOND,
+        "after_ns": 2 * SECOND,
+        "at_most_every_ns": 30 * SECOND,
+    }
+    return FlightPlan(**default | limits)
 
 
-def drive(flight: DrivenFlight, until: int, every: int = 20, **odd: dict[str, int]) -> None:
+def drive(flight: DrivenFlight, until: int, every: int = 20, **odd: Any) -> None:
     """Steps up to before number `until`, published `every` so many; `odd`: `s7={"tokens": 99}` of step 7."""
     while flight.number < until:
         number = flight.number
@@ -50,7 +54,7 @@ def test_a_step_over_the_limit_keeps_what_was_before_and_after_it(tmp_path: Path
 
 def test_a_condition_for_a_time_fires_when_it_has_held_so_long(tmp_path: Path) -> None:
     flight = DrivenFlight(tmp_path / "flights", plan(), ["num_waiting > 5 for 3s"])
-    waits = {f"s{number}": {"waiting": 9} for number in (*range(100, 129), *range(200, 240))}
+    waits: dict[str, Any] = {f"s{number}": {"waiting": 9} for number in (*range(100, 129), *range(200, 240))}
     drive(flight, 260, **waits)
     flight.end()
     (path,) = flight.directory.kept
@@ -60,7 +64,7 @@ def test_a_condition_for_a_time_fires_when_it_has_held_so_long(tmp_path: Path) -
 
 def test_a_trigger_soon_after_another_is_counted_and_keeps_nothing(tmp_path: Path) -> None:
     flight = DrivenFlight(tmp_path / "flights", plan(), ["forward_us > 1000"])
-    slow = {f"s{number}": {"forward_us": 2000} for number in (50, 60, 150, 200, 400)}
+    slow: dict[str, Any] = {f"s{number}": {"forward_us": 2000} for number in (50, 60, 150, 200, 400)}
     drive(flight, 420, **slow)
     flight.end()
     first, second = flight.directory.kept
@@ -73,7 +77,7 @@ def test_a_trigger_soon_after_another_is_counted_and_keeps_nothing(tmp_path: Pat
 
 def test_a_killed_collector_is_followed_by_one_that_decides_the_same(tmp_path: Path) -> None:
     flight = DrivenFlight(tmp_path / "flights", plan(), ["num_waiting > 5 for 3s"])
-    waits = {f"s{number}": {"waiting": 9} for number in range(100, 140)}
+    waits: dict[str, Any] = {f"s{number}": {"waiting": 9} for number in range(100, 140)}
     for until in (115, 135, 145, 170):
         drive(flight, until, **waits)
         flight.close_here()
