@@ -262,7 +262,7 @@ REQUEST = _table(
     (
         "block_hashes",
         "UBIGINT[]",
-        "with prefix caching: a hash for each full prompt block; each trace has a new salt",
+        "with prefix caching: a hash for each full prompt block; each recording has a new salt (a flight's kept traces share it)",
     ),
     ("sent_at", "TIMESTAMP_NS", "when it reached the server's front end, UTC; NULL: the engine does not say"),
     (
