@@ -16,6 +16,9 @@ from fdtrace.recorder.supervise import COLLECT, ROOT
 
 MODULE = "fdtrace.recorder.flight.finish_keep"
 
+PATIENCE = 300.0
+"""Seconds for which a trace that another process makes is waited for in the end."""
+
 AGAIN = 30.0
 """Seconds until a spool is tried again that could not be finished: the disk may have room by then."""
 
@@ -64,8 +67,24 @@ class KeepFinisher:
                 kept.append(finished)
         for spool in self.directory.spools:
             try:
-                if (finished := finish_keep(spool)) is not None:
+                if (finished := self._finished(spool)) is not None:
                     kept.append(finished)
+                else:
+                    problems.append(f"{spool} is not a trace yet: another process still makes it")
             except (OSError, duckdb.Error, FdtraceError) as error:
                 problems.append(f"{spool} is not a trace yet ({error}): `fdtrace recover` tries it again")
         return kept, problems
+
+    def _finished(self, spool: Path) -> Path | None:
+        """The trace of a spool. If a process of a killed collector makes it, it is waited for; None: for too long."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            try:
+                if (finished := finish_keep(spool)) is not None:
+                    return finished
+            except FileNotFoundError:
+                if not spool.exists():  # the other process has just finished it
+                    return self.directory.kept_of(spool)
+                raise
+            time.sleep(0.05)
+        return None

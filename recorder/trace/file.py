@@ -10,6 +10,7 @@ file, no network, no extension, no setting, and a limited amount of memory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -187,7 +188,10 @@ def attached(
         )
         if writable is not None:
             db.execute(f"SET allowed_directories = ['{quoted(writable)}/']")
-        db.execute(NO_PROGRESS)
+        with contextlib.suppress(
+            duckdb.InvalidInputException
+        ):  # in Jupyter without ipywidgets there is no bar
+            db.execute(NO_PROGRESS)
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         db.execute(f"ATTACH '{quoted(trace_path)}' AS {FILE} (READ_ONLY, TYPE duckdb)")

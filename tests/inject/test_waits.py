@@ -69,7 +69,8 @@ def test_a_wait_goes_on_until_its_time_is_over(start: Start, name: str) -> None:
     program.moves(1)
     assert program.counter(15) == 0, program.complaints()
     assert name.split(maxsplit=1)[0] in found
-    assert found <= {name.split(maxsplit=1)[0], WAITS[RESTART_SYSCALL]}
+    # On a busy machine the thread may be met on its way: there it waits for the interpreter's lock.
+    assert found <= {name.split(maxsplit=1)[0], WAITS[RESTART_SYSCALL], "futex"}
 
 
 def test_a_thread_that_waits_for_a_mutex_is_not_borrowed(start: Start) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +64,24 @@ def test_a_trace_that_was_being_made_is_made_by_whoever_comes_next(
     (path,) = flight.directory.kept
     assert triggered(path) == [100]
     assert {path.name for path in flight.directory.path.iterdir()} == {path.name, "flight.json"}
+
+
+def test_a_trace_that_another_process_makes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed collector leaves the process that makes a trace: the next one must not end before it is there."""
+    monkeypatch.setattr(KeepFinisher, "poll", lambda self: None)
+    flight = driven(tmp_path / "flights", 200, odd=100)
+    (spool,) = flight.directory.spools
+    other = os.open(spool / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    released = threading.Timer(0.5, os.close, (other,))
+    released.start()
+    flight.collect_anew()
+    flight.end()
+    released.join()
+    (path,) = flight.directory.kept
+    assert triggered(path) == [100]
 
 
 def test_the_command_keeps_what_is_asked_for_and_the_death_of_what_it_started(tmp_path: Path) -> None:
