@@ -191,7 +191,9 @@ def _conclude_flight(watch: Watch, steps: int) -> None:
     directory = FlightDirectory(Path(watch.session.output).parent)
     kept = directory.kept
     names = "".join(f"\n{path.name}" for path in kept[-5:])
-    watch.progress.note(f"{steps} steps flown; {len(kept)} kept traces in {directory.path}{names}")
+    watch.progress.note(
+        f"{steps} steps recorded; kept in {directory.path}: {len(kept)} trace{'' if len(kept) == 1 else 's'}{names}"
+    )
 
 
 def discard(session: Session, supervisor: Supervisor | None) -> None:
