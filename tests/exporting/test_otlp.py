@@ -174,10 +174,14 @@ def test_each_step_is_an_event_with_its_figures(finished: Path, received: Receiv
     assert sum(attributes(e)["batch.num_finished"] for e in events) == ends > 0
 
 
+def request_spans(received: Receiver) -> dict[str, Any]:
+    """The spans of requests, by request."""
+    spans = (span for span in received.spans() if span.name == "llm_request")
+    return {attributes(span)["gen_ai.request.id"]: span for span in spans}
+
+
 def test_each_request_that_finished_is_a_span(finished: Path, received: Receiver) -> None:
-    spans = {
-        attributes(span)["gen_ai.request.id"]: span for span in received.spans() if span.name == "llm_request"
-    }
+    spans = request_spans(received)
     rows = rows_of(
         finished,
         "SELECT request_id, epoch_ns(arrived_at), epoch_ns(finished_at), num_prompt_tokens, num_output_tokens, "
@@ -214,9 +218,7 @@ def test_each_request_that_finished_is_a_span(finished: Path, received: Receiver
 
 
 def test_the_first_token_comes_with_the_last_chunk_of_the_prompt(finished: Path, received: Receiver) -> None:
-    spans = {
-        attributes(span)["gen_ai.request.id"]: span for span in received.spans() if span.name == "llm_request"
-    }
+    spans = request_spans(received)
     rows = rows_of(
         finished,
         "SELECT request_id, epoch_ns(arrived_at), token FROM request JOIN (SELECT request, max(step) AS token FROM "
