@@ -10,6 +10,10 @@ TRANSFORMERS ?=
 TRANSFORMERS_VENV ?= .venv-transformers$(addprefix -,$(TRANSFORMERS))
 TRANSFORMERS_READY := $(TRANSFORMERS_VENV)/.installed
 
+# fdtrace as a wheel with its model compiled, beside the tests' environment, which has what it imports.
+COMPILED_VENV ?= .venv-compiled
+COMPILED_READY := $(COMPILED_VENV)/.installed
+
 FLEET_VENV ?= .venv-fleet
 FLEET_READY := $(FLEET_VENV)/.installed
 
@@ -38,9 +42,9 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: three a processor.
 WORKERS ?= $(shell expr 3 \* $$(nproc))
 
-OFFLINE := $(filter-out benchmarks/beside.py benchmarks/sweep_scale.py benchmarks/fleet.py benchmarks/flight.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
+OFFLINE := $(filter-out benchmarks/beside.py benchmarks/big_trace.py benchmarks/sweep_scale.py benchmarks/fleet.py benchmarks/flight.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
-.PHONY: demo test test-recorder test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-vllm bench-transformers docs screens clean test-fleet bench-fleet
+.PHONY: demo test test-recorder test-compiled test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-beside bench-vllm bench-transformers docs screens clean test-fleet bench-fleet
 
 demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
@@ -48,12 +52,18 @@ demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 test: $(READY)            ## every test
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
-test-recorder: $(RECORDER_READY)    ## the recorder's tests with another Python or DuckDB: PYTHON=python3.10 DUCKDB=1.5.0
-	$(RECORDER_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup tests/recorder
+test-recorder: $(RECORDER_READY)    ## what records, writes and asks traces, with another Python or DuckDB: PYTHON=python3.10 DUCKDB=1.5.0
+	$(RECORDER_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup tests/recorder \
+	    tests/fdtrace/test_waits.py tests/fdtrace/test_sql.py tests/fdtrace/test_simulated_traces.py
+
+test-compiled: $(COMPILED_READY)    ## the replayer's tests on its compiled model
+	rm -rf $(COMPILED_VENV)/tests && cp -r tests pyproject.toml $(COMPILED_VENV)
+	cd $(COMPILED_VENV) && bin/python -c 'from fdtrace.replayer.model import scheduler as s; assert not s.__file__.endswith(".py"), s'
+	cd $(COMPILED_VENV) && bin/python -m pytest -q -n $(WORKERS) --dist loadgroup tests/replayer
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once; VLLM=0.16.0 for one
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
-	    tests/vllm/test_live.py tests/vllm/test_reasons.py tests/fdtrace/test_vllm_scheduler.py \
+	    tests/vllm/test_live.py tests/vllm/test_reasons.py tests/vllm/test_drafter_padding.py tests/fdtrace/test_vllm_scheduler.py \
 	    tests/fdtrace/test_vllm_budgets.py tests/fdtrace/test_vllm_variants.py
 
 test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous batching on a CPU; TRANSFORMERS=5.19.0 for one
@@ -82,7 +92,16 @@ check: $(READY)           ## lint, format, types
 	$(BIN)/mypy
 
 bench: $(READY)           ## every benchmark, one after the other
-	set -e; for script in $(OFFLINE); do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for script in $(OFFLINE); do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
+
+# The commit of docs/performance.md's last table, unless another is named: one of this layout of packages. Its checkout has
+# an environment of its own.
+BEFORE ?= 4611b8b
+BEFORE_DIR ?= .bench-before/$(BEFORE)
+bench-beside: $(READY)    ## this checkout beside an earlier one, in turns, and what became slower: BEFORE=COMMIT ROUNDS=3
+	test -d $(BEFORE_DIR) || git worktree add --detach $(BEFORE_DIR) $(BEFORE)
+	$(MAKE) -C $(BEFORE_DIR) .venv/.installed
+	$(BIN)/python benchmarks/beside.py $(BEFORE_DIR) --rounds $(or $(ROUNDS),3)
 
 bench-vllm: $(READY) $(VLLM_READY)  ## those that need a real vLLM
 	set -e; for name in attach recording; do \
@@ -119,6 +138,14 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[sandbox,test,check]'
 	touch $@
 
+# Its source is the checkout's: it is made again when a module changed that may be compiled.
+$(COMPILED_READY): $(READY) hatch_build.py $(shell find replayer -name '*.py')
+	rm -rf $(COMPILED_VENV)
+	$(BIN)/python -m venv --without-pip $(COMPILED_VENV)
+	$(BIN)/python -c '$(PACKAGES)' > "$$($(COMPILED_VENV)/bin/python -c '$(PACKAGES)')/zz_dependencies.pth"
+	FDTRACE_COMPILE=1 $(BIN)/python -m pip --python $(COMPILED_VENV)/bin/python install --quiet --no-deps .
+	touch $@
+
 $(RECORDER_READY): pyproject.toml
 	$(PYTHON) -m venv $(RECORDER_VENV)
 	$(RECORDER_VENV)/bin/python -m pip install --quiet --upgrade pip
@@ -151,4 +178,4 @@ $(TRANSFORMERS_READY): tests/transformers_cb/make_environment.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-recorder* .venv-vllm* .venv-transformers* .venv-ray .venv-dynamo .venv-fleet .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts
+	rm -rf $(VENV) .venv-recorder* .venv-compiled .venv-vllm* .venv-transformers* .venv-ray .venv-dynamo .venv-fleet .venv-gpu .gpu-wheels gpu.json demo.duckdb demo.duckdb.parts

@@ -4,7 +4,9 @@
 
 OTHER is another checkout with an environment of its own (`make .venv/.installed` in it). Each round runs each benchmark
 of both checkouts, one after the other and in the other order in every second round, so that both meet the same
-disturbances. A figure is the median over the rounds; a ratio below 1 is faster (for a rate: above 1). `start` opens
+disturbances. A figure is the median over the rounds; a ratio below 1 is faster (for a rate: above 1). Below the table
+stands what became slower or faster: the figures that did so in each round of one checkout against each of the other's.
+`make bench-beside` makes the other checkout, of the commit BEFORE, and compares this one with it. `start` opens
 the trace T with `fdtrace info`; without --trace, OTHER records one of its sandbox first.
 
 `fastdeploy` needs FASTDEPLOY_SRC, LAB_DIR and FASTDEPLOY_PYTHON (see fastdeploy_hook.py). It measures both checkouts in
@@ -21,13 +23,16 @@ import resource
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 Figures = dict[str, float]
 """The name of each figure, with its unit -> its value."""
+
+RATE = "(steps a CPU s)"
+"""In the name of a figure of which more is better."""
 
 STARTS = 5
 """Starts of a command in a round."""
@@ -55,8 +60,8 @@ def numbers(text: str, line: str) -> Iterator[list[float]]:
 
 
 def hook(checkout: Path, options: argparse.Namespace) -> Figures:
-    """What the hook adds to a step of the sandbox."""
-    text = output_of(checkout, "benchmarks/hook.py", "--steps", "1000")
+    """What the hook adds to a step of the sandbox. This checkout's benchmark measures both agents."""
+    text = output_of(checkout, str(ROOT / "benchmarks" / "hook.py"), "--steps", "1000")
     figures = {}
     for count in (1, 32, 128, 256):
         warm, _, cold, _ = next(numbers(text, f"{count} "))
@@ -109,9 +114,7 @@ def screen(checkout: Path, options: argparse.Namespace) -> Figures:
 def reschedule(checkout: Path, options: argparse.Namespace) -> Figures:
     """Rescheduling at 128 running requests."""
     text = output_of(checkout, "benchmarks/reschedule.py", "--one", "--steps", "10000", "--formula", "pr7499")
-    return {
-        "rescheduling, 128 requests (steps a CPU s)": float(json.loads(text.splitlines()[0])["steps_per_s"])
-    }
+    return {f"rescheduling, 128 requests {RATE}": float(json.loads(text.splitlines()[0])["steps_per_s"])}
 
 
 BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
@@ -160,8 +163,21 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, list[float], lis
         yield figure, before, now
 
 
+def change(figure: str, before: Sequence[float], now: Sequence[float]) -> str:
+    """What became of a figure: `slower` or `faster` if each round of one checkout says so against each of the other's;
+    else empty: it cannot be told from the noise. A single round of each cannot tell.
+    """
+    if min(len(before), len(now)) < 2:
+        return ""
+    if RATE in figure:
+        before, now = now, before
+    if min(now) > max(before):
+        return "slower"
+    return "faster" if max(now) < min(before) else ""
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, and what became slower or faster."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -182,12 +198,17 @@ def main() -> None:
                 options.other, "-m", "fdtrace", "record", "-o", str(options.trace), "--", python, *sandbox
             )
         print("| figure | before | now | ratio |\n|---|---|---|---|")
+        changes: dict[str, list[str]] = {"slower": [], "faster": [], "": []}
         for figure, before, now in measure(options):
+            changes[change(figure, before, now)].append(figure)
             middle = [statistics.median(values) for values in (before, now)]
             print(
                 f"| {figure} | {middle[0]:,.4g} | {middle[1]:,.4g} | {middle[1] / middle[0]:.2f} |",
                 flush=True,
             )
+        print()
+        for what in ("slower", "faster"):
+            print(f"{what} in all rounds: {'; '.join(changes[what]) or 'nothing'}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Opening a large trace and finding its exceeded steps: seconds and milliseconds, at a million steps of 128 requests.
+"""Makes a large trace: a recording of the sandbox engine, repeated until it has N steps. `opening.py` measures on it.
 
-    python benchmarks/big_trace.py [--steps N] [--requests N] [--keep PATH]
+    python benchmarks/big_trace.py TRACE [--steps N] [--recording T]
 
-The trace is made in DuckDB itself, with the schema, the order and the row groups of a real one (half the steps exactly
-at the limit, one in a thousand above it). Each figure is from a process of its own; the first is what a user waits for
-after the file was written, the others follow with the file in the page cache.
+The recording is made first (1,000 steps, up to 128 requests each), or it is the trace T of a sandbox. Each repetition
+has its own numbers of steps, calls and requests, its own ids and times. The file is one that the collector could have
+written: its tables, comments and views, rows in order, the same row groups. A million steps take about a gigabyte and a
+minute.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,111 +19,108 @@ from pathlib import Path
 
 import duckdb
 
-from fdtrace.recorder import __version__, schema
-from fdtrace.recorder.collector.views import SCHEMA_VIEWS, define_views
+from fdtrace.recorder import schema
+from fdtrace.recorder.collector.finish import create_final
+from fdtrace.recorder.schema_tables import Table
 
-MEASURED = """
-import json, sys, time
-begun = time.perf_counter()
-from pathlib import Path
-from fdtrace.recorder.trace.trace import open_trace
-imported = time.perf_counter()
-with open_trace(Path(sys.argv[1])) as trace:
-    opened = time.perf_counter()
-    exceeded = trace.rows("SELECT step, excess_tokens FROM exceeded ORDER BY step")
-    first = time.perf_counter()
-    trace.rows("SELECT step, excess_tokens FROM exceeded ORDER BY step")
-    found = time.perf_counter()
-    recording = trace.recording()
-    loaded = time.perf_counter()
-    trace.rows("SELECT * FROM step_request WHERE step = 777777 % (SELECT count(*) FROM step)")
-    looked = time.perf_counter()
-times = [imported - begun, opened - imported, first - opened, found - first, loaded - found, looked - loaded]
-print(json.dumps({"exceeded": len(exceeded), "times": times}))
-"""
-
-STEPS = """
-INSERT INTO big.step BY NAME SELECT 0 AS engine_id, i AS step,
-    make_timestamp_ns(1790000000000000000 + i * 20000000) AS ts,
-    2048 AS token_budget, 2048 AS num_scheduled_tokens,
-    (CASE WHEN i % 1000 = 7 THEN 2048 + i % 300 + 1 WHEN i % 2 = 0 THEN 2048
-          ELSE 700 + hash(i) % 1300 END)::INT AS num_tokens,
-    num_tokens - 640 AS num_prefill_tokens, 640 AS num_decode_tokens, 512 AS num_draft_tokens,
-    (hash(i + 1) % 512)::INT AS num_accepted_tokens, {requests} AS num_running, (hash(i + 2) % 9)::INT AS num_waiting,
-    0 AS num_preempted, 0 AS num_stalled, (100 + hash(i + 3) % 50)::INT AS num_free_blocks, 3000 AS num_blocks,
-    (60 + i // 100000)::BIGINT << 30 AS reserved_bytes, (300 + hash(i + 4) % 100)::INT AS schedule_us,
-    (18000 + hash(i + 5) % 4000)::INT AS forward_us
-FROM range({steps}) r(i)
-"""
-
-ROWS = """
-INSERT INTO big.step_request BY NAME SELECT 0 AS engine_id, i AS step, ((i // 200) * 7 + j)::INT AS request,
-    'decode' AS kind, 5 AS num_tokens, (500 + (i % 200) * 3 + j)::INT AS num_computed_tokens, 4 AS num_draft_tokens,
-    (hash(i * 128 + j) % 5)::INT AS num_accepted_tokens, (8 + (i % 200) // 20)::INT AS num_blocks
-FROM range({first}, {last}) r(i), range({requests}) q(j)
-"""
-
-LABELS = (
-    "import",
-    "open",
-    "exceeded, first",
-    "exceeded, again",
-    "load for the screen",
-    "one step's requests",
+SANDBOX = (
+    "--steps 1000 --max-num-seqs 128 --max-num-batched-tokens 1408 --num-blocks 2600 --block-size 64 "
+    "--max-model-len 2048 --prompt 64:512 --output 200:600 --backlog 4 --arrival-gap 0 --num-layers 1"
 )
+"""The load: nearly always 128 requests run; a request runs in about 130 steps."""
+
+ONCE = ("trace", "engine")
+"""Tables that are not repeated."""
+
+SHIFTED = {
+    "step": "steps", "first_step": "steps", "arrived_step": "steps", "call": "calls", "request": "requests",
+    "head": "requests",
+}  # fmt: skip
+"""Column -> what its numbers count. Those of the next repetition follow those of the one before."""
+
+AT_ONCE = 50
+"""Repetitions that are written by one statement."""
 
 
-def make(path: Path, steps: int, requests: int) -> None:
-    """Write the trace."""
+def record(path: Path) -> None:
+    """Record the sandbox engine."""
+    fdtrace = [sys.executable, "-m", "fdtrace"]
+    command = [*fdtrace, "record", "-o", str(path), "--", *fdtrace, "sandbox", *SANDBOX.split()]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def make(path: Path, steps: int, recording: Path) -> None:
+    """Write a trace of at least so many steps, by repeating a complete recording of the sandbox."""
     with duckdb.connect() as db:
-        options = f"STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE}"
-        db.execute(f"ATTACH '{path}' AS big ({options})")
+        db.execute(f"ATTACH '{recording}' AS recording (READ_ONLY)")
+        lengths = dict(
+            zip(("steps", "calls", "requests", "ns"), db.execute(
+                "SELECT max(step) + 1, (SELECT max(call + num_calls) FROM recording.call), "
+                "(SELECT max(request) + 1 FROM recording.request), "
+                "epoch_ns(max(ts)) - epoch_ns(min(ts)) + 30000000 FROM recording.step"
+            ).fetchall()[0], strict=True)
+        )  # fmt: skip
+        times = -(-steps // lengths["steps"])
+        create_final(db, path)
         for table in schema.TABLES:
-            columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-            db.execute(f"CREATE TABLE big.{table.name} ({columns})")
-        version = [schema.SCHEMA_VERSION, __version__]
-        db.execute(
-            "INSERT INTO big.trace BY NAME SELECT $1 AS schema_version, $2 AS fdtrace_version, 'complete' AS state",
-            version,
-        )
-        db.execute(
-            "INSERT INTO big.engine BY NAME SELECT 0 AS engine_id, 'benchmark' AS name, "
-            "2048 AS max_num_batched_tokens, 256 AS max_num_seqs, 4 AS num_speculative_tokens, "
-            "'mtp' AS spec_method, 64 AS block_size, "
-            "3000 AS num_blocks"
-        )
-        db.execute(STEPS.format(steps=steps, requests=requests))
-        for first in range(0, steps, 50_000):
-            db.execute(ROWS.format(first=first, last=min(steps, first + 50_000), requests=requests))
-        define_views(db, "big", SCHEMA_VIEWS)
-        db.execute("DETACH big")
+            if table.name in ONCE:
+                db.execute(f"INSERT INTO final.{table.name} FROM recording.{table.name}")
+                continue
+            order = ", ".join(table.order_by)
+            db.execute(
+                f"CREATE TEMP TABLE unit AS SELECT {_shifted(table, lengths, 'k')} FROM recording.{table.name}, "
+                f"range({min(times, AT_ONCE)}) r(k) ORDER BY {order}"
+            )
+            for first in range(0, times, AT_ONCE):
+                end = (min(times, first + AT_ONCE) - first) * lengths[SHIFTED[table.order_by[1]]]
+                db.execute(
+                    f"INSERT INTO final.{table.name} SELECT {_shifted(table, lengths, first)} FROM unit "
+                    f"WHERE {table.order_by[1]} < {end}"
+                )
+            db.execute("DROP TABLE unit")
+        db.execute("DETACH final")
+
+
+def _shifted(table: Table, lengths: dict[str, int], times: int | str) -> str:
+    """The columns of a table, of the repetition after `times` others (a number, or SQL)."""
+    fields = []
+    for name, kind in ((column.name, column.type) for column in table.columns):
+        if name in SHIFTED:
+            fields.append(f"({name} + {times} * {lengths[SHIFTED[name]]})::{kind} AS {name}")
+        elif kind == "TIMESTAMP_NS":
+            fields.append(f"make_timestamp_ns(epoch_ns({name}) + {times} * {lengths['ns']}) AS {name}")
+        elif name == "request_id":
+            fields.append(f"request_id || '-' || {times} AS request_id")
+        else:
+            fields.append(name)
+    return ", ".join(fields)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trace", type=Path)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--requests", type=int, default=128)
-    parser.add_argument("--keep", type=Path, help="write the trace there, and keep it")
+    parser.add_argument("--recording", type=Path, metavar="T")
     options = parser.parse_args()
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
-        path = options.keep or Path(directory) / "big.duckdb"
-        begun = time.perf_counter()
-        if not path.exists():
-            make(path, options.steps, options.requests)
-        rows = options.steps * options.requests
-        size = path.stat().st_size
-        print(f"{options.steps:,} steps, {rows:,} rows, {size:,} bytes, {size / rows:.2f} a row")
-        print(f"made in {time.perf_counter() - begun:.0f} s")
-        runs = []
-        for _ in range(5):
-            done = subprocess.run(
-                [sys.executable, "-c", MEASURED, str(path)], stdout=subprocess.PIPE, check=True
-            )
-            runs.append(json.loads(done.stdout))
-        print(f"{runs[0]['exceeded']} exceeded steps; ms: first run, then the median of the others")
-        for i, label in enumerate(LABELS):
-            later = sorted(run["times"][i] * 1e3 for run in runs[1:])
-            print(f"  {label:<22}{runs[0]['times'][i] * 1e3:9.1f} {later[len(later) // 2]:9.1f}")
+        recording = options.recording
+        if recording is None:
+            recording = Path(directory) / "sandbox.duckdb"
+            record(recording)
+        make(options.trace, options.steps, recording)
+    with duckdb.connect(str(options.trace), read_only=True) as db:
+        counts = db.execute(
+            "SELECT (SELECT count(*) FROM step), (SELECT count(*) FROM step_request), (SELECT count(*) FROM request)"
+        )
+        num_steps, rows, requests = counts.fetchall()[0]
+    size = options.trace.stat().st_size
+    print(
+        f"{num_steps:,} steps, {requests:,} requests, {rows:,} rows, {size:,} bytes, {size / rows:.2f} a row"
+    )
+    print(f"made in {time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

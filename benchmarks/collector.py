@@ -1,9 +1,12 @@
 """What the collector costs: CPU seconds a million `step_request` rows, and bytes a row in the final file.
 
     python benchmarks/collector.py [--steps N] [--requests N]
+    python benchmarks/collector.py --live SECONDS [--rate STEPS_A_SECOND] [--requests N]
 
 Twice: published every 2000 steps, which shows what a row costs, and every 100, about a second of an engine, which adds
-what a publication costs.
+what a publication costs. With --live, the collector runs as it really does: a process of its own beside one that writes
+`--rate` steps a second, published by the clock. Its CPU time is that of the kernel (`schedstat`), from the tenth second
+on; a rate of 0 is an engine that is attached and idle.
 
 A writer fills a ring as an engine's agent does (every running request decodes, one in twenty gets a block, every eighth
 step a request finishes and another comes); the collector, in this process, reads it, publishes as it does live, and
@@ -13,10 +16,12 @@ makes the final file. CPU is this process's while it does so, the writing of the
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import tempfile
 import time
 from array import array
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import duckdb
@@ -25,6 +30,7 @@ from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import KeyframeRow, Writer
 from fdtrace.recorder.collector.process import Collector
 from fdtrace.recorder.session import Session
+from fdtrace.recorder.supervise import Supervisor
 
 SEGMENT = 1 << 20
 
@@ -90,7 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--live", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--rate", type=int, default=100, help="steps a second, with --live")
     options = parser.parse_args()
+    if options.live:
+        live(options.live, options.rate, options.requests)
+        return
     print("CPU s a million rows        reading and parts   final file   bytes a row   with all tables")
     for every in (2000, 100):
         run(options.steps, options.requests, every)
@@ -125,6 +136,61 @@ def run(steps: int, requests: int, every: int) -> None:
             f"published every {every:5} steps {reading / million:19.3f} {ending / million:12.3f} "
             f"{table_bytes(out, directory) / rows:13.2f} {size / rows:17.2f}"
         )
+
+
+WARM_UP = 10.0
+"""Seconds before the measurement: by then parts have been merged too."""
+
+
+def live(seconds: float, rate: int, requests: int) -> None:
+    """Run a collector beside an engine for so long; print its share of a core."""
+    with tempfile.TemporaryDirectory() as directory:
+        session = Session.create(Path(directory) / "t.duckdb")
+        ends = multiprocessing.Event()
+        writer = multiprocessing.Process(target=write, args=(session.dir, requests, rate, ends))
+        supervisor = Supervisor(session)
+        try:
+            writer.start()
+            steps = steps_after(supervisor, WARM_UP)
+            spent, begun = cpu_of(supervisor.process.pid), time.monotonic()
+            more = steps_after(supervisor, seconds)
+            spent, lasted = cpu_of(supervisor.process.pid) - spent, time.monotonic() - begun
+            rows = max(0, more - steps) * requests  # an idle one reports no steps
+            a_million = f", {spent / rows * 1e6:.2f} CPU s a million rows" if rows else ""
+            print(
+                f"{requests} requests, {rows / requests / lasted:.1f} steps a second: {spent / lasted:.4f} of a core, "
+                f"{spent / lasted * 1.5e3:.1f} ms in 1.5 s{a_million}"
+            )
+        finally:
+            ends.set()
+            writer.join()
+            supervisor.cancel()
+            session.remove_rings()
+
+
+def write(directory: str, requests: int, rate: int, ends: Event) -> None:
+    """Write steps at a rate; at 0, one step and then none."""
+    engine, number, begun = Engine(directory, requests, 16), 0, time.monotonic()
+    while not ends.wait(max(0.0, begun + number / (rate or 1) - time.monotonic())):
+        if rate or not number:
+            engine.step(number)
+        number += 1
+    engine.writer.close()
+
+
+def steps_after(supervisor: Supervisor, seconds: float) -> int:
+    """Wait so long. Returns the steps that the collector reported last."""
+    steps, until = 0, time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        for message in supervisor.poll(min(left, 1.0)):
+            steps = message.get("steps", steps)
+    return steps
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of all threads of a process, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def table_bytes(trace: Path, directory: str) -> int:

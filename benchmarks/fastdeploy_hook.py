@@ -6,7 +6,8 @@ Run it by a Python that has what FastDeploy's scheduler imports; it needs nothin
 fastdeploy_lab.py, which drives FastDeploy's own classes and plays the forward alone. The same engine steps on, its
 methods hooked in seven steps and not in the next seven, so that both are measured on the same requests in one run. One
 request in sixty leaves in each step, and another comes with a prefill. `--beside` names another checkout of fdtrace,
-whose agent takes its turn too: what recording cost before a change, and after it.
+whose agent takes its turn too: what recording cost before a change, and after it. The turns come in one order and then
+in the other, so that the steps without an agent's hooks before its turn are the same for both.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from fdtrace.recorder.agent import ring  # noqa: E402
 COUNTS = (32, 128, 256)
 
 BLOCK = 7
-"""Steps with the hooks, and as many without: no period of the load follows that."""
+"""Steps with the hooks, and as many without."""
+
+LIFE = 60
+"""Forwards in which a request decodes. The first requests live shorter, each another time: if all came at once, all
+would leave at once, LIFE steps later and again, and that may be always in the turn of the same agent."""
 
 
 class Toggle:
@@ -61,8 +66,6 @@ class Toggle:
             }
         )
         self.hook(False)
-        self.bytes = self.calls = 0
-        self._began = 0
 
     def hook(self, on: bool) -> None:
         """Put the wrappers in place, or FastDeploy's own methods."""
@@ -72,11 +75,14 @@ class Toggle:
             order = getattr(adapter, "order", None)
             if order is not None and order.manager is not None:
                 order.manager.lock = order.stand_in if on else order.stand_in.lock
+                if on:  # a recording knows every request: if an unknown one leaves, the order names the whole queue
+                    for request in list(order.manager.requests.values()):
+                        order.introduce(request)
 
-    def written(self) -> int:
-        """Bytes of the ring that are written, the rest of segments that were left included."""
+    def position(self) -> tuple[int, int]:
+        """The segment of the ring that is written, and the bytes that are written of it."""
         at = self.agent.writer.ring
-        return int(at.lap * ring.DEFAULT_SEGMENT_SIZE + at.offset % ring.DEFAULT_SEGMENT_SIZE)
+        return int(at.lap), int(at.offset)
 
     def end(self) -> None:
         """Record no more."""
@@ -129,7 +135,8 @@ class Engine:
         """Microseconds of `schedule()` and of the forward, both as the engine sees them."""
         manager = self.worker.manager
         while len(manager.running) + len(manager.waiting) < self.count:
-            output = 60 * (1 + self.drafts // 2)
+            steps = LIFE if self.made >= self.count else 1 + LIFE * (self.made + 1) // self.count
+            output = steps * (1 + self.drafts // 2)
             spec = {"id": f"r{self.made}", "prompt": 300, "output": output, "accepts": [self.drafts // 2]}
             self.worker.add(spec)
             self.made += 1
@@ -137,6 +144,12 @@ class Engine:
 
 
 METHODS = ("schedule", "execute_model")
+
+
+def turn(step: int, num_agents: int) -> int:
+    """Whose turn a step is: 0 without hooks, or an agent's number from 1. Every second round has the other order."""
+    rounds, place = divmod(step // BLOCK, 1 + num_agents)
+    return place if rounds % 2 == 0 or place == 0 else 1 + num_agents - place
 
 
 def measure(
@@ -153,7 +166,7 @@ def measure(
         toggles = [Toggle(*one) for one in zip(checkouts, directories, range(len(checkouts)), strict=True)]
         for step in range((1 + len(checkouts)) * steps + 60):
             # What changed while the hooks were off is told anew in the first hooked step: it is not counted.
-            on = step // BLOCK % (1 + len(checkouts))
+            on = turn(step, len(checkouts))
             if not step % BLOCK:
                 for at, toggle in enumerate(toggles):
                     if at + 1 != on:
@@ -161,15 +174,17 @@ def measure(
                 for at, toggle in enumerate(toggles):
                     if at + 1 == on:
                         toggle.hook(True)
-            before = toggles[on - 1].written() if on else 0
+            lap, before = toggles[on - 1].position() if on else (0, 0)
             scheduled, forward = engine.step()
             if step < 60 or not step % BLOCK:
                 continue
             times["schedule"][on].append(scheduled)
             times["execute_model"][on].append(forward)
             if on:
-                written[on - 1] += toggles[on - 1].written() - before
-                counted[on - 1] += 1
+                lap_now, now = toggles[on - 1].position()
+                if lap_now == lap:  # else it also left a segment and wrote its whole state
+                    written[on - 1] += now - before
+                    counted[on - 1] += 1
         for toggle in toggles:
             toggle.end()
     return times, [total / max(number, 1) for total, number in zip(written, counted, strict=True)]

@@ -32,10 +32,10 @@ WRITER = """
 import sys
 from pathlib import Path
 from fdtrace.recorder.lake.lake_name import parse_lake
-from fdtrace.recorder.lake.push_trace import LakeWriter, PushedAs
+from fdtrace.recorder.lake.push_trace import LakeWriter, PushLabels
 with LakeWriter(parse_lake(sys.argv[1])) as writer:
     for path in map(Path, sys.argv[2:]):
-        writer.push(path, PushedAs(f"d{int(path.stem) % 10}", {}))
+        writer.push(path, PushLabels(f"d{int(path.stem) % 10}", {}))
         print(path, flush=True)
 """
 QUESTION = """

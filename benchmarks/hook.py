@@ -6,14 +6,18 @@ The sandbox's own classes with canned results, so that what is timed is the wrap
 an engine calls them: add_request, schedule, execute_model, finish_request. Every step has decodes of all running
 requests and new blocks for one in twenty; every eighth a request finishes and another comes with a prefill chunk. The
 same steps run with and without the hook, in turn; the difference of their 20th percentiles and of their medians is
-what the hook adds. Cold: 48 MB are swept before each step, which is nearer to a real engine, whose forward evicts all.
+what the hook adds. Each has classes of its own: to change a class at each step would cost more than some hooks, since
+the interpreter then forgets what it has learned about it. Cold: 48 MB are read before each step, every page of them
+another one. That evicts the caches and the address translations, as the forward of a real engine does.
 """
 
 from __future__ import annotations
 
 import argparse
+import mmap
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,19 +33,23 @@ from fdtrace.sandbox.framework import FrameworkMemory
 from fdtrace.sandbox.sandbox_request import SandboxRequest, Scheduled
 
 COUNTS = (1, 32, 128, 256)
-SWEEP = np.zeros(48 << 20, np.uint8)
+SWEPT = 48 << 20
+"""Bytes that are read before a cold step."""
+
+HOOKED = scheduler_module.SandboxScheduler, runner_module.ModelRunner
+"""The engine's classes. The agent wraps their methods."""
 
 
 class Canned:
     """An engine of `count` running requests whose calls cost nothing but their results."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, classes: tuple[Any, Any]) -> None:
         self.count, self.call, self.made = count, 0, 0
         self.config = EngineConfig(max_num_seqs=count, num_blocks=40 * count)
-        self.scheduler = object.__new__(scheduler_module.SandboxScheduler)
+        self.scheduler: Any = object.__new__(classes[0])
         self.scheduler.config = self.config
-        self.scheduler.running, self.scheduler.waiting = [self.request(slot) for slot in range(count)], []  # type: ignore[assignment]
-        self.runner = object.__new__(runner_module.ModelRunner)
+        self.scheduler.running, self.scheduler.waiting = [self.request(slot) for slot in range(count)], []
+        self.runner: Any = object.__new__(classes[1])
         self.runner.step, self.runner.stalled, self.runner.memory = -1, [], FrameworkMemory(1, 2, 3, 4)
         self.runner.seq_lens_this_time = np.full(count, 5, np.int32)
         self.runner.accept_num = np.full(count, 3, np.int32)
@@ -88,21 +96,44 @@ class Canned:
 current: Canned
 
 
-def canned_methods() -> dict[tuple[type, str], Any]:
-    """The engine's methods, giving what was prepared."""
-    scheduler, runner = scheduler_module.SandboxScheduler, runner_module.ModelRunner
-    return {
-        (scheduler, "schedule"): lambda self: current.scheduled,
-        (scheduler, "add_request"): lambda self, request: None,
-        (scheduler, "finish_request"): lambda self, request, reason: None,
-        (runner, "execute_model"): lambda self, scheduled: True,
+Memory = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def distinct_memory(size: int) -> Memory:
+    """So many bytes in small pages, each written once.
+
+    To read memory that was never written evicts little: the kernel shows the same page of zeros at all its addresses.
+    And a large page takes one address translation for 512 small ones.
+    """
+    pages = mmap.mmap(-1, size)
+    with suppress(OSError):  # a kernel without large pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    memory = np.frombuffer(pages, np.uint8)
+    memory[:] = 1
+    return memory
+
+
+def canned_methods() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The methods of the engine's two classes, giving what was prepared."""
+    scheduler = {
+        "schedule": lambda self: current.scheduled,
+        "add_request": lambda self, request: None,
+        "finish_request": lambda self, request, reason: None,
     }
+    return scheduler, {"execute_model": lambda self, scheduled: True}
 
 
-def hooked(directory: Path) -> tuple[Any, dict[tuple[type, str], Any]]:
-    """The agent, recording into a ring of its own, and the wrapped methods."""
-    for (owner, name), method in canned_methods().items():
-        setattr(owner, name, method)
+def plain_classes() -> tuple[type, type]:
+    """Classes with the same methods, for the engine without hooks."""
+    scheduler, runner = canned_methods()
+    return type("PlainScheduler", HOOKED[:1], scheduler), type("PlainRunner", HOOKED[1:], runner)
+
+
+def hooked(directory: Path) -> Any:
+    """The agent, recording into a ring of its own. It has wrapped the methods of the engine's classes."""
+    for owner, methods in zip(HOOKED, canned_methods(), strict=True):
+        for name, method in methods.items():
+            setattr(owner, name, method)
     arm: ModuleType = load.load(load.read_sources(str(agent_delivery.AGENT)))
     session = {
         "id": "bench", "dir": str(directory), "output": "", "protocol": wire.PROTOCOL,
@@ -110,23 +141,23 @@ def hooked(directory: Path) -> tuple[Any, dict[tuple[type, str], Any]]:
     }  # fmt: skip
     status = arm.inject(session)
     assert status["recording"] == "bench", status
-    return arm.current, {(owner, name): owner.__dict__[name] for owner, name in canned_methods()}
+    return arm.current
 
 
-def measure(agent: Any, wrapped: dict[Any, Any], count: int, steps: int, cold: bool) -> tuple[float, float]:
-    """What the hook adds: at the 20th percentile and at the median, us."""
+def measure(
+    agent: Any, plain: tuple[type, type], count: int, steps: int, swept: Memory | None
+) -> tuple[float, float]:
+    """What the hook adds: at the 20th percentile and at the median, us. `swept` is read before each step."""
     global current  # noqa: PLW0603
-    plain, times = canned_methods(), {True: [], False: []}  # type: ignore[var-annotated]
-    engines = {True: Canned(count), False: Canned(count)}
+    times: dict[bool, list[int]] = {True: [], False: []}
+    engines = {True: Canned(count, HOOKED), False: Canned(count, plain)}
     for adapter in agent.adapters:
         adapter.begin(agent.writer)
     for i in range(steps):
         for with_hook in (True, False):
             current = engines[with_hook]
-            for (owner, name), method in (wrapped if with_hook else plain).items():
-                setattr(owner, name, method)
-            if cold:
-                SWEEP.sum()
+            if swept is not None:
+                swept.sum()
             taken = current.timed()
             if i > steps // 10:
                 times[with_hook].append(taken)
@@ -140,11 +171,11 @@ def main() -> None:
     options = parser.parse_args()
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as directory:
-        agent, wrapped = hooked(Path(directory))
+        agent, plain, swept = hooked(Path(directory)), plain_classes(), distinct_memory(SWEPT)
         print("requests   warm p20   median     cold p20   median    us that the hook adds a step")
         for count in COUNTS:
-            warm = measure(agent, wrapped, count, options.steps, cold=False)
-            cold = measure(agent, wrapped, count, max(options.steps // 5, 100), cold=True)
+            warm = measure(agent, plain, count, options.steps, None)
+            cold = measure(agent, plain, count, max(options.steps // 5, 100), swept)
             print(f"{count:8}   {warm[0]:8.1f} {warm[1]:8.1f}     {cold[0]:8.1f} {cold[1]:8.1f}")
         assert not agent.problem, agent.problem
         agent.stop("done")

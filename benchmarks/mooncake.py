@@ -33,7 +33,7 @@ from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas import parse_formula
 from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.replayer.recorded.time_forms import TimeForm
-from fdtrace.replayer.recorded.time_model import HeldOut, TimeModel
+from fdtrace.replayer.recorded.time_model import HeldOutErrors, TimeModel
 from fdtrace.replayer.replay.workload_replay import Replay
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest
 
@@ -108,7 +108,7 @@ def workload(lines: list[dict[str, Any]], changed: dict[str, Any]) -> Workload:
         )
         for i, line in enumerate(lines)
     )
-    nothing = HeldOut("", 0, 0.0, 0.0)
+    nothing = HeldOutErrors("", 0, 0.0, 0.0)
     model = TimeModel(GpuShape(), 0, 0.0, 0.0, (), (), nothing, (1e12,) * 5)
     return Workload(config, requests, max_steps=10_000_000, clock=Clock("time", None, model))
 

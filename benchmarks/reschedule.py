@@ -21,6 +21,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ import numpy as np
 from fdtrace.replayer.config import SchedulerConfig, parse_policy
 from fdtrace.replayer.formulas import parse_formula
 from fdtrace.replayer.replay.workload_replay import Replay
+from fdtrace.replayer.workload.request_columns import RequestColumns
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 from fdtrace.scheduler_option import given_schedulers
 
@@ -59,15 +61,19 @@ def workload(num_steps: int, running: int, seed: int = 0) -> Workload:
         spec_method="mtp",
         max_model_len=8192,
     )
+    requests = RequestColumns(coming(rng, num_steps, running))
+    return Workload(config, requests, max_steps=num_steps, expected_steps=num_steps)
+
+
+def coming(rng: random.Random, num_steps: int, running: int) -> Iterator[WorkRequest]:
+    """The requests, in order of arrival."""
     count = int(num_steps * running / STEPS_A_REQUEST)
-    requests = []
     for i in range(count + 2 * running):
         output = rng.randint(100, 450)
         arrival = max(0, i - 2 * running) * num_steps // max(count, 1)
         prompt = rng.randint(50, 1500)
         taken = np.array(accepts(rng, output), dtype=np.uint8)
-        requests.append(WorkRequest(f"r{i}", arrival, prompt, output, taken))
-    return Workload(config, tuple(requests), max_steps=num_steps, expected_steps=num_steps)
+        yield WorkRequest(f"r{i}", arrival, prompt, output, taken)
 
 
 def told(what: str, run: Replay, seconds: float, **more: object) -> dict[str, object]:

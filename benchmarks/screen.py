@@ -11,7 +11,7 @@ from `run_replay` to the last byte of the first screen with all three panes fill
 of all its threads, a key: it does not suffer from other work on the machine, as the times do. Memory is the
 process's highest resident size; "before" is that of the same process with the data but without the screen.
 
-With --trace (`big_trace.py --keep T` makes a large one) it is the command itself, `fdtrace replay T --as-recorded -f
+With --trace (`big_trace.py T` makes a large one) it is the command itself, `fdtrace replay T --as-recorded -f
 pr7438 -f pr7499`, from its start: the first useful screen is there when the recording's chart and border are.
 """
 
@@ -43,7 +43,6 @@ from fdtrace.tui.panes.draw_chart import draw
 from fdtrace.tui.panes.jobs import PaneReplay
 from fdtrace.tui.panes.layout import Scale
 from fdtrace.tui.panes.series import Series, Window
-from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.theme import BLOCKS, DARK, Look
 
 QUIET = 0.08
@@ -223,6 +222,8 @@ def charts(num_steps: int, size: tuple[int, int]) -> dict[str, list[float]]:
         Scale(series.peak, series.peak_reserved),
         Look(BLOCKS, DARK),
     )
+    from fdtrace.tui.report.chart import tokens_chart  # imports plotext, which the screen does not
+
     ways = {
         "own": lambda: draw(series, window, size, scale, look),
         "plotext": lambda: tokens_chart(series, size[0], height=size[1]),

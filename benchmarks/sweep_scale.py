@@ -120,7 +120,7 @@ def compare(args: argparse.Namespace, worker: SweepWorker) -> None:
     seconds, answers = dict.fromkeys(args.only, 0.0), {name: list[Any]() for name in args.only}
     places: dict[str, Any] = {"one": OneProcess(worker)}
     if "two" in args.only:
-        places["two"] = ManyProcesses(worker.source, 2)
+        places["two"] = ManyProcesses([worker.source], 2)
     if "ray" in args.only:
         places["ray"] = RayCluster(worker, None)
     for name in args.only:

@@ -117,8 +117,11 @@ class Replays(AbstractContextManager["Replays"]):
         args: argparse.Namespace,
         rows: RecordedRows | RowsOfStep,
         reader: TraceReader | None = None,
+        *,
+        checked: bool = False,
     ) -> None:
-        from fdtrace.drivers.children import Children
+        """`checked`: another process checks the rows of this trace."""
+        from fdtrace.drivers.children import DriverPool
         from fdtrace.formula_texts import formulas
         from fdtrace.replayer.analysis.token_times import parse_slo
         from fdtrace.replayer.config import is_modelled
@@ -126,7 +129,7 @@ class Replays(AbstractContextManager["Replays"]):
         self.recording, self.rows, self.args = recording, rows, args
         self.reader = reader if reader is not None and reader.live else None
         self._check: Callable[[], None] | None = None if reader is None else reader.check_step_requests
-        if isinstance(rows, RecordedRows):
+        if isinstance(rows, RecordedRows) and not checked:
             self._check = rows.check
         self.policy = policy_of(args.policy)
         schedulers = given_schedulers(args.scheduler, args.scheduler_python)
@@ -162,7 +165,7 @@ class Replays(AbstractContextManager["Replays"]):
             None if source is None else source.batch_rows
         )
         self._timing: RecordedTiming | None = None
-        self.children = Children()
+        self.children = DriverPool()
         self._experiments: dict[object, Experiment] = {}
 
     def close(self) -> None:
@@ -229,21 +232,19 @@ class Replays(AbstractContextManager["Replays"]):
             self._timing = RecordedTiming(recording, lambda: None if source is None else source(recording))
         return self._timing
 
-    def compute_here(self) -> list[History]:
-        """Compute the recording's history and its replays at once, with the progress on stderr."""
-        from fdtrace.progress import Progress
+    def recorded(self) -> History:
+        """The recording's own history."""
+        return self._experiment_of(self.recording, Variant("recorded")).recorded()
 
-        plain = Variant("recorded")
-        progress, histories = Progress(), [self._experiment_of(self.recording, plain).recorded()]
-        for i, variant in enumerate(self.variants):
+    def check_rows(self) -> None:
+        """TraceError if the rows that replays are made from contradict themselves. A complete trace is checked once."""
+        if self.how == "rescheduled" and self._check is not None:
+            self._check()
+            self._check = self._check if self.reader is not None else None
 
-            def progressed(share: float, name: str = variant.name, i: int = i) -> None:
-                if progress.terminal:
-                    progress.update(f"replaying {name}, {i + 1} of {len(self.variants)}: {share:.0%}")
-
-            histories.append(self._compute(variant, progressed, None))
-        progress.clear()
-        return histories
+    def experiment_of(self, variant: Variant) -> Experiment:
+        """What a variant's replays of this recording share."""
+        return self._experiment_of(self.recording, variant)
 
     def panes(self) -> list[PaneReplay]:
         """The replays as panes that fill while the screen is in use."""
@@ -269,7 +270,7 @@ class Replays(AbstractContextManager["Replays"]):
         from fdtrace.tui.panes.jobs import PaneReplay
 
         computed_from: list[Recording] = []
-        job = partial(self._compute, variant, computed_from=computed_from)
+        job = partial(self.compute, variant, computed_from=computed_from)
 
         def source() -> Recording | None:
             return computed_from[0] if computed_from else None
@@ -283,16 +284,15 @@ class Replays(AbstractContextManager["Replays"]):
 
         return PaneReplay(variant.name, self.how, job, variant.formula, policy, variant.text, source, load)
 
-    def _compute(
+    def compute(
         self,
         variant: Variant,
         progress: ShareDone,
         cancelled: Cancelled | None,
         computed_from: list[Recording] | None = None,
     ) -> History:
-        if self.how == "rescheduled" and self._check is not None:
-            self._check()
-            self._check = self._check if self.reader is not None else None  # a complete trace is checked once
+        """The replay of a variant; `computed_from` is given the recording if that has grown."""
+        self.check_rows()
         experiment = self._experiment_of(
             self.recording if self.reader is None else self.reader.recording(), variant
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fdtrace.trace_reader import TraceReader
     from fdtrace.tui.app import ReplayApp
     from fdtrace.tui.sources import NewSteps
-    from fdtrace.watch import StopSignals, Watch
+    from fdtrace.watch import CollectorWatch, StopSignals
 
 
 def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> ReplayApp:
@@ -43,7 +43,9 @@ def screen_of(reader: TraceReader, args: argparse.Namespace, **options: Any) -> 
     return screen
 
 
-def on_screen(path: Path, formulas: list[str] | None, watch: Watch, signals: StopSignals) -> str:
+def screen_while_recording(
+    path: Path, formulas: list[str] | None, watch: CollectorWatch, signals: StopSignals
+) -> str:
     """Show a recording in progress until the user leaves the screen; a thread watches the collector meanwhile.
 
     Returns:

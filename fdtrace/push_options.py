@@ -1,4 +1,4 @@
-"""What a push says of its trace: the options of `push`, and of `attach --push`."""
+"""What a push says of its trace: the options of `push`, and of `attach` and `record` with `--push`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fdtrace.recorder.errors import FdtraceError, UsageError
 
 if TYPE_CHECKING:
-    from fdtrace.recorder.lake.push_trace import PushedAs
+    from fdtrace.recorder.lake.push_trace import PushLabels
 
 DEPLOYMENT = "default"
 
@@ -32,15 +32,25 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pushed_as(args: argparse.Namespace) -> PushedAs:
+def add_push_after(parser: argparse.ArgumentParser) -> None:
+    """Add --push, of a command that records, and the options that go with it."""
+    from fdtrace.trace_argument import lake_argument
+
+    parser.add_argument(
+        "--push", type=lake_argument, metavar="LAKE", help="put the finished trace into a lake: docs/fleet.md"
+    )
+    add_push_options(parser)
+
+
+def pushed_as(args: argparse.Namespace) -> PushLabels:
     """What the options say. UsageError if a label has no `=`, or a name makes no sense."""
-    from fdtrace.recorder.lake.push_trace import PushedAs
+    from fdtrace.recorder.lake.push_trace import PushLabels
 
     pairs = [text.partition("=") for text in args.label]
     for key, sign, _ in pairs:
         if not sign:
             raise UsageError(f"--label {key} has no value", hint="--label KEY=VALUE")
-    return PushedAs(args.deployment, {key: value for key, _, value in pairs})
+    return PushLabels(args.deployment, {key: value for key, _, value in pairs})
 
 
 def check_push(args: argparse.Namespace) -> None:

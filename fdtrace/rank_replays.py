@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
     from fdtrace.replayer.replay.any_scheduler import AnyScheduler
     from fdtrace.replayer.replay.workload_replay import Cancelled
-    from fdtrace.replayer.workload.closed_loop import ComingRequests
+    from fdtrace.replayer.workload.closed_loop import ArrivalMode
 
 SAME = "same routing"
 """The name of the replay with the recorded routing: the other routings are compared with it."""
@@ -108,13 +108,13 @@ class RankReplayer(AbstractContextManager["RankReplayer"]):
         self,
         experiment: RankExperiment,
         policy: Policy | None = None,
-        coming: ComingRequests | None = None,
+        coming: ArrivalMode | None = None,
     ) -> None:
-        from fdtrace.drivers.children import Children
+        from fdtrace.drivers.children import DriverPool
         from fdtrace.replayer.workload.closed_loop import AS_RECORDED
 
         self.experiment, self.policy, self.coming = experiment, policy, coming or AS_RECORDED
-        self.children = Children()
+        self.children = DriverPool()
 
     def __exit__(self, *_: object) -> None:
         self.children.close()
@@ -157,7 +157,7 @@ class RankReplayer(AbstractContextManager["RankReplayer"]):
             )
 
 
-def coming_of_ranks(arrivals: str | None) -> ComingRequests:
+def coming_of_ranks(arrivals: str | None) -> ArrivalMode:
     """How requests arrive at several ranks. UsageError: only by recorded time, at any rate."""
     from fdtrace.replayer.workload.closed_loop import AS_RECORDED
 

@@ -29,7 +29,7 @@ class RecordedRows:
 
         cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
         if cursor is None:
-            cursor = self._local.cursor = self.trace.db.cursor()
+            cursor = self._local.cursor = self.trace.tables.cursor()
         with reading(self.trace.path):
             return [StepRow(*row) for row in cursor.execute(STEP_ROWS, [self.engine_id, step]).fetchall()]
 
@@ -39,7 +39,7 @@ class RecordedRows:
         from fdtrace.recorder.trace.trace import reading
 
         with reading(self.trace.path):
-            rows = rows_in_memory(self.trace.db.cursor(), recording)
+            rows = rows_in_memory(self.trace.tables.cursor(), recording)
         return None if rows is None else rows.batches(recording)
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.children import Children
+    from fdtrace.drivers.children import DriverPool
     from fdtrace.drivers.driven_scheduler import DrivenScheduler
     from fdtrace.recorder.trace.recording import Recording
     from fdtrace.replayer.config import SchedulerConfig
@@ -119,7 +119,7 @@ class GivenScheduler:
         recorded: Mapping[str, Any] | None = None,
         *,
         changed: Mapping[str, Any] | None = None,
-        children: Children | None = None,
+        children: DriverPool | None = None,
     ) -> Iterator[DrivenScheduler]:
         """The engine's scheduler in a process of its own. The process ends with the context.
 
@@ -134,7 +134,7 @@ class GivenScheduler:
             UsageError: the scheduler refuses the configuration.
             TargetError: it cannot be imported or driven.
         """
-        from fdtrace.drivers.children import Children
+        from fdtrace.drivers.children import DriverPool
         from fdtrace.drivers.fastdeploy_scheduler import DrivenFastDeploy
         from fdtrace.drivers.transformers_scheduler import DrivenTransformers
         from fdtrace.drivers.vllm_scheduler import DrivenVllm
@@ -149,7 +149,7 @@ class GivenScheduler:
         with ExitStack() as stack:
             # FastDeploy's scheduler holds shared memory under its process's number: each has a process of its own.
             processes = children if self.engine == "vllm" else None
-            processes = processes or stack.enter_context(Children())
+            processes = processes or stack.enter_context(DriverPool())
             child = stack.enter_context(
                 processes.child(driver_of(self.engine), self.checkout, self.python, variables)
             )

@@ -15,7 +15,7 @@ from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.simulation import Simulation, Step, golden_line
 from fdtrace.replayer.workload.startup_checks import refusals
 from fdtrace.replayer.workload.workload import Workload
-from fdtrace.simulation_result import Simulated
+from fdtrace.simulation_result import SimulationResult
 from fdtrace.variants import Variant, engine_of, refuse_routing, workload_of
 
 
@@ -36,7 +36,7 @@ def simulate_variant(
     variant: Variant,
     policy: Policy | None,
     each: Callable[[Step], None] | None = None,
-) -> Simulated:
+) -> SimulationResult:
     """Simulate to the end of the workload, to a hang, to the limit of steps, or until the scheduler fails.
 
     Args:
@@ -53,7 +53,7 @@ def simulate_variant(
     version = _version_of(variant, policy)
     with _scheduler(workload, variant, version) as (scheduler, refused):
         simulation = Simulation(workload, scheduler)
-        simulated = Simulated(variant, simulation, version, refused)
+        simulated = SimulationResult(variant, simulation, version, refused)
         try:
             for step in simulation:
                 if each is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fdtrace.recorder import __version__, schema
-from fdtrace.recorder.collector.tables import columns_of
+from fdtrace.recorder.collector.tables import array_of, columns_of
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
@@ -27,13 +27,13 @@ from fdtrace.recorder.write_trace import write_trace
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.replay.simulation import Step
 from fdtrace.simulated_log import SimulatedLog
-from fdtrace.simulation_result import Simulated
+from fdtrace.simulation_result import SimulationResult
 from fdtrace.variants import Variant
 
 NO_CLOCK = "simulated by `fdtrace simulate`: no server ran; a simulation has no clock, so its times are NULL"
 
 
-def write_simulated(path: Path, simulated: Simulated) -> None:
+def write_simulated(path: Path, simulated: SimulationResult) -> None:
     """Write a simulation as a trace.
 
     Args:
@@ -46,7 +46,7 @@ def write_simulated(path: Path, simulated: Simulated) -> None:
     """
     row, tables = _engine_row(simulated), _Tables(simulated.log)
     ends = f"the simulation {simulated.sentence}" if simulated.sentence else ""
-    notes = [NO_CLOCK, *([ends] if ends else []), *tables.notes, *simulated.log.workload.notes]
+    notes = [NO_CLOCK, *([ends] if ends else []), *simulated.log.workload.notes]
     now = time.time_ns()
     head = (schema.SCHEMA_VERSION, __version__, now, now, "complete", "simulate", json.dumps(notes))
     write_trace(
@@ -74,7 +74,7 @@ def check_may_be_written(variant: Variant) -> None:
         )
 
 
-def _engine_row(simulated: Simulated) -> dict[str, Any]:
+def _engine_row(simulated: SimulationResult) -> dict[str, Any]:
     """The row of `engine`. UsageError if reading it back would give another configuration."""
     config, policy = simulated.log.workload.config, simulated.policy
     variant = simulated.variant
@@ -131,22 +131,6 @@ class _Tables:
 
     def _step_of(self, number: int) -> int:
         return self.entered[number] if number < len(self.entered) else self.num_forwards
-
-    @property
-    def notes(self) -> list[str]:
-        """What the trace cannot say exactly. In the roles, requests join and are sent so many calls after something."""
-        empty = sum(
-            not step.forward.num_tokens
-            and step.num_asking + step.num_preallocated + step.decision.num_running > 0
-            for step in self.log.steps
-        )
-        if self.log.workload.config.role == "mixed" or not empty:
-            return []
-        return [
-            f"{empty} calls ran no token while requests were there: a trace counts steps by forwards that ran, so a "
-            "replay does not know in which of these calls requests joined or were sent; its fidelity tells how far it "
-            "holds"
-        ]
 
     @cached_property
     def _seen(self) -> list[int]:
@@ -291,9 +275,7 @@ class _Tables:
                 }
             )
         rows.sort(key=lambda row: row["call"])
-        return _columns(
-            schema.EVENT, [{**row, "step": self._step_of(row["call"]), "call": None} for row in rows]
-        )
+        return _columns(schema.EVENT, [{**row, "step": self._step_of(row["call"])} for row in rows])
 
 
 def _of_call(step: Step) -> dict[str, Any]:
@@ -314,13 +296,14 @@ def _of_call(step: Step) -> dict[str, Any]:
 
 def _columns(table: Table, rows: list[dict[str, Any]]) -> ColumnArrays:
     """The columns of rows that may leave out what is NULL."""
-    columns = columns_of(
-        table, [tuple({"engine_id": 0, **row}.get(name) for name in table.names) for row in rows]
-    )
+    columns: ColumnArrays = {}
     for column in table.columns:
+        absent = 0 if column.name == "engine_id" else None
+        values = [row.get(column.name, absent) for row in rows]
         if column.type == "DOUBLE":
-            values = [row.get(column.name) for row in rows]
             columns[column.name] = np.array([MISSING if value is None else value for value in values], float)
+        else:
+            columns[column.name] = array_of(column, values)
     return columns
 
 

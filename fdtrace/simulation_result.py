@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TABLE_COLUMNS = ("over", "by", "peak", "steps", "finished", "preempted", "stalls", "departs", "ends")
 
 
-class Simulated:
+class SimulationResult:
     """Counts what a simulation did. It keeps a hash of each step's decision, to find where two simulations differ."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Simulated:
         """Stalls in these steps."""
         return sum(self._stalled[: self.num_steps])
 
-    def departs_from(self, other: Simulated) -> int | None:
+    def departs_from(self, other: SimulationResult) -> int | None:
         """The first step that differs from another simulation; None: no step does."""
         lines, other_lines = self._lines[: self.num_steps], other._lines[: other.num_steps]
         for step, (line, other_line) in enumerate(zip(lines, other_lines, strict=False)):
@@ -119,7 +119,7 @@ class Simulated:
             return f"CUT at {cut.step}"
         return "refused" if self.refused else "done"
 
-    def cells(self, first: Simulated) -> list[str]:
+    def cells(self, first: SimulationResult) -> list[str]:
         """Its row of the table."""
         over = self.excess
         step = None if first is self else self.departs_from(first)
@@ -136,7 +136,7 @@ class Simulated:
             self._ends(),
         ]
 
-    def figures(self, first: Simulated) -> dict[str, Any]:
+    def figures(self, first: SimulationResult) -> dict[str, Any]:
         """Its figures for programs."""
         over = self.excess
         hang, cut, simulation = self.simulation.hang, self.simulation.cut, self.simulation
@@ -169,7 +169,7 @@ class Simulated:
         }
 
 
-def print_json(workload: Workload, results: Sequence[Simulated], errors: Sequence[str]) -> None:
+def print_json(workload: Workload, results: Sequence[SimulationResult], errors: Sequence[str]) -> None:
     """Print all results as one JSON object on stdout."""
     print(
         json.dumps(
@@ -184,7 +184,7 @@ def print_json(workload: Workload, results: Sequence[Simulated], errors: Sequenc
     )
 
 
-def print_table(results: Sequence[Simulated], console: Console) -> None:
+def print_table(results: Sequence[SimulationResult], console: Console) -> None:
     """Print a row for each result. `departs` compares each with the first."""
     from rich import box
     from rich.table import Table

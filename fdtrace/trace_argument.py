@@ -33,12 +33,14 @@ def lake_argument(text: str) -> LakeName:
 def fetched_traces(args: argparse.Namespace) -> Iterator[None]:
     """Within the `with` block, each trace of a lake that the arguments name is a local file.
 
-    A command that asks about a whole lake sets the default `takes_lakes`.
+    `args.from_lake` says whether there is any. A command that asks about a whole lake sets the default `takes_lakes`.
+    One that takes several sources gets a whole lake's traces: those that `--deployment` and `--newest` choose.
 
     Raises:
-        UsageError: an argument names a whole lake, and the command takes one trace.
+        UsageError: an argument names a whole lake, and the command takes one trace; or nothing is chosen.
     """
-    lakes = [name for name in NAMES if isinstance(getattr(args, name, None), LakeTraceName)]
+    lakes = [name for name in NAMES if any(isinstance(value, LakeTraceName) for value in _values(args, name))]
+    args.from_lake = bool(lakes)
     if not lakes:
         yield
         return
@@ -46,12 +48,43 @@ def fetched_traces(args: argparse.Namespace) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="fdtrace-") as directory:
         for name in lakes:
+            if isinstance(getattr(args, name), list):
+                setattr(
+                    args,
+                    name,
+                    [path for value in _values(args, name) for path in _all(value, args, directory)],
+                )
+                continue
             trace = getattr(args, name)
             if trace.trace_id is not None:
                 setattr(args, name, _fetched(trace, Path(directory)))
             elif not getattr(args, "takes_lakes", False):
                 raise _whole_lake(args.command, trace)
         yield
+
+
+def _values(args: argparse.Namespace, name: str) -> list[object]:
+    value = getattr(args, name, None)
+    return value if isinstance(value, list) else [value]
+
+
+def _all(value: object, args: argparse.Namespace, directory: str) -> list[Path]:
+    """The files of one of several sources: itself, a trace of a lake, or all that are chosen of a lake."""
+    if not isinstance(value, LakeTraceName):
+        return [Path(str(value))]
+    if value.trace_id is not None:
+        return [_fetched(value, Path(directory))]
+    from fdtrace.recorder.errors import UsageError
+    from fdtrace.recorder.lake.pull_trace import list_traces
+
+    if args.newest is not None and args.newest < 1:
+        raise UsageError(f"--newest is {args.newest}", hint="1 or more")
+    rows = list_traces(value.lake, deployment=args.deployment, newest=args.newest)
+    if not rows:
+        raise UsageError(
+            f"no trace of {value.lake} is chosen", hint=f"`fdtrace list '{value.lake}'` lists its traces"
+        )
+    return [_fetched(LakeTraceName(value.lake, str(row["trace_id"])), Path(directory)) for row in rows]
 
 
 def _fetched(trace: LakeTraceName, directory: Path) -> Path:

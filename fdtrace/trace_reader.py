@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdtrace.recorder.errors import StuckQueryError, TraceError
 from fdtrace.recorder.trace.read_tables import ROW, STEP_ROWS
+from fdtrace.recorder.trace_paths import identity_of_published
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,10 +62,11 @@ class TraceReader:
         with self._lock:
             trace = self._open()
             self.live = self._grows = trace.in_parts
-            recording = trace.recording(engine_id)
-            self.first: Recording = _read(recording) if self.live else recording
+            self.first: Recording = (
+                _read(trace.recording(engine_id)) if self.live else trace.recording_on_demand(engine_id)
+            )
             self.num_engines = len(trace.engines())
-        self.engine_id = recording.engine.engine_id
+        self.engine_id = self.first.engine.engine_id
 
     def _open(self) -> Trace:
         from fdtrace.recorder.trace.trace import open_trace
@@ -72,7 +74,7 @@ class TraceReader:
         if self._trace is not None and not self._changed():
             return self._trace
         self._close()
-        self._opened_file, self._opened_at = self._identity(), time.monotonic()
+        self._opened_file, self._opened_at = identity_of_published(self.path), time.monotonic()
         trace = self._stack.enter_context(open_trace(self.path))
         created = trace.head["created_at"]
         if self._created not in (None, created):
@@ -85,15 +87,8 @@ class TraceReader:
         self._created, self._trace = created, trace
         return trace
 
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
     def _changed(self) -> bool:
-        return self._grows and self._identity() not in (None, self._opened_file)
+        return self._grows and identity_of_published(self.path) not in (None, self._opened_file)
 
     def _close(self) -> None:
         self._trace = None
@@ -108,13 +103,17 @@ class TraceReader:
             with suppress(
                 duckdb.ConnectionException
             ):  # another thread has just closed it, to open the next file
-                trace.db.interrupt()
+                trace.tables.interrupt()
         with self._lock:
             self._close()
 
     @contextmanager
     def _reading(self) -> Iterator[Trace]:
-        """The trace, for this thread alone. If it cannot be read it is closed, so that the next read opens it again."""
+        """The trace, for this thread alone.
+
+        If one in progress cannot be read, it is closed: the next read opens it again. A complete one stays open: its
+        recording is read from the same connection.
+        """
         from fdtrace.recorder.trace.trace import reading
 
         with self._lock:
@@ -123,7 +122,8 @@ class TraceReader:
                 with reading(self.path):
                     yield trace
             except TraceError:
-                self._close()
+                if self._grows:
+                    self._close()
                 raise
 
     def _rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -146,7 +146,7 @@ class TraceReader:
         from fdtrace.library.engine_recording import rows_in_memory
 
         with self._reading() as trace:
-            rows = rows_in_memory(trace.db, recording)
+            rows = rows_in_memory(trace.tables, recording)
         return None if rows is None else rows.batches(recording)
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
@@ -217,20 +217,27 @@ class TraceReader:
         from fdtrace.recorder.trace.standstill import standstill_of
         from fdtrace.tui.sources import NewSteps
 
-        if self._identity() is None:
+        try:
+            with self._reading() as trace:
+                live = trace.in_parts
+                silent = time.monotonic() - self._opened_at
+                standstill = standstill_of(trace, self.engine_id)
+                text = standstill.short if standstill is not None else ""
+                new_steps = NewSteps(trace.steps_after(self.engine_id, step), live, silent, text)
+                self.live = live
+        except TraceError:
+            self._refuse_a_gone_file()  # it may have been removed while it was read
+            raise
+        self._refuse_a_gone_file()
+        return new_steps
+
+    def _refuse_a_gone_file(self) -> None:
+        if identity_of_published(self.path) is None:
             raise TraceError(
                 f"{self.path} is gone",
                 why="it was removed, or renamed, while it was being recorded",
                 hint=f"what was read stays here; if its parts are still there: `fdtrace recover {self.path}`",
-            )
-        with self._reading() as trace:
-            live = trace.in_parts
-            silent = time.monotonic() - self._opened_at
-            standstill = standstill_of(trace, self.engine_id)
-            text = standstill.short if standstill is not None else ""
-            new_steps = NewSteps(trace.steps_after(self.engine_id, step), live, silent, text)
-            self.live = live
-        return new_steps
+            ) from None
 
     def standstill(self) -> Standstill | None:
         """How the engine stands still at the end of the recording so far; None: it does not."""
@@ -254,7 +261,7 @@ class TraceReader:
             numbers = [row["engine_id"] for row in trace.engines()]
             for number in numbers:
                 trace.check_step_requests(number)
-            return [recording_with_rows(trace.db, _read(trace.recording(number))) for number in numbers]
+            return [recording_with_rows(trace.tables, _read(trace.recording(number))) for number in numbers]
 
 
 def _read(recording: Recording) -> Recording:

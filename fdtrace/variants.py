@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fdtrace.formula_texts import LONGEST_NAME, LONGEST_TEXT, formula
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.columns_on_demand import any_known
 from fdtrace.scheduler_option import GivenScheduler, given_schedulers
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.recorded.step_durations import ClockKind
-    from fdtrace.replayer.workload.closed_loop import ComingRequests
+    from fdtrace.replayer.workload.closed_loop import ArrivalMode
     from fdtrace.replayer.workload.under_settings import ChangedSettings
     from fdtrace.replayer.workload.workload import Workload
 
@@ -219,15 +219,15 @@ def with_recorded_scheduler(variant: Variant, recording: Recording, python: str)
     return replace(variant, formula=BUILTIN[name])
 
 
-def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
+def coming_of(arrivals: str) -> tuple[ClockKind, ArrivalMode]:
     """What `--arrivals` or `arrivals=` means: steps, recorded, closed, rate=1.5x. UsageError."""
-    from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
+    from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ArrivalMode
 
-    plain: dict[str, tuple[ClockKind, ComingRequests]] = {
+    plain: dict[str, tuple[ClockKind, ArrivalMode]] = {
         "steps": ("steps", AS_RECORDED),
         "recorded": ("time", AS_RECORDED),
         "time": ("time", AS_RECORDED),
-        "closed": ("time", ComingRequests(closed=True)),
+        "closed": ("time", ArrivalMode(closed=True)),
     }
     if arrivals in plain:
         return plain[arrivals]
@@ -237,16 +237,15 @@ def coming_of(arrivals: str) -> tuple[ClockKind, ComingRequests]:
         raise UsageError(
             f"arrivals {arrivals!r} are not known", hint="recorded (by time), steps, closed, or rate=1.5x"
         )
-    return "time", ComingRequests(rate=rate, closed=False)
+    return "time", ArrivalMode(rate=rate, closed=False)
 
 
 def only_arrivals_of(recording: Recording) -> Literal["steps"] | None:
     """How requests must arrive if a recording has no times, as one of a simulation; None: it has times."""
-    times = recording.steps.get("ts")
-    return "steps" if recording.num_steps and (times is None or int(times.max()) == MISSING) else None
+    return "steps" if recording.num_steps and not any_known(recording.steps, "ts") else None
 
 
-def coming_of_variant(variant: Variant, otherwise: str | None) -> tuple[ClockKind, ComingRequests]:
+def coming_of_variant(variant: Variant, otherwise: str | None) -> tuple[ClockKind, ArrivalMode]:
     """How requests arrive under a variant: its own `arrivals`, else `otherwise`, else by time if settings change.
 
     By steps, slower steps would bring requests later. If the recording shows clients that wait for their answers,

@@ -82,7 +82,7 @@ class StopSignals(AbstractContextManager["StopSignals"]):
             signal.signal(number, handler)
 
 
-class Watch:
+class CollectorWatch:
     """Watches a session from the collector's start to the finished trace."""
 
     def __init__(
@@ -160,7 +160,7 @@ class Watch:
         return self.supervisor.finished
 
 
-def conclude(watch: Watch, done: dict[str, Any]) -> None:
+def conclude(watch: CollectorWatch, done: dict[str, Any]) -> None:
     """Say what the finished trace holds: its steps, and whether an engine stood still at the end."""
     from fdtrace.recorder.trace.standstill import standstill
     from fdtrace.recorder.trace.trace import open_trace
@@ -184,7 +184,7 @@ def conclude(watch: Watch, done: dict[str, Any]) -> None:
                 watch.progress.note(f"engine {engine['engine_id']}: {still.sentence}")
 
 
-def _conclude_flight(watch: Watch, steps: int) -> None:
+def _conclude_flight(watch: CollectorWatch, steps: int) -> None:
     """Say which traces were kept."""
     from fdtrace.recorder.flight.flight_directory import FlightDirectory
 

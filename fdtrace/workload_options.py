@@ -11,7 +11,7 @@ from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
     from fdtrace.request_traces.acceptances import Acceptances
-    from fdtrace.request_traces.like_recording import LikeRecording
+    from fdtrace.request_traces.like_recording import RecordingTemplate
     from fdtrace.request_traces.trace_case import CaseOptions
     from fdtrace.request_traces.trace_entry import TextLength
 
@@ -139,16 +139,18 @@ def case_given(path: Path, args: argparse.Namespace) -> Any:
     return read_case(path)
 
 
-def _like(args: argparse.Namespace) -> LikeRecording | None:
-    from fdtrace.request_traces.like_recording import LikeRecording
+def _like(args: argparse.Namespace) -> RecordingTemplate | None:
+    from fdtrace.request_traces.like_recording import RecordingTemplate
 
     if args.like is None:
         return None
-    return LikeRecording(args.like, args.seed or 0, timed=args.step_ms is None, accepting=args.accept is None)
+    return RecordingTemplate(
+        args.like, args.seed or 0, timed=args.step_ms is None, accepting=args.accept is None
+    )
 
 
 def _acceptances(
-    args: argparse.Namespace, like: LikeRecording | None, sizes: dict[str, Any]
+    args: argparse.Namespace, like: RecordingTemplate | None, sizes: dict[str, Any]
 ) -> Acceptances | None:
     from fdtrace.request_traces.acceptances import acceptances_at
 

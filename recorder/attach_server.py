@@ -24,7 +24,7 @@ from fdtrace.recorder.session import Session
 
 
 @dataclass(frozen=True)
-class Reached:
+class AttachedProcess:
     """A process that records or will record. `method` is `armed`, `remote_exec`, `ptrace` or `pending`.
 
     `waiting`: the process is armed but its engine was idle, so it begins with its next step. `held_us`: the longest
@@ -38,7 +38,7 @@ class Reached:
     held_us: int = 0
 
 
-def attach(pid: int, session: Session, *, force: bool = False) -> list[Reached]:
+def attach(pid: int, session: Session, *, force: bool = False) -> list[AttachedProcess]:
     """Reach every process of the tree under `pid` that has loaded an engine's scheduler or worker.
 
     The deepest processes come first. So when the engine reports its running requests, its workers record already.
@@ -57,8 +57,8 @@ def attach(pid: int, session: Session, *, force: bool = False) -> list[Reached]:
         return _attach(pid, session, force)
 
 
-def _attach(pid: int, session: Session, force: bool) -> list[Reached]:
-    reached: list[Reached] = []
+def _attach(pid: int, session: Session, force: bool) -> list[AttachedProcess]:
+    reached: list[AttachedProcess] = []
     problems: list[tuple[int, FdtraceError]] = []
     modules: set[str] = set()
     for process in reversed(process_tree(pid)):
@@ -94,7 +94,7 @@ def _nothing_reached(pid: int, problems: list[tuple[int, FdtraceError]], modules
     )
 
 
-def _reach(pid: int, session: Session, force: bool) -> Reached:
+def _reach(pid: int, session: Session, force: bool) -> AttachedProcess:
     agent = agent_processes.find_agent(pid)
     if agent is None:
         return _inject(pid, session, force)
@@ -104,7 +104,7 @@ def _reach(pid: int, session: Session, force: bool) -> Reached:
     status = agent_processes.command(agent, order)
     if status is not None and status.get("problem"):
         raise _could_not_begin(pid, status["problem"], session)
-    return Reached(pid, "armed", status is None, status or agent.status)
+    return AttachedProcess(pid, "armed", status is None, status or agent.status)
 
 
 def _could_not_begin(pid: int, problem: str, session: Session) -> TargetError:
@@ -124,7 +124,7 @@ def _already(pid: int, status: dict[str, Any]) -> TargetError:
     )
 
 
-def _inject(pid: int, session: Session, force: bool) -> Reached:
+def _inject(pid: int, session: Session, force: bool) -> AttachedProcess:
     with contextlib.suppress(OSError):  # `run_in_process` reports what is wrong
         _check_namespace(pid)
     try:
@@ -139,7 +139,7 @@ def _inject(pid: int, session: Session, force: bool) -> Reached:
         raise _already(pid, status)
     if status.get("problem"):
         raise _could_not_begin(pid, status["problem"], session)
-    return Reached(pid, entry.method, False, status, entry.held_us)
+    return AttachedProcess(pid, entry.method, False, status, entry.held_us)
 
 
 def _is_armed(pid: int) -> bool:

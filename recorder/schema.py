@@ -282,14 +282,15 @@ EVENT = _table(
     (
         "kind",
         "VARCHAR",
-        "arrived, skipped, preempted, rescheduled, extended, stalled, aborted, finished, error, "
+        "arrived, skipped (a waiting request was passed over as not ready; in vLLM also: a call gave nothing to a "
+        "running one), preempted, rescheduled, extended, stalled, aborted, finished, error, "
         "attached, detached, lost, switched_off, triggered (a trigger of a flight recorder, with its value). In the prefill and decode roles also preallocated (it got its "
         "blocks), joined (the running queue), discarded (it will not join). If the engine schedules ahead of its "
         "forwards, changes of its queues are dated exactly: queued (it entered the waiting queue), abort_wanted (a "
         "client aborted it), requeued (after a preemption it is in the waiting queue again), left (it ended and left "
         "the running queue), freed (its blocks were given back; without a request: of one that had left when this began), recycled (it was aborted and is forgotten), "
-        "output_cached (its blocks entered the prefix cache), found (what was there when this began, see its detail). Of "
-        "transformers there is found too. Of other engines, it is a request that ran then and that the first step left out",
+        "output_cached (its blocks entered the prefix cache), exceeded (vLLM: its drafter ran more tokens than its buffers hold), found (what was there when this began, see its detail), checkpoint (the same of a later call: only in the ring of a "
+        "flight recorder, where a kept trace can begin with it). Of transformers there is found too. Of other engines, it is a request that ran then and that the first step left out",
     ),
     ("request", "INTEGER", "the request; NULL if it concerns none"),
     ("reason", "VARCHAR", "why, if that is known at that moment"),

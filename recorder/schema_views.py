@@ -21,7 +21,8 @@ EXCEEDED = View(
     "Each step that ran more tokens than a limit allows: which limit, by how much, and how far the allocator grew. "
     "If memory was profiled for more tokens than the scheduler may hand out (a chunk is rounded up to an image's "
     "end), that larger number is the limit. For a step over `cache_read_budget`, tokens are those of the KV cache that "
-    "it read.",
+    "it read. In vLLM and transformers, `padded`: the batch was padded to more than the limit; tokens are those "
+    "launched. `drafter`: the drafter's first pass was larger than its buffers; tokens are those that it ran, padded.",
     """
     SELECT s.engine_id, s.step, s.ts,
            CASE WHEN s.num_tokens > e.scheduled THEN e.scheduled_name
@@ -50,6 +51,30 @@ EXCEEDED = View(
            s.reserved_bytes, s.reserved_bytes - p.reserved_bytes
     FROM step s LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
     WHERE s.num_cache_read_tokens > s.cache_read_budget
+    UNION ALL
+    SELECT s.engine_id, s.step, s.ts, 'padded', e.scheduled, s.num_predicted_tokens,
+           s.num_predicted_tokens - e.scheduled, NULL,
+           s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
+           s.reserved_bytes, s.reserved_bytes - p.reserved_bytes
+    FROM step s
+    JOIN (SELECT engine_id, greatest(max_num_batched_tokens, max_profiled_tokens) AS scheduled
+          FROM engine WHERE name IN ('vllm', 'transformers')) e USING (engine_id)
+    LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
+    WHERE s.num_predicted_tokens > e.scheduled AND s.num_tokens <= e.scheduled
+    UNION ALL
+    SELECT s.engine_id, s.step, s.ts, 'drafter', d.limit_tokens, d.tokens, d.tokens - d.limit_tokens, NULL,
+           s.num_scheduled_tokens, s.token_budget, s.num_prefill_tokens, s.num_decode_tokens,
+           s.reserved_bytes, s.reserved_bytes - p.reserved_bytes
+    FROM (SELECT v.engine_id, coalesce(c.first_step, v.step) AS step,
+                 TRY_CAST(v.detail->>'$.limit_tokens' AS INTEGER) AS limit_tokens,
+                 greatest(TRY_CAST(v.detail->>'$.num_tokens' AS INTEGER),
+                          TRY_CAST(v.detail->>'$.num_padded_tokens' AS INTEGER)) AS tokens
+          FROM event v LEFT JOIN call c
+              ON c.engine_id = v.engine_id AND c.call = TRY_CAST(v.detail->>'$.call' AS BIGINT)
+          WHERE v.kind = 'exceeded' AND v.reason = 'drafter'
+          QUALIFY row_number() OVER (PARTITION BY v.engine_id, coalesce(c.first_step, v.step)) = 1) d
+    JOIN step s ON s.engine_id = d.engine_id AND s.step = d.step
+    LEFT JOIN step p ON p.engine_id = s.engine_id AND p.step = s.step - 1
     """,
 )
 

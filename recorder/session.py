@@ -15,6 +15,7 @@ from typing import Any
 
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.errors import FdtraceError, TargetError, TraceError
+from fdtrace.recorder.flight.flight_plan import FlightPlan
 from fdtrace.recorder.inject.users import User, acting_as, user_of
 from fdtrace.recorder.leftovers import sweep
 from fdtrace.recorder.ring_directory import Owner, RingDirectory
@@ -136,7 +137,11 @@ class Session:
     def for_agent(self) -> dict[str, Any]:
         """What an agent needs to know."""
         names = ("id", "dir", "segments", "segment_size", "protocol", "output", "mailboxes")
-        return {name: getattr(self, name) for name in names}
+        known = {name: getattr(self, name) for name in names}
+        if self.flight is None:
+            return known
+        every = FlightPlan.from_json(self.flight).checkpoint_ns
+        return {**known, "checkpoints": {"every_ns": every, "origin_ns": self.created_at}}
 
     def remove_rings(self) -> None:
         """Remove the rings: all that they held is in the trace."""

@@ -6,14 +6,16 @@ It is read when somebody looks at one step. If an engine's calls and forwards co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.call_lags import CallLags, calls_at, step_lags
 from fdtrace.recorder.trace.column_values import MISSING
+
+if TYPE_CHECKING:
+    import duckdb
 
 MOST_ROWS = 5_000_000
 """Most rows of `step_request` for which lags are read: the view `call_lag` sorts all of them."""

@@ -10,8 +10,7 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.collector.finish import create_final
-from fdtrace.recorder.collector.tables import check_range, insert
-from fdtrace.recorder.collector.views import SCHEMA_VIEWS, define_views
+from fdtrace.recorder.collector.tables import check_range, insert, writing_connection
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import ColumnArrays
 
@@ -49,15 +48,11 @@ def check_free(path: Path) -> None:
 
 
 def _write(path: Path, tables: Mapping[str, ColumnArrays]) -> None:
-    with duckdb.connect() as db:
-        db.execute("SET threads = 1")
+    with writing_connection() as db:
         create_final(db, path)
         for table in schema.TABLES:
             columns = tables.get(table.name)
             if columns:
                 check_range(table, columns)
                 insert(db, f"final.{table.name}", table, columns)
-        db.execute("BEGIN")
-        define_views(db, "final", SCHEMA_VIEWS)
-        db.execute("COMMIT")
         db.execute("DETACH final")

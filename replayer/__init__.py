@@ -18,7 +18,7 @@ from fdtrace.replayer.formulas import (
     formula_from_class,
     parse_formula,
 )
-from fdtrace.replayer.history.history import Cut, Fidelity, Hang, History, Outcome
+from fdtrace.replayer.history.history import Fidelity, Hang, History, Outcome, StepLimitReached
 from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.model.events import (
     Aborted,
@@ -56,7 +56,6 @@ __all__ = [
     "VARIABLES",
     "Aborted",
     "Arrived",
-    "Cut",
     "Decision",
     "Discarded",
     "Emitted",
@@ -85,6 +84,7 @@ __all__ = [
     "SchedulerConfig",
     "SchedulerFailed",
     "Simulation",
+    "StepLimitReached",
     "StepRow",
     "Variables",
     "WorkRequest",

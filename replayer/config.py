@@ -269,6 +269,13 @@ RELEASE_2_6 = Policy(
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (ORIGINAL, RELEASE_2_6)}
 
 
+RATIO_VARIABLES = {
+    "FD_USE_NEW_TOKEN_RATIO_RESERVE", "FD_INIT_NEW_TOKEN_RATIO", "FD_MIN_NEW_TOKEN_RATIO",
+    "FD_NEW_TOKEN_RATIO_DECAY", "FD_CLIP_MAX_NEW_TOKENS",
+}  # fmt: skip
+"""Variables that release 2.6 brought (FastDeploy's envs.py)."""
+
+
 def parse_policy(name: str) -> Policy:
     """The policy of that name; UsageError names those that exist."""
     try:
@@ -278,13 +285,18 @@ def parse_policy(name: str) -> Policy:
 
 
 def policy_of_engine(engine: EngineInfo) -> Policy:
-    """The policy that a recorded engine names; without one, the policy of its version."""
+    """The policy that a recorded engine names; without one, the policy of its version.
+
+    A checkout has no version. Then its variables show release 2.6: if a user did not set them, fdtrace records only
+    those that FastDeploy's envs.py has.
+    """
     policy_name = engine.config.get("policy")
     if isinstance(policy_name, str) and policy_name in POLICIES:
         return POLICIES[policy_name]
     parts = engine.version.lstrip("v").split(".")
     number = tuple(int(part) for part in parts[:2] if part.isdigit())
-    return RELEASE_2_6 if engine.name == "fastdeploy" and number >= (2, 6) else ORIGINAL
+    is_2_6 = number >= (2, 6) or (not number and engine.env.keys() >= RATIO_VARIABLES)
+    return RELEASE_2_6 if engine.name == "fastdeploy" and is_2_6 else ORIGINAL
 
 
 def _configured_threshold(recorded: int, config: SchedulerConfig, engine: EngineInfo) -> int:

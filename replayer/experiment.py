@@ -14,7 +14,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_step import reasons_of_step
-from fdtrace.replayer.analysis.fidelity import fidelity_of, recorded_policy, recorded_under
+from fdtrace.replayer.analysis.fidelity import fidelity_of, has_budgets_of, recorded_policy, recorded_under
 from fdtrace.replayer.analysis.token_times import recorded_latencies, replayed_latencies
 from fdtrace.replayer.config import POLICIES, Policy, is_modelled
 from fdtrace.replayer.formulas.base import Formula
@@ -31,7 +31,7 @@ from fdtrace.replayer.replay.recorded_pipeline import RecordedPipeline, pipeline
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed, Replay, ReplayCancelled
-from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests, with_coming
+from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ArrivalMode, with_coming
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.startup_checks import refuse_unservable
 from fdtrace.replayer.workload.swept_recording import SweptRecording
@@ -108,7 +108,7 @@ class Experiment:
         changed_settings: ChangedSettings = UNCHANGED,
         timing: RecordedTiming | None = None,
         slo: Mapping[str, float] | None = None,
-        coming: ComingRequests = AS_RECORDED,
+        coming: ArrivalMode = AS_RECORDED,
         swept: SweptRecording | None = None,
     ) -> None:
         """`changed_settings`: those of the engine. `timing`: with it, replays by time say how long clients wait. `slo`:
@@ -207,7 +207,8 @@ class Experiment:
                 return self._in_order(order, in_order, report)
         recorded = recorded_policy(self.recording)
         is_same_scheduler = by.engine == self.recording.engine.name and not is_modelled(self.recording.engine)
-        is_same_scheduler = is_same_scheduler and not self.changed_settings
+        is_same_budget = by.formula is None or has_budgets_of(self.recording, by.formula)
+        is_same_scheduler = is_same_scheduler and is_same_budget and not self.changed_settings
         run = Replay(
             self.workload, by, recorded, min_steps=self.recording.num_steps if is_same_scheduler else 0
         )
@@ -223,7 +224,7 @@ class Experiment:
         recorded = recorded_policy(self.recording)
         chosen_policy = policy or policy_with(by) or recorded
         is_same = (
-            chosen_policy is recorded and recorded_under(self.recording, by) and not self.changed_settings
+            chosen_policy == recorded and recorded_under(self.recording, by) and not self.changed_settings
         )
         if self.changed_settings:
             refuse_unservable(self.recording, self.workload, by.name, chosen_policy)

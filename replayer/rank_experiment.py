@@ -35,7 +35,7 @@ from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.routed_replay import RankReplay, RoutedReplay
 from fdtrace.replayer.replay.routers import RECORDED, router_of
 from fdtrace.replayer.replay.workload_replay import Cancelled, Progressed
-from fdtrace.replayer.workload.closed_loop import ComingRequests
+from fdtrace.replayer.workload.closed_loop import ArrivalMode
 from fdtrace.replayer.workload.rank_workloads import RankWorkloads, joined_workloads, with_keys_of_rank
 from fdtrace.replayer.workload.under_settings import ChangedSettings
 from fdtrace.replayer.workload.workload import Workload
@@ -169,7 +169,7 @@ class RankExperiment:
         notes = dict.fromkeys(note for workload in joined.ranks for note in workload.notes)
         return RankRun(name, routing, histories, latency, (*notes, *self._limits()))
 
-    def workloads(self, changed: ChangedSettings, coming: ComingRequests) -> RankWorkloads:
+    def workloads(self, changed: ChangedSettings, coming: ArrivalMode) -> RankWorkloads:
         """The requests of all ranks on one clock.
 
         Args:
@@ -249,7 +249,7 @@ class _RankWorkload(Experiment):
         rows: RowsOfStep | None,
         timing: RankTiming,
         changed: ChangedSettings,
-        coming: ComingRequests,
+        coming: ArrivalMode,
         entry: int,
     ) -> None:
         self.entry = entry

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ROOT = Path(__file__).parents[1]
+
+
+def armed_for(session: Session, own: Mapping[str, str]) -> dict[str, str]:
+    """The environment `own`, which has a PYTHONPATH, of a process that records itself into a session."""
+    armed = environment(session)
+    return {
+        **own,
+        **{name: armed[name] for name in ("FDTRACE", "FDTRACE_SESSION")},
+        "PYTHONPATH": os.pathsep.join([str(AGENT / "site"), own["PYTHONPATH"]]),
+    }
 
 
 @dataclass
@@ -88,9 +99,7 @@ class Stand:
     def collect(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Record the stand-in from its start to its end, with the collector's loop in this process."""
         session = Session.create(self.trace)
-        armed = environment(session)
-        armed = {**self.environment, **{name: armed[name] for name in ("FDTRACE", "FDTRACE_SESSION")}}
-        armed["PYTHONPATH"] = os.pathsep.join([str(AGENT / "site"), self.environment["PYTHONPATH"]])
+        armed = armed_for(session, self.environment)
         with (self.directory / "out").open("w+") as out, (self.directory / "err").open("w+") as err:
             process = subprocess.Popen(self.command(*options), env=armed, stdout=out, stderr=err, text=True)
             collector = Collector(session)

@@ -30,7 +30,7 @@ from fdtrace.tui.keys import ESCAPE, KEYS, bindings, textual_action
 from fdtrace.tui.lag import LagTrack
 from fdtrace.tui.live import Live
 from fdtrace.tui.navigation.controller import Navigation
-from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.counts import CountPrefix
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.controller import Panes
@@ -109,7 +109,7 @@ class ReplayApp(App[None]):
             self.theme = "textual-light"
 
     def _make_parts(self, *, chosen: bool) -> None:
-        count, player = Count(), Player()
+        count, player = CountPrefix(), Player()
         glyphs = self.look().glyphs
         self.status = StatusLines(
             self.TITLE, self.session, glyphs, self.clock, count, player, says_why=not chosen

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.replayer.recorded.step_view import StepView
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
 from fdtrace.tui.panes.controller import Panes
@@ -40,7 +41,11 @@ class LagTrack:
         history = session.recorded.history
         if lags is None or len(lags) != len(session.recorded) or (lags < 0).all():
             return
-        with_lag = replace(history, columns={**history.columns, LAG: lags})
+        columns = history.columns
+        own = {LAG: lags}
+        with_lag = replace(
+            history, columns=columns.with_own(own) if isinstance(columns, StepView) else {**columns, **own}
+        )
         session.recorded = Series(with_lag)
         self.panes.set_recorded(with_lag, session.recorded)
         self.panes.show_again()

@@ -65,7 +65,7 @@ class GrowingColumns:
 
 
 @dataclass(frozen=True)
-class Growth:
+class RecordingUpdate:
     """What a read of the trace brought.
 
     `grown` is the longer recording with its series; None: it has no new steps. `whole` is the complete recording; None:
@@ -91,7 +91,7 @@ class Live:
     ) -> None:
         self.screen, self.panes, self.status, self.lag = screen, panes, status, lag
         self.debugger, self.inspector = debugger, inspector
-        self._columns = GrowingColumns(screen.session.recording.steps)
+        self._columns: GrowingColumns | None = None
         self._reads = screen.background("tail", self._take_in, self._unreadable)
         self._timer: Timer | None = None
 
@@ -101,6 +101,7 @@ class Live:
         if session.sources.tail is None:
             self.lag.begin()
             return
+        self._columns = GrowingColumns(session.recording.steps)
         session.following = True
         self._timer = self.screen.every(EVERY, self._request_read)
         self._show_state("RECORDING")
@@ -133,11 +134,12 @@ class Live:
         if not self._reads.busy:
             self._reads.want(self._read)
 
-    def _read(self, deliver: Deliver[Growth], _cancelled: Cancelled) -> None:
+    def _read(self, deliver: Deliver[RecordingUpdate], _cancelled: Cancelled) -> None:
         """Off the screen's thread: read the new steps, and make the longer series."""
         session, columns = self.screen.session, self._columns
         source, shown = session.sources.tail, session.recorded.history
         assert source is not None
+        assert columns is not None
         tail = source(columns.last)
         columns.append(tail.steps)
         grown = None
@@ -148,14 +150,14 @@ class Live:
             history = recorded_history(recording, shown.rows)
             grown = recording, Series(replace(history, request_steps=shown.request_steps))
         whole = None if tail.live or session.sources.recording is None else session.sources.recording()
-        deliver(Growth(tail, grown, whole))
+        deliver(RecordingUpdate(tail, grown, whole))
 
     def _unreadable(self, error: str) -> None:
         """The trace is just being published again, or is gone: the next read tries again."""
         if self._show_state("RECORDING, cannot be read now"):
             self.screen.fail(error)
 
-    def _take_in(self, growth: Growth) -> None:
+    def _take_in(self, growth: RecordingUpdate) -> None:
         if growth.tail.standstill != self.status.standstill:
             self.status.standstill = growth.tail.standstill
             self.status.show_head()

@@ -112,7 +112,7 @@ def _room(width: int) -> int:
 
 def recorded_job(recording: Recording, recorded: History | None, sources: Sources) -> Job:
     """The job of the recording's own pane. `recorded` is its history, if that is known already."""
-    history = recorded or recorded_history(recording, sources.rows)
+    history = recorded or recorded_history(recording, sources.rows, counts_unfinished=False)
     if history.request_steps is None and sources.request_steps is not None:
         history = replace(history, request_steps=sources.request_steps)
     job = Job(PaneReplay(history.name, history.how, lambda _progress, _cancelled: history))

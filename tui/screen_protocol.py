@@ -18,7 +18,7 @@ from fdtrace.tui.theme import Look
 T = TypeVar("T")
 
 
-class Asks(Protocol):
+class Prompter(Protocol):
     """The bottom line as a prompt."""
 
     def ask(self, kind: Ask, text: str = "") -> None:

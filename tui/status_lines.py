@@ -12,7 +12,7 @@ from textual.widgets import Static
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.tui.keys import hints, textual_action
-from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.counts import CountPrefix
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.series import Series
 from fdtrace.tui.replay_session import ReplaySession
@@ -35,7 +35,7 @@ class StatusLines:
         session: ReplaySession,
         glyphs: Glyphs,
         clock: Callable[[], float],
-        count: Count,
+        count: CountPrefix,
         player: Player,
         *,
         says_why: bool,

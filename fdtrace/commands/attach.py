@@ -12,12 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdtrace.flights.flight_options import COLLECTOR, add_flight_arguments, flight_plan, recording_session
-from fdtrace.push_options import add_push_options, check_push, push_recorded
+from fdtrace.push_options import add_push_after, check_push, push_recorded
 from fdtrace.recorder.errors import UsageError
-from fdtrace.trace_argument import lake_argument
 from fdtrace.watch import (
+    CollectorWatch,
     StopSignals,
-    Watch,
     add_recording_arguments,
     check_arguments,
     conclude,
@@ -27,7 +26,7 @@ from fdtrace.watch import (
 
 if TYPE_CHECKING:
     from fdtrace.metrics.server import MetricsServer
-    from fdtrace.recorder.attach_server import Reached
+    from fdtrace.recorder.attach_server import AttachedProcess
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--formula", action="append", metavar="FORMULA", help="with --tui, as for `fdtrace replay`"
     )
-
-    parser.add_argument(
-        "--push", type=lake_argument, metavar="LAKE", help="put the finished trace into a lake: docs/fleet.md"
-    )
-    add_push_options(parser)
+    add_push_after(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,7 +81,7 @@ def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> None:
             attach_server.detach(session.id)
             discard(session, supervisor)
             raise
-        watch = Watch(session, supervisor, args.duration, metrics)
+        watch = CollectorWatch(session, supervisor, args.duration, metrics)
         _note_processes(watch, reached)
         watch.progress.note(
             f"attached in {took * 1000:.0f} ms; Ctrl-C or `fdtrace detach {args.pid}` ends it"
@@ -99,7 +94,7 @@ def _run(args: argparse.Namespace, metrics: MetricsServer | None) -> None:
     conclude(watch, done)
 
 
-def _note_processes(watch: Watch, reached: list[Reached]) -> None:
+def _note_processes(watch: CollectorWatch, reached: list[AttachedProcess]) -> None:
     for process in reached:
         held = f", a thread held {process.held_us / 1000:.1f} ms" if process.held_us else ""
         state = (
@@ -108,12 +103,12 @@ def _note_processes(watch: Watch, reached: list[Reached]) -> None:
         watch.progress.note(f"process {process.pid}: {state}")
 
 
-def _record(args: argparse.Namespace, watch: Watch, signals: StopSignals) -> dict[str, Any]:
+def _record(args: argparse.Namespace, watch: CollectorWatch, signals: StopSignals) -> dict[str, Any]:
     """Record until something ends it. Returns the collector's last message."""
     if args.tui:
-        from fdtrace.open_replay_screen import on_screen
+        from fdtrace.open_replay_screen import screen_while_recording
 
-        reason = on_screen(args.output, args.formula, watch, signals)
+        reason = screen_while_recording(args.output, args.formula, watch, signals)
     else:
         reason = watch.until(lambda: signals.reason or watch.supervisor.ended)
     if reason:

@@ -11,8 +11,10 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace check`."""
     from fdtrace.build_replays import add_replay_arguments
+    from fdtrace.compute_replays import add_jobs_argument
 
     add_replay_arguments(parser)
+    add_jobs_argument(parser)
     parser.add_argument(
         "--max-exceeded", type=int, default=0, metavar="N", help="steps over the limit allowed (default 0)"
     )
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay, and print for each formula whether it passes. Returns 1 if one fails."""
     from fdtrace.build_replays import Replays
+    from fdtrace.compute_replays import compute_replays
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.errors import TraceError
     from fdtrace.recorder.printable import printable
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             )
         rows = RecordedRows(trace, recording.engine.engine_id)
         with Replays(recording, args, rows) as replays:
-            histories = replays.compute_here()[1:]
+            histories = compute_replays(replays)[1:]
     failed = 0
     for history in histories:
         outcome = history.outcome

@@ -24,10 +24,10 @@ from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
     from fdtrace.replayer.search.draw_case import SearchSpace
-    from fdtrace.replayer.search.falsifier import Falsifier, FoundCase
+    from fdtrace.replayer.search.falsifier import Falsifier, FaultyCase
     from fdtrace.searching.falsify_runs import FalsifyRuns
-    from fdtrace.searching.search_options import Searched
-    from fdtrace.searching.search_report import FoundFault
+    from fdtrace.searching.search_options import SearchPlan
+    from fdtrace.searching.search_report import FaultReport
 
 KINDS = "exceeded, hang, livelock, held, fails, starved, preempted, withheld"
 DEFAULT_SECONDS = 60.0
@@ -110,7 +110,7 @@ class _Run:
     """One search with its budget, its progress and its state."""
 
     def __init__(
-        self, args: argparse.Namespace, searched: Searched, seconds: float | None, runs: FalsifyRuns
+        self, args: argparse.Namespace, searched: SearchPlan, seconds: float | None, runs: FalsifyRuns
     ) -> None:
         from fdtrace.progress import Progress
         from fdtrace.replayer.search.falsifier import Falsifier
@@ -122,7 +122,7 @@ class _Run:
         self.falsifier: Falsifier = Falsifier(
             searched.target, self._space(), lambda i: Random(f"{args.seed}/{i}")
         )
-        self.found: list[FoundFault] = []
+        self.found: list[FaultReport] = []
         self.signatures: set[str] = set()
         self._resume()
 
@@ -182,7 +182,7 @@ class _Run:
             return False
         return self.end is None or time.monotonic() < self.end
 
-    def _is_new(self, found: FoundCase) -> bool:
+    def _is_new(self, found: FaultyCase) -> bool:
         from fdtrace.replayer.search.falsifier import signature
 
         name = signature(found.case, found.finding)
@@ -191,9 +191,9 @@ class _Run:
         self.signatures.add(name)
         return True
 
-    def _take(self, found: FoundCase) -> None:
+    def _take(self, found: FaultyCase) -> None:
         """Shrink what was found, and print it."""
-        from fdtrace.searching.search_report import FoundFault, examine, print_fault, save_case, size_text
+        from fdtrace.searching.search_report import FaultReport, examine, print_fault, save_case, size_text
         from fdtrace.searching.shrinking import shrunk
 
         after = f"after {self.falsifier.next_run:,} workloads in {time.monotonic() - self.begin:.1f} s"
@@ -205,7 +205,7 @@ class _Run:
             seconds=self._seconds_to_shrink(),
         )
         how = f"{after}; shrunk from {size_text(found.case)} to {size_text(small.best)} in {small.num_runs} runs"
-        fault = FoundFault(self.searched.name, small.finding, small.best, how)
+        fault = FaultReport(self.searched.name, small.finding, small.best, how)
         self.progress.clear()
         examine(fault, self.searched)
         self.found.append(fault)

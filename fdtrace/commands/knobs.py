@@ -76,7 +76,7 @@ def knobs_of_engine(engine: EngineInfo, schedulers: list[str] | None, python: st
 
 
 def _of_vllm(engine: EngineInfo, schedulers: list[str] | None, python: str) -> list[Mapping[str, Any]]:
-    from fdtrace.drivers.child import Child
+    from fdtrace.drivers.child import DriverProcess
     from fdtrace.drivers.driven_scheduler import open_driver
     from fdtrace.drivers.vllm_scheduler import DrivenVllm
     from fdtrace.recorder.errors import UsageError
@@ -91,7 +91,7 @@ def _of_vllm(engine: EngineInfo, schedulers: list[str] | None, python: str) -> l
             f"no setting of {engine.name} can be changed in a replay",
             why=f"--scheduler {scheduler.name} runs with the recorded configuration",
         )
-    with Child(driver_of(scheduler.engine), scheduler.checkout, python, QUIET) as child:
+    with DriverProcess(driver_of(scheduler.engine), scheduler.checkout, python, QUIET) as child:
         open_driver(child, {"knobs": dict(engine.config)}, DrivenVllm.needs)
         knobs: list[dict[str, Any]] = child.ask({})["knobs"]
     for knob in knobs:

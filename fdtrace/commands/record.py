@@ -1,6 +1,7 @@
 """Start a server with the agent in it and in all its children, from their first line on, with any Python.
 
 It ends with CMD, and with CMD's exit code. --duration and --steps end the recording earlier; CMD keeps running.
+With --push, the trace is pushed when CMD has ended, whatever its exit code is.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fdtrace.flights.flight_options import COLLECTOR, add_flight_arguments, flight_plan, recording_session
+from fdtrace.push_options import add_push_after, check_push, push_recorded
 from fdtrace.recorder.errors import FdtraceError, TargetError, UsageError
-from fdtrace.watch import Watch, add_recording_arguments, check_arguments, conclude, discard, serving_metrics
+from fdtrace.watch import (
+    CollectorWatch,
+    add_recording_arguments,
+    check_arguments,
+    conclude,
+    discard,
+    serving_metrics,
+)
 
 if TYPE_CHECKING:
     from fdtrace.metrics.server import MetricsServer
@@ -26,17 +35,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace record`."""
     add_recording_arguments(parser)
     add_flight_arguments(parser)
+    add_push_after(parser)
     parser.add_argument("cmd", nargs=argparse.REMAINDER, metavar="-- CMD", help="the server's command line")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command. Returns its exit code, or 3 if it succeeded but no step of an engine was seen."""
+    """Run the command. Returns its exit code, or 3 if it succeeded but no step of an engine was seen, or the trace was
+    not pushed.
+    """
     check_arguments(args)
+    check_push(args)
     command = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
     if not command:
         raise UsageError("no command to record", hint="fdtrace record -o T.duckdb -- python -m my_server")
     with serving_metrics(args) as metrics:
-        return _run(args, command, metrics)
+        code = _run(args, command, metrics)
+    if args.output.exists():
+        _push(args, code)
+    return code
+
+
+def _push(args: argparse.Namespace, code: int) -> None:
+    """Push the trace where --push says. If that fails, the command's own failure goes first: then it is only said."""
+    try:
+        push_recorded(args)
+    except FdtraceError as error:
+        if not code:
+            raise
+        from fdtrace.progress import Progress
+
+        Progress().note(f"{error.what}: {error.why}; {error.hint}")
 
 
 def _run(args: argparse.Namespace, command: list[str], metrics: MetricsServer | None) -> int:
@@ -51,7 +79,7 @@ def _run(args: argparse.Namespace, command: list[str], metrics: MetricsServer | 
     except BaseException:
         discard(session, supervisor)
         raise
-    watch = Watch(session, supervisor, args.duration, metrics)
+    watch = CollectorWatch(session, supervisor, args.duration, metrics)
     code = _watch(process, watch)
     done = supervisor.finished
     assert done is not None
@@ -90,7 +118,7 @@ def _start(command: list[str], session: Session) -> subprocess.Popen[bytes]:
         raise UsageError(f"cannot start {command[0]}", why=error.strerror or str(error)) from None
 
 
-def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
+def _watch(process: subprocess.Popen[bytes], watch: CollectorWatch) -> int:
     """Record until the command or a limit ends it. Returns the command's exit code as a shell does."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -109,7 +137,7 @@ def _watch(process: subprocess.Popen[bytes], watch: Watch) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _record(process: subprocess.Popen[bytes], watch: Watch) -> FdtraceError | None:
+def _record(process: subprocess.Popen[bytes], watch: CollectorWatch) -> FdtraceError | None:
     """Record until the command or a limit ends it. If the recording fails, the command continues, and the error is
     returned.
     """

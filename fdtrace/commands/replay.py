@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from fdtrace.recorder.trace.standstill import Standstill
     from fdtrace.replayer.analysis.waiting import Waits
     from fdtrace.replayer.history.history import History
+    from fdtrace.trace_reader import TraceReader
     from fdtrace.tui.terminal import Terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace replay`."""
     from fdtrace.build_replays import add_replay_arguments
+    from fdtrace.compute_replays import add_jobs_argument
     from fdtrace.rank_replays import add_rank_arguments
 
     add_replay_arguments(parser)
+    add_jobs_argument(parser)
     add_rank_arguments(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -65,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open the screen, draw it, or print."""
     from fdtrace.build_replays import Replays
+    from fdtrace.compute_replays import compute_replays
     from fdtrace.rank_replays import asks_for_ranks
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.recorder.trace.standstill import standstill_of
@@ -80,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         recording = trace.recording(args.engine)
         rows = RecordedRows(trace, recording.engine.engine_id)
         with Replays(recording, args, rows) as replays:
-            histories = replays.compute_here() if recording.num_steps else []
+            histories = compute_replays(replays) if recording.num_steps else []
         still = standstill_of(trace, recording.engine.engine_id)
         waits = _waits(recording, histories, rows) if args.waits and histories else []
     if args.json:
@@ -147,22 +151,21 @@ def _show(args: argparse.Namespace) -> int:
 
     from fdtrace.open_replay_screen import screen_of
     from fdtrace.recorder.errors import TraceError
-    from fdtrace.trace_reader import TraceReader
 
     drawing = args.svg is not None or args.html is not None
     terminal = _terminal(args, drawing)
     with ThreadPoolExecutor(1) as pool:  # DuckDB reads a large trace while Python imports Textual
-        reading = pool.submit(TraceReader, args.trace, args.engine)
+        reading = pool.submit(_read, args.trace, args.engine)
         from fdtrace.tui.app import run_app
 
-        reader = reading.result()
+        reader, recorded = reading.result()
     try:
         if not (reader.live or reader.first.num_steps):
             if drawing:
                 raise TraceError(f"{args.trace} holds no step to draw", hint=f"fdtrace info {args.trace}")
             _print_report(reader.first, [], reader.standstill())
             return 0
-        screen = screen_of(reader, args, terminal=terminal, step=args.step)
+        screen = screen_of(reader, args, recorded=recorded, terminal=terminal, step=args.step)
         if drawing:
             from fdtrace.tui.export import write_screen
 
@@ -174,6 +177,25 @@ def _show(args: argparse.Namespace) -> int:
     finally:
         reader.close()
     return 0
+
+
+def _read(path: Path, engine: int | None) -> tuple[TraceReader, History | None]:
+    """What reads the trace, and the recording as a history, with the columns that its pane shows; None: no steps."""
+    from fdtrace.recorder.trace.columns_on_demand import stored_column
+    from fdtrace.replayer.history.as_recorded import recorded_history
+    from fdtrace.trace_reader import TraceReader
+
+    reader = TraceReader(path, engine)
+    try:
+        if not reader.first.num_steps:
+            return reader, None
+        history = recorded_history(reader.first, reader.rows, counts_unfinished=False)
+        for name in ("num_running", "num_waiting"):
+            stored_column(history.columns, name)
+    except BaseException:
+        reader.close()
+        raise
+    return reader, history
 
 
 def _terminal(args: argparse.Namespace, drawing: bool) -> Terminal:

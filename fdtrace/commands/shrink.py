@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.searching.search_options import Searched
+from fdtrace.searching.search_options import SearchPlan
 from fdtrace.trace_argument import trace_argument
 
 MOST_RUNS = 20_000
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
         return _shrink(args, found)
 
 
-def _shrink(args: argparse.Namespace, searched: Searched) -> int:
+def _shrink(args: argparse.Namespace, searched: SearchPlan) -> int:
     from fdtrace.progress import Progress
-    from fdtrace.replayer.search.falsifier import FoundCase
+    from fdtrace.replayer.search.falsifier import FaultyCase
     from fdtrace.replayer.workload.from_case import workload_from_case
     from fdtrace.searching.search_options import base_case
-    from fdtrace.searching.search_report import FoundFault, examine, print_fault, save_case, size_text
+    from fdtrace.searching.search_report import FaultReport, examine, print_fault, save_case, size_text
     from fdtrace.searching.shrinking import shrunk
 
     begin, progress = time.monotonic(), Progress()
@@ -81,13 +81,13 @@ def _shrink(args: argparse.Namespace, searched: Searched) -> int:
         print(f"{searched.name}: {args.source} shows none of these: {kinds}")
         return 0
     case["requests"] = [{"id": f"r{i}", **request} for i, request in enumerate(case["requests"])]
-    small = shrunk(FoundCase(case, finding), searched, progress, most_runs=MOST_RUNS, seconds=args.seconds)
+    small = shrunk(FaultyCase(case, finding), searched, progress, most_runs=MOST_RUNS, seconds=args.seconds)
     stopped = ", stopped before it was as small as it goes" if small.is_stopped else ""
     how = (
         f"shrunk from {size_text(case)} to {size_text(small.best)} in {small.num_runs:,} runs, "
         f"{time.monotonic() - begin:.1f} s{stopped}"
     )
-    fault = FoundFault(searched.name, small.finding, small.best, how)
+    fault = FaultReport(searched.name, small.finding, small.best, how)
     examine(fault, searched)
     if args.output is not None:
         save_case(args.output, small.best)

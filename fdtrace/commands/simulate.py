@@ -27,7 +27,7 @@ from fdtrace.recorder.errors import FdtraceError, UsageError
 if TYPE_CHECKING:
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.workload.workload import Workload
-    from fdtrace.simulation_result import Simulated
+    from fdtrace.simulation_result import SimulationResult
     from fdtrace.variants import Variant
 
 MOST_NOTES = 8
@@ -126,7 +126,7 @@ def _run(
     from fdtrace.simulated_trace import write_simulated
     from fdtrace.simulation_result import print_json
 
-    results: list[Simulated] = []
+    results: list[SimulationResult] = []
     errors: list[FdtraceError] = []
     for variant, lines, trace in zip(chosen, decisions, traces, strict=True):
         try:
@@ -148,7 +148,9 @@ def _run(
     return int(any(result.is_bad for result in results))
 
 
-def _simulate(workload: Workload, variant: Variant, policy: str | None, out: TextIO | None) -> Simulated:
+def _simulate(
+    workload: Workload, variant: Variant, policy: str | None, out: TextIO | None
+) -> SimulationResult:
     from fdtrace.build_replays import policy_of
     from fdtrace.replayer.replay.simulation import Step, decision_line
     from fdtrace.simulate_variant import simulate_variant
@@ -163,7 +165,7 @@ def _simulate(workload: Workload, variant: Variant, policy: str | None, out: Tex
     return simulated
 
 
-def _print_summary(results: Sequence[Simulated], out: TextIO) -> None:
+def _print_summary(results: Sequence[SimulationResult], out: TextIO) -> None:
     """Print the runs as a table, and who waited in them. The lines of decisions may have taken stdout."""
     from rich.console import Console
 
@@ -200,7 +202,7 @@ def _say_notes(workload: Workload) -> None:
         sys.stderr.write(f"fdtrace: and {len(workload.notes) - MOST_NOTES} more notes of this kind\n")
 
 
-def _say_outcomes(results: Sequence[Simulated]) -> None:
+def _say_outcomes(results: Sequence[SimulationResult]) -> None:
     """Print on stderr what no cell of the table holds, each sentence once."""
     refused: dict[str, list[str]] = {}
     for result in results:

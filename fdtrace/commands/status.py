@@ -63,9 +63,9 @@ def _flight(status: dict[str, Any]) -> str:
         return ""
     kept, coming = flight.get("kept", []), len(flight.get("waiting", [])) + len(flight.get("making", []))
     last = f", the last {kept[-1]}" if kept else ""
-    more = f"; {coming} more are being kept" if coming else ""
+    more = f", on their way: {coming}" if coming else ""
     size = flight.get("bytes", 0) / (1 << 20)
     return printable(
-        f"flight in {output.parent}: {size:.1f} MiB in its ring; kept {len(kept)} traces{last}{more}; "
-        f"{flight.get('num_suppressed', 0)} triggers came too soon after another"
+        f"flight in {output.parent}: {size:.1f} MiB in its ring; kept traces: {len(kept)}{last}{more}; "
+        f"triggers too soon after another: {flight.get('num_suppressed', 0)}"
     )

@@ -26,15 +26,21 @@ if TYPE_CHECKING:
     from fdtrace.replayer.search.sweep_grid import SweepCondition, SweepGoal, SweepRow, VariedSetting
     from fdtrace.searching.sweep_on_ray import RayCluster
     from fdtrace.searching.sweep_places import Combination, ManyProcesses, OneProcess, SweepPlace
+    from fdtrace.searching.sweep_runner import SweepRunner
     from fdtrace.searching.sweep_state import SweepState
-    from fdtrace.searching.sweeping import SweepSource, SweepWorker
+    from fdtrace.searching.sweeping import SweepSource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fdtrace sweep`."""
     import sys
 
-    parser.add_argument("source", type=trace_argument, metavar="TRACE|CASE.json", help="a trace, or a case")
+    parser.add_argument(
+        "source", nargs="+", type=trace_argument, metavar="TRACE|CASE.json|LAKE",
+        help="traces or cases, of which each variant is run on all; or the traces of a lake",
+    )  # fmt: skip
+    parser.add_argument("--deployment", metavar="NAME", help="of a lake, the traces of this one alone")
+    parser.add_argument("--newest", type=int, metavar="N", help="of a lake, so many traces at most")
     parser.add_argument(
         "--vary", action="append", required=True, metavar="SETTING=VALUES",
         help="NAME=1,2,4 or NAME=FIRST:LAST:xFACTOR or NAME=FIRST:LAST:+STEP; `formula` and `policy` too; repeatable",
@@ -90,15 +96,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sweep; 1 if nothing is allowed."""
     from fdtrace.replayer.search.sweep_grid import parse_conditions, parse_goals, parse_varied
-    from fdtrace.searching.sweeping import SweepWorker
+    from fdtrace.searching.many_sources import runner_of
 
     goals, conditions = parse_goals(args.goal or "min steps"), parse_conditions(args.subject_to)
     varied = [parse_varied(text) for text in args.vary]
     _check(args)
     begin = time.monotonic()
-    worker = SweepWorker(_source(args))
+    sources = _sources(args)
+    worker = runner_of(sources)
     try:
-        rows = _rows(args, worker, varied, goals, conditions)
+        rows = _rows(args, sources, worker, varied, goals, conditions)
         return _report(args, worker, rows, varied, goals, conditions, time.monotonic() - begin)
     finally:
         worker.close()
@@ -108,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, value in (("--jobs", args.jobs), ("--runs", args.runs)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}", hint="1 or more")
+    if not args.from_lake and (args.deployment or args.newest):
+        raise UsageError("--deployment and --newest choose traces of a lake", hint="name the lake itself")
     if args.on is not None and args.jobs is not None:
         raise UsageError("--jobs is of this machine, --on of a cluster", hint="one of them")
     if args.output is not None and args.output.exists():
@@ -118,7 +127,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _rows(
     args: argparse.Namespace,
-    worker: SweepWorker,
+    sources: Sequence[SweepSource],
+    worker: SweepRunner,
     varied: Sequence[VariedSetting],
     goals: Sequence[SweepGoal],
     conditions: Sequence[SweepCondition],
@@ -130,8 +140,8 @@ def _rows(
 
     count = combination_count(varied)
     runs = args.runs or (count if count <= WHOLE_GRID else GUIDED_RUNS)
-    state = SweepState(args.state, worker.source)
-    with _place(args, worker, min(count, runs)) as place:
+    state = SweepState(args.state, sources)
+    with _place(args, sources, worker, min(count, runs)) as place:
         if runs >= count:
             return _computed(place, state, grid_of(varied), 0, count)
         guided = GuidedSweep(varied, goals, conditions, runs=runs, seed=args.seed)
@@ -164,7 +174,7 @@ def _computed(
 
 
 def _place(
-    args: argparse.Namespace, worker: SweepWorker, most: int
+    args: argparse.Namespace, sources: Sequence[SweepSource], worker: SweepRunner, most: int
 ) -> OneProcess | ManyProcesses | RayCluster:
     from fdtrace.searching.sweep_places import ManyProcesses, OneProcess
 
@@ -173,20 +183,23 @@ def _place(
 
         return RayCluster(worker, ray_address(args.on))
     jobs = min(args.jobs if args.jobs is not None else os.cpu_count() or 1, most)
-    return OneProcess(worker) if jobs == 1 else ManyProcesses(worker.source, jobs)
+    return OneProcess(worker) if jobs == 1 else ManyProcesses(sources, jobs)
 
 
-def _source(args: argparse.Namespace) -> SweepSource:
+def _sources(args: argparse.Namespace) -> list[SweepSource]:
     from fdtrace.searching.sweeping import SweepSource
 
     given = {"formula": args.formula, "scheduler": args.scheduler, "arrivals": args.arrivals}
     assigned = {key: value for key, value in given.items() if value is not None}
-    return SweepSource(args.source, args.engine, assigned, args.policy, args.slo, args.scheduler_python)
+    return [
+        SweepSource(path, args.engine, assigned, args.policy, args.slo, args.scheduler_python)
+        for path in args.source
+    ]
 
 
 def _report(
     args: argparse.Namespace,
-    worker: SweepWorker,
+    worker: SweepRunner,
     rows: Sequence[SweepRow],
     varied: Sequence[VariedSetting],
     goals: Sequence[SweepGoal],
@@ -194,13 +207,13 @@ def _report(
     seconds: float,
 ) -> int:
     """Save and print the results, and what they recommend; 1 if nothing is allowed."""
-    from fdtrace.replayer.search.sweep_grid import front_of
+    from fdtrace.replayer.search.sweep_grid import pareto_front
     from fdtrace.searching.sweep_advice import advice_of
     from fdtrace.searching.sweep_file import save_sweep
     from fdtrace.searching.sweep_report import print_advice, print_results, print_summary
 
     allowed = [row for row in rows if row["refused"] is None and all(c.holds(row) for c in conditions)]
-    front = [allowed[i] for i in front_of(allowed, goals)]
+    front = [allowed[i] for i in pareto_front(allowed, goals)]
     if args.output is not None:
         save_sweep(args.output, rows, allowed, front)
     advice = advice_of(worker, varied, rows, allowed, front[0], goals, conditions) if front else None
@@ -208,7 +221,7 @@ def _report(
         recommend = None if advice is None else advice.as_dict()
         print(json.dumps({"rows": rows, "num_allowed": len(allowed), "best": front, "recommend": recommend}))
         return int(not front)
-    print_summary(rows, allowed, seconds)
+    print_summary(rows, allowed, seconds, len(args.source))
     if advice is None:
         print("no variant is allowed" if not allowed else f"{goals[0].figure} is known of no variant")
         return 1

@@ -23,7 +23,7 @@ LAST_LINES = 3
 """Lines of its output that are shown if it dies."""
 
 
-class Child(AbstractContextManager["Child"]):
+class DriverProcess(AbstractContextManager["DriverProcess"]):
     """A driver's process. Messages and answers are JSON objects, one a line.
 
     It runs in an empty directory of its own, where the engine's logs go too. The directory is removed with it.

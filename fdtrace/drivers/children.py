@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from fdtrace.drivers.child import Child
+from fdtrace.drivers.child import DriverProcess
 
 
-class Started(NamedTuple):
+class ChildStart(NamedTuple):
     """How a driver's process was started. Processes that were started equally can replace each other."""
 
     driver: Path
@@ -20,24 +20,24 @@ class Started(NamedTuple):
     env: tuple[tuple[str, str], ...]
 
 
-class Children(AbstractContextManager["Children"]):
+class DriverPool(AbstractContextManager["DriverPool"]):
     """Starts drivers, and keeps each whose replay came to its end. A driver serves one replay at a time."""
 
     def __init__(self) -> None:
-        self._idle: dict[Started, list[Child]] = {}
+        self._idle: dict[ChildStart, list[DriverProcess]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
     @contextmanager
     def child(
         self, driver: Path, checkout: Path | None, python: str, env: Mapping[str, str]
-    ) -> Iterator[Child]:
+    ) -> Iterator[DriverProcess]:
         """A driver's process: an idle one if there is one, else a new one. If its use fails, the process is ended."""
-        started = Started(driver, checkout, python, tuple(sorted(env.items())))
+        started = ChildStart(driver, checkout, python, tuple(sorted(env.items())))
         with self._lock:
             idle = self._idle.get(started)
             reused = idle.pop() if idle else None
-        child = reused or Child(driver, checkout, python, env)
+        child = reused or DriverProcess(driver, checkout, python, env)
         try:
             yield child
         except BaseException:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdtrace.replayer.config import SchedulerConfig
-from fdtrace.replayer.model.events import Arrived, Lack, Resumed
-from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.events import Arrived, BlockShortage, Resumed
+from fdtrace.replayer.model.request import AcceptancePlan
 
+FOR_BLOCKS = ("blocks", "watermark")
+"""Values of `not_admitted`: the head waits for KV blocks."""
 FIRST_TOKEN = 1000
 """Smaller tokens mean something to some engines."""
 
@@ -19,21 +21,23 @@ class KnownRequest:
     """What a request has generated, as the model's `Request` counts it."""
 
     prompt: int
-    plan: Plan
+    plan: AcceptancePlan
     emitted: int = 0
     forwards: int = 0
 
 
 def head_of(answer: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a `Decision` about the head of the queue, if the driver says what it needs."""
-    head = answer.get("head")
-    if head is None:
-        return {}
-    name, needed = head
-    missing = needed - answer["free_blocks"]
-    if missing <= 0:
-        return {}
-    return {"num_missing_blocks": missing, "lack": Lack(name, needed)}
+    """Fields of a `Decision` about the head of the queue, as far as the driver knows them: why it was not admitted, the
+    blocks that it lacked, and what all its tokens need.
+    """
+    reason, head = answer.get("not_admitted"), answer.get("head")
+    fields: dict[str, Any] = {"not_admitted": reason, "num_missing_blocks": answer.get("missing_blocks")}
+    if head is not None and head[1] > answer["free_blocks"]:
+        name, needed = head
+        fields["lack"] = BlockShortage(name, needed)
+        if fields["num_missing_blocks"] is None and reason in (None, *FOR_BLOCKS):
+            fields["num_missing_blocks"] = needed - answer["free_blocks"]
+    return fields
 
 
 def state_of(resumed: Resumed) -> dict[str, int]:

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import Any, overload
 
-from fdtrace.drivers.child import Child
+from fdtrace.drivers.child import DriverProcess
 from fdtrace.drivers.driven_requests import FIRST_TOKEN, KnownRequest, state_of
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.replayer.config import SchedulerConfig
+from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
@@ -27,11 +28,11 @@ from fdtrace.replayer.model.events import (
     StepRow,
 )
 from fdtrace.replayer.model.found_events import AdmissionBlocked, Cached
-from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.request import AcceptancePlan
 from fdtrace.replayer.model.state import SchedulerFailed
 
 
-def open_driver(child: Child, opening: dict[str, Any], needs: str) -> None:
+def open_driver(child: DriverProcess, opening: dict[str, Any], needs: str) -> None:
     """Let a driver open its scheduler. TargetError if it cannot be imported, UsageError if it refuses."""
     answer = child.ask({"open": opening})
     if "failed" not in answer:
@@ -55,15 +56,16 @@ def open_driver(child: Child, opening: dict[str, Any], needs: str) -> None:
 
 
 class DrivenScheduler(ABC):
-    """The scheduler that a `Child` runs, as far as all engines are alike. It gives no reasons for its decisions."""
+    """The scheduler that a `DriverProcess` runs, as far as all engines are alike. It gives no reasons."""
 
     explains = False
     keeps_rows = False
     engine: str | None = None
+    formula: Formula | None = None
     needs = ""
     """What the Python that runs it must have installed."""
 
-    def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
+    def __init__(self, child: DriverProcess, config: SchedulerConfig, name: str) -> None:
         self.config, self.name, self._child = config, name, child
         self.scheduler_ns = 0
         """Nanoseconds of CPU that the engine's own code has taken so far."""
@@ -116,7 +118,7 @@ class DrivenScheduler(ABC):
         assert event.accepts is not None
         assert event.num_output_tokens is not None
         accepts = [int(n) for n in event.accepts]
-        request = KnownRequest(event.num_prompt_tokens, Plan(accepts, event.num_output_tokens))
+        request = KnownRequest(event.num_prompt_tokens, AcceptancePlan(accepts, event.num_output_tokens))
         if resumed is not None:
             request.emitted, request.forwards = resumed.num_emitted_tokens, resumed.num_forwards
         self._requests[event.request_id] = request

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from fdtrace.drivers.fastdeploy_driver_config import build_config, code_digest
     from fdtrace.drivers.fastdeploy_driver_roles import RoleRequests
     from fdtrace.drivers.fastdeploy_events import RecordedEvents
+    from fdtrace.drivers.fastdeploy_refusals import FastDeployRefusals
 else:  # beside this script, without fdtrace
     from driver_protocol import CannotGoOn, Message, run
     from fastdeploy_driver_config import build_config, code_digest
     from fastdeploy_driver_roles import RoleRequests
     from fastdeploy_events import RecordedEvents
+    from fastdeploy_refusals import FastDeployRefusals
 
 
 class PlayedRequest:
@@ -62,6 +64,7 @@ class FastDeployEngine:
         self.drafts = sizes["num_speculative_tokens"] if sizes["spec_method"] is not None else 0
         self.block_size = sizes["block_size"]
         self.manager = ResourceManagerV1(sizes["max_num_seqs"], config, 1, sizes["role"])
+        self.refusals = FastDeployRefusals(self.manager)
         self.role = sizes["role"]
         self.role_requests = RoleRequests(self.role, self.manager, self.drafts)
         """Requests that do not run yet, in the prefill and decode roles."""
@@ -213,7 +216,7 @@ class FastDeployEngine:
             "new_token_ratio": getattr(manager, "new_token_ratio", None),
             "errors": [[str(part) for part in error] for error in errors],
         }
-        answer.update(self._sort(tasks))
+        answer.update(self._sort(tasks), **self.refusals.take())
         return answer, took
 
     def _head(self) -> list[Any] | None:

@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import Message
     from fdtrace.drivers.fastdeploy_driver_roles import RoleRequests
-    from fdtrace.drivers.fastdeploy_finishing import BETWEEN, Ended, Finishing, Pending, stopping
-    from fdtrace.drivers.fastdeploy_found_cache import FoundBlocks
+    from fdtrace.drivers.fastdeploy_finishing import (
+        BETWEEN,
+        FailedPreprocessing,
+        Finishing,
+        PendingPreprocessing,
+        stopping,
+    )
+    from fdtrace.drivers.fastdeploy_found_cache import PrefixCacheBuilder
 else:  # beside this script, without fdtrace
     from fastdeploy_driver_roles import RoleRequests
-    from fastdeploy_finishing import BETWEEN, Ended, Finishing, Pending, stopping
-    from fastdeploy_found_cache import FoundBlocks
+    from fastdeploy_finishing import BETWEEN, FailedPreprocessing, Finishing, PendingPreprocessing, stopping
+    from fastdeploy_found_cache import PrefixCacheBuilder
 
 
-class CannotHappen(Exception):
+class ImpossibleEvent(Exception):
     """The named request is in a state in which this event cannot happen: the replay differed before."""
 
 
@@ -36,7 +42,7 @@ class RecordedEvents:
         self.block_size = manager.config.cache_config.block_size
         self.contents: dict[str, tuple[int, list[int]]] = {}
         """Request -> the block in which its output begins, and the token of which each block from there consists."""
-        self.found_cache = FoundBlocks(manager.cache_manager)
+        self.found_cache = PrefixCacheBuilder(manager.cache_manager)
         self.role = manager.config.scheduler_config.splitwise_role
         drafts = manager.config.speculative_config.num_speculative_tokens
         self.roles = RoleRequests(self.role, manager, drafts)
@@ -81,7 +87,7 @@ class RecordedEvents:
         """For an event: whether it could happen. For a call: what `schedule` decided."""
         try:
             self.take(message)
-        except CannotHappen:
+        except ImpossibleEvent:
             return {"taken": False}
         call = message.get("call")
         if call is None:
@@ -132,7 +138,7 @@ class RecordedEvents:
 
     def _new_request(self, spec: Message) -> Any:
         if spec["id"] in self.manager.requests:
-            raise CannotHappen(spec["id"])
+            raise ImpossibleEvent(spec["id"])
         request = self.new_request(spec)
         self.contents[spec["id"]] = request.prompt_token_ids_len // self.block_size, spec["contents"]
         return request
@@ -156,7 +162,7 @@ class RecordedEvents:
         self.is_certain = True
         try:
             if not ask(request):
-                raise CannotHappen(request_id)
+                raise ImpossibleEvent(request_id)
         finally:
             self.is_certain = False
 
@@ -199,7 +205,7 @@ class RecordedEvents:
 
     def _check_is_in(self, request_id: str, requests: Any) -> None:
         if request_id not in requests:
-            raise CannotHappen(request_id)
+            raise ImpossibleEvent(request_id)
 
     # State at the begin of the recording: FastDeploy has no methods that set it ----------------------------------
 
@@ -291,9 +297,12 @@ class RecordedEvents:
         self.found_cache.settle()
         self.needed, self.num_faults = list(call["needed"]), 0
         for request in self._present(call["not_ready"]):
-            request.async_process_futures = [Pending()]
+            request.async_process_futures = [PendingPreprocessing()]
         for request in self._present(call["failed"]):
-            request.async_process_futures, request.error_message = [Ended()], "its preprocessing failed"
+            request.async_process_futures, request.error_message = (
+                [FailedPreprocessing()],
+                "its preprocessing failed",
+            )
 
     def _after_call(self, call: Message) -> None:
         """Remove what `_before_call` set."""

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Pending:
+class PendingPreprocessing:
     """The preprocessing of a request that was not done at the recorded call."""
 
     def done(self) -> bool:
         return False
 
 
-class Ended:
+class FailedPreprocessing:
     """The preprocessing of a request that had failed at the recorded call."""
 
     def done(self) -> bool:

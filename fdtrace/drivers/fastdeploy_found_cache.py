@@ -10,7 +10,7 @@ import heapq
 from typing import Any
 
 
-class FoundBlocks:
+class PrefixCacheBuilder:
     """The blocks of one `PrefixCacheManager`, by their numbers in the recording."""
 
     def __init__(self, cache: Any) -> None:

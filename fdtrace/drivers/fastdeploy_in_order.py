@@ -12,10 +12,10 @@ from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
+    DecodeTokenCounts,
     Discarded,
     Freed,
     Joined,
-    Known,
     Left,
     Notification,
     OutputCached,
@@ -25,10 +25,10 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.found_events import (
-    CacheFound,
-    LeavingFound,
+    LeavingAtStart,
     Preallocated,
-    ReserveFound,
+    PrefixCacheAtStart,
+    ReserveAtStart,
     SlotLost,
 )
 
@@ -73,7 +73,7 @@ class FastDeployInOrder:
         """As the model's `apply`. KeyError: the event cannot happen in the engine's current state."""
         if isinstance(event, Schedule):
             return self._schedule(event)
-        if isinstance(event, Known):
+        if isinstance(event, DecodeTokenCounts):
             self._known_tokens.update(event.num_total_tokens)
             return None
         answer = self._send(event=self._event(event))
@@ -91,7 +91,7 @@ class FastDeployInOrder:
             return ["queued", self._spec(event)]
         if isinstance(event, Resumed):
             return ["found", self._spec(event.arrived), _state_of(event)]
-        if isinstance(event, (ReserveFound, SlotLost, CacheFound, LeavingFound)):
+        if isinstance(event, (ReserveAtStart, SlotLost, PrefixCacheAtStart, LeavingAtStart)):
             return self._found(event)
         if isinstance(event, OutputCached):
             return ["output_cached", event.request_id, event.num_total_tokens]
@@ -101,13 +101,13 @@ class FastDeployInOrder:
             return [NAMED[type(event)], event.request_id]
         raise TypeError(f"no recording in order has a {type(event).__name__}")
 
-    def _found(self, event: ReserveFound | SlotLost | CacheFound | LeavingFound) -> list[Any]:
+    def _found(self, event: ReserveAtStart | SlotLost | PrefixCacheAtStart | LeavingAtStart) -> list[Any]:
         """What the recording found when it began, besides requests."""
-        if isinstance(event, ReserveFound):
+        if isinstance(event, ReserveAtStart):
             return ["reserve", event.value, event.relaxed]
         if isinstance(event, SlotLost):
             return ["slot_lost"]
-        if isinstance(event, LeavingFound):
+        if isinstance(event, LeavingAtStart):
             spec = {"id": event.request_id, "prompt": [[FIRST_TOKEN, 1]], "contents": [], "max_tokens": 1}
             return ["leaving", spec, event.num_blocks, None if event.leaf is None else list(event.leaf)]
         blocks = [list(block._replace(key=self._token(block.key))) for block in event.blocks]

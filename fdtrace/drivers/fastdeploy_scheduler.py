@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fdtrace.drivers.child import Child
+from fdtrace.drivers.child import DriverProcess
 from fdtrace.drivers.driven_requests import prompt_runs
 from fdtrace.drivers.driven_scheduler import DrivenScheduler
 from fdtrace.drivers.fastdeploy_in_order import FastDeployInOrder, decision_of
@@ -31,7 +31,7 @@ class DrivenFastDeploy(DrivenScheduler):
     engine: str | None = "fastdeploy"
     needs = "Paddle and this engine's requirements"
 
-    def __init__(self, child: Child, config: SchedulerConfig, name: str) -> None:
+    def __init__(self, child: DriverProcess, config: SchedulerConfig, name: str) -> None:
         self._notices: dict[str, list[str]] = {"joined": [], "discarded": [], "sent": []}
         """In the prefill and decode roles: what happened to requests since the last call."""
         self._asking: list[str] = []

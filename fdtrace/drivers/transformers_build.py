@@ -22,7 +22,7 @@ FORCED = ("max_tokens_read", "read_cache_limit", "max_decode_fast_path_length", 
 """What the cache derives from the model and the device: the recorded value is set instead."""
 
 
-def taken_by(function: Any, arguments: Message) -> Message:
+def supported_arguments(function: Any, arguments: Message) -> Message:
     """Those of the arguments that this version's function or class accepts."""
     return {
         name: value for name, value in arguments.items() if name in inspect.signature(function).parameters
@@ -42,7 +42,7 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
 
     model = LlamaConfig(**MODEL, max_position_embeddings=sizes["max_model_len"])
     helper = distributed.DistributedHelper(
-        **taken_by(
+        **supported_arguments(
             distributed.DistributedHelper, {"device_mesh": None, "cpu_group_timeout": None, "tp_plan": {}}
         )
     )
@@ -52,14 +52,14 @@ def build_processor(sizes: Message, recorded: Message, outputs: Any, router: Any
         "config": model, "continuous_batching_config": config, "device": torch.device("cpu"),
         "distributed_helper": helper, "dtype": torch.float16, "tp_size": None, "tp_plan": {},
     }  # fmt: skip
-    cache = caches.PagedAttentionCache(**taken_by(caches.PagedAttentionCache, arguments))
+    cache = caches.PagedAttentionCache(**supported_arguments(caches.PagedAttentionCache, arguments))
     for name in FORCED:
         if name in recorded.get("cache", {}) and hasattr(cache, name):
             setattr(cache, name, recorded["cache"][name])
     cls = scheduler.SCHEDULER_MAPPING.get(config.scheduler_type, scheduler.FIFOScheduler)
     margin = recorded.get("safety_margin", config.safety_margin)
     batch_scheduler = cls(
-        **taken_by(
+        **supported_arguments(
             cls, {"cache": cache, "safety_margin": margin, "max_requests_per_batch": sizes["max_num_seqs"]}
         )
     )
@@ -127,7 +127,7 @@ def _offloading(module: Any, cache: Any, scheduler: Any, config: Any, helper: An
     torch.empty = plain  # pinned memory needs an accelerator
     try:
         return module.OffloadingManager(
-            **taken_by(
+            **supported_arguments(
                 module.OffloadingManager,
                 {
                     "cache": cache, "scheduler": scheduler, "cpu_offload_space_gib": space, "safety_threshold": 1.0,

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import CannotGoOn, Message, run
     from fdtrace.drivers.transformers_initial import InitialState
     from fdtrace.drivers.transformers_played import PlayedOutputs, PlayedSequence, SilentRouter
+    from fdtrace.drivers.transformers_refusals import TransformersRefusals
 else:  # beside this script, without fdtrace
     import transformers_build as build
     from driver_protocol import CannotGoOn, Message, run
     from transformers_initial import InitialState
     from transformers_played import PlayedOutputs, PlayedSequence, SilentRouter
+    from transformers_refusals import TransformersRefusals
 
 
 class TransformersEngine:
@@ -49,6 +51,7 @@ class TransformersEngine:
         self.stalled: list[str] = []
         """Decodes that the last call left out of the batch."""
         self.offloads = False
+        self.refusals = TransformersRefusals(self.processor)
         self._watch()
 
     def close(self) -> None:
@@ -73,6 +76,7 @@ class TransformersEngine:
 
         def schedule_batch(*budgets: int) -> Any:
             result = schedule(*budgets)
+            self.refusals.after(budgets, result)
             ran = {future.state.request_id for future in result[0] or ()}
             self.stalled = [
                 name for name in self.scheduler.active_requests
@@ -171,7 +175,7 @@ class TransformersEngine:
             "rows": rows, "scheduled": sum(row[2] for row in rows), "preempted": self.preempted,
             "stalled": self.stalled if rows else [],
             "running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests_order),
-            "free_blocks": self._free(), "head": None,
+            "free_blocks": self._free(), "head": None, **self.refusals.take(len(self.preempted)),
         }  # fmt: skip
 
     def _tables(self) -> list[dict[str, list[int]]]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import Message
-    from fdtrace.drivers.vllm_settings import Refused
+    from fdtrace.drivers.vllm_settings import RefusedSetting
 else:  # beside this script, without fdtrace
-    from vllm_settings import Refused
+    from vllm_settings import RefusedSetting
 
 SECOND_BUDGET = ("input_budget", "draft_slots", "max_requests")
 """Rules that need a `schedule()` with a second budget (vLLM #51725)."""
@@ -37,9 +37,9 @@ class FormulaBudgets:
         self.slots = self.configured_slots
         second = [rule for rule in SECOND_BUDGET if rule in rules]
         if second and not _has_second_budget(scheduler):
-            raise Refused(f"{', '.join(second)}: the schedule() of this vLLM reads one budget only")
+            raise RefusedSetting(f"{', '.join(second)}: the schedule() of this vLLM reads one budget only")
         if "max_requests" in rules and getattr(scheduler, "adaptive_long_prefill_threshold", False):
-            raise Refused(
+            raise RefusedSetting(
                 "max_requests: long_prefill_token_threshold_adaptive derives a threshold from the input budget"
             )
         if second and speculation is not None:

@@ -38,7 +38,7 @@ UNHELPFUL = ("scheduler_cls",)
 """Recorded fields that are not passed on: a class is no JSON."""
 
 
-def taken_by(cls: Any, arguments: Message) -> Message:
+def supported_arguments(cls: Any, arguments: Message) -> Message:
     """Those of the arguments that this version's class accepts."""
     accepted: set[str] = set()
     for base in cls.__mro__[:-1]:
@@ -79,7 +79,7 @@ def build_config(sizes: Message, recorded: Message, changed: Message | None = No
     )
     scheduler = _scheduler_config(vllm, sizes)
     cache = vllm.CacheConfig(
-        **taken_by(
+        **supported_arguments(
             vllm.CacheConfig,
             {
                 "block_size": sizes["block_size"],
@@ -117,7 +117,7 @@ def _answer_for_no_platform() -> None:
 
 def _scheduler_config(vllm: Any, sizes: Message) -> Any:
     return vllm.SchedulerConfig(
-        **taken_by(
+        **supported_arguments(
             vllm.SchedulerConfig,
             {
                 "max_num_batched_tokens": sizes["max_num_batched_tokens"],
@@ -143,7 +143,7 @@ def _speculative_config(vllm: Any, sizes: Message, model: Any) -> Any:
         "target_model_config": model,
         "target_parallel_config": vllm.ParallelConfig(),
     }
-    config = vllm.SpeculativeConfig(**taken_by(vllm.SpeculativeConfig, arguments))
+    config = vllm.SpeculativeConfig(**supported_arguments(vllm.SpeculativeConfig, arguments))
     object.__setattr__(config, "method", sizes["spec_method"])
     return config
 
@@ -194,7 +194,7 @@ def build_scheduler(config: Any, sizes: Message, recorded: Message) -> Any:
         "hash_block_size": recorded_values.get("hash_block_size", sizes["block_size"]),
         "log_stats": False,
     }
-    scheduler = cls(**taken_by(cls, arguments))
+    scheduler = cls(**supported_arguments(cls, arguments))
     for name in DERIVED:
         if name in recorded_values and hasattr(scheduler, name):
             setattr(scheduler, name, recorded_values[name])
@@ -207,7 +207,7 @@ def _layers(kv: Any, group: Message) -> Any:
 
     cls = getattr(kv, group["type"])
     sizes = {"num_kv_heads": 1, "head_size": 1, "use_mla": False, **group["spec"], "dtype": torch.float32}
-    return cls(**taken_by(cls, sizes))
+    return cls(**supported_arguments(cls, sizes))
 
 
 def scheduler_class(config: Any) -> Any:

@@ -30,16 +30,15 @@ if TYPE_CHECKING:
     from fdtrace.drivers.driver_protocol import CannotGoOn, Message, ServedEngine, run
     from fdtrace.drivers.vllm_budgets import FormulaBudgets
     from fdtrace.drivers.vllm_played import DRAFT, STOP, PlayedVllmRequest
-    from fdtrace.drivers.vllm_settings import KnobList, Refused, with_changes
+    from fdtrace.drivers.vllm_settings import KnobList, RefusedSetting, with_changes
+    from fdtrace.drivers.vllm_stops import AdmissionStops
 else:  # beside this script, without fdtrace
     import vllm_build as build
     from driver_protocol import CannotGoOn, Message, ServedEngine, run
     from vllm_budgets import FormulaBudgets
     from vllm_played import DRAFT, STOP, PlayedVllmRequest
-    from vllm_settings import KnobList, Refused, with_changes
-
-QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting")
-"""Queues of waiting requests. Each version has some of these."""
+    from vllm_settings import KnobList, RefusedSetting, with_changes
+    from vllm_stops import AdmissionStops
 
 
 class VllmEngine:
@@ -57,6 +56,7 @@ class VllmEngine:
         self.new_request, self.statuses, self.sampling = Request, RequestStatus, SamplingParams
         self.output, self.draft_ids = ModelRunnerOutput, DraftTokenIds
         self.block_size = sizes["block_size"]
+        self.stops = AdmissionStops(self.scheduler, self.block_size)
         self.hasher = build.block_hasher(sizes, recorded)
         self.drafts = sizes["num_speculative_tokens"] if sizes["spec_method"] is not None else 0
         self.gives_drafts = self.drafts > 0 and not getattr(
@@ -104,7 +104,7 @@ class VllmEngine:
             "priority": priority,
             "block_hasher": self.hasher,
         }
-        return self.new_request(**build.taken_by(self.new_request, arguments))
+        return self.new_request(**build.supported_arguments(self.new_request, arguments))
 
     def _cache(self, contents: list[int]) -> None:
         """Put blocks with these contents into the prefix cache, held by no request, if there is room for them."""
@@ -204,10 +204,10 @@ class VllmEngine:
             scheduled=output.total_num_scheduled_tokens,
             running=len(scheduler.running),
             waiting=self._waiting(),
-            head=self._head(),
             running_decodes=sum(decodes_before.values()),
             free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         )
+        answer.update(self.stops.after(output, decodes_before, len(preempted)))
         answer["rows"], sampled = self._forward(output)
         self.in_flight.append((output, sampled))
         return bool(answer["rows"])
@@ -217,20 +217,7 @@ class VllmEngine:
 
     def _waiting(self) -> int:
         """Requests in the waiting queues of this version."""
-        return sum(len(getattr(self.scheduler, name, ())) for name in QUEUES)
-
-    def _head(self) -> list[Any] | None:
-        """The first waiting request, and the KV blocks that all its tokens need: a list, for JSON.
-
-        None if layers differ: a layer that keeps only a window needs fewer blocks.
-        """
-        queue = next(
-            (getattr(self.scheduler, name) for name in QUEUES if getattr(self.scheduler, name, ())), None
-        )
-        if queue is None or len(self.scheduler.kv_cache_config.kv_cache_groups) != 1:
-            return None
-        request = next(iter(queue))
-        return [request.request_id, -(-request.num_tokens // self.block_size)]
+        return sum(map(len, self.stops.queues))
 
     def _forward(self, output: Any) -> tuple[list[list[Any]], dict[str, list[int]]]:
         """Play a forward. Returns a row for each request (id, decode, tokens, tokens before, drafts, accepted, blocks,
@@ -277,7 +264,7 @@ class VllmEngine:
         present = [name for name in names if name in self.scheduler.requests]
         began = time.thread_time_ns()
         self.scheduler.update_from_output(
-            scheduled, self.output(**build.taken_by(self.output, output_fields))
+            scheduled, self.output(**build.supported_arguments(self.output, output_fields))
         )
         self._propose([name for name in present if sampled[name]])
         answer["scheduler_ns"] += time.thread_time_ns() - began
@@ -302,7 +289,7 @@ def _open(message: Message) -> ServedEngine:
             return KnobList(message["knobs"])
         changed, rules = message.get("changed") or {}, message.get("rules")
         return VllmEngine(message["sizes"], message["recorded"], changed, rules)
-    except Refused as refused:
+    except RefusedSetting as refused:
         raise CannotGoOn("settings", refused) from None
     except Exception as error:
         raise CannotGoOn("open", error) from error

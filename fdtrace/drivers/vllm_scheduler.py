@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from fdtrace.drivers.child import Child
+from fdtrace.drivers.child import DriverProcess
 from fdtrace.drivers.row_scheduler import RowDrivenScheduler
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import SchedulerConfig
@@ -26,7 +26,7 @@ class DrivenVllm(RowDrivenScheduler):
 
     def __init__(
         self,
-        child: Child,
+        child: DriverProcess,
         config: SchedulerConfig,
         name: str,
         recorded: Mapping[str, Any],
@@ -54,8 +54,6 @@ class DrivenVllm(RowDrivenScheduler):
         self.recorded, self.changed, self.formula = dict(recorded), dict(changed or {}), formula
         self._variables = Variables.of(config)
         super().__init__(child, config, name)
-        if formula is not None:
-            self.engine = None  # another scheduler than the recorded one: it need not reproduce the recording
 
     def _opening(self) -> dict[str, Any]:
         opening = {"sizes": asdict(self.config), "recorded": self.recorded, "changed": self.changed}

@@ -41,7 +41,7 @@ DERIVED_FROM = {
 """Setting -> values that `Scheduler` derives from it: if it changes, recorded ones are dropped and derived again."""
 
 
-class Refused(Exception):
+class RefusedSetting(Exception):
     """vLLM, or a replay of it, refuses a setting."""
 
 
@@ -51,7 +51,7 @@ def fields_of(cls: Any) -> dict[str, Any]:
 
 
 def with_changes(sizes: Message, recorded: Message, changed: Message) -> Message:
-    """The recorded values by configuration, with the changed settings in them; vLLM has not checked them. `Refused`."""
+    """The recorded values by configuration, with the changed settings in them, unchecked. Raises `RefusedSetting`."""
     from vllm import config as vllm
 
     if not changed:
@@ -65,7 +65,7 @@ def with_changes(sizes: Message, recorded: Message, changed: Message) -> Message
         elif name in CACHE:
             cache[name] = value
         elif name not in (*SPECULATION, *MODEL):
-            raise Refused(_unknown(name, scheduler_fields))
+            raise RefusedSetting(_unknown(name, scheduler_fields))
         for derived in DERIVED_FROM.get(name, ()):
             settings.get("scheduler", {}).pop(derived, None)
     if {"max_num_batched_tokens", "num_speculative_tokens", "max_num_seqs"} & changed.keys():
@@ -98,7 +98,9 @@ def _with_block_size(kv: Message, size: int) -> Message:
     groups = kv.get("groups") or []
     sizes = {group["spec"].get("block_size") for group in groups}
     if len(sizes) > 1:
-        raise Refused(f"the layers of this model have blocks of several sizes ({sorted(map(str, sizes))})")
+        raise RefusedSetting(
+            f"the layers of this model have blocks of several sizes ({sorted(map(str, sizes))})"
+        )
     changed = [{**group, "spec": {**group["spec"], "block_size": size}} for group in groups]
     return {**kv, "groups": changed}
 
@@ -107,14 +109,14 @@ def _refuse_few_blocks(sizes: Message) -> None:
     """As `get_kv_cache_configs` (v1/core/kv_cache_utils.py) does when a server starts."""
     needed = 1 + -(-sizes["max_model_len"] // sizes["block_size"])
     if sizes["num_blocks"] < needed:
-        raise Refused(
+        raise RefusedSetting(
             f"{sizes['num_blocks']} KV blocks of {sizes['block_size']} tokens do not hold one request of max_model_len "
             f"{sizes['max_model_len']}: a server starts with {needed} or more"
         )
 
 
 def check_scheduler(vllm: Any, sizes: Message, section: Message) -> None:
-    """Have vLLM's own `SchedulerConfig` check a changed section. `Refused` in its words."""
+    """Have vLLM's own `SchedulerConfig` check a changed section. `RefusedSetting` in its words."""
     parameters = inspect.signature(vllm.SchedulerConfig).parameters
     arguments = {
         name: value
@@ -132,7 +134,7 @@ def check_scheduler(vllm: Any, sizes: Message, section: Message) -> None:
     try:
         vllm.SchedulerConfig(**arguments)
     except Exception as error:
-        raise Refused(message_of(error)) from None
+        raise RefusedSetting(message_of(error)) from None
 
 
 def message_of(error: Exception) -> str:
@@ -159,7 +161,7 @@ def derive_again(config: Any, changed: Message) -> None:
     try:
         derive()
     except Exception as error:
-        raise Refused(message_of(error)) from None
+        raise RefusedSetting(message_of(error)) from None
 
 
 # The list ---------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def _begin_of(run: TimelineRun) -> int:
 def _replayed(trace: Trace, args: argparse.Namespace, recorded: TimelineRun) -> Iterator[TimelineRun]:
     """The replays that the command line asks for."""
     from fdtrace.build_replays import Replays
+    from fdtrace.compute_replays import compute_replays
     from fdtrace.recorded_rows import RecordedRows
     from fdtrace.timeline.replayed_run import replayed_run
 
@@ -68,7 +69,7 @@ def _replayed(trace: Trace, args: argparse.Namespace, recorded: TimelineRun) -> 
     recording = trace.recording(args.engine)
     rows = RecordedRows(trace, recording.engine.engine_id)
     with Replays(recording, args, rows) as replays:
-        for history in replays.compute_here()[1:]:
+        for history in compute_replays(replays)[1:]:
             yield replayed_run(history, recorded)
 
 

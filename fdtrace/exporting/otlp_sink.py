@@ -184,7 +184,7 @@ class _Ids(IdGenerator):
 
 
 class _Messages(logging.Handler):
-    """Keeps what OpenTelemetry logs first and last, and keeps it from the terminal."""
+    """Stores the first and the last message that OpenTelemetry logs. The terminal shows none of them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import signal
 import sys
 from types import FrameType
 
+from fdtrace.flights.dropped_sums import DroppedSums
 from fdtrace.flights.step_conditions import check_triggers
 from fdtrace.recorder.collector import __main__ as collecting
 from fdtrace.recorder.flight.flight_collector import FlightCollector
@@ -20,7 +21,8 @@ from fdtrace.recorder.session import Session
 def flight_collector(session: Session) -> FlightCollector:
     """The collector of a flight's session."""
     plan = FlightPlan.from_json(session.flight)
-    collector = FlightCollector(session, check_triggers(list(plan.on)))
+    dropped = DroppedSums() if plan.counts else None
+    collector = FlightCollector(session, check_triggers(list(plan.on)), dropped=dropped)
     collector.flight.tell = _tell
 
     def keep(_number: int, _frame: FrameType | None) -> None:

@@ -60,7 +60,7 @@ def flight_plan(args: argparse.Namespace) -> FlightPlan | None:
     if args.keep is not None and args.keep < 1:
         raise UsageError(f"--keep is {args.keep}", hint="give 1 or more")
     check_triggers(args.on or [])
-    values: dict[str, Any] = {"on": tuple(args.on or ())}
+    values: dict[str, Any] = {"on": tuple(args.on or ()), "counts": args.metrics is not None}
     for name, option in (("after_ns", "after"), ("at_most_every_ns", "at_most_every")):
         if getattr(args, option) is not None:
             values[name] = duration_of(getattr(args, option), f"--{option.replace('_', '-')}")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fdtrace.durations import duration_of
 from fdtrace.recorder.errors import FdtraceError, UsageError
-from fdtrace.recorder.flight.firing import Firing, Watcher
+from fdtrace.recorder.flight import drafter_excess
+from fdtrace.recorder.flight.firing import FiredTrigger, Watcher
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 from fdtrace.replayer.formulas.expression import Expression
 from fdtrace.replayer.history import condition
@@ -61,7 +62,7 @@ class RunWatcher(Watcher):
         self._runs: dict[int, tuple[int, bool]] = {}
         """By engine: when the run began that was going on after the last step, and whether it has fired."""
 
-    def see(self, engine_id: int, engine: Mapping[str, Any], columns: ColumnArrays) -> list[Firing]:
+    def see(self, engine_id: int, engine: Mapping[str, Any], columns: ColumnArrays) -> list[FiredTrigger]:
         """As `Watcher.see`."""
         holds, values = self.holds(engine, columns)
         ts, steps, count = columns["ts"], columns["step"], len(holds)
@@ -74,7 +75,7 @@ class RunWatcher(Watcher):
                 if at < end:
                     fired = True
                     value = None if np.isnan(values[at]) else float(values[at])
-                    firings.append(Firing(self.trigger, int(ts[at]), engine_id, int(steps[at]), value))
+                    firings.append(FiredTrigger(self.trigger, int(ts[at]), engine_id, int(steps[at]), value))
             if end == count:
                 self._runs[engine_id] = since, fired
         return firings
@@ -88,14 +89,23 @@ class RunWatcher(Watcher):
         self._runs = {int(engine): (int(since), bool(fired)) for engine, (since, fired) in state.items()}
 
 
+PADDED = ("vllm", "transformers")
+"""Engines whose `num_predicted_tokens` are the tokens of a padded batch, which all run."""
+
+
 def _exceeded(engine: Mapping[str, Any], columns: ColumnArrays) -> Holds:
-    """By the rules of the view `exceeded` (recorder/schema_views.py); the value is the excess over the first limit."""
+    """By the rules of the view `exceeded` (recorder/schema_views.py). The value is the excess over the limit that the
+    view names first.
+    """
     tokens, prefills = columns["num_tokens"], columns["num_prefill_tokens"]
     limits = [engine.get("max_num_batched_tokens"), engine.get("max_profiled_tokens")]
     profiled, dispatch = limits[1], engine.get("num_max_dispatch_tokens_per_rank")
     scheduled = max((limit for limit in limits if limit is not None), default=None)
+    excess = np.maximum(columns.get(drafter_excess.COLUMN, np.zeros(len(tokens), np.int64)), 0)
+    padded = columns.get("num_predicted_tokens")
+    if padded is not None and scheduled is not None and engine.get("name") in PADDED:
+        excess = np.where(padded > scheduled, padded - scheduled, excess)
     read, readable = columns.get("num_cache_read_tokens"), columns.get("cache_read_budget")
-    excess = np.zeros(len(tokens), np.int64)
     if read is not None and readable is not None:
         over = (readable != MISSING) & (read > readable)
         excess = np.where(over, read - readable, excess)

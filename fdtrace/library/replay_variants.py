@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
-from fdtrace.drivers.children import Children
+from fdtrace.drivers.children import DriverPool
 from fdtrace.formula_texts import DEFAULT, FormulaLike, as_formulas
 from fdtrace.library.engine_recording import RowsInMemory
 from fdtrace.recorder.errors import UsageError
@@ -17,6 +17,7 @@ from fdtrace.replayer.analysis.token_times import parse_slo
 from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
+from fdtrace.replayer.replay.workload_replay import Progressed
 from fdtrace.replayer.workload.swept_recording import SweptRecording
 from fdtrace.variants import (
     Variant,
@@ -74,13 +75,18 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
         clock: Literal["steps", "time"] | None,
         device_bytes: int | None,
         slo: str | None,
+        *,
+        timed: bool = False,
     ) -> None:
+        """`timed`: times are asked for by more than these variants."""
         clock = clock or only_arrivals_of(recording)
         self.recording, self.clock, self.device_bytes = recording, clock, device_bytes
         self.slo = parse_slo(slo)
-        timed = bool(self.slo) or any(clock_of_variant(variant, clock) == "time" for variant in chosen)
+        timed = (
+            timed or bool(self.slo) or any(clock_of_variant(variant, clock) == "time" for variant in chosen)
+        )
         self.timing = RecordedTiming(recording, self._batches) if timed else None
-        self.children = Children()
+        self.children = DriverPool()
         self.swept: SweptRecording | None = None
         """With it, replays keep figures alone."""
         self._experiments: dict[str, Experiment] = {}
@@ -120,17 +126,20 @@ class VariantReplayer(AbstractContextManager["VariantReplayer"]):
             )
         return self.experiment(variant).as_recorded(variant.formula)
 
-    def reschedule(self, variant: Variant, policy: Policy | None) -> History:
+    def reschedule(
+        self, variant: Variant, policy: Policy | None, progressed: Progressed | None = None
+    ) -> History:
         """The recorded requests scheduled afresh."""
         experiment = self.experiment(variant)
         if variant.scheduler is None:
             assert variant.formula is not None
             return replace(
-                experiment.reschedule(variant.formula, variant.policy or policy), name=variant.name
+                experiment.reschedule(variant.formula, variant.policy or policy, progressed),
+                name=variant.name,
             )
         engine, config = self.recording.engine, experiment.workload.config
         changed = experiment.changed_settings.values
         with variant.scheduler.open(
             config, engine.env, engine.config, changed=changed, children=self.children
         ) as driven:
-            return replace(experiment.reschedule(driven), name=variant.name)
+            return replace(experiment.reschedule(driven, None, progressed), name=variant.name)

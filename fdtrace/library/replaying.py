@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fdtrace.formula_texts import FormulaLike
 from fdtrace.library.engine_recording import EngineRecording, RowsInMemory
 from fdtrace.library.named_runs import NamedRuns
+from fdtrace.library.recording_worker import histories_beside, replay_orders
 from fdtrace.library.replay_variants import VariantReplayer, VariantsLike, chosen_variants
 from fdtrace.library.result_table import ResultTable
 from fdtrace.library.run_waits import RunWaits, table_of_waits
@@ -224,6 +225,7 @@ def replay(
     device_bytes: int | None = None,
     slo: str | None = None,
     scheduler_python: str = sys.executable,
+    jobs: int | None = None,
 ) -> Runs:
     """Replay a recording under token-budget formulas.
 
@@ -242,6 +244,9 @@ def replay(
         device_bytes: also find the step at which a device of so many bytes would have run out of memory.
         slo: objectives of a request, as `"ttft=500ms,itl=50ms"`: `outcome.latency.goodput_per_s` counts by them.
         scheduler_python: a Python that can import the engine whose scheduler a variant asks for.
+        jobs: how many processes compute the replays at most. None: one a processor if the recording is long enough,
+            else none beside this one. A formula that is an object, or a class that only this process has, as in a
+            notebook, stays in this process.
 
     Returns:
         The recording as `runs["recorded"]`, and a run for each formula and variant.
@@ -259,21 +264,20 @@ def replay(
     rows = recording.value.details.step_rows
     memory_rows = rows if isinstance(rows, RowsInMemory) else None
     runs = [ReplayRun(replayer.recorded(), None, memory_rows)]
+    if as_recorded:
+        return Runs([*runs, *(ReplayRun(replayer.as_recorded(one), None, memory_rows) for one in chosen)])
+    settings = (clock, device_bytes, slo, scheduler_python)
+    orders = replay_orders(formulas, variants)
     with replayer:
-        for variant in chosen:
-            if as_recorded:
-                runs.append(ReplayRun(replayer.as_recorded(variant), None, memory_rows))
-                continue
-            history, explain = replayer.reschedule(variant, given_policy), None
-            if variant.formula is not None:
-                used_policy = (
-                    variant.policy
-                    or given_policy
-                    or policy_with(variant.formula)
-                    or recorded_policy(recording.value)
-                )
-                explain = _explaining(replayer.experiment(variant), variant.formula, used_policy, history)
-            runs.append(ReplayRun(history, explain, memory_rows))
+        beside = histories_beside(replayer, chosen, orders, given_policy, jobs, *settings)
+        histories = beside or [replayer.reschedule(variant, given_policy) for variant in chosen]
+    for variant, history in zip(chosen, histories, strict=True):
+        explain = None
+        if variant.formula is not None:
+            policy_of_formula = variant.policy or given_policy or policy_with(variant.formula)
+            used_policy = policy_of_formula or recorded_policy(recording.value)
+            explain = _explaining(replayer.experiment(variant), variant.formula, used_policy, history)
+        runs.append(ReplayRun(history, explain, memory_rows))
     return Runs(runs)
 
 

@@ -17,7 +17,7 @@ from fdtrace.recorder.errors import FdtraceError, UsageError
 from fdtrace.replayer import Policy, Workload, golden_line, parse_policy, workload_from_case
 from fdtrace.simulate_variant import checked_variant, simulate_variant
 from fdtrace.simulated_trace import check_may_be_written, write_simulated
-from fdtrace.simulation_result import Simulated
+from fdtrace.simulation_result import SimulationResult
 from fdtrace.variants import Variant, refuse_equal_names, variants_of
 from fdtrace.workload_file import read_case
 
@@ -28,7 +28,7 @@ COUNTED = ("preempted", "extended", "stalled", "aborted", "finished")
 class SimulatedRun:
     """The simulation of a workload under one formula. `SimulatedRuns` holds them by name."""
 
-    def __init__(self, simulated: Simulated, lines: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, simulated: SimulationResult, lines: Sequence[Mapping[str, Any]]) -> None:
         self._simulated, self._lines = simulated, lines
 
     @property

@@ -55,7 +55,7 @@ class TraceHandle(Trace):
         number = recording.engine.engine_id
         self.check_step_requests(number)
         loaded = recording.loaded(row_by_row=not is_modelled(recording.engine))
-        return EngineRecording(recording_with_rows(self.db, loaded))
+        return EngineRecording(recording_with_rows(self.tables, loaded))
 
     def __enter__(self) -> TraceHandle:
         return self

@@ -65,12 +65,20 @@ class MetricsServer:
         """From now on, answer with the metrics of the recording to `output`, which `supervisor`'s process collects."""
         self.output, self.supervisor = output, supervisor
 
+    def end(self) -> None:
+        """Wait for an answer that is being made; there is none after it.
+
+        The threads of `prometheus_client` end with the process. If one is in DuckDB's code then, it aborts the process.
+        """
+        with self._lock:
+            self.output = None
+
     def collect(self) -> Iterable[Family]:
         """The metrics as they are now. If the trace cannot be read, only what the processes themselves say."""
-        output, supervisor = self.output, self.supervisor
-        if output is None or supervisor is None:
-            return []
         with self._lock:
+            output, supervisor = self.output, self.supervisor
+            if output is None or supervisor is None:
+                return []
             try:
                 with open_trace(output, memory=QUERY_MEMORY) as trace:
                     samples = [*self._sums.samples(trace), (names.READ_ERROR, (), 0.0)]
@@ -121,6 +129,7 @@ def serving(address: str) -> Iterator[MetricsServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+        metrics.end()
 
 
 def _prometheus_client() -> Any:

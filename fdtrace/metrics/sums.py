@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fdtrace.metrics import names
 from fdtrace.metrics.names import Metric
+from fdtrace.recorder.trace.json_values import json_object
 from fdtrace.recorder.trace.standstill import standstill
 from fdtrace.recorder.trace.trace import Trace
 
@@ -123,9 +124,30 @@ class Sums:
             growth[engine] = growth.get(engine, AllocatorGrowth()).then(range_growth)
         return Sums(later.until, self.counters + later.counters, growth)
 
+    def as_json(self) -> dict[str, Any]:
+        """The counters and the growth."""
+        return {
+            "counters": [[metric.name, *labels, value] for (metric, labels), value in self.counters.items()],
+            "growth": {engine: asdict(growth) for engine, growth in self.growth.items()},
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Sums:
+        """The sums that `as_json` gave."""
+        known = {metric.name: metric for metric in names.METRICS}
+        counters = Counter(
+            {(known[name], tuple(labels)): int(value) for name, *labels, value in fields["counters"]}
+        )
+        growth = {engine: AllocatorGrowth(**values) for engine, values in fields["growth"].items()}
+        return cls(0, counters, growth)
+
 
 class RecordingSums:
-    """The metrics of one recording in progress. It keeps the sums over settled rows between two readings."""
+    """The metrics of one recording in progress. It keeps the sums over settled rows between two readings.
+
+    The ring of a flight recorder drops rows whether anybody reads or not. Its collector has summed what is gone
+    (`fdtrace.flights.dropped_sums`), and only what is there is summed here.
+    """
 
     def __init__(self) -> None:
         self.settled = Sums()
@@ -141,10 +163,13 @@ class RecordingSums:
         """
         engines = trace.engines()
         newest = _newest(trace)
+        dropped = _dropped(trace)
         cut = max(newest - SETTLED_NS, self.settled.until)
-        if cut > self.settled.until:
-            self.settled = self.settled.then(_sums(trace, self.settled.until, cut))
-        now = self.settled.then(_sums(trace, self.settled.until, newest + 1))
+        if dropped is not None:
+            self.settled = dropped
+        elif cut > self.settled.until:
+            self.settled = self.settled.then(sums_of(trace, self.settled.until, cut))
+        now = self.settled.then(sums_of(trace, self.settled.until, newest + 1))
         for engine in engines:
             yield names.ENGINE_INFO, _labels_of(engine), 1.0
             yield from _always(now, str(engine["engine_id"]))
@@ -181,6 +206,15 @@ def _gauges(trace: Trace, now: Sums, settled: int) -> Iterator[Sample]:
             yield names.LAG, (str(row["engine_id"]),), float(row["lag"])
 
 
+def _dropped(trace: Trace) -> Sums | None:
+    """What the ring of a flight recorder has dropped; None if this is none, or if its collector does not count."""
+    if not trace.rows("SELECT 1 FROM duckdb_tables() WHERE table_name = '_collector'"):
+        return None
+    query = "SELECT json_extract_string(state, '$.flight.dropped') AS dropped FROM _collector"
+    dropped = json_object(next(iter(trace.rows(query)), {"dropped": None})["dropped"])
+    return Sums.from_json(dropped) if dropped else None
+
+
 def _newest(trace: Trace) -> int:
     row = trace.rows(
         "SELECT greatest((SELECT max(epoch_ns(ts)) FROM step), (SELECT max(epoch_ns(last_ts)) FROM call), "
@@ -189,7 +223,7 @@ def _newest(trace: Trace) -> int:
     return row["newest"] or 0
 
 
-def _sums(trace: Trace, first: int, end: int) -> Sums:
+def sums_of(trace: Trace, first: int, end: int) -> Sums:
     """The sums over the rows of the times from `first` to before `end`, ns."""
     span = [first, end]
     counters: Counter[tuple[Metric, tuple[str, ...]]] = Counter()

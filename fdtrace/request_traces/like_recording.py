@@ -15,7 +15,7 @@ GROUP BY 1
 """
 
 
-class LikeRecording:
+class RecordingTemplate:
     """One engine of a recording, as a model for a case."""
 
     def __init__(self, path: Path, seed: int, *, timed: bool, accepting: bool) -> None:

@@ -6,16 +6,15 @@ A process of several reads the options again: so a formula may come from a file,
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack
-from multiprocessing.util import Finalize
 
 from fdtrace.recorder.errors import TargetError
 from fdtrace.replayer.search.draw_case import SearchCase
 from fdtrace.replayer.search.falsifier import CaseOutcome, SearchTarget
+from fdtrace.worker_processes import WorkerProcesses
 
 FIRST_CASES = 512
 """Cases of the model that run here before any process is started: many searches end sooner."""
@@ -30,7 +29,7 @@ class FalsifyRuns(AbstractContextManager["FalsifyRuns"]):
         self._args, self._target, self._jobs = args, target, jobs
         self._at_once = CASES_A_TASK if target.run_by is None else 1
         self._left = FIRST_CASES if target.run_by is None else 0
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: WorkerProcesses | None = None
 
     def outcomes(self, cases: Sequence[SearchCase]) -> Generator[CaseOutcome | None, None, None]:
         """The outcome of each case, in order; None: it is refused. TargetError: a process was killed."""
@@ -39,12 +38,11 @@ class FalsifyRuns(AbstractContextManager["FalsifyRuns"]):
                 yield self._target.outcome(case)
             self._left -= len(cases)
             return
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._jobs, context, _begin, (self._args,))
+        if self._workers is None:
+            self._workers = WorkerProcesses(self._jobs, _SearchWorker, self._args)
         parts = [cases[i : i + self._at_once] for i in range(0, len(cases), self._at_once)]
         futures: list[Future[list[CaseOutcome | None]]] = [
-            self._pool.submit(_outcomes, list(part)) for part in parts
+            self._workers.submit(_outcomes, list(part)) for part in parts
         ]
         try:
             for future in futures:
@@ -59,24 +57,24 @@ class FalsifyRuns(AbstractContextManager["FalsifyRuns"]):
             for future in futures:
                 future.cancel()
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        if self._workers is not None:
+            self._workers.__exit__(*error)
 
 
-_target: SearchTarget | None = None
-"""Of a process of the pool."""
+class _SearchWorker:
+    """The search in a process of the pool."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from fdtrace.searching.search_options import by_real_scheduler, searched
+
+        self._stack = ExitStack()
+        self.target = self._stack.enter_context(by_real_scheduler(searched(args, args.find))).target
+
+    def close(self) -> None:
+        """End the process of an engine's real scheduler."""
+        self._stack.close()
 
 
-def _begin(args: argparse.Namespace) -> None:
-    from fdtrace.searching.search_options import by_real_scheduler, searched
-
-    global _target  # noqa: PLW0603 - the one state of a process of the pool
-    stack = ExitStack()
-    _target = stack.enter_context(by_real_scheduler(searched(args, args.find))).target
-    Finalize(None, stack.close, exitpriority=1)  # a process of a pool runs no `atexit`
-
-
-def _outcomes(cases: list[SearchCase]) -> list[CaseOutcome | None]:
-    assert _target is not None
-    return [_target.outcome(case) for case in cases]
+def _outcomes(worker: _SearchWorker, cases: list[SearchCase]) -> list[CaseOutcome | None]:
+    return [worker.target.outcome(case) for case in cases]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from fdtrace.recorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdtrace.drivers.children import Children
+    from fdtrace.drivers.children import DriverPool
     from fdtrace.replayer.config import Policy
     from fdtrace.replayer.formulas import Formula
     from fdtrace.replayer.search.falsifier import SearchTarget
-    from fdtrace.replayer.search.probing import Probed
+    from fdtrace.replayer.search.probing import ProbeResult
     from fdtrace.replayer.workload.workload import Workload
     from fdtrace.scheduler_option import GivenScheduler
 
@@ -78,7 +78,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Searched:
+class SearchPlan:
     """What a search runs: its target, the sizes that stay, and the real schedulers that confirm what it finds."""
 
     target: SearchTarget
@@ -95,7 +95,7 @@ class Searched:
         return self.target.formula.name if self.by is None else self.by.name
 
 
-def searched(args: argparse.Namespace, kinds: list[str] | None) -> Searched:
+def searched(args: argparse.Namespace, kinds: list[str] | None) -> SearchPlan:
     """What the options ask for. UsageError if they name nothing to search, or too much."""
     from fdtrace.build_replays import policy_of
     from fdtrace.formula_texts import formula
@@ -141,7 +141,7 @@ def searched(args: argparse.Namespace, kinds: list[str] | None) -> Searched:
         option += f" --policy {policy.name}"
     bounds = FaultBounds(args.starved_steps, args.preemptions, args.withheld_steps)
     target = SearchTarget(chosen, policy, parse_kinds(kinds), bounds, args.allow_refused, cause=args.cause)
-    return Searched(target, fixed, option, tuple(schedulers), by)
+    return SearchPlan(target, fixed, option, tuple(schedulers), by)
 
 
 def _formula_text(formula: Formula, variant: str) -> str:
@@ -177,17 +177,17 @@ def fixed_sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def by_real_scheduler(found: Searched) -> Iterator[Searched]:
+def by_real_scheduler(found: SearchPlan) -> Iterator[SearchPlan]:
     """The same with its real scheduler running behind it; without one, nothing changes."""
-    from fdtrace.drivers.children import Children
+    from fdtrace.drivers.children import DriverPool
 
     if found.by is None:
         yield found
         return
-    with _closing(Children()) as children:
+    with _closing(DriverPool()) as children:
         given, target = found.by, found.target
 
-        def run(workload: Workload) -> Probed:
+        def run(workload: Workload) -> ProbeResult:
             if given.engine == "vllm" and not target.allow_refused:
                 refuse_small_cache(workload)
             return real_run(given, workload, target, children)
@@ -208,7 +208,7 @@ def refuse_small_cache(workload: Workload) -> None:
 
 
 @contextmanager
-def _closing(children: Children) -> Iterator[Children]:
+def _closing(children: DriverPool) -> Iterator[DriverPool]:
     try:
         yield children
     finally:
@@ -216,8 +216,8 @@ def _closing(children: Children) -> Iterator[Children]:
 
 
 def real_run(
-    given: GivenScheduler, workload: Workload, target: SearchTarget, children: Children | None = None
-) -> Probed:
+    given: GivenScheduler, workload: Workload, target: SearchTarget, children: DriverPool | None = None
+) -> ProbeResult:
     """One run of a workload by an engine's real scheduler. UsageError if it refuses the configuration."""
     from fdtrace.replayer.search.probing import probe
 

@@ -12,16 +12,16 @@ from fdtrace.recorder.errors import FdtraceError, UsageError
 
 if TYPE_CHECKING:
     from fdtrace.replayer.search.draw_case import SearchCase
-    from fdtrace.replayer.search.falsifier import Covered
+    from fdtrace.replayer.search.falsifier import SearchCoverage
     from fdtrace.replayer.search.findings import Finding
     from fdtrace.scheduler_option import GivenScheduler
-    from fdtrace.searching.search_options import Searched
+    from fdtrace.searching.search_options import SearchPlan
 
 WIDTH = 110
 
 
 @dataclass
-class FoundFault:
+class FaultReport:
     """A fault with its smallest case, and what else is known about it."""
 
     name: str
@@ -79,7 +79,7 @@ def save_case(path: Path, case: Mapping[str, Any]) -> None:
         raise UsageError(f"{path} cannot be written", why=error.strerror or str(error)) from None
 
 
-def examine(found: FoundFault, searched: Searched) -> None:
+def examine(found: FaultReport, searched: SearchPlan) -> None:
     """Add what is known of a found fault: the arithmetic, the other formulas, the real schedulers."""
     from fdtrace.replayer.config import ORIGINAL, POLICIES
     from fdtrace.replayer.formulas.builtin import MODEL_FORMULAS
@@ -100,7 +100,7 @@ def examine(found: FoundFault, searched: Searched) -> None:
         confirm(found, given, searched)
 
 
-def confirm(found: FoundFault, given: GivenScheduler, searched: Searched) -> None:
+def confirm(found: FaultReport, given: GivenScheduler, searched: SearchPlan) -> None:
     """Run the small case by an engine's real scheduler, and say what it does."""
     from fdtrace.replayer.workload.from_case import workload_from_case
     from fdtrace.searching.search_options import real_run
@@ -131,7 +131,7 @@ def confirm(found: FoundFault, given: GivenScheduler, searched: Searched) -> Non
         found.real[given.name] = f"shows it too: {seen.text}"
 
 
-def print_fault(found: FoundFault, option: str, path: Path | None) -> None:
+def print_fault(found: FaultReport, option: str, path: Path | None) -> None:
     """Print a fault on stdout; the case too, if it goes into no file."""
     from fdtrace.recorder.printable import printable
 
@@ -152,7 +152,7 @@ def print_fault(found: FoundFault, option: str, path: Path | None) -> None:
         print(case_text(found.case), end="")
 
 
-def print_covered(name: str, kinds: Sequence[str], covered: Covered, seconds: float) -> None:
+def print_covered(name: str, kinds: Sequence[str], covered: SearchCoverage, seconds: float) -> None:
     """Print what a search tried without a finding, and how near it came. That is no proof."""
     print(
         f"{name}: nothing found in {covered.num_runs:,} workloads ({covered.num_steps:,} steps, {seconds:.0f} s). "
@@ -170,6 +170,6 @@ def print_covered(name: str, kinds: Sequence[str], covered: Covered, seconds: fl
     print(f"  nearest (100% would be a finding): {near or 'nothing'}")
 
 
-def covered_figures(covered: Covered) -> dict[str, Any]:
+def covered_figures(covered: SearchCoverage) -> dict[str, Any]:
     """What a search tried, for programs."""
     return dict(covered.__dict__)

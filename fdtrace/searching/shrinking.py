@@ -9,14 +9,19 @@ from fdtrace.progress import Progress
 
 if TYPE_CHECKING:
     from fdtrace.replayer.search.draw_case import SearchCase
-    from fdtrace.replayer.search.falsifier import FoundCase
+    from fdtrace.replayer.search.falsifier import FaultyCase
     from fdtrace.replayer.search.findings import Finding
     from fdtrace.replayer.search.shrink_case import Shrinker
-    from fdtrace.searching.search_options import Searched
+    from fdtrace.searching.search_options import SearchPlan
 
 
 def shrunk(
-    found: FoundCase, searched: Searched, progress: Progress, *, most_runs: int, seconds: float | None = None
+    found: FaultyCase,
+    searched: SearchPlan,
+    progress: Progress,
+    *,
+    most_runs: int,
+    seconds: float | None = None,
 ) -> Shrinker:
     """The smallest case with the fault of `found`: the same kind, with the same cause. Sizes that `-w` gives stay.
 

@@ -17,11 +17,11 @@ from fdtrace.replayer.search.sweep_grid import (
     SweepValue,
     VariedSetting,
 )
-from fdtrace.replayer.search.sweep_parting import Parting, neighbours_of, parting_of
+from fdtrace.replayer.search.sweep_parting import VariantSplit, neighbours_of, variant_split_of
 
 if TYPE_CHECKING:
     from fdtrace.replayer.recorded.time_model import TimeModel
-    from fdtrace.searching.sweeping import SweepWorker
+    from fdtrace.searching.sweep_runner import SweepRunner
 
 WORSE = 0.01
 """A figure costs something if it becomes worse by a larger share than this."""
@@ -35,7 +35,7 @@ class SweepNeighbour:
     name: str
     value: SweepValue
     row: SweepRow
-    parting: Parting | None
+    parting: VariantSplit | None
     """None: it decides the same in every step, or is refused."""
     reasons: tuple[str, str] = ("", "")
     """What the model decided in that step, of the best and of this one, where they say different things."""
@@ -128,7 +128,7 @@ def cell(value: Any) -> str:
 
 
 def advice_of(
-    worker: SweepWorker,
+    worker: SweepRunner,
     varied: Sequence[VariedSetting],
     rows: Sequence[SweepRow],
     allowed: Sequence[SweepRow],
@@ -187,7 +187,7 @@ def _costs(best: SweepRow, before: SweepRow, names: Sequence[str]) -> list[str]:
 
 
 def _neighbours(
-    worker: SweepWorker,
+    worker: SweepRunner,
     varied: Sequence[VariedSetting],
     known: Mapping[tuple[Any, ...], SweepRow],
     best: SweepRow,
@@ -204,7 +204,7 @@ def _neighbours(
         if row["refused"] is None:
             try:
                 columns = columns or worker.columns(own)  # type: ignore[arg-type]  # the values of settings
-                parting = parting_of(columns, worker.columns(settings))
+                parting = variant_split_of(columns, worker.columns(settings))
                 if parting is not None:
                     reasons = _reasons(worker, own, settings, parting)
             except FdtraceError:
@@ -214,7 +214,7 @@ def _neighbours(
 
 
 def _reasons(
-    worker: SweepWorker, own: Mapping[str, Any], other: Mapping[str, Any], parting: Parting
+    worker: SweepRunner, own: Mapping[str, Any], other: Mapping[str, Any], parting: VariantSplit
 ) -> tuple[str, str]:
     """What each decided in that step and the other one did not."""
     one, two = worker.reasons(own, parting.index), worker.reasons(other, parting.index)

@@ -13,8 +13,10 @@ from typing import Any
 
 from fdtrace.recorder.errors import TargetError, UsageError
 from fdtrace.replayer.search.sweep_grid import SweepRow
+from fdtrace.searching.many_sources import runner_of_inputs
 from fdtrace.searching.sweep_places import Combination
-from fdtrace.searching.sweeping import SweepInput, SweepWorker
+from fdtrace.searching.sweep_runner import SweepRunner
+from fdtrace.searching.sweeping import SweepInput
 
 TASKS_A_CPU = 4
 """Tasks on their way for each processor of the cluster: enough that none waits for its next one."""
@@ -35,7 +37,7 @@ def ray_address(text: str) -> str | None:
 class RayCluster(AbstractContextManager["RayCluster"]):
     """A connection to a cluster, with what is swept in its object store."""
 
-    def __init__(self, worker: SweepWorker, address: str | None) -> None:
+    def __init__(self, worker: SweepRunner, address: str | None) -> None:
         """UsageError: Ray is not installed. TargetError: the cluster cannot be reached."""
         try:
             import ray
@@ -49,7 +51,7 @@ class RayCluster(AbstractContextManager["RayCluster"]):
         try:
             if self._is_ours:
                 ray.init(address=address, log_to_driver=False, logging_level="error")
-            self._input = ray.put(worker.input())
+            self._input = ray.put(worker.inputs())
             self._task: Any = ray.remote(num_cpus=1, max_retries=ALWAYS)(_row)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             raise TargetError(
@@ -88,16 +90,16 @@ class RayCluster(AbstractContextManager["RayCluster"]):
             self._ray.shutdown()
 
 
-_workers: dict[str, SweepWorker] = {}
+_workers: dict[str, SweepRunner] = {}
 """Of a process of the cluster: the last worker, by the identity of its input."""
 
 
-def _row(given: SweepInput, settings: dict[str, Any]) -> SweepRow:
+def _row(given: Sequence[SweepInput], settings: dict[str, Any]) -> SweepRow:
     """A task: the figures of one variant. Its process keeps what it has read for the next task."""
-    worker = _workers.get(given.identity)
+    worker = _workers.get(given[0].identity)
     if worker is None:
         for other in _workers.values():
             other.close()
         _workers.clear()
-        worker = _workers[given.identity] = SweepWorker.of_input(given, sys.executable)
+        worker = _workers[given[0].identity] = runner_of_inputs(given, sys.executable)
     return worker.row(settings)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from multiprocessing.util import Finalize
 from typing import Protocol
 
 from fdtrace.recorder.errors import TargetError
 from fdtrace.replayer.search.sweep_grid import SweepRow, SweepValue
-from fdtrace.searching.sweeping import SweepSource, SweepWorker
+from fdtrace.searching.many_sources import runner_of
+from fdtrace.searching.sweep_runner import SweepRunner
+from fdtrace.searching.sweeping import SweepSource
+from fdtrace.worker_processes import WorkerProcesses
 
 Combination = Mapping[str, SweepValue]
 """The settings of one variant."""
@@ -31,7 +32,7 @@ class SweepPlace(Protocol):
 class OneProcess(AbstractContextManager["OneProcess"]):
     """This process."""
 
-    def __init__(self, worker: SweepWorker) -> None:
+    def __init__(self, worker: SweepRunner) -> None:
         self.worker = worker
 
     def rows(self, combinations: Sequence[Combination]) -> Iterator[tuple[int, SweepRow]]:
@@ -44,16 +45,15 @@ class OneProcess(AbstractContextManager["OneProcess"]):
 
 
 class ManyProcesses(AbstractContextManager["ManyProcesses"]):
-    """Processes of this machine. Each reads the source once."""
+    """Processes of this machine. Each reads the sources once."""
 
-    def __init__(self, source: SweepSource, jobs: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(jobs, context, _begin, (source,))
+    def __init__(self, sources: Sequence[SweepSource], jobs: int) -> None:
+        self._workers = WorkerProcesses(jobs, runner_of, sources)
 
     def rows(self, combinations: Sequence[Combination]) -> Iterator[tuple[int, SweepRow]]:
         """As of `SweepPlace`."""
         try:
-            futures = {self._pool.submit(_row, settings): i for i, settings in enumerate(combinations)}
+            futures = {self._workers.submit(_row, settings): i for i, settings in enumerate(combinations)}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
@@ -63,20 +63,9 @@ class ManyProcesses(AbstractContextManager["ManyProcesses"]):
                 hint="--jobs 1; with --state, what was computed is kept",
             ) from None
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        self._workers.__exit__(*error)
 
 
-_worker: SweepWorker | None = None
-"""Of a process of the pool."""
-
-
-def _begin(source: SweepSource) -> None:
-    global _worker  # noqa: PLW0603 - the one state of a process of the pool
-    _worker = SweepWorker(source)
-    Finalize(None, _worker.close, exitpriority=1)  # a process of a pool runs no `atexit`
-
-
-def _row(settings: Combination) -> SweepRow:
-    assert _worker is not None
-    return _worker.row(settings)
+def _row(worker: SweepRunner, settings: Combination) -> SweepRow:
+    return worker.row(settings)

@@ -20,10 +20,16 @@ CHART_HEIGHT = 16
 WIDTH = 110
 
 
-def print_summary(rows: Sequence[SweepRow], allowed: Sequence[SweepRow], seconds: float) -> None:
+def print_summary(
+    rows: Sequence[SweepRow], allowed: Sequence[SweepRow], seconds: float, num_sources: int = 1
+) -> None:
     """Print how many variants were run, allowed and refused."""
     refused = [row for row in rows if row["refused"] is not None]
-    print(f"{len(rows):,} variants in {seconds:.1f} s: {len(allowed):,} allowed, {len(refused):,} refused")
+    each = f", each on {num_sources:,} sources: counts are added, of other figures it is the worst"
+    print(
+        f"{len(rows):,} variants in {seconds:.1f} s: {len(allowed):,} allowed, {len(refused):,} refused"
+        f"{each if num_sources > 1 else ''}"
+    )
     for text in sorted({str(row["refused"]) for row in refused})[:MOST_REFUSALS]:
         print(printable(f"  refused: {text}"))
 

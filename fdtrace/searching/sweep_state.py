@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from fdtrace.searching.sweeping import SweepSource
 class SweepState:
     """Results by their settings. With a path, each is appended to that file as one line of JSON."""
 
-    def __init__(self, path: Path | None, source: SweepSource) -> None:
+    def __init__(self, path: Path | None, sources: Sequence[SweepSource]) -> None:
         """UsageError: the file cannot be read, or belongs to another sweep."""
         self.path = path
         self.rows: dict[str, SweepRow] = {}
         if path is None:
             return
-        key = json.dumps(_key(source))
+        key = json.dumps(_key(sources))
         if path.exists():
             self._read(path, key)
         else:
@@ -70,11 +70,11 @@ def _text(settings: Mapping[str, SweepValue]) -> str:
     return json.dumps(dict(sorted(settings.items())))
 
 
-def _key(source: SweepSource) -> dict[str, Any]:
+def _key(sources: Sequence[SweepSource]) -> dict[str, Any]:
     """What decides all results of a sweep."""
-    content = zlib.crc32(source.path.read_bytes())
+    contents, source = [zlib.crc32(source.path.read_bytes()) for source in sources], sources[0]
     return {
-        "source": content,
+        "source": contents[0] if len(contents) == 1 else contents,
         "engine": source.engine,
         "assigned": {name: str(value) for name, value in source.assigned.items()},
         "policy": source.policy,

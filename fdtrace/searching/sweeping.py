@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fdtrace.drivers.children import Children
+from fdtrace.drivers.children import DriverPool
 from fdtrace.recorder.errors import FdtraceError, UsageError
 from fdtrace.replayer.analysis.fidelity import recorded_policy
 from fdtrace.replayer.config import ORIGINAL, parse_policy
@@ -71,7 +71,7 @@ class SweepWorker:
         self.recording = given.recording
         self.swept: SweptRecording | None = None
         self.timing: RecordedTiming | None = None
-        self.children = Children()
+        self.children = DriverPool()
         if given.case is not None:
             from fdtrace.replayer.workload.from_case import workload_from_case
 
@@ -82,14 +82,9 @@ class SweepWorker:
             assert given.recording is not None
             self.swept = SweptRecording(given.recording.value)
 
-    def input(self) -> SweepInput:
+    def inputs(self) -> tuple[SweepInput, ...]:
         """What it has read, to be sent to other processes."""
-        return self._input
-
-    @classmethod
-    def of_input(cls, given: SweepInput, python: str) -> SweepWorker:
-        """A worker of another process; `python` runs the drivers of real schedulers there."""
-        return cls(replace(given.source, python=python), given)
+        return (self._input,)
 
     def row(self, settings: Mapping[str, SweepValue]) -> SweepRow:
         """The figures of one variant; `refused` says why a server would not start so, or nothing can be replayed."""
@@ -138,7 +133,7 @@ class SweepWorker:
             return None
 
     def columns(self, settings: Mapping[str, SweepValue]) -> Mapping[str, NDArray[Any]]:
-        """The steps of one variant: the columns that `parting_of` compares. UsageError as for a replay."""
+        """The steps of one variant: the columns that `variant_split_of` compares. UsageError as for a replay."""
         variant = self._variant(settings)
         if self.workload is None:
             return self._history(variant).columns

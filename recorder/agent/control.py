@@ -45,7 +45,7 @@ class Agent:
         self.problem = ""
         self.notes: list[str] = []
         self.pid = os.getpid()
-        self.mark = _fork_mark()
+        self.mark = fork_mark(self.pid)
         self.box: mailbox.Mailbox | None = None
         self.box_problem = ""
         self.last_word = mailbox.NO_COMMAND
@@ -54,8 +54,7 @@ class Agent:
 
     def needs_attention(self) -> bool:
         """Whether a command waits, or this process has no mailbox of its own yet (perhaps since it is a fork)."""
-        mark = self.mark
-        if not mark[0] if mark is not None else os.getpid() != self.pid:
+        if not self.mark[0]:
             return not self.gone
         now = monotonic()
         if now < self.next_look:
@@ -124,7 +123,8 @@ class Agent:
 
     def _become_child(self) -> None:
         # A thread that this process does not have may have held the lock. Ring and mailbox belong to the parent.
-        self.pid, self.lock, self.on, self.mark = os.getpid(), _thread.allocate_lock(), False, _fork_mark()
+        self.pid, self.lock, self.on = os.getpid(), _thread.allocate_lock(), False
+        self.mark = fork_mark(self.pid)
         self._close_box()
         self.wanted, self.session, self.writer = self.session or self.wanted, None, None
 
@@ -259,8 +259,18 @@ class Agent:
                 yield from adapter.snapshot()
 
 
-def _fork_mark() -> mmap.mmap | None:
-    """A page that begins with 1 here, and with 0 in a child of this process. None if the kernel cannot do that.
+class ForkMark:
+    """The mark of a process, where the kernel can make no page that changes in a child."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __getitem__(self, index: int) -> bool:
+        return os.getpid() == self.pid
+
+
+def fork_mark(pid: int) -> mmap.mmap | ForkMark:
+    """A page that begins with 1 here, and with 0 in a child of this process, which is `pid`.
 
     Each hooked call asks for it: even getpid(2) would take time there.
     """
@@ -268,7 +278,7 @@ def _fork_mark() -> mmap.mmap | None:
     try:
         page.madvise(MADV_WIPEONFORK)
     except OSError:
-        return None
+        return ForkMark(pid)
     page[0] = 1
     return page
 

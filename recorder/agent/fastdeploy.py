@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Iterable
 
 from . import fastdeploy_config as config
+from . import fastdeploy_reasons as reasons
 from . import wire
 from .fastdeploy_order import FastDeployOrder
 from .fastdeploy_roles import Roles
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 
 MODULE, CLASS = "fastdeploy.engine.sched.resource_manager_v1", "ResourceManagerV1"
 
-LAST = "_log_console_scheduler_metrics"
-"""The last method that `schedule()` calls before `update_metrics()`. Versions without it have only `update_metrics()`,
-which other methods call too."""
+LAST, LAST_OF_OLDER = reasons.LAST_METHODS
+"""`update_metrics()` is called by other methods too."""
 
 STAMP = "_fdtrace"
 """Attribute of a scheduled task: (the engine's token, the call's number). It survives the pickling to the workers."""
@@ -46,38 +46,12 @@ class CallOutcome:
         self.reason, self.missing, self.head = "", -1, ""
         if self.waiting:
             self.head = manager.waiting[0].request_id
-            self.reason, self.missing = self._not_admitted(manager, names)
+            self.reason, self.missing = reasons.head_refusal(manager, names)
         ratio = getattr(manager, "new_token_ratio", None)
         if ratio is not None:
             self.reservation, self.flags = int(ratio * 1e6), wire.RATIO
         else:
             self.reservation, self.flags = getattr(manager, "current_reserve_output_block_num", -1), 0
-
-    def _not_admitted(self, manager: Any, names: dict[str, Any]) -> tuple[str, int]:
-        """Why the head of the waiting queue stayed, and how many blocks it lacked (-1: blocks were not the reason)."""
-        left = self.left
-        if names.get("preempted_reqs"):
-            reason = "preemption"
-        elif names.get("chunk_prefill_in_running_not_satisfied"):
-            reason = "blocks"
-        elif left is None or len(self.skipped) >= self.waiting:
-            reason = "other"
-        elif left <= 0 or (config.chunking_disabled() and left < manager.waiting[0].need_prefill_tokens):
-            reason = "budget"
-        elif self._slots_taken(manager) >= manager.max_num_seqs:
-            reason = "slots"
-        else:
-            reason = "blocks" if names.get("request") is manager.waiting[0] else "other"
-        return reason, self._missing(names) if reason == "blocks" else -1
-
-    def _slots_taken(self, manager: Any) -> int:
-        queued = sum(1 for request in manager.waiting if request.status.name == "PREEMPTED")
-        leaving = len(manager.to_be_rescheduled_request_id_set) + len(manager.to_be_aborted_req_id_set)
-        return self.running + leaving + queued
-
-    def _missing(self, names: dict[str, Any]) -> int:
-        needed = names.get("can_schedule_block_num_threshold")
-        return max(needed - self.free, -1) if isinstance(needed, int) and needed > self.free else -1
 
 
 class TasksOfCall:
@@ -102,7 +76,7 @@ class FastDeployAdapter:
             Hook(MODULE, CLASS, "add_request", self.before_add_request),
             Hook(MODULE, CLASS, "schedule", self.before_schedule, self.after_schedule),
             Hook(MODULE, CLASS, LAST, self.before_return),
-            Hook(MODULE, CLASS, "update_metrics", self.before_return, unless=LAST),
+            Hook(MODULE, CLASS, LAST_OF_OLDER, self.before_return, unless=LAST),
             Hook(MODULE, CLASS, "_free_blocks", self.before_free),
             Hook(MODULE, CLASS, "finish_requests", self.before_finish, self.after_finish),
             Hook(MODULE, CLASS, "recycle_abort_task", self.before_recycle, self.after_finish),
@@ -274,7 +248,7 @@ class FastDeployAdapter:
 
     def _figures(
         self, manager: Any, seen: CallOutcome, counts: TasksOfCall, prefilling: int
-    ) -> wire.CallFigures:
+    ) -> tuple[int, ...]:
         start, reserved, decodes = seen.budget
         counted = -1
         if seen.left is not None and start is not None:
@@ -288,25 +262,29 @@ class FastDeployAdapter:
             )
             decodes = past_prefill - counts.completed + counts.aborted + counts.preempted
         mixed = manager.config.scheduler_config.splitwise_role == "mixed"
-        return wire.CallFigures(
-            token_budget=-1 if start is None else max(start, 0),
-            num_scheduled_tokens=counted,
-            num_running=seen.running,
-            num_running_decodes=decodes,
-            num_prefilling=prefilling,
-            num_waiting=seen.waiting,
-            num_deferred=len(seen.skipped),
-            num_preallocated=-1 if mixed else seen.preallocated,
-            num_chunks=counts.chunks,
-            num_admitted=counts.admitted,
-            num_extended=counts.extended,
-            num_preempted=counts.preempted,
-            num_aborted=counts.aborted,
-            num_free_blocks=seen.free,
-            num_blocks=manager.cache_manager.num_gpu_blocks,
-            num_missing_blocks=seen.missing,
-            head=self.writer.numbers.get(seen.head, -1),
-            reservation=seen.reservation,
+        return (  # a plain tuple in the order of `wire.CallFigures`, which takes 10 us longer cold
+            -1 if start is None else max(start, 0),  # token_budget
+            counted,  # num_scheduled_tokens
+            seen.running,  # num_running
+            decodes,  # num_running_decodes
+            prefilling,  # num_prefilling
+            seen.waiting,  # num_waiting
+            len(seen.skipped),  # num_deferred
+            -1 if mixed else seen.preallocated,  # num_preallocated
+            counts.chunks,  # num_chunks
+            counts.admitted,  # num_admitted
+            counts.extended,  # num_extended
+            counts.preempted,  # num_preempted
+            counts.aborted,  # num_aborted
+            seen.free,  # num_free_blocks
+            manager.cache_manager.num_gpu_blocks,  # num_blocks
+            seen.missing,  # num_missing_blocks
+            self.writer.numbers.get(seen.head, -1),  # head
+            seen.reservation,  # reservation
+            -1,  # cache_read_budget
+            -1,  # num_cache_read_tokens
+            -1,  # input_budget
+            -1,  # num_input_tokens
         )
 
     def before_finish(self, manager: Any, args: Any, kwargs: Any) -> list[tuple[str, str, int]]:

@@ -1,9 +1,9 @@
-"""FastDeploy's prefix cache as the first recorded call finds it: it still holds blocks of requests that have ended.
+"""FastDeploy's prefix cache as a recorded call finds it: it still holds blocks of requests that have ended.
 
 FastDeploy: `PrefixCacheManager` (cache_manager/prefix_cache_manager.py) and `BlockNode` (cache_manager/cache_data.py).
 The tree is Python objects on the host. A node keeps the tokens of the request that made it, so its block gets the same
-hash as in a request's prompt. It is read once, while the scheduler's lock is held: all changes of the tree are made
-under that lock.
+hash as in a request's prompt. It is read while the scheduler's lock is held: all changes of the tree are made under
+that lock.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from .wire_order import CHILD, NOBODY, ON_DEVICE
 MOST_BLOCKS = 16_384
 """A larger tree is not read: the scheduler waits meanwhile, about 5 us a block."""
 
+MOST_BLOCKS_AGAIN = 4096
+"""The same for each further time: then a flight recorder costs a busy server at most 20 ms now and then."""
+
 FRAME_BLOCKS = 256
 """Blocks in a frame."""
 
 
-class FoundCache:
+class PrefixCacheReader:
     """Reads the tree of one manager; blocks are numbered, each after the block before it in its prefix."""
 
-    def __init__(self, manager: Any) -> None:
+    def __init__(self, manager: Any, most_blocks: int | None = None) -> None:
+        """`most_blocks`: a larger tree is left out; None: MOST_BLOCKS."""
+        most_blocks = MOST_BLOCKS if most_blocks is None else most_blocks
         config = manager.config.cache_config
         self.enabled = bool(getattr(config, "enable_prefix_caching", False))
         self.size = getattr(config, "block_size", 0)
@@ -34,7 +39,7 @@ class FoundCache:
         self.num_blocks = len(nodes)
         models_images = bool(getattr(getattr(manager.config, "model_config", None), "enable_mm", False))
         # A block's hash also covers its images, and a node does not keep these.
-        if self.enabled and 0 < self.num_blocks <= MOST_BLOCKS and not models_images:
+        if self.enabled and 0 < self.num_blocks <= most_blocks and not models_images:
             self._number((*nodes.values(), *getattr(self.cache, "gpu_lru_leaf_heap", ())))
 
     def _number(self, nodes: tuple[Any, ...]) -> None:

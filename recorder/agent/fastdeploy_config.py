@@ -10,6 +10,7 @@ import time
 from array import array
 from typing import Any
 
+from .fastdeploy_reasons import chunking_disabled, envs
 from .writer import KeyframeRow
 
 ENVIRONMENT = (
@@ -37,16 +38,6 @@ def _get(root: Any, path: str) -> Any:
     return root
 
 
-def envs() -> Any:
-    """FastDeploy's own module of variables, or None."""
-    return sys.modules.get("fastdeploy.envs")
-
-
-def chunking_disabled() -> bool:
-    """Whether a prompt must be prefilled whole (FD_DISABLE_CHUNKED_PREFILL)."""
-    return bool(getattr(envs(), "FD_DISABLE_CHUNKED_PREFILL", False))
-
-
 def environment() -> dict[str, str]:
     """The variables of `ENVIRONMENT` as FastDeploy reads them, and Paddle's flags as they are set."""
     variables = {}
@@ -71,6 +62,7 @@ def describe(config: Any, manager: Any = None) -> dict[str, Any]:
         "host": socket.gethostname(),
         "role": _get(config, "scheduler_config.splitwise_role"),
         "dp_rank": rank if isinstance(rank, int) else None,
+        "message_queue": os.environ.get("INFERENCE_MSG_QUEUE_ID"),
         "max_num_batched_tokens": _get(config, "scheduler_config.max_num_batched_tokens"),
         "max_profiled_tokens": profiled_tokens(config),
         "num_max_dispatch_tokens_per_rank": dispatch_tokens(config),

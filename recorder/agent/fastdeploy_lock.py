@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
+
+Handler = Callable[[Any, FrameType], None]
+"""Takes the manager, and the frame of the function that holds its lock."""
 
 
-class Onlooker(Protocol):
-    """Called when a section of the lock begins and ends, in the function of `frame`. It raises no Exception."""
+class LockObserver(Protocol):
+    """What is called when a section of the lock begins (`entering`) or, once `begun`, ends without an error (`ending`):
+    a handler for each function that has something to report.
+    """
 
-    def entered(self, frame: FrameType) -> None: ...
+    begun: bool
+    entering: dict[str, Handler]
+    ending: dict[str, Handler]
 
-    def leaving(self, frame: FrameType, failed: bool) -> None: ...
+    def report(self, handler: Handler, frame: FrameType) -> None:
+        """Call the handler. It raises no Exception."""
 
 
-class StandIn:
+class ReportingLock:
     """Wraps a manager's lock, and calls `order` for each section.
 
     It can replace the lock at any moment: who holds the lock then also holds this one. FastDeploy takes the lock only
     by `with`. All other attributes go to the lock itself, without a report.
     """
 
-    def __init__(self, lock: Any, order: Onlooker) -> None:
+    def __init__(self, lock: Any, order: LockObserver) -> None:
         self.lock = lock
-        self.order: Onlooker | None = order
+        self.order: LockObserver | None = order
 
     def __enter__(self) -> Any:
         entered = self.lock.__enter__()
         order = self.order
         if order is not None:
             try:
-                order.entered(sys._getframe(1))
+                frame = sys._getframe(1)
+                handler = order.entering.get(frame.f_code.co_name)
+                if handler is not None:
+                    order.report(handler, frame)
             except BaseException:  # a KeyboardInterrupt: else nobody would release the lock
                 self.lock.__exit__(None, None, None)
                 raise
@@ -40,8 +51,11 @@ class StandIn:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         try:
             order = self.order
-            if order is not None:
-                order.leaving(sys._getframe(1), kind is not None)
+            if order is not None and kind is None and order.begun:
+                frame = sys._getframe(1)
+                handler = order.ending.get(frame.f_code.co_name)
+                if handler is not None:
+                    order.report(handler, frame)
         finally:
             self.lock.__exit__(kind, error, trace)
 

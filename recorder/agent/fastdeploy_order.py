@@ -8,18 +8,17 @@ lock: what a call of `schedule()` knew is in `num_computed_tokens`, which its lo
 
 from __future__ import annotations
 
-import os
 import time
-from array import array
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Iterable
 
 from . import fastdeploy_config as config
-from .fastdeploy_found import write_found
-from .fastdeploy_lock import StandIn
+from .checkpoint_times import CheckpointTimes
+from .fastdeploy_found import write_checkpoint, write_found
+from .fastdeploy_lock import Handler, ReportingLock
 from .fastdeploy_roles import RoleSections
 from .hooks import Hook
-from .order import Decided, OrderWriter, computed_tokens
+from .order import CallDecision, OrderWriter
 
 if TYPE_CHECKING:
     from .control import Agent
@@ -43,13 +42,13 @@ class FastDeployOrder:
             Hook(module, cls, "reschedule_preempt_task", self.before_requeue),
         )
         self.manager: Any = None
-        self.stand_in: StandIn | None = None
-        self.entering: dict[str, Callable[[Any, Any], None]] = {
+        self.stand_in: ReportingLock | None = None
+        self.entering: dict[str, Handler] = {
             "schedule": self._schedule_begins,
             "reschedule_preempt_task": self._about_to_reschedule,
             "recycle_abort_task": self._about_to_recycle,
         }
-        self.ending: dict[str, Callable[[Any, Any], None]] = {
+        self.ending: dict[str, Handler] = {
             "add_request": self._added,
             "add_abort_req_ids": self._abort_wanted,
             "reschedule_preempt_task": self._rescheduled,
@@ -70,7 +69,7 @@ class FastDeployOrder:
         self.ts = 0
         self.running: dict[str, Any] = {}
         """The running queue as a reader of the frames knows it."""
-        self.computed = array("H")
+        self.computed: list[int] = []
         """Computed tokens of each of these, as written last."""
         self.whole_queue = True
         """Whether the next frame must name the whole running queue."""
@@ -82,14 +81,18 @@ class FastDeployOrder:
         self.leaving_requests: dict[tuple[int, str], int | None] = {}
         """Out of the running queue, but with their blocks: keys are (frame id of its `finish_requests`, request id). A
         number: it had left before the first call, and these are numbered."""
+        self.num_leaving = 0
+        """How many got such a number."""
         self.unknown_aborts: set[str] = set()
         self.roles.begin()
+        self.checkpoints = CheckpointTimes(self.agent.session)
+        self.next_checkpoint = self.checkpoints.after(time.time_ns())
 
     def watch(self, manager: Any) -> None:
         """Put the stand-in in place of a manager's lock, once."""
         if self.manager is None and not self.failed:
             self.manager = manager
-            self.stand_in = StandIn(manager.lock, self)
+            self.stand_in = ReportingLock(manager.lock, self)
             manager.lock = self.stand_in
 
     def end(self) -> None:
@@ -131,22 +134,10 @@ class FastDeployOrder:
 
     # Called by the stand-in while the lock is held --------------------------------------------------------------
 
-    def entered(self, frame: FrameType) -> None:
-        """A section of the lock begins, in the function of `frame`."""
-        handler = self.entering.get(frame.f_code.co_name)
-        if handler is not None:
-            self._guarded(handler, frame)
-
-    def leaving(self, frame: FrameType, failed: bool) -> None:
-        """A section ends; `failed`: by an exception."""
-        handler = self.ending.get(frame.f_code.co_name)
-        if handler is not None and self.begun and not failed:
-            self._guarded(handler, frame)
-
-    def _guarded(self, handler: Callable[[Any, Any], None], frame: FrameType) -> None:
+    def report(self, handler: Handler, frame: FrameType) -> None:
+        """A section begins or ends in the function of `frame`."""
         agent = self.agent
-        mark = agent.mark
-        if not agent.on or (not mark[0] if mark is not None else agent.pid != os.getpid()):
+        if not agent.on or not agent.mark[0]:
             return  # this is a child of the recorded process, or nothing is recorded
         try:
             with agent.lock:
@@ -176,6 +167,10 @@ class FastDeployOrder:
         if not self.begun:
             self.begun = True
             write_found(self, manager)
+        elif self.ts >= self.next_checkpoint:
+            self.next_checkpoint = self.checkpoints.after(self.ts)
+            self.ring.end_idle()  # a trace that begins here has no part of a run of idle calls
+            write_checkpoint(self, manager)
         self.needed_blocks = []
         self.freed_tokens.clear()
         fresh = self.fresh
@@ -197,10 +192,7 @@ class FastDeployOrder:
         if self.whole_queue or not self._follows(running):
             self.whole_queue = True
             self.running = {request.request_id: request for request in running}
-        computed_before, self.computed = (
-            self.computed,
-            computed_tokens([request.num_computed_tokens for request in running]),
-        )
+        computed_before, self.computed = self.computed, [request.num_computed_tokens for request in running]
         has_changes = self.whole_queue or tasks or skipped or errors or self.started or self.needed_blocks
         if not has_changes and self.computed == computed_before:
             return
@@ -210,7 +202,7 @@ class FastDeployOrder:
         elif len(needed) != len(chunks):
             needed = []
         self.writer.decided(
-            Decided(
+            CallDecision(
                 self.call, self.ts, chunks, extended, preempted, aborted,
                 [r.request_id for r in skipped if getattr(r, "async_process_futures", None)] if skipped else [],
                 [request_id for request_id, _ in errors] if errors else [],
@@ -232,7 +224,7 @@ class FastDeployOrder:
     def _take(
         self, manager: Any, tasks: Any
     ) -> tuple[list[Any], list[str], list[tuple[str, int]], list[str]]:
-        """Chunks, extended decodes, preempted and aborted requests, in the form of `Decided`."""
+        """Chunks, extended decodes, preempted and aborted requests, in the form of `CallDecision`."""
         chunks, extended, preempted, aborted = [], [], [], []
         fresh = self.fresh
         for task in tasks:

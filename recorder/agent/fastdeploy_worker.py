@@ -238,7 +238,7 @@ class FastDeployWorkerAdapter:
         rows = array("H", [slot | wire.LAST_CHUNK if last else slot for slot, (_, last) in prefills])
         self.writer.forward(
             forward.number, self.call, forward.ts, forward.duration_us, forward.predicted, forward.memory,
-            rows.tobytes(), forward.stalled, memoryview(tokens), memoryview(emitted), wire.LANDED,
+            rows.tobytes(), forward.stalled, tokens, emitted, wire.LANDED,
         )  # fmt: skip
         self._advance(forward, emitted)
 

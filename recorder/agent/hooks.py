@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from time import monotonic
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 MARK = "_fdtrace_hook"
@@ -17,9 +18,13 @@ class Recorder(Protocol):
     """Whether it records now."""
     lock: Any
     """Held while a hook runs (a `_thread.lock`)."""
+    mark: Any
+    """`mark[0]` is false in a child of the process that made the agent."""
+    next_look: float
+    """When `needs_attention` is to be asked again, on the clock `time.monotonic`."""
 
     def needs_attention(self) -> bool:
-        """Whether `attend` has something to do. Every call asks, so it is quick. It never raises."""
+        """Whether `attend` has something to do. It never raises."""
 
     def attend(self) -> None:
         """Carry out what waits."""
@@ -84,7 +89,8 @@ def _wrap(agent: Recorder, hook: Hook, original: Any) -> Any:
     @functools.wraps(original)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         # We keep only an `Exception`: a KeyboardInterrupt that arrives in our code belongs to the engine.
-        if agent.needs_attention():
+        # With cold caches each function takes time: `needs_attention` is only called if there may be something.
+        if (not agent.mark[0] or monotonic() >= agent.next_look) and agent.needs_attention():
             agent.attend()
         if not agent.on:
             return original(self, *args, **kwargs)

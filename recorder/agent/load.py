@@ -18,11 +18,13 @@ ENGINES = {
     "sandbox": ("sandbox",),
     "fastdeploy": (
         *(
+            "fastdeploy_reasons",
             "fastdeploy_config",
             "wire_order",
             "order",
             "fastdeploy_lock",
             "fastdeploy_cache",
+            "checkpoint_times",
             "fastdeploy_found",
             "fastdeploy_roles",
             "fastdeploy_order",
@@ -31,10 +33,10 @@ ENGINES = {
     ),
     "vllm": (
         *("row_table", "torch_allocator", "at_work"),
-        *("vllm_config", "vllm_reasons", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
+        *("vllm_config", "vllm_reasons", "vllm_resting", "vllm_figures", "vllm_batch", "vllm", "vllm_worker"),
     ),
     "transformers": (
-        *("row_table", "torch_allocator", "at_work"),
+        *("row_table", "torch_allocator", "at_work", "checkpoint_times"),
         *("transformers_config", "transformers_found", "transformers_figures", "transformers_batch"),
         "transformers",
     ),

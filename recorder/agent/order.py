@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from array import array
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from . import wire, wire_order
 from .writer import EVENTS
 
 NOBODY = wire_order.NOBODY
-PACK_DECIDED = wire_order.DECIDED_HEAD.struct.pack
-NARROW_SIZE = array("H").itemsize
+
+Pack = Callable[..., bytes]
 
 
-def computed_tokens(numbers: list[int]) -> array[int]:
-    """Computed tokens of the running requests as `Decided` takes them: 2 bytes each, or 4 if a context is longer."""
-    try:
-        return array("H", numbers)
-    except OverflowError:
-        return array("I", numbers)
+class Packers:
+    """Functions that pack so many numbers, made when they are first asked for. `codes`: those of the module `struct`.
+
+    Not `array`: with cold caches its code takes as long as all else of a frame.
+    """
+
+    def __init__(self, before: str, each: str) -> None:
+        self.before, self.each = before, each
+        self.by_count: dict[int, Pack] = {}
+
+    def of(self, count: int) -> Pack:
+        """Packs what comes before, and `count` numbers."""
+        pack = self.by_count.get(count)
+        if pack is None:
+            pack = self.by_count[count] = struct.Struct("<%s%d%s" % (self.before, count, self.each)).pack
+        return pack
 
 
-class Decided(NamedTuple):
+HEADS, NARROW, WIDE = Packers(wire_order.DECIDED_HEAD.codes, "I"), Packers("", "H"), Packers("", "I")
+
+
+class CallDecision(NamedTuple):
     """What one scheduling call decided, and what it knew. Requests are named by their ids.
 
     `needed_blocks`: the free blocks that were required before each chunk, in the order of `chunks`; one more for
@@ -44,7 +58,7 @@ class Decided(NamedTuple):
     started: list[str]
     needed_blocks: list[int]
     refused: str | None
-    computed: array[int]
+    computed: list[int]
 
 
 class OrderWriter:
@@ -83,32 +97,31 @@ class OrderWriter:
         """Write what the first call finds. `value` and `more`: see `wire_order.FOUND` and `wire_order.PLACES`."""
         self.event(0, "found", request_id, value, (wire_order.PLACES.index(place), *more))
 
-    def decided(self, decision: Decided, running: list[str] | None) -> None:
+    def decided(self, decision: CallDecision, running: list[str] | None) -> None:
         """Write a call that found or did something. `running`: the running queue, if the frame must name it; None: it
         follows from the frames so far.
         """
         self.lap = self.writer.ring.lap
-        lists: tuple[Any, ...] = decision[2:10]
-        words = self._words(decision, running) if running is not None or any(lists) else b""
+        _, _, chunks, extended, preempted, aborted, skipped, failed, started, needed, _, computed = decision
+        has_words = chunks or extended or preempted or aborted or skipped or failed or started or needed
+        words = self._words(decision, running) if has_words or running is not None else []
         refused = NOBODY
         if decision.refused is not None:
             refused = self.writer.numbers.get(decision.refused, NOBODY)
-        computed = decision.computed
-        flags = wire_order.NARROW if computed.itemsize == NARROW_SIZE else 0
-        head = PACK_DECIDED(
-            wire.DECIDED,
-            flags if running is None else flags | wire_order.RUNNING,
-            *map(len, lists),
-            0,
-            len(computed),
-            refused,
-            decision.call,
-            decision.ts,
-        )
-        self.writer.put(head + words + computed.tobytes(), ends_idle=False)
+        flags = 0 if running is None else wire_order.RUNNING
+        try:
+            numbers = NARROW.of(len(computed))(*computed)
+            flags |= wire_order.NARROW
+        except struct.error:  # a context is longer
+            numbers = WIDE.of(len(computed))(*computed)
+        frame = HEADS.of(len(words))(  # in the order of `wire_order.DecidedHead`
+            wire.DECIDED, flags, len(chunks), len(extended), len(preempted), len(aborted), len(skipped), len(failed),
+            len(started), len(needed), 0, len(computed), refused, decision.call, decision.ts, *words,
+        )  # fmt: skip
+        self.writer.put(frame + numbers, ends_idle=False)
 
-    def _words(self, decision: Decided, running: list[str] | None) -> bytes:
-        """The lists of a call in the order of `Decided`, then the running queue."""
+    def _words(self, decision: CallDecision, running: list[str] | None) -> list[int]:
+        """The lists of a call in the order of `CallDecision`, then the running queue."""
         number = self.writer.numbers.get
         words: list[int] = []
         for request_id, start, end in decision.chunks:
@@ -123,4 +136,4 @@ class OrderWriter:
         words += decision.needed_blocks
         if running is not None:
             words += [number(request_id, NOBODY) for request_id in running]
-        return array("I", words).tobytes()
+        return words

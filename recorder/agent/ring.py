@@ -20,6 +20,7 @@ import mmap
 import os
 import struct
 from time import monotonic
+from typing import Any
 
 MAGIC = b"FDTRING1"
 PAGE = 4096
@@ -94,6 +95,8 @@ class RingWriter:
         self.words = self.view.cast("Q")
         self.segments, self.segment_size = segments, segment_size
         self.number = 0
+        self.is_fresh = True
+        """Whether the segment has no keyframe yet."""
         self.lap = FIRST_LAP - 1
         self.offset = self.end = 0
         self.next_segment()
@@ -130,41 +133,43 @@ class RingWriter:
         self.words[(start + SEGMENT_HEAD) >> 3] = 0
         self.words[(start + 8) >> 3] = self.number
         self.words[start >> 3] = self.lap
+        self.is_fresh = True
         self.offset, self.end = start + SEGMENT_HEAD, start + self.segment_size
 
-    def begin(self, length: int) -> int:
-        """The offset at which a payload of `length` bytes (a multiple of 8) may be written.
+    def write(self, payload: Any) -> None:
+        """Write a frame and make it visible to a reader. `payload`: any object with a buffer of bytes.
 
         Raises OSError if somebody has cut the file.
         """
-        # Every frame comes here: `_check_length` is written out, since with cold caches each function takes time.
+        # Every frame comes here. With cold caches each function takes time, so what is frequent is written out.
         now = monotonic()
         if now >= self.next_check:
             self.next_check = now + CHECK_EVERY
             try:
-                size = self.ring.size()
+                whole = self.ring.size()
             except OSError:  # as in `is_whole`
-                size = self.length
-            if size < self.length:
+                whole = self.length
+            if whole < self.length:
                 self._check_length()
-        at = self.offset + 8
-        if at + length + 8 > self.end:
-            if length > self.segment_size - SEGMENT_HEAD - 16:
-                raise ValueError("a frame of %d bytes does not fit a segment" % length)
+        size, offset = len(payload), self.offset
+        at = offset + 8
+        end = at + (size + 7 & ~7)
+        if end + 8 > self.end:
+            if end - offset > self.segment_size - SEGMENT_HEAD - 8:
+                raise ValueError("a frame of %d bytes does not fit a segment" % size)
             self.next_segment()
-            at = self.offset + 8
-        self.words[(at + length) >> 3] = 0
-        return at
-
-    def commit(self, length: int) -> None:
-        """Make the payload begun last visible: from now on, a reader sees it."""
-        offset, number = self.offset, self.number
-        self.words[offset >> 3] = (number & 0xFFFFFFFF) << 32 | (8 + length)
-        self.number = number + 1
-        self.offset = offset + 8 + length
+            offset = self.offset
+            at = offset + 8
+            end = at + (size + 7 & ~7)
+        words, number = self.words, self.number
+        words[end >> 3] = 0
+        self.ring[at : at + size] = payload
+        words[offset >> 3] = (number & 0xFFFFFFFF) << 32 | end - offset
+        self.number, self.offset = number + 1, end
 
     def first_forward(self, step: int, ts: int) -> None:
-        """Note the first forward of this ring: its step, and when it began (`ts`)."""
+        """Note the first forward of this ring: its step, and when it began (`ts`). Raises OSError as `write` does."""
+        self._check_length()
         self.words[(FIRST_FORWARD >> 3) + 1] = ts
         self.words[FIRST_FORWARD >> 3] = step + 1
 

@@ -19,7 +19,7 @@ from . import transformers_figures as figures
 from .hooks import Hook
 from .transformers_batch import BatchMembers, ScheduledBatch, sampled
 from .transformers_figures import CallStart, KVBlocks
-from .transformers_found import find_requests, write_found
+from .transformers_found import TransformersCheckpoints, find_requests, write_found
 from .writer import KeyframeRow
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class TransformersAdapter:
         self.scheduler: Any = None
         self.in_margin: bool | None = None
         self.call, self.number = -1, 0
+        self.checkpoints = TransformersCheckpoints(self.agent.session)
         self.ended_call: tuple[ScheduledBatch | None, TimedFigures] | None = None
         self.calls: list[ScheduledBatch] = []
         self.current: ScheduledBatch | None = None
@@ -190,8 +191,11 @@ class TransformersAdapter:
                 self._write_forward(call, {})
             self._begin_with(processor)
             self.writer.has_keyframe = False
-        if processor is self.processor and not self.begun:
-            self._take_in_requests()
+        if processor is self.processor:
+            if not self.begun:
+                self._take_in_requests()
+            elif time.time_ns() >= self.checkpoints.next_ns:
+                self.checkpoints.write(self.writer, processor, self.blocks)
 
     def _take_in_requests(self) -> None:
         """The recording begins here, in the loop's own thread: with all that runs or waits."""

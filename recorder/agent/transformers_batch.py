@@ -13,7 +13,7 @@ from . import torch_allocator, wire
 from . import transformers_config as config
 from .row_table import RowTable
 from .transformers_figures import KVBlocks
-from .transformers_found import FoundRequests
+from .transformers_found import RequestsAtStart
 from .writer import KeyframeRow
 
 
@@ -68,7 +68,7 @@ class BatchMembers(RowTable):
         self.held.pop(request_id, None)
         self.states.pop(request_id, None)
 
-    def take_in(self, found: FoundRequests, blocks: KVBlocks) -> None:
+    def take_in(self, found: RequestsAtStart, blocks: KVBlocks) -> None:
         """Enter the requests that run already."""
         self.sampling = {name for name in found.in_flight if found.samples(name)}
         for state in found.running:

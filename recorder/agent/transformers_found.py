@@ -1,15 +1,20 @@
 """What is there when a recording of transformers' continuous batching begins. A replay begins with it.
 
+For a flight recorder it is written again now and then (a checkpoint): a kept trace can begin with each of these.
+
 It is read at the top of a turn of the generation loop, in the loop's own thread. In asynchronous batching, one batch is
-in flight then: it is updated only after the first recorded call, so its tokens are not in the requests yet.
+in flight then: it is updated only after the next call, so its tokens are not in the requests yet.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import transformers_config as config
 from . import wire
+from .checkpoint_times import CheckpointTimes
+from .writer import ROOM_FOR_A_STEP
 
 if TYPE_CHECKING:
     from .transformers_figures import KVBlocks
@@ -19,7 +24,7 @@ MOST_HASHES = 8192
 """Most hashes of cached blocks that are written: 64 KiB, half of the room that a step finds in a segment."""
 
 
-class FoundRequests(NamedTuple):
+class RequestsAtStart(NamedTuple):
     """`RequestState`s in the scheduler's order, and the `FutureRequestState`s of those in a batch in flight, by id."""
 
     running: list[Any]
@@ -32,7 +37,7 @@ class FoundRequests(NamedTuple):
         return future is not None and bool(future.has_new_token)
 
 
-def find_requests(processor: Any) -> FoundRequests:
+def find_requests(processor: Any) -> RequestsAtStart:
     """The requests that run or wait in a `ContinuousBatchProcessor`."""
     scheduler = processor.scheduler
     active, waiting = scheduler.active_requests, scheduler.waiting_requests
@@ -44,34 +49,61 @@ def find_requests(processor: Any) -> FoundRequests:
         for future in pairs[1 - outputs.current_pair].host_io.requests_in_batch:
             if active.get(future.state.request_id) is future.state:
                 in_flight[future.state.request_id] = future
-    return FoundRequests(list(active.values()), in_order, in_flight)
+    return RequestsAtStart(list(active.values()), in_order, in_flight)
 
 
-def write_found(writer: Writer, processor: Any, found: FoundRequests, blocks: KVBlocks) -> None:
-    """Add a `found` event for each request, and for the engine. If there is nothing, none."""
+def write_found(writer: Writer, processor: Any, found: RequestsAtStart, blocks: KVBlocks) -> None:
+    """Add an event `found` for the engine, and for each request. If there is nothing, none."""
     hashes = _cached_hashes(processor.cache)
-    admits_new = not getattr(processor.scheduler, "block_new_requests", False)
-    if admits_new and not (found.running or found.waiting or hashes):
-        return
-    for state in found.running:
-        name = state.request_id
-        detail = _running(state, found.in_flight.get(name), blocks.of(name))
-        writer.event("found", name, detail=detail)
-    kept = getattr(processor.offloading_manager, "_request_id_to_cpu_blocks", {})
-    for state in found.waiting:
-        writer.event("found", state.request_id, detail=_waiting(state, kept))
+    if found.running or found.waiting or hashes or not _admits_new(processor):
+        _write(writer, "found", processor, found, blocks, hashes)
+
+
+class TransformersCheckpoints:
+    """Writes again what is there, at the times of a flight recorder. `next_ns`: the next of them, UTC."""
+
+    def __init__(self, session: dict[str, Any] | None) -> None:
+        self.times = CheckpointTimes(session)
+        self.next_ns = self.times.after(time.time_ns())
+
+    def write(self, writer: Writer, processor: Any, blocks: KVBlocks) -> None:
+        """Add an event `checkpoint` for the engine, and for each request. If the segment has too little room left for
+        it and a step, or no step has run, nothing is written: it is still due.
+        """
+        if writer.next_step < 0 or writer.room < 2 * ROOM_FOR_A_STEP:
+            return
+        self.next_ns = self.times.after(time.time_ns())
+        found = find_requests(processor)
+        if all(state.request_id in writer.numbers for state in (*found.running, *found.waiting)):
+            _write(writer, "checkpoint", processor, found, blocks, _cached_hashes(processor.cache))
+
+
+def _write(
+    writer: Writer, kind: str, processor: Any, found: RequestsAtStart, blocks: KVBlocks, hashes: list[bytes]
+) -> None:
+    """First the engine's event: it says what follows."""
     detail = {
         "place": "engine",
         "num_requests": len(found.running) + len(found.waiting),
-        "admits_new": admits_new,
+        "admits_new": _admits_new(processor),
         "num_cached_blocks": len(hashes),
     }
-    writer.event("found", detail=detail)
+    writer.event(kind, detail=detail)
+    for state in found.running:
+        name = state.request_id
+        writer.event(kind, name, detail=_running(state, found.in_flight.get(name), blocks.of(name)))
+    kept = getattr(processor.offloading_manager, "_request_id_to_cpu_blocks", {})
+    for state in found.waiting:
+        writer.event(kind, state.request_id, detail=_waiting(state, kept))
     if hashes:
-        hashes = hashes[:MOST_HASHES]
-        size = config.page_size(processor) or 0
-        head = wire.HashesHead(wire.HASHES, 0, 0, wire.NO_REQUEST, num_hashes=len(hashes), block_size=size)
+        hashes, size = hashes[:MOST_HASHES], config.page_size(processor) or 0
+        request = wire.NO_REQUEST if kind == "found" else wire.AT_CHECKPOINT
+        head = wire.HashesHead(wire.HASHES, 0, 0, request, num_hashes=len(hashes), block_size=size)
         writer.put(wire.HASHES_HEAD.struct.pack(*head) + b"".join(hashes))
+
+
+def _admits_new(processor: Any) -> bool:
+    return not getattr(processor.scheduler, "block_new_requests", False)
 
 
 def _running(state: Any, future: Any, num_blocks: int) -> dict[str, Any]:

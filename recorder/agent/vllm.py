@@ -25,6 +25,7 @@ from . import at_work, wire
 from . import vllm_config as config
 from . import vllm_figures as figures
 from . import vllm_reasons as reasons
+from . import vllm_resting as rests
 from .hooks import Hook
 from .vllm_batch import BatchRows, CallInFlight
 from .vllm_figures import EndedCall
@@ -41,10 +42,10 @@ STAMP = "_fdtrace"
 """Attribute of a `SchedulerOutput`: (the engine's token, the call's number). It is pickled with it to the workers."""
 
 RAN = "_fdtrace_ran"
-"""Attribute that a worker in the same process adds to a `SchedulerOutput`: a `Ran`."""
+"""Attribute that a worker in the same process adds to a `SchedulerOutput`: a `MeasuredForward`."""
 
 
-class Ran(NamedTuple):
+class MeasuredForward(NamedTuple):
     """What a worker in this process measured of a forward: when it began (UTC ns; 0: not known), how long it took, the
     tokens that were launched, and the allocator after it.
     """
@@ -55,7 +56,7 @@ class Ran(NamedTuple):
     memory: wire.AllocatorFigures = wire.AllocatorFigures()
 
 
-UNKNOWN = Ran()
+UNKNOWN = MeasuredForward()
 
 
 class VllmAdapter:
@@ -212,8 +213,9 @@ class VllmAdapter:
         scheduler, output = self.scheduler, ended.output
         preempted = self._preempted(scheduler, output)
         waiting = figures.queues(scheduler)
-        if waiting or self.skipped:
-            self._passed_over(scheduler, waiting)
+        rest = len(output.num_scheduled_tokens) < len(scheduler.running)
+        if waiting or self.skipped or rest:
+            self._passed_over(scheduler, waiting, ended if rest else None)
         if not output.num_scheduled_tokens:
             if preempted or waiting or scheduler.running:
                 self._write_idle_call(ended, waiting, preempted)
@@ -260,9 +262,14 @@ class VllmAdapter:
         self.freed.clear()
         return count
 
-    def _passed_over(self, scheduler: Any, waiting: list[Any]) -> None:
-        """Write of each waiting request that is not ready what it waits for: once, as long as that stays the same."""
+    def _passed_over(self, scheduler: Any, waiting: list[Any], ended: EndedCall | None) -> None:
+        """Write of each waiting request that is not ready what it waits for, and of each running one that got nothing
+        why: once, as long as that stays the same. `ended`: the call; None: all running requests got something.
+        """
         not_ready = reasons.not_ready(scheduler, waiting)
+        if ended is not None:
+            budgets = figures.budgets_of(scheduler, self.rules, ended.throttled)
+            not_ready.update(rests.resting(scheduler, ended.output.num_scheduled_tokens, budgets))
         for request_id, reason in not_ready.items():
             if self.skipped.get(request_id) != reason and request_id in self.writer.numbers:
                 self.writer.event("skipped", request_id, reason)
@@ -297,7 +304,7 @@ class VllmAdapter:
             writer.batch(call.vacated, [held for held in call.joined if held[1].request_id in writer.numbers])
         if call.blocks:
             writer.blocks(call.blocks, True)
-        ran: Ran = getattr(call.output, RAN, UNKNOWN)
+        ran: MeasuredForward = getattr(call.output, RAN, UNKNOWN)
         scheduled, nothing = call.output.num_scheduled_tokens, repeat(0)
         writer.forward(
             self.number, number, ran.ts or call.ts, ran.forward_us, ran.launched, ran.memory,

@@ -121,6 +121,7 @@ def scheduling(scheduler: Any) -> dict[str, Any]:
         if getattr(config, name, None) is not None
     }
     values["kv_cache_config"] = _kv_cache(scheduler)
+    values["compilation_config"] = _captured(getattr(config, "compilation_config", None))
     values["scheduler"] = {
         name: value
         for name, value in vars(scheduler).items()
@@ -128,6 +129,16 @@ def scheduling(scheduler: Any) -> dict[str, Any]:
     }
     values["scheduler_cls"] = type(scheduler).__name__
     return values
+
+
+def _captured(compilation: Any) -> dict[str, Any]:
+    """Whether batches run in captured graphs, and the sizes to which they are padded."""
+    mode = getattr(compilation, "cudagraph_mode", None)
+    return {
+        "cudagraph_mode": getattr(mode, "name", None),
+        "cudagraph_capture_sizes": list(getattr(compilation, "cudagraph_capture_sizes", None) or ()),
+        "max_cudagraph_capture_size": getattr(compilation, "max_cudagraph_capture_size", None),
+    }
 
 
 def _section(name: str, section: Any) -> dict[str, Any]:

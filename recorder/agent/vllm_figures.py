@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from . import vllm_reasons as reasons
 from . import wire
 from .vllm_reasons import BudgetsLeft, CallRules, LoopStop, RunningPart
+from .vllm_resting import CallBudgets
 
 QUEUES = ("kv_holding_waiting", "waiting", "skipped_waiting")
 """Names of the queues of waiting requests in the versions of `Scheduler`, in the order in which they are served."""
@@ -54,6 +55,13 @@ def budget_of(scheduler: Any) -> int:
     if getattr(getattr(scheduler, "_pause_state", None), "name", "") == "PAUSED_ALL":
         return 0
     return int(scheduler.max_num_scheduled_tokens)
+
+
+def budgets_of(scheduler: Any, rules: CallRules, throttled: bool) -> CallBudgets:
+    """What a call could hand out."""
+    inputs = scheduler.scheduler_config.max_num_batched_tokens if rules.input_budget else NO_LIMIT
+    slots = reasons.draft_slots(scheduler) if rules.input_budget else 0
+    return CallBudgets(budget_of(scheduler), inputs, slots, throttled)
 
 
 def of_call(

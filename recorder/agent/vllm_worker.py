@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple
 
 from . import torch_allocator, wire
 from . import vllm_config as config
 from .hooks import Hook
-from .vllm import RAN, STAMP, Ran, VllmAdapter
+from .vllm import RAN, STAMP, MeasuredForward, VllmAdapter
 from .writer import KeyframeRow
 
 if TYPE_CHECKING:
@@ -34,15 +34,27 @@ MODULES = tuple(
 )
 """vLLM's model runners: one module for each platform, and the second version of the GPU's."""
 
+DRAFTERS = ("vllm.v1.spec_decode.llm_base_proposer", "vllm.v1.spec_decode.eagle")
+"""Modules of the drafters that run a model. Their first pass runs the tokens of the batch and slots of their own."""
 
-class Running:
+
+class DrafterPass(NamedTuple):
+    """A pass of the drafter: its tokens, the size to which they were padded, and how many its buffers hold."""
+
+    num_tokens: int
+    num_padded_tokens: int
+    limit_tokens: int
+
+
+class ForwardUnderWay:
     """A forward that is under way: its output object, and what is known of it so far."""
 
-    __slots__ = ("began", "duration_us", "launched", "output", "ts")
+    __slots__ = ("began", "drafted", "duration_us", "launched", "output", "ts")
 
     def __init__(self, output: Any) -> None:
         self.output, self.ts, self.began = output, time.time_ns(), time.perf_counter_ns()
         self.duration_us, self.launched = 0, -1
+        self.drafted: DrafterPass | None = None
 
     def pause(self) -> None:
         """A call of the model runner has ended."""
@@ -63,6 +75,10 @@ class VllmWorkerAdapter:
                 Hook(module, "", "_get_num_input_tokens", _nothing, self.after_padding),
                 Hook(module, "", "prepare_inputs", _nothing, self.after_padding),
             ]
+        hooks += [
+            Hook(module, "", "_determine_batch_execution_and_padding", _nothing, self.after_drafter_padding)
+            for module in DRAFTERS
+        ]
         self.hooks = tuple(hooks)
         self.active = False
 
@@ -71,7 +87,7 @@ class VllmWorkerAdapter:
         self.active = False
         self.runner: Any = None
         self.rank = 0
-        self.running: Running | None = None
+        self.running: ForwardUnderWay | None = None
         self.memory: Callable[[], wire.AllocatorFigures] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -91,7 +107,7 @@ class VllmWorkerAdapter:
                 return adapter
         return None
 
-    def before_execute(self, runner: Any, args: Any, kwargs: Any) -> Running | None:
+    def before_execute(self, runner: Any, args: Any, kwargs: Any) -> ForwardUnderWay | None:
         output = args[0] if args else kwargs.get("scheduler_output")
         if getattr(output, STAMP, None) is None or self._is_running(output):
             return None
@@ -99,7 +115,7 @@ class VllmWorkerAdapter:
             self.runner, self.active = runner, True
             self.rank = getattr(getattr(runner, "parallel_config", None), "rank", 0) or 0
             self.memory = torch_allocator.reader(getattr(runner, "device", None))
-        self.running = Running(output)
+        self.running = ForwardUnderWay(output)
         return self.running
 
     def _is_running(self, output: Any) -> bool:
@@ -116,13 +132,23 @@ class VllmWorkerAdapter:
                 self.running.launched = tokens
                 return
 
+    def after_drafter_padding(self, drafter: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
+        """The size of a pass of the drafter. The first is the largest: the others run a token of each request."""
+        tokens = args[0] if args else kwargs.get("num_tokens")
+        limit = getattr(drafter, "max_query_tokens", getattr(drafter, "max_num_tokens", None))
+        if self.running is None or self.running.drafted is not None:
+            return
+        if isinstance(tokens, int) and isinstance(limit, int):
+            padded = result[1] if isinstance(result, tuple) and isinstance(result[1], int) else tokens
+            self.running.drafted = DrafterPass(tokens, padded, limit)
+
     def after_execute(self, runner: Any, args: Any, kwargs: Any, token: Any, result: Any) -> None:
         if not self._pause(token):
             return
         if result is not None or not hasattr(runner, "sample_tokens"):
             self._ran()
 
-    def before_sample(self, runner: Any, args: Any, kwargs: Any) -> Running | None:
+    def before_sample(self, runner: Any, args: Any, kwargs: Any) -> ForwardUnderWay | None:
         if self.running is not None:
             self.running.began = time.perf_counter_ns()
         return self.running
@@ -153,15 +179,18 @@ class VllmWorkerAdapter:
         ran, self.running = self.running, None
         assert ran is not None
         memory = self.memory() if self.memory is not None else torch_allocator.UNKNOWN
-        if self._engine() is not None:
-            setattr(ran.output, RAN, Ran(ran.ts, ran.duration_us, ran.launched, memory))
-            return
         token, call = getattr(ran.output, STAMP)
-        goes_on = self.writer.has_keyframe
-        self.writer.boundary()
-        if not goes_on:
-            self.writer.tasks(call, token)
-        self.writer.memory(self.rank, call, 0, ran.ts, memory, ran.duration_us, ran.launched)
+        if self._engine() is not None:
+            setattr(ran.output, RAN, MeasuredForward(ran.ts, ran.duration_us, ran.launched, memory))
+        else:
+            goes_on = self.writer.has_keyframe
+            self.writer.boundary()
+            if not goes_on:
+                self.writer.tasks(call, token)
+            self.writer.memory(self.rank, call, 0, ran.ts, memory, ran.duration_us, ran.launched)
+        drafted = ran.drafted
+        if drafted is not None and max(drafted[:2]) > drafted.limit_tokens:
+            self.writer.event("exceeded", None, "drafter", dict(drafted._asdict(), call=call))
 
 
 def _nothing(runner: Any, args: Any, kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Type, TypeVar
 
 from . import wire_names
 
-PROTOCOL = 10
+PROTOCOL = 13
 """Raised with every change of a layout or of a list of names below. An agent and a collector of different protocols do
 not work together."""
 
@@ -130,6 +130,11 @@ class BlocksHead(NamedTuple):
 
 
 BLOCKS_HEAD = HeadLayout(BlocksHead, "BBHI")
+
+
+def blocks_frame(num_pairs: int) -> struct.Struct:
+    """The layout of a BLOCKS frame: head and pairs, packed together."""
+    return struct.Struct("<%s%dI" % (BLOCKS_HEAD.codes, 2 * num_pairs))
 
 
 class ScheduleHead(NamedTuple):
@@ -274,7 +279,8 @@ MEMORY_FRAME = struct.Struct("<" + MEMORY_HEAD.codes + ALLOCATOR.codes)
 
 class HashesHead(NamedTuple):
     """HASHES: then `num_hashes` `uint64`s, one for each full block of `block_size` tokens of a request's prompt; of
-    NO_REQUEST: for each block that the prefix cache keeps. Equal hashes mean equal blocks; a trace gets them salted.
+    NO_REQUEST: for each block that the prefix cache keeps; of AT_CHECKPOINT: the same, in a checkpoint. Equal hashes
+    mean equal blocks; a trace gets them salted.
     """
 
     kind: int
@@ -286,7 +292,7 @@ class HashesHead(NamedTuple):
 
 
 HASHES_HEAD = HeadLayout(HashesHead, "BBHIII")
-NO_REQUEST = 0xFFFFFFFF
+NO_REQUEST, AT_CHECKPOINT = 0xFFFFFFFF, 0xFFFFFFFE
 
 
 class EventHead(NamedTuple):

@@ -34,6 +34,8 @@ EVENTS = (
     "recycled",
     "output_cached",
     "found",
+    "exceeded",
+    "checkpoint",
 )
 
 FINISHED = ("stop", "length", "abort", "error")

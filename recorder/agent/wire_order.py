@@ -54,8 +54,8 @@ NOBODY = 0xFFFFFFFF
 
 class QueueHead(NamedTuple):
     """QUEUE: a change of the queues before scheduling call `call`. `event`: index into EVENTS. `num_total_tokens`: the
-    request's prompt and output tokens then. `num_more` `uint32`s follow. For `found`, FOUND names them: they are the
-    state that the first recorded call found.
+    request's prompt and output tokens then. `num_more` `uint32`s follow. For `found` and `checkpoint`, FOUND names
+    them: they are the state that the first recorded call, or call `call` of a flight recorder, found.
     """
 
     kind: int
@@ -73,9 +73,9 @@ FOUND = (
     *("place", "num_computed_tokens", "num_prefill_tokens", "num_blocks"),
     *("cache_block", "num_cached_tokens", "num_cached_blocks"),
 )
-"""The values that follow a QUEUE frame of `found`. `place` is an index into PLACES. The last three are only there if
-the prefix cache is written: the number of the request's last block in it (NOBODY: it has none), the request's tokens up
-to there, and its blocks that belong to the cache."""
+"""The values that follow a QUEUE frame of `found` or `checkpoint`. `place` is an index into PLACES. The last three
+are only there if the prefix cache is written: the number of the request's last block in it (NOBODY: it has none), the
+request's tokens up to there, and its blocks that belong to the cache."""
 
 RESERVES = ("reserve", "relaxed reserve", "ratio")
 """What is kept free for running requests: `num_total_tokens` holds blocks or a ratio, in billionths."""
@@ -85,10 +85,28 @@ CACHES = ("cached", "cache left out")
 are the blocks in the cache, which are not written."""
 
 LEAVING = "leaving"
-"""A request that had left the running queue and held its blocks. The recording knows it only by its number, which is in
-`num_total_tokens`, also of the frame that says that it was `freed`."""
+"""A request that had left the running queue and held its blocks. A recording that begins there knows it only by its
+number, which is in `num_total_tokens`, also of the frame that says that it was `freed`. A `checkpoint` names the
+request too, if the recording knows it."""
 
-PLACES = ("running", "requeued", "preempted", "aborting", *RESERVES, *CACHES, LEAVING, "preallocated")
+AGAIN = ("queued", "abort_wanted")
+"""Places of a `checkpoint`: for the first recorded call, these are changes of the queues before it."""
+
+WHOLE = "whole"
+"""The end of a `checkpoint`: `num_total_tokens` is the number of its frames before this one."""
+
+PLACES = (
+    "running",
+    "requeued",
+    "preempted",
+    "aborting",
+    *RESERVES,
+    *CACHES,
+    LEAVING,
+    "preallocated",
+    *AGAIN,
+    WHOLE,
+)
 """Where a request was found, or what else."""
 
 CACHED = ("parent", "hash_low", "hash_high", "num_sharing", "used_at", "flags", "heap_place")

@@ -24,13 +24,20 @@ import duckdb
 from fdtrace.recorder import attach_server
 from fdtrace.recorder.collector import failures
 from fdtrace.recorder.collector.finish import remove_half
+from fdtrace.recorder.collector.nvml import PERIOD
 from fdtrace.recorder.collector.process import PUBLISH, Collector, make_files_private
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.session import Session
 
-POLL = 0.05
-"""Seconds between two reads of the rings. An engine takes much longer to fill a ring; and so seldom a read costs little
-on a server that has no idle processor."""
+POLL = 0.25
+"""Seconds between two reads of the rings. An engine takes much longer to fill a ring; and each read has a cost of its
+own, which is most of what a collector takes while little happens."""
+
+MUCH, SOON = 1 / 16, 0.05
+"""If a read found so much of a ring written, the next one follows after so many seconds: the ring fills quickly."""
+
+IDLE_POLL = 0.5
+"""Seconds between two reads while the engines do nothing."""
 
 AGAIN = 0.2
 """Seconds between two tries to write to a full disk."""
@@ -80,7 +87,10 @@ def run(collector: Collector, orders: StdinOrders) -> str:
         collector.nvml.sample()
         ended = collector.ended
         frames = 0 if collector.unwritten else collector.read()
-        if collector.unwritten or collector.behind or time.monotonic() - collector.published >= PUBLISH:
+        due = collector.published + PUBLISH - time.monotonic()
+        if due <= 0 and collector.is_idle:
+            collector.rest()
+        elif collector.unwritten or collector.behind or due <= 0:
             if not published(collector):
                 frames = 1  # more may wait
             elif (collector.num_steps, collector.num_calls) != reported:
@@ -95,11 +105,23 @@ def run(collector: Collector, orders: StdinOrders) -> str:
                 say(ended=reason)
         if not orders.open and not collector.tails:
             return "exit"  # the process that started this one has ended, and no engine has begun to record
-        order = orders.next(POLL)
+        order = orders.next(until_next_read(collector))
         if order is not None and "end" in order:
             return str(order["end"])
         if order is not None:
             collector.obey(order)
+
+
+def until_next_read(collector: Collector) -> float:
+    """Seconds until the next read."""
+    if collector.is_idle:
+        return IDLE_POLL
+    due = collector.published + PUBLISH - time.monotonic()
+    if (
+        collector.rings.share_read >= MUCH or collector.unwritten or due <= 0
+    ):  # a full disk may have room soon
+        return SOON
+    return min(due, PERIOD if collector.nvml.handles else POLL)
 
 
 def published(collector: Collector, until: float | None = None) -> bool:

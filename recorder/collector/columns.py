@@ -45,7 +45,7 @@ def _sums(numbers: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.
 
 
 @dataclass
-class Changes:
+class RowChanges:
     """Values of the batch's rows that change within this flush, in the order in which the changes came."""
 
     steps: list[int] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Forwards:
         self.steps: list[int] = []
         """`steps[i]` is the step of `forwards[i]` in the trace; `calls[i]` is its scheduling call."""
         self.calls: list[CallFrame] = []
-        self.requests, self.computed, self.blocks = Changes(), Changes(), Changes()
+        self.requests, self.computed, self.blocks = RowChanges(), RowChanges(), RowChanges()
         self._decoded: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
@@ -204,7 +204,7 @@ class Forwards:
         at = np.nonzero(~ran & (requests >= 0))
         return at[0], at[1], requests[at], computed[at], blocks[at]
 
-    def _held(self, changes: Changes, start: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _held(self, changes: RowChanges, start: NDArray[np.int64]) -> NDArray[np.int64]:
         index, values, _, _ = changes.latest(start, len(self))
         held: NDArray[np.int64] = values[index]
         return held

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.engine_ring import EngineRing
+from fdtrace.recorder.collector.found_state import Checkpoint
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.reader import FrameBlock
 from fdtrace.recorder.collector.steps import Steps
@@ -24,6 +26,10 @@ class Decoded:
     rank_memory: list[tuple[int, ...]] = field(default_factory=list)
     calls: list[ColumnArrays] = field(default_factory=list)
     call_requests: list[ColumnArrays] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    """Calls with which a trace may begin; their events are in `events`."""
+    undated_events: Sequence[Sequence[Any]] = ()
+    """Events whose step is not known yet (`events_without_step`): they come in `events` later."""
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 from fdtrace.recorder.collector.ledger import Ledger
 
 
-class Undated:
+class UndatedEvents:
     """`waiting`: call, kind, request, ts, reason and detail of each event, in the order in which they came."""
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 
 from fdtrace.recorder import schema
+from fdtrace.recorder.collector.live_parts import LIVE
 from fdtrace.recorder.collector.store import PARTED, Store
 from fdtrace.recorder.collector.tables import create, insert
 from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
@@ -34,9 +35,8 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
     for table in PARTED:
         _copy(db, store, table)
     db.execute("BEGIN")
-    for name, table in SMALL.items():
+    for name, table in {**SMALL, **LIVE}.items():
         insert(db, f"final.{table.name}", table, small[name])
-    define_views(db, "final", SCHEMA_VIEWS)
     db.execute("COMMIT")
     db.execute("DETACH final")
     store.put(final)
@@ -44,17 +44,33 @@ def write_final(store: Store, small: dict[str, ColumnArrays]) -> None:
 
 
 def create_final(db: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Attach a new file as `final`, with the schema's tables, empty, and their comments."""
+    """Attach a new file as `final`, with the schema's tables, empty, their comments, and its views."""
+    if _EMPTY:
+        path.write_bytes(_EMPTY[0])
+        _attach(db, path)
+        return
+    _attach(db, path)
+    db.execute(
+        "BEGIN"
+    )  # else each of some 150 statements is a transaction of its own, which waits for the disk
+    for table in schema.TABLES:
+        _create(db, table)
+    define_views(db, "final", SCHEMA_VIEWS)
+    db.execute("COMMIT")
+    db.execute("DETACH final")
+    _EMPTY.append(path.read_bytes())
+    _attach(db, path)
+
+
+_EMPTY: list[bytes] = []
+"""The empty file, once this process has made it: the comments alone take longer than the rows of a short recording."""
+
+
+def _attach(db: duckdb.DuckDBPyConnection, path: Path) -> None:
     db.execute(
         f"ATTACH '{quoted(path)}' AS final "
         f"(STORAGE_VERSION '{schema.STORAGE_VERSION}', ROW_GROUP_SIZE {schema.ROW_GROUP_SIZE})"
     )
-    db.execute(
-        "BEGIN"
-    )  # else each of some 200 statements is a transaction of its own, which waits for the disk
-    for table in schema.TABLES:
-        _create(db, table)
-    db.execute("COMMIT")
 
 
 def remove_half(store: Store) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fdtrace.recorder.agent import wire
@@ -164,10 +164,10 @@ class Ledger:
         return rows
 
     def state(self) -> dict[str, Any]:
-        """All that a successor needs to go on, as JSON. Call it after `take`."""
+        """All that a successor needs to go on, as JSON, until the next frame. Call it after `take`."""
         return {
             "undated": self.undated,
-            "live": {str(number): asdict(request) for number, request in self.live.items()},
+            "live": {str(number): vars(request) for number, request in self.live.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:

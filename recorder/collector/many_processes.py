@@ -291,7 +291,7 @@ class ManyProcessEngine(Engine):
         self._decoded.step_requests.append(rows)
 
     def _has_ended(self, number: int, step: int) -> bool:
-        """Whether a request that did not run in `step` had run its last step before `step`."""
+        """Of a request that did not run in `step`: whether its last step was before `step`."""
         return number in self.requests.finishing and self.last_ran.get(number, MISSING) < step
 
     def take(self, read_at: int) -> Decoded:
@@ -305,7 +305,7 @@ class ManyProcessEngine(Engine):
         decoded, self._decoded = self._decoded, Decoded()
         decoded.requests, decoded.events = self.ledger.take()
         decoded.calls = self.call_rows.take(final=not read_at)
-        decoded.call_requests = self.order.take(self.engine_id)
+        self.order.add_to(decoded, self.engine_id)
         decoded.rank_memory = self.ranks.take(self.engine_id, final=not read_at)
         return decoded
 

@@ -26,6 +26,7 @@ from fdtrace.recorder.collector.frames import (
 from fdtrace.recorder.collector.ledger import Ledger
 from fdtrace.recorder.collector.prompt_hash_salt import salted
 from fdtrace.recorder.collector.reader import FrameBlock
+from fdtrace.recorder.collector.step_checkpoints import StepCheckpoints
 from fdtrace.recorder.collector.steps import Steps
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
@@ -48,6 +49,9 @@ class OneProcessEngine(Engine):
         self.num_steps = 0
         self.waits_for_keyframe = True
         self.agent_says_what_it_found = False
+        self.checkpoints = StepCheckpoints()
+        self.next_request = 0
+        """Larger than each number of a request so far."""
         self.lost_from: int | None = None
         self.lost_frames = 0
         self._decoded = Decoded()
@@ -74,6 +78,7 @@ class OneProcessEngine(Engine):
     def _lose(self, frames: int, first_forward: tuple[int, int] | None) -> None:
         """Frames were overwritten. `first_forward`: step and ts of the first forward ever written to the ring."""
         self.steps.flush()
+        self.checkpoints.lose()
         self.call_rows.lose(tasks_are_reported=False)
         self.waits_for_keyframe = True
         self.lost_frames += frames
@@ -104,6 +109,7 @@ class OneProcessEngine(Engine):
             case BatchFrame():
                 self._batch(frame)
             case RequestFrame():
+                self.next_request = max(self.next_request, frame.head.request + 1)
                 self.ledger.arrived(frame.head.request, frame.request)
             case FinishFrame(head):
                 if not self.full or head.step <= self.step:
@@ -122,6 +128,8 @@ class OneProcessEngine(Engine):
             request.block_hashes = hashes
         elif frame.request == wire.NO_REQUEST:
             self.ledger.event("found", self._next_step, detail={"cached_blocks": hashes})
+        elif frame.request == wire.AT_CHECKPOINT:
+            self.checkpoints.take_in_hashes(hashes, self.next_request)
 
     def _batch(self, frame: BatchFrame) -> None:
         if frame.is_keyframe:
@@ -174,7 +182,10 @@ class OneProcessEngine(Engine):
 
     def _event(self, frame: EventFrame) -> None:
         head = frame.head
-        self.agent_says_what_it_found |= frame.kind == "found"
+        self.agent_says_what_it_found |= frame.kind in ("found", "checkpoint")
+        if frame.kind == "checkpoint":
+            self.checkpoints.take_in(frame, self.next_request)
+            return
         if frame.kind == "preempted":
             self.ledger.preempted(head.request)
         self.ledger.event(frame.kind, head.step, head.request, head.ts, frame.reason, frame.detail)
@@ -189,6 +200,8 @@ class OneProcessEngine(Engine):
         self.steps.num_waiting = 0
         decoded, self._decoded = self._decoded, Decoded()
         decoded.requests, decoded.events = self.ledger.take()
+        decoded.checkpoints = self.checkpoints.take()
+        decoded.events += [row for one in decoded.checkpoints for row in one.events(self.engine_id)]
         decoded.calls = self.call_rows.take(final=not read_at)
         return decoded
 
@@ -202,6 +215,7 @@ class OneProcessEngine(Engine):
             "kind": "one process", "engine_id": self.engine_id, "max_steps": self.max_steps, "row": self.row,
             "step": self.step, "num_steps": self.num_steps, "waits_for_keyframe": self.waits_for_keyframe,
             "agent_says_what_it_found": self.agent_says_what_it_found,
+            "next_request": self.next_request, "checkpoints": self.checkpoints.state(),
             "lost_from": self.lost_from, "lost_frames": self.lost_frames, "stalled": sorted(self.stalled),
             "ledger": self.ledger.state(), "call_rows": self.call_rows.state(), "steps": self.steps.state(),
             "recent_calls": list(self.recent_calls.values()),
@@ -213,9 +227,10 @@ class OneProcessEngine(Engine):
         self = cls(state["engine_id"], state["max_steps"], salt)
         for name in (
             *("row", "step", "num_steps", "waits_for_keyframe", "agent_says_what_it_found"),
-            *("lost_from", "lost_frames"),
+            *("next_request", "lost_from", "lost_frames"),
         ):
             setattr(self, name, state[name])
+        self.checkpoints.restore(state["checkpoints"])
         self.stalled = set(state["stalled"])
         self.ledger.restore(state["ledger"])
         self.call_rows.restore(state["call_rows"])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.agent import wire_order
-from fdtrace.recorder.collector.events_without_step import Undated
+from fdtrace.recorder.collector.engine import Decoded
+from fdtrace.recorder.collector.events_without_step import UndatedEvents
+from fdtrace.recorder.collector.found_state import Checkpoints, found_detail
 from fdtrace.recorder.collector.ledger import OpenRequest
-from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame, cached_blocks
+from fdtrace.recorder.collector.order_frames import DecidedFrame, QueueFrame
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
 DID = ("", "chunk", "extended", "preempted", "aborted", "skipped", "failed", "refused")
@@ -36,8 +37,9 @@ class OrderDecoder:
 
     def __init__(self, salt: bytes = b"") -> None:
         self.salt = salt
-        self.events = Undated()
+        self.events = UndatedEvents()
         """Events of the scheduling process whose steps are not known yet."""
+        self.checkpoints = Checkpoints(salt)
         self.knows_running = False
         self.running: dict[int, int] = {}
         """The running queue: request -> its computed tokens, as the last frame says."""
@@ -52,12 +54,17 @@ class OrderDecoder:
     def lose(self) -> None:
         """Frames were lost. The running queue is not known until a frame names all of it."""
         self.knows_running = False
+        self.checkpoints.lose()
 
     def take_in(
         self, frame: DecidedFrame | QueueFrame, numbers: dict[int, int], live: dict[int, OpenRequest]
     ) -> None:
         """Take in a frame. `numbers`: this ring's numbers of requests -> the trace's."""
-        if isinstance(frame, QueueFrame):
+        if isinstance(frame, QueueFrame) and frame.kind == "checkpoint":
+            if self.checkpoints.take_in(frame, numbers):
+                # A trace may begin with this call: its tokens are rows, also those that follow from the call before.
+                self.counted_tokens.clear()
+        elif isinstance(frame, QueueFrame):
             self._changed(frame, numbers)
         else:
             self._decided(frame, numbers, live)
@@ -72,7 +79,10 @@ class OrderDecoder:
     def _change(self, frame: QueueFrame, number: int) -> dict[str, Any] | None:
         num_total_tokens = frame.head.num_total_tokens
         if frame.kind == "found":
-            return self._found_detail(frame, number)
+            if frame.head.request != wire_order.NOBODY:
+                # A request that does not run is prefilled again, with all its output.
+                self.prefill_tokens[number] = frame.more[2] if frame.more[1:] else num_total_tokens
+            return found_detail(frame, self.salt)
         if frame.kind == "freed" and frame.head.request == wire_order.NOBODY:
             return {"number": num_total_tokens}
         if frame.kind == "requeued":
@@ -81,23 +91,6 @@ class OrderDecoder:
         elif frame.kind in ("left", "recycled"):
             self._forget(number)
         return {"num_total_tokens": num_total_tokens} if num_total_tokens >= 0 else None
-
-    def _found_detail(self, frame: QueueFrame, number: int) -> dict[str, Any]:
-        """What the first call found about a request, the prefix cache, or what is kept free for running requests."""
-        value, (code, *more) = frame.head.num_total_tokens, frame.more
-        place = wire_order.PLACES[code]
-        detail: dict[str, Any] = {"place": place}
-        if place == "cached":
-            return detail | {"num_free_blocks": value, "blocks": cached_blocks(more, self.salt)}
-        if place == "cache left out":
-            return detail | {"num_blocks": value}
-        if place == wire_order.LEAVING:
-            return detail | {"number": value} | _found_fields(more)
-        if frame.head.request == wire_order.NOBODY:
-            return detail | ({"value": value / 1e9} if value >= 0 else {})
-        # A request that does not run is prefilled again, with all its output.
-        self.prefill_tokens[number] = more[1] if more else value
-        return detail | {"num_total_tokens": value} | _found_fields(more)
 
     def _forget(self, number: int) -> None:
         self.started.discard(number)
@@ -160,6 +153,13 @@ class OrderDecoder:
             refused = numbers.get(frame.head.refused, MISSING)
             add((call, refused, 7, MISSING, MISSING, MISSING, needed[-1]))
 
+    def add_to(self, decoded: Decoded, engine_id: int) -> None:
+        """Add what has been decoded since this was called last; `decoded` has the dated events already."""
+        decoded.call_requests = self.take(engine_id)
+        decoded.undated_events = tuple(self.events.waiting)
+        decoded.checkpoints = self.checkpoints.take()
+        decoded.events += [row for one in decoded.checkpoints for row in one.events(engine_id)]
+
     def take(self, engine_id: int) -> list[ColumnArrays]:
         """The columns of `call_request` since this was called last, in the order of the calls. Empty: no rows."""
         tasks = np.array(self.rows, np.int64).reshape(-1, len(COLUMNS)).T
@@ -180,6 +180,7 @@ class OrderDecoder:
             "told": list(self.counted_tokens.items()),
             "needs": list(self.prefill_tokens.items()),
             "started": sorted(self.started),
+            "checkpoint": self.checkpoints.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -188,12 +189,4 @@ class OrderDecoder:
         self.running, self.counted_tokens = dict(state["running"]), dict(state["told"])
         self.prefill_tokens = dict(state["needs"])
         self.started = set(state["started"])
-
-
-def _found_fields(values: Sequence[int]) -> dict[str, int | None]:
-    """The values behind the place, by their names in `wire_order.FOUND`; None: there is none."""
-    names = wire_order.FOUND[1:]
-    return {
-        name: None if value == wire_order.NOBODY else value
-        for name, value in zip(names, values, strict=False)
-    }
+        self.checkpoints.restore(state["checkpoint"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -12,29 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 
 from fdtrace.recorder import __version__, schema
 from fdtrace.recorder.collector import failures, finish
 from fdtrace.recorder.collector.call_rows import CallRows
 from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.nvml import Nvml
+from fdtrace.recorder.collector.parts_lock import PartsLock
 from fdtrace.recorder.collector.rings import Rings
 from fdtrace.recorder.collector.saved_state import SavedState, damaged, read_saved_state
 from fdtrace.recorder.collector.store import Store
-from fdtrace.recorder.collector.tables import TEXT, check_range, columns_of
+from fdtrace.recorder.collector.tables import check_range, columns_of, fitting, joined
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, RingTail
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.leftovers import LOCK
-from fdtrace.recorder.schema_tables import Column, Table
+from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.trace.column_values import MISSING, ColumnArrays
 
-WIDE = ("BIGINT", "UBIGINT", "HUGEINT", "TIMESTAMP_NS")
-"""Types that hold 63 bits."""
-
 PUBLISH = 1.5
 """Seconds between two publications. With the time that one takes, a reader sees data that is less than 2 s old."""
+
+
+STILL = 2
+"""After so many publications without new frames, nothing more follows from those before (`many_processes.QUIET_NS`)."""
 
 
 class Collector:
@@ -42,8 +41,14 @@ class Collector:
 
     def __init__(self, session: Session, *, state: str = "recording") -> None:
         self.session, self.state = session, state
-        self.lock = take_lock(session.parts)
-        saved_state = read_saved_state(Path(session.output), session.parts, session.id)
+        self.lock = PartsLock(session.parts)
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.lock.release)
+            self._take_up(read_saved_state(Path(session.output), session.parts, session.id))
+            failed.pop_all()
+
+    def _take_up(self, saved_state: SavedState) -> None:
+        session = self.session
         self.is_final, self._final_steps, self._final_calls = (
             saved_state.final,
             saved_state.steps,
@@ -57,6 +62,8 @@ class Collector:
         self.notes: list[str] = list(session.notes if saved_state.notes is None else saved_state.notes)
         self.ended_by: str | None = None
         self.published = time.monotonic()
+        self._num_frames, self._num_published, self._num_still = 0, 0, 0
+        """Frames read; how many of them were read by the last publication; publications since frames came."""
         self.unwritten: list[tuple[Table, ColumnArrays, Engine]] = []
         """Columns that are decoded but not in a part yet. If the disk was full, the next try may find room."""
         self.safe_steps = self._final_steps
@@ -75,7 +82,7 @@ class Collector:
 
     def open_store(self, saved: SavedState) -> Store:
         """Where the rows go. `saved`: what an earlier collector of this recording committed."""
-        return Store(Path(self.session.output), saved.parts, saved.serial)
+        return Store(Path(self.session.output), saved.parts, saved.serial, saved.live)
 
     def obey(self, order: dict[str, Any]) -> None:
         """Carry out an order other than the one to end. There is none for an ordinary recording."""
@@ -130,7 +137,24 @@ class Collector:
 
     def read(self, final: bool = False) -> int:
         """Decode what was committed since the last call. Returns the number of frames read."""
-        return self.rings.read(final)
+        frames = self.rings.read(final)
+        self._num_frames += frames
+        return frames
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a publication could have nothing new: what followed from the last frames was published after them."""
+        return (
+            self._num_still >= STILL
+            and self._num_frames == self._num_published
+            and self.store.is_published
+            and {*self.rings.problems()} <= {*self.notes}
+        )
+
+    def rest(self) -> None:
+        """In place of a publication while it is idle."""
+        self.store.retired.sweep()
+        self.published = time.monotonic()
 
     def publish(self) -> None:
         """Commit what was decoded, together with the positions in the rings up to which it was decoded."""
@@ -142,6 +166,8 @@ class Collector:
             self.note(text)
         self.store.publish(self.small_tables(), self.saved_state())
         self.published = time.monotonic()
+        self._num_still = self._num_still + 1 if self._num_frames == self._num_published else 0
+        self._num_published = self._num_frames
         self.safe_steps = self.num_steps
 
     def arrange_parts(self) -> None:
@@ -169,7 +195,7 @@ class Collector:
             (schema.CALL_REQUEST, decoded.call_requests),
         ):
             if pieces:
-                self.unwritten.append((table, _joined(pieces), engine))
+                self.unwritten.append((table, joined(pieces), engine))
         for table, tuples in (
             (schema.RANK_MEMORY, decoded.rank_memory),
             (schema.REQUEST, decoded.requests),
@@ -188,13 +214,13 @@ class Collector:
             table, columns, engine = self.unwritten[0]
             try:
                 self.store.add(table, columns)
-            except duckdb.DataError as error:
+            except ValueError as error:
                 self.rings.reject(engine, error)
             del self.unwritten[0]
 
     def _device_pid(self, engine: Engine) -> int:
         """The pid of the process that runs an engine's forwards."""
-        tails = [tail for tail in self.tails if tail.decoder is engine]
+        tails = self.rings.tails_of(engine)
         ring_parts = [(tail, tail.part) for tail in tails if tail.part is not None]
         workers = [tail for tail, part in ring_parts if part.kind == "worker"]
         workers = workers or [tail for tail, part in ring_parts if part.kind == "rank" and part.rank == 0]
@@ -237,10 +263,10 @@ class Collector:
                 continue
             requests.append(own_requests)
             calls.append(own_calls)
-        return {"_live_request": _joined(requests), "_live_call": _joined(calls)}
+        return {"_live_request": joined(requests), "_live_call": joined(calls)}
 
     def _engine_row(self, engine: Engine) -> tuple[Any, ...]:
-        opened_times = [tail.reader.opened_ns for tail in self.tails if tail.decoder is engine]
+        opened_times = [tail.reader.opened_ns for tail in self.rings.tails_of(engine)]
         opened = min(opened_times, default=self.session.created_at)
         values = dict(engine.row or {}, engine_id=engine.engine_id, started_at=opened)
         values["config"], values["env"] = json.dumps(values.get("config")), json.dumps(values.get("env"))
@@ -276,47 +302,13 @@ class Collector:
             self.ring_directory.close()
         self.store.close()
         finish.remove_parts(self.store)
-        os.close(self.lock)
+        self.lock.release()
 
-
-def _joined(pieces: list[ColumnArrays]) -> ColumnArrays:
-    if len(pieces) == 1:
-        return {name: np.ascontiguousarray(column) for name, column in pieces[0].items()}
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def take_lock(parts: Path) -> int:
-    """A descriptor that holds the lock of a recording.
-
-    Raises:
-        TraceError: another collector records to these parts, or they are gone.
-    """
-    try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(parts / LOCK, flags, 0o600)
-    except OSError as error:
-        raise TraceError(f"{parts} cannot be used", why=str(error)) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise TraceError(
-            f"{parts} is being recorded to",
-            why="another collector holds its lock",
-            hint="`fdtrace status` shows it; `fdtrace detach PID` ends it",
-        ) from None
-    return fd
-
-
-def fitting(value: Any, column: Column) -> Any:
-    """A value of an engine's row; None if its column cannot hold the value."""
-    if column.type in TEXT:
-        return None if value is None else str(value).encode(errors="replace").decode()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and -(1 << 31) < value < 1 << (63 if column.type in WIDE else 31):
-        return value
-    return None
+    def leave(self) -> None:
+        """Leave the recording as it is, after a failure: another collector may take it up."""
+        with contextlib.suppress(duckdb.Error):
+            self.store.close()
+        self.lock.release()
 
 
 def make_files_private() -> None:
@@ -334,14 +326,15 @@ def recover(session: Session, stop_agents: Callable[[], None] = lambda: None) ->
     """
     make_files_private()
     collector = Collector(session)
-    if collector.ring_directory is not None:  # else nothing says that the agents belong to this recording
-        stop_agents()
     try:
+        if collector.ring_directory is not None:  # else nothing says that the agents belong to this recording
+            stop_agents()
         if collector.is_final:
             collector.clean_up()
         else:
             collector.finish("cut off", state="recovered")
     except (OSError, duckdb.Error) as error:
-        collector.store.reset()
         raise failures.cannot_go_on(collector.session, collector.safe_steps, error) from None
+    finally:
+        collector.leave()
     return collector.num_steps

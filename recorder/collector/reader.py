@@ -139,6 +139,13 @@ class RingReader:
         return bool(rings.process_start(self.pid) == self.start)
 
     @property
+    def progress(self) -> float:
+        """How far it has been read, in lengths of the ring."""
+        lap = self.position.lap
+        within = self.position.offset - self._segment(lap)
+        return float(lap + within / self.segment_size) / float(self.segments)
+
+    @property
     def laps_left(self) -> int:
         """How many more segments the writer may fill before it overwrites frames that were not read."""
         newest = max(self._laps())

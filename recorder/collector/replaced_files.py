@@ -44,7 +44,7 @@ def is_open(fd: int) -> bool | None:
     return False
 
 
-class Retired:
+class ReplacedFiles:
     """Files that wait to be removed, and earlier databases that may still name them."""
 
     def __init__(self, path: Path) -> None:

@@ -12,12 +12,9 @@ from fdtrace.recorder.collector.many_processes import ManyProcessEngine
 from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.reader import BadRing, FrameBlock, Position, RingReader
 from fdtrace.recorder.collector.tail import FLUSH_STEPS, MOST_HELD, RingTail
+from fdtrace.recorder.collector.worker_engine import may_be, share_queue
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.ring_directory import RingDirectory
-
-PATIENCE = 1.0
-"""Seconds for which a worker's frames wait for a call that names their engine. After that, if there is only one engine,
-they are taken as its frames."""
 
 
 class Rings:
@@ -31,6 +28,8 @@ class Rings:
         self.salt = os.urandom(16)
         """Makes the block hashes of this trace different from those of any other trace."""
         self.read_at = 0
+        self.share_read = 0.0
+        """The share of a ring that the last `read` found written; of several rings, the largest."""
         self.missing: list[str] = []
         """The rings that could not be read, and why: one sentence each."""
         self._refused: set[str] = set()
@@ -92,12 +91,19 @@ class Rings:
 
     def reject(self, engine: Engine, error: Exception) -> None:
         """Stop reading all rings of an engine: their frames make no sense."""
-        for tail in self.tails.values():
-            if tail.decoder is engine:
-                tail.reject(error)
+        for tail in self.tails_of(engine):
+            tail.reject(error)
 
     def read(self, final: bool = False) -> int:
         """Decode what was committed since the last call. Returns the number of frames read."""
+        begun = {name: tail.reader.progress for name, tail in self.tails.items()}
+        frames = self._read(final)
+        self.share_read = max(
+            (tail.reader.progress - begun[name] for name, tail in self.tails.items()), default=0.0
+        )
+        return frames
+
+    def _read(self, final: bool) -> int:
         frames = self._hold(final)
         self.read_at = time.time_ns()
         tails_of_engine: dict[int, list[RingTail]] = {}
@@ -116,13 +122,9 @@ class Rings:
         for tail in self.tails.values():
             if tail.decoder is None and _kind(tail) == "rank":
                 frames += tail.hold()  # measurements from before the forwards that the engine's ring reports
-        for kind in ("engine", None):  # engines first: a worker is bound to one that is known
+        for kind in ("engine", "worker", "rank"):  # a worker is bound to an engine that is known
             for tail in self.tails.values():
-                if (
-                    tail.decoder is None
-                    and tail.about is not None
-                    and (kind is None or _kind(tail) in ("", kind))
-                ):
+                if tail.decoder is None and tail.about is not None and _kind(tail) in ("", kind):
                     self._bind(tail, final)
         return frames
 
@@ -155,17 +157,53 @@ class Rings:
             engine.begins = tail.about.get("ts") or 0
 
     def _engine_of(self, tail: RingTail, final: bool) -> ManyProcessEngine | None:
-        """The engine whose calls reached a worker. If no call has named one for a while: the only engine there is."""
-        assert tail.about is not None
+        """The engine of a worker: the one whose call a task names; else the one with the same message queue.
+
+        None: not known yet. If nothing tells it in the end: the only engine that lacks such a worker, or a new one.
+        """
         if tail.token is not None and tail.token in self.tokens:
             return self.tokens[tail.token]
-        waited = time.monotonic() - tail.since > PATIENCE
-        candidates = [engine for engine in self.tokens.values() if _may_be(engine, tail.about)]
-        if len(candidates) == 1 and (final or waited) and tail.token is None:
-            return candidates[0]
-        if final or tail.size_held >= MOST_HELD:
-            return self._new_engine(tail.token)
-        return None
+        last_chance = final or tail.size_held >= MOST_HELD
+        if tail.token is None:
+            found = self._described_alike(tail, last_chance)
+            if found is not None:
+                return found
+        return self._new_engine(tail.token) if last_chance else None
+
+    def _described_alike(self, tail: RingTail, last_chance: bool) -> ManyProcessEngine | None:
+        assert tail.about is not None
+        candidates = [engine for engine in self._many() if may_be(self._description(engine), tail.about)]
+        sharing = [engine for engine in candidates if share_queue(self._description(engine), tail.about)]
+        # An engine that takes the place of one that ended may have its queue: the two are never there at once.
+        living = [engine for engine in sharing if self._lives(engine)] if tail.reader.writer_lives else []
+        if not last_chance or living:
+            return living[0] if len(living) == 1 else None
+        if len(sharing) != 1:
+            sharing = [engine for engine in sharing or candidates if not self._has(engine, tail.about)]
+        return sharing[0] if len(sharing) == 1 else None
+
+    def _many(self) -> list[ManyProcessEngine]:
+        return [engine for engine in self.engines if isinstance(engine, ManyProcessEngine)]
+
+    def tails_of(self, engine: Engine) -> list[RingTail]:
+        """The rings whose frames are an engine's."""
+        return [tail for tail in self.tails.values() if tail.decoder is engine]
+
+    def _description(self, engine: ManyProcessEngine) -> dict[str, Any]:
+        """How an engine describes itself, also before its first frame is decoded."""
+        return engine.row or next((tail.about for tail in self.tails_of(engine) if tail.about), {})
+
+    def _lives(self, engine: ManyProcessEngine) -> bool:
+        """Whether the scheduling process runs."""
+        rings = [tail for tail in self.tails_of(engine) if tail.part and tail.part.kind == "engine"]
+        return any(tail.reader.writer_lives for tail in rings)
+
+    def _has(self, engine: ManyProcessEngine, about: dict[str, Any]) -> bool:
+        """Whether an engine has a worker of this rank already."""
+        part, rank = about.get("part"), about.get("rank") or 0
+        return any(
+            tail.part and (tail.part.kind, tail.part.rank) == (part, rank) for tail in self.tails_of(engine)
+        )
 
     def state(self) -> dict[str, Any]:
         """All that a successor needs to read on, as JSON. Call it when all decoded rows have been taken."""
@@ -198,14 +236,6 @@ def _kind(tail: RingTail) -> str:
     return (tail.about or {}).get("part") or ""
 
 
-def _may_be(engine: ManyProcessEngine, about: dict[str, Any]) -> bool:
-    """Whether nothing in a worker's own description contradicts that it belongs to an engine."""
-    row = engine.row or {}
-    return all(
-        row.get(key) is None or about.get(key) in (None, row[key]) for key in ("host", "dp_rank", "role")
-    )
-
-
 def _read_alone(tail: RingTail) -> int:
     frames = 0
     while (chunk := tail.read()) is not None:
@@ -215,7 +245,7 @@ def _read_alone(tail: RingTail) -> int:
 
 
 def _read_joined(tails: list[RingTail]) -> int:
-    """Read the rings that hold forwards first, and decode them last: then all that led to the forwards is known.
+    """Read the rings of the forwards first, but decode them last: then all that came before each forward is known.
 
     These are the workers' rings. If the engine's own ring reports the forwards, it is that ring: then the ranks'
     measurements are decoded before it.

@@ -20,6 +20,7 @@ from typing import Any
 import duckdb
 
 from fdtrace.recorder import schema
+from fdtrace.recorder.collector.live_parts import LIVE
 from fdtrace.recorder.collector.store import PARTED
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.leftovers import LOCK
@@ -38,7 +39,7 @@ CLOSED: dict[str, str | bool | int | float | list[str]] = {
 LONGEST_READ = 60.0
 """Most seconds that reading a state may take: a view can be endless."""
 
-_PART_NAME = re.compile(rf"(?:{'|'.join(table.name for table in PARTED)})-[0-9]{{8,12}}\.parquet")
+_PART_NAME = re.compile(rf"(?:{'|'.join([*(table.name for table in PARTED), *LIVE])})-[0-9]{{8,12}}\.parquet")
 _OTHER_NAMES = {"session.json", "session.tmp", LOCK, "collector.log", "next.duckdb"}
 _OTHER_NAMES |= {f"{name}.duckdb{more}" for name in ("views", "final") for more in ("", ".wal")}
 
@@ -51,6 +52,8 @@ class SavedState:
     steps: int = 0
     calls: int = 0
     parts: dict[str, list[list[str]]] | None = None
+    live: dict[str, str] = field(default_factory=dict)
+    """The part of each table that holds rows which are not final. `parts` do not name it."""
     serial: int = 0
     notes: list[str] | None = None
     rings: dict[str, Any] = field(default_factory=dict)
@@ -154,14 +157,21 @@ def _checked(state: dict[str, Any], path: Path) -> SavedState:
     try:
         if state.get("final"):
             return SavedState(final=True, steps=int(state["steps"]), calls=int(state["calls"]))
-        parts = state.get("parts")
+        parts, live = state.get("parts"), dict[str, str]()
         if parts is not None:
             names = [name for levels in parts.values() for level in levels for name in level]
             if not set(parts) <= {table.name for table in PARTED} or not all(
                 map(_PART_NAME.fullmatch, names)
             ):
                 raise ValueError("it names parts that no collector makes")
-            parts = {table.name: parts.get(table.name, [[]]) for table in PARTED}
+            live = _live_parts(state)
+            parts = {
+                table.name: [
+                    [name for name in level if name != live.get(table.name)]
+                    for level in parts.get(table.name, [[]])
+                ]
+                for table in PARTED
+            }
         notes = state.get("notes")
         if notes is not None and not all(isinstance(note, str) for note in notes):
             raise ValueError("its notes are no texts")
@@ -172,9 +182,21 @@ def _checked(state: dict[str, Any], path: Path) -> SavedState:
         if not isinstance(flight, dict):
             raise ValueError("its flight is no object")
         serial = int(state.get("serial", 0))
-        return SavedState(parts=parts, serial=serial, notes=notes, rings=rings, flight=flight)
+        return SavedState(parts=parts, live=live, serial=serial, notes=notes, rings=rings, flight=flight)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from None
+
+
+def _live_parts(state: dict[str, Any]) -> dict[str, str]:
+    """The parts with rows that are not final. An earlier version had such rows in tables of the database."""
+    live = state.get("live", {})
+    tables = {table.name: f"{name}-" for name, table in LIVE.items()}
+    if not all(
+        table in tables and name.startswith(tables[table]) and _PART_NAME.fullmatch(name)
+        for table, name in live.items()
+    ):
+        raise ValueError("it names parts that no collector makes")
+    return dict(live)
 
 
 def damaged(path: Path, error: Exception) -> TraceError:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.collector.replaced_files import Retired
-from fdtrace.recorder.collector.tables import values
-from fdtrace.recorder.collector.views import SMALL, Views
+from fdtrace.recorder.collector.live_parts import LiveParts
+from fdtrace.recorder.collector.part_file import removed_on_failure, write_part
+from fdtrace.recorder.collector.replaced_files import ReplacedFiles
+from fdtrace.recorder.collector.tables import writing_connection
+from fdtrace.recorder.collector.views import Views
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.schema_tables import Table
 from fdtrace.recorder.sql_text import quoted
@@ -45,26 +46,19 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-@contextlib.contextmanager
-def removed_on_failure(path: Path) -> Iterator[None]:
-    """Remove the file if writing it fails."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-
-
 class Store:
     """The trace at `path` while it is being recorded."""
 
-    def __init__(self, path: Path, parts: dict[str, list[list[str]]] | None = None, serial: int = 0) -> None:
+    def __init__(
+        self, path: Path, parts: dict[str, list[list[str]]] | None = None, serial: int = 0,
+        live: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.path, self.directory = path, parts_directory(path)
         self.directory.mkdir(exist_ok=True)
         self.parts = parts or {table.name: [[]] for table in PARTED}
         self.serial = serial
-        self.retired = Retired(path)
+        self.live = LiveParts(self.directory, live or {})
+        self.retired = ReplacedFiles(path)
         self.views: Views | None = None
         self.published = identity_of(path)
         """The identity of our file at `path`. No other file is replaced."""
@@ -72,14 +66,13 @@ class Store:
         """The state that was published last; None: not known."""
         self._connect()
         committed_names = {name for levels in self.parts.values() for level in levels for name in level}
+        committed_names |= {*self.live.names.values()}
         for file in self.directory.glob("*.parquet"):
             if file.name not in committed_names:
                 file.unlink()  # written but never committed: the rings still hold its rows
 
     def _connect(self) -> None:
-        self.db = duckdb.connect()
-        self.db.execute("SET threads = 1")
-        self.db.execute("SET preserve_insertion_order = true")
+        self.db = writing_connection()
 
     def reset(self) -> None:
         """After a failure: drop what DuckDB may have half done, and start with a new connection."""
@@ -91,7 +84,8 @@ class Store:
     def part_paths(self, table: str) -> list[str]:
         """The parts of a table, oldest first, as absolute paths."""
         levels = self.parts[table]
-        return [str(self.directory.resolve() / name) for level in reversed(levels) for name in level]
+        directory = self.directory.resolve()
+        return [f"{directory}/{name}" for level in reversed(levels) for name in level]
 
     def _new_part(self, table: str) -> Path:
         self.serial += 1
@@ -103,11 +97,7 @@ class Store:
         if not rows:
             return
         part = self._new_part(table.name)
-        decoded = columns  # noqa: F841  DuckDB finds it in this frame; to register a view of it would take longer
-        with removed_on_failure(part):
-            self.db.execute(
-                f"COPY (SELECT {values(table, columns)} FROM decoded) TO '{quoted(part)}' (FORMAT parquet)"
-            )
+        write_part(part, table, columns)
         self.parts[table.name][0].append(part.name)
 
     def compact(self) -> None:
@@ -135,21 +125,41 @@ class Store:
         self.retired.add(paths)
 
     def publish(self, small: dict[str, ColumnArrays], state: dict[str, Any]) -> None:
-        """Commit the parts so far, the small tables (`views.SMALL`) and the state. If all are as they were, nothing is
-        written: a recording of an idle engine costs nothing.
+        """Commit the parts so far, the small tables (`views.SMALL`), the rows that go on (`live_parts.LIVE`) and the
+        state. If all are as they were, nothing is written: a recording of an idle engine costs nothing.
 
         Raises:
             TraceError: somebody has put another file at `path`.
         """
-        self.views = self.views or Views(self.db, self.directory / "views.duckdb")
-        text = json.dumps(dict(state, parts=self.parts, serial=self.serial))
-        if text != self.committed or self.published != identity_of(self.path) or self.views.differs(small):
+        self.views = self.views or Views(self.db, self.directory / "views.duckdb", PARTED)
+        for replaced in self.live.write(small):
+            self.retired.add([replaced])
+        text = json.dumps(dict(state, parts=self._listed_parts(), live=self.live.names, serial=self.serial))
+        if text != self.committed or not self.is_published or self.views.differs(small):
             self.committed = None
             fresh = self.directory / "next.duckdb"
-            self.views.copy(small, {table.name: self._source(table) for table in PARTED}, text, fresh)
+            self.views.copy(small, {table.name: self._all_paths(table.name) for table in PARTED}, text, fresh)
             self.put(fresh)
             self.committed = text
         self.retired.sweep()
+
+    def _listed_parts(self) -> dict[str, list[list[str]]]:
+        """The names of all parts, as readers take them from the state."""
+        live = self.live.names
+        return {
+            table: [[*levels[0], live[table]], *levels[1:]] if table in live else levels
+            for table, levels in self.parts.items()
+        }
+
+    def _all_paths(self, table: str) -> list[str]:
+        """The paths of all parts of a table, as readers take them from the views."""
+        live = self.live.names.get(table)
+        return self.part_paths(table) + ([] if live is None else [str(self.directory.resolve() / live)])
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the file at `path` is the one that was published last."""
+        return self.committed is not None and self.published == identity_of(self.path)
 
     def put(self, fresh: Path) -> None:
         """Rename a file of ours over the one published before. A file that somebody else put there stays."""
@@ -163,17 +173,6 @@ class Store:
         self.retired.replacing()
         os.replace(fresh, self.path)
         self.published = identity_of(self.path)
-
-    def _source(self, table: Table) -> str:
-        paths = ", ".join(f"'{quoted(path)}'" for path in self.part_paths(table.name))
-        parts = f"SELECT * FROM read_parquet([{paths}])" if paths else ""
-        live = f"_live_{table.name}"
-        if live in SMALL:
-            return f"{parts} UNION ALL SELECT * FROM {live}" if parts else f"FROM {live}"
-        if parts:
-            return parts
-        nothing = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)
-        return f"SELECT {nothing} WHERE false"
 
     def close(self) -> None:
         """Close the in-memory database."""

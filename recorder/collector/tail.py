@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +32,6 @@ class RingTail:
     about: dict[str, Any] | None = None
     token: int | None = None
     held: list[tuple[Position, FrameBlock]] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
     problem: str = ""
     """Why it is read no further; empty if it is still read."""
 

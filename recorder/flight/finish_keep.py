@@ -21,14 +21,18 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.collector.finish import create_final
+from fdtrace.recorder.collector.live_parts import LIVE
 from fdtrace.recorder.collector.process import make_files_private
-from fdtrace.recorder.collector.tables import columns_of, insert
-from fdtrace.recorder.collector.views import SCHEMA_VIEWS, SMALL, define_views
+from fdtrace.recorder.collector.tables import columns_of, insert, writing_connection
+from fdtrace.recorder.collector.views import SMALL
 from fdtrace.recorder.errors import FdtraceError, TraceError
-from fdtrace.recorder.flight.firing import Firing
+from fdtrace.recorder.flight.firing import FiredTrigger
 from fdtrace.recorder.flight.flight_directory import MAKING
-from fdtrace.recorder.flight.flight_segments import EngineCut, Segment
+from fdtrace.recorder.flight.flight_segments import EngineSnapshot, Segment
+from fdtrace.recorder.flight.keep_from_checkpoint import CheckpointCopy
+from fdtrace.recorder.flight.keep_from_step import StepCheckpointCopy
 from fdtrace.recorder.flight.keep_spool import KEEP, STATE
+from fdtrace.recorder.flight.kept_parts import EventRow, KeptParts
 from fdtrace.recorder.sql_text import quoted
 
 FINAL = "final.duckdb"
@@ -49,7 +53,7 @@ class EngineWindow:
     engine_id: int
     first_step: int
     first_call: int
-    cut: EngineCut | None
+    cut: EngineSnapshot | None
 
 
 def finish_keep(spool: Path) -> Path | None:
@@ -82,39 +86,36 @@ def _write(spool: Path, half: Path) -> None:
     try:
         about = json.loads((spool / KEEP).read_text())
         segment = Segment.from_json({"serial": 0, **about})
-        firings = [Firing.from_json(fields) for fields in about["firings"]]
+        firings = [FiredTrigger.from_json(fields) for fields in about["firings"]]
         parts = {name: [str(spool / part) for part in about["parts"][name]] for name in about["parts"]}
+        live = about.get("live")
+        live = None if live is None else {name: str(spool / part) for name, part in live.items()}
+        undated = {int(engine): rows for engine, rows in about.get("undated", {}).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TraceError(
             f"{spool} cannot be made a trace",
             why=f"its {KEEP} is damaged ({error})",
             hint="its Parquet files and its `state.duckdb` can be read by any DuckDB",
         ) from None
-    with duckdb.connect() as db:
-        db.execute("SET threads = 1")
-        db.execute("SET preserve_insertion_order = true")
+    with writing_connection() as db:
         db.execute(f"ATTACH '{quoted(spool / STATE)}' AS state (READ_ONLY)")
-        _check_state(db, spool)
+        _check_state(db, spool, [] if live is not None else [*LIVE])
         create_final(db, half)
         db.execute("BEGIN")
-        writer = _Writer(db, parts)
-        notes = writer.engines(segment)
+        kept = KeptParts(db, parts, live, undated)
+        notes = _Writer(kept).engines(segment)
         _trace_row(db, segment, about, notes)
-        for firing in firings:
-            writer.add_event(
-                firing.engine_id, firing.step, firing.ts, "triggered", None, firing.trigger, _detail(firing)
-            )
-        define_views(db, "final", SCHEMA_VIEWS)
+        kept.add_events([_triggered(firing) for firing in firings])
         db.execute("COMMIT")
         db.execute("DETACH final")
     with half.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _check_state(db: duckdb.DuckDBPyConnection, spool: Path) -> None:
+def _check_state(db: duckdb.DuckDBPyConnection, spool: Path, also: Sequence[str]) -> None:
     """Only tables of the published database are read. A view in it could read any file."""
     named = "SELECT table_name FROM system.main.duckdb_tables() WHERE database_name = 'state'"
-    missing = {*SMALL} - {name for (name,) in db.execute(named).fetchall()}
+    missing = {*SMALL, *also} - {name for (name,) in db.execute(named).fetchall()}
     if missing:
         raise TraceError(
             f"{spool} cannot be made a trace", why=f"its {STATE} has no table {sorted(missing)[0]}"
@@ -132,15 +133,16 @@ def _trace_row(
     insert(db, "final.trace", schema.TRACE, columns_of(schema.TRACE, [row]))
 
 
-def _detail(firing: Firing) -> str:
-    return json.dumps({"value": firing.value, "why": firing.why or None})
+def _triggered(firing: FiredTrigger) -> EventRow:
+    detail = json.dumps({"value": firing.value, "why": firing.why or None})
+    return firing.engine_id, firing.step, firing.ts, "triggered", None, firing.trigger, detail, None
 
 
 class _Writer:
     """Copies the window into the attached database `final`."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, parts: Mapping[str, Sequence[str]]) -> None:
-        self.db, self.parts = db, parts
+    def __init__(self, kept: KeptParts) -> None:
+        self.kept, self.db = kept, kept.db
 
     def engines(self, segment: Segment) -> list[str]:
         """Copy all that belongs to the window. Returns what is not in it, for the notes."""
@@ -148,61 +150,52 @@ class _Writer:
         db.execute("INSERT INTO final.engine FROM state.main.engine ORDER BY engine_id")
         rows = db.execute("SELECT engine_id FROM final.engine ORDER BY engine_id").fetchall()
         for (engine_id,) in rows:
-            window = self._window(engine_id, segment.cuts.get(engine_id))
+            cut = segment.cuts.get(engine_id)
+            if cut is not None and cut.call is not None:
+                if cut.call.step >= 0:
+                    StepCheckpointCopy(self.kept, engine_id, cut.call).copy()
+                else:
+                    CheckpointCopy(self.kept, engine_id, cut, cut.call).copy()
+                continue
+            window = self._window(engine_id, cut)
             if window.cut is not None:
                 begins = "UPDATE final.engine SET started_at = make_timestamp_ns($1) WHERE engine_id = $2"
                 db.execute(begins, [segment.begins, engine_id])
             if not self._copy_engine(window):
                 notes.append(ORDER_LEFT_OUT.format(engine_id))
-        self._copy("event", "engine_id IS NULL", [])
+        self.kept.copy("event", "engine_id IS NULL", [])
         return notes
 
-    def _window(self, engine_id: int, cut: EngineCut | None) -> EngineWindow:
+    def _window(self, engine_id: int, cut: EngineSnapshot | None) -> EngineWindow:
         if cut is None:
             return EngineWindow(engine_id, FROM_START, FROM_START, None)
-        query = f"SELECT min(call) FROM ({self._calls}) WHERE engine_id = $1 AND first_step >= $2"
+        query = f"SELECT min(call) FROM ({self.kept.calls}) WHERE engine_id = $1 AND first_step >= $2"
         first_call = self.db.execute(query, [engine_id, cut.step]).fetchall()[0][0]
         return EngineWindow(engine_id, cut.step, FROM_START if first_call is None else first_call, cut)
 
-    @property
-    def _calls(self) -> str:
-        live = "FROM state.main._live_call"
-        return f"{self._source('call')} UNION ALL {live}" if self.parts.get("call") else live
-
-    def _source(self, table: str) -> str:
-        listed = ", ".join(f"'{quoted(path)}'" for path in self.parts[table])
-        return f"FROM read_parquet([{listed}])"
-
-    def _copy(self, table: str, where: str, values: list[Any], columns: str = "*") -> None:
-        if self.parts.get(table):
-            source = f"SELECT {columns} {self._source(table)} WHERE {where}"
-            self.db.execute(f"INSERT INTO final.{table} {source}", values)
-
     def _copy_engine(self, window: EngineWindow) -> bool:
         """Copy the rows of one engine. Returns whether all of its kinds are there."""
-        key, step, call = window.engine_id, window.first_step, window.first_call
+        kept, key, step, call = self.kept, window.engine_id, window.first_step, window.first_call
         for table in ("step", "step_request", "rank_memory"):
-            self._copy(table, "engine_id = $1 AND step >= $2", [key, step])
-        calls = f"INSERT INTO final.call SELECT * FROM ({self._calls}) WHERE engine_id = $1 AND call >= $2"
+            kept.copy(table, "engine_id = $1 AND step >= $2", [key, step])
+        calls = f"INSERT INTO final.call SELECT * FROM ({kept.calls}) WHERE engine_id = $1 AND call >= $2"
         self.db.execute(calls, [key, call])
         self._requests(window)
         known = "(request IS NULL OR request IN (SELECT request FROM final.request WHERE engine_id = $1))"
-        self._copy(
+        kept.copy(
             "event",
             f"engine_id = $1 AND step >= $2 AND (call IS NULL OR call >= $3) AND {known}",
             [key, step, call],
         )
         self._found(window)
         if window.cut is None:
-            self._copy("call_request", "engine_id = $1", [key])
+            kept.copy("call_request", "engine_id = $1", [key])
+            kept.add_events(kept.undated_events(key))
             return True
         return not self._has_order(key)
 
     def _has_order(self, engine_id: int) -> bool:
-        if not self.parts.get("call_request"):
-            return False
-        query = f"{self._source('call_request')} WHERE engine_id = $1 LIMIT 1"
-        return bool(self.db.execute(query, [engine_id]).fetchall())
+        return bool(self.kept.rows("call_request", "1", "engine_id = $1 LIMIT 1", [engine_id]))
 
     def _requests(self, window: EngineWindow) -> None:
         """Copy the requests that ran or ended in the window, and those that were there at its end.
@@ -217,11 +210,14 @@ class _Writer:
             f"CASE WHEN {early} THEN NULL ELSE arrived_step END AS arrived_step)"
         )
         seen = "SELECT request FROM final.step_request WHERE engine_id = $1"
-        if self.parts.get("event"):
-            ended = f"SELECT request {self._source('event')} WHERE engine_id = $1 AND kind = 'finished' AND step >= $2"
+        if self.kept.parts.get("event"):
+            ended = (
+                f"SELECT request {self.kept.source('event')} "
+                "WHERE engine_id = $1 AND kind = 'finished' AND step >= $2"
+            )
             seen = f"{seen} UNION {ended}"
-        self._copy("request", f"engine_id = $1 AND request IN ({seen})", [key, step], columns)
-        live = f"SELECT {columns} FROM state.main._live_request WHERE engine_id = $1"
+        self.kept.copy("request", f"engine_id = $1 AND request IN ({seen})", [key, step], columns)
+        live = f"SELECT {columns} FROM ({self.kept.live_source('request')}) WHERE engine_id = $1"
         self.db.execute(f"INSERT INTO final.request {live}", [key, step])
 
     def _found(self, window: EngineWindow) -> None:
@@ -244,15 +240,8 @@ class _Writer:
                     "place": "running", "num_computed_tokens": computed, "num_total_tokens": total,
                     "num_blocks": blocks,
                 }  # fmt: skip
-                self.add_event(key, first, None, "found", number, None, json.dumps(detail))
-
-    def add_event(
-        self, engine_id: int | None, step: int | None, ts: int | None, kind: str, request: int | None,
-        reason: str | None, detail: str | None,
-    ) -> None:  # fmt: skip
-        """Add a row of `event`."""
-        row = (engine_id, step, ts, kind, request, reason, detail, None)
-        insert(self.db, "final.event", schema.EVENT, columns_of(schema.EVENT, [row]))
+                row = (key, first, None, "found", number, None, json.dumps(detail), None)
+                self.kept.add_events([row])
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ OUT_OF_MEMORY = re.compile(r"out.?of.?memory|resource.?exhausted", re.IGNORECASE
 
 
 @dataclass(frozen=True)
-class Firing:
+class FiredTrigger:
     """A trigger that fired.
 
     Args:
@@ -41,7 +41,7 @@ class Firing:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Firing:
+    def from_json(cls, fields: Mapping[str, Any]) -> FiredTrigger:
         """The firing of which `as_json` gave the fields."""
         return cls(**fields)
 
@@ -59,7 +59,7 @@ class Watcher(Protocol):
 
     trigger: str
 
-    def see(self, engine_id: int, engine: Mapping[str, Any], columns: ColumnArrays) -> list[Firing]:
+    def see(self, engine_id: int, engine: Mapping[str, Any], columns: ColumnArrays) -> list[FiredTrigger]:
         """Take consecutive steps of an engine, as columns of `step` with -1 for NULL; what fired in them."""
 
     def state(self) -> Any:
@@ -69,14 +69,14 @@ class Watcher(Protocol):
         """Go on from a saved `state`."""
 
 
-def errors_in(events: list[tuple[Any, ...]]) -> list[Firing]:
+def errors_in(events: list[tuple[Any, ...]]) -> list[FiredTrigger]:
     """A firing for each event about an error of an engine, of rows of `event`. Errors of one request are left out."""
     firings = []
     for engine_id, step, ts, kind, request, reason, *_ in events:
         if kind == "error" and request is None:
             is_memory = OUT_OF_MEMORY.search(reason or "") is not None
             trigger = "out_of_memory" if is_memory else "error"
-            firings.append(Firing(trigger, ts or 0, engine_id, step, why=reason or ""))
+            firings.append(FiredTrigger(trigger, ts or 0, engine_id, step, why=reason or ""))
     return firings
 
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.flight.firing import Firing, Watcher, errors_in
+from fdtrace.recorder.flight.drafter_excess import DrafterExcess
+from fdtrace.recorder.flight.firing import FiredTrigger, Watcher, errors_in
 from fdtrace.recorder.flight.flight_directory import FlightDirectory
 from fdtrace.recorder.flight.flight_plan import FlightPlan
-from fdtrace.recorder.flight.flight_segments import FlightSegments, Segment
+from fdtrace.recorder.flight.flight_segments import DropWatcher, FlightSegments
 from fdtrace.recorder.flight.flight_store import FlightStore
 from fdtrace.recorder.flight.keep_finisher import KeepFinisher
 from fdtrace.recorder.flight.keep_queue import KeepQueue
@@ -31,7 +32,7 @@ Tell = Callable[[str], None]
 """Receives a sentence for the user."""
 
 
-class Flight:
+class FlightRecorder:
     """Everything of a flight recorder besides the recording itself.
 
     Args:
@@ -40,20 +41,25 @@ class Flight:
         store: the ring's parts.
         begins: when the recording began, ns, UTC.
         watchers: the conditions.
+        dropped: gets what the ring drops; None: nobody does.
     """
 
     def __init__(
         self, plan: FlightPlan, directory: FlightDirectory, store: FlightStore, begins: int,
-        watchers: Sequence[Watcher],
+        watchers: Sequence[Watcher], dropped: DropWatcher | None = None,
     ) -> None:  # fmt: skip
         self.plan, self.directory, self.store, self.watchers = plan, directory, store, watchers
         self.segments = FlightSegments(plan, store, begins)
+        self.segments.watcher = dropped
         self.queue = KeepQueue(plan)
         self.finisher = KeepFinisher(directory)
         self.hangs = StandstillWatch(directory.ring)
+        self.drafters = DrafterExcess()
         self.newest = begins
         """The latest time of a decoded row, ns, UTC."""
         self.num_kept = 0
+        self._undated: dict[int, Sequence[Sequence[Any]]] = {}
+        """By engine, events that are in no part yet, as of the last publication."""
         self.asked = ""
         """Why a trace is to be kept at once; empty: nobody asked."""
         answers = directory.status().get("answers")
@@ -65,6 +71,9 @@ class Flight:
     def see(self, engine: Engine, decoded: Decoded) -> None:
         """Take the rows of an engine that were just decoded."""
         row = engine.row or {}
+        self.segments.note(engine.engine_id, decoded.checkpoints)
+        self._undated[engine.engine_id] = decoded.undated_events
+        self.drafters.add_column(engine.engine_id, decoded)
         for columns in decoded.steps:
             if len(columns["ts"]):
                 self.newest = max(self.newest, int(columns["ts"].max()))
@@ -77,7 +86,7 @@ class Flight:
         for firing in errors_in(decoded.events):
             self.fire(firing)
 
-    def fire(self, firing: Firing) -> None:
+    def fire(self, firing: FiredTrigger) -> None:
         """A trigger fired."""
         self.queue.fire(firing, self.segments.all[0].serial)
 
@@ -86,13 +95,20 @@ class Flight:
         """The time of the recording, ns, UTC: it goes on while the engine is idle."""
         return max(self.newest, time.time_ns())
 
+    def is_still(self, engines: Sequence[Engine]) -> bool:
+        """Whether there is nothing to do that time alone brings: to keep, to drop, or to look at."""
+        keeps = self.asked or self.queue.waiting or self.directory.requests() or self.directory.spools
+        return not (keeps or self.finisher.process) and (
+            self.hangs.is_settled and self.segments.is_settled(self.now, engines)
+        )
+
     def arrange(self, engines: Sequence[Engine]) -> None:
         """Before a publication: take requests, look for hangs, and trim the ring."""
         now, oldest = self.now, self.segments.all[0].serial
         for name, why in self.directory.requests().items():
             self.queue.ask(name, why, now, oldest)
         if self.asked:
-            self.fire(Firing(self.asked, now, limited=False))
+            self.fire(FiredTrigger(self.asked, now, limited=False))
             self.asked = ""
         for firing in self.hangs.look(sum(engine.num_steps for engine in engines), now):
             self.fire(firing)
@@ -101,10 +117,11 @@ class Flight:
     def committed(self) -> None:
         """After a publication: set aside what is due, and have it finished."""
         for keep in self.queue.due(self.now):
+            segment = self.segments.window(keep.serial, before=keep.firings[0].ts)
             if not self.directory.is_taken(
                 keep.name
             ):  # else a collector was killed right after it had done so
-                set_aside(self.directory, self.store, self.plan, keep, self._segment(keep.serial))
+                set_aside(self.directory, self.store, self.plan, keep, segment, self._undated)
             self.queue.waiting.remove(keep)
             if keep.request:
                 self.answers = {**dict(list(self.answers.items())[-9:]), keep.request: keep.name}
@@ -115,10 +132,6 @@ class Flight:
         if self.finisher.poll() is not None:
             self.directory.retain(self.plan.keep)
         self.directory.write_status(self.status("recording"))
-
-    def _segment(self, serial: int) -> Segment:
-        """The oldest segment with parts from this number on."""
-        return next((one for one in self.segments.all if one.serial >= serial), self.segments.all[-1])
 
     def close(self) -> list[str]:
         """After the last publication: keep what waits, and finish all of it. Returns what went wrong."""
@@ -146,10 +159,12 @@ class Flight:
 
     def state(self) -> dict[str, Any]:
         """All that a successor needs to go on, as JSON."""
+        dropped = self.segments.watcher
         return {
+            "dropped": None if dropped is None else dropped.state(),
             "segments": self.segments.state(), "queue": self.queue.state(), "newest": self.newest,
             "num_kept": self.num_kept, "watchers": {one.trigger: one.state() for one in self.watchers},
-            "hangs": self.hangs.state(),
+            "hangs": self.hangs.state(), "drafters": self.drafters.state(),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -158,6 +173,9 @@ class Flight:
             self.segments.restore(state["segments"])
             self.queue.restore(state["queue"])
             self.hangs.restore(state["hangs"])
+            self.drafters.restore(state.get("drafters", {}))
+            if self.segments.watcher is not None and state.get("dropped"):
+                self.segments.watcher.restore(state["dropped"])
             self.newest, self.num_kept = int(state["newest"]), int(state["num_kept"])
             for watcher in self.watchers:
                 if watcher.trigger in state["watchers"]:

@@ -11,30 +11,34 @@ from fdtrace.recorder.collector.engine import Decoded, Engine
 from fdtrace.recorder.collector.process import Collector, make_files_private
 from fdtrace.recorder.collector.saved_state import SavedState
 from fdtrace.recorder.collector.store import Store
-from fdtrace.recorder.flight.firing import Firing, Watcher
-from fdtrace.recorder.flight.flight import Flight
+from fdtrace.recorder.flight.firing import FiredTrigger, Watcher
+from fdtrace.recorder.flight.flight import FlightRecorder
 from fdtrace.recorder.flight.flight_directory import FlightDirectory
 from fdtrace.recorder.flight.flight_plan import FlightPlan
+from fdtrace.recorder.flight.flight_segments import DropWatcher
 from fdtrace.recorder.flight.flight_store import FlightStore
 from fdtrace.recorder.session import Session
 
 
 class FlightCollector(Collector):
-    """Collects into a ring, and keeps traces of it. `watchers`: the user's conditions."""
+    """Collects into a ring, keeps traces of it. `watchers`: the conditions. `dropped`: as of `FlightRecorder`."""
 
     def __init__(
-        self, session: Session, watchers: Sequence[Watcher] = (), *, state: str = "recording"
-    ) -> None:
-        self.watchers = watchers
+        self, session: Session, watchers: Sequence[Watcher] = (), *, state: str = "recording",
+        dropped: DropWatcher | None = None,
+    ) -> None:  # fmt: skip
+        self.watchers, self.dropped = watchers, dropped
         super().__init__(session, state=state)
 
     def open_store(self, saved: SavedState) -> Store:
         """As `Collector.open_store`. The flight's own state comes with it."""
         output = Path(self.session.output)
-        store = FlightStore(output, saved.parts, saved.serial)
+        store = FlightStore(output, saved.parts, saved.serial, saved.live)
         plan = FlightPlan.from_json(self.session.flight)
         directory = FlightDirectory(output.parent)
-        self.flight = Flight(plan, directory, store, self.session.created_at, self.watchers)
+        self.flight = FlightRecorder(
+            plan, directory, store, self.session.created_at, self.watchers, self.dropped
+        )
         if saved.flight:
             self.flight.restore(saved.flight)
         return store
@@ -48,6 +52,11 @@ class FlightCollector(Collector):
         """As `Collector.add`. The triggers see the rows too."""
         super().add(engine, decoded)
         self.flight.see(engine, decoded)
+
+    @property
+    def is_idle(self) -> bool:
+        """As `Collector.is_idle`. As time goes on, the ring is trimmed, a standstill noticed, and a trace kept."""
+        return super().is_idle and self.flight.is_still(self.rings.engines)
 
     def arrange_parts(self) -> None:
         """As `Collector.arrange_parts`: trim the ring."""
@@ -66,7 +75,7 @@ class FlightCollector(Collector):
         """As `Collector.prepare_end`. If the engine died, or the recording was cut off, that is a trigger."""
         super().prepare_end(ended_by, state)
         if is_death(ended_by):
-            self.flight.fire(Firing("death", self.flight.newest, why=ended_by, limited=False))
+            self.flight.fire(FiredTrigger("death", self.flight.newest, why=ended_by, limited=False))
 
     def write_final(self) -> None:
         """A ring has no final file: what waits is kept now."""
@@ -101,8 +110,11 @@ def recover_flight(session: Session, stop_agents: Any) -> list[str]:
     """
     make_files_private()
     collector = FlightCollector(session)
-    if collector.ring_directory is not None:
-        stop_agents()
-    before = set(collector.flight.directory.kept)
-    collector.finish("cut off", state="recovered")
+    try:
+        if collector.ring_directory is not None:
+            stop_agents()
+        before = set(collector.flight.directory.kept)
+        collector.finish("cut off", state="recovered")
+    finally:
+        collector.leave()
     return [path.name for path in collector.flight.directory.kept if path not in before]

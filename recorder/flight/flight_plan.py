@@ -14,6 +14,13 @@ AFTER_S, AT_MOST_EVERY_S, KEEP = 10, 300, 20
 """Defaults: seconds that a kept trace goes on after its trigger, seconds between two triggers that keep one, and
 number of kept traces."""
 
+SEGMENTS = 8
+"""The window is so many segments, and one more is being filled: a kept trace may have an eighth more than asked for."""
+
+LEAST_CHECKPOINT_NS, CHECKPOINT_OF_BYTES_NS = 5 * SECOND, 15 * SECOND
+"""Time between two checkpoints of an engine: at least, so that some publications lie between them; and where no time
+says how long a segment is."""
+
 
 @dataclass(frozen=True)
 class FlightPlan:
@@ -26,6 +33,7 @@ class FlightPlan:
         at_most_every_ns: a trigger that comes sooner after the one that kept a trace keeps nothing.
         keep: number of kept traces; the oldest go first.
         on: the conditions that the user gave.
+        counts: whether what the ring drops is counted, for the metrics.
     """
 
     window_ns: int | None = None
@@ -34,6 +42,14 @@ class FlightPlan:
     at_most_every_ns: int = AT_MOST_EVERY_S * SECOND
     keep: int = KEEP
     on: tuple[str, ...] = ()
+    counts: bool = False
+
+    @property
+    def checkpoint_ns(self) -> int:
+        """Time between two checkpoints of an engine: a segment's. A kept trace can begin with each of them."""
+        if self.window_ns is None:
+            return CHECKPOINT_OF_BYTES_NS
+        return max(LEAST_CHECKPOINT_NS, self.window_ns // SEGMENTS)
 
     def as_json(self) -> dict[str, Any]:
         """For the session's file."""
@@ -50,6 +66,8 @@ class FlightPlan:
                 raise ValueError("a limit is no number")
             if not all(isinstance(text, str) for text in plan.on):
                 raise ValueError("a trigger is no text")
+            if type(plan.counts) is not bool:
+                raise ValueError("whether it counts is neither yes nor no")
         except (TypeError, ValueError) as error:
             raise TraceError("this session describes no flight recorder", why=str(error)) from None
         return plan

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from fdtrace.recorder.flight.firing import Firing
+from fdtrace.recorder.flight.firing import FiredTrigger
 from fdtrace.recorder.flight.flight_plan import FlightPlan
 
 MOST_FIRINGS = 100
@@ -30,7 +30,7 @@ NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z-[a-z0-9-]{1,50}")
 
 
 @dataclass
-class WaitingKeep:
+class ScheduledKeep:
     """A trace that is to be kept as soon as its end has come.
 
     Args:
@@ -46,12 +46,12 @@ class WaitingKeep:
     name: str
     due: int
     serial: int
-    firings: list[Firing]
+    firings: list[FiredTrigger]
     num_firings: int = 1
     suppressed: Counter[str] = field(default_factory=Counter)
     request: str = ""
 
-    def add(self, firing: Firing) -> None:
+    def add(self, firing: FiredTrigger) -> None:
         """Another trigger fired in this window."""
         self.num_firings += 1
         if len(self.firings) < MOST_FIRINGS:
@@ -62,11 +62,11 @@ class WaitingKeep:
         return {**vars(self), "firings": [firing.as_json() for firing in self.firings]}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> WaitingKeep:
+    def from_json(cls, fields: Mapping[str, Any]) -> ScheduledKeep:
         """The one of which `as_json` gave the fields."""
         if not NAME.fullmatch(str(fields["name"])):
             raise ValueError("a kept trace has no such name")
-        firings = [Firing.from_json(firing) for firing in fields["firings"]]
+        firings = [FiredTrigger.from_json(firing) for firing in fields["firings"]]
         return cls(**{**fields, "firings": firings, "suppressed": Counter(fields["suppressed"])})
 
 
@@ -75,38 +75,40 @@ class KeepQueue:
 
     def __init__(self, plan: FlightPlan) -> None:
         self.plan = plan
-        self.waiting: list[WaitingKeep] = []
+        self.waiting: list[ScheduledKeep] = []
         self.suppressed: Counter[str] = Counter()
         self.num_suppressed = 0
         self.last: int | None = None
         """When the last trigger that counts for the limit kept a trace, ns, UTC."""
 
-    def fire(self, firing: Firing, serial: int) -> None:
+    def fire(self, firing: FiredTrigger, serial: int) -> None:
         """A trigger fired. `serial`: the first part of the window."""
         for keep in self.waiting:
             if firing.limited and firing.ts <= keep.due:
                 keep.add(firing)
                 return
         if not firing.limited:
-            self._add(WaitingKeep(self._free_name(firing), firing.ts, serial, [firing]))
+            self._add(ScheduledKeep(self._free_name(firing), firing.ts, serial, [firing]))
         elif self.last is not None and firing.ts < self.last + self.plan.at_most_every_ns:
             self.suppressed[firing.trigger] += 1
             self.num_suppressed += 1
         else:
             self.last = firing.ts
-            self._add(WaitingKeep(self._free_name(firing), firing.ts + self.plan.after_ns, serial, [firing]))
+            self._add(
+                ScheduledKeep(self._free_name(firing), firing.ts + self.plan.after_ns, serial, [firing])
+            )
 
     def ask(self, request: str, why: str, now: int, serial: int) -> None:
         """`fdtrace keep` asks for a trace of what is there now. A request that is known already changes nothing."""
         if all(keep.request != request for keep in self.waiting):
-            firing = Firing("keep", now, why=why, limited=False)
-            self._add(WaitingKeep(self._free_name(firing), now, serial, [firing], request=request))
+            firing = FiredTrigger("keep", now, why=why, limited=False)
+            self._add(ScheduledKeep(self._free_name(firing), now, serial, [firing], request=request))
 
-    def _add(self, keep: WaitingKeep) -> None:
+    def _add(self, keep: ScheduledKeep) -> None:
         keep.suppressed, self.suppressed = self.suppressed, Counter()
         self.waiting.append(keep)
 
-    def _free_name(self, firing: Firing) -> str:
+    def _free_name(self, firing: FiredTrigger) -> str:
         name, taken = name_at(firing.ts, firing.trigger), {keep.name for keep in self.waiting}
         return next(free for free in (name, *(f"{name}-{i}" for i in range(2, 99))) if free not in taken)
 
@@ -115,7 +117,7 @@ class KeepQueue:
         for keep in self.waiting:
             keep.due = min(keep.due, now)
 
-    def due(self, now: int) -> list[WaitingKeep]:
+    def due(self, now: int) -> list[ScheduledKeep]:
         """Those whose end has come."""
         return [keep for keep in self.waiting if keep.due <= now]
 
@@ -135,6 +137,6 @@ class KeepQueue:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved `state`."""
-        self.waiting = [WaitingKeep.from_json(fields) for fields in state["waiting"]]
+        self.waiting = [ScheduledKeep.from_json(fields) for fields in state["waiting"]]
         self.suppressed, self.num_suppressed = Counter(state["suppressed"]), int(state["num_suppressed"])
         self.last = state["last"]

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from fdtrace.recorder.flight.flight_directory import HALF, MAKING, FlightDirecto
 from fdtrace.recorder.flight.flight_plan import SECOND, FlightPlan
 from fdtrace.recorder.flight.flight_segments import Segment
 from fdtrace.recorder.flight.flight_store import FlightStore
-from fdtrace.recorder.flight.keep_queue import WaitingKeep
+from fdtrace.recorder.flight.keep_queue import ScheduledKeep
 
 STATE, KEEP = "state.duckdb", "keep.json"
 """The published database at that time, and what is to be made of it."""
 
 
 def set_aside(
-    directory: FlightDirectory, store: FlightStore, plan: FlightPlan, keep: WaitingKeep, segment: Segment
-) -> None:
+    directory: FlightDirectory, store: FlightStore, plan: FlightPlan, keep: ScheduledKeep, segment: Segment,
+    undated: Mapping[int, Sequence[Sequence[Any]]],
+) -> None:  # fmt: skip
     """Make the spool of a kept trace, after `store` has published. It appears whole, or not at all.
 
     Args:
@@ -34,15 +36,18 @@ def set_aside(
         plan: its limits.
         keep: what to keep.
         segment: the first segment of the window.
+        undated: by engine, the events that are in no part yet, because their step is not known.
     """
     half = directory.path / f"{keep.name}{HALF}"
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(mode=0o700)
     names = store.names_from(segment.serial)
     _link(store.path, half / STATE)
-    for name in (name for table_names in names.values() for name in table_names):
+    live = dict(store.live.names)
+    for name in (*(name for table_names in names.values() for name in table_names), *live.values()):
         _link(store.directory / name, half / name)
-    text = json.dumps(_described(plan, keep, segment, names))
+    waiting = {str(engine): rows for engine, rows in undated.items() if rows}
+    text = json.dumps({**_described(plan, keep, segment, names), "live": live, "undated": waiting})
     with (half / KEEP).open("x") as file:
         file.write(text)
         file.flush()
@@ -51,7 +56,7 @@ def set_aside(
 
 
 def _described(
-    plan: FlightPlan, keep: WaitingKeep, segment: Segment, names: dict[str, list[str]]
+    plan: FlightPlan, keep: ScheduledKeep, segment: Segment, names: dict[str, list[str]]
 ) -> dict[str, Any]:
     return {
         "name": keep.name,
@@ -64,7 +69,7 @@ def _described(
     }
 
 
-def note_of(plan: FlightPlan, keep: WaitingKeep, segment: Segment) -> str:
+def note_of(plan: FlightPlan, keep: ScheduledKeep, segment: Segment) -> str:
     """The note that says why this trace was kept."""
     first = keep.firings[0]
     texts = [f"a flight recorder kept this, from {clock(segment.begins)} on: {first.sentence}"]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fdtrace.recorder.errors import TraceError
-from fdtrace.recorder.flight.firing import Firing, clock
+from fdtrace.recorder.flight.firing import FiredTrigger, clock
 from fdtrace.recorder.flight.flight_plan import SECOND
 from fdtrace.recorder.trace.standstill import standstill
 from fdtrace.recorder.trace.trace import open_trace
+from fdtrace.recorder.trace_paths import identity_of_published
 
 LEAST_NS = 10 * SECOND
 """An engine that stands still for so long hangs. A forward may take seconds when an engine is new."""
@@ -20,7 +21,8 @@ QUERY_MEMORY = 1 << 28
 
 
 class StandstillWatch:
-    """Watches the published ring. A look costs a few queries, and none is made while steps come.
+    """Watches the published ring. A look costs a few queries. None is made while steps come, nor while nothing comes: a
+    standstill shows in calls that find work.
 
     Args:
         path: the ring.
@@ -32,10 +34,17 @@ class StandstillWatch:
         """Seconds between two looks."""
         self._next_look = 0.0
         self._num_steps = -1
+        self._seen: tuple[int, int] | None = None
+        """The file of the last look, if a later look at it would find nothing more."""
         self._known: dict[str, int] = {}
         """By engine, since when the standstill lasts that fired last."""
 
-    def look(self, num_steps: int, now: int) -> list[Firing]:
+    @property
+    def is_settled(self) -> bool:
+        """Whether a look would find nothing more: nothing was published since the last one."""
+        return self._seen is not None and self._seen == identity_of_published(self.path)
+
+    def look(self, num_steps: int, now: int) -> list[FiredTrigger]:
         """What hangs and has not fired yet.
 
         Args:
@@ -46,17 +55,23 @@ class StandstillWatch:
         if moves or time.monotonic() < self._next_look:
             return []
         self._next_look = time.monotonic() + self.every
-        firings = []
+        if self.is_settled:
+            return []
+        self._seen, firings = identity_of_published(self.path), []
         try:
             with open_trace(self.path, memory=QUERY_MEMORY) as trace:
                 for engine in trace.engines():
                     still, key = standstill(trace, engine), str(engine["engine_id"])
-                    if still is None or now - still.since < LEAST_NS or self._known.get(key) == still.since:
+                    if still is None or self._known.get(key) == still.since:
+                        continue
+                    if now - still.since < LEAST_NS:
+                        self._seen = None  # it may last so long yet, without another call
                         continue
                     self._known[key] = still.since
                     why = f"since {clock(still.since)}: {still.because}"
-                    firings.append(Firing("hang", now, engine["engine_id"], why=why))
+                    firings.append(FiredTrigger("hang", now, engine["engine_id"], why=why))
         except TraceError:
+            self._seen = None
             return firings  # it was replaced at that moment: the next look sees it
         return firings
 

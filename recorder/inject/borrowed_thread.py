@@ -41,7 +41,7 @@ class SavedThread:
     signal_mask: int
 
 
-class Borrowed:
+class BorrowedThread:
     """A thread of the target. It stands still while this context is open.
 
     Any method may raise ProcessLookupError: the thread has ended.
@@ -56,7 +56,7 @@ class Borrowed:
         self._marked = False
         self._let_go = False
 
-    def __enter__(self) -> Borrowed:
+    def __enter__(self) -> BorrowedThread:
         self._memory = ProcessMemory(self.target.pid, writable=True)
         try:
             self._tracee = Tracee(self.tid)
@@ -189,7 +189,7 @@ class Borrowed:
         )
 
     def _wait_for_mark(self, stack: int, *, pending: bool) -> None:
-        patience = ptrace.Patience(_PATIENCE_S)
+        patience = ptrace.WaitLimit(_PATIENCE_S)
         while not patience.is_over():
             stop = self._tracee.poll_stop()
             if stop is not None:

@@ -25,7 +25,7 @@ DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 PREFIX = "fdtrace-attach-"
 
 
-class Meeting:
+class CallbackSocket:
     """The socket to which the target connects. Leaving this context gives up whatever is under way.
 
     Socket and directory are made as the target's user `user` (`acting_as`); only that user can reach them. `timeout` is
@@ -48,7 +48,7 @@ class Meeting:
             self.close()
             raise
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> CallbackSocket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

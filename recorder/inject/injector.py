@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fdtrace.recorder.inject import inject_errors, thread_choice
-from fdtrace.recorder.inject.borrowed_thread import Borrowed
-from fdtrace.recorder.inject.callback_socket import Meeting
+from fdtrace.recorder.inject.borrowed_thread import BorrowedThread
+from fdtrace.recorder.inject.callback_socket import CallbackSocket
 from fdtrace.recorder.inject.conversation import Conversation
-from fdtrace.recorder.inject.no_interruptions import in_own_thread, rest, undelayed
+from fdtrace.recorder.inject.no_interruptions import in_own_thread, rest, run_uninterrupted
 from fdtrace.recorder.inject.proc import read_small
 from fdtrace.recorder.inject.target import Target, check_target, refused
 from fdtrace.recorder.inject.tree import is_same_process
@@ -91,7 +91,7 @@ def enter(pid: int, *, timeout: float = 5.0, force: bool = False) -> Iterator[tu
 
 def _called_back(target: Target, pidfd: int, timeout: float) -> tuple[Entry, socket.socket]:
     """Make our code run in the process, and wait until it connects."""
-    with _explained(target), Meeting(target.pid, target.user, timeout=timeout) as meeting:
+    with _explained(target), CallbackSocket(target.pid, target.user, timeout=timeout) as meeting:
         entry, peer = _by_remote_exec(target, meeting), None
         if entry is not None:
             peer = meeting.wait(pidfd, min(timeout, _REMOTE_EXEC_PATIENCE_S))
@@ -144,7 +144,7 @@ def _refusal(pid: int) -> inject_errors.InjectError:
         return inject_errors.TargetEnded(pid)
 
 
-def _by_remote_exec(target: Target, meeting: Meeting) -> Entry | None:
+def _by_remote_exec(target: Target, meeting: CallbackSocket) -> Entry | None:
     """Ask the interpreter to run our code (PEP 768).
 
     None if either interpreter is older than 3.14, if their versions differ, or if the target's refuses.
@@ -169,8 +169,8 @@ def _by_ptrace(target: Target, text: bytes) -> Entry:
         tid = _choose(target, attempt, may_queue=may_queue)
         if tid is None:
             continue
-        with undelayed():
-            borrowed = Borrowed(target, tid)
+        with run_uninterrupted():
+            borrowed = BorrowedThread(target, tid)
             method = _use(borrowed, text, may_queue=may_queue)
         longest = max(longest, borrowed.held_s)
         if method is not None:
@@ -190,7 +190,7 @@ def _choose(target: Target, attempt: int, *, may_queue: bool) -> int | None:
     return running[attempt % len(running)] if running and may_queue else None
 
 
-def _use(borrowed: Borrowed, text: bytes, *, may_queue: bool) -> EntryMethod | None:
+def _use(borrowed: BorrowedThread, text: bytes, *, may_queue: bool) -> EntryMethod | None:
     """Make the thread start the text; None if the thread is not (or no longer) at a place where it can."""
     method: EntryMethod | None = None
     with contextlib.suppress(ProcessLookupError), borrowed:

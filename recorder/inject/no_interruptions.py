@@ -21,7 +21,7 @@ _rested_at = 0.0
 
 
 @contextlib.contextmanager
-def undelayed() -> Iterator[None]:
+def run_uninterrupted() -> Iterator[None]:
     """Raise this thread's priority as far as we are allowed, and keep the garbage collector off."""
     collects = gc.isenabled()
     gc.disable()

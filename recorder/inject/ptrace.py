@@ -102,7 +102,7 @@ class _Iovec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
 
 
-class Patience:
+class WaitLimit:
     """Over after `seconds` and at least 1000 checks.
 
     The checks are counted because a machine may be suspended: then the time passes, but nobody has waited.
@@ -178,7 +178,7 @@ class Tracee:
 
     def wait_stop(self, timeout: float) -> tuple[int, int] | None:
         """(signal, event) of the next stop; None after `timeout` seconds."""
-        patience = Patience(timeout)
+        patience = WaitLimit(timeout)
         while (stop := self.poll_stop()) is None:
             if patience.is_over():
                 return None

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 import duckdb
 
 from fdtrace.recorder import schema
-from fdtrace.recorder.lake.lake_connection import LAKE, open_lake
+from fdtrace.recorder.lake.lake_connection import CATALOG, LAKE, open_lake
 from fdtrace.recorder.lake.lake_errors import lake_failed
 from fdtrace.recorder.lake.lake_lock import lake_lock
 from fdtrace.recorder.lake.lake_name import LakeName
@@ -24,7 +24,7 @@ AGAIN = "do it again: each of its steps is whole or not at all"
 
 
 @dataclass(frozen=True)
-class Expired:
+class ExpiredTraces:
     """The traces that were removed, and how many files."""
 
     trace_ids: tuple[str, ...]
@@ -38,7 +38,7 @@ def expire_traces(
     deployment: str | None = None,
     grace: timedelta,
     dry_run: bool = False,
-) -> Expired:
+) -> ExpiredTraces:
     """Remove the traces whose recording began before a time.
 
     Args:
@@ -56,13 +56,13 @@ def expire_traces(
         try:
             found = _before(db, lake, before, deployment)
             if dry_run:
-                return Expired(found, 0)
+                return ExpiredTraces(found, 0)
             if found:
                 _delete(db, found, before)
             files = _clean(db, now - grace, now - max(grace, LONGEST_PUSH))
         except duckdb.Error as error:
             raise lake_failed(lake, "was not cleaned", error, hint=AGAIN) from None
-    return Expired(found, files)
+    return ExpiredTraces(found, files)
 
 
 def compact_lake(lake: LakeName) -> int:
@@ -103,13 +103,26 @@ def _delete(db: duckdb.DuckDBPyConnection, trace_ids: tuple[str, ...], before: d
 
 
 def _clean(db: duckdb.DuckDBPyConnection, unseen: datetime, unnamed: datetime) -> int:
-    """Forget snapshots before `unseen`, then remove their files, and those before `unnamed` that no catalog names."""
+    """Forget snapshots before `unseen`, then remove their files, and those before `unnamed` that no catalog names.
+
+    DuckLake counts the age of a file that is to go from the moment at which its last snapshot is forgotten. Nobody has
+    needed such a file since `unseen`, so it goes at once. Only if files wait that a compaction has replaced since then,
+    which a query may still read, all wait for the next time.
+    """
+    removed = _removed(db, "cleanup_old_files", f"older_than => TIMESTAMPTZ '{unseen.isoformat()}'")
+    waiting = f"SELECT count(*) FROM {CATALOG}.ducklake_files_scheduled_for_deletion"
+    ((num_waiting,),) = db.execute(waiting).fetchall()
     db.execute(f"CALL ducklake_expire_snapshots('{LAKE}', older_than => TIMESTAMPTZ '{unseen.isoformat()}')")
-    removed = 0
-    for function, moment in (("cleanup_old_files", unseen), ("delete_orphaned_files", unnamed)):
-        call = f"CALL ducklake_{function}('{LAKE}', older_than => TIMESTAMPTZ '{moment.isoformat()}')"
-        removed += len(db.execute(call).fetchall())
-    return removed
+    if not num_waiting:
+        removed += _removed(db, "cleanup_old_files", "cleanup_all => true")
+    return removed + _removed(
+        db, "delete_orphaned_files", f"older_than => TIMESTAMPTZ '{unnamed.isoformat()}'"
+    )
+
+
+def _removed(db: duckdb.DuckDBPyConnection, function: str, which: str) -> int:
+    """How many files a function of DuckLake has removed."""
+    return len(db.execute(f"CALL ducklake_{function}('{LAKE}', {which})").fetchall())
 
 
 def _utc(moment: datetime) -> str:

@@ -64,7 +64,7 @@ def open_lake_for_queries(
         except duckdb.Error as error:
             raise lake_failed(lake, "cannot be read", error, hint="see docs/fleet.md") from None
         try:
-            yield Trace(Path(str(lake)), db)
+            yield Trace(Path(str(lake)), db, makes_views=False)
         except StuckQueryError:
             raise
 

@@ -10,7 +10,6 @@ import duckdb
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.collector.finish import create_final
-from fdtrace.recorder.collector.views import SCHEMA_VIEWS, define_views
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.lake.lake_connection import open_lake
 from fdtrace.recorder.lake.lake_errors import lake_failed
@@ -43,9 +42,6 @@ def pull_trace(name: LakeTraceName, path: Path) -> str:
             create_final(db, path)
             for table in schema.TABLES:
                 _copy_table(db, table, sources[table.name], key)
-            db.execute("BEGIN")
-            define_views(db, "final", SCHEMA_VIEWS)
-            db.execute("COMMIT")
             db.execute("DETACH final")
         except duckdb.Error as error:
             raise lake_failed(name.lake, "cannot be read", error, hint=AGAIN) from None

@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -40,7 +40,7 @@ AGAIN = "push it again: the lake holds the trace whole or not at all"
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """A trace that is in a lake now; `already`: it was there before. `num_rows`: of all its tables."""
 
     trace_id: str
@@ -49,7 +49,7 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class PushedAs:
+class PushLabels:
     """What a push says of its trace: the deployment, and labels by name.
 
     Raises:
@@ -71,7 +71,7 @@ class PushedAs:
                 raise UsageError(f"the label {key} is no text of up to {LONGEST_LABEL} characters")
 
 
-def push_trace(path: Path, lake: LakeName, pushed_as: PushedAs) -> Pushed:
+def push_trace(path: Path, lake: LakeName, pushed_as: PushLabels) -> PushResult:
     """Put one trace into a lake. Args, Returns, Raises: as of `LakeWriter` and its `push`."""
     with LakeWriter(lake) as writer:
         return writer.push(path, pushed_as)
@@ -93,7 +93,7 @@ class LakeWriter(AbstractContextManager["LakeWriter"]):
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def push(self, path: Path, pushed_as: PushedAs) -> Pushed:
+    def push(self, path: Path, pushed_as: PushLabels) -> PushResult:
         """Put the trace at `path` into the lake.
 
         Args:
@@ -109,12 +109,12 @@ class LakeWriter(AbstractContextManager["LakeWriter"]):
             try:
                 return _push(self._connection(), path, self.lake, pushed_as)
             except duckdb.Error as error:
-                self._close()
+                self._give_up()
                 if not is_conflict(error):
                     raise lake_failed(self.lake, "was not written", error, hint=AGAIN) from None
                 last = error
             except BaseException:
-                self._close()
+                self._give_up()
                 raise
             time.sleep(random.uniform(0.05, 0.2) * (attempt + 1))
         raise lake_failed(self.lake, f"was not written in {TRIES} tries", last, hint=AGAIN)
@@ -139,6 +139,14 @@ class LakeWriter(AbstractContextManager["LakeWriter"]):
         self._db = self._opened.enter_context(open_lake(self.lake, read_only=False))
         return self._db
 
+    def _give_up(self) -> None:
+        """Close, and let go of the trace's file before: a database whose PostgreSQL is gone outlives its connection."""
+        if self._db is not None:
+            for statement in ("ROLLBACK", f"DETACH {FILE}"):
+                with suppress(duckdb.Error):
+                    self._db.execute(statement)
+        self._close()
+
     def _close(self) -> None:
         self._db = None
         self._opened.close()
@@ -162,14 +170,14 @@ def _make_lake(lake: LakeName) -> None:
             raise lake_failed(lake, "cannot be made", error, hint=AGAIN) from None
 
 
-def _push(db: duckdb.DuckDBPyConnection, path: Path, lake: LakeName, pushed_as: PushedAs) -> Pushed:
+def _push(db: duckdb.DuckDBPyConnection, path: Path, lake: LakeName, pushed_as: PushLabels) -> PushResult:
     sources = _attach_trace(db, path)
     try:
         trace_id, day = identity_of(db, sources)
         num_rows = sum(_rows(db, sources).values())
     except duckdb.Error as error:
         raise damaged(path, error) from None
-    pushed = Pushed(trace_id, _is_there(db, trace_id, day), num_rows)
+    pushed = PushResult(trace_id, _is_there(db, trace_id, day), num_rows)
     if not pushed.already:
         db.execute("BEGIN")
         _insert(db, sources, (trace_id, pushed_as.deployment, day), pushed_as.labels)
@@ -178,7 +186,7 @@ def _push(db: duckdb.DuckDBPyConnection, path: Path, lake: LakeName, pushed_as: 
     return pushed
 
 
-def _commit(db: duckdb.DuckDBPyConnection, lake: LakeName, pushed: Pushed, day: date) -> Pushed:
+def _commit(db: duckdb.DuckDBPyConnection, lake: LakeName, pushed: PushResult, day: date) -> PushResult:
     """Commit, unless somebody else has pushed the same trace since this transaction began."""
     with lake_lock(lake, db) as check:
         with db.cursor() as now:
@@ -256,6 +264,7 @@ def _figures(sources: Mapping[str, str]) -> dict[str, str]:
         "num_engines": f"SELECT count(*) FROM ({engine})",
         "num_steps": f"SELECT count(*) FROM ({step})",
         "num_requests": f"SELECT count(*) FROM ({sources['request']})",
-        "num_exceeded": f"WITH engine AS ({engine}), step AS ({step}) "
+        "num_exceeded": f"WITH engine AS ({engine}), step AS ({step}), event AS ({sources['event']}), "
+        f"call AS ({sources['call']}) "
         f"SELECT count(DISTINCT (engine_id, step)) FROM ({exceeded})",
     }

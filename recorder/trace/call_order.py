@@ -7,13 +7,15 @@ call knew. Nothing else in a recording says these.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns
+
+if TYPE_CHECKING:
+    import duckdb
 
 MOST_ROWS = 20_000_000
 """Most rows of `call_request` that are read into memory. A replay in their order keeps about 80 bytes for each."""
@@ -100,9 +102,14 @@ def read_order(db: duckdb.DuckDBPyConnection, engine_id: int) -> CallOrder | Non
     if lost or not 0 < count <= MOST_ROWS:
         return None
     calls, did, known, changes = (_numpy(db, query, engine_id) for query in (_CALLS, _DID, _KNOWN, _CHANGES))
-    if not len(changes["call"]):
+    if not len(changes["call"]) or _begins_later(calls, changes):
         return None
     return CallOrder(calls, _by_call(did), _by_call(known), changes, _numpy(db, _SEEN, engine_id))
+
+
+def _begins_later(calls: Columns, changes: Columns) -> bool:
+    """Whether earlier calls are missing, and with them the state of the queues: the ring of a flight recorder."""
+    return bool(len(calls["call"]) and calls["call"][0] > 0 and not (changes["kind"] == "found").any())
 
 
 def _by_call(columns: Columns) -> Columns:

@@ -2,8 +2,7 @@
 
 A NULL or a number that no recording can have is an error that names table and column. It never becomes a wrong figure.
 
-Cheap checks run when a recording is read: bounds, which DuckDB keeps for each column. Checks that need all rows of
-`step_request` run before a replay reschedules those rows.
+These checks are cheap: bounds, which DuckDB keeps for each column. `check_keys` has those that read rows.
 """
 
 from __future__ import annotations
@@ -28,11 +27,6 @@ TIME = 2**62
 """Nanoseconds since 1970: the year 2116."""
 LARGEST = {"INTEGER": 2**31 - 1, "BIGINT": 2**63 - 1, "TIMESTAMP_NS": TIME}
 
-STEPS_APART = 10_000_000
-"""How many steps may be missing between the first and the last step, in addition to 64 for each recorded step. So many
-are lost in about a day."""
-KINDS = ("prefill", "decode")
-ENGINES_CHECKED = 20
 SHOWN = 3
 """Most problems that one error names."""
 
@@ -127,24 +121,46 @@ def _most(table: Table, name: str, bounds: Bounds) -> int:
 def table_problems(db: duckdb.DuckDBPyConnection, table: Table, engine_id: int | None) -> list[str]:
     """Values out of bounds and forbidden NULLs in a table, in the rows of one engine or (None) of all engines."""
     bounds, texts = bounds_of(table), TEXTS.get(table.name, ())
-    times = {column.name for column in table.columns if column.type == "TIMESTAMP_NS"}
-    expressions = ["count(*)"]
-    for name in bounds:
-        value = f"epoch_ns({name})" if name in times else name
-        expressions += [f"count({name})", f"min({value})", f"max({value})"]
-    expressions += [f"count({name})" for name in texts]
     where = "" if engine_id is None else f" WHERE engine_id = {int(engine_id)}"
-    count, *values = db.execute(f"SELECT {', '.join(expressions)} FROM {table.name}{where}").fetchall()[0]
+    ((count,),) = db.execute(f"SELECT count(*) FROM {table.name}{where}").fetchall()
+    names = [*bounds, *texts]
+    groups = [names] if count <= FEW_ROWS else [[name] for name in names]
     problems = []
-    for i, (name, bound) in enumerate(bounds.items()):
-        problems += _bound_problems(
-            f"column `{name}` of table `{table.name}`", bound, count, *values[3 * i : 3 * i + 3]
-        )
-    for name, present in zip(texts, values[3 * len(bounds) :], strict=True):
-        problems += _bound_problems(
-            f"column `{name}` of table `{table.name}`", _required(), count, present, 0, 0
-        )
+    for group in groups:
+        limits = _limits(db, table, group, where)
+        for name in group:
+            bound = bounds.get(name, Bounds(0, None, True))
+            column = f"column `{name}` of table `{table.name}`"
+            problems += _bound_problems(column, bound, count, *limits[name])
     return problems
+
+
+FEW_ROWS = 200_000
+"""Tables with more rows are asked column by column. DuckDB answers min() and max() of a column, and count() of one
+without NULL, without reading rows. But if it has to read one column of a query (all NULL), it reads all of them."""
+
+
+def _limits(
+    db: duckdb.DuckDBPyConnection, table: Table, names: Sequence[str], where: str
+) -> dict[str, tuple[int, Any, Any]]:
+    """For each column: the rows with a value (all rows where NULL is allowed), the lowest and the highest."""
+    times = {column.name for column in table.columns if column.type == "TIMESTAMP_NS"}
+    required = {name for name, bound in bounds_of(table).items() if bound.required} | {
+        *TEXTS.get(table.name, ())
+    }
+    inner, outer = [], []
+    for name in names:
+        inner.append(f"{f'count({name})' if name in required else 'count(*)'} AS present_{name}")
+        edges = () if name in TEXTS.get(table.name, ()) else ("low", "high")  # those of text are not kept
+        if edges:
+            inner.append(f"min({name}) AS low_{name}, max({name}) AS high_{name}")
+        outer.append(f"present_{name}")
+        outer += [f"epoch_ns({edge}_{name})" if name in times else f"{edge}_{name}" for edge in edges]
+        outer += [] if edges else ["NULL", "NULL"]
+    ((*values,),) = db.execute(
+        f"SELECT {', '.join(outer)} FROM (SELECT {', '.join(inner)} FROM {table.name}{where})"
+    ).fetchall()
+    return {name: (values[3 * at], *values[3 * at + 1 : 3 * at + 3]) for at, name in enumerate(names)}
 
 
 def _bound_problems(
@@ -210,119 +226,14 @@ def engine_problems(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
 ROLES = ("mixed", "prefill", "decode")
 
 
-def check_tables(db: duckdb.DuckDBPyConnection, path: Path, engine_id: int) -> None:
-    """Raise a TraceError if rows of one engine hold values that no recording can have. Cheap: bounds and keys."""
-    problems = [*rows_problems(db, engine_id), *key_problems(db, engine_id)]
-    if problems:
-        raise contradictory(path, problems)
+STEP_TABLES = (schema.STEP, schema.STEP_REQUEST)
+REQUEST_TABLES = (schema.REQUEST, schema.EVENT, schema.RANK_MEMORY)
 
 
-def rows_problems(db: duckdb.DuckDBPyConnection, engine_id: int | None) -> list[str]:
-    """Values out of bounds in the rows of one engine or (None) of all engines."""
-    tables = (schema.STEP, schema.REQUEST, schema.STEP_REQUEST, schema.EVENT, schema.RANK_MEMORY)
+def rows_problems(
+    db: duckdb.DuckDBPyConnection,
+    engine_id: int | None,
+    tables: Sequence[Table] = (*STEP_TABLES, *REQUEST_TABLES),
+) -> list[str]:
+    """Values out of bounds in these tables, in the rows of one engine or (None) of all engines."""
     return [problem for table in tables for problem in table_problems(db, table, engine_id)]
-
-
-def trace_problems(db: duckdb.DuckDBPyConnection, engines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the values of a whole trace. The keys of only the first engines are checked, to be quick."""
-    problems = rows_problems(db, None)
-    for row in engines[:ENGINES_CHECKED]:
-        problems += engine_problems(row, engines)
-        if row["engine_id"] is not None:
-            problems += key_problems(db, row["engine_id"])
-    return list(dict.fromkeys(problems))
-
-
-KEYS = """
-SELECT
-    (SELECT count(*) - count(DISTINCT step) FROM step WHERE engine_id = $1) AS steps_twice,
-    (SELECT count(*) - count(DISTINCT request) FROM request WHERE engine_id = $1) AS requests_twice,
-    (SELECT count(*) FROM step WHERE engine_id IS NULL OR engine_id NOT IN (SELECT engine_id FROM engine)),
-    (SELECT count(*) FROM request WHERE engine_id IS NULL OR engine_id NOT IN (SELECT engine_id FROM engine)),
-    (SELECT count(*) FROM step_request WHERE engine_id IS NULL OR engine_id NOT IN (SELECT engine_id FROM engine)),
-    (SELECT count(*) FROM step WHERE engine_id = $1 AND num_free_blocks > num_blocks),
-    (SELECT count(*) FROM (
-        SELECT arrived_at, lag(finished_at) OVER ids AS before, row_number() OVER ids AS nth FROM request
-        WHERE engine_id = $1 WINDOW ids AS (PARTITION BY request_id ORDER BY request)
-    ) WHERE nth > 1 AND (before IS NULL OR arrived_at < before - INTERVAL 1 SECOND)),
-    (SELECT count(*) FROM event WHERE engine_id = $1 AND request IS NOT NULL AND request NOT IN
-        (SELECT request FROM request WHERE engine_id = $1 AND request IS NOT NULL))
-"""
-"""Counts that are 0 in every sound recording, in the order of `KEY_SENTENCES`.
-
-A client that has all outputs of a request may send its id again a moment before the engine drops the first request.
-"""
-KEY_SENTENCES = (
-    "table `step` has {} rows of a step that is there already",
-    "table `request` has {} rows of a request that is there already",
-    "table `step` has {} rows of an engine that is not in `engine`",
-    "table `request` has {} rows of an engine that is not in `engine`",
-    "table `step_request` has {} rows of an engine that is not in `engine`",
-    "table `step` has {} rows with more free blocks than blocks",
-    "table `request` has {} rows of a request_id that is another's at that time",
-    "table `event` has {} rows of a request that is not in `request`",
-)
-
-
-def key_problems(db: duckdb.DuckDBPyConnection, engine_id: int) -> list[str]:
-    """What is wrong with the keys of `step` and `request`, and with what refers to them."""
-    counts = db.execute(KEYS, [engine_id]).fetchall()[0]
-    problems = [
-        sentence.format(count) for sentence, count in zip(KEY_SENTENCES, counts, strict=True) if count
-    ]
-    first, last, count, arrived = db.execute(
-        "SELECT min(step), max(step), count(*), (SELECT max(arrived_step) FROM request WHERE engine_id = $1) "
-        "FROM step WHERE engine_id = $1", [engine_id]).fetchall()[0]  # fmt: skip
-    if last is not None and last - first > 64 * count + STEPS_APART:
-        problems.append(f"table `step` has {count} rows, but steps from {first} to {last}")
-    if arrived is not None and arrived > (last or 0) + STEPS_APART:
-        problems.append(f"column `arrived_step` of table `request` holds {arrived}, the last step is {last}")
-    missing = rows_missing(db, engine_id)
-    if missing < 0:
-        problems.append(f"the rows of table `step_request` ran {-missing} tokens more than those of `step`")
-    return problems
-
-
-def rows_missing(db: duckdb.DuckDBPyConnection, engine_id: int) -> int:
-    """Tokens that ran according to `step` and are in no row of `step_request`: their requests are not recorded."""
-    ran_in_steps, ran_in_rows = db.execute(
-        "SELECT (SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM step WHERE engine_id = $1), "
-        "(SELECT coalesce(sum(num_tokens), 0)::BIGINT FROM step_request WHERE engine_id = $1)",
-        [engine_id],
-    ).fetchall()[0]
-    return int(ran_in_steps - ran_in_rows)
-
-
-def check_step_requests(db: duckdb.DuckDBPyConnection, path: Path, engine_id: int) -> None:
-    """Raise a TraceError if rows of `step_request` contradict `step` or `request`. A replay reschedules these rows.
-
-    Reads all rows: about a second for 34 million.
-    """
-    kinds = ", ".join(f"'{kind}'" for kind in KINDS)
-    bad, unknown, accepted, prefilled = db.execute(
-        f"SELECT count(*) FILTER (WHERE kind NOT IN ({kinds})), count(*) FILTER (WHERE request NOT IN "
-        "(SELECT request FROM request WHERE engine_id = $1)), "
-        "count(*) FILTER (WHERE kind = 'decode' AND num_accepted_tokens IS NULL), "
-        "coalesce(sum(num_tokens) FILTER (WHERE kind = 'prefill'), 0) "
-        "FROM step_request WHERE engine_id = $1", [engine_id]).fetchall()[0]  # fmt: skip
-    missing, over = db.execute(
-        "SELECT count(*) FILTER (WHERE s.step IS NULL), count(*) FILTER (WHERE q.num_tokens > s.num_tokens) FROM "
-        "(SELECT step, sum(num_tokens) AS num_tokens FROM step_request WHERE engine_id = $1 GROUP BY step) q "
-        "LEFT JOIN (FROM step WHERE engine_id = $1) s USING (step)", [engine_id]).fetchall()[0]  # fmt: skip
-    counts = (
-        (bad, "rows that are neither prefill nor decode"),
-        (unknown, "rows of a request that is not in `request`"),
-        (accepted, "decodes without num_accepted_tokens"),
-        (missing, "steps that are not in `step`"),
-        (over, "steps whose rows ran more tokens than `step` says: rows are there twice, or too large"),
-    )
-    problems = [f"table `step_request` has {count} {problem}" for count, problem in counts if count]
-    in_steps = db.execute(
-        "SELECT sum(num_prefill_tokens) FROM step WHERE engine_id = $1", [engine_id]
-    ).fetchall()
-    if in_steps[0][0] not in (None, prefilled) and not rows_missing(db, engine_id):
-        problems.append(
-            f"the prefills of `step_request` ran {prefilled} tokens, those of `step` {in_steps[0][0]}"
-        )
-    if problems:
-        raise contradictory(path, problems)

@@ -1,18 +1,23 @@
-"""A recording that is backed by a trace: steps and requests are read at once, details when they are asked for."""
+"""A recording that is backed by a trace: details are read when they are asked for, and columns too if so opened."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NoReturn
 
 import duckdb
+import numpy as np
 from numpy.typing import NDArray
 
+from fdtrace.recorder import schema
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.call_order import CallOrder, read_order
-from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
+from fdtrace.recorder.trace.column_values import Ints
+from fdtrace.recorder.trace.columns_on_demand import TableColumns
+from fdtrace.recorder.trace.initial_state import InitialRequest, StateAtStart
 from fdtrace.recorder.trace.read_tables import Reader
 from fdtrace.recorder.trace.recording import (
     Acceptance,
@@ -29,7 +34,69 @@ def recording_of(db: duckdb.DuckDBPyConnection, engine: EngineInfo, notes: tuple
     """An engine's recording. Its details are read from this connection, as long as it is open."""
     reader = Reader(db, engine.engine_id)
     steps, requests = reader.steps(), reader.requests()
-    return Recording(engine, steps, requests, notes, TraceDetails(db, engine, requests["request"]))
+    return Recording(engine, steps, requests, notes, TraceDetails(db, engine, lambda: requests["request"]))
+
+
+def recording_on_demand(
+    db: duckdb.DuckDBPyConnection, engine: EngineInfo, numbers: Ints, check: Callable[[], None]
+) -> Recording:
+    """An engine's recording, of which nothing is read yet. It has no notes: these go through all rows.
+
+    Args:
+        db: the connection of a complete trace.
+        engine: the engine.
+        numbers: those of its steps, in the order of their rows.
+        check: called before requests, or anything that refers to them, are read.
+    """
+    once = Once(check)
+
+    @contextmanager
+    def checked() -> Iterator[duckdb.DuckDBPyConnection]:
+        once()
+        with cursor_of(db) as cursor:
+            yield cursor
+
+    def request_numbers(cursor: duckdb.DuckDBPyConnection) -> Ints:
+        query = "SELECT request::BIGINT AS request FROM request WHERE engine_id = $1"
+        columns: Any = cursor.execute(query, [engine.engine_id]).fetchnumpy()
+        return np.ma.getdata(columns["request"])
+
+    requests = TableColumns(schema.REQUEST, engine.engine_id, checked, request_numbers, "block_hashes")
+    details = TraceDetails(db, engine, lambda: requests["request"], once)
+    steps = TableColumns(schema.STEP, engine.engine_id, lambda: cursor_of(db), lambda _: numbers)
+    return Recording(engine, steps, requests, (), details)
+
+
+@contextmanager
+def cursor_of(db: duckdb.DuckDBPyConnection) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A cursor for one reader: two threads must not share one. Errors of the trace become a TraceError."""
+    try:
+        cursor = db.cursor()
+    except duckdb.ConnectionException:
+        raise TraceError(
+            "the trace is closed",
+            why="this part of its recording was never read",
+            hint="`recording.loaded()`, while the trace is open, gives one that needs no file",
+        ) from None
+    try:
+        yield cursor
+    except duckdb.Error as error:
+        raise TraceError("the trace cannot be read", why=str(error).splitlines()[0]) from None
+    finally:
+        cursor.close()
+
+
+class Once:
+    """Something to do once. Threads that come meanwhile wait until it is done; if it fails, it is done again."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work, self._lock, self._done = work, threading.Lock(), False
+
+    def __call__(self) -> None:
+        with self._lock:
+            if not self._done:
+                self._work()
+                self._done = True
 
 
 class TraceDetails:
@@ -38,16 +105,26 @@ class TraceDetails:
     A detail that was not read before the trace was closed raises a TraceError.
     """
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, engine: EngineInfo, numbers: NDArray[Any]) -> None:
-        """`numbers` are the request numbers, ascending."""
-        self._db, self._engine, self._numbers = db, engine, numbers
+    def __init__(
+        self,
+        db: duckdb.DuckDBPyConnection,
+        engine: EngineInfo,
+        numbers: Callable[[], NDArray[Any]],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`numbers` gives the request numbers, ascending. `check` is called before more than a step's rows is read."""
+        self._db, self._engine, self._check, self._read_numbers = db, engine, check, numbers
+
+    @cached_property
+    def _numbers(self) -> NDArray[Any]:
+        return self._read_numbers()
 
     @cached_property
     def endings(self) -> Endings:
         """How each request ended."""
         with self._reading() as reader:
-            finished, aborted = (reader.event_step(self._numbers, kind) for kind in ("finished", "aborted"))
-        return Endings(finished, aborted)
+            kinds = ("finished", "aborted", "abort_wanted")
+            return Endings(*(reader.event_step(self._numbers, kind) for kind in kinds))
 
     @cached_property
     def acceptance(self) -> Acceptance:
@@ -56,7 +133,7 @@ class TraceDetails:
             return reader.acceptance(self._numbers)
 
     @cached_property
-    def _found(self) -> FoundState:
+    def _found(self) -> StateAtStart:
         """What events say about the beginning of the recording."""
         with self._reading() as reader:
             return reader.found()
@@ -81,7 +158,7 @@ class TraceDetails:
         if self._engine.role not in ("prefill", "decode"):
             return None
         with self._reading() as reader:
-            return reader.handover(self._numbers)
+            return reader.handover(self._numbers, simulated=self._engine.version == "simulated")
 
     @cached_property
     def order(self) -> CallOrder | None:
@@ -102,26 +179,15 @@ class TraceDetails:
         return self._step_rows
 
     def _step_rows(self, step: int) -> list[RecordedRow]:
-        with self._reading() as reader:
-            return reader.step_rows(step)
+        with cursor_of(self._db) as cursor:
+            return Reader(cursor, self._engine.engine_id).step_rows(step)
 
     @contextmanager
     def _reading(self) -> Iterator[Reader]:
-        """A reader with a cursor of its own: two threads must not share a DuckDB cursor."""
-        try:
-            cursor = self._db.cursor()
-        except duckdb.ConnectionException:
-            raise TraceError(
-                "the trace is closed",
-                why="this part of its recording was never read",
-                hint="`recording.loaded()`, while the trace is open, gives one that needs no file",
-            ) from None
-        try:
+        """A reader of checked tables."""
+        self._check()
+        with cursor_of(self._db) as cursor:
             yield Reader(cursor, self._engine.engine_id)
-        except duckdb.Error as error:
-            raise TraceError("the trace cannot be read", why=str(error).splitlines()[0]) from None
-        finally:
-            cursor.close()
 
     def __reduce__(self) -> NoReturn:
         raise TraceError(

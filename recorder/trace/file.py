@@ -55,7 +55,7 @@ def machine_memory() -> int:
 def connect(
     path: Path, *, memory: int | None = None, writable: Path | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection in which the schema's tables and views are those of the trace at `path`.
+    """A connection in which the schema's tables are those of the trace at `path`. `add_schema_views` adds its views.
 
     Args:
         path: the trace.
@@ -88,7 +88,7 @@ def connect(
             )
         sources = {} if parts is None else part_sources(db, path, tables, parts, earlier=earlier)
         sources |= table_sources(path, tables, sources, earlier=earlier)
-        _make_views(db, sources, growing=parts is not None)
+        _define_tables(db, sources, growing=parts is not None)
     except duckdb.Error as error:
         db.close()
         raise damaged(path, error) from None
@@ -205,13 +205,17 @@ def attached(
     return db
 
 
-def _make_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str], *, growing: bool) -> None:
-    """Create the schema's tables as views of the file's tables, then the schema's views over them.
+def add_schema_views(db: duckdb.DuckDBPyConnection) -> None:
+    """Create the schema's views over its tables. DuckDB binds each of them, which takes half as long as all else."""
+    db.execute("; ".join(f"CREATE VIEW {view.name} AS {view.query}" for view in schema.VIEWS))
+
+
+def _define_tables(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str], *, growing: bool) -> None:
+    """Create the schema's tables, as views of the file's tables.
 
     While the trace grows, its collector's state can be read too.
     """
     statements = [f"CREATE VIEW {table.name} AS {sources[table.name]}" for table in schema.TABLES]
-    statements += [f"CREATE VIEW {view.name} AS {view.query}" for view in schema.VIEWS]
     if growing:
         statements.append(f"CREATE VIEW {STATE} AS FROM {FILE}.main.{STATE}")
     db.execute("; ".join(statements))

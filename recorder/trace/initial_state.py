@@ -39,7 +39,7 @@ class InitialRequest:
 
 
 @dataclass(frozen=True)
-class FoundState:
+class StateAtStart:
     """What `found` events say. `running` and `waiting` are in the scheduler's order.
 
     `is_complete`: they say it of every request that was there, and of the engine. Only then the other fields mean
@@ -56,7 +56,7 @@ class FoundState:
     cached_blocks: tuple[int, ...] = field(default=(), repr=False)
 
 
-def found_state(rows: Iterable[tuple[int | None, int | None, str | None]]) -> FoundState:
+def found_state(rows: Iterable[tuple[int | None, int | None, str | None]]) -> StateAtStart:
     """The state in the rows of `found` events: the request, its prompt tokens, the detail. Others are skipped."""
     running: list[InitialRequest] = []
     waiting: list[InitialRequest] = []
@@ -73,8 +73,8 @@ def found_state(rows: Iterable[tuple[int | None, int | None, str | None]]) -> Fo
         if state is not None:
             (waiting if detail.get("place") == "waiting" else running).append(state)
     if engine is None or engine.get("num_requests") != len(running) + len(waiting):
-        return FoundState(tuple(running), tuple(waiting))
-    return FoundState(
+        return StateAtStart(tuple(running), tuple(waiting))
+    return StateAtStart(
         tuple(running),
         tuple(waiting),
         is_complete=True,

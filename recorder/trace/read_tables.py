@@ -19,13 +19,14 @@ from fdtrace.recorder.trace import digest
 from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY, ColumnArrays
 from fdtrace.recorder.trace.initial_state import (
     FOUND_EVENTS,
-    FoundState,
     InitialRequest,
+    StateAtStart,
     found_state,
 )
 from fdtrace.recorder.trace.recording import (
     Acceptance,
     EngineInfo,
+    HandoverCalls,
     HandoverSteps,
     RecordedRow,
     StepDigests,
@@ -38,10 +39,13 @@ coalesce(q.num_accepted_tokens, 0), q.num_blocks
 """The columns of `RecordedRow` after its `request_id`, read from `step_request q`."""
 
 STEP_ROWS = f"""
-SELECT r.request_id, {ROW} FROM step_request q JOIN request r USING (engine_id, request)
-WHERE q.engine_id = $1 AND q.step = $2 ORDER BY q.kind DESC, q.request
+WITH q AS MATERIALIZED (FROM step_request WHERE engine_id = $1 AND step = $2)
+SELECT r.request_id, {ROW} FROM q JOIN (
+    SELECT request, request_id FROM request
+    WHERE engine_id = $1 AND request BETWEEN (SELECT min(request) FROM q) AND (SELECT max(request) FROM q)
+) r USING (request) ORDER BY q.kind DESC, q.request
 """
-"""The requests of one step of one engine."""
+"""The requests of one step of one engine. The bounds spare it most of a large table `request`."""
 
 
 def engine_info(row: dict[str, Any]) -> EngineInfo:
@@ -142,25 +146,52 @@ class Reader:
 
     def event_step(self, numbers: NDArray[Any], kind: str) -> NDArray[np.int64]:
         """The step of the first event of a kind of each request; MISSING if there is none."""
-        events = self._numpy(
-            f"SELECT request, min(step) AS step FROM event WHERE engine_id = $1 AND kind = '{kind}' "
-            "AND request IS NOT NULL AND step IS NOT NULL GROUP BY request ORDER BY request"
-        )
-        steps = np.full(len(numbers), MISSING, np.int64)
-        if len(events["request"]):
-            steps[np.searchsorted(numbers, events["request"])] = events["step"]
-        return steps
+        return self._first_event(numbers, kind, "step")
 
-    def handover(self, numbers: NDArray[Any]) -> HandoverSteps:
-        """What the prefill and decode roles did with each request."""
-        last_steps = self._numpy(
-            "SELECT request, max(step) AS step FROM step_request WHERE engine_id = $1 GROUP BY request ORDER BY request"
+    def _first_event(self, numbers: NDArray[Any], kind: str, column: str) -> NDArray[np.int64]:
+        """The smallest value of a column in the events of a kind of each request; MISSING if there is none."""
+        return self._of_each(
+            numbers,
+            f"SELECT request, min({column}) AS first FROM event WHERE engine_id = $1 AND kind = '{kind}' "
+            f"AND request IS NOT NULL AND {column} IS NOT NULL GROUP BY request ORDER BY request",
         )
-        last_ran = np.full(len(numbers), MISSING, np.int64)
-        last_ran[np.searchsorted(numbers, last_steps["request"])] = last_steps["step"]
+
+    def _of_each(self, numbers: NDArray[Any], query: str) -> NDArray[np.int64]:
+        """The second column of a query, whose first is `request`, for each request; MISSING if it has no row."""
+        found = [*self._numpy(query).values()]
+        values = np.full(len(numbers), MISSING, np.int64)
+        if len(found[0]):
+            values[np.searchsorted(numbers, found[0])] = found[1]
+        return values
+
+    def handover(self, numbers: NDArray[Any], *, simulated: bool) -> HandoverSteps:
+        """What the prefill and decode roles did with each request."""
+        last_ran = self._of_each(
+            numbers,
+            "SELECT request, max(step) FROM step_request WHERE engine_id = $1 GROUP BY request ORDER BY request",
+        )
         kinds = ("preallocated", "joined", "discarded")
         preallocated, joined, discarded = (self.event_step(numbers, kind) for kind in kinds)
-        return HandoverSteps(preallocated, joined, discarded, last_ran)
+        calls = self._handover_calls(numbers) if simulated else None
+        return HandoverSteps(preallocated, joined, discarded, last_ran, calls)
+
+    def _handover_calls(self, numbers: NDArray[Any]) -> HandoverCalls | None:
+        """The same in calls; None: the trace of an earlier fdtrace, whose events name no calls."""
+        last_ran = self._of_each(
+            numbers,
+            "SELECT q.request, max(c.call) FROM step_request q "
+            "JOIN call c ON c.engine_id = q.engine_id AND c.first_step = q.step "
+            "WHERE q.engine_id = $1 GROUP BY q.request ORDER BY q.request",
+        )
+        kinds = ("arrived", "aborted", "preallocated", "joined", "discarded", "finished")
+        arrived, aborted, preallocated, joined, discarded, finished = (
+            self._first_event(numbers, kind, "call") for kind in kinds
+        )
+        if (arrived == MISSING).any():
+            return None
+        query = "SELECT coalesce(max(call + num_calls), 0) FROM call WHERE engine_id = $1"
+        ((end,),) = self.db.execute(query, [self.engine_id]).fetchall()
+        return HandoverCalls(arrived, aborted, preallocated, joined, discarded, last_ran, finished, int(end))
 
     def restarts(self, numbers: NDArray[Any]) -> dict[int, tuple[int, ...]]:
         """For each request, the decode forwards before which it was preempted after sampling: `RowScan.restarts`."""
@@ -187,30 +218,33 @@ class Reader:
         lists[np.ma.getmaskarray(hashes)] = None
         return lists
 
-    def found(self) -> FoundState:
-        """What events say about the requests that were there when the recording began."""
+    def found(self) -> StateAtStart:
+        """What events say about the requests that were there when the recording began, in the order of these events."""
         rows = self.db.execute(
             "SELECT f.request, r.num_prompt_tokens, f.detail "
-            f"FROM (SELECT request, detail {FOUND_EVENTS}) f "
+            f"FROM (SELECT request, ts, detail {FOUND_EVENTS}) f "
             "LEFT JOIN request r ON r.engine_id = $1 AND r.request = f.request "
-            "ORDER BY f.request",
+            "ORDER BY f.ts NULLS FIRST, f.request",
             [self.engine_id],
         ).fetchall()
         return found_state(rows)
 
-    def initial(self, found: FoundState) -> tuple[InitialRequest, ...]:
-        """Requests that ran when the recording began, as they were `found`.
+    def initial(self, found: StateAtStart) -> tuple[InitialRequest, ...]:
+        """Requests that ran when the recording began, as they were `found`, in that order.
 
-        If that is not complete, also those that arrived before and have computed tokens in their first recorded step.
+        If that is not complete, also those that arrived before and have computed tokens in their first recorded step:
+        then in the order in which they arrived.
         """
         rows = self._first_rows("ORDER BY q.request")
-        ran = {row[0]: InitialRequest(*row) for row in rows if row[1] > 0 and not found.is_complete}
         first_steps = {row[0]: row[5] for row in rows}
-        for request in found.running:
-            ran[request.request] = replace(request, first_step=first_steps.get(request.request, MISSING))
+        running = [replace(one, first_step=first_steps.get(one.request, MISSING)) for one in found.running]
+        if found.is_complete:
+            return tuple(running)
+        ran = {row[0]: InitialRequest(*row) for row in rows if row[1] > 0}
+        ran |= {one.request: one for one in running}
         return tuple(ran[number] for number in sorted(ran))
 
-    def queued(self, found: FoundState) -> tuple[InitialRequest, ...]:
+    def queued(self, found: StateAtStart) -> tuple[InitialRequest, ...]:
         """Requests that waited when the recording began, as they were `found`.
 
         If that is not complete: those that arrived before and began with a prefill after the first recorded step, or in

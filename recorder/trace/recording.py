@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import MISSING, ByValue, Columns, same_value
-from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
+from fdtrace.recorder.trace.columns_on_demand import in_memory
+from fdtrace.recorder.trace.initial_state import InitialRequest, StateAtStart
 
 if TYPE_CHECKING:
     from fdtrace.recorder.trace.call_order import CallOrder
@@ -52,10 +53,20 @@ class EngineInfo:
 
 @dataclass(frozen=True, eq=False)
 class Endings(ByValue):
-    """The step in which each request ended: int64, one entry per entry of `Recording.requests`; MISSING: in none."""
+    """The step in which each request ended: int64, one entry per entry of `Recording.requests`; MISSING: in none.
+
+    `abort_wanted_step`: the step before which its client aborted it. FastDeploy aborts running requests only: one that
+    waits is aborted after its admission. None: it is known of no request.
+    """
 
     finished_step: NDArray[np.int64]
     aborted_step: NDArray[np.int64]
+    abort_wanted_step: NDArray[np.int64] | None = None
+
+    def abort_step(self, entry: int) -> int:
+        """The step before which an entry's client aborted it, or else in which the engine did; MISSING: in none."""
+        wanted = MISSING if self.abort_wanted_step is None else int(self.abort_wanted_step[entry])
+        return int(self.aborted_step[entry]) if wanted == MISSING else wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +90,25 @@ class Acceptance(ByValue):
 
 
 @dataclass(frozen=True, eq=False)
+class HandoverCalls(ByValue):
+    """The same as in `HandoverSteps`, counted in calls: a simulation's calls may run nothing, and are all known.
+
+    Also the calls before which each request arrived and was aborted, and in which it finished. int64; MISSING: it did
+    not happen.
+    """
+
+    arrived: NDArray[np.int64]
+    aborted: NDArray[np.int64]
+    preallocated: NDArray[np.int64]
+    joined: NDArray[np.int64]
+    discarded: NDArray[np.int64]
+    last_ran: NDArray[np.int64]
+    finished: NDArray[np.int64]
+    end: int
+    """The number of the call after the last."""
+
+
+@dataclass(frozen=True, eq=False)
 class HandoverSteps(ByValue):
     """In the prefill and decode roles: steps of each request, one entry per entry of `Recording.requests`.
 
@@ -91,6 +121,8 @@ class HandoverSteps(ByValue):
     joined: NDArray[np.int64]
     discarded: NDArray[np.int64]
     last_ran: NDArray[np.int64]
+    calls: HandoverCalls | None = None
+    """The same in calls, if this is the trace of a simulation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +154,7 @@ class RowScan(ByValue):
     queued: tuple[InitialRequest, ...] = ()
     restarts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     digests: StepDigests | None = None
-    found: FoundState = field(default_factory=FoundState)
+    found: StateAtStart = field(default_factory=StateAtStart)
 
 
 class RecordedRow(NamedTuple):
@@ -260,6 +292,7 @@ class Recording(ByValue):
         current = self.details
         if isinstance(current, LoadedDetails) and (current.scan is not None or not row_by_row):
             return self
+        steps, requests = in_memory(self.steps), in_memory(self.requests)
         details = LoadedDetails(
             current.endings,
             current.acceptance,
@@ -269,7 +302,7 @@ class Recording(ByValue):
             current.row_scan if row_by_row else None,
             current.order,
         )
-        return replace(self, details=details)
+        return replace(self, steps=steps, requests=requests, details=details)
 
     def step_digests(self) -> NDArray[np.int64] | None:
         """The digest of what each step ran (int64), one per entry of `steps`.

@@ -42,7 +42,7 @@ def open_for_queries(
         with open_trace(path, memory=memory, writable=writable) as trace:
             yield trace
         return
-    result = Trace(path, db)
+    result = Trace(path, db, makes_views=False)
     try:
         yield result
     except StuckQueryError:

@@ -7,7 +7,7 @@ from typing import overload
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_step import CHECK_EVERY, Explained, Explainer
+from fdtrace.replayer.analysis.explain_step import CHECK_EVERY, Explainer, StepExplanation
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Notification, Schedule
@@ -33,7 +33,7 @@ class OrderedExplainer(Explainer):
 
     def explain(
         self, step: int, progressed: Progressed | None = None, cancelled: Cancelled | None = None
-    ) -> Explained:
+    ) -> StepExplanation:
         """Explain a step by its number. ReplayCancelled once `cancelled()` is true."""
         if self._last is not None and self._last.step == step:
             return self._last
@@ -94,10 +94,12 @@ class _Calls:
         """Whether the replay has run past a step."""
         return self._num_passed > 0 and step <= self._steps[self._num_passed - 1]
 
-    def explain(self, step: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
+    def explain(
+        self, step: int, progressed: Progressed | None, cancelled: Cancelled | None
+    ) -> StepExplanation:
         """What the calls decided whose forwards begin at this step."""
         index = self._steps.index(step)
-        explained = Explained(step)
+        explained = StepExplanation(step)
         while self._run.log.num_steps <= index:
             steps_before, compared = self._run.log.num_steps, next(self._comparisons, None)
             if compared is None:
@@ -111,7 +113,7 @@ class _Calls:
             if self._run.log.num_steps != steps_before:
                 self._report(steps_before, index, progressed, cancelled)
                 if self._run.log.num_steps <= index:
-                    explained = Explained(step)
+                    explained = StepExplanation(step)
         self._num_passed = self._run.log.num_steps
         return explained
 

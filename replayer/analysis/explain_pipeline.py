@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_step import Explained, Explainer
+from fdtrace.replayer.analysis.explain_step import Explainer, StepExplanation
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.events import Decision, Forward
@@ -34,7 +34,7 @@ class PipelineExplainer(Explainer):
 
     def explain(
         self, step: int, progressed: Progressed | None = None, cancelled: Cancelled | None = None
-    ) -> Explained:
+    ) -> StepExplanation:
         """Explain a step by its number; a hang's step works too. ReplayCancelled once `cancelled()` is true."""
         if self._last is not None and self._last.step == step:
             return self._last
@@ -84,9 +84,9 @@ class _WatchedReplay(PipelineReplay):
             self._last_call, self._asked_forward = decision, forward
             raise _Reached
 
-    def explained(self, step: int) -> Explained:
+    def explained(self, step: int) -> StepExplanation:
         """The explanation of the step, as far as its call is kept."""
         if self._last_call is None or id(self._last_call) not in self._states:
-            return Explained(step, [], self._asked_forward)
+            return StepExplanation(step, [], self._asked_forward)
         decision, (running, waiting, free), head = self._states[id(self._last_call)]
-        return Explained(step, [decision], self._asked_forward, running, waiting, free, head)
+        return StepExplanation(step, [decision], self._asked_forward, running, waiting, free, head)

@@ -20,7 +20,7 @@ CHECK_EVERY = 500
 
 
 @dataclass
-class Explained:
+class StepExplanation:
     """The calls of one step. If there are several, only the last one ran tokens.
 
     `num_running`, `num_waiting` (requests) and `num_free_blocks` are counted when the last call began. `head` is the
@@ -42,17 +42,17 @@ class Explainer:
     def __init__(self, workload: Callable[[], Workload], formula: Formula, policy: Policy) -> None:
         self._workload, self._formula, self._policy = workload, formula, policy
         self._run: _Run | None = None
-        self._last: Explained | None = None
+        self._last: StepExplanation | None = None
 
     def explain(
         self, step: int, progressed: Progressed | None = None, cancelled: Cancelled | None = None
-    ) -> Explained:
+    ) -> StepExplanation:
         """Explain a step by its number; a hang's step works too. ReplayCancelled once `cancelled()` is true."""
         if self._last is not None and self._last.step == step:
             return self._last
         workload = self._workload()
         at = step - workload.first_step
-        if self._run is None or self._run.log.num_steps > at:
+        if self._run is None or self._run.replay.log.num_steps > at:
             self._run = _Run(workload, self._formula, self._policy)
         explained = self._run.explain(at, progressed, cancelled)
         explained.step = step
@@ -70,17 +70,18 @@ def reasons_of_step(workload: Workload, formula: Formula, policy: Policy, at: in
     return shown or ["nothing but decodes"]
 
 
-class _Run(Replay):
+class _Run:
     def __init__(self, workload: Workload, formula: Formula, policy: Policy) -> None:
-        super().__init__(workload, formula, policy, min_steps=workload.max_steps)
-        assert isinstance(self.scheduler, Scheduler)
-        self.model: Scheduler = self.scheduler
-        self._explained = Explained(0)
+        self.replay = Replay(workload, formula, policy, min_steps=workload.max_steps)
+        self.replay.watcher = self._note
+        assert isinstance(self.replay.scheduler, Scheduler)
+        self.model: Scheduler = self.replay.scheduler
+        self._explained = StepExplanation(0)
 
-    def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> Explained:
-        log, scheduler, last_check = self.log, self.model, -1
-        self._explained = Explained(at)
-        while log.num_steps <= at and not self.is_done():
+    def explain(self, at: int, progressed: Progressed | None, cancelled: Cancelled | None) -> StepExplanation:
+        log, scheduler, last_check = self.replay.log, self.model, -1
+        self._explained = StepExplanation(at)
+        while log.num_steps <= at and not self.replay.is_done():
             scheduler.explain = log.num_steps == at
             if not self._next_call():
                 break
@@ -95,12 +96,12 @@ class _Run(Replay):
     def _next_call(self) -> bool:
         scheduler, explained = self.model, self._explained
         if scheduler.explain:
-            self.arrive()
+            self.replay.arrive()
             explained.num_running, explained.num_waiting = scheduler.num_running, scheduler.num_waiting
             explained.num_free_blocks = scheduler.num_free_blocks
-        return self.advance()
+        return self.replay.advance()
 
-    def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
+    def _note(self, decision: Decision, forward: Forward) -> None:
         if self.model.explain:
             explained = self._explained
             explained.decisions.append(decision)

@@ -23,7 +23,8 @@ def recorded_formula(recording: Recording) -> str | None:
     """Name of the formula that the recording was made under; None: unknown.
 
     It is the formula that the engine's configuration names; else the first built-in formula whose budget equals
-    every recorded budget. None also if the engine's scheduler is not modelled.
+    every recorded budget, and before the others that of the recorded version (`pr7499` and `pr7623` differ only without
+    a speculative method). None also if the engine's scheduler is not modelled.
     """
     if not is_modelled(recording.engine):
         return None
@@ -35,7 +36,10 @@ def recorded_formula(recording: Recording) -> str | None:
     if not recorded.any():
         return None
     variables = formula_columns(recording)
-    for name, formula in MODEL_FORMULAS.items():
+    first = recorded_policy(recording)
+    order = (first.formula, *MODEL_FORMULAS) if first.new_token_ratio else MODEL_FORMULAS
+    for name in order:
+        formula = MODEL_FORMULAS[name]
         if (formula.budgets(variables, recording.num_steps)[recorded] == budget[recorded]).all():
             return name
     return None
@@ -53,6 +57,31 @@ def recorded_under(recording: Recording, formula: Formula) -> bool:
     return bool(
         (formula.budgets(variables, length) == recorded.budgets(variables, length)).all()
         and (formula.charges(variables, length) == recorded.charges(variables, length)).all()
+    )
+
+
+def has_budgets_of(recording: Recording, formula: Formula) -> bool:
+    """Whether a formula gives the budgets that the recorded calls had. For engines whose own scheduler takes its
+    budgets from a formula: then a replay by it is to reproduce the recording.
+
+    If the second budget is not recorded, it is compared with the engine's own. A formula with `max_requests` has other
+    budgets than any that were recorded.
+    """
+    if "max_requests" in formula.rules:
+        return False
+    variables, length = formula_columns(recording), recording.num_steps
+    tokens, inputs = column(recording, "token_budget"), column(recording, "input_budget")
+    is_known = tokens != MISSING
+    limit = np.asarray(variables["max_num_batched_tokens"])
+    slots = np.full(length, variables["num_draft_slots"])
+    pairs = (
+        (formula.budget, tokens),
+        (formula.input_budget, np.where(inputs == MISSING, limit, inputs)),
+        (formula.draft_slots, slots),
+    )
+    return bool(is_known.any()) and all(
+        (np.maximum(formula.of_every_step(rule, variables, length), 0)[is_known] == recorded[is_known]).all()
+        for rule, recorded in pairs
     )
 
 

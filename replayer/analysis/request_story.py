@@ -32,7 +32,7 @@ class Decodes:
 
 
 @dataclass
-class Story:
+class RequestStory:
     """What happened to a request: step numbers and tokens. None: unknown, or it did not happen.
 
     `segments` are its prefill chunks and its runs of decodes, in order. At the steps in `restarts` its prefill starts
@@ -76,7 +76,7 @@ class Story:
         return segment.step if isinstance(segment, PrefillChunk) else segment.last
 
 
-def story_of(recording: Recording, history: History, request_id: str) -> Story | None:
+def story_of(recording: Recording, history: History, request_id: str) -> RequestStory | None:
     """The story of a request, by its id; None if the history does not know its requests.
 
     It reads all steps of the request: call it off the screen's thread.
@@ -84,7 +84,7 @@ def story_of(recording: Recording, history: History, request_id: str) -> Story |
     if history.request_steps is None:
         return None
     index = _request_index(recording, request_id)
-    story = Story(history.name, request_id, None, None)
+    story = RequestStory(history.name, request_id, None, None)
     if index is not None:
         story.arrived = _request_value(recording, "arrived_step", index)
         story.num_prompt_tokens = _request_value(recording, "num_prompt_tokens", index)
@@ -106,7 +106,7 @@ def _request_value(recording: Recording, name: str, index: int) -> int | None:
     return None if values is None or values[index] == MISSING else int(values[index])
 
 
-def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
+def _fill(story: RequestStory, rows: Sequence[tuple[int, StepRow]]) -> None:
     decodes: Decodes | None = None
     computed = 0
     for step, row in rows:
@@ -132,7 +132,7 @@ def _fill(story: Story, rows: Sequence[tuple[int, StepRow]]) -> None:
         story.first_token = None
 
 
-def _end(story: Story, recording: Recording, history: History, index: int) -> None:
+def _end(story: RequestStory, recording: Recording, history: History, index: int) -> None:
     """Set where the request ended: its recorded end; in a rescheduled history the last step in which it ran.
 
     If that history hangs and the request ran in its last step, the request has no end.

@@ -13,17 +13,17 @@ import numpy as np
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_step import Explained
+from fdtrace.replayer.analysis.explain_step import StepExplanation
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula, FormulaColumns
 from fdtrace.replayer.formulas.variables import VARIABLES, VARYING, Variables
-from fdtrace.replayer.formulas.worked_example import Arithmetic, budget_and_charge, spelled_out
+from fdtrace.replayer.formulas.worked_example import Arithmetic, budget_and_charge, substitute_values
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.recorded.step_state import formula_columns
 
 
 @dataclass(frozen=True)
-class Account:
+class StepAccount:
     """Tokens, blocks and bytes of one step, as in `recorder.schema.STEP`; None: unknown.
 
     `arithmetic` is how the formula computes its budget; the value `token_budget` is the budget in the history.
@@ -66,7 +66,7 @@ class Account:
         return None if scheduled is None or ran is None else ran - scheduled
 
 
-class Accountant:
+class StepAccounting:
     """Makes accounts for one recording and its replays."""
 
     def __init__(self, recording: Recording) -> None:
@@ -79,8 +79,8 @@ class Accountant:
         return formula_columns(self.recording)
 
     def account(
-        self, history: History, formula: Formula | None, step: int, explained: Explained | None = None
-    ) -> Account | None:
+        self, history: History, formula: Formula | None, step: int, explained: StepExplanation | None = None
+    ) -> StepAccount | None:
         """The account of a step; None if the history has no such step.
 
         `explained` gives those variables of a rescheduled step that its columns lack.
@@ -94,10 +94,10 @@ class Accountant:
         not_admitted = _not_admitted_at(history, at)
         drafts = self.config.num_draft_tokens
         return self._computed(
-            Account(step, history.limit, formula, values, before, not_admitted, drafts), variables
+            StepAccount(step, history.limit, formula, values, before, not_admitted, drafts), variables
         )
 
-    def hung(self, history: History, formula: Formula, explained: Explained) -> Account:
+    def hung(self, history: History, formula: Formula, explained: StepExplanation) -> StepAccount:
         """The account of the call after which a replay hangs. No step belongs to that call."""
         steps = history.columns["step"]
         before = _values_at(history, len(steps) - 1) if len(steps) else {}
@@ -114,11 +114,11 @@ class Accountant:
         variables = self._variables(history, explained.step, values, explained)
         drafts = self.config.num_draft_tokens
         return self._computed(
-            Account(explained.step, history.limit, formula, values, before, reason, drafts), variables
+            StepAccount(explained.step, history.limit, formula, values, before, reason, drafts), variables
         )
 
     def _variables(
-        self, history: History, step: int, values: Mapping[str, int | None], explained: Explained | None
+        self, history: History, step: int, values: Mapping[str, int | None], explained: StepExplanation | None
     ) -> dict[str, int]:
         variables = {name: int(getattr(self._fixed, name)) for name in VARIABLES if name not in VARYING}
         if history.how != "rescheduled":
@@ -133,7 +133,7 @@ class Accountant:
             variables.update(num_running=explained.num_running, num_waiting=explained.num_waiting)
         return variables
 
-    def _computed(self, account: Account, variables: Mapping[str, int]) -> Account:
+    def _computed(self, account: StepAccount, variables: Mapping[str, int]) -> StepAccount:
         """The account with the formula's arithmetic and charge, or with the variables that are unknown."""
         formula = account.formula
         if formula is None:
@@ -146,15 +146,17 @@ class Accountant:
             return _with(account, unknown=unknown)
         try:
             if formula.text:
-                arithmetic = spelled_out(budget, variables)
-                return _with(account, arithmetic=arithmetic, charge=spelled_out(charge, variables).value)
+                arithmetic = substitute_values(budget, variables)
+                return _with(
+                    account, arithmetic=arithmetic, charge=substitute_values(charge, variables).value
+                )
             return _with(account, charge=formula.charge(Variables(**variables)))
         except FdtraceError:
             return account
 
 
-def _with(account: Account, **changes: Any) -> Account:
-    return Account(**{**account.__dict__, **changes})
+def _with(account: StepAccount, **changes: Any) -> StepAccount:
+    return StepAccount(**{**account.__dict__, **changes})
 
 
 def _values_at(history: History, at: int) -> dict[str, int | None]:

@@ -45,7 +45,7 @@ def parse_slo(text: str | None) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Clients:
+class ClientRequests:
     """Of each request, by entry: when it arrived (microseconds; NaN: before the first step, or not known), its prompt
     and its output in tokens, and whether it ran to its end.
     """
@@ -68,7 +68,7 @@ class TokenTimes:
     """The times between two steps in a row in which a request made tokens, of all requests, in any order."""
 
 
-def times_of_runs(runs: TokenRuns, ends: Floats, clients: Clients) -> TokenTimes:
+def times_of_runs(runs: TokenRuns, ends: Floats, clients: ClientRequests) -> TokenTimes:
     """From the steps in which each request made tokens."""
     count = len(clients.prompts)
     keep = ~np.isnan(clients.arrived_us)[runs.request]
@@ -90,7 +90,7 @@ def times_of_runs(runs: TokenRuns, ends: Floats, clients: Clients) -> TokenTimes
     return TokenTimes(first_at, last_at, num_tokens, steps, np.concatenate([within, between]))
 
 
-def times_of_rows(rows: BatchRowColumns, ends: Floats, clients: Clients) -> TokenTimes:
+def times_of_rows(rows: BatchRowColumns, ends: Floats, clients: ClientRequests) -> TokenTimes:
     """A prefill makes a token if it reaches the last of the request's tokens; a decode 1 + its accepted drafts."""
     count = len(clients.prompts)
     first, last = [np.nan] * count, [np.nan] * count
@@ -132,7 +132,7 @@ class ServedSteps:
     """The requests of the steps, or the steps in which each request made tokens."""
     starts: Floats
     ends: Floats
-    clients: Clients
+    clients: ClientRequests
     num_steps_beyond: int | None = None
     """As `Latencies` has it."""
     num_engines: int = 1
@@ -161,7 +161,7 @@ def joined_steps(parts: Sequence[ServedSteps]) -> ServedSteps:
         ),
         np.concatenate([part.starts for part in parts]),
         np.concatenate([part.ends for part in parts]),
-        Clients(
+        ClientRequests(
             np.concatenate([part.clients.arrived_us for part in parts]),
             [tokens for part in parts for tokens in part.clients.prompts],
             [tokens for part in parts for tokens in part.clients.outputs],
@@ -228,7 +228,7 @@ def recorded_steps(timing: RecordedTiming) -> ServedSteps:
     for initial_request in recording.details.initial:
         has_arrival &= np.asarray(requests["request"]) != initial_request.request
     arrived_us = np.where(has_arrival, (arrived - timing.calls[0]) / 1000.0, np.nan)
-    clients = Clients(
+    clients = ClientRequests(
         arrived_us,
         _whole(requests["num_prompt_tokens"]),
         _whole(requests["num_output_tokens"]),
@@ -258,10 +258,10 @@ def replayed_steps(run: Replay) -> ServedSteps:
         if request.resumed is not None
         else arrivals_after_answers.get(request.request_id, np.nan)
         if request.think is not None
-        else request.arrival
+        else request.arrival - request.on_its_way
         for request in requests
     ]
-    clients = Clients(
+    clients = ClientRequests(
         np.array(arrived, dtype=np.float64),
         [request.num_prompt_tokens for request in requests],
         [request.num_output_tokens for request in requests],

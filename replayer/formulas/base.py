@@ -86,6 +86,12 @@ class Formula(ABC):
         """`charge` of every step: int64 of `length` entries."""
         return _by_distinct_state(self.charge, columns, length)
 
+    def of_every_step(
+        self, rule: Callable[[Variables], int], columns: FormulaColumns, length: int
+    ) -> NDArray[np.int64]:
+        """One of its rules about a call, of every step: int64 of `length` entries."""
+        return _by_distinct_state(rule, columns, length)
+
 
 def whole(value: Any, name: str) -> int:
     """`value` rounded down to a whole number. UsageError, which calls it `name`, if it is no number or too large."""

@@ -38,7 +38,7 @@ class Arithmetic:
     because: tuple[str, ...]
 
 
-def spelled_out(text: str, values: Mapping[str, int]) -> Arithmetic:
+def substitute_values(text: str, values: Mapping[str, int]) -> Arithmetic:
     """`text` worked out with `values`. UsageError if it is no expression or cannot be computed."""
     root = parse_expression(text, "this formula")
     lines: list[str] = []

@@ -14,11 +14,12 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.call_rules import refuse_rules
 from fdtrace.replayer.history.history import History
-from fdtrace.replayer.history.outcome_figures import MemoryQuestion, outcome_of
+from fdtrace.replayer.history.outcome_figures import FIGURES, MemoryQuestion, outcome_of
 from fdtrace.replayer.model.events import StepRow
 from fdtrace.replayer.recorded.memory_fit import fit_memory
 from fdtrace.replayer.recorded.only_sums import refuse_only_sums
 from fdtrace.replayer.recorded.step_state import column, column_or_zero, formula_columns
+from fdtrace.replayer.recorded.step_view import StepView
 
 RowsOfStep = Callable[[int], list[StepRow]]
 """Gives the requests of a step by the step's number. It usually reads the trace."""
@@ -50,10 +51,6 @@ _OPTIONAL = (
 """Columns of a recorded step that some recordings do not have."""
 
 
-def _optional_columns(recording: Recording) -> dict[str, NDArray[Any]]:
-    return {name: recording.steps[name] for name in _OPTIONAL if name in recording.steps}
-
-
 def rows_of(recording: Recording) -> RowsOfStep:
     """A function that reads the requests of a recorded step from the recording's own trace.
 
@@ -74,23 +71,39 @@ def rows_of(recording: Recording) -> RowsOfStep:
 
 
 def recorded_history(
-    recording: Recording, rows: RowsOfStep | None = None, memory: MemoryQuestion | None = None
+    recording: Recording,
+    rows: RowsOfStep | None = None,
+    memory: MemoryQuestion | None = None,
+    *,
+    counts_unfinished: bool = True,
 ) -> History:
-    """The recording itself as a history, to compare replays with; `rows` None: those of `rows_of`."""
+    """The recording itself as a history, to compare replays with.
+
+    Args:
+        recording: what was recorded.
+        rows: gives the requests of a step; None: those of `rows_of`.
+        memory: its fit, if that is known already.
+        counts_unfinished: False leaves `num_unfinished` unknown: to count them, all requests and events are read.
+    """
     memory = memory or MemoryQuestion(fit_memory(recording))
     rows = rows or rows_of(recording)
-    names = (*_UNCHANGED, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
-    columns: dict[str, NDArray[Any]] = {name: column(recording, name) for name in names}
-    columns.update(_optional_columns(recording))
+    names = {
+        name: name
+        for name in (*_UNCHANGED, "num_tokens", "num_prefill_tokens", "token_budget", "num_scheduled_tokens")
+    }
+    names |= {name: name for name in _OPTIONAL if name in recording.steps}
     if memory.fit is not None:
-        columns[memory.column] = column(recording, memory.fit.column)
+        names[memory.column] = memory.fit.column
+    columns = StepView(recording, names)
     limit = recording.engine.max_num_batched_tokens
-    columns = memory.with_memory(columns)
     outcome = outcome_of(
-        columns,
+        {
+            name: columns.stored(name)
+            for name in (*FIGURES, *([memory.column] if memory.fit is not None else []))
+        },
         limit,
         num_refused_tokens=None,
-        num_unfinished=num_unfinished(recording),
+        num_unfinished=num_unfinished(recording) if counts_unfinished else None,
         memory=memory,
     )
     return History("recorded", "recorded", limit, columns, outcome, rows)
@@ -142,7 +155,7 @@ def as_recorded_history(
     limit = recording.engine.max_num_batched_tokens
     held_back = prefill - columns["num_prefill_tokens"]
     room = np.maximum(limit - columns["num_tokens"], 0)
-    columns = memory.with_memory(columns)
+    columns = dict(memory.with_memory(columns))
     outcome = outcome_of(
         columns,
         limit,

@@ -34,7 +34,7 @@ class Hang:
 
 
 @dataclass(frozen=True)
-class Cut:
+class StepLimitReached:
     """A replay ended at its limit of steps before its requests were done. Its figures cover only the steps that ran."""
 
     step: int
@@ -169,9 +169,9 @@ class Outcome:
     """Prompt tokens that the formula held back in steps that had room for them under the limit."""
     num_preemptions: int
     num_stalls: int
-    num_unfinished: int
+    num_unfinished: int | None
     hang: Hang | None = None
-    cut: Cut | None = None
+    cut: StepLimitReached | None = None
     reserved_high_water: int | None = None
     """The allocator's high-water mark in bytes: recorded, or computed by `recorded.memory_fit`."""
     allocated_high_water: int | None = None

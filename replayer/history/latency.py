@@ -21,7 +21,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Percentiles:
-        """Of values."""
+        """The percentiles of `values`; all are None where there is none."""
         if not len(values):
             return cls(None, None, None)
         return cls(*np.quantile(values, QUANTILES).tolist())

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.replayer.history.history import Cut, Hang, History, Order, Outcome
+from fdtrace.replayer.history.history import Hang, History, Order, Outcome, StepLimitReached
+from fdtrace.replayer.history.step_columns import StepColumns
 from fdtrace.replayer.recorded.memory_fit import MemoryFit, first_over
 from fdtrace.replayer.recorded.step_durations import Clock
 
@@ -27,12 +28,14 @@ class MemoryQuestion:
         needs = self.fit is not None and self.fit.column == "peak_allocated_bytes"
         return "peak_allocated_bytes" if needs else "reserved_bytes"
 
-    def with_memory(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def with_memory(self, columns: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """The columns with `column` computed by the fit, unless they have it or there is no fit that holds for them."""
         if self.fit is None or not len(columns["num_tokens"]) or self.column in columns:
-            return dict(columns)
+            return columns
         if not self.fit.holds_for(columns):
-            return dict(columns)
+            return columns
+        if isinstance(columns, StepColumns):
+            return columns.with_column(self.column, self.fit.after_each(columns))
         return {**columns, self.column: self.fit.after_each(columns)}
 
     def answer(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -57,15 +60,18 @@ class MemoryQuestion:
 
 NOT_ASKED = MemoryQuestion(None)
 
+FIGURES = ("step", "num_tokens", "num_preempted", "num_stalled")
+"""Columns of which an outcome is made, besides that of memory."""
+
 
 def outcome_of(
     columns: Mapping[str, NDArray[Any]],
     limit: int,
     *,
     num_refused_tokens: int | None,
-    num_unfinished: int,
+    num_unfinished: int | None,
     hang: Hang | None = None,
-    cut: Cut | None = None,
+    cut: StepLimitReached | None = None,
     clock: Clock | None = None,
     order: Order | None = None,
     memory: MemoryQuestion = NOT_ASKED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from fdtrace.replayer.model.found_events import CacheFound, CacheLeaf
+from fdtrace.replayer.model.found_events import CacheLeaf, PrefixCacheAtStart
 from fdtrace.replayer.model.request import Request
 
 
@@ -25,7 +25,7 @@ class BlockPool:
         self.num_free -= num_blocks
         request.num_blocks += num_blocks
 
-    def found(self, event: CacheFound) -> None:
+    def found(self, event: PrefixCacheAtStart) -> None:
         """Take over the prefix cache as it was when the model begins."""
 
     def resume(

@@ -28,6 +28,13 @@ class Reserve(ABC):
     def snapshot(self) -> Hashable:
         """The state that decides its later answers, apart from the requests."""
 
+    def surely_met(self, num_new_blocks: int, state: State) -> bool:
+        """Whether so many blocks are free that `threshold` is met, whatever it is exactly. False: that is not known.
+
+        It saves a sum over all running requests where blocks are plenty.
+        """
+        return False
+
     def threshold(self, num_new_blocks: int, state: State) -> int:
         """Free blocks needed to schedule a prefill that takes `num_new_blocks`.
 
@@ -56,7 +63,7 @@ class Reserve(ABC):
 
     @abstractmethod
     def begin(self, value: float, *, relaxed: bool) -> None:
-        """Start with the reserve of a recording: `value` as in `ReserveFound`; `relaxed`: no blocks are reserved."""
+        """Start with the reserve of a recording: `value` as in `ReserveAtStart`; `relaxed`: no blocks are reserved."""
 
     @abstractmethod
     def preempted(self, state: State) -> None:
@@ -140,6 +147,13 @@ class NewTokenRatio(Reserve):
             if tokens > 0:
                 blocks += (tokens + size - 1) // size
         return blocks
+
+    def surely_met(self, num_new_blocks: int, state: State) -> bool:
+        if self.recorded_thresholds:
+            return False
+        # Of each request at most its share of all tokens that it may emit, and a block begun; one for the rounding.
+        most = int(state.most_new_tokens * self.ratio) // self.config.block_size + len(state.running) + 1
+        return state.pool.num_free > num_new_blocks + most + 1  # and speculation's extra block
 
     def preempted(self, state: State) -> None:
         if not state.running:

@@ -7,10 +7,12 @@ how many requests change in it, not on how many run.
 
 from __future__ import annotations
 
+from typing import Final
+
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.request import NEVER, Request, Status
 
-PREEMPTED_OR_ABORTED = (Status.PREEMPTED, Status.REQUEUED, Status.ABORTING)
+PREEMPTED_OR_ABORTED: Final = (Status.PREEMPTED, Status.REQUEUED, Status.ABORTING)
 """A call has preempted or aborted them; a forward that runs already may still emit tokens of them."""
 
 

@@ -1,12 +1,10 @@
-"""What goes into the scheduler model and what comes out: events, the decision of a call, each with its
-reason.
-"""
+"""What goes into the scheduler model and what comes out: events, and the decision of a call with its reasons."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +12,17 @@ from numpy.typing import NDArray
 from fdtrace.replayer.model.found_events import (
     AdmissionBlocked,
     Cached,
-    CacheFound,
     CacheLeaf,
-    LeavingFound,
+    LeavingAtStart,
     Preallocated,
-    ReserveFound,
+    PrefixCacheAtStart,
+    ReserveAtStart,
     SlotLost,
 )
 
 Accepts = Sequence[int] | NDArray[np.integer[Any]]
-NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula"]
+NotAdmitted = Literal["budget", "blocks", "slots", "preemption", "formula", "input_budget", "watermark", "padding",
+    "throttle", "deferred", "paused", "cache_read", "safety_margin", "other"]  # fmt: skip
 
 
 class Arrived(NamedTuple):
@@ -34,7 +33,7 @@ class Arrived(NamedTuple):
 
     A replay knows the future: `accepts` are the drafts accepted in its 1st, 2nd, ... decode forward, and after
     `num_output_tokens` it finishes. Then `Forwarded` advances it, and it needs no `Emitted`. No decision reads these
-    values before their forward has run.
+    values before their forward has run. `sums`: those of `AcceptancePlan`, if they are known.
 
     Only an engine's real scheduler uses the other fields. `drafts` are the drafts verified in each of its decode
     forwards, where that number varies. `restarts` are the indices of decode forwards that followed a preemption which
@@ -52,6 +51,7 @@ class Arrived(NamedTuple):
     restarts: tuple[int, ...] = ()
     after_idle: bool = False
     priority: int = 0
+    sums: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Resumed:
     while the worker has not released it yet. Only a running request holds blocks.
     """
     leaf: CacheLeaf | None = None
-    """Its place in the prefix cache of `CacheFound`; None: all blocks that it computed are in the cache."""
+    """Its place in the prefix cache of `PrefixCacheAtStart`; None: all blocks that it computed are in the cache."""
     num_in_flight_tokens: int = 0
     """Of its computed tokens, those of a batch in flight. Only an engine's real scheduler uses this and the next."""
     num_offloaded_tokens: int = 0
@@ -106,10 +106,8 @@ class Preallocate:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A request that has its blocks joins the running queue.
-
-    Prefill role: the decode instance has blocks for it too. Decode role: its KV cache and its first token have
-    come from the prefill instance.
+    """A request that has its blocks joins the running queue. Prefill role: the decode instance has blocks for it too.
+    Decode role: its KV cache and its first token have come from the prefill instance.
     """
 
     request_id: str
@@ -151,7 +149,7 @@ class Emitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class DecodeTokenCounts:
     """Prompt and output tokens that the next call counts for decodes, in place of `Emitted`.
 
     FastDeploy: `schedule()` reads `num_total_tokens`, which grows without its lock. After its first token since its
@@ -178,8 +176,9 @@ class Forwarded:
     """One forward ran, for requests whose `accepts` are known beforehand; answered by a `Forward`."""
 
 
-SCHEDULE, FORWARDED, PREALLOCATE = Schedule(), Forwarded(), Preallocate()
-"""Shared instances: these events carry no data."""
+SCHEDULE: Final = Schedule()  # shared instances: these events carry no data
+FORWARDED: Final = Forwarded()
+PREALLOCATE: Final = Preallocate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,19 +224,19 @@ class Recycled:
 Notification = (
     Arrived
     | Resumed
-    | ReserveFound
+    | ReserveAtStart
     | Cached
-    | CacheFound
+    | PrefixCacheAtStart
     | AdmissionBlocked
     | SlotLost
-    | LeavingFound
+    | LeavingAtStart
     | Preallocated
     | Ready
     | Aborted
     | Joined
     | Discarded
     | Emitted
-    | Known
+    | DecodeTokenCounts
     | OutputCached
     | Finished
     | Left
@@ -265,7 +264,7 @@ class Reason:
         return f"{head}: {figures}" if figures else head
 
 
-class Lack(NamedTuple):
+class BlockShortage(NamedTuple):
     """A request for which too few blocks were free."""
 
     request_id: str
@@ -306,7 +305,7 @@ class Decision:
     not_admitted: NotAdmitted | None = None
     num_missing_blocks: int | None = None
     num_reserve_faults: int = 0
-    lack: Lack | None = None
+    lack: BlockShortage | None = None
     """The request that `num_missing_blocks` is about."""
     reasons: list[Reason] = field(default_factory=list)
 

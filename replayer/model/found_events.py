@@ -37,7 +37,7 @@ class CachedBlock(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class CacheFound:
+class PrefixCacheAtStart:
     """Blocks that FastDeploy's prefix cache held when the model begins, each after its parent.
 
     Several of these events hold one cache: blocks are numbered through all of them. `num_free_blocks` are the free
@@ -49,7 +49,7 @@ class CacheFound:
 
 
 class CacheLeaf(NamedTuple):
-    """A running request in the prefix cache that `CacheFound` describes."""
+    """A running request in the prefix cache that `PrefixCacheAtStart` describes."""
 
     block: int | None
     """The number of its last block there; None: it has none."""
@@ -68,10 +68,10 @@ class SlotLost:
 
 
 @dataclass(frozen=True, slots=True)
-class LeavingFound:
+class LeavingAtStart:
     """A request that has left the running queue when the model begins, and still holds its blocks, until `Freed`.
 
-    `request_id` is a name for these two events only. `leaf`: its place in the prefix cache of `CacheFound`.
+    `request_id` is a name for these two events only. `leaf`: its place in the prefix cache of `PrefixCacheAtStart`.
     """
 
     request_id: str
@@ -97,7 +97,7 @@ class AdmissionBlocked:
 
 
 @dataclass(frozen=True, slots=True)
-class ReserveFound:
+class ReserveAtStart:
     """The reserve for running requests when the model begins.
 
     `value` is a ratio of the tokens that they may still emit, or a number of blocks for each of them. `relaxed`: at

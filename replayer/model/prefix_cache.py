@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Hashable
 
 from fdtrace.replayer.model.block_pool import BlockPool
-from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf
+from fdtrace.replayer.model.found_events import CachedBlock, CacheLeaf, PrefixCacheAtStart
 from fdtrace.replayer.model.request import Request
 
 
@@ -30,6 +30,10 @@ class Node:
         self.cached = True
         self.heap_place: int | None = None
         """If it was there when the model began: its place then in the heap of blocks that can be evicted."""
+
+    def __hash__(self) -> int:
+        """By identity. Said here, since a compiled class with an order has no hash of itself."""
+        return id(self)
 
     def __lt__(self, other: Node) -> bool:
         """Least recently used first, then deepest first."""
@@ -93,7 +97,7 @@ class PrefixCache(BlockPool):
             request.computed -= size
         request.hit_blocks = request.computed // size
 
-    def found(self, event: CacheFound) -> None:
+    def found(self, event: PrefixCacheAtStart) -> None:
         """Take over the blocks as the engine had them, and their order of eviction."""
         for block in event.blocks:
             self._add_found(block)

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Status(str, Enum):
     FINISHED = "finished"
 
 
-RUNNING = (Status.PREFILL, Status.DECODE)
+RUNNING: Final = (Status.PREFILL, Status.DECODE)
 """The statuses of the running queue."""
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
@@ -58,52 +58,67 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 """Status -> the statuses that may follow it."""
 
 
-_ONE_MORE = bytes(range(1, 256)) + b"\xff"
+_BYTE: Final = np.dtype(np.uint8)
+
+_ONE_MORE: Final = bytes(range(1, 256)) + b"\xff"
 """Accepted drafts of a forward -> tokens that it emits (one more), as a translation table of bytes."""
 
 MOST_ACCEPTED = 254
-"""The most accepted drafts of a forward that a `Plan` takes from an array of bytes."""
+"""The most accepted drafts of a forward that a `AcceptancePlan` takes from an array of bytes."""
 
 
-class Plan:
+class AcceptancePlan:
     """The acceptances of one request, known beforehand: running sums of the tokens that its decode forwards emit.
 
     After the last acceptance in the list, that acceptance repeats. An empty list means that no draft is accepted.
     """
 
-    __slots__ = ("_last", "output", "sums")
+    __slots__ = ("_base", "_last", "output", "sums")
 
-    def __init__(self, accepts: Sequence[int] | NDArray[np.integer[Any]], output: int) -> None:
+    def __init__(
+        self,
+        accepts: Sequence[int] | NDArray[np.integer[Any]],
+        output: int,
+        sums: Sequence[int] | None = None,
+    ) -> None:
+        """`sums`: running sums of the tokens that `accepts` emit, from any number on; None: they are computed."""
         self.output = output
+        self._base = 0
+        if sums is not None and len(sums) > 1:
+            self.sums: Sequence[int] = sums
+            self._base = sums[0]
+            self._last = sums[-1] - sums[-2]
+            return
         emitted: Sequence[int]
         if not isinstance(accepts, np.ndarray):
             emitted = [1 + n for n in accepts]
         elif (
-            accepts.dtype == np.uint8
+            accepts.dtype is _BYTE
         ):  # a workload's: a byte each; translating bytes makes no list of numbers first
             emitted = accepts.tobytes().translate(_ONE_MORE)
         else:
             emitted = (accepts + 1).tolist()
-        self.sums: list[int] = list(accumulate(emitted, initial=0))
+        self.sums = list(accumulate(emitted, initial=0))
         self._last = emitted[-1] if emitted else 1
 
     def after(self, forwards: int) -> int:
         """Tokens emitted by the first `forwards` decode forwards."""
         if forwards < len(self.sums):
-            return self.sums[forwards]
-        return self.sums[-1] + (forwards - len(self.sums) + 1) * self._last
+            return self.sums[forwards] - self._base
+        return self.sums[-1] - self._base + (forwards - len(self.sums) + 1) * self._last
 
     def after_each(self, first: int, count: int) -> NDArray[np.int64]:
         """`after` of `count` numbers of forwards, from `first` on."""
         known = self.sums[first : first + count]
         if len(known) == count:
-            return np.array(known, np.int64)
+            return np.array(known, np.int64) - self._base
         numbers = np.arange(max(first, len(self.sums)), first + count)
         beyond = self.sums[-1] + (numbers - len(self.sums) + 1) * self._last
-        return np.concatenate([np.array(known, np.int64), beyond])
+        return np.concatenate([np.array(known, np.int64), beyond]) - self._base
 
     def reaching(self, tokens: int) -> int:
         """The smallest number of decode forwards that emit at least `tokens`."""
+        tokens += self._base
         if tokens <= self.sums[-1]:
             return bisect_left(self.sums, tokens)
         return len(self.sums) - 1 - (self.sums[-1] - tokens) // self._last
@@ -122,7 +137,9 @@ class Request:
         *("block_key", "cached_blocks", "leaf", "hit_blocks"),
     )
 
-    def __init__(self, request_id: str, prompt: int, max_tokens: int, ready: bool, plan: Plan | None) -> None:
+    def __init__(
+        self, request_id: str, prompt: int, max_tokens: int, ready: bool, plan: AcceptancePlan | None
+    ) -> None:
         self.id = request_id
         self.prompt = prompt
         self.max_tokens = max_tokens

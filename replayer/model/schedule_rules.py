@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.model.block_reserve import Reserve
-from fdtrace.replayer.model.events import Decision, Lack, NotAdmitted, Reason
+from fdtrace.replayer.model.events import BlockShortage, Decision, NotAdmitted, Reason
 from fdtrace.replayer.model.formula_rules import RequestRules
 from fdtrace.replayer.model.request import RUNNING, Request, Status
 from fdtrace.replayer.model.roles import check_prefill_role
@@ -162,7 +162,7 @@ class SchedulingCall:
         if self.policy.preempt_decodes_only:
             if self.prefill_role:
                 check_prefill_role(self.state, num_blocks)
-            elif not self.state.pool.can_allocate(
+            elif not self.reserve.surely_met(num_blocks, self.state) and not self.state.pool.can_allocate(
                 threshold := self.reserve.threshold(num_blocks, self.state)
             ):
                 self._missing("prefill waits", request, num_blocks, threshold, is_running=True)
@@ -283,8 +283,9 @@ class SchedulingCall:
             skipped.append(self._skip("chunk alignment"))
             return None
         num_blocks = self._num_new_blocks(request, num_tokens)
-        threshold = self.reserve.threshold(num_blocks, state)
-        if not state.pool.can_allocate(threshold):
+        if not self.reserve.surely_met(num_blocks, state) and not state.pool.can_allocate(
+            threshold := self.reserve.threshold(num_blocks, state)
+        ):
             self._missing("not admitted", request, num_blocks, threshold)
             state.pool.release(request)
             return "blocks"
@@ -298,7 +299,7 @@ class SchedulingCall:
         """Note that a request needs `num_blocks`, but fewer blocks are free than its threshold requires."""
         free = self.state.pool.num_free
         self.decision.num_missing_blocks = threshold - free
-        self.decision.lack = Lack(request.id, threshold, max(0, threshold - num_blocks), is_running)
+        self.decision.lack = BlockShortage(request.id, threshold, max(0, threshold - num_blocks), is_running)
         self._because(kind, request, needed_blocks=threshold, free_blocks=free)
 
     # Chunks -------------------------------------------------------------------------------------------------

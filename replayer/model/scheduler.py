@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, overload
+from typing import Any, Final, overload
 
 from fdtrace.replayer.config import ORIGINAL, Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
@@ -17,6 +17,7 @@ from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
+    DecodeTokenCounts,
     Discarded,
     Emitted,
     Event,
@@ -25,7 +26,6 @@ from fdtrace.replayer.model.events import (
     Forwarded,
     Freed,
     Joined,
-    Known,
     Left,
     Notification,
     OutputCached,
@@ -37,14 +37,21 @@ from fdtrace.replayer.model.events import (
     Schedule,
 )
 from fdtrace.replayer.model.formula_rules import request_rules
-from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, Preallocated, ReserveFound, SlotLost
+from fdtrace.replayer.model.found_events import (
+    LeavingAtStart,
+    Preallocated,
+    PrefixCacheAtStart,
+    ReserveAtStart,
+    SlotLost,
+)
 from fdtrace.replayer.model.prefix_cache import PrefixCache
-from fdtrace.replayer.model.request import RUNNING, Plan, Request, Status
+from fdtrace.replayer.model.request import RUNNING, AcceptancePlan, Request, Status
 from fdtrace.replayer.model.roles import join, preallocate, preallocate_recorded
 from fdtrace.replayer.model.schedule_rules import SchedulingCall
 from fdtrace.replayer.model.scheduler_queries import SchedulerQueries
 from fdtrace.replayer.model.state import (
     State,
+    discard,
     free,
     leave,
     resume,
@@ -53,7 +60,7 @@ from fdtrace.replayer.model.state import (
     resume_preempted_or_aborted,
 )
 
-_CANNOT_FINISH = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
+_CANNOT_FINISH: Final = (Status.ASKING, Status.PREALLOCATED, Status.WAITING, Status.REQUEUED)
 
 
 def _pool(config: SchedulerConfig, policy: Policy) -> BlockPool:
@@ -105,16 +112,16 @@ class Scheduler(SchedulerQueries):
             Joined: self._joined,
             Discarded: self._discarded,
             Resumed: partial(_take_resumed, self._state),
-            ReserveFound: partial(_begin_reserve, self._reserve),
-            CacheFound: self._state.pool.found,
+            ReserveAtStart: partial(_begin_reserve, self._reserve),
+            PrefixCacheAtStart: self._state.pool.found,
             SlotLost: partial(_lose_slot, self._state),
-            LeavingFound: partial(_leaving_found, self._state),
+            LeavingAtStart: partial(_leaving_found, self._state),
             Ready: self._ready,
             Aborted: self._aborted,
             Schedule: self._schedule,
             Emitted: self._emitted,
             Forwarded: self._forwarded,
-            Known: partial(_take_known, self._state),
+            DecodeTokenCounts: partial(_take_known, self._state),
             OutputCached: partial(_cache_output, self._state),
             Finished: self._finished,
             Left: partial(_take_left, self._state),
@@ -166,7 +173,7 @@ class Scheduler(SchedulerQueries):
 
     def _discarded(self, event: Discarded) -> None:
         """FastDeploy: `ResourceManagerV1.pre_recycle_resource`."""
-        self._state.discard(self._state.preallocated[event.request_id])
+        discard(self._state, self._state.preallocated[event.request_id])
 
     def _ready(self, event: Ready) -> None:
         self._state.requests[event.request_id].ready = True
@@ -250,7 +257,7 @@ def _request_of(config: SchedulerConfig, event: Arrived) -> Request:
     if event.accepts is not None:
         if event.num_output_tokens is None:
             raise KeyError(f"request {event.request_id!r}: `accepts` without `num_output_tokens`")
-        plan = Plan(event.accepts, event.num_output_tokens)
+        plan = AcceptancePlan(event.accepts, event.num_output_tokens, event.sums)
     max_tokens = event.max_tokens
     if max_tokens is None:  # as in `_get_running_request_reserve_blocks` of release 2.6
         max_tokens = config.max_model_len - event.num_prompt_tokens
@@ -289,7 +296,7 @@ def _prefilled(state: State, chunks: list[tuple[str, int, int]], forward: Forwar
     return done
 
 
-def _take_known(state: State, event: Known) -> None:
+def _take_known(state: State, event: DecodeTokenCounts) -> None:
     for request_id, num_total in event.num_total_tokens.items():
         request = state.requests.get(request_id)
         if request is None:
@@ -301,7 +308,7 @@ def _take_known(state: State, event: Known) -> None:
 
 
 def _cache_output(state: State, event: OutputCached) -> None:
-    _take_known(state, Known({event.request_id: event.num_total_tokens}))
+    _take_known(state, DecodeTokenCounts({event.request_id: event.num_total_tokens}))
     request = state.requests.get(event.request_id)
     if not state.config.output_caching or request is None or request.computed < request.need_prefill:
         return
@@ -312,7 +319,7 @@ def _take_preallocated(state: State, event: Preallocated) -> None:
     preallocate_recorded(state, event.request_id)
 
 
-def _begin_reserve(reserve: Reserve, event: ReserveFound) -> None:
+def _begin_reserve(reserve: Reserve, event: ReserveAtStart) -> None:
     reserve.begin(event.value, relaxed=event.relaxed)
 
 
@@ -320,7 +327,7 @@ def _lose_slot(state: State, event: SlotLost) -> None:
     state.num_lost_slots += 1
 
 
-def _leaving_found(state: State, event: LeavingFound) -> None:
+def _leaving_found(state: State, event: LeavingAtStart) -> None:
     resume_leaving(state, Request(event.request_id, 0, 0, True, None), event.num_blocks, event.leaf)
 
 

@@ -9,7 +9,7 @@ from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.model.block_pool import BlockPool
 from fdtrace.replayer.model.block_reserve import Reserve
 from fdtrace.replayer.model.events import Decision, StepRow
-from fdtrace.replayer.model.request import Plan, Request
+from fdtrace.replayer.model.request import AcceptancePlan, Request
 from fdtrace.replayer.model.roles import num_blocks_asked
 from fdtrace.replayer.model.state import State
 
@@ -176,7 +176,7 @@ class SchedulerQueries:
         check(self._state)
 
 
-def plan_of(scheduler: SchedulerQueries, request_id: str) -> Plan:
+def plan_of(scheduler: SchedulerQueries, request_id: str) -> AcceptancePlan:
     """The acceptances of a request of the scheduler that arrived with them."""
     plan = scheduler._state.requests[request_id].plan
     assert plan is not None, f"the output of {request_id} is not known beforehand"

@@ -38,6 +38,8 @@ class State(DecodingState):
         """In order of admission."""
         self._orders: list[int] = []
         """The `order` of each running request."""
+        self.most_new_tokens = 0
+        """Output tokens that all running requests may emit from their beginning on, each up to clip_max_new_tokens."""
         self.prefilling: dict[str, Request] = {}
         """Running requests whose prefill is not complete."""
         self.preempted: dict[str, Request] = {}
@@ -95,14 +97,6 @@ class State(DecodingState):
         self._enter_running(request)
         self.prefilling[request.id] = request
 
-    def discard(self, request: Request) -> None:
-        """A request that has its blocks and does not run gives them back and is removed."""
-        del self.preallocated[request.id]
-        request.become(Status.FINISHED)
-        self.pool.release(request)
-        self.abort_wanted.pop(request.id, None)
-        del self.requests[request.id]
-
     def skip_head(self) -> Request:
         """The head of the waiting queue leaves it until `requeue_skipped`.
 
@@ -139,10 +133,15 @@ class State(DecodingState):
         self._next_order += 1
         self.running.append(request)
         self._orders.append(request.order)
+        self.most_new_tokens += self._most_new_tokens_of(request)
 
     def _leave_running(self, request: Request) -> None:
         position = self.position(request)
         del self.running[position], self._orders[position]
+        self.most_new_tokens -= self._most_new_tokens_of(request)
+
+    def _most_new_tokens_of(self, request: Request) -> int:
+        return max(0, min(request.max_tokens, self.config.clip_max_new_tokens))
 
     def prefill(self, request: Request, num_tokens: int, num_blocks: int) -> None:
         """A running request gets blocks and its next chunk."""
@@ -251,6 +250,15 @@ def free(state: State, request: Request) -> None:
     del state.leaving[request.id]
     request.become(Status.FINISHED)
     state.pool.release(request)
+
+
+def discard(state: State, request: Request) -> None:
+    """A request that has its blocks and does not run gives them back and is removed."""
+    del state.preallocated[request.id]
+    request.become(Status.FINISHED)
+    state.pool.release(request)
+    state.abort_wanted.pop(request.id, None)
+    del state.requests[request.id]
 
 
 def drop_waiting(state: State, request: Request) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.columns_on_demand import any_known
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.recorded.step_state import column
+from fdtrace.replayer.recorded.step_state import column, small_column
 
 MemoryColumn = Literal["reserved_bytes", "peak_reserved_bytes", "peak_allocated_bytes"]
 
@@ -110,13 +111,15 @@ def fitted_column(recording: Recording) -> MemoryColumn:
 
 
 def _grows(recording: Recording, name: MemoryColumn) -> bool:
-    values = column(recording, name)
-    values = values[values != MISSING]
-    return len(values) > 0 and int(values.max()) > int(values[0])
+    values = small_column(recording, name)
+    first = int(np.argmax(values != MISSING)) if len(values) else 0
+    return len(values) > 0 and int(values.max()) > int(values[first])
 
 
 def _other(recording: Recording, name: MemoryColumn) -> int:
     """Bytes in use on the device that the framework has not reserved."""
+    if not any_known(recording.steps, "device_used_bytes"):
+        return 0
     used, reserved = column(recording, "device_used_bytes"), column(recording, name)
     both_known = (used != MISSING) & (reserved != MISSING)
     return max(0, int(np.median(used[both_known] - reserved[both_known]))) if both_known.any() else 0
@@ -140,9 +143,10 @@ def fit_memory(recording: Recording) -> MemoryFit | None:
 
 def _fit_to_tokens(recording: Recording) -> MemoryFit | None:
     name = fitted_column(recording)
-    tokens, reserved = column(recording, "num_tokens"), column(recording, name)
+    tokens, reserved = small_column(recording, "num_tokens"), small_column(recording, name)
     both_known = (reserved != MISSING) & (tokens != MISSING)
-    tokens, reserved = tokens[both_known], reserved[both_known]
+    if not both_known.all():
+        tokens, reserved = tokens[both_known], reserved[both_known]
     if not len(tokens):
         return None
     largest, high_water = np.maximum.accumulate(tokens), np.maximum.accumulate(reserved)
@@ -152,7 +156,7 @@ def _fit_to_tokens(recording: Recording) -> MemoryFit | None:
     floor = int(high_water[0])
     base, slope = _line(largest[grew], high_water[grew], _last_flat(largest, high_water), floor)
     error = np.maximum(base + slope * largest[is_maximum], floor) - high_water[is_maximum]
-    growth = np.diff(high_water, prepend=high_water[0])
+    growth, at = int(high_water[-1]) - floor, np.flatnonzero(grew)
     return MemoryFit(
         column=name,
         floor_bytes=floor,
@@ -163,7 +167,7 @@ def _fit_to_tokens(recording: Recording) -> MemoryFit | None:
         max_error_bytes=float(np.abs(error).max()),
         max_tokens=int(largest[-1]),
         other_bytes=_other(recording, name),
-        explained=float(growth[grew].sum() / growth.sum()) if growth.sum() else 1.0,
+        explained=float((high_water[at] - high_water[at - 1]).sum() / growth) if growth else 1.0,
     )
 
 
@@ -240,7 +244,7 @@ def _rises(high_water: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _last_flat(largest: NDArray[np.int64], high_water: NDArray[np.int64]) -> int:
     """The largest step for which the memory reserved at the start was enough."""
-    return int(largest[high_water == high_water[0]][-1])
+    return int(largest[np.searchsorted(high_water, high_water[0], side="right") - 1])
 
 
 def _line(

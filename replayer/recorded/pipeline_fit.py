@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fdtrace.recorder.trace.call_order import CallOrder
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.recorded.pipeline_times import BySize, BySteps, PipelineTimes, Times
+from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, SizeDependentTime, StepTimeSeries, Times
 from fdtrace.replayer.recorded.step_durations import FEWEST
 from fdtrace.replayer.recorded.step_state import column_or_zero
 
@@ -109,16 +109,16 @@ class _Fit:
             free, self._fetch(), self._call(), self._disturbed(pause, ~waited, tasks.typical),
         )  # fmt: skip
 
-    def _by_steps(self, values: Times, chosen: NDArray[np.bool_]) -> BySteps:
+    def _by_steps(self, values: Times, chosen: NDArray[np.bool_]) -> StepTimeSeries:
         own = np.where(chosen & np.isfinite(values), values, np.nan)
-        return BySteps(_usual(own[np.isfinite(own)]), own)
+        return StepTimeSeries(_usual(own[np.isfinite(own)]), own)
 
-    def _with_tasks(self, pause: Times, chosen: NDArray[np.bool_]) -> BySize:
+    def _with_tasks(self, pause: Times, chosen: NDArray[np.bool_]) -> SizeDependentTime:
         steps = np.flatnonzero(chosen & np.isfinite(pause))
         sizes = np.zeros(len(pause), np.int64)
         mine = self.entered != MISSING
         np.add.at(sizes, self.entered[mine], self.prompts[mine])
-        return BySize.of(_usual(pause[steps]), steps, sizes[steps], pause[steps])
+        return SizeDependentTime.of(_usual(pause[steps]), steps, sizes[steps], pause[steps])
 
     def _prompts(self) -> NDArray[np.int64]:
         """Prompt tokens of the requests whose chunks each call handed out."""
@@ -140,7 +140,7 @@ class _Fit:
         )
         return num_tokens
 
-    def _forwards(self) -> tuple[tuple[float, float, float], BySteps]:
+    def _forwards(self) -> tuple[tuple[float, float, float], StepTimeSeries]:
         terms = np.stack([np.ones(len(self.durations)), self.prefill, self.decode], axis=1)
         usual = self.durations <= STANDSTILL * np.median(self.durations)
         factors = np.linalg.lstsq(terms[usual], self.durations[usual], rcond=None)[0]
@@ -148,7 +148,7 @@ class _Fit:
             factors = np.array([float(np.median(self.durations)), 0.0, 0.0])
         rest = self.durations - terms @ factors
         base, prefill, decode = (float(value) for value in factors)
-        return (base, prefill, decode), BySteps(float(rest[usual].mean()), rest)
+        return (base, prefill, decode), StepTimeSeries(float(rest[usual].mean()), rest)
 
     def _waited(self, pause: Times) -> NDArray[np.bool_]:
         """Forwards before which the worker had nothing to run: the call whose tasks they took began in the pause."""
@@ -164,7 +164,7 @@ class _Fit:
         mine = self.entered != MISSING
         yield from zip(self.calls_at[mine].tolist(), self.entered[mine].tolist(), strict=True)
 
-    def _hand_over(self, waited: NDArray[np.bool_], with_tasks: float, check: float) -> BySize:
+    def _hand_over(self, waited: NDArray[np.bool_], with_tasks: float, check: float) -> SizeDependentTime:
         look_times = np.where(
             waited, self.begin - with_tasks + check, np.append(self.begin[0], self.end[:-1]) + check
         )
@@ -176,16 +176,16 @@ class _Fit:
         bounds = np.array(low), np.array(high)
         typical = _within_most(*bounds)
         sizes = self.prompts[self.entered != MISSING]
-        return BySize.of(typical, np.array(steps), sizes, np.clip(typical, *bounds))
+        return SizeDependentTime.of(typical, np.array(steps), sizes, np.clip(typical, *bounds))
 
-    def _next_calls(self) -> BySteps:
+    def _next_calls(self) -> StepTimeSeries:
         own = np.full(len(self.begin), np.nan)
         for i in np.flatnonzero(self.entered[:-1] != MISSING).tolist():
             entered = self.entered[i]
             own[entered] = self.calls_at[i + 1] - self.begin[entered]
         return self._by_steps(own, np.abs(own) < 50.0)
 
-    def _rests(self) -> BySteps:
+    def _rests(self) -> StepTimeSeries:
         """From an idle call to the next. Calls of an engine without any request are not recorded."""
         between = self.calls_at[1:] - self.calls_last[:-1]
         within = (self.calls_last - self.calls_at) / np.maximum(self.order.calls["num_calls"] - 1, 1)
@@ -196,7 +196,7 @@ class _Fit:
                 own[step] = between[i]
         several = self.order.calls["num_calls"] > 1
         rests = np.concatenate([within[self.idle & several], own[np.isfinite(own)]])
-        return BySteps(_usual(rests) or RESTS, own)
+        return StepTimeSeries(_usual(rests) or RESTS, own)
 
     def _call(self) -> float:
         return float(np.median(self.order.calls["schedule_us"][~self.idle])) / 1e3
@@ -218,7 +218,7 @@ class _Fit:
         was_counted = np.isin(steps, until)  # a step between two seen ones may have had no outputs to count
         return np.where(was_counted, low, -np.inf)[:number], high[:number]
 
-    def _outputs(self) -> tuple[float, float, BySteps]:
+    def _outputs(self) -> tuple[float, float, StepTimeSeries]:
         """The token processor: the service times that explain most of what calls counted, and each step's own wait."""
         low, high = self._seen()
         count = min(MOST_FITTED, len(self.end))
@@ -232,7 +232,7 @@ class _Fit:
         first, row = candidates[int(best[len(best) // 2])]
         return float(first), float(row), _waits(self.end, self.rows, low, high, float(first), float(row))
 
-    def _finishes(self, first: float, row: float, wait: BySteps) -> tuple[BySteps, float]:
+    def _finishes(self, first: float, row: float, wait: StepTimeSeries) -> tuple[StepTimeSeries, float]:
         changes = self.order.changes
         kinds, when = changes["kind"], (changes["ts"] - self.began_ns) / 1e6
         left = np.sort(when[kinds == "left"])
@@ -250,7 +250,7 @@ class _Fit:
         ]
         nothing = np.full(len(self.begin), np.nan)
         return (
-            BySteps(float(np.median(delays)) if len(delays) else 5.0, nothing),
+            StepTimeSeries(float(np.median(delays)) if len(delays) else 5.0, nothing),
             float(np.median(freed)) if freed else 0.15,
         )
 
@@ -308,7 +308,7 @@ def _misses(
     return wrong
 
 
-def _waits(out: Times, rows: Times, low: Times, high: Times, first: float, row: float) -> BySteps:
+def _waits(out: Times, rows: Times, low: Times, high: Times, first: float, row: float) -> StepTimeSeries:
     """How much longer (or shorter) each step's outputs waited than the service times say."""
     waits, done = np.zeros(len(out)), 0.0
     for i in range(len(out)):
@@ -316,10 +316,10 @@ def _waits(out: Times, rows: Times, low: Times, high: Times, first: float, row: 
         clipped = min(max(begun, low[i]), high[i])
         waits[i] = clipped - begun
         done = clipped + row * rows[i]
-    return BySteps(0.0, waits)
+    return StepTimeSeries(0.0, waits)
 
 
-def _taken_in(out: Times, rows: Times, first: float, row: float, wait: BySteps) -> Times:
+def _taken_in(out: Times, rows: Times, first: float, row: float, wait: StepTimeSeries) -> Times:
     """When all of each step's outputs had been taken in."""
     done = np.zeros(len(out))
     last = 0.0

@@ -30,7 +30,7 @@ def pace_of(moments: Times) -> float:
 
 
 @dataclass(frozen=True)
-class BySteps:
+class StepTimeSeries:
     """One quantity: its typical value, and the value of each recorded step (NaN if the step has none)."""
 
     typical: float
@@ -46,7 +46,7 @@ class BySteps:
 
 
 @dataclass(frozen=True)
-class BySize:
+class SizeDependentTime:
     """One quantity that depends on the prompts of the tasks handed over, because whole prompts are pickled.
 
     Sizes of equal bit length form one group. In a group, values are ordered by the step at which they were recorded.
@@ -57,7 +57,9 @@ class BySize:
     values: Mapping[int, Times]
 
     @classmethod
-    def of(cls, typical: float, steps: NDArray[np.int64], sizes: NDArray[np.int64], values: Times) -> BySize:
+    def of(
+        cls, typical: float, steps: NDArray[np.int64], sizes: NDArray[np.int64], values: Times
+    ) -> SizeDependentTime:
         """From recorded values and the sizes and steps that they belong to."""
         bits = np.array([int(size).bit_length() for size in sizes], np.int64)
         order = np.argsort(steps, kind="stable")
@@ -85,26 +87,26 @@ class PipelineTimes:
 
     forward_terms: tuple[float, float, float]
     """Time of a forward: a base, plus so much for each prefill token, plus so much for each decode token."""
-    forward_rest: BySteps
+    forward_rest: StepTimeSeries
     """What a step's forward took beyond that."""
-    pause: BySteps
+    pause: StepTimeSeries
     """From a forward's end to the begin of the next, if no tasks came in between."""
-    pause_with_tasks: BySize
+    pause_with_tasks: SizeDependentTime
     """The same if tasks came: the worker fetches and inserts them."""
     check: float
     """From a forward's end to the worker's look at its queue."""
-    hand_over: BySize
+    hand_over: SizeDependentTime
     """From the begin of a call to the moment when the worker can see its tasks."""
-    next_call: BySteps
+    next_call: StepTimeSeries
     """From the begin of the forward that a call's tasks entered to the next call."""
-    rest: BySteps
-    """From a call that handed out nothing to the next."""
+    rest: StepTimeSeries
+    """From a call that scheduled nothing to the next call."""
     first_output: float
     """Time to take in a forward's outputs: until the first row's token counts; `output_row` more for each row."""
     output_row: float
-    output_wait: BySteps
+    output_wait: StepTimeSeries
     """How much longer a step's outputs waited before the token processor took them in."""
-    leave: BySteps
+    leave: StepTimeSeries
     """From a request's last token until it leaves the running queue."""
     free: float
     """From then until its blocks are free."""

@@ -62,9 +62,11 @@ class Clock:
     """With arrivals by time: how long a replayed step takes."""
     model: TimeModel | None = None
     """The same from all features of the batch. If it is there, it takes the place of `durations`."""
+    counts_empty_calls: bool = False
+    """By steps: a call whose forward runs nothing takes as long as a step, as in a simulation."""
 
 
-BY_STEPS = Clock("steps")
+BY_STEPS, BY_CALLS = Clock("steps"), Clock("steps", counts_empty_calls=True)
 
 
 def call_times(recording: Recording) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.columns_on_demand import stored_column
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.formulas.base import FormulaColumns
@@ -22,6 +23,13 @@ def column(recording: Recording, name: str) -> StepColumn:
     if values is None:
         return np.full(recording.num_steps, MISSING, dtype=np.int64)
     return np.asarray(values, dtype=np.int64)
+
+
+def small_column(recording: Recording, name: str) -> NDArray[Any]:
+    """The same in the smallest type that there is of it: to compare and to sum, not to multiply."""
+    if name not in recording.steps:
+        return np.broadcast_to(np.int64(MISSING), recording.num_steps)
+    return stored_column(recording.steps, name)
 
 
 def column_or_zero(recording: Recording, name: str) -> StepColumn:

@@ -2,10 +2,12 @@
 
     tokens    a + b·prefill tokens + c·decode tokens
     additive  the same, and prefilling requests, KV tokens that are read, attention of the chunks
-    hinges    the same, and bends: in prefill and in decode tokens, and for "has a prefill"
+    shapes    `additive`, and a time for each step that has a number of tokens for the first time
+    hinges    `additive`, and bends: in prefill and in decode tokens, and for "has a prefill"
     roofline  max(a + b·KV tokens, c + d·tokens + e·attention): the memory or the arithmetic, whichever takes longer
 
-A GPU is nearest to `roofline` or `hinges`, a CPU to `additive`. `time_model.py` finds out which form fits a recording.
+A GPU is nearest to `roofline` or `hinges`, a CPU to `additive` or `shapes`. `time_model.py` finds out which form fits a
+recording.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.column_values import Floats
 
-P, N, D, KV, ATTENTION = range(5)
+P, N, D, KV, ATTENTION, NEW_SHAPE = range(6)
 """Columns of `batch_rows.FEATURES`."""
 LEAST_SIDE = 12
 """Each side of `roofline` must explain at least so many steps."""
@@ -142,6 +144,11 @@ def fit_additive(features: Floats, durations: Floats) -> TimeForm:
     return _sum("additive", features, durations, (P, D, N, KV, ATTENTION))
 
 
+def fit_shapes(features: Floats, durations: Floats) -> TimeForm:
+    """`shapes`."""
+    return _sum("shapes", features, durations, (P, D, N, KV, ATTENTION, NEW_SHAPE))
+
+
 def fit_hinges(features: Floats, durations: Floats) -> TimeForm:
     """`hinges`: the bends are at the quartiles of the steps' tokens, each value once."""
     bends: list[tuple[int, float]] = [(P, -1.0)]
@@ -175,7 +182,7 @@ def fit_roofline(features: Floats, durations: Floats) -> TimeForm | None:
     return form
 
 
-FORMS = (fit_tokens, fit_additive, fit_hinges, fit_roofline)
+FORMS = (fit_tokens, fit_additive, fit_shapes, fit_hinges, fit_roofline)
 """From the simplest on."""
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import Floats
-from fdtrace.replayer.recorded.batch_rows import FEATURES
+from fdtrace.replayer.recorded.batch_rows import BATCH_FEATURES
 from fdtrace.replayer.recorded.time_forms import FORMS, KV, D, P, TimeForm
 
 FEWEST_TIMED = 60
@@ -32,7 +32,7 @@ WORST_MEDIAN, WORST_TOTAL = 0.5, 0.3
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutErrors:
     """The errors of a form on steps that it was not fitted from, as shares."""
 
     region: str
@@ -52,14 +52,14 @@ class TimeModel:
     mean_us: float
     variation: float
     """Standard deviation of the durations, as a share of their mean."""
-    regions: tuple[HeldOut, ...]
+    regions: tuple[HeldOutErrors, ...]
     """The errors of the chosen form on each held-out region."""
-    halves: tuple[HeldOut, ...]
+    halves: tuple[HeldOutErrors, ...]
     """The errors on each half of the recording, fitted from the other half: they show a machine that became slower."""
-    random: HeldOut
+    random: HeldOutErrors
     """The errors on every second step, fitted from the other steps."""
     largest: tuple[float, ...]
-    """The largest of each of `FEATURES` in the fitted steps."""
+    """The largest of each of `BATCH_FEATURES` in the fitted steps."""
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class TimeModel:
 
     def beyond(self, features: Sequence[float]) -> bool:
         """Whether a feature of a step is larger than in every fitted step."""
-        p, n, d, kv, attention = features
+        p, n, d, kv, attention, _ = features
         most_p, most_n, most_d, most_kv, most_attention = self._bounds
         return p > most_p or n > most_n or d > most_d or kv > most_kv or attention > most_attention
 
@@ -88,11 +88,11 @@ class TimeModel:
             "mean_us": self.mean_us,
             "variation": self.variation,
             "held_out": [asdict(error) for error in (self.random, *self.halves, *self.regions)],
-            "largest": dict(zip(FEATURES, self.largest, strict=True)),
+            "largest": dict(zip(BATCH_FEATURES, self.largest, strict=True)),
         }
 
     @property
-    def worst_region(self) -> HeldOut | None:
+    def worst_region(self) -> HeldOutErrors | None:
         """The region with the largest error of the total."""
         return max(self.regions, key=lambda region: abs(region.total_error), default=None)
 
@@ -168,7 +168,7 @@ def _checked(
         regions=tuple(_required(index, features, durations, is_held, name) for name, is_held in regions),
         halves=halves,
         random=_required(index, features, durations, _second(durations), "every second step"),
-        largest=tuple(features.max(axis=0).tolist()),
+        largest=tuple(features[:, : len(BATCH_FEATURES)].max(axis=0).tolist()),
     )
     worst_half = max(abs(half.total_error) for half in halves)
     if model.random.median_error > WORST_MEDIAN or worst_half > WORST_TOTAL:
@@ -203,7 +203,7 @@ def _regions(features: Floats) -> Iterator[tuple[str, NDArray[np.bool_]]]:
 
 def _required(
     index: int, features: Floats, durations: Floats, is_held: NDArray[np.bool_], region: str
-) -> HeldOut:
+) -> HeldOutErrors:
     """As `_held_out`. If the form cannot be fitted without these steps, the simplest form is fitted instead."""
     error = _held_out(index, features, durations, is_held, region) or _held_out(
         0, features, durations, is_held, region
@@ -214,12 +214,12 @@ def _required(
 
 def _held_out(
     index: int, features: Floats, durations: Floats, is_held: NDArray[np.bool_], region: str
-) -> HeldOut | None:
+) -> HeldOutErrors | None:
     form = FORMS[index](features[~is_held], durations[~is_held])
     if form is None:
         return None
     predicted, recorded = form.us(features[is_held]), durations[is_held]
-    return HeldOut(
+    return HeldOutErrors(
         region=region,
         num_steps=int(is_held.sum()),
         total_error=float(predicted.sum() / recorded.sum() - 1),
@@ -227,6 +227,6 @@ def _held_out(
     )
 
 
-def _error(errors: Sequence[HeldOut]) -> float:
+def _error(errors: Sequence[HeldOutErrors]) -> float:
     """The mean over regions of the total error plus the median error."""
     return float(np.mean([abs(error.total_error) + error.median_error for error in errors]))

@@ -39,6 +39,10 @@ class AnyScheduler(Protocol):
         """Its name in results."""
 
     @property
+    def formula(self) -> Formula | None:
+        """The formula that computes its budgets; None: the scheduler has a rule of its own."""
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs, waits or is about to be rescheduled."""
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fdtrace.replayer.model.events import Notification
-from fdtrace.replayer.replay.fetching import Sent
+from fdtrace.replayer.replay.fetching import SentRequest
 from fdtrace.replayer.replay.worker import Slot
 
 
 @dataclass(frozen=True)
-class Beginning:
+class PipelineStart:
     """What a replay begins with: milliseconds since the first recorded forward."""
 
     at: float
     """When the first call begins."""
-    sent: tuple[Sent, ...]
+    sent: tuple[SentRequest, ...]
     aborts: tuple[tuple[float, str], ...] = ()
     initial_events: tuple[Notification, ...] = ()
     """What was there already, as events for the model."""

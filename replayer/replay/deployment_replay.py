@@ -32,6 +32,8 @@ from fdtrace.replayer.workload.workload import Workload, WorkRequest
 ReportSteps = Callable[[int], None]
 """Called now and then with the steps done; it may raise to stop."""
 
+ENTERED = ("queued", "joined")
+"""Changes of the order with which a request comes to the queue, or in the decode role to the running requests."""
 REPORT_EVERY = 2000
 """Calls between two reports of the steps done."""
 
@@ -128,8 +130,21 @@ class DeploymentReplay:
         calls = order.calls["call"]
         in_the_end = self.steps_after.get(int(calls[-1]), 0) if len(calls) else 0
         if undecided is None:
-            return len(steps)
+            return self._handed_out(len(steps) - in_the_end)
         return max(int(np.searchsorted(steps, undecided)), len(steps) - in_the_end)
+
+    def _handed_out(self, last: int) -> int:
+        """Recorded steps up to the first, from the index `last` on, of a request that no recorded call handed out."""
+        order, steps, read = self._order, self.recording.steps["step"], self.recording.details.step_rows
+        if read is None:
+            return len(steps)
+        entered = order.changes["request"][np.isin(order.changes["kind"], ENTERED)]
+        waiting = {*entered.tolist()} - {*order.did["request"][order.did["did"] != "refused"].tolist()}
+        names = {self.requests[number].request_id for number in waiting if number in self.requests}
+        for at in range(last, len(steps)) if names else ():
+            if any(row.request_id in names for row in read(int(steps[at]))):
+                return at
+        return len(steps)
 
     def _resume(self, order: CallOrder) -> None:
         """Give slots to the requests that ran before the first forward, with the blocks that the first call found.
@@ -138,7 +153,7 @@ class DeploymentReplay:
         got their blocks, in a later forward.
         """
         running, first_step = _found_running(order), int(self.recording.steps["step"][0])
-        for initial in at_the_worker(self.recording, order):
+        for initial in requests_at_worker(self.recording, order):
             request = self.requests[initial.request]
             computed, blocks = running.get(initial.request, (0, 0))
             slot = _slot(request, initial, max(blocks, initial.num_blocks))
@@ -161,10 +176,10 @@ class DeploymentReplay:
                 )
 
 
-def at_the_worker(recording: Recording, order: CallOrder) -> list[InitialRequest]:
+def requests_at_worker(recording: Recording, order: CallOrder) -> list[InitialRequest]:
     """The requests that the worker has, or gets by tasks of calls before the recording.
 
-    Of some nothing had been computed when the recording began: an earlier call had handed out their first chunk.
+    Some of them had no computed tokens when the recording began: an earlier call had scheduled their first chunk.
     """
     running = _found_running(order)
     on_their_way = [
@@ -190,7 +205,7 @@ def resumed_slots(
 ) -> Iterator[Slot]:
     """The slots of the worker before the first recorded forward; `requests` by their numbers."""
     running = _found_running(order)
-    for initial in at_the_worker(recording, order):
+    for initial in requests_at_worker(recording, order):
         _, blocks = running.get(initial.request, (0, 0))
         yield _slot(requests[initial.request], initial, max(blocks, initial.num_blocks))
 

@@ -20,7 +20,7 @@ MOST_AT_ONCE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentRequest:
     """A request, and when its client sent it: milliseconds since the first recorded forward."""
 
     request: WorkRequest
@@ -30,7 +30,7 @@ class Sent:
 class ClientQueue:
     """Requests in the order in which clients sent them."""
 
-    def __init__(self, config: SchedulerConfig, sent: Sequence[Sent]) -> None:
+    def __init__(self, config: SchedulerConfig, sent: Sequence[SentRequest]) -> None:
         self.config = config
         self._sent = sorted(sent, key=lambda request: request.at)
         self._next = 0

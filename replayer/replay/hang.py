@@ -40,7 +40,7 @@ from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.history.history import Hang
-from fdtrace.replayer.model.events import Decision, Forward, Lack
+from fdtrace.replayer.model.events import BlockShortage, Decision, Forward
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 
 REPEATS = 4
@@ -63,7 +63,7 @@ class HangWatch:
         self._still_since: int | None = None
         """The first of the steps in a row, up to now, in which nothing moved."""
         self._num_still = 0
-        """Calls in these steps since something last came from outside."""
+        """Calls in these steps since the last event from outside: an arrival, an abort."""
         self._reached: dict[str, int] = {}
         """How far each prefill has come since a request last gained a token of output or left."""
         self._rounds = _Rounds()
@@ -273,7 +273,7 @@ def _asking(scheduler: AnyScheduler, decision: Decision) -> str:
     )
 
 
-def _lacking(scheduler: AnyScheduler, decision: Decision, lack: Lack) -> str:
+def _lacking(scheduler: AnyScheduler, decision: Decision, lack: BlockShortage) -> str:
     """Which request has too few blocks: the head of the queue, or a running prefill."""
     name, total, reserved = (
         printable(lack.request_id, LONGEST_SHOWN),

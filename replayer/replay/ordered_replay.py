@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fdtrace.replayer.history.history import CallDeparture
-from fdtrace.replayer.model.events import Decision, Known, Notification, Rescheduled, Resumed, Schedule
+from fdtrace.replayer.model.events import (
+    Decision,
+    DecodeTokenCounts,
+    Notification,
+    Rescheduled,
+    Resumed,
+    Schedule,
+)
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
 
@@ -120,7 +127,7 @@ class OrderedReplay:
     def _decide(self, call: RecordedCall) -> CallComparison:
         scheduler = self.scheduler
         if call.known:
-            scheduler.apply(Known(call.known))
+            scheduler.apply(DecodeTokenCounts(call.known))
         self.num_calls += 1
         try:
             decision = scheduler.apply(call.schedule())
@@ -158,7 +165,7 @@ def event_text(event: RecordedEvent) -> str:
     """An event in words."""
     if isinstance(event, RecordedCall):
         return event.text
-    if isinstance(event, Known):
+    if isinstance(event, DecodeTokenCounts):
         return ", ".join(f"{name} has {tokens} tokens" for name, tokens in event.num_total_tokens.items())
     request = event.arrived if isinstance(event, Resumed) else event
     name = getattr(request, "request_id", "")
@@ -167,4 +174,4 @@ def event_text(event: RecordedEvent) -> str:
 
 def rescheduled(request_id: str, num_total_tokens: int) -> tuple[Notification, ...]:
     """The events of a preempted request that comes back, with all tokens of the forwards that were still running."""
-    return Known({request_id: num_total_tokens}), Rescheduled(request_id)
+    return DecodeTokenCounts({request_id: num_total_tokens}), Rescheduled(request_id)

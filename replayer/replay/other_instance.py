@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Final
 
 from fdtrace.replayer.model.events import PREALLOCATE, Discarded, Finished, Forward, Joined
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
@@ -14,7 +15,7 @@ Due = list[tuple[float, int, str]]
 
 
 @dataclass(slots=True)
-class Handed:
+class HandoverChanges:
     """What happened between two calls: requests that got slots and blocks, that joined, that were discarded."""
 
     preallocated: list[str] = field(default_factory=list)
@@ -27,11 +28,11 @@ class Handed:
         return bool(self.preallocated or self.joined or self.discarded)
 
 
-NOTHING = Handed()
+NOTHING: Final = HandoverChanges()
 """What is handed over in the mixed role."""
 
 
-class Handover:
+class OtherInstance:
     """Asks for blocks before each call, and reports to the scheduler what the other instance did.
 
     Times are on the clock of the caller. A request joins (or is discarded) `join_after` the time at which it got its
@@ -64,11 +65,11 @@ class Handover:
         """When the next request joins or is sent; None: none is on its way."""
         return min((due[0][0] for due in (self._joins, self._sends) if due), default=None)
 
-    def before_call(self, now: float) -> Handed:
+    def before_call(self, now: float) -> HandoverChanges:
         """Ask for the blocks of requests that arrived; requests that are due join."""
         if self.role == "mixed":
             return NOTHING
-        handed = Handed()
+        handed = HandoverChanges()
         handed.preallocated = self.scheduler.apply(PREALLOCATE)
         for request_id in handed.preallocated:
             self._plan(self._joins, now + self._requests[request_id].join_after, request_id)

@@ -23,7 +23,7 @@ from typing import Literal
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import Cut, Hang
+from fdtrace.replayer.history.history import Hang, StepLimitReached
 from fdtrace.replayer.model.events import (
     SCHEDULE,
     Aborted,
@@ -36,15 +36,15 @@ from fdtrace.replayer.model.events import (
     Recycled,
     Rescheduled,
 )
-from fdtrace.replayer.model.found_events import LeavingFound
+from fdtrace.replayer.model.found_events import LeavingAtStart
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes
-from fdtrace.replayer.replay.beginning import Beginning
+from fdtrace.replayer.replay.beginning import PipelineStart
 from fdtrace.replayer.replay.fetching import LOOK_INTERVAL_MS, ClientQueue
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.token_processor import TokenProcessor
-from fdtrace.replayer.replay.worker import HandedOut, Worker, tasks_of
+from fdtrace.replayer.replay.worker import TasksInFlight, Worker, tasks_of
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 POLL_MS = 1.1
@@ -64,7 +64,7 @@ class PipelineReplay:
         self,
         workload: Workload,
         times: PipelineTimes,
-        beginning: Beginning,
+        beginning: PipelineStart,
         formula: Formula,
         policy: Policy,
         *,
@@ -76,7 +76,7 @@ class PipelineReplay:
         self.worker = Worker(workload.config, self.requests)
         self.log = RowLog(self.worker, workload)
         self.hang: Hang | None = None
-        self.cut: Cut | None = None
+        self.cut: StepLimitReached | None = None
         self.ends: list[float] = []
         """When each forward ended."""
         self.first_tokens: dict[str, float] = {}
@@ -84,7 +84,7 @@ class PipelineReplay:
         self.num_calls = self._num_planned = 0
         self._clients = ClientQueue(workload.config, beginning.sent)
         self._agenda: list[tuple[float, int, Callable[[float], None]]] = []
-        self._handed: HandedOut | None = None
+        self._handed: TasksInFlight | None = None
         self._outputs = TokenProcessor(times)
         self._answers: list[str] = []
         """Preempted and aborted requests that the worker has dropped but not answered for yet."""
@@ -118,7 +118,7 @@ class PipelineReplay:
         start = self.beginning
         for event in start.initial_events:
             self.scheduler.apply(event)
-            if isinstance(event, LeavingFound):
+            if isinstance(event, LeavingAtStart):
                 self.scheduler.apply(Freed(event.request_id))
         for slot in start.slots:
             self.worker.resume(slot)
@@ -142,7 +142,9 @@ class PipelineReplay:
             return True
         if self.log.num_steps >= self.workload.max_steps:
             step = self.workload.first_step + self.log.num_steps
-            self.cut = Cut(step, self.workload.max_steps, self.scheduler.num_requests, len(self._clients))
+            self.cut = StepLimitReached(
+                step, self.workload.max_steps, self.scheduler.num_requests, len(self._clients)
+            )
             return True
         until = self.beginning.until
         if until is not None:
@@ -180,7 +182,7 @@ class PipelineReplay:
         tasks = tasks_of(scheduler, decision)
         prompts = sum(self.requests[chunk.request_id].num_prompt_tokens for chunk in tasks.chunks)
         visible = now + times.hand_over.at(step, prompts)
-        self._handed = HandedOut(tasks, decision, self._outputs.seen_step, visible, prompts)
+        self._handed = TasksInFlight(tasks, decision, self._outputs.seen_step, visible, prompts)
         if self._sleeping:
             self._sleeping = False
             self._plan(visible + POLL_MS / 2, self._look_at_queue)

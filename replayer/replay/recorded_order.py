@@ -26,11 +26,11 @@ from fdtrace.replayer.model.events import (
 )
 from fdtrace.replayer.model.found_events import (
     CachedBlock,
-    CacheFound,
     CacheLeaf,
-    LeavingFound,
+    LeavingAtStart,
     Preallocated,
-    ReserveFound,
+    PrefixCacheAtStart,
+    ReserveAtStart,
     SlotLost,
 )
 from fdtrace.replayer.replay.ordered_replay import RecordedCall, RecordedEvent, rescheduled
@@ -183,13 +183,13 @@ def _without_request(detail: dict[str, Any]) -> Iterator[Notification]:
     try:
         if detail["place"] == "cached":
             blocks = tuple(CachedBlock(*block) for block in detail["blocks"])
-            yield CacheFound(blocks, int(detail["num_free_blocks"]))
+            yield PrefixCacheAtStart(blocks, int(detail["num_free_blocks"]))
         elif detail["place"] == "leaving":
-            yield LeavingFound(_leaving_name(detail), int(detail["num_blocks"]), _leaf(detail))
+            yield LeavingAtStart(_leaving_name(detail), int(detail["num_blocks"]), _leaf(detail))
         elif detail["place"] in ("aborting", "preempted"):
             yield SlotLost()
         elif "value" in detail:
-            yield ReserveFound(detail["value"], relaxed=detail["place"] == "relaxed reserve")
+            yield ReserveAtStart(detail["value"], relaxed=detail["place"] == "relaxed reserve")
     except (KeyError, TypeError, ValueError) as error:
         raise TraceError(
             f"what this trace says about the begin of its recording cannot be read: {error!r}"

@@ -14,12 +14,12 @@ from fdtrace.replayer.config import Policy, SchedulerConfig
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import PipelineFigures
 from fdtrace.replayer.model.events import Notification, Resumed
-from fdtrace.replayer.model.found_events import CacheFound, LeavingFound, ReserveFound
+from fdtrace.replayer.model.found_events import LeavingAtStart, PrefixCacheAtStart, ReserveAtStart
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
 from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, pace_of
-from fdtrace.replayer.replay.beginning import Beginning
+from fdtrace.replayer.replay.beginning import PipelineStart
 from fdtrace.replayer.replay.deployment_replay import ReportSteps, requests_by_number, resumed_slots
-from fdtrace.replayer.replay.fetching import Sent
+from fdtrace.replayer.replay.fetching import SentRequest
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.recorded_order import initial_events
 from fdtrace.replayer.replay.worker import Slot
@@ -43,7 +43,7 @@ class RecordedPipeline:
     """Replays one recorded deployment."""
 
     def __init__(
-        self, workload: Workload, times: PipelineTimes, beginning: Beginning, *, by_ratio: bool
+        self, workload: Workload, times: PipelineTimes, beginning: PipelineStart, *, by_ratio: bool
     ) -> None:
         """`by_ratio`: whether the recorded scheduler reserved blocks by a ratio."""
         self.by_ratio = by_ratio
@@ -73,7 +73,7 @@ class RecordedPipeline:
         )
         return PipelineRun(run, figures)
 
-    def beginning_of(self, policy: Policy) -> Beginning:
+    def beginning_of(self, policy: Policy) -> PipelineStart:
         """What a replay under a policy begins with: with its own reserve if the recorded one is of another kind."""
         start = self.beginning
         if policy.new_token_ratio == self.by_ratio:
@@ -81,7 +81,7 @@ class RecordedPipeline:
         return replace(
             start,
             initial_events=tuple(
-                event for event in start.initial_events if not isinstance(event, ReserveFound)
+                event for event in start.initial_events if not isinstance(event, ReserveAtStart)
             ),
         )
 
@@ -102,7 +102,7 @@ def pipeline_of(recording: Recording, workload: Workload) -> RecordedPipeline | 
     return RecordedPipeline(workload, times, _beginning(recording, order, workload), by_ratio=by_ratio)
 
 
-def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Beginning:
+def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> PipelineStart:
     requests = requests_by_number(recording, workload)
     first_call = (int(order.calls["ts"][0]) - int(recording.steps["ts"][0])) / 1e6
     sent = arrival_ms_by_request(recording, order)
@@ -115,9 +115,9 @@ def _beginning(recording: Recording, order: CallOrder, workload: Workload) -> Be
         for event in events
         if isinstance(event, Resumed) and event.place == "running"
     }
-    return Beginning(
+    return PipelineStart(
         first_call,
-        tuple(Sent(requests[number], at) for number, at in sent.items() if number in requests),
+        tuple(SentRequest(requests[number], at) for number, at in sent.items() if number in requests),
         abort_ms_by_request(recording, order, requests),
         events,
         slots,
@@ -138,7 +138,7 @@ def _has_recorded_blocks(recording: Recording, workload: Workload) -> bool:
 def _without_cache(events: Sequence[Notification]) -> Iterator[Notification]:
     """With other blocks a replay begins without the blocks of ended requests."""
     for event in events:
-        if not isinstance(event, (CacheFound, LeavingFound)):
+        if not isinstance(event, (PrefixCacheAtStart, LeavingAtStart)):
             yield replace(event, leaf=None) if isinstance(event, Resumed) else event
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.column_values import MISSING, Ints
 from fdtrace.replayer.history.lives import RequestLives, recorded_ends
 from fdtrace.replayer.replay.deployment_replay import DeploymentReplay
-from fdtrace.replayer.replay.other_instance import Handed
+from fdtrace.replayer.replay.other_instance import HandoverChanges
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.row_log import RowReader
 from fdtrace.replayer.replay.step_log import StepReader
@@ -24,43 +24,55 @@ NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
-class RequestMoments:
-    """What a replay noted of its requests, by id: entries of steps, and times of a replay by time."""
+class RequestTimes:
+    """What a replay noted of its requests: entries of steps, and times of a replay by time."""
 
-    arrived: Mapping[str, int]
-    """It came before the scheduling of this step."""
-    ended: Mapping[str, int]
-    """In this step it ended."""
+    arrived: Ints
+    """Each request, by entry in the workload, came before the scheduling of this step; NEVER: it did not come."""
+    ended: Ints
+    """In this step it ended; MISSING: it did not."""
     timed: StepTimes | None = None
     """When the steps began; None: the replay has no times."""
     after_answers: Mapping[str, float] = field(default_factory=dict)
-    """When the requests came whose clients waited for an answer."""
-    handed: Sequence[tuple[int, Handed]] = ()
+    """When the requests came whose clients waited for an answer, by id."""
+    handed: Sequence[tuple[int, HandoverChanges]] = ()
     """What the other instance of a deployment in roles did before the scheduling of a step."""
 
 
-def moments_of(run: Replay | DeploymentReplay | PipelineReplay) -> RequestMoments:
+def moments_of(run: Replay | DeploymentReplay | PipelineReplay) -> RequestTimes:
     """What a replay noted of its requests."""
+    requests = run.workload.requests
     if isinstance(run, Replay):
-        return RequestMoments(
-            run.arrived_before, run.ended_in, run.timed, run.arrivals_after_answers, run.handed
-        )
+        come = np.array(run.arrived_before, np.int64)
+        others = [_arrived_else(requests[i]) for i in range(len(come), len(requests))]
+        arrived, ended = np.concatenate([come, np.array(others, np.int64)]), np.array(run.ended_in, np.int64)
+        return RequestTimes(arrived, ended, run.timed, run.arrivals_after_answers, run.handed)
     if isinstance(run, PipelineReplay):
-        return RequestMoments(run.arrived_before, run.ended_in)
-    requests = run.workload.requests  # in the recorded order, each came and ended when it was recorded
-    arrived = {request.request_id: int(request.arrival) for request in requests}
-    ids, ends = run.recording.requests["request_id"].tolist(), recorded_ends(run.recording).tolist()
-    return RequestMoments(arrived, dict(zip(ids, ends, strict=True)))
+        come_before, ended_in = run.arrived_before, run.ended_in
+    else:  # in the recorded order, each came and ended when it was recorded
+        come_before = {request.request_id: int(request.arrival) for request in requests}
+        ids, ends = run.recording.requests["request_id"].tolist(), recorded_ends(run.recording).tolist()
+        ended_in = dict(zip(ids, ends, strict=True))
+    moments = [come_before.get(request.request_id, _arrived_else(request)) for request in requests]
+    return RequestTimes(
+        np.array(moments, np.int64),
+        np.array([ended_in.get(request.request_id, MISSING) for request in requests], np.int64),
+    )
 
 
-def lives_of(workload: Workload, reader: StepReader | RowReader, moments: RequestMoments) -> RequestLives:
+def _arrived_else(request: WorkRequest) -> int:
+    """Of a request of which the replay noted nothing: it was there when the replay began, or never came."""
+    return 0 if request.resumed is not None or request.arrival == 0 else NEVER
+
+
+def lives_of(workload: Workload, reader: StepReader | RowReader, moments: RequestTimes) -> RequestLives:
     """The lives of a replay's requests, by entry in its workload."""
     requests = workload.requests
     starts = None if moments.timed is None else moments.timed.starts_us
     lives = RequestLives(
         [request.request_id for request in requests],
-        np.array([_arrived(request, moments.arrived) for request in requests], np.int64),
-        np.array([moments.ended.get(request.request_id, MISSING) for request in requests], np.int64),
+        moments.arrived,
+        moments.ended,
         reader.batches(),
         starts,
         None if starts is None else _arrived_us(requests, moments.after_answers),
@@ -78,19 +90,15 @@ def lives_of(workload: Workload, reader: StepReader | RowReader, moments: Reques
     return replace(lives, held_from=held_from, held_to=held_to)
 
 
-def _arrived(request: WorkRequest, arrived: Mapping[str, int]) -> int:
-    """A request that was there when the replay began is not among `arrived`."""
-    there = request.resumed is not None or request.arrival == 0
-    return arrived.get(request.request_id, 0 if there else NEVER)
-
-
-def _arrived_us(requests: tuple[WorkRequest, ...], after_answers: Mapping[str, float]) -> NDArray[np.float64]:
-    arrivals = (
-        after_answers.get(request.request_id, np.nan) if request.think is not None else request.arrival
+def _arrived_us(requests: Sequence[WorkRequest], after_answers: Mapping[str, float]) -> NDArray[np.float64]:
+    sent = (
+        after_answers.get(request.request_id, np.nan)
+        if request.think is not None
+        else request.arrival - request.on_its_way
         for request in requests
     )
     known = [
-        np.nan if request.resumed is not None else arrival
-        for request, arrival in zip(requests, arrivals, strict=True)
+        np.nan if request.resumed is not None else moment
+        for request, moment in zip(requests, sent, strict=True)
     ]
     return np.array(known, np.float64)

@@ -55,7 +55,7 @@ class RankReplay(Replay):
         self._never_ran[request.request_id] = -(-request.num_prompt_tokens // self.block_size)
         self._num_taken += 1
 
-    def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
+    def after_call(self, decision: Decision, forward: Forward) -> None:
         """Note what the call found and did."""
         self._last, self._num_taken = decision, 0
         for request_id, _, _ in decision.chunks:

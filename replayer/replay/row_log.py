@@ -15,6 +15,7 @@ from fdtrace.replayer.model.events import Decision, Forward, StepRow
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.replay.step_log import COLUMNS as STEP_COLUMNS
 from fdtrace.replayer.replay.step_log import figures_of
+from fdtrace.replayer.workload.request_columns import entry_of_request
 from fdtrace.replayer.workload.workload import Workload
 
 ROW_LOG_COLUMNS = (*STEP_COLUMNS, "num_draft_tokens", "num_accepted_tokens")
@@ -45,9 +46,13 @@ class RowLog:
         self._lags = array("q")
         self._num_preempted = self._num_stalled = 0
 
-    def know(self, request_id: str) -> None:
-        """Know a request that the workload did not have at first."""
-        self._numbers[request_id] = len(self._numbers)
+    def came(self, request_id: str, number: int) -> None:
+        """A request has arrived; `number` is its entry in the workload."""
+        self._numbers[request_id] = number
+
+    def left(self, request_id: str) -> int:
+        """A request has ended. Returns its entry in the workload."""
+        return self._numbers[request_id]
 
     def resumed(self, request_id: str) -> None:
         """A request decodes from the next step on. Nothing is to do: its rows show it."""
@@ -138,7 +143,7 @@ class RowReader:
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran, each with its row, in order; empty if the request is unknown."""
-        number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
+        number = entry_of_request(self._workload.requests, request_id)
         if number is None:
             return []
         row_indices = np.flatnonzero(self._rows[:, 0] == number)

@@ -9,7 +9,7 @@ from typing import Any
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import ORIGINAL, Policy, Role
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import Cut, Hang
+from fdtrace.replayer.history.history import Hang, StepLimitReached
 from fdtrace.replayer.model.events import (
     Decision,
     Forward,
@@ -17,7 +17,7 @@ from fdtrace.replayer.model.events import (
 )
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
-from fdtrace.replayer.replay.other_instance import Handed
+from fdtrace.replayer.replay.other_instance import HandoverChanges
 from fdtrace.replayer.replay.stepper import Stepper
 from fdtrace.replayer.workload.workload import Workload
 
@@ -31,7 +31,7 @@ class Step:
     forward: Forward
     rows: list[StepRow] | None
     """The requests that ran: chunks in order of scheduling, then decodes in the worker's order."""
-    handed: Handed
+    handed: HandoverChanges
     """In the prefill and decode roles: what happened before the call."""
     role: Role
     num_reserved_blocks: int | None = None
@@ -93,12 +93,12 @@ class Simulation:
             yield self.run_step()
 
     @property
-    def cut(self) -> Cut | None:
+    def cut(self) -> StepLimitReached | None:
         """After all steps: where the limit of steps ended it; None: it came to its end, or hangs."""
         if self.done or self.hang is not None or self.step < self.workload.max_steps:
             return None
         to_come = self._stepper.num_to_come
-        return Cut(self.step, self.workload.max_steps, self.scheduler.num_requests, to_come)
+        return StepLimitReached(self.step, self.workload.max_steps, self.scheduler.num_requests, to_come)
 
     def run_step(self) -> Step:
         """Run one step; SchedulerFailed if FastDeploy's scheduler would raise."""
@@ -126,7 +126,7 @@ class Simulation:
         self.step += 1
         return step
 
-    def _count(self, decision: Decision, forward: Forward, handed: Handed) -> None:
+    def _count(self, decision: Decision, forward: Forward, handed: HandoverChanges) -> None:
         self.num_finished += len(forward.finished)
         self.num_aborted += len(decision.aborted)
         self.num_failed += len(handed.discarded) + len(decision.errors)

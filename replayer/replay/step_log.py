@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from struct import Struct
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.replayer.history.step_columns import MANY_STEPS, StepColumns
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
-from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.request import AcceptancePlan
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
+from fdtrace.replayer.recorded.compact_numbers import CompactTable, extended
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
+from fdtrace.replayer.workload.request_columns import entry_of_request
 from fdtrace.replayer.workload.workload import Workload
 
 COLUMNS = (
@@ -36,8 +38,6 @@ COLUMNS = (
 """The columns of a replay; `num_refused_tokens`: prompt tokens held back although they fitted under the
 limit. There is also the column `not_admitted`, with texts as in a recording.
 """
-
-_PACK_ROW = Struct(f"{len(COLUMNS)}q").pack
 
 _NOT_ADMITTED = ("", "budget", "blocks", "slots", "preemption", "formula")
 
@@ -74,26 +74,31 @@ OPEN = -1
 class StepLog:
     """Records a replay step by step. A call whose forward runs 0 tokens is no step; its effects count in the next step.
 
-    Everything is kept in flat arrays of integers: even millions of steps create no objects.
+    Everything is kept in flat arrays of integers: even millions of steps create no objects. Only the requests that
+    have come and not ended are known by their ids.
     """
 
     def __init__(self, scheduler: AnyScheduler, workload: Workload) -> None:
         self.scheduler, self.workload = scheduler, workload
         self.num_steps = 0
         self._role = workload.config.role
-        self._numbers = {request.request_id: i for i, request in enumerate(workload.requests)}
-        self._table = bytearray()
+        self._numbers: dict[str, int] = {}
+        self._table = CompactTable(len(COLUMNS))
         self._not_admitted = array("b")
-        self._chunks = array("q")
-        self._chunk_ends = array("q")
-        self._spans = array("q")
+        self._chunks = array("i")
+        self._chunk_ends = array("I")
+        self._spans = array("i")
         self._open: dict[str, int] = {}
         self._num_preempted = 0
         self._num_stalled = 0
 
-    def know(self, request_id: str) -> None:
-        """Know a request that the workload did not have at first."""
-        self._numbers[request_id] = len(self._numbers)
+    def came(self, request_id: str, number: int) -> None:
+        """A request has arrived; `number` is its entry in the workload."""
+        self._numbers[request_id] = number
+
+    def left(self, request_id: str) -> int:
+        """A request has ended: no step after those recorded so far has it. Returns its entry in the workload."""
+        return self._numbers.pop(request_id)
 
     def resumed(self, request_id: str) -> None:
         """A request decodes from the next step on."""
@@ -104,7 +109,7 @@ class StepLog:
         emitted, forwards = self.scheduler.progress_of(request_id)
         number = self._numbers[request_id]
         self._open[request_id] = len(self._spans)
-        self._spans.extend((number, step, OPEN, emitted, forwards))
+        self._spans = extended(self._spans, (number, step, OPEN, emitted, forwards))
         return number, emitted, forwards
 
     def _end(self, request_id: str, step: int) -> None:
@@ -119,13 +124,13 @@ class StepLog:
         if num_tokens == 0:
             return False
         step = self.workload.first_step + self.num_steps
-        self._table += _PACK_ROW(
-            *figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
+        self._table.append(
+            figures_of(step, decision, forward, self._num_preempted, self._num_stalled, num_refused)
         )
         self._not_admitted.append(_NOT_ADMITTED.index(decision.not_admitted or ""))
         if self._role != "decode":
             for request_id, start, end in decision.chunks:
-                self._chunks.extend((self._numbers[request_id], start, end))
+                self._chunks = extended(self._chunks, (self._numbers[request_id], start, end))
         self._chunk_ends.append(len(self._chunks))
         self._num_preempted = self._num_stalled = 0
         self.num_steps += 1
@@ -142,7 +147,7 @@ class StepLog:
         if self._role == "decode":  # a chunk there is a request that came with its first token
             for request_id, _, _ in decision.chunks:
                 self._open[request_id] = len(self._spans)
-                self._spans.extend((self._numbers[request_id], step, OPEN, 1, 0))
+                self._spans = extended(self._spans, (self._numbers[request_id], step, OPEN, 1, 0))
         for request_id in forward.finished:
             self._end(request_id, after)
         for request_id in stalled:
@@ -151,13 +156,16 @@ class StepLog:
             for request_id in started:
                 self._begin(request_id, after)
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def columns(self) -> Mapping[str, NDArray[Any]]:
         """The columns so far."""
-        table = np.frombuffer(bytes(self._table), dtype=np.int64).reshape(-1, len(COLUMNS))
-        columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
-        columns["not_admitted"] = np.array(_NOT_ADMITTED, dtype=object)[
-            np.array(self._not_admitted, dtype=int)
-        ]
+        texts, codes = np.array(_NOT_ADMITTED, dtype=object), np.array(self._not_admitted, np.int8)
+        columns: dict[str, NDArray[Any]]
+        if self.num_steps >= MANY_STEPS:
+            columns = {name: self._table.small_column(i) for i, name in enumerate(COLUMNS)}
+            columns["not_admitted"] = codes
+            return StepColumns(columns, {"not_admitted": texts})
+        columns = {name: self._table.column(i) for i, name in enumerate(COLUMNS)}
+        columns["not_admitted"] = texts[codes]
         return columns
 
     def reader(self) -> StepReader:
@@ -172,9 +180,14 @@ class StepReader:
         self, workload: Workload, chunks: array[int], chunk_ends: array[int], spans: array[int]
     ) -> None:
         self._workload, self._chunks, self._chunk_ends = workload, chunks, chunk_ends
-        self._spans = np.array(spans, dtype=np.int64).reshape(-1, SPAN)
+        self._spans = np.array(spans).reshape(-1, SPAN)
         ends = self._spans[:, 2]
         ends[ends == OPEN] = len(chunk_ends) + 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It can be pickled, where it is compiled too."""
+        spans = array("i" if self._spans.itemsize == 4 else "q", self._spans.tobytes())
+        return StepReader, (self._workload, self._chunks, self._chunk_ends, spans)
 
     def __call__(self, step: int) -> list[StepRow]:
         """The requests of a step, by its number: chunks in order of scheduling, then decodes by when they
@@ -187,12 +200,12 @@ class StepReader:
 
     def request_steps(self, request_id: str) -> list[tuple[int, StepRow]]:
         """The steps in which a request ran, each with its row, in order; empty if the request is unknown."""
-        number = next((i for i, r in enumerate(self._workload.requests) if r.request_id == request_id), None)
+        number = entry_of_request(self._workload.requests, request_id)
         if number is None:
             return []
-        chunks = np.frombuffer(self._chunks, dtype=np.int64).reshape(-1, 3)
+        chunks = np.array(self._chunks).reshape(-1, 3)
         chunk_indices = np.flatnonzero(chunks[:, 0] == number)
-        at_step = np.searchsorted(np.array(self._chunk_ends, dtype=np.int64), chunk_indices * 3, side="right")
+        at_step = np.searchsorted(np.array(self._chunk_ends), chunk_indices * 3, side="right")
         rows = [
             (int(at), self._prefill(*chunks[i].tolist()))
             for at, i in zip(at_step, chunk_indices.tolist(), strict=True)
@@ -206,7 +219,7 @@ class StepReader:
 
     def batches(self) -> BatchRowColumns:
         """The rows of all steps; requests by their entry in the workload."""
-        chunks = np.frombuffer(bytes(self._chunks), dtype=np.int64).reshape(-1, 3)
+        chunks = np.array(self._chunks, np.int64).reshape(-1, 3)
         ends = np.array(self._chunk_ends, dtype=np.int64)
         chunk_steps = np.searchsorted(ends, np.arange(len(chunks)) * 3, side="right")
         number, start, end = chunks.T
@@ -219,7 +232,7 @@ class StepReader:
         step, request, prefill, *figures = table[:, np.argsort(table[0], kind="stable")]
         return BatchRowColumns(step, request, prefill.astype(bool), *figures)
 
-    def _decodes_of(self, span: list[int], plan: Plan, num_steps: int) -> NDArray[np.int64]:
+    def _decodes_of(self, span: list[int], plan: AcceptancePlan, num_steps: int) -> NDArray[np.int64]:
         """A span's decodes, a column each: step, request, 0, tokens, tokens computed before, accepted drafts."""
         number, first, end, emitted, forwards = span
         steps = np.arange(first, max(first, min(end, num_steps)))
@@ -242,16 +255,16 @@ class StepReader:
     def _prefill(self, number: int, start: int, end: int) -> StepRow:
         return StepRow(self._workload.requests[number].request_id, "prefill", end - start, start)
 
-    def _plan(self, number: int) -> Plan:
+    def _plan(self, number: int) -> AcceptancePlan:
         request = self._workload.requests[number]
-        return Plan(request.accepts, request.num_output_tokens)
+        return AcceptancePlan(request.accepts, request.num_output_tokens)
 
     def _decodes(self, at: int) -> Iterator[StepRow]:
         here = (self._spans[:, 1] <= at) & (at < self._spans[:, 2])
         for span in self._spans[here].tolist():
             yield self._decode(span, self._plan(span[0]), at)
 
-    def _decode(self, span: list[int], plan: Plan, at: int) -> StepRow:
+    def _decode(self, span: list[int], plan: AcceptancePlan, at: int) -> StepRow:
         number, first, _, emitted, forwards = span
         request, config = self._workload.requests[number], self._workload.config
         done = forwards + at - first

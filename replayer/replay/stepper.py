@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from fdtrace.replayer.model.events import (
     FORWARDED,
@@ -18,8 +20,11 @@ from fdtrace.replayer.model.events import (
 from fdtrace.replayer.model.found_events import AdmissionBlocked, Cached
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler
 from fdtrace.replayer.replay.hang import HangWatch
-from fdtrace.replayer.replay.other_instance import NOTHING, Handover
+from fdtrace.replayer.replay.other_instance import NOTHING, OtherInstance
+from fdtrace.replayer.workload.request_columns import requests_with
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
+
+NEVER: Final = math.inf
 
 
 class Stepper:
@@ -35,7 +40,7 @@ class Stepper:
 
     def __init__(self, workload: Workload, scheduler: AnyScheduler) -> None:
         self.workload, self.scheduler = workload, scheduler
-        self.requests: list[WorkRequest] = list(workload.requests)
+        self.requests: Sequence[WorkRequest] = workload.requests
         """Those of the workload, and those that `take` added; in order of arrival."""
         self.watch = HangWatch(scheduler)
         self.hopeless = False
@@ -44,44 +49,73 @@ class Stepper:
         """What the other instance of a deployment in roles did before the last call."""
         self.ended: list[str] = []
         """Requests that ended in the last turn: finished, aborted, failed, or discarded."""
-        self._handover = Handover(scheduler, workload)
+        self._handover = OtherInstance(scheduler, workload)
         self._next = self._next_abort = 0
+        self._num_requests = len(self.requests)
+        self._iterator, self._taken = iter(self.requests), deque[WorkRequest]()
+        self._coming: WorkRequest | None = None
+        """The next request to arrive; behind it come those of the iterator, then those that were taken."""
+        self._due = NEVER
+        """When it arrives; NEVER: there is none, or its client waits for an answer."""
         self._aborts: list[tuple[float, str]] = sorted(
             (request.arrival + request.abort_after, request.request_id)
-            for request in workload.requests
+            for _, request in requests_with(workload.requests, "abort_after")
             if request.abort_after is not None and request.think is None
         )
+        self._some_wait = next(requests_with(self.requests, "think"), None) is not None
+        """Whether there are clients that send a request when they have got an answer."""
         self._answers: deque[float] = deque()
         """When clients got their answers that have not sent a request since, earliest first."""
         self.arrivals_after_answers: dict[str, float] = {}
-        """When the requests arrived whose clients waited for an answer before."""
+        """When the requests were sent whose clients waited for an answer before."""
         self._came_from_outside = False
         self._has_begun = False
+        self._find_coming()
 
     @property
     def num_to_come(self) -> int:
         """Requests that have not arrived."""
-        return len(self.requests) - self._next
+        return self._num_requests - self._next
 
     @property
     def next_arrival(self) -> float | None:
         """When the next request arrives; None: all have arrived, or its client still waits for an answer."""
-        return self._arrival_of(self.requests[self._next]) if self.num_to_come else None
+        return None if self._due == NEVER else self._due
 
-    def _arrival_of(self, request: WorkRequest) -> float | None:
-        if request.think is None:
-            return request.arrival
-        return self._answers[0] + request.think if self._answers else None
+    def _find_coming(self) -> None:
+        """Find the next request to arrive, unless it is known, and when that is."""
+        request = self._coming
+        if request is None:
+            request = next(self._iterator, None)
+            if request is None and self._taken:
+                request = self._taken.popleft()
+            self._coming = request
+        if request is None:
+            self._due = NEVER
+        elif request.think is None:
+            self._due = float(request.arrival)
+        elif self._answers:
+            self._due = self._answers[0] + request.think + request.on_its_way
+        else:
+            self._due = NEVER
 
     def take(self, request: WorkRequest) -> None:
         """Add a request, which arrives no earlier than all others."""
+        if not isinstance(self.requests, list):
+            self.requests = list(self.requests)
         self.requests.append(request)
+        self._taken.append(request)
+        self._num_requests += 1
+        self._some_wait = self._some_wait or request.think is not None
+        self._find_coming()
         if request.abort_after is not None:
             insort(self._aborts, (request.arrival + request.abort_after, request.request_id))
 
     def answered(self, now: float) -> None:
         """The answers to what ended in the last turn have reached their clients."""
-        self._answers.extend([now] * len(self.ended))
+        if self._some_wait:
+            self._answers.extend([now] * len(self.ended))
+            self._find_coming()
 
     @property
     def next_event(self) -> float | None:
@@ -94,18 +128,30 @@ class Stepper:
         """Hand over what is due by `now`; returns the requests that arrived."""
         if not self._has_begun:
             self._begin()
-        requests, first = self.requests, self._next
-        while (arrival := self.next_arrival) is not None and arrival <= now:
-            self._apply_arrival(requests[self._next], now)
-            self._next += 1
-        self._came_from_outside = self._came_from_outside or self._next > first
+        arrived: Sequence[WorkRequest] = ()
+        if self._due <= now:
+            arrived = self._take_due(now)
         while self._next_abort < len(self._aborts) and self._aborts[self._next_abort][0] <= now:
             request_id = self._aborts[self._next_abort][1]
             self._next_abort += 1
             if request_id in self.scheduler:
                 self.scheduler.apply(Aborted(request_id))
                 self._came_from_outside = True
-        return requests[first : self._next]
+        return arrived
+
+    def _take_due(self, now: float) -> list[WorkRequest]:
+        """Hand over the requests that are due by `now`."""
+        arrived: list[WorkRequest] = []
+        while self._due <= now:
+            request = self._coming
+            assert request is not None
+            self._apply_arrival(request, now)
+            arrived.append(request)
+            self._next += 1
+            self._coming = None
+            self._find_coming()
+        self._came_from_outside = True
+        return arrived
 
     def _begin(self) -> None:
         """Hand over what was there before all requests."""

@@ -93,8 +93,8 @@ class SummedLog(StepLog):
                 self._prefilled.extend((self._numbers[request_id], self.num_steps))
         return super().record(decision, forward, num_refused)
 
-    def features(self, decision: Decision, forward: Forward) -> tuple[float, ...]:
-        """`batch_rows.FEATURES` of the step that was recorded last, with its call and forward."""
+    def batch_features(self, decision: Decision, forward: Forward) -> tuple[float, ...]:
+        """`batch_rows.BATCH_FEATURES` of the step that was recorded last, with its call and forward."""
         kv, attention = float(self._kv_tokens[self.num_steps - 1]), 0.0
         for _, start, end in decision.chunks:
             kv += start

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdtrace.replayer.model.events import StepRow
-from fdtrace.replayer.recorded.batch_rows import BatchRowColumns, features_of
+from fdtrace.replayer.recorded.batch_rows import BatchRowColumns, ShapesSeen, batch_features_of
 from fdtrace.replayer.recorded.time_model import TimeModel
 from fdtrace.replayer.workload.workload import Workload
 
@@ -21,12 +21,14 @@ class StepTimes:
 
     def __init__(self, model: TimeModel) -> None:
         self.model = model
+        self._shapes = ShapesSeen()
         self._starts, self._ends = array("d"), array("d")
         self.num_beyond = 0
         """Steps with a feature larger than in every step that the model was fitted from."""
 
-    def add(self, now: float, features: Sequence[float]) -> float:
-        """Add a step that begins at `now` (microseconds), by its `FEATURES`. Returns how long it takes."""
+    def add(self, now: float, batch: Sequence[float]) -> float:
+        """Add a step that begins at `now` (microseconds), by its `BATCH_FEATURES`. Returns how long it takes."""
+        features = self._shapes.features(batch)
         duration = self.model.us(features)
         self.num_beyond += self.model.beyond(features)
         self._starts.append(now)
@@ -63,7 +65,7 @@ class TimedSteps(StepTimes):
             number, prefill = self._numbers[row.request_id], row.kind == "prefill"
             figures = (row.num_tokens, row.num_computed_tokens, row.num_accepted_tokens)
             self._rows.extend((step, number, prefill, *figures))
-        return self.add(now, features_of(rows))
+        return self.add(now, batch_features_of(rows))
 
     @property
     def rows(self) -> BatchRowColumns:

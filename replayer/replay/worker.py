@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.model.events import Decision, Forward, StepRow
-from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.request import AcceptancePlan
 from fdtrace.replayer.replay.any_scheduler import OrderedScheduler
 from fdtrace.replayer.workload.workload import WorkRequest
 
@@ -50,7 +50,7 @@ def tasks_of(scheduler: OrderedScheduler, decision: Decision) -> Tasks:
 
 
 @dataclass(slots=True)
-class HandedOut:
+class TasksInFlight:
     """The tasks of a call on their way to the worker, who sees them from `visible` on (ms)."""
 
     tasks: Tasks
@@ -84,7 +84,7 @@ class Worker:
         self.slots: dict[str, Slot] = {}
         self.emitted: dict[str, int] = {}
         """Output tokens that each request made in the last forward."""
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, AcceptancePlan] = {}
         self._num_decodes: dict[str, int] = {}
         self._rows: list[StepRow] = []
 
@@ -174,7 +174,7 @@ class Worker:
         plan = self._plans.get(request_id)
         if plan is None:
             request = self.requests[request_id]
-            plan = self._plans[request_id] = Plan(request.accepts, request.num_output_tokens)
+            plan = self._plans[request_id] = AcceptancePlan(request.accepts, request.num_output_tokens)
         num_before = self._num_decodes.get(request_id, 0)
         self._num_decodes[request_id] = num_before + 1
         return plan.after(num_before + 1) - plan.after(num_before) - 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.replayer.config import ORIGINAL, Policy
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.history.history import Cut, Hang
+from fdtrace.replayer.history.history import Hang, StepLimitReached
 from fdtrace.replayer.model.events import (
     Decision,
     Forward,
@@ -17,12 +19,13 @@ from fdtrace.replayer.model.events import (
 from fdtrace.replayer.model.scheduler import Scheduler
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.any_scheduler import AnyScheduler, scheduler_by
-from fdtrace.replayer.replay.other_instance import Handed
+from fdtrace.replayer.replay.other_instance import HandoverChanges
 from fdtrace.replayer.replay.row_log import RowLog
 from fdtrace.replayer.replay.step_log import StepLog
 from fdtrace.replayer.replay.stepper import Stepper
 from fdtrace.replayer.replay.summed_log import SummedLog
 from fdtrace.replayer.replay.timed_steps import StepTimes, TimedSteps
+from fdtrace.replayer.workload.request_columns import requests_with
 from fdtrace.replayer.workload.workload import Workload, WorkRequest
 
 Progressed = Callable[[int, int], None]
@@ -77,32 +80,35 @@ class Replay:
             self.log = (RowLog if self.scheduler.keeps_rows else StepLog)(self.scheduler, workload)
         self.min_steps = min_steps
         self.hang: Hang | None = None
-        self.cut: Cut | None = None
+        self.cut: StepLimitReached | None = None
         self._stepper = Stepper(workload, self.scheduler)
         self._limit = workload.config.max_num_batched_tokens
         self._clock = 0.0
         """Steps so far; microseconds if requests arrive by time."""
         self._durations = workload.clock.durations
+        self._counts_empty_calls = workload.clock.counts_empty_calls
         self.timed: StepTimes | None = None
         if model is not None:
             self.timed = StepTimes(model) if isinstance(self.log, SummedLog) else TimedSteps(model, workload)
         """By time, with a time model: when each step began and ended."""
-        self.arrived_before: dict[str, int] = {}
-        """The entry of the step before which each request came."""
-        self.ended_in: dict[str, int] = {}
-        """The entry of the step in which each request ended."""
-        self.handed: list[tuple[int, Handed]] = []
+        self.arrived_before = array("i")
+        """The entry of the step before which each request came, by entry in the workload, as far as they have come."""
+        self.ended_in = array("i", [MISSING]) * len(workload.requests)
+        """The entry of the step in which each request ended; MISSING: it has not."""
+        self.handed: list[tuple[int, HandoverChanges]] = []
         """What the other instance of a deployment in roles did, with the entry of the step that followed."""
+        self.watcher: Callable[[Decision, Forward], None] | None = None
+        """Called after each call and its forward."""
         self._idle_calls = 0
-        self._to_finish = sum(1 for request in workload.requests if request.target is None)
-        self._targets = {r.request_id: r.target for r in workload.requests if r.target is not None}
+        self._targets = {r.request_id: r.target for _, r in requests_with(workload.requests, "target")}
+        self._to_finish = len(workload.requests) - len(self._targets)
 
     def take(self, request: WorkRequest) -> None:
         """Add a request, which arrives no earlier than all others. A router sends requests to a rank in this way. Only
         without `sums`.
         """
         self._stepper.take(request)
-        self.log.know(request.request_id)
+        self.ended_in.append(MISSING)
         if isinstance(self.timed, TimedSteps):
             self.timed.know(request.request_id)
         if request.target is None:
@@ -162,25 +168,36 @@ class Replay:
         held_back = scheduler.num_held_back(decision)
         rows = scheduler.rows(decision) if isinstance(self.timed, TimedSteps) else ()
         forward = stepper.run(self._clock, self._number(), decision)
-        if stepper.ended:
-            self._to_finish -= sum(1 for request_id in stepper.ended if request_id not in self._targets)
-            self.ended_in.update(dict.fromkeys(stepper.ended, self.log.num_steps))
+        step = self.log.num_steps
         refused = max(0, min(held_back, self._limit - forward.num_tokens)) if held_back else 0
         counted = self.log.record(decision, forward, refused)
-        self.after_call(decision, forward, counted)
+        self.after_call(decision, forward)
         if counted:
             self._clock += self._duration(decision, forward, rows)
-        stepper.answered(self._clock)
+        elif self._counts_empty_calls:
+            self._clock += 1.0
+        if stepper.ended:
+            self._end(step)
         return self._goes_on(decision, forward)
 
-    def after_call(self, decision: Decision, forward: Forward, counted: bool) -> None:
+    def _end(self, step: int) -> None:
+        """What ended in the last turn, of which `step` is the entry, leaves."""
+        for request_id in self._stepper.ended:
+            self.ended_in[self.log.left(request_id)] = step
+            if request_id not in self._targets:
+                self._to_finish -= 1
+        self._stepper.answered(self._clock)
+
+    def after_call(self, decision: Decision, forward: Forward) -> None:
         """Called after each call and its forward, for subclasses."""
+        if self.watcher is not None:
+            self.watcher(decision, forward)
 
     def _duration(self, decision: Decision, forward: Forward, rows: Sequence[StepRow]) -> float:
         if isinstance(self.timed, TimedSteps):
             return self.timed.take(self._clock, rows)
         if self.timed is not None and isinstance(self.log, SummedLog):
-            return self.timed.add(self._clock, self.log.features(decision, forward))
+            return self.timed.add(self._clock, self.log.batch_features(decision, forward))
         if self._durations is None:
             return 1.0
         return self._durations.of(forward.num_prefill_tokens, forward.num_decode_tokens)
@@ -188,14 +205,15 @@ class Replay:
     def arrive(self) -> None:
         """Hand over what is due. A request that decoded before the first step goes on decoding."""
         for request in self._stepper.arrive(self._clock):
-            self.arrived_before[request.request_id] = self.log.num_steps
+            self.log.came(request.request_id, len(self.arrived_before))
+            self.arrived_before.append(self.log.num_steps)
             resumed = request.resumed
             if resumed is not None and resumed.decoding and self.scheduler.config.role != "prefill":
                 self.log.resumed(request.request_id)
 
     @property
     def arrivals_after_answers(self) -> Mapping[str, float]:
-        """When the requests arrived whose clients waited for an answer before, on the clock."""
+        """When the requests were sent whose clients waited for an answer before, on the clock."""
         return self._stepper.arrivals_after_answers
 
     @property
@@ -210,9 +228,11 @@ class Replay:
         """Whether there is a next call."""
         if self.log.num_steps >= self.workload.max_steps and not self.is_done():
             to_come = self._stepper.num_to_come
-            self.cut = Cut(self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come)
+            self.cut = StepLimitReached(
+                self._number(), self.workload.max_steps, self.scheduler.num_requests, to_come
+            )
             return False
-        self._idle_calls = 0 if forward.num_tokens else self._idle_calls + 1
+        self._idle_calls = 0 if forward.num_tokens or self._counts_empty_calls else self._idle_calls + 1
         if self._idle_calls > MOST_IDLE_CALLS:
             self.hang = Hang(
                 self._number(), f"{self._idle_calls} calls in a row preempt, and no forward runs"
@@ -221,7 +241,7 @@ class Replay:
         if not self._stepper.hopeless or self.scheduler.idle:
             return True
         if (next_event := self._stepper.next_event) is not None:
-            if not forward.num_tokens:
+            if not (forward.num_tokens or self._counts_empty_calls):
                 self._clock = max(self._clock, next_event)
             return True
         self.hang = self._stepper.watch.hang(decision, forward)

@@ -30,7 +30,7 @@ _ZEROS = ("join_after", "send_after", "arrival")
 RESERVE = "OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL"
 
 
-class Chance(Protocol):
+class RandomSource(Protocol):
     """A source of random numbers, such as `random.Random`. The same source gives the same case."""
 
     def random(self) -> float:
@@ -58,7 +58,7 @@ class SearchSpace:
     """Whether FastDeploy's environment variables may differ from their defaults."""
 
 
-def drawn_case(chance: Chance, space: SearchSpace) -> SearchCase:
+def drawn_case(chance: RandomSource, space: SearchSpace) -> SearchCase:
     """A case of this space. FastDeploy may refuse it: the caller checks."""
     if space.base is not None:
         return with_fixed(_like(chance, space.base), space)
@@ -149,20 +149,20 @@ def _tidy_request(request: Mapping[str, Any], case: Mapping[str, Any]) -> dict[s
     return kept
 
 
-def _budget(chance: Chance, seqs: int, drafts: int, block_size: int) -> int:
+def _budget(chance: RandomSource, seqs: int, drafts: int, block_size: int) -> int:
     tokens = chance.choice((1, 2, drafts + 1, drafts + 1))
     least = max(seqs * tokens, block_size)
     more = chance.choice((0, 0, 0, 1, tokens, block_size, chance.randint(0, 64), least, 3 * least, 512))
     return least + more
 
 
-def _blocks(chance: Chance, case: Mapping[str, Any]) -> int:
+def _blocks(chance: RandomSource, case: Mapping[str, Any]) -> int:
     extension = int(case["env"].get("FD_ENC_DEC_BLOCK_NUM", 2))
     least: int = case["max_model_len"] // case["block_size"] + extension
     return max(1, least + chance.choice((0, 0, 0, 1, chance.randint(1, 8), chance.randint(1, 40), 200, 200)))
 
 
-def drawn_variables(chance: Chance) -> dict[str, Any]:
+def drawn_variables(chance: RandomSource) -> dict[str, Any]:
     """FastDeploy's environment variables; none in most cases."""
     env: dict[str, Any] = {}
     if chance.random() < 0.12:
@@ -184,7 +184,7 @@ def drawn_variables(chance: Chance) -> dict[str, Any]:
     return env
 
 
-def _requests(chance: Chance, case: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _requests(chance: RandomSource, case: Mapping[str, Any]) -> list[dict[str, Any]]:
     seqs, drafts = case["max_num_seqs"], case.get("num_speculative_tokens", 0)
     count = min(
         MOST_REQUESTS, chance.choice((1, 2, 3, seqs, seqs, seqs + 1, chance.randint(1, MOST_REQUESTS)))
@@ -210,7 +210,7 @@ def _requests(chance: Chance, case: Mapping[str, Any]) -> list[dict[str, Any]]:
     return requests
 
 
-def drawn_request(chance: Chance, case: Mapping[str, Any]) -> dict[str, Any]:
+def drawn_request(chance: RandomSource, case: Mapping[str, Any]) -> dict[str, Any]:
     """A request for the sizes of a case; it has no id, and arrives at once."""
     length, size, budget = case["max_model_len"], case["block_size"], case["max_num_batched_tokens"]
     longest = max(1, length - 2)
@@ -243,7 +243,7 @@ MOST_LIKE = 256
 """The most requests that are drawn from a recording."""
 
 
-def _like(chance: Chance, base: Mapping[str, Any]) -> SearchCase:
+def _like(chance: RandomSource, base: Mapping[str, Any]) -> SearchCase:
     """Requests of a base case, drawn with their lengths and acceptances; neighbours keep their gaps, or come closer."""
     own: Sequence[Mapping[str, Any]] = base["requests"]
     seqs = base["max_num_seqs"]

@@ -13,10 +13,10 @@ from typing import Any
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
-from fdtrace.replayer.search.draw_case import Chance, SearchCase, SearchSpace, drawn_case
+from fdtrace.replayer.search.draw_case import RandomSource, SearchCase, SearchSpace, drawn_case
 from fdtrace.replayer.search.findings import HARD, FaultBounds, FaultKind, Finding
 from fdtrace.replayer.search.mutate_case import mutated_case
-from fdtrace.replayer.search.probing import Probed, probe
+from fdtrace.replayer.search.probing import ProbeResult, probe
 from fdtrace.replayer.workload.from_case import workload_from_case
 from fdtrace.replayer.workload.startup_checks import refusals
 from fdtrace.replayer.workload.workload import Workload
@@ -36,13 +36,13 @@ BATCH = 64
 class CaseOutcome:
     """What one run of a case showed, and the sizes of the case."""
 
-    probed: Probed
+    probed: ProbeResult
     sizes: Mapping[str, int]
     speculation: bool
 
 
 @dataclass
-class Covered:
+class SearchCoverage:
     """What a search has tried, in figures: it proves nothing about the rest."""
 
     num_runs: int = 0
@@ -87,7 +87,7 @@ class SearchTarget:
     """The most steps of a run whose case sets no limit; None: as many as its requests can need."""
     cause: str = ""
     """Only findings whose sentence holds this text count."""
-    run_by: Callable[[Workload], Probed] | None = None
+    run_by: Callable[[Workload], ProbeResult] | None = None
     """Runs a workload by another scheduler than the model; UsageError where that scheduler refuses it."""
 
     def workload(self, case: Mapping[str, Any]) -> Workload | None:
@@ -104,7 +104,7 @@ class SearchTarget:
         found = refusals(workload.config, self.formula.name, self.policy, workload.requests)
         return [refusal.text for refusal in found]
 
-    def run(self, workload: Workload) -> Probed | None:
+    def run(self, workload: Workload) -> ProbeResult | None:
         """One run of it; None: another scheduler refuses it.
 
         If a fault with a bound comes first, the run is repeated for those without one: a hang is worse than the
@@ -118,7 +118,7 @@ class SearchTarget:
             return worse if worse is not None and worse.finding is not None else probed
         return probed
 
-    def _probed(self, workload: Workload, kinds: tuple[FaultKind, ...]) -> Probed | None:
+    def _probed(self, workload: Workload, kinds: tuple[FaultKind, ...]) -> ProbeResult | None:
         most = self.max_steps if workload.case is None or "max_steps" not in workload.case else None
         try:
             if self.run_by is not None:
@@ -167,7 +167,7 @@ def signature(case: Mapping[str, Any], finding: Finding) -> str:
 
 
 @dataclass(frozen=True)
-class FoundCase:
+class FaultyCase:
     """A case, and the fault that it shows."""
 
     case: SearchCase
@@ -186,10 +186,14 @@ class Falsifier:
     """
 
     def __init__(
-        self, target: SearchTarget, space: SearchSpace, chance_of: Callable[[int], Chance], first_run: int = 0
+        self,
+        target: SearchTarget,
+        space: SearchSpace,
+        chance_of: Callable[[int], RandomSource],
+        first_run: int = 0,
     ) -> None:
         self.target, self.space = target, space
-        self.covered = Covered()
+        self.covered = SearchCoverage()
         self.next_run = first_run
         """The number of the next run whose outcome is to be taken."""
         self._chance_of = chance_of
@@ -197,8 +201,8 @@ class Falsifier:
         self._before: Kept = {}
         """The kept cases before this batch: its cases are drawn from them."""
 
-    def step(self) -> FoundCase | None:
-        """Draw or change one case, and run it. The case, if it shows a fault."""
+    def step(self) -> FaultyCase | None:
+        """Draw or change one case, and run it. Returns the case if it shows a fault, else None."""
         case = self.case_of(self.next_run)
         return self.take(case, self.target.outcome(case))
 
@@ -216,7 +220,7 @@ class Falsifier:
         _, case = chance.choice(self._before[chance.choice(kinds)])
         return mutated_case(chance, case, self.space)
 
-    def take(self, case: SearchCase, outcome: CaseOutcome | None) -> FoundCase | None:
+    def take(self, case: SearchCase, outcome: CaseOutcome | None) -> FaultyCase | None:
         """Count the outcome of the next run (None: the case was refused). The case, if it shows a fault."""
         self.next_run += 1
         found = None
@@ -225,14 +229,14 @@ class Falsifier:
         else:
             self.covered.count(outcome)
             if outcome.probed.finding is not None:
-                found = FoundCase(case, outcome.probed.finding)
+                found = FaultyCase(case, outcome.probed.finding)
             else:
                 self._keep(case, outcome.probed)
         if self.next_run % BATCH == 0:
             self._before = {kind: list(entries) for kind, entries in self._kept.items()}
         return found
 
-    def _keep(self, case: SearchCase, probed: Probed) -> None:
+    def _keep(self, case: SearchCase, probed: ProbeResult) -> None:
         for kind in self.target.kinds:
             nearness = probed.near.get(kind, 0.0)
             kept = self._kept.setdefault(kind, [])

@@ -10,7 +10,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.config import Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.formulas.variables import VARIABLES, Variables
-from fdtrace.replayer.formulas.worked_example import budget_and_charge, spelled_out
+from fdtrace.replayer.formulas.worked_example import budget_and_charge, substitute_values
 from fdtrace.replayer.model.state import SchedulerFailed
 from fdtrace.replayer.replay.simulation import Simulation, Step
 from fdtrace.replayer.search.findings import Finding
@@ -55,7 +55,9 @@ def _budget_line(formula: Formula, v: Variables) -> str:
         return f"budget: {error.what}"
     if not formula.text:
         return f"budget: {budget}"
-    worked = spelled_out(budget_and_charge(formula.text)[0], {name: getattr(v, name) for name in VARIABLES})
+    worked = substitute_values(
+        budget_and_charge(formula.text)[0], {name: getattr(v, name) for name in VARIABLES}
+    )
     return f"budget: {worked.text} = {' = '.join(worked.lines)}"
 
 

@@ -19,11 +19,11 @@ from fdtrace.replayer.workload.workload import Workload
 
 BOUNDS = FaultBounds()
 NEARLY = 0.99
-"""The upper limit of `Probed.near` for a fault that did not occur."""
+"""The upper limit of `ProbeResult.near` for a fault that did not occur."""
 
 
 @dataclass
-class Probed:
+class ProbeResult:
     """What one run showed.
 
     `near` says for each kind how near the run came to it, from 0 to 1: a search keeps what comes nearer. `num_steps`
@@ -48,7 +48,7 @@ def probe(
     bounds: FaultBounds = BOUNDS,
     *,
     max_steps: int | None = None,
-) -> Probed:
+) -> ProbeResult:
     """Run a workload up to its first fault of these kinds, or to its end.
 
     Args:
@@ -91,11 +91,11 @@ class _Probe:
         by = _Computed(by) if isinstance(by, Formula) else by
         self.simulation = Simulation(workload, by, policy, with_rows=watches_order)
         self.overtaken = _Overtaken(workload) if watches_order else None
-        self.probed = Probed(least_free_blocks=workload.config.num_blocks)
+        self.probed = ProbeResult(least_free_blocks=workload.config.num_blocks)
         self.preempted: Counter[str] = Counter()
         self.preempted_since_gain = self.withheld_steps = 0
 
-    def run(self, max_steps: int) -> Probed:
+    def run(self, max_steps: int) -> ProbeResult:
         """Step until something is found, or nothing is left to run."""
         simulation, probed = self.simulation, self.probed
         while simulation.step < max_steps and not simulation.done:

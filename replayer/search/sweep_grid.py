@@ -185,7 +185,7 @@ def parse_conditions(text: str | None) -> list[SweepCondition]:
     return conditions
 
 
-def front_of(rows: Sequence[SweepRow], goals: Sequence[SweepGoal]) -> list[int]:
+def pareto_front(rows: Sequence[SweepRow], goals: Sequence[SweepGoal]) -> list[int]:
     """Indices of the results that no other one beats: better in one goal and worse in none. The best by the first goal
     comes first.
     """

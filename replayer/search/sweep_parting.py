@@ -28,7 +28,7 @@ WHY_NOT_ADMITTED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Parting:
+class VariantSplit:
     """Where two variants part. Values of the first variant come first; None: it has no such step any more."""
 
     index: int
@@ -52,7 +52,9 @@ class Parting:
         return "" if self.not_admitted[1 - which] == reason else WHY_NOT_ADMITTED.get(reason, "")
 
 
-def parting_of(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> Parting | None:
+def variant_split_of(
+    one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]
+) -> VariantSplit | None:
     """The first step in which two histories differ, from their columns; None: in no step."""
     lengths = len(one["step"]), len(other["step"])
     shared = min(lengths)
@@ -66,7 +68,7 @@ def parting_of(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]
         longer = one if lengths[0] > lengths[1] else other
         tokens = int(longer["num_prefill_tokens"][shared] + longer["num_decode_tokens"][shared])
         values = (tokens, None) if longer is one else (None, tokens)
-        return Parting(shared, int(longer["step"][shared]), (("num_tokens", *values),))
+        return VariantSplit(shared, int(longer["step"][shared]), (("num_tokens", *values),))
     at = int(found[0])
     differing = tuple(
         (name, int(one[name][at]), int(other[name][at]))
@@ -76,7 +78,7 @@ def parting_of(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]
     reasons = tuple(
         str(columns["not_admitted"][at]) if "not_admitted" in columns else "" for columns in (one, other)
     )
-    return Parting(at, int(one["step"][at]), differing, (reasons[0], reasons[1]))
+    return VariantSplit(at, int(one["step"][at]), differing, (reasons[0], reasons[1]))
 
 
 def neighbours_of(varied: Sequence[VariedSetting], row: SweepRow) -> list[tuple[str, dict[str, SweepValue]]]:

@@ -28,7 +28,7 @@ SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class ComingRequests:
+class ArrivalMode:
     """How requests arrive in a replay by time."""
 
     rate: float = 1.0
@@ -37,8 +37,8 @@ class ComingRequests:
     """Whether clients wait for their answers; None: if the recording shows that they did."""
 
 
-AS_RECORDED = ComingRequests(closed=False)
-AS_FOUND = ComingRequests()
+AS_RECORDED = ArrivalMode(closed=False)
+AS_FOUND = ArrivalMode()
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def closed_loop_of(recording: Recording) -> ClosedLoop | None:
     return ClosedLoop(clients, share) if share >= SHARE else None
 
 
-def with_coming(workload: Workload, recording: Recording, coming: ComingRequests) -> Workload:
+def with_coming(workload: Workload, recording: Recording, coming: ArrivalMode) -> Workload:
     """A workload by time whose requests arrive as `coming` says; its notes say how.
 
     Raises:
@@ -97,7 +97,10 @@ def with_coming(workload: Workload, recording: Recording, coming: ComingRequests
         return workload
     note = f"arrivals: {coming.rate:g} times as fast as recorded"
     requests = tuple(
-        replace(request, arrival=round(request.arrival / coming.rate)) for request in workload.requests
+        request._replace(
+            arrival=round((request.arrival - request.on_its_way) / coming.rate) + request.on_its_way
+        )
+        for request in workload.requests
     )
     return replace(workload, requests=requests, notes=(*workload.notes, note))
 
@@ -111,7 +114,7 @@ def _waiting(workload: Workload, recording: Recording, loop: ClosedLoop) -> tupl
     for index, request in enumerate(workload.requests):
         comes_unasked = index < loop.num_clients or request.resumed is not None
         requests.append(
-            request if comes_unasked else replace(request, think=max(0, int(think_of[request.request_id])))
+            request if comes_unasked else request._replace(think=max(0, int(think_of[request.request_id])))
         )
     return tuple(requests)
 

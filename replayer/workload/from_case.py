@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fdtrace.recorder.errors import UsageError
@@ -153,7 +152,7 @@ def _request(
         if hash_ids:
             prompt = request.num_prompt_tokens
             key = hashed_key(request.request_id, prompt, hash_ids, hashed_size, config.block_size)
-        request = replace(request, block_key=key)
+        request = request._replace(block_key=key)
     return request
 
 
@@ -187,7 +186,7 @@ def _within_model_len(
         f"{fields.place('output')}: {request.request_id} ends at max_model_len, after {room} of its "
         f"{request.num_output_tokens} tokens"
     )
-    return replace(request, num_output_tokens=room)
+    return request._replace(num_output_tokens=room)
 
 
 def _check(request: WorkRequest, fields: Fields, config: SchedulerConfig) -> None:

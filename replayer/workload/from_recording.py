@@ -11,18 +11,32 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.errors import TraceError
 from fdtrace.recorder.trace.column_values import MISSING, NO_PRIORITY
-from fdtrace.recorder.trace.initial_state import FoundState, InitialRequest
+from fdtrace.recorder.trace.initial_state import InitialRequest, StateAtStart
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig, is_modelled
 from fdtrace.replayer.model.events import Resumed
-from fdtrace.replayer.recorded.client_times import sending_times
+from fdtrace.replayer.recorded.client_times import delays_to_call, sending_times
 from fdtrace.replayer.recorded.only_sums import refuse_only_sums
-from fdtrace.replayer.recorded.step_durations import BY_STEPS, Clock, ClockKind, call_times, fit_durations
+from fdtrace.replayer.recorded.step_durations import (
+    BY_CALLS,
+    BY_STEPS,
+    Clock,
+    ClockKind,
+    call_times,
+    fit_durations,
+)
 from fdtrace.replayer.workload.block_contents import Blocks, Prefixes, cached_chains
+from fdtrace.replayer.workload.request_columns import RequestColumns
 from fdtrace.replayer.workload.workload import BlockKey, Workload, WorkRequest, compact
 
 STEPS_FACTOR, STEPS_MORE = 10, 10_000
 """A replay is endless if it takes more than `STEPS_FACTOR` times the recorded steps plus `STEPS_MORE`."""
+
+
+ONE_OF_TWO = (
+    "a deployment's {} instance was recorded, and is replayed in lockstep: a forward follows each call, and the next "
+    "call knows its output. The pipeline of two instances is not modelled: compare such replays with each other"
+)
 
 
 def workload_from_recording(recording: Recording, clock: ClockKind = "steps") -> Workload:
@@ -43,18 +57,21 @@ def workload_from_recording(recording: Recording, clock: ClockKind = "steps") ->
     first = sorted(reader.rank, key=reader.rank.__getitem__)
     order = [*first, *sorted((i for i in entries if i not in reader.rank), key=reader.arrival)]
     reader.read_prefixes(order)
-    requests = [reader.request(i) for i in order]
-    requests.sort(key=lambda request: request.arrival if request.resumed is None else -1)
+    order.sort(key=lambda i: -1 if i in reader.initial else reader.arrival(i))
+    requests = RequestColumns(map(reader.request, order))
     steps = recording.num_steps
     return Workload(
         config,
-        tuple(requests),
+        requests,
         max_steps=steps * STEPS_FACTOR + STEPS_MORE,
         first_step=int(recording.steps["step"][0]),
         expected_steps=steps,
-        clock=BY_STEPS if times is None else Clock("time", fit_durations(recording)),
+        clock=reader.clock if times is None else Clock("time", fit_durations(recording)),
         cached=tuple(map(tuple, (*reader.found_chains(), *reader.prefixes.cached))),
         admits_new=reader.found.admits_new,
+        notes=()
+        if config.role == "mixed" or recording.details.order is None
+        else (ONE_OF_TWO.format(config.role),),
     )
 
 
@@ -83,9 +100,12 @@ class _Reader:
             if times is None or "arrived_at" not in recording.requests
             else sending_times(recording.requests)
         )
+        self.delays = None if self.sent is None else delays_to_call(recording)
         self.handover = details.handover if modelled else None
+        self.calls = None if self.handover is None or times is not None else self.handover.calls
+        self.clock = BY_STEPS if self.calls is None else BY_CALLS
         self.hashes: Any = details.block_hashes
-        self.found = FoundState() if modelled else details.row_scan.found
+        self.found = StateAtStart() if modelled else details.row_scan.found
         self.prefixes = Prefixes(held=frozenset(self.found.cached_blocks))
         self.knows_prefixes = not modelled and self.hashes is not None
 
@@ -140,9 +160,15 @@ class _Reader:
     def arrival(self, i: int) -> int:
         """When a request arrived, on the clock; 0 if it was there before the recording."""
         if self.times is not None and self.sent is not None and self.sent[i] != MISSING:
-            return max(0, int(self.sent[i]) - int(self.times[0])) // 1000
+            return max(0, int(self.sent[i]) + self._delay(i) - int(self.times[0])) // 1000
+        if self.calls is not None:
+            return int(self.calls.arrived[i])
         arrived = self._value("arrived_step", i)
         return 0 if arrived == MISSING else self._at(arrived)
+
+    def _delay(self, i: int) -> int:
+        """How long a request was on its way to a call that could see it, ns."""
+        return 0 if self.delays is None else int(self.delays[i])
 
     def ran_before(self, i: int) -> bool:
         """Whether all that a request ran came before the first recorded step, in which only its end was recorded."""
@@ -157,6 +183,7 @@ class _Reader:
         if prompt == MISSING:
             prompt = max(1, initial.num_computed_tokens) if initial is not None else 1
         finished, aborted = int(self.endings.finished_step[i]), int(self.endings.aborted_step[i])
+        wanted = self._abort_wanted(i)
         ended = finished != MISSING and aborted == MISSING and not self._cut_short(i)
         output, target = self._output(i, prompt, ended=ended)
         arrival = self.arrival(i)
@@ -169,9 +196,10 @@ class _Reader:
             accepts=self.accepts[forwards],
             drafts=None if verified is None else verified[forwards],
             max_tokens=None if (max_tokens := self._value("max_tokens", i)) == MISSING else max_tokens,
-            abort_after=None if aborted == MISSING else max(0, self._at(aborted) - arrival),
+            abort_after=None if wanted is None else max(0, wanted - arrival),
+            on_its_way=self._delay(i) // 1000,
             block_key=self._block_key(i),
-            target=None if aborted != MISSING else target,
+            target=None if wanted is not None else target,
             restarts=self.restarts.get(i, ()),
             after_idle=bool(self.after_idle[i]),
             priority=None if (priority := self._priority(i)) == NO_PRIORITY else priority,
@@ -183,6 +211,14 @@ class _Reader:
             return _with_resumed(request, _resumed(request, initial))
         waiting = initial.request in self.queued
         return _with_resumed(request, _resumed_anew(request, initial, waiting=waiting))
+
+    def _abort_wanted(self, i: int) -> int | None:
+        """When a client aborted a request, on the clock; None: never."""
+        if self.calls is not None:
+            aborted = int(self.calls.aborted[i])
+            return None if aborted == MISSING else aborted
+        wanted = self.endings.abort_step(i)
+        return None if wanted == MISSING else self._at(wanted)
 
     def _cut_short(self, i: int) -> bool:
         """Whether a decode instance preempted it: there it ends with error 502, however much output it had left to
@@ -198,28 +234,34 @@ class _Reader:
 
         What had not happened when the recording ended happens after its last step.
         """
-        handover, end = self.handover, int(self.steps[-1]) + 1
-        if handover is None:
+        if self.handover is None:
             return {}
-        preallocated, joined, discarded, last_ran, finished = (
-            int(steps[i])
-            for steps in (
-                handover.preallocated,
-                handover.joined,
-                handover.discarded,
-                handover.last_ran,
-                self.endings.finished_step,
-            )
-        )
-        arguments: dict[str, Any] = {"discarded": joined == MISSING != discarded}
-        if preallocated != MISSING:
-            until = next((step for step in (joined, discarded) if step != MISSING), end)
-            arguments["join_after"] = max(0, self._at(until) - self._at(preallocated))
-        if self.config.role == "prefill" and last_ran != MISSING:
-            arguments["send_after"] = max(
-                0, self._at(end if finished == MISSING else finished) - self._at(last_ran)
-            )
+        preallocated, joined, discarded, last_ran, finished, end = self._handed_over(i)
+        arguments: dict[str, Any] = {"discarded": joined is None and discarded is not None}
+        if preallocated is not None:
+            until = next((at for at in (joined, discarded) if at is not None), end)
+            arguments["join_after"] = max(0, until - preallocated)
+        if self.config.role == "prefill" and last_ran is not None:
+            arguments["send_after"] = max(0, (end if finished is None else finished) - last_ran)
         return arguments
+
+    def _handed_over(self, i: int) -> tuple[int | None, int | None, int | None, int | None, int | None, int]:
+        """When a request got its blocks, joined, was discarded, ran last, and finished, on the clock (None: never); and
+        when the recording ended.
+        """
+        steps, calls = self.handover, self.calls
+        assert steps is not None
+        one = calls or steps
+        finished = self.endings.finished_step if calls is None else calls.finished
+        values = (one.preallocated, one.joined, one.discarded, one.last_ran, finished)
+
+        def at(value: int) -> int:
+            return self._at(value) if calls is None else value
+
+        moments = [None if value[i] == MISSING else at(int(value[i])) for value in values]
+        preallocated, joined, discarded, last_ran, finishes = moments
+        end = at(int(self.steps[-1]) + 1) if calls is None else calls.end
+        return preallocated, joined, discarded, last_ran, finishes, end
 
     def _output(self, i: int, prompt: int, ended: bool) -> tuple[int, int | None]:
         """Output tokens at which the request ends; and its output so far if the recording does not have its end, else
@@ -262,7 +304,9 @@ def _resumed(request: WorkRequest, initial: InitialRequest) -> Resumed:
     """The state in which its first recorded step found it. A decode's computed tokens include the last sampled one."""
     num_emitted = max(0, initial.num_computed_tokens - request.num_prompt_tokens) if initial.decoding else 0
     computed = min(initial.num_computed_tokens, request.num_prompt_tokens)
-    return Resumed(request.arrived(), computed, initial.num_blocks, num_emitted, decoding=initial.decoding)
+    return Resumed(
+        request.arrived(), computed, initial.num_blocks, num_emitted, decoding=bool(initial.decoding)
+    )
 
 
 def _resumed_anew(request: WorkRequest, initial: InitialRequest, *, waiting: bool) -> Resumed:
@@ -272,7 +316,7 @@ def _resumed_anew(request: WorkRequest, initial: InitialRequest, *, waiting: boo
         initial.num_computed_tokens,
         initial.num_blocks,
         _num_emitted(request, initial),
-        decoding=initial.decoding,
+        decoding=bool(initial.decoding),
         waiting=waiting,
         num_prefill_tokens=None if initial.num_prefill_tokens == MISSING else initial.num_prefill_tokens,
         num_in_flight_tokens=initial.num_in_flight_tokens,
@@ -296,7 +340,4 @@ def _num_emitted(request: WorkRequest, initial: InitialRequest) -> int:
 
 
 def _with_resumed(request: WorkRequest, resumed: Resumed) -> WorkRequest:
-    return WorkRequest(
-        **{name: getattr(request, name) for name in WorkRequest.__slots__ if name != "resumed"},
-        resumed=resumed,
-    )
+    return request._replace(resumed=resumed)

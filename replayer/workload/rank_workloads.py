@@ -55,8 +55,7 @@ def joined_workloads(workloads: Sequence[Workload], begins: Sequence[float]) -> 
 def _moved(request: WorkRequest, rank: int, begin: int, *, is_shared: bool) -> WorkRequest:
     """A request on the common clock. If several ranks have its id, its rank is added to it."""
     request_id = f"{request.request_id} (rank {rank})" if is_shared else request.request_id
-    moved = replace(
-        request,
+    moved = request._replace(
         request_id=request_id,
         arrival=request.arrival + begin,
         after_idle=False,
@@ -67,7 +66,7 @@ def _moved(request: WorkRequest, rank: int, begin: int, *, is_shared: bool) -> W
 def with_keys_of_rank(workload: Workload, rank: int) -> Workload:
     """The workload of a rank with keys for the content of blocks that hold on all ranks."""
     requests = (
-        _with_resumed_anew(replace(request, block_key=_key_of_rank(request.block_key, rank)))
+        _with_resumed_anew(request._replace(block_key=_key_of_rank(request.block_key, rank)))
         for request in workload.requests
     )
     return replace(workload, requests=tuple(requests))
@@ -76,7 +75,7 @@ def with_keys_of_rank(workload: Workload, rank: int) -> Workload:
 def _with_resumed_anew(request: WorkRequest) -> WorkRequest:
     if request.resumed is None:
         return request
-    return replace(request, resumed=replace(request.resumed, arrived=request.arrived()))
+    return request._replace(resumed=replace(request.resumed, arrived=request.arrived()))
 
 
 def _key_of_rank(key: BlockKey | None, rank: int) -> BlockKey | None:

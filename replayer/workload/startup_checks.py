@@ -29,7 +29,7 @@ NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Refusal:
+class StartupRefusal:
     """What FastDeploy refuses and why, and the function that refuses it."""
 
     refused: str
@@ -43,7 +43,7 @@ class Refusal:
 
 def refusals(
     config: SchedulerConfig, formula: str, policy: Policy, requests: Sequence[WorkRequest] = ()
-) -> list[Refusal]:
+) -> list[StartupRefusal]:
     """What FastDeploy refuses in the version with this formula and policy; empty: it would serve everything."""
     return [
         *_sizes(config, _tokens_per_seq(config, formula, policy)),
@@ -71,53 +71,55 @@ def _tokens_per_seq(config: SchedulerConfig, formula: str, policy: Policy) -> in
     return config.num_speculative_tokens + 1 if formula == "pr7499" else 1
 
 
-def _sizes(config: SchedulerConfig, tokens_per_seq: int) -> Iterator[Refusal]:
+def _sizes(config: SchedulerConfig, tokens_per_seq: int) -> Iterator[StartupRefusal]:
     budget, seqs, length = config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len
     if seqs > MOST_SEQUENCES:
-        yield Refusal(f"max_num_seqs {seqs} is more than {MOST_SEQUENCES}", CHECK)
+        yield StartupRefusal(f"max_num_seqs {seqs} is more than {MOST_SEQUENCES}", CHECK)
     if length < LEAST_MODEL_LEN:
-        yield Refusal(f"max_model_len {length} is less than {LEAST_MODEL_LEN}", CHECK)
+        yield StartupRefusal(f"max_model_len {length} is less than {LEAST_MODEL_LEN}", CHECK)
     if budget < seqs * tokens_per_seq:
         each = f" * {tokens_per_seq} tokens of a sequence" if tokens_per_seq > 1 else ""
-        yield Refusal(f"max_num_batched_tokens {budget} is less than max_num_seqs {seqs}{each}", CHECK)
+        yield StartupRefusal(f"max_num_batched_tokens {budget} is less than max_num_seqs {seqs}{each}", CHECK)
     if budget > length * seqs:
-        yield Refusal(
+        yield StartupRefusal(
             f"max_num_batched_tokens {budget} is more than max_num_seqs {seqs} * max_model_len {length}",
             CHECK,
         )
     if config.chunked_prefill and budget < config.block_size:
-        yield Refusal(f"max_num_batched_tokens {budget} is less than block_size {config.block_size}", CHECK)
+        yield StartupRefusal(
+            f"max_num_batched_tokens {budget} is less than block_size {config.block_size}", CHECK
+        )
     size = config.split_kv_size
     if size & (size - 1):
-        yield Refusal(f"FD_DETERMINISTIC_SPLIT_KV_SIZE {size} is no power of 2", SPLIT_KV)
+        yield StartupRefusal(f"FD_DETERMINISTIC_SPLIT_KV_SIZE {size} is no power of 2", SPLIT_KV)
 
 
-def _speculation(config: SchedulerConfig) -> Iterator[Refusal]:
+def _speculation(config: SchedulerConfig) -> Iterator[StartupRefusal]:
     method, drafts = config.spec_method, config.num_speculative_tokens
     if method is None:
         return
     if method not in METHODS:
-        yield Refusal(f"spec_method {method} is none of {', '.join(METHODS)}", SPECULATION)
+        yield StartupRefusal(f"spec_method {method} is none of {', '.join(METHODS)}", SPECULATION)
     elif method != "naive" and drafts > MOST_DRAFTS:
-        yield Refusal(f"num_speculative_tokens {drafts} is more than {MOST_DRAFTS}", SPECULATION)
+        yield StartupRefusal(f"num_speculative_tokens {drafts} is more than {MOST_DRAFTS}", SPECULATION)
 
 
-def _blocks(config: SchedulerConfig) -> Iterator[Refusal]:
+def _blocks(config: SchedulerConfig) -> Iterator[StartupRefusal]:
     needed = config.max_blocks_per_seq + config.enc_dec_block_num
     if config.num_blocks < needed:
-        yield Refusal(
+        yield StartupRefusal(
             f"num_blocks {config.num_blocks} is less than {needed}, the blocks of a sequence of max_model_len "
             f"{config.max_model_len} and of an extension",
             POSTPROCESS,
         )
 
 
-def _prompts(config: SchedulerConfig, requests: Sequence[WorkRequest]) -> Iterator[Refusal]:
+def _prompts(config: SchedulerConfig, requests: Sequence[WorkRequest]) -> Iterator[StartupRefusal]:
     """A prompt must leave room for min_tokens (1 by default) and one token more."""
     too_long = [r.request_id for r in requests if r.num_prompt_tokens + 1 >= config.max_model_len]
     if too_long:
         more = f" and {len(too_long) - MOST_NAMED} more" if len(too_long) > MOST_NAMED else ""
-        yield Refusal(
+        yield StartupRefusal(
             f"the prompt of {', '.join(too_long[:MOST_NAMED])}{more} leaves no room in max_model_len "
             f"{config.max_model_len}: answered with 400",
             ADMISSION,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.recorded.step_durations import ClockKind
-from fdtrace.replayer.workload.closed_loop import ComingRequests, with_coming
+from fdtrace.replayer.workload.closed_loop import ArrivalMode, with_coming
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.workload import Workload
 
@@ -19,15 +19,17 @@ class SweptRecording:
 
     recording: Recording
     _workloads: dict[ClockKind, Workload] = field(default_factory=dict)
-    _coming: dict[ComingRequests, Workload] = field(default_factory=dict)
+    _coming: dict[ArrivalMode, Workload] = field(default_factory=dict)
 
     def workload(self, clock: ClockKind) -> Workload:
         """As `workload_from_recording`."""
         if clock not in self._workloads:
-            self._workloads[clock] = workload_from_recording(self.recording, clock)
+            workload = workload_from_recording(self.recording, clock)
+            # as objects: many replays read them, and `with_coming` knows by identity which a variant did not change
+            self._workloads[clock] = replace(workload, requests=tuple(workload.requests))
         return self._workloads[clock]
 
-    def with_coming(self, workload: Workload, coming: ComingRequests) -> Workload:
+    def with_coming(self, workload: Workload, coming: ArrivalMode) -> Workload:
         """As `closed_loop.with_coming`, of the recorded workload by time, or of that under other settings."""
         recorded = self.workload("time")
         own, theirs = recorded.requests, workload.requests

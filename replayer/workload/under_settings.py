@@ -87,10 +87,12 @@ def workload_under(workload: Workload, engine: EngineInfo, changed: ChangedSetti
 
 def _changed(request: WorkRequest, **changes: Any) -> WorkRequest:
     """The request with changes. They also apply to its state at the begin of the recording."""
-    new = replace(request, **changes)
+    new = request._replace(**changes)
+    if "accepts" in changes:
+        new = new._replace(sums=None)
     if new.resumed is None:
         return new
-    return replace(new, resumed=replace(new.resumed, arrived=new.arrived()))
+    return new._replace(resumed=replace(new.resumed, arrived=new.arrived()))
 
 
 # A shorter max_model_len ------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def _with_blocks(request: WorkRequest, before: SchedulerConfig, config: Schedule
     if new.resumed is None:
         return new
     num_blocks = -(-new.resumed.num_blocks * before.block_size // config.block_size)
-    return replace(new, resumed=replace(new.resumed, num_blocks=num_blocks))
+    return new._replace(resumed=replace(new.resumed, num_blocks=num_blocks))
 
 
 def _times(before: SchedulerConfig, config: SchedulerConfig) -> int:

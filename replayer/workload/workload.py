@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,8 @@ def compact(accepts: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
     return accepts.astype(np.uint8) if not len(accepts) or accepts.max() <= MOST_ACCEPTED else accepts
 
 
-@dataclass(frozen=True, slots=True)
-class WorkRequest:
-    """One request of a workload; sizes in tokens.
+class WorkRequest(NamedTuple):
+    """One request of a workload; sizes in tokens. A tuple: replays of millions of steps make one at each arrival.
 
     `arrival` is the step before whose scheduling it arrives, `abort_after` counts steps from there; both are
     microseconds since the first step if the workload's clock goes by time. `accepts` are the drafts accepted in its
@@ -60,12 +59,16 @@ class WorkRequest:
     """
     after_idle: bool = False
     """Whether the engine had nothing left to do when it arrived."""
+    on_its_way: int = 0
+    """By time: how long before its `arrival` its client sent it. Latencies start there."""
     think: int | None = None
-    """It arrives so long after a client got its answer; `arrival` then gives only its place in the order. None: it
-    arrives at `arrival`.
+    """Its client sends it so long after an answer; `arrival` then gives only its place in the order. None: it arrives
+    at `arrival`.
     """
     priority: int | None = None
     """None: not known. Only an engine's real scheduler uses it."""
+    sums: Sequence[int] | None = None
+    """The running sums of `accepts`, if `RequestColumns` has computed them for many requests at once."""
 
     def arrived(self) -> Arrived:
         """The event of its arrival."""
@@ -73,14 +76,16 @@ class WorkRequest:
             self.request_id,
             self.num_prompt_tokens,
             self.num_output_tokens if self.max_tokens is None else self.max_tokens,
-            accepts=self.accepts,
-            num_output_tokens=self.num_output_tokens,
-            block_key=self.block_key,
-            drafts=self.drafts,
-            restarts=self.restarts,
-            after_idle=self.after_idle,
-            priority=self.priority or 0,
-        )
+            True,
+            self.accepts,
+            self.num_output_tokens,
+            self.block_key,
+            self.drafts,
+            self.restarts,
+            self.after_idle,
+            self.priority or 0,
+            self.sums,
+        )  # by position: it is made once for each request of a replay, and names take longer
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class Workload:
     """Requests in order of arrival, and the scheduler that they meet."""
 
     config: SchedulerConfig
-    requests: tuple[WorkRequest, ...]
+    requests: Sequence[WorkRequest]
+    """In order of arrival. Those of a recording are columns, of which each reading makes a request."""
     max_steps: int = 20000
     first_step: int = 0
     """Number of the first step."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from fdtrace.recorder.trace.trace import Trace, open_trace
 
-Line = dict[str, Any]
+SummaryLine = dict[str, Any]
 
 
-def lab_lines(path: Path) -> list[Line]:
+def lab_lines(path: Path) -> list[SummaryLine]:
     """The lab's lines that ran a forward; what a line without one did goes with the next, as in a trace."""
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     lines = [json.loads(line) for line in text.splitlines()]
-    kept: list[Line] = []
+    kept: list[SummaryLine] = []
     carried: dict[str, list[Any]] = {"preempted": [], "extended": [], "aborted": [], "errors": []}
     before: set[str] = set()
     for line in lines:
@@ -32,10 +32,10 @@ def lab_lines(path: Path) -> list[Line]:
     return kept
 
 
-def trace_lines(trace: Trace, engine_id: int = 0) -> list[Line]:
+def trace_lines(trace: Trace, engine_id: int = 0) -> list[SummaryLine]:
     """The same, from one engine of a trace."""
     engine = f"WHERE engine_id = {engine_id}"
-    lines: dict[int, Line] = {}
+    lines: dict[int, SummaryLine] = {}
     for row in trace.rows(f"FROM step {engine} ORDER BY step"):
         lines[row["step"]] = {
             "tokens": row["num_tokens"],

@@ -112,7 +112,7 @@ def test_attach_detach_and_attach_again(stand: Stand, running: subprocess.Popen[
 def test_a_rank_that_is_recorded_longer_than_the_others_tells_no_step_twice(
     stand: Stand, running: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests that were preempted wait with the stamp of that call, and nobody stamps them when they run again."""
+    """A preempted request keeps the time of the call that preempted it, also when it runs again."""
     monkeypatch.setenv("FDTRACE_DIR", stand.environment["FDTRACE_DIR"])
     session = Session.create(stand.trace)
     attach_server.attach(running.pid, session)

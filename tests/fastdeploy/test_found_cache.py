@@ -10,7 +10,7 @@ import pytest
 
 from fdtrace.recorder import schema
 from fdtrace.recorder.agent import fastdeploy_cache, fastdeploy_config, wire_order
-from fdtrace.recorder.agent.fastdeploy_cache import FoundCache
+from fdtrace.recorder.agent.fastdeploy_cache import PrefixCacheReader
 from fdtrace.recorder.collector.order_frames import cached_blocks
 from fdtrace.recorder.collector.prompt_hash_salt import salted
 from fdtrace.recorder.collector.tables import create
@@ -58,7 +58,7 @@ Frame = tuple[str, Any, int, list[int]]
 
 def written(manager: Manager) -> list[Frame]:
     frames: list[Frame] = []
-    FoundCache(manager).write(
+    PrefixCacheReader(manager).write(
         lambda place, request, value, *more: frames.append((place, request, value, list(more)))
     )
     return frames
@@ -93,7 +93,7 @@ def test_blocks_have_the_hashes_of_the_prompts_that_find_them() -> None:
         [0, of_one[1], 1, 2, True, True, None],
         [0, of_other[1], 0, 1, True, True, 0],
     ]
-    cache = FoundCache(manager)
+    cache = PrefixCacheReader(manager)
     assert cache.leaf_of(SimpleNamespace(request_id="a", num_cached_blocks=2)) == (1, 8, 2)
     assert cache.leaf_of(SimpleNamespace(request_id="not there", num_cached_blocks=0)) == ()
 
@@ -129,10 +129,10 @@ def test_a_block_below_itself_has_the_same_content() -> None:
 def test_a_root_leaf_and_an_empty_cache() -> None:
     manager = Manager()
     assert written(manager) == []
-    assert FoundCache(manager).leaf_of(SimpleNamespace(request_id="a")) == ()
+    assert PrefixCacheReader(manager).leaf_of(SimpleNamespace(request_id="a")) == ()
     manager.add(manager.root, [1, 2, 3, 4])
     manager.cache_manager.req_to_radix_tree_info["a"] = [manager.root, 0]
-    leaf = FoundCache(manager).leaf_of(SimpleNamespace(request_id="a", num_cached_blocks=0))
+    leaf = PrefixCacheReader(manager).leaf_of(SimpleNamespace(request_id="a", num_cached_blocks=0))
     assert leaf == (wire_order.NOBODY, 0, 0)
 
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(more) // len(wire_order.CACHED) for *_, more in written(manager)] == [2, 2, 1]
     monkeypatch.setattr(fastdeploy_cache, "MOST_BLOCKS", 4)
     assert written(manager) == [("cache left out", None, 5, [])]
-    assert FoundCache(manager).leaf_of(SimpleNamespace(request_id="a", num_cached_blocks=0)) == ()
+    assert PrefixCacheReader(manager).leaf_of(SimpleNamespace(request_id="a", num_cached_blocks=0)) == ()
 
 
 def test_a_note_says_that_the_cache_is_left_out() -> None:

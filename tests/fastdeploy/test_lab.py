@@ -68,9 +68,8 @@ def lab(stand: Stand) -> Stand:
     return stand
 
 
-@pytest.mark.parametrize("worker", ["inline", "process"])
-@pytest.mark.parametrize("name", CASES)
-def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -> None:
+def record_case(lab: Stand, name: str, worker: str) -> tuple[Path, Path]:
+    """A trace of a case of the lab, and what the lab itself wrote. `worker`: where its forward runs."""
     case = json.loads((LAB / "cases" / f"{name}.json").read_text())
     # The lab's runner has no MTP proposer, which the real code asks for in a forward without tokens.
     case.update(worker=worker, spec_method="ngram")
@@ -78,7 +77,24 @@ def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -
     command = [PYTHON, str(LAB / "fastdeploy_lab.py"), "batch", case_file(lab.directory, case), str(out)]
     done = lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert differences(lab.trace, out) == []
+    return lab.trace, out
+
+
+_recorded: dict[str, tuple[Path, Path]] = {}
+
+
+def recorded_inline(lab: Stand, name: str) -> tuple[Path, Path]:
+    """The same with the forward in the engine's process, made once for the tests that only read it."""
+    if name not in _recorded:
+        _recorded[name] = record_case(lab, name, "inline")
+    return _recorded[name]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("worker", ["inline", "process"])
+def test_a_trace_equals_what_the_lab_wrote(lab: Stand, name: str, worker: str) -> None:
+    recorded = recorded_inline(lab, name) if worker == "inline" else record_case(lab, name, worker)
+    assert differences(*recorded) == []
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -88,12 +104,8 @@ def test_a_recording_rescheduled_is_what_the_real_scheduler_decides(lab: Stand, 
     Until a request decodes once more than it did in the recording: how many drafts that accepts is not recorded. It
     happens where the recorded version hangs, or aborts a request earlier.
     """
-    case = json.loads((LAB / "cases" / f"{name}.json").read_text())
-    case.update(worker="inline", spec_method="ngram")
-    out = lab.directory / "out.jsonl"
-    command = [PYTHON, str(LAB / "fastdeploy_lab.py"), "batch", case_file(lab.directory, case), str(out)]
-    assert lab.fdtrace("record", "-o", str(lab.trace), "--", *command, timeout=900).returncode == 0
-    with open_trace(lab.trace) as trace:
+    path, out = recorded_inline(lab, name)
+    with open_trace(path) as trace:
         recording = trace.recording()
         for version in sorted(path.name.partition(".")[0] for path in (GOLDEN / name).iterdir()):
             policy = POLICIES.get(version, ORIGINAL)
@@ -204,7 +216,7 @@ def test_the_prefix_cache_is_found_in_the_middle(lab: Stand) -> None:
     """Blocks of requests that had ended are in it when the recording begins, and are found or evicted later."""
     caching = {
         "prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300, "prompts": [300, 600, 900],
-        "outputs": [10, 30, 60], "num_blocks": 110,
+        "outputs": [5, 10, 20], "num_blocks": 110, "max_num_seqs": 4, "backlog": 3,
     }  # fmt: skip
     command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case_file(lab.directory, TIGHT | caching), "30"]
     process = subprocess.Popen(
@@ -223,6 +235,33 @@ def test_the_prefix_cache_is_found_in_the_middle(lab: Stand) -> None:
     assert any(place is not None for *_, place in blocks)
     assert_reproduced(lab.trace)
     assert_reproduced_by_the_real_code(lab.trace)
+
+
+def test_traces_that_a_flight_keeps_are_replayed_call_by_call(lab: Stand) -> None:
+    """They begin with checkpoints, in the middle of the load."""
+    caching = {"prefix_caching": True, "prefix_groups": 6, "shared_tokens": 300}
+    case, flight = case_file(lab.directory, TIGHT | caching), lab.directory / "flight"
+    command = [PYTHON, str(LAB / "fastdeploy_deployment.py"), case, "45"]
+    options = ("--flight", "10s", "-o", str(flight), "--", *command)
+    recording = subprocess.Popen(
+        [sys.executable, "-m", "fdtrace", "record", *options],
+        env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert recording.stdout is not None
+    next(line for line in recording.stdout if line.startswith("ready"))
+    for seconds in (25, 6):  # the ring has dropped its beginning then
+        time.sleep(seconds)
+        assert lab.fdtrace("keep", str(flight)).returncode == 0
+    _, said = recording.communicate(timeout=300)
+    assert recording.returncode == 0, said
+    kept = sorted(flight.glob("*-keep.duckdb"))
+    assert len(kept) == 2
+    for path in kept:
+        with open_trace(path) as trace:
+            found = trace.rows("SELECT min(call) AS call FROM event WHERE kind = 'found'")
+        assert found[0]["call"] > 0
+        assert_reproduced(path)
+        assert_reproduced_by_the_real_code(path)
 
 
 OPEN = {

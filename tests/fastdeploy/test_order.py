@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import deque
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fdtrace.recorder.agent.control import ForkMark
 from fdtrace.recorder.agent.fastdeploy import FastDeployAdapter
 from fdtrace.recorder.agent.fastdeploy_order import FastDeployOrder
 from fdtrace.recorder.trace.trace import Trace, open_trace
@@ -73,7 +75,7 @@ def ring() -> Ring:
 @pytest.fixture
 def order(ring: Ring) -> FastDeployOrder:
     agent: Any = SimpleNamespace(
-        lock=threading.Lock(), on=True, pid=__import__("os").getpid(), mark=None, writer=ring
+        lock=threading.Lock(), on=True, mark=ForkMark(os.getpid()), writer=ring, session=None
     )
     order = FastDeployOrder(agent, "", "")
     order.begin(ring)  # type: ignore[arg-type]
@@ -186,7 +188,7 @@ def test_a_child_of_the_process_tells_nothing(order: FastDeployOrder, ring: Ring
     order.watch(manager)
     manager.schedule()
     told = len(ring.frames)
-    order.agent.pid = -1
+    order.agent.mark = ForkMark(os.getppid())
     manager.requests["a"] = SimpleNamespace(request_id="a")
     manager.add_abort_req_ids(["a"])
     assert len(ring.frames) == told

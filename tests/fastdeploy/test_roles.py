@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.fastdeploy.conftest import Stand, logged_rows
-from tests.stands import rows_of
+from tests.stands import logged, rows_of
 
 KINDS = ("preallocated", "joined", "discarded")
 
@@ -114,3 +116,31 @@ def test_handover_is_read_by_entry_of_the_requests(stand: Stand) -> None:
             own = {name: step for what, name, step in did(done.stdout) if what == kind}
             assert getattr(handover, kind).tolist() == [own.get(name, MISSING) for name in names]
         assert np.array_equal(handover.last_ran == MISSING, handover.joined == MISSING)
+
+
+class TwoInstances(Stand):
+    """Both instances of a deployment, started by one process. Prefill's worker runs a while before decode starts, and
+    its engine schedules only when decode has ended.
+    """
+
+    def command(self, *options: str) -> list[str]:
+        started, log = self.directory / "started", self.directory / "prefill"
+        prefill = super().command(
+            *options, "--role", "prefill", "--log", str(log), "--begin-when", str(started)
+        )
+        decode = super().command(*options, "--role", "decode")
+        return ["sh", "-c", f"{shlex.join(prefill)} & sleep 2; {shlex.join(decode)}; touch {started}; wait"]
+
+
+def test_each_of_two_instances_under_one_parent_gets_its_own_worker(stand: Stand) -> None:
+    """A worker runs without tasks until its engine schedules, and meanwhile only the other engine is known."""
+    both = TwoInstances(**vars(stand))
+    done = both.collect("--requests", "20")
+    assert done.returncode == 0, done.stderr
+    logs = {"prefill": Path(f"{both.directory}/prefill.0"), "decode": both.log_of()}
+    with open_trace(both.trace) as trace:
+        assert sorted(engine["role"] for engine in trace.engines()) == sorted(logs)
+        for engine in trace.engines():
+            own = logged_rows(logged(logs[engine["role"]]))
+            assert len(own) > 10
+            assert rows_of(trace, engine["engine_id"]) == own

@@ -24,7 +24,7 @@ from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.config import SchedulerConfig
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity
-from fdtrace.replayer.model.events import Arrived, Freed, Known, Left, Rescheduled, Schedule
+from fdtrace.replayer.model.events import Arrived, DecodeTokenCounts, Freed, Left, Rescheduled, Schedule
 from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_schedulers import PYTHON, SOURCE, real
 from tests.replayer.test_deployments import NAMES, opened, order_of, with_left_before, with_order
@@ -158,7 +158,7 @@ def test_the_recorder_and_the_driver_name_code_alike() -> None:
 
 
 class Told:
-    """What a driver's process is told; it answers what it is given."""
+    """In place of a driver's process: it keeps the messages, and gives a prepared answer."""
 
     def __init__(self, **answer: Any) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -179,8 +179,8 @@ def in_order(told: Told) -> FastDeployInOrder:
 def test_what_the_engine_knew_goes_with_the_next_event() -> None:
     told = Told(taken=True)
     scheduler = in_order(told)
-    scheduler.apply(Known({"a": 70}))
-    scheduler.apply(Known({"b": 9}))
+    scheduler.apply(DecodeTokenCounts({"a": 70}))
+    scheduler.apply(DecodeTokenCounts({"b": 9}))
     assert told.messages == []
     scheduler.apply(Left("a"))
     scheduler.apply(Freed("a"))

@@ -74,24 +74,17 @@ SENT_AT_ONCE = {
 """A prefill instance that has something to run in each of its calls."""
 
 
-@pytest.mark.parametrize("workload", ["decode0", "decode1", "sent at once"])
-def test_it_is_so_in_the_roles(workload: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["original", "release_2_6"])
+@pytest.mark.parametrize(
+    "workload", ["prefill0", "prefill1", "prefill2", "decode0", "decode1", "sent at once"]
+)
+def test_it_is_so_in_the_roles(workload: str, version: str, tmp_path: Path) -> None:
+    """Also where calls ran nothing while requests waited to join or to be sent: these calls are no steps."""
     path, trace = DATA / "random" / f"{workload}.json", tmp_path / "t.duckdb"
     if workload == "sent at once":
         path = tmp_path / "w.json"
         path.write_text(json.dumps(SENT_AT_ONCE))
-    assert_replays_as_simulated(simulated(path, "original", trace), trace)
-
-
-@pytest.mark.parametrize("workload", ROLES, ids=lambda path: path.stem)
-def test_a_trace_of_a_role_says_if_calls_ran_nothing(workload: Path, tmp_path: Path) -> None:
-    """Only forwards that ran are steps of a trace: between two of them it does not know when requests joined."""
-    trace = tmp_path / "t.duckdb"
-    run, blocks = simulated(workload, "original", trace), json.loads(workload.read_text())["num_blocks"]
-    ran_nothing = any(not line["tokens"] and line["free_blocks"] < blocks for line in run.decisions)
-    with fdtrace.open(trace) as opened:
-        notes = opened.recording().notes
-    assert any("ran no token while requests were there" in note for note in notes) == ran_nothing
+    assert_replays_as_simulated(simulated(path, version, trace), trace)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from fdtrace.cli import main
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.search.sweep_grid import (
-    front_of,
     grid_of,
+    pareto_front,
     parse_conditions,
     parse_goals,
     parse_varied,
@@ -61,8 +61,8 @@ def test_the_front_is_what_no_other_result_beats() -> None:
     goals = parse_goals("min steps, max budget_use")
     points = [(5, 0.5), (4, 0.4), (6, 0.9), (6, 0.8), (4, 0.4), (None, 1.0)]
     rows: list[dict[str, Any]] = [{"steps": steps, "budget_use": use} for steps, use in points]
-    assert front_of(rows, goals) == [1, 4, 0, 2]
-    assert front_of(rows, parse_goals("max budget_use")) == [5]
+    assert pareto_front(rows, goals) == [1, 4, 0, 2]
+    assert pareto_front(rows, parse_goals("max budget_use")) == [5]
     conditions = parse_conditions("steps <= 5 and budget_use > 0.4")
     assert [all(c.holds(row) for c in conditions) for row in rows] == [
         True,

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from fdtrace.recorder.trace.trace import open_trace
+from fdtrace.replayer.experiment import Experiment
+from fdtrace.scheduler_option import given_schedulers
 from tests.transformers_cb.engine import FROM_MIDDLE, FROM_START, PYTHON, Engine, attached, recorded
 
 pytestmark = [
@@ -37,11 +40,25 @@ def formulas(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_every_step_comes_out_as_it_was_recorded(
     tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ...]
 ) -> None:
+    """What it ran, and for what the head of the queue waited."""
     engine, _ = recorded(tmp_path_factory, options)
-    found = formulas(replay(engine, engine.trace))["transformers"]["fidelity"]
-    assert found["num_steps"] > 80
-    assert found["explanation"] == ""
-    assert found["num_equal"] == found["num_steps"]
+    with open_trace(engine.trace) as trace:
+        recording = trace.recording().loaded()
+        lines = (
+            "SELECT coalesce(not_admitted, '') AS why, num_missing_blocks AS lacks FROM step ORDER BY step"
+        )
+        waited = [(row["why"], row["lacks"]) for row in trace.rows(lines)]
+    experiment = Experiment(recording)
+    (given,) = given_schedulers(["transformers"], PYTHON)
+    with given.open(experiment.workload.config, recording.engine.env, recording.engine.config) as scheduler:
+        history = experiment.reschedule(scheduler)
+    fidelity = history.outcome.fidelity
+    assert fidelity is not None
+    assert fidelity.num_steps > 80
+    assert fidelity.explanation == ""
+    assert fidelity.num_equal == fidelity.num_steps
+    lacks = [None if blocks < 0 else blocks for blocks in history.columns["num_missing_blocks"].tolist()]
+    assert list(zip(history.columns["not_admitted"].tolist(), lacks, strict=True)) == waited
 
 
 @pytest.mark.parametrize("options", FROM_MIDDLE, ids=" ".join)

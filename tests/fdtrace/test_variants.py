@@ -15,7 +15,7 @@ from fdtrace.build_replays import add_replay_arguments
 from fdtrace.cli import main
 from fdtrace.open_replay_screen import screen_of
 from fdtrace.recorder.errors import UsageError
-from fdtrace.replayer.workload.closed_loop import ComingRequests
+from fdtrace.replayer.workload.closed_loop import ArrivalMode
 from fdtrace.trace_reader import TraceReader
 from fdtrace.tui.prompt.completion import completed
 from fdtrace.variants import coming_of, coming_of_variant, is_variant, parse_variant
@@ -136,14 +136,14 @@ def test_variants_stand_in_the_report_and_in_json(timed: Path, capsys: Captured)
 @pytest.mark.parametrize(
     ("arrivals", "clock", "coming"),
     [
-        ("steps", "steps", ComingRequests(closed=False)),
-        ("recorded", "time", ComingRequests(closed=False)),
-        ("closed", "time", ComingRequests(closed=True)),
-        ("rate=1.5x", "time", ComingRequests(1.5, False)),
-        ("rate = 2", "time", ComingRequests(2.0, False)),
+        ("steps", "steps", ArrivalMode(closed=False)),
+        ("recorded", "time", ArrivalMode(closed=False)),
+        ("closed", "time", ArrivalMode(closed=True)),
+        ("rate=1.5x", "time", ArrivalMode(1.5, False)),
+        ("rate = 2", "time", ArrivalMode(2.0, False)),
     ],
 )
-def test_how_requests_come(arrivals: str, clock: str, coming: ComingRequests) -> None:
+def test_how_requests_come(arrivals: str, clock: str, coming: ArrivalMode) -> None:
     assert coming_of(arrivals) == (clock, coming)
     assert coming_of_variant(parse_variant(f"a: K=1, arrivals={arrivals}", "python"), "steps") == (
         clock,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fdtrace.cli import main
-from fdtrace.drivers.children import Children
+from fdtrace.drivers.children import DriverPool
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import SchedulerConfig
 from fdtrace.replayer.formulas import Formula, formula_from_class, parse_formula
@@ -36,12 +36,12 @@ PARALLEL = {"speculative_config": {"parallel_drafting": True}}
 
 @pytest.fixture(scope="module")
 def children() -> Any:
-    with Children() as kept:
+    with DriverPool() as kept:
         yield kept
 
 
 def first_calls(
-    children: Children, formula: Formula | str, prompts: list[int], calls: int = 1, **sizes: Any
+    children: DriverPool, formula: Formula | str, prompts: list[int], calls: int = 1, **sizes: Any
 ) -> list[Decision]:
     """What the first calls decide of prompts that all wait."""
     config = SchedulerConfig(**{**DSPARK, **sizes})
@@ -78,14 +78,14 @@ def chunks(decision: Decision) -> list[int]:
     ],
 )
 def test_a_call_hands_out_what_the_formula_allows(
-    formula: str, prompts: list[int], found: list[int], children: Children
+    formula: str, prompts: list[int], found: list[int], children: DriverPool
 ) -> None:
     sizes = {"max_num_seqs": 4} if formula == "vllm_static" else {}
     (decision,) = first_calls(children, formula, prompts, **sizes)
     assert chunks(decision) == found
 
 
-def test_the_formula_sees_what_each_call_finds(children: Children) -> None:
+def test_the_formula_sees_what_each_call_finds(children: DriverPool) -> None:
     seen = []
 
     class Watching:
@@ -109,14 +109,14 @@ def test_the_formula_sees_what_each_call_finds(children: Children) -> None:
         ("mine: 10 / num_running", "num_running is 0, and it divides"),
     ],
 )
-def test_what_vllm_cannot_take_is_refused(formula: str, said: str, children: Children) -> None:
+def test_what_vllm_cannot_take_is_refused(formula: str, said: str, children: DriverPool) -> None:
     with pytest.raises(UsageError) as caught:
         first_calls(children, formula, [4])
     assert re.search(said, str(caught.value), re.DOTALL)
 
 
 @pytest.mark.parametrize("formula", ["mine: 10; max_requests 2", "mine: 10; draft_slots 1"])
-def test_without_speculation_nothing_is_charged_for_a_request(formula: str, children: Children) -> None:
+def test_without_speculation_nothing_is_charged_for_a_request(formula: str, children: DriverPool) -> None:
     plain: dict[str, Any] = {"spec_method": None, "num_speculative_tokens": 0}
     with pytest.raises(UsageError, match="cannot be used without speculation"):
         first_calls(children, formula, [4], **plain)
@@ -129,9 +129,11 @@ def test_formulas_of_the_command_line_run_through_the_recorded_engines_scheduler
     half = "half: max_num_batched_tokens // 2"
     options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--json"]
     more = ["-w", "both: formula=max_num_batched_tokens // 4, max_num_seqs=2", "--arrivals", "steps"]
-    assert main(["replay", str(path), "-f", half, *more, *options]) == 0
-    recorded, first, own, both = json.loads(capsys.readouterr().out)["formulas"]
+    same = ["-f", "vllm_adaptive", "-f", "mine: max_num_batched_tokens"]
+    assert main(["replay", str(path), "-f", half, *same, *more, *options]) == 0
+    recorded, first, *as_recorded, own, both = json.loads(capsys.readouterr().out)["formulas"]
     assert (first["name"], own["name"], both["name"]) == ("half", "vllm", "both")
+    assert [one["fidelity"]["share"] for one in as_recorded] == [1.0, 1.0], "they give the recorded budgets"
     assert (recorded["peak_tokens"], own["peak_tokens"]) == (64, 64)
     assert (first["peak_tokens"], both["peak_tokens"]) == (32, 16)
     assert both["settings"] == {"max_num_seqs": 2}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fdtrace.cli import main
-from fdtrace.drivers.child import Child
+from fdtrace.drivers.child import DriverProcess
 from fdtrace.drivers.vllm_scheduler import DrivenVllm
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.column_values import MISSING
@@ -122,7 +122,7 @@ def test_a_python_without_vllm(vllm_trace: Path, tmp_path: Path, capsys: Capture
 def test_an_engine_that_gets_blocks_from_elsewhere_is_not_driven() -> None:
     config = SchedulerConfig(64, 8, 60, 16)
     with pytest.raises(UsageError, match="from elsewhere"):
-        DrivenVllm(cast(Child, None), config, "vllm", {"kv_transfer_config": {"kv_role": "kv_both"}})
+        DrivenVllm(cast(DriverProcess, None), config, "vllm", {"kv_transfer_config": {"kv_role": "kv_both"}})
 
 
 def test_a_trace_tells_what_each_step_ran(trace: Path) -> None:

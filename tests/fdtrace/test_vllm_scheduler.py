@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,6 @@ import duckdb
 import numpy as np
 import pytest
 
-import fdtrace.drivers
 from fdtrace.cli import main
 from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder import schema
@@ -27,7 +25,8 @@ from fdtrace.recorder.trace.trace import open_trace
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Fidelity, History
 from fdtrace.scheduler_option import given_schedulers
-from tests.replayer.conftest import read_case
+from tests.fdtrace.vllm_process import engine_process
+from tests.replayer.conftest import DATA, read_case
 
 Captured = pytest.CaptureFixture[str]
 
@@ -75,17 +74,8 @@ def run_of(name: str) -> tuple[dict[str, Any], EngineInfo]:
         "sizes": config, "recorded": recorded, "seed": 3, "requests": 60, "iterations": 700, "rate": 0.3,
         "longest": 150, **asked,
     }  # fmt: skip
-    drivers = Path(fdtrace.drivers.__file__).parent
-    program = Path(__file__).with_name("vllm_engine.py")
-    done = subprocess.run(
-        [PYTHON, str(program), str(drivers), json.dumps(message)],
-        capture_output=True,
-        check=False,
-        timeout=1000,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
     engine = EngineInfo(engine_id=0, name="vllm", version="0", config=recorded, **config)
-    return json.loads(done.stdout), engine
+    return engine_process(PYTHON).ask(message), engine
 
 
 def trace_of(run: dict[str, Any], engine: EngineInfo, path: Path, first: int = 0) -> Path:
@@ -218,6 +208,20 @@ def workload(path: Path, **changes: Any) -> str:
 
 
 @real
+def test_a_simulation_says_why_the_head_waits(tmp_path: Path, capsys: Captured) -> None:
+    """For a slot, for the budget, for blocks; and in a call that preempts, because of that."""
+    requests = [{"id": f"r{i}", "arrival": i // 4, "prompt": 150, "output": 90} for i in range(16)]
+    requests += [{"id": f"s{i}", "arrival": 600, "prompt": 20, "output": 20} for i in range(12)]
+    case = workload(tmp_path / "w.json", max_num_batched_tokens=256, requests=requests)
+    options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--json"]
+    assert main(["simulate", case, *options]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["schedulers"]
+    blocked = found["waits"]["totals"]["steps_blocked"]
+    assert {"blocks", "slots", "budget", "preemption"} <= blocked.keys()
+    assert "unknown" not in blocked
+
+
+@real
 def test_the_trace_of_a_simulation_replays_as_it(tmp_path: Path, capsys: Captured) -> None:
     """Chunks of 2,048 tokens, a head that waits for blocks, and short requests behind it."""
     requests = [{"id": f"r{i}", "arrival": 0, "prompt": 900, "output": 60} for i in range(4)]
@@ -243,6 +247,21 @@ def test_a_head_larger_than_the_cache_is_told_as_the_cause(tmp_path: Path, capsy
     assert "big preempts itself again and again" in model["hang"]["cause"]
     assert "needs 75 of 60 blocks" in model["hang"]["cause"]
     assert vllm["num_finished"] == 1
+
+
+@real
+def test_a_prefill_that_preempts_itself_again_and_again(tmp_path: Path, capsys: Captured) -> None:
+    """A search found it (docs/search.md): the second chunk of 64 tokens needs a block more, for the draft."""
+    case, out = DATA / "found" / "vllm_prefill_preempts_itself.json", tmp_path / "out.jsonl"
+    options = ["--scheduler", "vllm", "--scheduler-python", PYTHON, "--decisions", str(out)]
+    assert main(["simulate", str(case), *options]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    preempts = [line for line in lines if line["preempted"]]
+    assert [line["step"] for line in preempts if line["preempted"] == ["r2"]] == list(range(12, 53, 2))
+    assert {line["not_admitted"] for line in preempts} == {"preemption"}
+    assert {line["num_missing_blocks"] for line in preempts} == {None}
+    assert "21 prefills of 1 request began again after a preemption" in capsys.readouterr().out
+    assert all((line["not_admitted"] is None) == (not line["waiting"]) for line in lines)
 
 
 @real

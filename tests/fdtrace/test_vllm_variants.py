@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-import fdtrace.drivers
 from fdtrace.cli import main
-from fdtrace.drivers.children import Children
+from fdtrace.drivers.children import DriverPool
 from fdtrace.recorded_rows import RecordedRows
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import EngineInfo, Recording
@@ -28,7 +27,7 @@ from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
 from fdtrace.scheduler_option import given_schedulers
 from tests.fdtrace.test_vllm_scheduler import NGRAM, PYTHON, SIZES, real, trace_of
-from tests.fdtrace.vllm_process import VllmProcess
+from tests.fdtrace.vllm_process import engine_process
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = [real, pytest.mark.timeout(1200), pytest.mark.xdist_group("vllm variants")]
@@ -88,14 +87,7 @@ def requests(priorities: bool) -> list[dict[str, Any]]:
 def stepped(config: dict[str, Any], changed: dict[str, Any], *, priorities: bool = False) -> dict[str, Any]:
     """What vLLM's `EngineCore` did with these sizes and settings."""
     asked = {"sizes": config, "recorded": {}, "changed": changed, "seed": 1, "given": requests(priorities)}
-    return engine_process().ask(asked)
-
-
-@cache
-def engine_process() -> VllmProcess:
-    """The process in which a real `EngineCore` is stepped."""
-    drivers = Path(fdtrace.drivers.__file__).parent
-    return VllmProcess(PYTHON, Path(__file__).with_name("vllm_engine.py"), drivers)
+    return engine_process(PYTHON).ask(asked)
 
 
 @cache
@@ -115,11 +107,11 @@ def loaded(name: str, path: Path) -> Recording:
 
 @pytest.fixture(scope="module")
 def children() -> Any:
-    with Children() as kept:
+    with DriverPool() as kept:
         yield kept
 
 
-def replayed(recording: Recording, given: dict[str, Any], children: Children) -> History:
+def replayed(recording: Recording, given: dict[str, Any], children: DriverPool) -> History:
     changed = ChangedSettings(read_settings(recording.engine, given), "recorded")
     experiment = Experiment(recording, changed_settings=changed)
     (scheduler,) = given_schedulers(["vllm"], PYTHON)
@@ -135,7 +127,7 @@ def replayed(recording: Recording, given: dict[str, Any], children: Children) ->
     ("name", "changed"), CHANGES, ids=lambda value: str(value).strip("{}").replace("'", "")
 )
 def test_changed_settings_are_scheduled_as_by_the_engine(
-    name: str, changed: dict[str, Any], tmp_path: Path, children: Children
+    name: str, changed: dict[str, Any], tmp_path: Path, children: DriverPool
 ) -> None:
     recording = loaded(name, tmp_path / "t.duckdb")
     config = {**SIZES, **BASES[name]}
@@ -178,7 +170,7 @@ if os.environ.get("FDTRACE_TEST_VLLM") != "all":
 
 @pytest.mark.parametrize(("changed", "said"), REFUSED)
 def test_what_the_engine_refuses_is_refused(
-    changed: dict[str, Any], said: str, tmp_path: Path, children: Children
+    changed: dict[str, Any], said: str, tmp_path: Path, children: DriverPool
 ) -> None:
     recording = loaded("plain", tmp_path / "t.duckdb")
     with pytest.raises(UsageError, match=said):

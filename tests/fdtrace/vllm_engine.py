@@ -190,7 +190,7 @@ def engine_of(scheduler: Any, config: Any, worker: Worker, in_flight: int) -> An
     return Engine()
 
 
-class Clients:
+class ClientRequests:
     """Requests that come and are aborted at random."""
 
     def __init__(self, asked: dict[str, Any], scheduler: Any, worker: Worker, recorder: Recorder) -> None:
@@ -227,7 +227,7 @@ class Clients:
             "request_id": name, "prompt_token_ids": tokens, "sampling_params": sampling, "pooling_params": None,
             "eos_token_id": None, "block_hasher": hasher, "priority": priority or 0,
         }  # fmt: skip
-        request = self.known[name] = Request(**build.taken_by(Request, given))
+        request = self.known[name] = Request(**build.supported_arguments(Request, given))
         worker.total[name], worker.ends[name], worker.prefills[name] = prompt, prompt + output, True
         self.requests[name] = {
             "id": name, "arrived": len(self.recorder.steps), "arrived_at": time.time_ns(), "prompt": prompt,
@@ -278,7 +278,7 @@ def run(asked: dict[str, Any], build: Any) -> dict[str, Any]:
     worker = Worker(rng, sizes["num_speculative_tokens"], in_flight)
     recorder = Recorder(scheduler, worker)
     engine = engine_of(scheduler, config, worker, in_flight)
-    clients = Clients(asked, scheduler, worker, recorder)
+    clients = ClientRequests(asked, scheduler, worker, recorder)
     given = asked.get("given")
     while given is not None and (len(clients.requests) < len(given) or scheduler.has_requests()):
         clients.bring(given, build, hasher)

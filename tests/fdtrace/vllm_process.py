@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import fdtrace.drivers
 
 LAST = 2000
 """Characters of its stderr that are shown if it dies."""
@@ -39,3 +42,10 @@ class VllmProcess:
             raise AssertionError(self._errors.read().decode(errors="replace")[-LAST:])
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+@cache
+def engine_process(python: str) -> VllmProcess:
+    """The process in which a real `EngineCore` is stepped, one for all tests of a worker."""
+    drivers = Path(fdtrace.drivers.__file__).parent
+    return VllmProcess(python, Path(__file__).with_name("vllm_engine.py"), drivers)

@@ -20,7 +20,7 @@ PYTHONS = [sys.executable, *filter(None, os.environ.get("FDTRACE_TEST_PYTHONS", 
 HANG_S = 900
 
 
-class Running:
+class ForwardUnderWay:
     """A program of `program.py` under test, and its counters."""
 
     def __init__(self, process: subprocess.Popen[str], counters: Path) -> None:
@@ -50,15 +50,15 @@ class Running:
         return self._counters.with_suffix(".log").read_text()
 
 
-Start = Callable[..., Running]
+Start = Callable[..., ForwardUnderWay]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start `program.py MODE [ARGUMENT]` and wait until it is ready; killed after the test."""
-    running: list[Running] = []
+    running: list[ForwardUnderWay] = []
 
-    def start_one(mode: str, *arguments: str, python: str = sys.executable) -> Running:
+    def start_one(mode: str, *arguments: str, python: str = sys.executable) -> ForwardUnderWay:
         counters = tmp_path / f"counters{len(running)}"
         counters.write_bytes(bytes(128))
         with open(counters.with_suffix(".log"), "w") as log:
@@ -68,7 +68,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 stderr=log,
                 text=True,
             )
-        program = Running(process, counters)
+        program = ForwardUnderWay(process, counters)
         running.append(program)
         program.wait_until(lambda: program.counter(0) == 1)
         return program
@@ -93,7 +93,7 @@ def refusal(pid: int) -> inject_errors.InjectError:
     return error
 
 
-def untouched(program: Running) -> bool:
+def untouched(program: ForwardUnderWay) -> bool:
     """Whether it still answers, with nothing installed."""
     source = "import builtins\nresult = hasattr(builtins, 'installed')"
     return run_in_process(program.pid, source).value is False

@@ -8,11 +8,11 @@ import signal
 import pytest
 
 from fdtrace.recorder.inject import check_target, run_in_process
-from fdtrace.recorder.inject.borrowed_thread import Borrowed
+from fdtrace.recorder.inject.borrowed_thread import BorrowedThread
 from fdtrace.recorder.inject.memory import ProcessMemory
 from fdtrace.recorder.inject.no_interruptions import in_own_thread
 from fdtrace.recorder.inject.thread_choice import RESTART_SYSCALL, WAITS, call_of, is_parked, sorted_threads
-from tests.inject.conftest import Running, Start
+from tests.inject.conftest import ForwardUnderWay, Start
 
 CALLS = [
     "poll",
@@ -35,19 +35,19 @@ CALLS = [
 _TGKILL = 234
 
 
-def parked_thread(program: Running) -> int:
+def parked_thread(program: ForwardUnderWay) -> int:
     """The id of the program's waiting thread, once it waits."""
     tid = program.counter(2)
     program.wait_until(lambda: any(t.tid == tid and t.is_parked for t in sorted_threads(program.pid)))
     return tid
 
 
-def borrow(program: Running, text: bytes, signals: tuple[int, ...] = ()) -> int | None:
+def borrow(program: ForwardUnderWay, text: bytes, signals: tuple[int, ...] = ()) -> int | None:
     """Borrow the waiting thread; the call that it was found in, None if it had just left."""
     target, tid = check_target(program.pid), parked_thread(program)
 
     def work() -> int | None:
-        with Borrowed(target, tid) as thread:
+        with BorrowedThread(target, tid) as thread:
             for number in signals:
                 ctypes.CDLL(None).syscall(_TGKILL, program.pid, tid, number)
             if not is_parked(thread.registers):
@@ -90,7 +90,7 @@ def test_a_wait_that_is_stopped_and_not_used_goes_on_too(start: Start, name: str
     target = check_target(program.pid)
 
     def stop_only(tid: int) -> None:
-        with Borrowed(target, tid):
+        with BorrowedThread(target, tid):
             pass
 
     for _ in range(12):
@@ -118,9 +118,9 @@ class Killed(BaseException):
 def dies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tracer end at this stage of borrowing, whatever the thread is doing then."""
     stages = {"before the call": 0, "in the call": 1, "after the call": 2}
-    step, write = Borrowed._step_to_call, ProcessMemory.write
+    step, write = BorrowedThread._step_to_call, ProcessMemory.write
 
-    def some_steps(self: Borrowed) -> None:
+    def some_steps(self: BorrowedThread) -> None:
         for _ in range(stages[request.param]):
             step(self)
         raise Killed
@@ -133,13 +133,13 @@ def dies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     def die(*arguments: object, **options: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(Borrowed, "_release", lambda self: None)
+    monkeypatch.setattr(BorrowedThread, "_release", lambda self: None)
     if request.param in stages:
-        monkeypatch.setattr(Borrowed, "_step_to_call", some_steps)
+        monkeypatch.setattr(BorrowedThread, "_step_to_call", some_steps)
     elif request.param == "before the stub":
         monkeypatch.setattr(ProcessMemory, "write", write_no_page)
     else:
-        monkeypatch.setattr(Borrowed, "_check_result", die)
+        monkeypatch.setattr(BorrowedThread, "_check_result", die)
 
 
 @pytest.mark.parametrize("name", ["nanosleep", "epoll_wait", "futex until"])
@@ -159,7 +159,7 @@ def test_a_computing_thread_whose_tracer_is_killed_puts_itself_back(start: Start
     target = check_target(program.pid)
 
     def work() -> None:
-        with Borrowed(target, program.pid) as thread:
+        with BorrowedThread(target, program.pid) as thread:
             thread.start(b"pass", pending=True)
 
     for _ in range(5):

@@ -23,18 +23,19 @@ from fdtrace.recorder.lake.lake_lock import lake_lock
 from fdtrace.recorder.lake.lake_name import LakeName, LakeTraceName
 from fdtrace.recorder.lake.lake_views import open_lake_for_queries
 from fdtrace.recorder.lake.pull_trace import list_traces, pull_trace
-from fdtrace.recorder.lake.push_trace import Pushed, PushedAs, push_trace
-from fdtrace.recorder.trace.file import connect
+from fdtrace.recorder.lake.push_trace import PushLabels, PushResult, push_trace
 from fdtrace.recorder.trace.query import refuse_statements
+from fdtrace.recorder.trace.trace import open_trace
 from tests.lake.conftest import OtherTrace, sure_columns
-from tests.recorder.helpers import armed_environment, fdtrace_here, start_engine
+from tests.recorder.helpers import ENGINE, armed_environment, fdtrace_here, start_engine
 
-CHAT = PushedAs("chat", {"commit": "41677b9"})
+CHAT = PushLabels("chat", {"commit": "41677b9"})
 
 
 def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table, in the file's order, and of every view."""
-    with connect(path) as db:
+    with open_trace(path) as trace:
+        db = trace.db
         tables = {table.name: f"SELECT COLUMNS(*)::VARCHAR FROM {table.name}" for table in schema.TABLES}
         views = {
             view.name: f"SELECT {sure_columns(view.name)} FROM {view.name} ORDER BY ALL"
@@ -66,7 +67,8 @@ def test_a_pulled_trace_is_the_one_that_was_pushed(recorded: Path, lake: LakeNam
     pull_trace(LakeTraceName(lake, pushed.trace_id[:-4]), tmp_path / "t.duckdb")
     assert contents(tmp_path / "t.duckdb") == contents(recorded)
     (row,) = list_traces(lake)
-    with connect(recorded) as db:
+    with open_trace(recorded) as trace:
+        db = trace.db
         exceeded, steps = db.sql(
             "SELECT (SELECT count(*) FROM exceeded), (SELECT count(*) FROM step)"
         ).fetchall()[0]
@@ -81,7 +83,8 @@ def test_rows_of_a_large_table_keep_their_order(another: OtherTrace, lake: LakeN
     with duckdb.connect(str(path)) as db:
         db.execute(f"INSERT INTO step_request {rows}")
     pull_trace(LakeTraceName(lake, push_trace(path, lake, CHAT).trace_id), pulled)
-    with connect(pulled) as db:
+    with open_trace(pulled) as trace:
+        db = trace.db
         places = "SELECT request, row_number() OVER () - 1 AS place FROM step_request WHERE step >= 1000"
         found = db.sql(f"SELECT count(*), bool_and(request = place) FROM ({places})").fetchall()
     assert found == [(1_200_000, True)]
@@ -93,8 +96,8 @@ def test_a_second_push_changes_nothing(recorded: Path, lake: LakeName, tmp_path:
     copy = tmp_path / "copy.duckdb"
     pull_trace(LakeTraceName(lake, first.trace_id), copy)  # the same trace, in another file
     for path in (recorded, copy):
-        again = push_trace(path, lake, PushedAs("other", {}))
-        assert again == Pushed(first.trace_id, True, first.num_rows)
+        again = push_trace(path, lake, PushLabels("other", {}))
+        assert again == PushResult(first.trace_id, True, first.num_rows)
     assert list_traces(lake) == before
 
 
@@ -102,7 +105,7 @@ def test_a_trace_that_comes_between_look_and_commit_is_seen(
     recorded: Path, lake: LakeName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second push has written its files when the first one commits."""
-    others: list[Pushed] = []
+    others: list[PushResult] = []
 
     def after_another(*arguments: Any) -> Any:
         monkeypatch.undo()
@@ -138,10 +141,10 @@ PUSH_ALL = """
 import sys
 from pathlib import Path
 from fdtrace.recorder.lake.lake_name import parse_lake
-from fdtrace.recorder.lake.push_trace import LakeWriter, PushedAs
+from fdtrace.recorder.lake.push_trace import LakeWriter, PushLabels
 with LakeWriter(parse_lake(sys.argv[1])) as writer:
     for path in sys.argv[2:]:
-        writer.push(Path(path), PushedAs("chat", {}))
+        writer.push(Path(path), PushLabels("chat", {}))
         print(path, flush=True)
 """
 
@@ -150,7 +153,8 @@ with LakeWriter(parse_lake(sys.argv[1])) as writer:
 def test_killed_pushes_leave_each_trace_whole_or_not_at_all(another: OtherTrace, lake: LakeName) -> None:
     traces = [another(f"t{i}", host=f"host{i}") for i in range(8)]
     expected = {}
-    with connect(traces[0]) as db:
+    with open_trace(traces[0]) as trace:
+        db = trace.db
         for table in schema.TABLES:
             expected[table.name] = db.sql(f"SELECT count(*) FROM {table.name}").fetchall()[0][0]
     for i in range(3):
@@ -284,7 +288,7 @@ def test_the_question_of_a_fleet(
     another: OtherTrace, lake: LakeName, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(4):
-        push_trace(another(f"t{i}", days=i), lake, PushedAs(f"d{i % 2}", {}))
+        push_trace(another(f"t{i}", days=i), lake, PushLabels(f"d{i % 2}", {}))
     query = (
         "SELECT deployment, count(DISTINCT trace_id) AS traces, min(ts)::VARCHAR AS first, max(excess_tokens) AS most "
         "FROM exceeded GROUP BY deployment ORDER BY deployment"
@@ -309,3 +313,21 @@ def test_a_lake_of_an_older_schema_is_read_and_grows(
     assert push_trace(recorded, lake, CHAT).trace_id == first.trace_id
     assert not push_trace(another("later"), lake, CHAT).already
     assert len(list_traces(lake)) == 2
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_record_pushes_what_it_has_recorded_whatever_the_commands_exit_code_is(
+    lake: LakeName, tmp_path: Path, code: int
+) -> None:
+    trace, command = tmp_path / "t.duckdb", f"'{sys.executable}' '{ENGINE}' --steps 20; exit {code}"
+    done = fdtrace_here(
+        "record", "-o", trace, "--push", lake, "--deployment", "chat", "--", "sh", "-c", command
+    )
+    assert done.returncode == code, done.stderr
+    assert [row["num_steps"] for row in list_traces(lake)] == [20]
+    other, no_lake = tmp_path / "other.duckdb", f"ducklake:{trace}/lake"
+    done = fdtrace_here("record", "-o", other, "--push", no_lake, "--", "sh", "-c", command)
+    assert done.returncode == (code or 3)
+    assert "was not pushed" in done.stderr
+    assert f"fdtrace push {other}" in done.stderr
+    assert len(contents(other)["step"]) == 20

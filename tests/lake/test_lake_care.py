@@ -12,7 +12,7 @@ from fdtrace.recorder.lake import expire_traces as expiring
 from fdtrace.recorder.lake.expire_traces import compact_lake, expire_traces
 from fdtrace.recorder.lake.lake_name import LakeName, LakeTraceName
 from fdtrace.recorder.lake.pull_trace import list_traces, pull_trace
-from fdtrace.recorder.lake.push_trace import PushedAs, push_trace
+from fdtrace.recorder.lake.push_trace import PushLabels, push_trace
 from tests.lake.conftest import OtherTrace
 from tests.lake.test_lake import CHAT, contents
 
@@ -22,7 +22,7 @@ def test_old_traces_go_and_their_files_after_the_grace(
 ) -> None:
     old = [push_trace(another(f"old{i}", days=40 + i), lake, CHAT).trace_id for i in range(2)]
     new = push_trace(another("new"), lake, CHAT).trace_id
-    others = push_trace(another("others", days=50), lake, PushedAs("other", {})).trace_id
+    others = push_trace(another("others", days=50), lake, PushLabels("other", {})).trace_id
     data = tmp_path / "lake" / "data"
     files = set(data.rglob("*.parquet"))
     assert main(["lake", "expire", str(lake), "--older", "30d", "--deployment", "chat", "--dry-run"]) == 0

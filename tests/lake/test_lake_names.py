@@ -13,7 +13,7 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.lake.lake_connection import extension_path
 from fdtrace.recorder.lake.lake_errors import LakeError
 from fdtrace.recorder.lake.lake_name import parse_lake, parse_lake_trace
-from fdtrace.recorder.lake.push_trace import PushedAs
+from fdtrace.recorder.lake.push_trace import PushLabels
 from fdtrace.trace_argument import trace_argument
 
 
@@ -68,16 +68,16 @@ def test_what_names_no_lake_is_refused(text: str) -> None:
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a'b", "a b", "\x1b[31m", "x" * 101, "é"])
 def test_a_deployment_is_a_name(name: str) -> None:
     with pytest.raises(UsageError, match="no name of a deployment"):
-        PushedAs(name, {})
+        PushLabels(name, {})
     with pytest.raises(UsageError, match="no name of a label"):
-        PushedAs("default", {name: "value"})
+        PushLabels("default", {name: "value"})
 
 
 def test_a_label_is_a_text() -> None:
-    PushedAs("default", {"note": "any text, '; DROP, \x1b, é"})
+    PushLabels("default", {"note": "any text, '; DROP, \x1b, é"})
     for value in ("x" * 1001, "a\0b", "\udcff"):
         with pytest.raises(UsageError, match="no text"):
-            PushedAs("default", {"note": value})
+            PushLabels("default", {"note": value})
 
 
 def test_a_command_that_takes_one_trace_refuses_a_lake(capsys: pytest.CaptureFixture[str]) -> None:

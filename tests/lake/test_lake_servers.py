@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,20 +17,22 @@ import duckdb
 import pytest
 
 from fdtrace.recorder.errors import UsageError
+from fdtrace.recorder.lake import expire_traces as expiring
 from fdtrace.recorder.lake import push_trace as pushing
+from fdtrace.recorder.lake.expire_traces import expire_traces
 from fdtrace.recorder.lake.lake_connection import check_extensions, open_lake
 from fdtrace.recorder.lake.lake_errors import LakeError
 from fdtrace.recorder.lake.lake_lock import lake_lock
 from fdtrace.recorder.lake.lake_name import LakeName, LakeTraceName, parse_lake
 from fdtrace.recorder.lake.pull_trace import list_traces, pull_trace
-from fdtrace.recorder.lake.push_trace import PushedAs, push_trace
+from fdtrace.recorder.lake.push_trace import PushLabels, push_trace
 from tests.lake.conftest import OtherTrace
 from tests.lake.servers import BUCKET, PASSWORD, SECRET, WAIT, Bucket, Postgres, postgres_bin, weed
 from tests.lake.test_lake import PUSH_ALL, asked, contents, rows_of
 
 pytestmark = pytest.mark.xdist_group("lake servers")
 
-CHAT = PushedAs("chat", {"commit": "41677b9"})
+CHAT = PushLabels("chat", {"commit": "41677b9"})
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,7 @@ def test_postgres_goes_in_the_middle_of_a_push(
             push_trace(path, shared_lake, CHAT)
     assert "again" in failed.value.hint
     assert PASSWORD not in str(failed.value)
+    duckdb.connect(str(path)).close()  # nothing of the failed push holds the trace any more
     with pytest.raises(LakeError, match="cannot be opened"):
         list_traces(shared_lake)
     postgres.start()
@@ -159,6 +163,32 @@ def test_the_bucket_goes_in_the_middle_of_a_push(
     assert not pushed.already
     pull_trace(LakeTraceName(bucket_lake, pushed.trace_id), tmp_path / "t.duckdb")
     assert contents(tmp_path / "t.duckdb") == contents(path)
+
+
+def test_old_traces_and_what_killed_pushes_left_go_from_a_bucket(
+    bucket_lake: LakeName, another: OtherTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_path = another("new")
+    new = push_trace(new_path, bucket_lake, CHAT).trace_id
+    only_new = objects_of(bucket_lake)
+    old = push_trace(another("old", days=40), bucket_lake, CHAT).trace_id
+    with_old = objects_of(bucket_lake)
+    assert only_new < with_old
+    with open_lake(bucket_lake) as db:
+        left = f"{bucket_lake.data}ducklake-left.parquet"
+        db.execute(f"COPY (SELECT 1 AS x) TO '{left}' (FORMAT parquet)")
+    before, now = datetime.now(timezone.utc) - timedelta(days=30), timedelta(0)
+    expired = expire_traces(bucket_lake, before, grace=timedelta(days=1))
+    assert expired.trace_ids == (old,)
+    assert [row["trace_id"] for row in list_traces(bucket_lake)] == [new]
+    assert objects_of(bucket_lake) >= {*with_old, left}, "a query or a push that runs may still need them"
+    assert expire_traces(bucket_lake, before, grace=now).num_files == len(with_old - only_new)
+    assert objects_of(bucket_lake) == {*only_new, left}
+    monkeypatch.setattr(expiring, "LONGEST_PUSH", now)
+    assert expire_traces(bucket_lake, before, grace=now).num_files == 1
+    assert objects_of(bucket_lake) == only_new
+    pull_trace(LakeTraceName(bucket_lake, new), tmp_path / "t.duckdb")
+    assert contents(tmp_path / "t.duckdb") == contents(new_path)
 
 
 def test_a_lock_that_is_lost_is_noticed_before_the_commit(
@@ -205,6 +235,12 @@ def test_a_wrong_password_is_not_printed(shared_lake: LakeName, monkeypatch: pyt
     assert "a-wrong-one" not in str(failed.value)
 
 
+def objects_of(lake: LakeName) -> set[str]:
+    """What is in the lake's part of its bucket."""
+    with open_lake(lake) as db:
+        return {name for (name,) in db.execute("SELECT file FROM glob($1)", [f"{lake.data}**"]).fetchall()}
+
+
 def listed_again(lake: LakeName) -> list[dict[str, Any]]:
     """What the lake holds, once its bucket serves its files again: that takes some seconds after it answers."""
     deadline = time.monotonic() + WAIT
@@ -228,7 +264,11 @@ def _before_insert(action: Any) -> Any:
 
     def patch(patched: pytest.MonkeyPatch) -> None:
         def half(db: duckdb.DuckDBPyConnection, sources: Any, *rest: Any) -> None:
-            insert(db, {name: sources[name] for name in ("engine", "trace", "step", "request")}, *rest)
+            insert(
+                db,
+                {name: sources[name] for name in ("engine", "trace", "step", "request", "event", "call")},
+                *rest,
+            )
             action()
             insert(db, sources, *rest)
 

@@ -8,7 +8,7 @@ import pytest
 from fdtrace.recorder import schema
 from fdtrace.recorder.lake.lake_views import of_many_traces
 from fdtrace.recorder.schema_views import View
-from fdtrace.recorder.trace.file import connect
+from fdtrace.recorder.trace.trace import open_trace
 from tests.lake.conftest import OtherTrace, sure_columns
 
 SEEN_BY_OTHERS = {"preemption", "call_lag"}
@@ -36,9 +36,9 @@ def test_every_view_keeps_traces_apart(another: OtherTrace) -> None:
         many.execute(f"CREATE VIEW {view.name} AS {of_many_traces(view.query)}")
     for view in schema.VIEWS:
         for trace_id, path in traces.items():
-            with connect(path) as alone:
+            with open_trace(path) as alone:
                 query = f"SELECT {sure_columns(view.name)} FROM {view.name} ORDER BY ALL"
-                expected = alone.sql(query).fetchall()
+                expected = alone.db.sql(query).fetchall()
             found = many.execute(
                 f"SELECT {sure_columns(view.name, 'trace_id', 'deployment', 'day')} FROM {view.name} "
                 "WHERE trace_id = $1 ORDER BY ALL",

@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fdtrace.cli import main
-from fdtrace.metrics import names, sums
+from fdtrace.metrics import names, server, sums
 from fdtrace.metrics.server import MetricsServer, address_of, serving
 from fdtrace.metrics.sums import AllocatorGrowth, RecordingSums, Sample
-from fdtrace.recorder import schema
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.trace import Trace, open_trace
 from tests.recorder.helpers import (
@@ -113,6 +114,44 @@ def test_sums_are_continued_over_settled_rows(
             assert 0 < continued.settled.counters[names.STEPS, ("0",)] < 300
 
 
+def test_its_end_waits_for_an_answer_that_is_being_made(
+    live: tuple[Path, MetricsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that reads the trace when the process ends would abort it."""
+    path, followed = live
+    assert followed.supervisor is not None
+    metrics, answers, order = MetricsServer(), list[int](), list[str]()
+    metrics.follow(path, followed.supervisor)
+    reading, go_on = threading.Event(), threading.Event()
+
+    @contextmanager
+    def slow_trace(path: Path, **options: Any) -> Iterator[Trace]:
+        reading.set()
+        with open_trace(path, **options) as trace:
+            go_on.wait(60)
+            yield trace
+        order.append("read")
+
+    monkeypatch.setattr(server, "open_trace", slow_trace)
+    asking = threading.Thread(target=lambda: answers.append(len(exported(metrics))))
+
+    def end() -> None:
+        metrics.end()
+        order.append("ended")
+
+    ending = threading.Thread(target=end)
+    asking.start()
+    assert reading.wait(60)
+    ending.start()
+    ending.join(0.2)
+    go_on.set()
+    asking.join()
+    ending.join()
+    assert order == ["read", "ended"]
+    assert answers[0] > 5
+    assert exported(metrics) == {}
+
+
 def test_the_growth_between_two_ranges_counts() -> None:
     first, later = AllocatorGrowth(5, 10, 15, 20), AllocatorGrowth(1, 18, 19, None)
     assert first.then(later) == AllocatorGrowth(5 + 3 + 1, 10, 19, 20)
@@ -126,8 +165,6 @@ def test_the_growth_between_two_ranges_counts() -> None:
 def test_the_lag_is_that_of_the_view() -> None:
     with duckdb.connect() as db:
         tables_of(db, "tight")
-        for view in schema.VIEWS:
-            db.execute(f"CREATE VIEW {view.name} AS {view.query}")
         trace = Trace(Path("tight"), db)
         lag = values_of([*RecordingSums().samples(trace)])["fdtrace_scheduling_lag_steps", ("0",)]
         last = trace.rows("FROM call_lag WHERE first_step IS NOT NULL ORDER BY call DESC LIMIT 1")[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from fdtrace.flights.dropped_sums import DroppedSums
 from fdtrace.flights.step_conditions import check_triggers
 from fdtrace.recorder.agent import ring, wire
 from fdtrace.recorder.agent.writer import KeyframeRow, Writer
@@ -36,6 +38,7 @@ class DrivenFlight:
         self, directory: Path, plan: FlightPlan, conditions: Sequence[str] = (), *, rows: int = 2, segments: int = 4
     ) -> None:  # fmt: skip
         self.directory, self.conditions, self.rows = FlightDirectory(directory), list(conditions), rows
+        self.counts = plan.counts
         directory.mkdir(exist_ok=True)
         self.session = Session.create(
             self.directory.ring, flight=replace(plan, on=tuple(conditions)).as_json()
@@ -43,20 +46,24 @@ class DrivenFlight:
         page = ring.create(f"{self.session.dir}/1-1.ring", wire.PROTOCOL, BEGUN, segments, SEGMENT)
         self.ids = [f"r{row}" for row in range(rows)]
         self.outputs, self.made, self.number = [0] * rows, rows, 0
-        about = {"name": "driven", "max_num_batched_tokens": LIMIT, "max_num_seqs": rows, "pid": 1}
+        about = {
+            "name": "driven", "max_num_batched_tokens": LIMIT, "max_num_seqs": rows, "pid": 1, "block_size": 16,
+            "num_blocks": 1000, "max_model_len": 4096, "num_speculative_tokens": 0, "config": {}, "role": "mixed",
+        }  # fmt: skip
         self.writer = Writer(page, segments, SEGMENT, lambda: about, lambda: map(self._row, range(rows)))
         self.collector = self.collect_anew()
 
     def collect_anew(self) -> FlightCollector:
         """A collector of what is there, as the one that follows a killed one."""
-        self.collector = FlightCollector(self.session, check_triggers(self.conditions))
+        dropped = DroppedSums() if self.counts else None
+        self.collector = FlightCollector(self.session, check_triggers(self.conditions), dropped=dropped)
         self.collector.flight.newest = max(self.collector.flight.newest, BEGUN)
         return self.collector
 
     def close_here(self) -> None:
         """Its collector in this process ends as if it were killed."""
         self.collector.store.close()
-        os.close(self.collector.lock)
+        self.collector.lock.release()
 
     def _row(self, slot: int) -> tuple[int, KeyframeRow]:
         made = self.outputs[slot]
@@ -95,6 +102,38 @@ class DrivenFlight:
             num_blocks=1000, num_missing_blocks=7, num_preempted=0, num_aborted=0,
         )  # fmt: skip
         self.writer.schedule(self.number, BEGUN + ts, 10, "blocks", figures, wire.EMPTY)
+
+    def checkpoint(self, ts: int, *, missing: int = 0, between: Callable[[], None] = lambda: None) -> None:
+        """What an agent writes for a flight before the call of the next step: the last row's request first.
+
+        Args:
+            ts: ns since step 0.
+            missing: how many requests it names more than follow.
+            between: happens before its last frame.
+        """
+        engine = {
+            "place": "engine",
+            "num_requests": self.rows + missing,
+            "admits_new": True,
+            "num_cached_blocks": 3,
+        }
+        self._event(ts, -1, engine)
+        for at, row in enumerate(reversed(range(self.rows))):
+            total = PROMPT + self.outputs[row]
+            detail = {
+                "place": "running", "num_computed_tokens": total, "num_total_tokens": total,
+                "num_blocks": 1 + total // 16,
+            }  # fmt: skip
+            self._event(ts + at + 1, self.writer.number(self.ids[row]), detail)
+        between()
+        head = wire.HashesHead(wire.HASHES, 0, 0, wire.AT_CHECKPOINT, num_hashes=3, block_size=16)
+        self.writer.put(wire.HASHES_HEAD.struct.pack(*head) + bytes(range(24)))
+
+    def _event(self, ts: int, request: int, detail: dict[str, Any]) -> None:
+        text = json.dumps(detail).encode()
+        code = wire.EVENTS.index("checkpoint")
+        head = wire.EventHead(wire.EVENT, code, 0, len(text), request, 0, self.number, BEGUN + ts)
+        self.writer.put(wire.EVENT_HEAD.struct.pack(*head) + text)
 
     def publish(self) -> None:
         """What the collector's loop does every 1.5 s."""

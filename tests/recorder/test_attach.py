@@ -146,7 +146,7 @@ def test_an_agent_of_another_version_that_was_left_is_replaced(
 def test_an_agent_that_has_left_takes_no_more_orders(
     idle_engine: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """An engine may obey just when it is thought idle and entered for that: it must not be armed by it."""
+    """An engine may run the command itself while we enter it, because we take it for idle. That must not arm it."""
     attached_once(idle_engine.pid, tmp_path / "one.duckdb")
     attend = f"import sys\nresult = sys.modules[{load.NAME!r}].arm"
     assert run_in_process(idle_engine.pid, f"{attend}.attend()").value == {}

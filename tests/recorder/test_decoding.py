@@ -235,7 +235,7 @@ def test_a_reader_that_was_overtaken_says_what_it_lost_and_reads_on(tmp_path: Pa
 def test_what_was_lost_before_anything_was_read_is_named_from_the_recordings_own_first_step(
     tmp_path: Path,
 ) -> None:
-    """An engine that was attached to in the middle of its life, by a collector that came too late."""
+    """An engine that was attached to while it was running. Its collector started too late."""
     path = tmp_path / "1-1.ring"
     engine = Scripted(path, random.Random(4), segment_size=1 << 18)
     engine.step = 1000
@@ -260,10 +260,21 @@ def test_half_a_frame_is_never_read(tmp_path: Path) -> None:
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     writer = ring.RingWriter(page, 2, 1 << 18)
     reader = RingReader(str(tmp_path / "1-1.ring"))
-    at = writer.begin(64)
-    page[at : at + 64] = b"\x06" * 64
-    assert reader.read() is None
-    writer.commit(64)
+    begun = writer.offset
+    seen_before = []
+
+    class Words:
+        """The ring's words; before the commit word is stored, a reader looks, and the payload must be there."""
+
+        def __setitem__(self, at: int, value: int) -> None:
+            if value:
+                seen_before.append((at * 8, page[begun + 8 : begun + 72], reader.read()))
+            words[at] = value
+
+    words, writer.words = writer.words, Words()  # type: ignore[assignment]
+    writer.write(b"\x06" * 64)
+    writer.words = words
+    assert seen_before == [(begun, b"\x06" * 64, None)]
     chunk = reader.read()
     assert chunk is not None
     assert (len(chunk.payloads), chunk.lost) == (1, 0)
@@ -274,7 +285,7 @@ def test_a_frame_larger_than_a_segment_is_refused_before_anything_is_written(tmp
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     writer = ring.RingWriter(page, 2, 1 << 18)
     with pytest.raises(ValueError, match="does not fit"):
-        writer.begin(1 << 19)
+        writer.write(bytes(1 << 19))
     assert RingReader(str(tmp_path / "1-1.ring")).read() is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -11,12 +12,17 @@ import threading
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
+from fdtrace.recorder.collector.live_parts import LIVE
+from fdtrace.recorder.collector.tables import create
+from fdtrace.recorder.flight.finish_keep import finish_keep
 from fdtrace.recorder.flight.flight_plan import SECOND, FlightPlan
 from fdtrace.recorder.flight.keep_finisher import KeepFinisher
+from fdtrace.recorder.flight.keep_spool import KEEP, STATE
 from tests.recorder.driven_flight import DrivenFlight
-from tests.recorder.helpers import ENGINE, ROOT, fdtrace_here
+from tests.recorder.helpers import ENGINE, ROOT, fdtrace_here, query
 from tests.recorder.killed_flight import killed, triggered
 
 PLAN = FlightPlan(window_ns=16 * SECOND, after_ns=2 * SECOND)
@@ -66,6 +72,35 @@ def test_a_trace_that_was_being_made_is_made_by_whoever_comes_next(
     assert {path.name for path in flight.directory.path.iterdir()} == {path.name, "flight.json"}
 
 
+def as_before(spool: Path) -> None:
+    """Make a spool one of the version before: its rows that are not final are in tables of the published database."""
+    about, state = json.loads((spool / KEEP).read_text()), spool / STATE
+    live, content = about.pop("live"), state.read_bytes()
+    (spool / KEEP).write_text(json.dumps(about))
+    state.unlink()  # it is the published database itself
+    state.write_bytes(content)
+    with duckdb.connect(str(state)) as db:
+        for name, table in LIVE.items():
+            create(db, name, table)
+            if table.name in live:
+                db.execute(f"INSERT INTO {name} FROM '{spool / live[table.name]}'")
+                (spool / live[table.name]).unlink()
+
+
+def test_a_spool_of_the_version_before_is_made_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeepFinisher, "poll", lambda self: None)
+    flight = driven(tmp_path / "flights", 200, odd=100)
+    (spool,) = flight.directory.spools
+    as_before(spool)
+    path = finish_keep(spool)
+    assert path is not None
+    assert triggered(path) == [100]
+    assert query(path, "SELECT count(*) FROM request WHERE finished_at IS NULL") == [(2,)]
+    flight.session.discard()
+
+
 def test_a_trace_that_another_process_makes_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +140,8 @@ def test_the_command_keeps_what_is_asked_for_and_the_death_of_what_it_started(tm
         )
         assert recorder.stdout is not None
         engine = int(recorder.stdout.readline().split()[1])
-        while not (flights / "flight.json").exists():
+        ring = flights / "flight.duckdb"
+        while not (ring.exists() and query(ring, "SELECT step FROM exceeded LIMIT 1")):
             time.sleep(0.05)
         kept = fdtrace_here("keep", flights, "--because", "a test")
         assert kept.returncode == 0, kept.stderr

@@ -139,6 +139,47 @@ def test_an_engine_that_stands_still_keeps_one_trace(tmp_path: Path) -> None:
     assert query(path, "SELECT max(step) FROM step") == [(39,)]
 
 
+def test_a_standstill_is_noticed_even_if_no_further_call_comes(tmp_path: Path) -> None:
+    flight = DrivenFlight(tmp_path / "flights", plan(at_most_every_ns=0))
+    flight.collector.flight.hangs.every = 0.0
+    drive(flight, 40)
+    for second in (4, 8):
+        flight.stand_still(second * SECOND)
+    flight.writer.end_idle()  # the last of such calls is in the ring now
+    for _ in range(4):
+        flight.publish()
+    assert not flight.collector.is_idle, "it stands still, not yet for long enough"
+    flight.collector.flight.newest += 20 * SECOND
+    flight.publish()
+    flight.end()
+    (path,) = flight.directory.kept
+    assert query(path, "SELECT reason FROM event WHERE kind = 'triggered'") == [("hang",)]
+
+
+def test_a_flight_of_an_idle_engine_rests_until_time_brings_something(tmp_path: Path) -> None:
+    flight = DrivenFlight(tmp_path / "flights", plan(window_ns=16 * SECOND))
+    recorder = flight.collector.flight
+    recorder.hangs.every = 0.0
+    drive(flight, 40)
+    for _ in range(4):
+        flight.publish()
+    assert flight.collector.is_idle
+    request = flight.directory.ask("a test")
+    assert not flight.collector.is_idle
+    flight.directory.remove_request(request)
+    assert flight.collector.is_idle
+    recorder.newest += 17 * SECOND
+    assert not flight.collector.is_idle, "its segments are too old"
+    for _ in range(2):
+        flight.publish()
+    assert flight.collector.is_idle
+    assert query(flight.directory.ring, "SELECT count(*) FROM step") == [(0,)]
+    flight.stand_still(40 * SECOND)
+    flight.publish()
+    assert not flight.collector.is_idle
+    flight.end()
+
+
 @pytest.mark.parametrize(
     "text", ["num_tokns > 5", "num_tokens >", "num_tokens > 5 for 3 weeks", "__import__('os')"]
 )

@@ -19,7 +19,6 @@ from fdtrace.recorder.collector.many_processes import ManyProcessEngine
 from fdtrace.recorder.collector.one_process import OneProcessEngine
 from fdtrace.recorder.collector.prompt_hash_salt import salted
 from fdtrace.recorder.collector.reader import RingReader
-from fdtrace.recorder.collector.rings import _may_be as may_be
 from fdtrace.recorder.collector.tables import create
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.initial_state import InitialRequest
@@ -196,13 +195,3 @@ def test_what_the_agent_found_counts_only_if_all_of_it_is_there(reader: Reader) 
     assert found.admits_new
     assert [first.request for first in reader.initial(found)] == [0]
     assert [first.request for first in reader.queued(found)] == [1]
-
-
-@pytest.mark.parametrize(("key", "its"), [("host", "b"), ("dp_rank", 1), ("role", "prefill"), ("pid", 9)])
-def test_a_worker_that_no_call_has_named_may_be_of_an_engine_alike(key: str, its: Any) -> None:
-    """A prefill and a decode instance on one machine: each has a worker, and one of them has had no tasks yet."""
-    engine = ManyProcessEngine(0)
-    engine.row = {"host": "a", "dp_rank": 0, "role": "decode", "pid": 8}
-    about = engine.row | {key: its}
-    assert may_be(engine, about) is (key == "pid")
-    assert may_be(engine, about | {key: None})

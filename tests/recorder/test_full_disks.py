@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -20,8 +21,8 @@ import pytest
 from fdtrace.recorder import agent_processes, attach_server
 from fdtrace.recorder.agent import mailbox, ring, wire
 from fdtrace.recorder.collector import failures
-from fdtrace.recorder.collector.process import Collector
-from fdtrace.recorder.errors import TargetError
+from fdtrace.recorder.collector.process import Collector, recover
+from fdtrace.recorder.errors import TargetError, TraceError
 from fdtrace.recorder.session import Session
 from fdtrace.recorder.trace_paths import parts_directory
 from tests.recorder.helpers import (
@@ -323,8 +324,7 @@ def test_another_file_in_the_traces_place_is_never_replaced(recording: Any, tmp_
     assert "Traceback" not in said
     assert "was replaced by another file" in said
     assert trace.read_text() == "thesis"
-    # In a process of its own: one that is refused holds the lock of the parts until its process ends.
-    assert subprocess.run([*FDTRACE, "recover", str(trace)], cwd=ROOT, check=False).returncode == 3
+    assert fdtrace_here("recover", trace).returncode == 3
     assert trace.read_text() == "thesis"
     assert stop_engine(engine)["hooked"] is False
     trace.rename(tmp_path / "thesis")
@@ -395,12 +395,29 @@ def test_what_is_decoded_outlives_a_publication_that_failed(
     assert recorded(trace) == logged(log)
 
 
+def test_a_recovery_that_fails_lets_a_later_one_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, log = tmp_path / "t.duckdb", tmp_path / "log"
+    session = Session.create(trace)
+    start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=900)
+
+    def fail(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Collector, "write_final", fail)
+        with pytest.raises(TraceError, match="cannot go on"):
+            recover(session)
+    assert recover(session) == 80
+    assert recorded(trace) == logged(log)
+
+
 def test_a_writer_looks_at_its_files_length_before_it_stores(tmp_path: Path) -> None:
     page = ring.create(str(tmp_path / "1-1.ring"), wire.PROTOCOL, 0, 2, 1 << 18)
     writer = ring.RingWriter(page, 2, 1 << 18)
     os.truncate(tmp_path / "1-1.ring", 100)
     writer.next_check = 0.0
-    for act in (lambda: writer.begin(64), writer.next_segment):
-        with pytest.raises(OSError, match="cut short"):
-            act()
+    with pytest.raises(OSError, match="cut short"):
+        writer.write(bytes(64))
+    with pytest.raises(OSError, match="cut short"):
+        writer.next_segment()
     writer.close()

@@ -127,7 +127,7 @@ def test_a_collector_killed_once_the_final_file_is_in_place_only_cleans_up_when_
     collector.clean_up = lambda: None  # type: ignore[method-assign]  # as if killed here
     collector.discover()
     collector.finish("exit 0")
-    os.close(collector.lock)
+    collector.lock.release()
     whole = trace.read_bytes()
     supervisor = Supervisor(session)
     pump(supervisor, lambda: supervisor.finished is not None)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,19 @@ from pathlib import Path
 from fdtrace.recorder.session import Session
 session = Session.create(Path(sys.argv[1]))
 print(session.dir, flush=True)
+sys.stdin.read()
 """
+
+
+@dataclass
+class LeftRings:
+    """The directory of rings of a recording. Its fdtrace lives until `end`: another test's may sweep at any time."""
+
+    path: Path
+    process: subprocess.Popen[str]
+
+    def end(self) -> None:
+        self.process.communicate()
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +51,15 @@ def own_mailboxes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture
-def left(tmp_path: Path) -> Iterator[Path]:
-    """The directory of rings of a recording to `tmp_path / "t.duckdb"` whose fdtrace has ended."""
+def left(tmp_path: Path) -> Iterator[LeftRings]:
+    """Of a recording to `tmp_path / "t.duckdb"`."""
     command = [sys.executable, "-c", CREATE, str(tmp_path / "t.duckdb")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    path = Path(done.stdout.strip())
-    yield path
+    process = subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True)
+    assert process.stdout is not None
+    path = Path(process.stdout.readline().strip())
+    yield LeftRings(path, process)
+    process.kill()
+    process.communicate()
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -57,38 +73,42 @@ def ring_of(path: Path, pid: int, start: int) -> None:
     file.chmod(0o400)
 
 
-def test_rings_that_hold_nothing_go_with_the_next_fdtrace(left: Path, tmp_path: Path) -> None:
+def test_rings_that_hold_nothing_go_with_the_next_fdtrace(left: LeftRings, tmp_path: Path) -> None:
+    left.end()
     Session.create(tmp_path / "next.duckdb").discard()
-    assert not left.exists()
+    assert not left.path.exists()
 
 
-def test_rings_whose_parts_are_there_stay_for_recover(left: Path, tmp_path: Path) -> None:
-    ring_of(left, 2**22 + 1, 7)
+def test_rings_whose_parts_are_there_stay_for_recover(left: LeftRings, tmp_path: Path) -> None:
+    ring_of(left.path, 2**22 + 1, 7)
+    left.end()
     leftovers.sweep()
-    assert left.exists()
+    assert left.path.exists()
     shutil.rmtree(tmp_path / "t.duckdb.parts")
     leftovers.sweep()
-    assert not left.exists()
+    assert not left.path.exists()
 
 
-def test_parts_that_were_made_again_at_the_same_path_are_others(left: Path, tmp_path: Path) -> None:
-    ring_of(left, 2**22 + 1, 7)
+def test_parts_that_were_made_again_at_the_same_path_are_others(left: LeftRings, tmp_path: Path) -> None:
+    ring_of(left.path, 2**22 + 1, 7)
+    left.end()
     (tmp_path / "t.duckdb.parts").rename(tmp_path / "kept")
     (tmp_path / "t.duckdb.parts").mkdir()
     leftovers.sweep()
-    assert not left.exists()
+    assert not left.path.exists()
 
 
-def test_rings_that_are_written_to_stay(left: Path, tmp_path: Path) -> None:
+def test_rings_that_are_written_to_stay(left: LeftRings, tmp_path: Path) -> None:
     """Their parts are gone, and their process lives: removed, they could not be found to detach from."""
+    ring_of(left.path, os.getpid(), process_start(os.getpid()))
+    left.end()
     shutil.rmtree(tmp_path / "t.duckdb.parts")
-    ring_of(left, os.getpid(), process_start(os.getpid()))
     leftovers.sweep()
-    assert left.exists()
-    ring_of(left, 1, process_start(1) + 1)  # a pid that was given to another process since
-    (left / f"{os.getpid()}-1.ring").unlink()
+    assert left.path.exists()
+    ring_of(left.path, 1, process_start(1) + 1)  # a pid that was given to another process since
+    (left.path / f"{os.getpid()}-1.ring").unlink()
     leftovers.sweep()
-    assert not left.exists()
+    assert not left.path.exists()
 
 
 def test_rings_of_an_fdtrace_that_lives_stay(tmp_path: Path) -> None:

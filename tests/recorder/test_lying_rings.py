@@ -84,12 +84,12 @@ def session() -> Iterator[Session]:
             made.remove_rings()
 
 
-def collect(made: Session) -> list[str]:
-    """Record what the rings hold to the end; the notes of the trace."""
+def collect(made: Session, *, all_end: bool = True) -> list[str]:
+    """Record what the rings hold to the end; the notes of the trace. `all_end`: no ring seems to be still written."""
     collector = Collector(made)
     collector.discover()
     collector.read()
-    assert len(collector.tails) < 2 or collector.ended
+    assert collector.ended or not all_end
     collector.finish("exit")
     ((text,),) = query(Path(made.output), "SELECT notes FROM trace")
     notes: list[str] = json.loads(text)
@@ -134,6 +134,7 @@ changed = st.tuples(
 @settings(max_examples=4, deadline=None)
 @given(st.lists(changed, min_size=1, max_size=6))
 @example([(0, [(0, 0, 1), (0, 0, 1), (9, 0, 1), (0, 0, 1), (320, 65535, 2)])])  # a request's number over 2^31
+@example([(1, [(57, 0, 8)])])  # a ring that says that it is not closed: its writer, this process, still lives
 def test_any_corruption_of_rings_leaves_another_whole(
     liars: list[tuple[int, list[tuple[int, int, int]]]],
 ) -> None:
@@ -144,7 +145,7 @@ def test_any_corruption_of_rings_leaves_another_whole(
             for at, value, size in changes:
                 where = rng.choice([at % ring.PAGE, ring.PAGE + at, ring.PAGE + SIZE + at])
                 put(liar, where, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
-        collect(made)
+        collect(made, all_end=False)
         trace = Path(made.output)
         assert len(query(trace, "SELECT step FROM step WHERE engine_id = 0")) == 40
         assert query(trace, "SELECT count(*) FROM step_request WHERE engine_id = 0") == [(160,)]

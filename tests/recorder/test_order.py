@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-from array import array
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fdtrace.recorder.agent import wire_order
-from fdtrace.recorder.agent.order import Decided, OrderWriter
+from fdtrace.recorder.agent.order import CallDecision, OrderWriter
 from fdtrace.recorder.collector.frames import DECODERS
 from fdtrace.recorder.collector.ledger import OpenRequest
 from fdtrace.recorder.collector.order_decoder import DID, OrderDecoder
@@ -41,7 +40,7 @@ class Frames:
             "chunks": [], "extended": [], "preempted": [], "aborted": [], "skipped": [], "failed": [], "started": [],
             "needed_blocks": [], "refused": None,
         }  # fmt: skip
-        told = Decided(call=call, ts=1000 + call, computed=array("I", computed), **(nothing | did))
+        told = CallDecision(call=call, ts=1000 + call, computed=list(computed), **(nothing | did))
         self.writer.decided(told, None if running is None else list(running))
 
     def rows(self) -> list[tuple[int, int, str, dict[str, int]]]:
@@ -95,6 +94,48 @@ def test_a_decode_is_told_when_a_call_counts_other_tokens_of_it(frames: Frames) 
     frames.decided(4, None, [103])
     told = [(call, figures["num_total_tokens"]) for call, _, did, figures in frames.rows() if not did]
     assert told == [(2, 101), (3, 104)]
+
+
+def checkpoint(frames: Frames, call: int, num_frames: int) -> None:
+    """A checkpoint of a reserve and a running request; its last frame says that it has so many."""
+    place = wire_order.PLACES.index
+    frames.writer.event(call, "checkpoint", None, 16_000_000_000, (place("reserve"),))
+    frames.writer.event(call, "checkpoint", "a", 104, (place("running"), 100, 100, 2))
+    frames.writer.event(call, "checkpoint", None, num_frames, (place(wire_order.WHOLE),))
+
+
+@pytest.mark.parametrize("loss", ["", "before", "within"])
+def test_after_a_checkpoint_tokens_are_told_again_if_all_of_it_came(frames: Frames, loss: str) -> None:
+    frames.decided(0, {"a": 0}, [100], chunks=[("a", 0, 100)])
+    frames.decided(1, None, [103], started=["a"])
+    frames.rows()
+    checkpoint(frames, 2, num_frames=2 if loss != "before" else 3)
+    if loss == "within":
+        last = frames.payloads.pop()
+        frames.rows()
+        frames.decoder.lose()
+        frames.payloads.append(last)
+    frames.rows()
+    frames.decided(2, {"a": 0}, [103])
+    told = [(call, figures["num_total_tokens"]) for call, _, did, figures in frames.rows() if not did]
+    complete = frames.decoder.checkpoints.take()
+    if loss:
+        assert (told, complete) == ([], [])
+        return
+    assert told == [(2, 104)]
+    (one,) = complete
+    assert (one.call, one.next_request) == (2, 13)
+    rows = [(row[0], row[3], row[4], json.loads(row[6])["place"], row[7]) for row in one.events(5)]
+    assert rows == [(5, "checkpoint", None, "reserve", 2), (5, "checkpoint", 10, "running", 2)]
+    assert frames.decoder.events.waiting == []
+
+
+@pytest.mark.parametrize("before", [65_530, 65_533, 70_000], ids=["narrow", "becomes too long", "wide"])
+def test_computed_tokens_of_any_context_come_back(frames: Frames, before: int) -> None:
+    """Two bytes each, or four if one of them needs more."""
+    frames.decided(0, {"a": 0, "b": 0}, [before, 7], chunks=[("a", 0, before), ("b", 0, 7)])
+    frames.decided(1, None, [before + 3, 7])
+    assert (1, 10, "", {"num_total_tokens": before + 4}) in frames.rows()
 
 
 def test_the_running_queue_follows_from_what_was_told(frames: Frames) -> None:

@@ -155,7 +155,7 @@ def test_a_replaced_file_stays_for_who_has_the_database_open(
     trace, part = tmp_path / "t.duckdb", tmp_path / "step-00000001.parquet"
     duckdb.connect(str(trace)).close()
     part.touch()
-    retired = replaced_files.Retired(trace)
+    retired = replaced_files.ReplacedFiles(trace)
     reader = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(trace)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

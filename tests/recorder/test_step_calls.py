@@ -8,9 +8,9 @@ import duckdb
 import numpy as np
 import pytest
 
-from fdtrace.recorder import schema
 from fdtrace.recorder.step_calls import StepCall, read_lags, read_step_calls, read_step_lags
 from fdtrace.recorder.trace.call_lags import CallLags
+from fdtrace.recorder.trace.file import add_schema_views
 from tests.replayer.test_deployments import tables_of
 
 
@@ -19,8 +19,7 @@ def tight() -> Iterator[duckdb.DuckDBPyConnection]:
     """A deployment under few KV blocks: it stalls and preempts."""
     with duckdb.connect() as db:
         tables_of(db, "tight")
-        for view in schema.VIEWS:
-            db.execute(f"CREATE VIEW {view.name} AS {view.query}")
+        add_schema_views(db)
         yield db
 
 

@@ -63,6 +63,28 @@ def test_each_publication_holds_what_has_come_and_gone_since(store: Store) -> No
     assert counted(store.path) == (7, 3, "complete", 1)
 
 
+def test_one_client_asks_two_recordings_in_progress(tmp_path: Path) -> None:
+    """Each one's views read its own parts, whatever name it has there."""
+    for name, count in (("x", 5), ("y", 7)):
+        store = Store(tmp_path / f"{name}.duckdb")
+        store.add(schema.STEP, rows(schema.STEP, count, engine_id=0))
+        store.publish(small(live=count - 1), {})
+    with duckdb.connect() as db:
+        for name in ("x", "y"):
+            db.execute(f"ATTACH '{tmp_path / name}.duckdb' AS one_{name} (READ_ONLY)")
+        for name, other, count in (("one_x", "one_y", 5), ("one_y", "one_x", 7)):
+            db.execute(f"USE {other}")
+            for table, num_rows in (("step", count), ("request", count - 1), ("exceeded", 0)):
+                assert db.execute(f"SELECT count(*) FROM {name}.{table}").fetchall() == [(num_rows,)]
+
+
+def test_a_state_of_any_length_is_published(store: Store) -> None:
+    """DuckDB 1.5.0 cannot compress a text that just fits into a block."""
+    for length in range((1 << 14) - 400, 1 << 14, 12):
+        store.publish(small(live=0), {"rings": "x" * length})
+    assert counted(store.path) == (0, 0, "recording", 1)
+
+
 def test_what_is_published_needs_no_file_but_the_parts(store: Store) -> None:
     store.add(schema.STEP, rows(schema.STEP, 5, engine_id=0))
     store.publish(small(live=2), {})

@@ -83,7 +83,7 @@ def _handover(case: dict[str, Any], lines: Lines, index: list[int]) -> HandoverS
                 found[kind][names.index(name)] = step
         for row in line["rows"]:
             found["last_ran"][names.index(row[0])] = step
-    return HandoverSteps(**found)
+    return HandoverSteps(found["preallocated"], found["joined"], found["discarded"], found["last_ran"])
 
 
 def _steps(lines: Lines) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer import BUILTIN, ORIGINAL, History, Replay, history_of, parse_formula, workload_from_case
 from fdtrace.replayer.analysis.explain_step import Explainer
 from fdtrace.replayer.analysis.request_story import story_of
-from fdtrace.replayer.analysis.step_account import Accountant
-from fdtrace.replayer.formulas.worked_example import budget_and_charge, spelled_out
+from fdtrace.replayer.analysis.step_account import StepAccounting
+from fdtrace.replayer.formulas.worked_example import budget_and_charge, substitute_values
 from fdtrace.replayer.history.condition import Condition
 from fdtrace.replayer.workload.workload import Workload
 from tests.tui.recordings import case, golden, lab_recording, plain_steps, recording_of
@@ -43,15 +43,15 @@ def replayed(name: str, formula: str) -> tuple[Workload, History]:
     ],
 )  # fmt: skip
 def test_arithmetic_in_numbers(text: str, lines: tuple[str, ...]) -> None:
-    found = spelled_out(text, VALUES)
+    found = substitute_values(text, VALUES)
     assert found.lines == lines
 
 
 def test_arithmetic_says_which_side_of_a_choice_was_taken() -> None:
-    floor = spelled_out("max(max_num_batched_tokens - max_num_seqs * 20, 512)", VALUES)
+    floor = substitute_values("max(max_num_batched_tokens - max_num_seqs * 20, 512)", VALUES)
     assert floor.because == ("max takes 512, more than max_num_batched_tokens − max_num_seqs × 20 = −512",)
-    assert spelled_out("max(512, 512)", VALUES).because == ()
-    taken = spelled_out("7 if speculation else min(1, 2)", VALUES)
+    assert substitute_values("max(512, 512)", VALUES).because == ()
+    taken = substitute_values("7 if speculation else min(1, 2)", VALUES)
     assert taken.because == ("`speculation` holds: the value is 7",)
 
 
@@ -73,11 +73,11 @@ def test_the_arithmetic_of_every_step_gives_its_budget(name: str, formula: str) 
             assert 0 <= charged <= decodes * account.charge + account.charge
 
 
-def _accountant(name: str) -> Accountant:
+def _accountant(name: str) -> StepAccounting:
     config = workload_from_case(case(name)).config
     sizes = ("max_num_batched_tokens", "max_num_seqs", "num_blocks", "block_size", "max_model_len")
     engine = {size: getattr(config, size) for size in (*sizes, "num_speculative_tokens", "spec_method")}
-    return Accountant(recording_of(plain_steps([1]), **engine))
+    return StepAccounting(recording_of(plain_steps([1]), **engine))
 
 
 def test_tight_blocks_shows_that_the_floor_is_why_pr7438_did_not_help() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
-from fdtrace.replayer.analysis.fidelity import recorded_formula
+from fdtrace.replayer.analysis.fidelity import has_budgets_of, recorded_formula
 from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN, MODEL_FORMULAS, parse_formula
 from fdtrace.replayer.history.as_recorded import as_recorded_history, recorded_history
@@ -80,6 +80,22 @@ def test_the_formula_that_recorded_is_found_by_its_budgets() -> None:
     assert recorded_formula(recording(**STEPS, token_budget=[100, 100, 100])) == "original"
     assert recorded_formula(recording(**STEPS, token_budget=[1, 2, 3])) is None
     assert recorded_formula(recording(**STEPS)) is None
+
+
+def test_budgets_are_compared_with_those_of_a_formula() -> None:
+    """An engine's own scheduler by this formula is to reproduce the recording."""
+    whole = recording(**STEPS, token_budget=[100, 100, MISSING], input_budget=[100, 100, 100])
+    assert has_budgets_of(whole, parse_formula("mine: max_num_batched_tokens"))
+    assert has_budgets_of(whole, BUILTIN["vllm_adaptive"])
+    assert not has_budgets_of(whole, parse_formula("half: max_num_batched_tokens // 2"))
+    assert not has_budgets_of(whole, parse_formula("less: 100; input_budget 99"))
+    assert not has_budgets_of(whole, parse_formula("slots: 100; draft_slots 1"))
+    assert not has_budgets_of(whole, parse_formula("few: 100; max_requests 16"))
+    one = recording(**STEPS, token_budget=[100, 100, 100])
+    assert has_budgets_of(one, parse_formula("mine: 100"))
+    assert has_budgets_of(one, BUILTIN["vllm_adaptive"]), "the second budget is the engine's own"
+    assert not has_budgets_of(one, parse_formula("less: 100; input_budget 99"))
+    assert not has_budgets_of(recording(**STEPS), parse_formula("mine: 100"))
 
 
 def test_rows_are_cut_where_the_allowance_ends() -> None:

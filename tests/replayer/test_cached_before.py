@@ -15,8 +15,8 @@ from fdtrace.replayer.model.block_reserve import DecayingReserve
 from fdtrace.replayer.model.events import (
     Arrived,
     Decision,
+    DecodeTokenCounts,
     Freed,
-    Known,
     Left,
     Notification,
     OutputCached,
@@ -24,7 +24,13 @@ from fdtrace.replayer.model.events import (
     Resumed,
     Schedule,
 )
-from fdtrace.replayer.model.found_events import CachedBlock, CacheFound, CacheLeaf, LeavingFound, ReserveFound
+from fdtrace.replayer.model.found_events import (
+    CachedBlock,
+    CacheLeaf,
+    LeavingAtStart,
+    PrefixCacheAtStart,
+    ReserveAtStart,
+)
 from fdtrace.replayer.model.prefix_cache import Node, PrefixCache
 from fdtrace.replayer.model.request import Status
 
@@ -39,7 +45,7 @@ CONFIG = SchedulerConfig(
 
 
 def key_of(text: int, block: int) -> Hashable:
-    """Texts come again, whole; three of them begin alike."""
+    """Prompts repeat exactly, and three of them share a prefix."""
     return (text % 3 if block < 2 else text, block)
 
 
@@ -85,7 +91,7 @@ class Traffic:
 
     def decode(self, name: str) -> None:
         total = self.first.num_total_tokens_of(name) + self.random.randint(1, 20)
-        self.apply(Known({name: total}))
+        self.apply(DecodeTokenCounts({name: total}))
         if total - self.arrivals[name].num_prompt_tokens >= self.outputs[name]:
             self.apply(OutputCached(name, total))
             self.apply(Left(name))
@@ -130,10 +136,10 @@ def beginning_of(scheduler: Scheduler, arrivals: dict[str, Arrived]) -> Iterator
         for node in numbers
     ]
     for start in range(0, len(blocks), 7):  # in parts
-        yield CacheFound(tuple(blocks[start : start + 7]), pool.num_free)
+        yield PrefixCacheAtStart(tuple(blocks[start : start + 7]), pool.num_free)
     reserve = scheduler._reserve
     assert isinstance(reserve, DecayingReserve)
-    yield ReserveFound(reserve.exact, relaxed=reserve.relaxed)
+    yield ReserveAtStart(reserve.exact, relaxed=reserve.relaxed)
     for request in state.running:
         leaf, num_tokens = request.leaf
         yield Resumed(
@@ -147,7 +153,7 @@ def beginning_of(scheduler: Scheduler, arrivals: dict[str, Arrived]) -> Iterator
     for request in state.leaving.values():
         leaf, num_tokens = request.leaf
         place = CacheLeaf(numbers.get(leaf), num_tokens, request.cached_blocks)
-        yield LeavingFound(request.id, request.num_blocks, place)
+        yield LeavingAtStart(request.id, request.num_blocks, place)
     for request in state.waiting:
         if request.status is Status.WAITING:
             yield arrivals[request.id]
@@ -183,7 +189,7 @@ def test_it_goes_on_as_the_one_before(seed: int, after: int) -> None:
 
 def test_without_prefix_caching_nothing_was_cached() -> None:
     scheduler = Scheduler(replace(CONFIG, prefix_caching=False), BUILTIN[ORIGINAL.formula])
-    scheduler.apply(CacheFound((CachedBlock(None, "a", 0, 1, True, True, 0),), 3))
+    scheduler.apply(PrefixCacheAtStart((CachedBlock(None, "a", 0, 1, True, True, 0),), 3))
     assert scheduler.num_free_blocks == CONFIG.num_blocks
 
 
@@ -195,7 +201,7 @@ def test_a_hidden_block_is_not_found_by_requests() -> None:
         CachedBlock(None, "one", 0, 1, True, False, None),
         CachedBlock(1, "two", 0, 1, True, True, 1),
     )
-    scheduler.apply(CacheFound(blocks, CONFIG.num_blocks - 3))
+    scheduler.apply(PrefixCacheAtStart(blocks, CONFIG.num_blocks - 3))
     scheduler.apply(Arrived("a", 200, 10, block_key=lambda block: ("one", "two", "three")[block]))
     assert scheduler.apply(Schedule()).chunks == [("a", 64, 200)]
     scheduler.check()

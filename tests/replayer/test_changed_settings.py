@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from fdtrace.recorder.errors import UsageError
-from fdtrace.recorder.trace.recording import EngineInfo, Recording
+from fdtrace.recorder.trace.column_values import MISSING
+from fdtrace.recorder.trace.recording import Endings, EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer import BUILTIN
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.workload.engine_settings import FASTDEPLOY_KNOBS, read_settings, recorded_value
+from fdtrace.replayer.workload.from_recording import workload_from_recording
 from fdtrace.replayer.workload.under_settings import ChangedSettings
 from tests.replayer.conftest import make_recording, read_case, read_golden
 
@@ -153,7 +155,7 @@ def test_requests_that_are_too_long_are_rejected() -> None:
 
 
 def test_a_recording_that_breaks_a_check_already_is_replayed_with_other_settings() -> None:
-    """The lab's own cases need not pass each check of a server; what is not changed is not held against them."""
+    """A case of the lab may break a check of a server. Only changed settings are checked."""
     recording = recording_of("full_reservation")
     recording = replace(recording, engine=replace(recording.engine, max_num_batched_tokens=15))
     assert replayed(recording, {"num_blocks": 3000}).outcome.settings == {"num_gpu_blocks_override": 3000}
@@ -165,3 +167,24 @@ def test_settings_of_another_engine_are_its_own_to_check() -> None:
         engine, {"watermark": "0.1", "long_prefill_token_threshold": "64", "num_blocks": "50"}
     )
     assert found == {"watermark": 0.1, "long_prefill_token_threshold": 64, "num_gpu_blocks_override": 50}
+
+
+def test_a_client_aborts_when_it_did_and_not_when_the_engine_followed() -> None:
+    """FastDeploy aborts a waiting request after its admission, which comes earlier under other settings."""
+    case, recording = read_case("aborts"), recording_of("aborts")
+    names = recording.requests["request_id"].tolist()
+    entry, first = names.index("r43"), int(recording.steps["step"][0])
+    (spec,) = [spec for spec in case["requests"] if spec["id"] == "r43"]
+    wanted = np.full(len(names), MISSING)
+    wanted[entry] = first + spec["arrival"] + spec["abort_after"]
+    endings = recording.details.endings
+    assert endings.aborted_step[entry] > wanted[entry], "the engine followed later"
+    known = Endings(endings.finished_step, endings.aborted_step, wanted)
+    assert isinstance(recording.details, LoadedDetails)
+    details = replace(recording.details, endings=known)
+    (request,) = [
+        request
+        for request in workload_from_recording(replace(recording, details=details)).requests
+        if request.request_id == "r43"
+    ]
+    assert request.abort_after == spec["abort_after"]

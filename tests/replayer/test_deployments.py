@@ -26,8 +26,8 @@ from fdtrace.replayer.config import ORIGINAL, RELEASE_2_6
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.history.history import Fidelity, History
-from fdtrace.replayer.model.found_events import ReserveFound
-from fdtrace.replayer.replay.deployment_replay import at_the_worker
+from fdtrace.replayer.model.found_events import ReserveAtStart
+from fdtrace.replayer.replay.deployment_replay import requests_at_worker
 from fdtrace.replayer.replay.recorded_pipeline import pipeline_of
 from fdtrace.replayer.workload.from_recording import workload_from_recording
 
@@ -110,12 +110,44 @@ def test_steps_are_left_out_only_if_their_call_was_not_recorded(name: str) -> No
     assert fidelity.num_left_out == (2 if name == "first_chunk" else 0)
 
 
+def test_where_the_state_at_the_first_call_is_missing_no_order_is_replayed() -> None:
+    """As in the ring of a flight recorder that has dropped its beginning."""
+    with duckdb.connect() as db:
+        tables_of(db, "kept_prefix_caching")
+        db.execute("DELETE FROM event WHERE kind = 'found'")
+        (row,) = db.execute("FROM engine").fetchall()
+        engine = engine_info(dict(zip(schema.ENGINE.names, row, strict=True)))
+        recording = recording_of(db, engine, ()).loaded()
+    assert recording.details.order is None
+    assert replayed(recording).outcome.order == "lockstep"
+
+
+def test_a_step_of_a_request_that_the_calls_had_only_refused_is_left_out() -> None:
+    """The engine's recording ended before the call that handed it out, and the worker's a moment later."""
+    with duckdb.connect() as db:
+        tables_of(db, "decode_role")
+        query = (
+            "SELECT c.call, request, step FROM call_request c JOIN step_request s USING (engine_id, request) "
+            "WHERE did = 'chunk' ORDER BY c.call DESC, step LIMIT 1"
+        )
+        ((call, request, step),) = db.execute(query).fetchall()
+        db.execute(f"DELETE FROM call_request WHERE call >= {call}")
+        db.execute(f"DELETE FROM call WHERE call >= {call}")
+        (row,) = db.execute("FROM engine").fetchall()
+        recording = recording_of(db, engine_info(dict(zip(schema.ENGINE.names, row, strict=True))), ())
+        assert request in order_of(recording).changes["request"]
+        fidelity = fidelity_of(replayed(recording))
+    assert fidelity.num_steps == list(recording.steps["step"]).index(step)
+    assert fidelity.num_left_out == recording.num_steps - fidelity.num_steps > 0
+    assert fidelity.share == 1
+
+
 def test_a_first_chunk_on_its_way_reaches_the_worker() -> None:
     """Its request had run nothing when the recording began, but a call before it had handed out the whole prompt."""
     recording = opened("first_chunk")
     order = order_of(recording)
     known = {first.request for first in recording.details.initial}
-    coming = [first for first in at_the_worker(recording, order) if first.request not in known]
+    coming = [first for first in requests_at_worker(recording, order) if first.request not in known]
     assert [(first.num_computed_tokens, first.decoding) for first in coming] == [(0, False)]
     assert coming[0].request not in order.did["request"][order.did["did"] == "chunk"]
 
@@ -186,7 +218,7 @@ def test_another_policy_begins_with_its_own_reserve(tight: Recording) -> None:
         {type(event) for event in pipeline.beginning_of(policy).initial_events}
         for policy in (ORIGINAL, RELEASE_2_6)
     ]
-    assert [ReserveFound in one for one in kinds] == [True, False]
+    assert [ReserveAtStart in one for one in kinds] == [True, False]
     run = pipeline.replay(BUILTIN["pr7623"], RELEASE_2_6).run
     assert run.scheduler.new_token_ratio is not None
     assert run.scheduler.new_token_ratio <= 1
@@ -319,3 +351,13 @@ def test_a_slot_that_was_lost_before_the_recording_is_needed() -> None:
     assert calls is not None
     assert calls.departure is not None
     assert "running" in [name for name, _, _ in calls.departure.differences]
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_another_formula_in_a_role_is_in_lockstep_and_says_so(role: str) -> None:
+    experiment = Experiment(opened(f"{role}_role"))
+    own, other = (experiment.reschedule(BUILTIN[name]).outcome for name in ("original", "pr7499"))
+    assert (own.order, own.modelled) == ("recorded", ())
+    assert other.order == "lockstep"
+    (note,) = other.modelled
+    assert note.startswith(f"a deployment's {role} instance was recorded, and is replayed in lockstep")

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN, ORIGINAL, RELEASE_2_6
-from fdtrace.replayer.analysis.fidelity import recorded_policy
+from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
+from fdtrace.replayer.config import RATIO_VARIABLES
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.history import Divergence, Fidelity, History
 from fdtrace.replayer.model.events import StepRow
+from fdtrace.replayer.recorded.step_state import formula_columns
 from fdtrace.tui.report.report import histories_json, render_report
 
 Make = Callable[[str], Recording]
@@ -174,3 +176,26 @@ def test_how_blocks_were_reserved_tells_the_policy(claims: Make) -> None:
     assert recorded_policy(replace(unnamed, steps=unknown)) is ORIGINAL
     newer = replace(unnamed, engine=replace(unnamed.engine, version="2.6.1"))
     assert recorded_policy(newer) is RELEASE_2_6
+
+
+def test_a_checkout_of_release_2_6_that_reserves_as_before_is_known_by_its_variables(claims: Make) -> None:
+    """Its version is not known, and its calls have no new-token ratio."""
+    recording = claims("pr7623")
+    engine = replace(recording.engine, config={}, version="", name="fastdeploy")
+    set_by_user = {"FD_INIT_NEW_TOKEN_RATIO": "0.02", "FD_MIN_NEW_TOKEN_RATIO": "0.01"}
+    assert recorded_policy(replace(recording, engine=replace(engine, env=set_by_user))) is ORIGINAL
+    variables = set_by_user | dict.fromkeys(RATIO_VARIABLES - set_by_user.keys(), "0")
+    assert recorded_policy(replace(recording, engine=replace(engine, env=variables))) is RELEASE_2_6
+
+
+def test_of_formulas_with_equal_budgets_that_of_the_recorded_version_is_named(claims: Make) -> None:
+    """`pr7499` and `pr7623` differ only without a speculative method."""
+    recording = claims("pr7623")
+    steps = dict(recording.steps)
+    engine = replace(
+        recording.engine, config={}, num_speculative_tokens=2, spec_method="mtp", name="fastdeploy"
+    )
+    unnamed = replace(recording, engine=engine, steps=steps)
+    steps["token_budget"] = BUILTIN["pr7499"].budgets(formula_columns(unnamed), recording.num_steps)
+    for version, name in (("2.5", "pr7499"), ("2.6", "pr7623")):
+        assert recorded_formula(replace(unnamed, engine=replace(engine, version=version))) == name

@@ -1,4 +1,4 @@
-"""What long searches found in FastDeploy with default settings, as small cases: each still shows it."""
+"""What long searches found in FastDeploy, as small cases: each still shows it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from tests.replayer.conftest import DATA
 FOUND: list[tuple[str, str, FaultKind, str]] = [
     ("prefill_preempts_itself", "original", "preempted", "r1 is preempted 21 times by step 41"),
     ("prefill_preempts_itself", "pr7623", "preempted", "r1 is preempted 21 times by step 41"),
+    (
+        "no_slot_for_the_next_request",
+        "release_2_6",
+        "fails",
+        "the scheduler raises: No available position is available for new request",
+    ),
     ("preempted_again_and_again", "release_2_6", "preempted", "r3 is preempted 21 times by step 210"),
     (
         "starved_behind_a_later_one",

@@ -24,8 +24,8 @@ DATA = Path(__file__).parent.parent / "data" / "random"
 VERSIONS = ("original", "pr7438", "pr7499", "pr7623", "release_2_6")
 EXACT = ("prefill2", "decode0", "decode1", "decode2")
 ONE_STEP_OFF = ("prefill0", "prefill1")
-"""A step's number does not tell in which of the idle calls before it something happened, and there one request got
-blocks in a call between two of them."""
+"""In these, one request got blocks in a call between two idle calls. A step's number does not say in which idle call
+before it something happened."""
 
 RecordingOf = Callable[..., Recording]
 Lines = list[dict[str, Any]]
@@ -113,7 +113,8 @@ def test_what_a_request_waits_for_is_in_steps_from_when_it_got_its_blocks(record
     steps["last_ran"][0], finished[0] = first + 7, first + 11
     steps["last_ran"][2] = first + 7
     endings = Endings(finished, recording.details.endings.aborted_step)
-    work = workload_from_recording(changed(recording, handover=HandoverSteps(**steps), endings=endings))
+    handover = HandoverSteps(steps["preallocated"], steps["joined"], steps["discarded"], steps["last_ran"])
+    work = workload_from_recording(changed(recording, handover=handover, endings=endings))
     by_id = {request.request_id: request for request in work.requests}
     told = [by_id[str(name)] for name in recording.requests["request_id"][:5]]
     more = last + 1 - first

@@ -12,9 +12,9 @@ from fdtrace.replayer.model.events import (
     Aborted,
     Arrived,
     Decision,
+    DecodeTokenCounts,
     Emitted,
     Freed,
-    Known,
     Left,
     OutputCached,
     Recycled,
@@ -48,7 +48,7 @@ def prefilled(scheduler: Scheduler, *names: str, tokens: int = 100) -> None:
 def test_a_finished_request_keeps_its_blocks_until_they_are_freed() -> None:
     scheduler = scheduler_of()
     prefilled(scheduler, "a")
-    scheduler.apply(Known({"a": 101}))
+    scheduler.apply(DecodeTokenCounts({"a": 101}))
     held = scheduler.num_blocks_of("a")
     scheduler.apply(Left("a"))
     assert "a" not in scheduler
@@ -74,13 +74,13 @@ def preempting() -> Scheduler:
     """`a` and `b` decode, and the next extension of `a` has no blocks but those of `b`."""
     scheduler = scheduler_of(replace(CONFIG, num_blocks=4))
     prefilled(scheduler, "a", "b")
-    scheduler.apply(Known({"a": 101, "b": 101}))
+    scheduler.apply(DecodeTokenCounts({"a": 101, "b": 101}))
     return scheduler
 
 
 def test_tokens_of_a_preempted_request_count_when_it_is_prefilled_anew() -> None:
     scheduler = preempting()
-    scheduler.apply(Known({"a": 120}))
+    scheduler.apply(DecodeTokenCounts({"a": 120}))
     assert call(scheduler).preempted == ["b"]
     scheduler.apply(Emitted({"b": 3}))  # of a forward that was under way
     for event in rescheduled("b", 106):
@@ -95,7 +95,7 @@ def test_tokens_of_requests_that_are_gone_change_nothing() -> None:
     prefilled(scheduler, "a")
     scheduler.apply(Left("a"))
     scheduler.apply(Emitted({"a": 2, "never": 1}))
-    scheduler.apply(Known({"a": 300, "never": 5}))
+    scheduler.apply(DecodeTokenCounts({"a": 300, "never": 5}))
     scheduler.check()
 
 
@@ -103,9 +103,9 @@ def test_a_call_extends_by_what_it_knew() -> None:
     """100 prompt tokens have two blocks: 128 slots, of which 12 may be left."""
     scheduler = scheduler_of()
     prefilled(scheduler, "a")
-    scheduler.apply(Known({"a": 115}))
+    scheduler.apply(DecodeTokenCounts({"a": 115}))
     assert call(scheduler).extended == []
-    scheduler.apply(Known({"a": 116}))
+    scheduler.apply(DecodeTokenCounts({"a": 116}))
     assert call(scheduler).extended == ["a"]
 
 
@@ -113,7 +113,7 @@ def test_known_tokens_of_a_prefill_are_ignored() -> None:
     scheduler = scheduler_of()
     scheduler.apply(Arrived("a", 700, 500))
     assert call(scheduler).chunks == [("a", 0, 512)]
-    scheduler.apply(Known({"a": 513}))
+    scheduler.apply(DecodeTokenCounts({"a": 513}))
     assert scheduler.num_output_tokens_of("a") == 0
     assert call(scheduler).chunks == [("a", 512, 700)]
 
@@ -124,10 +124,10 @@ def test_release_2_6_preempts_those_whose_first_token_the_engine_took_in(told: b
     scheduler = scheduler_of(config, RELEASE_2_6)
     prefilled(scheduler, "a", "b", "c")
     if told:
-        scheduler.apply(Known({"c": 101}))
-    scheduler.apply(Known({"a": 116, "b": 101}))
+        scheduler.apply(DecodeTokenCounts({"c": 101}))
+    scheduler.apply(DecodeTokenCounts({"a": 116, "b": 101}))
     assert call(scheduler).extended == ["a"]
-    scheduler.apply(Known({"a": 244}))
+    scheduler.apply(DecodeTokenCounts({"a": 244}))
     assert call(scheduler).preempted == ["c" if told else "b"]
 
 
@@ -160,7 +160,7 @@ def test_a_request_that_ends_while_it_is_aborted_can_keep_its_slot(keeps: bool) 
     config = replace(CONFIG, max_num_seqs=1, keeps_aborted_slots=keeps)
     scheduler = scheduler_of(config)
     prefilled(scheduler, "a")
-    scheduler.apply(Known({"a": 101}))
+    scheduler.apply(DecodeTokenCounts({"a": 101}))
     scheduler.apply(Aborted("a"))
     assert call(scheduler).aborted == ["a"]
     scheduler.apply(Left("a"))
@@ -175,7 +175,7 @@ def test_outputs_that_are_cached_are_found_by_the_next_turn() -> None:
     scheduler = scheduler_of(CACHING)
     scheduler.apply(Arrived("a", 128, 200, block_key=lambda i: i))
     call(scheduler)
-    scheduler.apply(Known({"a": 181}))
+    scheduler.apply(DecodeTokenCounts({"a": 181}))
     call(scheduler)
     scheduler.apply(OutputCached("a", 250))
     scheduler.apply(Left("a"))
@@ -190,7 +190,7 @@ def test_output_blocks_that_are_there_already_are_freed() -> None:
     for name in ("a", "b"):
         scheduler.apply(Arrived(name, 128, 200, block_key=lambda i: i))
         call(scheduler)
-        scheduler.apply(Known({name: 181}))
+        scheduler.apply(DecodeTokenCounts({name: 181}))
         call(scheduler)
     free = scheduler.num_free_blocks
     for name in ("a", "b"):

@@ -16,9 +16,9 @@ from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.formulas import BUILTIN
 from fdtrace.replayer.model.events import Resumed
 from fdtrace.replayer.recorded.pipeline_fit import fit_pipeline, is_lockstep
-from fdtrace.replayer.recorded.pipeline_times import BySize, BySteps, PipelineTimes
-from fdtrace.replayer.replay.beginning import Beginning
-from fdtrace.replayer.replay.fetching import ClientQueue, Sent
+from fdtrace.replayer.recorded.pipeline_times import PipelineTimes, SizeDependentTime, StepTimeSeries
+from fdtrace.replayer.replay.beginning import PipelineStart
+from fdtrace.replayer.replay.fetching import ClientQueue, SentRequest
 from fdtrace.replayer.replay.pipeline import PipelineReplay
 from fdtrace.replayer.replay.worker import Slot
 from fdtrace.replayer.workload.from_recording import workload_from_recording
@@ -29,12 +29,12 @@ CONFIG = SchedulerConfig(max_num_batched_tokens=512, max_num_seqs=8, num_blocks=
 FORWARD, PAUSE, HAND_OVER, REST, CALL = 10.0, 1.0, 3.0, 5.0, 0.5
 
 
-def always(value: float) -> BySteps:
-    return BySteps(value, np.zeros(0))
+def always(value: float) -> StepTimeSeries:
+    return StepTimeSeries(value, np.zeros(0))
 
 
-def of_any_size(value: float) -> BySize:
-    return BySize(value, {}, {})
+def of_any_size(value: float) -> SizeDependentTime:
+    return SizeDependentTime(value, {}, {})
 
 
 TIMES = PipelineTimes(
@@ -59,7 +59,7 @@ def replayed(
     **beginning: Any,
 ) -> PipelineReplay:
     workload = Workload(config, tuple(one for one, _ in sent))
-    start = Beginning(0.0, tuple(Sent(one, at) for one, at in sent), **beginning)
+    start = PipelineStart(0.0, tuple(SentRequest(one, at) for one, at in sent), **beginning)
     run = PipelineReplay(workload, times, start, BUILTIN[formula], policy)
     run.run()
     return run
@@ -93,7 +93,7 @@ def test_tasks_enter_the_forward_that_begins_after_they_have_come() -> None:
 
 
 def test_one_request_is_fetched_at_a_time_and_only_while_none_waits() -> None:
-    """Whatever clients sent: the second enters the waiting queue when the first has left it."""
+    """Whenever clients sent them, the second enters the waiting queue only after the first has left it."""
     run = replayed([(request("a", 470), 0.0), (request("b", 470), 0.0), (request("c", 470), 0.0)])
     assert [rows(run, step) for step in range(2)] == [{"a": 470}, {"a": 1, "b": 470}]
     assert run.first_tokens["a"] < run.first_tokens["b"] < run.first_tokens["c"]
@@ -104,13 +104,13 @@ def test_one_request_is_fetched_at_a_time_and_only_while_none_waits() -> None:
 
 
 def test_whole_prompts_are_fetched_several_at_once() -> None:
-    several = [Sent(request(name, 1000), 0.0) for name in "abcde"]
+    several = [SentRequest(request(name, 1000), 0.0) for name in "abcde"]
     whole = replace(CONFIG, chunked_prefill=False)
     assert [one.request_id for one in ClientQueue(CONFIG, several).fetch(1.0, 8)] == ["a"]
     assert [one.request_id for one in ClientQueue(whole, several).fetch(1.0, 8)] == ["a", "b", "c"]
     assert [one.request_id for one in ClientQueue(whole, several).fetch(1.0, 2)] == ["a", "b"]
     assert ClientQueue(whole, several).fetch(-1.0, 8) == []
-    long = [Sent(request(name, 3000), 0.0) for name in "ab"]
+    long = [SentRequest(request(name, 3000), 0.0) for name in "ab"]
     assert len(ClientQueue(whole, long).fetch(1.0, 8)) == 1
 
 
@@ -125,9 +125,9 @@ def test_release_2_6_looks_for_requests_every_20_ms() -> None:
 
 
 def test_outputs_are_taken_in_one_forward_after_the_other() -> None:
-    """What the token processor is late with one forward, it is late with those behind it: requests end later."""
+    """If the token processor is late with one forward, it is late with all later ones too, so requests end later."""
     sent = [(request("a", output=8), 0.0)]
-    late = BySteps(0.0, np.array([0.0, 100.0]))
+    late = StepTimeSeries(0.0, np.array([0.0, 100.0]))
     ends, held = [], []
     for times in (TIMES, replace(TIMES, output_wait=late)):
         run = replayed([*sent, (request("b", output=1), 60.0)], times)
@@ -144,7 +144,7 @@ def test_a_call_extends_too_late_where_outputs_are_taken_in_late() -> None:
     sent = [(request("a", 100, 200, accepts=(3,) * 50), 0.0)]
     lockstep_like = replayed(sent, config=config)
     assert lockstep_like.log.columns()["num_stalled"].sum() == 0
-    late = replace(TIMES, output_wait=BySteps(0.0, np.full(60, 60.0)))
+    late = replace(TIMES, output_wait=StepTimeSeries(0.0, np.full(60, 60.0)))
     run = replayed(sent, late, config=config)
     assert run.num_unfinished == 0
     assert run.log.columns()["num_stalled"].sum() + _idle(run) > _idle(lockstep_like)
@@ -175,7 +175,7 @@ def test_what_was_there_when_the_recording_began_goes_on() -> None:
     )
     slots = (Slot("a", 104, 104, 104, 4, 5),)
     workload = Workload(CONFIG, (a, b))
-    start = Beginning(0.0, (), (), found, slots, {"a": 2}, ("b",))
+    start = PipelineStart(0.0, (), (), found, slots, {"a": 2}, ("b",))
     run = PipelineReplay(workload, TIMES, start, BUILTIN["original"], ORIGINAL)
     run.run()
     assert run.log.num_steps == 5
@@ -204,14 +204,16 @@ def test_a_budget_of_nothing_hangs() -> None:
 
 
 def test_what_a_step_took_is_its_own_where_it_was_recorded() -> None:
-    times = replace(TIMES, forward_rest=BySteps(0.0, np.array([0.0, 7.0, -2.0])))
+    times = replace(TIMES, forward_rest=StepTimeSeries(0.0, np.array([0.0, 7.0, -2.0])))
     run = replayed([(request("a", output=6), 0.0)], times)
     took = np.diff(run.ends) - PAUSE
     assert took.tolist() == pytest.approx([17.0, 8.0, 10.0, 10.0, 10.0])
 
 
 def test_a_value_of_about_this_size_is_the_nearest_recorded() -> None:
-    found = BySize.of(1.0, np.array([5, 50, 9]), np.array([2500, 2600, 40]), np.array([20.0, 30.0, 2.0]))
+    found = SizeDependentTime.of(
+        1.0, np.array([5, 50, 9]), np.array([2500, 2600, 40]), np.array([20.0, 30.0, 2.0])
+    )
     assert [found.at(step, 2550) for step in (0, 20, 40, 90)] == [20.0, 20.0, 30.0, 30.0]
     assert (found.at(5, 45), found.at(5, 0)) == (2.0, 1.0)
 

@@ -24,7 +24,7 @@ from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.replay.routed_replay import RankReplay, RoutedReplay
 from fdtrace.replayer.replay.routers import ROUTINGS, PrefixAffinity, router_of
 from fdtrace.replayer.replay.workload_replay import Replay
-from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ComingRequests
+from fdtrace.replayer.workload.closed_loop import AS_RECORDED, ArrivalMode
 from fdtrace.replayer.workload.under_settings import UNCHANGED
 from fdtrace.replayer.workload.workload import WorkRequest
 from tests.replayer.timed_recordings import timed_by_gpu
@@ -32,7 +32,7 @@ from tests.replayer.timed_recordings import timed_by_gpu
 Timed = tuple[Recording, BatchRowColumns]
 BEGIN = 10**18
 LATER_NS = 700_000_000
-"""The second rank makes its first call so much later."""
+"""How many nanoseconds after the first rank the second one makes its first call."""
 
 
 def with_names(recording: Recording, prefix: str) -> Recording:
@@ -147,7 +147,7 @@ def test_the_recorded_ranks_are_replayed_as_they_were(
 
 def test_faster_arrivals_bring_the_second_rank_earlier(deployment: RankExperiment) -> None:
     plain = deployment.workloads(UNCHANGED, AS_RECORDED)
-    fast = deployment.workloads(UNCHANGED, ComingRequests(rate=2.0, closed=False))
+    fast = deployment.workloads(UNCHANGED, ArrivalMode(rate=2.0, closed=False))
     assert fast.begins[1] == pytest.approx(plain.begins[1] / 2)
     assert fast.requests[-1].arrival == pytest.approx(plain.requests[-1].arrival / 2, abs=2)
 
@@ -252,7 +252,7 @@ def test_prefixes_stay_together_until_the_ranks_are_unbalanced() -> None:
 def test_a_router_sees_what_has_been_sent_and_not_run(deployment: RankExperiment) -> None:
     """A burst at one moment is spread, since what a rank was sent counts before its next call."""
     joined = deployment.workloads(UNCHANGED, AS_RECORDED)
-    burst = [replace(one, arrival=10_000_000) for one in joined.requests[:20]]
+    burst = [one._replace(arrival=10_000_000) for one in joined.requests[:20]]
     for routing in ("least_requests", "least_tokens", "least_kv_blocks", "vllm"):
         ranks = [RankReplay(workload, BUILTIN["original"]) for workload in joined.ranks]
         run = RoutedReplay(ranks, burst, router_of(routing, {}))

@@ -14,7 +14,7 @@ from fdtrace.replayer import ORIGINAL, POLICIES, workload_from_case
 from fdtrace.replayer.formulas import BUILTIN, parse_formula
 from fdtrace.replayer.search.case_of_workload import as_case
 from fdtrace.replayer.search.draw_case import SearchSpace, drawn_case
-from fdtrace.replayer.search.falsifier import Falsifier, FoundCase, SearchTarget, signature
+from fdtrace.replayer.search.falsifier import Falsifier, FaultyCase, SearchTarget, signature
 from fdtrace.replayer.search.finding_account import account_lines
 from fdtrace.replayer.search.findings import FAULT_KINDS, HARD, FaultBounds, FaultKind, Finding, parse_kinds
 from fdtrace.replayer.search.mutate_case import mutated_case
@@ -38,7 +38,7 @@ def target_of(formula: str, *kinds: FaultKind, **changes: Any) -> SearchTarget:
     return replace(SearchTarget(found, policy, kinds or tuple(FAULT_KINDS), FaultBounds()), **changes)
 
 
-def search(target: SearchTarget, space: SearchSpace, most_runs: int, seed: int = 0) -> FoundCase | None:
+def search(target: SearchTarget, space: SearchSpace, most_runs: int, seed: int = 0) -> FaultyCase | None:
     falsifier = Falsifier(target, space, lambda i: Random(f"{seed}/{i}"))
     for _ in range(most_runs):
         if (found := falsifier.step()) is not None:
@@ -46,7 +46,7 @@ def search(target: SearchTarget, space: SearchSpace, most_runs: int, seed: int =
     return None
 
 
-def shrunk(target: SearchTarget, found: FoundCase, **fixed: Any) -> Shrinker:
+def shrunk(target: SearchTarget, found: FaultyCase, **fixed: Any) -> Shrinker:
     shrinker = Shrinker(found.case, found.finding, target.same_as(found.case, found.finding), fixed=fixed)
     shrinker.run()
     return shrinker
@@ -177,7 +177,7 @@ def test_the_labs_cases_shrink(name: str, version: str, kind: FaultKind, cause: 
     finding = target.shows(case)
     assert finding is not None
     assert cause in finding.text
-    small = shrunk(target, FoundCase(case, finding))
+    small = shrunk(target, FaultyCase(case, finding))
     assert len(small.best["requests"]) <= 6
     assert signature(small.best, small.finding) == signature(case, finding)
     assert target.shows(small.best) == small.finding
@@ -195,7 +195,7 @@ def test_a_recording_shrinks_as_its_case_does() -> None:
     assert finding is not None
     assert told is not None
     assert finding.amount == told.amount  # the steps differ: a recording counts none before its first tokens
-    assert len(shrunk(target, FoundCase(taken, finding)).best["requests"]) <= 3
+    assert len(shrunk(target, FaultyCase(taken, finding)).best["requests"]) <= 3
 
 
 def test_a_fixed_size_stays_and_a_stop_is_heeded() -> None:
@@ -204,11 +204,11 @@ def test_a_fixed_size_stays_and_a_stop_is_heeded() -> None:
     target = target_of("original", "exceeded")
     finding = target.shows(case)
     assert finding is not None
-    free = shrunk(target, FoundCase(case, finding))
+    free = shrunk(target, FaultyCase(case, finding))
     assert free.best["max_num_batched_tokens"] < 64
     assert "env" not in free.best
     held = shrunk(
-        target, FoundCase(case, finding), max_num_batched_tokens=64, env={"FD_ENC_DEC_BLOCK_NUM": 4}
+        target, FaultyCase(case, finding), max_num_batched_tokens=64, env={"FD_ENC_DEC_BLOCK_NUM": 4}
     )
     assert held.best["max_num_batched_tokens"] == 64
     assert held.best["env"] == {"FD_ENC_DEC_BLOCK_NUM": 4}

@@ -13,10 +13,10 @@ from fdtrace.replayer.analysis.token_times import replayed_latencies
 from fdtrace.replayer.config import ORIGINAL, POLICIES, Policy
 from fdtrace.replayer.formulas.base import Formula
 from fdtrace.replayer.history.history import Outcome
-from fdtrace.replayer.model.request import Plan
+from fdtrace.replayer.model.request import AcceptancePlan
 from fdtrace.replayer.recorded.step_durations import Clock
 from fdtrace.replayer.recorded.time_forms import Roofline, SumOfTerms, TimeForm
-from fdtrace.replayer.recorded.time_model import HeldOut, TimeModel
+from fdtrace.replayer.recorded.time_model import HeldOutErrors, TimeModel
 from fdtrace.replayer.replay.replay_history import history_of
 from fdtrace.replayer.replay.summed_log import SummedLog
 from fdtrace.replayer.replay.timed_steps import TimedSteps
@@ -32,16 +32,16 @@ US_A_STEP = 10_000
 
 ADDITIVE = SumOfTerms("additive", np.array([9000.0, 31.7, 12.1, 900.3, 0.71, 0.013]), (0, 2, 1, 3, 4))
 BENT = SumOfTerms("hinges", np.array([7000.0, 3.3, 0.0, 90.1, 21.7]), (0, 2), ((0, -1.0), (2, 12.5)))
+SHAPES = SumOfTerms("shapes", np.array([8000.0, 27.1, 0.9, 3000.7]), (0, 3, 5))
 ROOFLINE = Roofline(np.array([6000.3, 1.7]), np.array([5000.1, 30.3, 0.017]))
 
 
 def timed(workload: Workload, form: TimeForm) -> Workload:
     """The workload by time: an arrival's step as so many steps' time."""
-    held = HeldOut("none", 1, 0.0, 0.0)
+    held = HeldOutErrors("none", 1, 0.0, 0.0)
     model = TimeModel(form, 100, 1e4, 0.1, (), (held, held), held, (64.0, 2.0, 30.0, 900.0, 9000.0))
     requests = tuple(
-        replace(
-            request,
+        request._replace(
             arrival=request.arrival * US_A_STEP,
             abort_after=None if request.abort_after is None else request.abort_after * US_A_STEP,
         )
@@ -92,7 +92,7 @@ def test_drawn_workloads_have_the_same_figures() -> None:
         workload = workload_from_case(drawn_case(chance, SearchSpace()))
         formula = BUILTIN[("original", "pr7499", "exact", "release_2_6")[i % 4]]
         policy = ORIGINAL if formula.policy is None else POLICIES[formula.policy]
-        run = assert_equal(timed(workload, (ADDITIVE, BENT, ROOFLINE)[i % 3]), formula, policy)
+        run = assert_equal(timed(workload, (ADDITIVE, BENT, ROOFLINE, SHAPES)[i // 4 % 4]), formula, policy)
         columns = run.log.columns()
         seen["preempted"] += int(columns["num_preempted"].sum())
         seen["aborted"] += sum(request.abort_after is not None for request in workload.requests)
@@ -108,16 +108,16 @@ def test_roles_keep_the_rows() -> None:
 
 def test_running_sums_go_on_after_the_last_acceptance() -> None:
     for accepts in ([], [2], [1, 0, 3], np.array([3, 0], np.uint8)):
-        plan = Plan(accepts, 99)
+        plan = AcceptancePlan(accepts, 99)
         for first in range(6):
             for count in range(7):
                 expected = [plan.after(first + i) for i in range(count)]
                 assert plan.after_each(first, count).tolist() == expected
 
 
-@pytest.mark.parametrize("form", [ADDITIVE, BENT, ROOFLINE])
+@pytest.mark.parametrize("form", [ADDITIVE, BENT, ROOFLINE, SHAPES])
 def test_one_step_takes_as_long_by_itself_as_among_others(form: TimeForm) -> None:
     rng = np.random.default_rng(0)
-    features = rng.integers(0, 40, (50, 5)).astype(float)
+    features = rng.integers(0, 40, (50, 6)).astype(float)
     alone = [form.us_of_step(row) for row in features.tolist()]
     assert alone == pytest.approx(form.us(features).tolist(), rel=1e-12)

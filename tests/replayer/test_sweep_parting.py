@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fdtrace.replayer.search.sweep_grid import parse_varied
-from fdtrace.replayer.search.sweep_parting import PARTING_COLUMNS, neighbours_of, parting_of
+from fdtrace.replayer.search.sweep_parting import PARTING_COLUMNS, neighbours_of, variant_split_of
 
 
 def columns(running: list[int], reasons: list[str] | None = None) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def columns(running: list[int], reasons: list[str] | None = None) -> dict[str, A
 
 def test_the_first_step_that_differs() -> None:
     one = columns([1, 2, 3, 9], ["", "", "budget", ""])
-    parting = parting_of(one, columns([1, 2, 4, 4], ["", "", "slots", ""]))
+    parting = variant_split_of(one, columns([1, 2, 4, 4], ["", "", "slots", ""]))
     assert parting is not None
     assert (parting.index, parting.step, parting.differing) == (2, 102, (("num_running", 3, 4),))
     assert parting.why(0) == "the budget is used up"
@@ -32,12 +32,12 @@ def test_the_first_step_that_differs() -> None:
 
 
 def test_equal_variants_do_not_part_and_one_may_be_done() -> None:
-    assert parting_of(columns([1, 2]), columns([1, 2])) is None
-    parting = parting_of(columns([1, 2]), columns([1, 2, 3]))
+    assert variant_split_of(columns([1, 2]), columns([1, 2])) is None
+    parting = variant_split_of(columns([1, 2]), columns([1, 2, 3]))
     assert parting is not None
     assert (parting.step, parting.ends_one) == (102, True)
     assert parting.differing == (("num_tokens", None, 2),)
-    assert parting_of(columns([1, 2], ["slots", ""]), columns([1, 2])) is None, (
+    assert variant_split_of(columns([1, 2], ["slots", ""]), columns([1, 2])) is None, (
         "a reason alone changes no step"
     )
 

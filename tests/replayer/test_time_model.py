@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from fdtrace.recorder.errors import UsageError
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer import BUILTIN
-from fdtrace.replayer.analysis.token_times import Clients, ServedSteps, latencies, parse_slo
+from fdtrace.replayer.analysis.token_times import ClientRequests, ServedSteps, latencies, parse_slo
 from fdtrace.replayer.experiment import Experiment
 from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.replayer.recorded.batch_rows import BatchRowColumns
 from fdtrace.replayer.recorded.recorded_timing import RecordedTiming
-from fdtrace.replayer.recorded.time_forms import TimeForm, non_negative
+from fdtrace.replayer.recorded.time_forms import SumOfTerms, TimeForm, non_negative
 from fdtrace.replayer.recorded.time_model import fit_time_model
 from fdtrace.replayer.replay.workload_replay import Replay
-from fdtrace.replayer.workload.closed_loop import AS_FOUND, ComingRequests, closed_loop_of
+from fdtrace.replayer.workload.closed_loop import AS_FOUND, ArrivalMode, closed_loop_of
 from fdtrace.replayer.workload.engine_settings import read_settings
 from fdtrace.replayer.workload.under_settings import ChangedSettings
 from tests.replayer.timed_recordings import gpu, timed_by_gpu
@@ -32,8 +32,14 @@ Floats = NDArray[np.float64]
 
 def cpu(features: Floats) -> Floats:
     """The same on something like a CPU: everything adds up."""
-    prefill, prefills, _, kv, attention = features.T
+    prefill, prefills, _, kv, attention, _ = features.T
     found: Floats = 19000 + 120 * prefill + 4000 * prefills + 2.3 * kv + 0.13 * attention
+    return found
+
+
+def compiling(features: Floats) -> Floats:
+    """The same, where a number of tokens that comes for the first time needs a kernel of its own."""
+    found: Floats = cpu(features) + 30000 * features[:, 5]
     return found
 
 
@@ -42,10 +48,13 @@ def drawn(num_steps: int) -> Floats:
     prefill = np.where(rng.random(num_steps) < 0.4, np.round(500 * rng.random(num_steps)), 0)
     decode = rng.integers(1, 14, num_steps).astype(float)
     kv = decode * 400 + 100 * rng.standard_normal(num_steps)
-    return np.stack([prefill, prefill > 0, decode, kv, prefill * (300 + prefill / 2)], axis=1)
+    attention = prefill * (300 + prefill / 2)
+    is_new = np.zeros(num_steps)
+    is_new[np.unique(prefill + decode, return_index=True)[1]] = 1
+    return np.stack([prefill, prefill > 0, decode, kv, attention, is_new], axis=1)
 
 
-@pytest.mark.parametrize("truth", [gpu, cpu])
+@pytest.mark.parametrize("truth", [gpu, cpu, compiling])
 def test_the_form_is_chosen_that_holds_where_steps_are_others(truth: Callable[[Floats], Floats]) -> None:
     features = drawn(1200)
     noise = 1 + 0.05 * np.random.default_rng(2).standard_normal(len(features))
@@ -53,9 +62,11 @@ def test_the_form_is_chosen_that_holds_where_steps_are_others(truth: Callable[[F
     small = features[features[:, 0] > 0].copy()
     small[:, 0] = np.minimum(small[:, 0], 64)
     small[:, 4] = small[:, 0] * 300
+    small[:, 5] = 0
     told = model.form.us(small)
     assert abs(told.sum() / truth(small).sum() - 1) < 0.05, "chunks that a smaller budget would give"
     assert model.name != "tokens"
+    assert (model.name == "shapes") == (truth is compiling)
     assert 0.02 < model.random.median_error < 0.06
     assert model.worst_region is not None
     assert abs(model.worst_region.total_error) < 0.12
@@ -109,7 +120,7 @@ def test_tokens_of_requests_are_dated_by_the_steps_that_made_them() -> None:
     step, request, prefill, tokens, computed, accepted = np.array(rows).T
     batch = BatchRowColumns(step, request, prefill.astype(bool), tokens, computed, accepted)
     starts = np.array([0.0, 100, 200, 300, 400]) * 1000
-    clients = Clients(np.array([0.0, 50_000.0]), [10, 3], [4, 3], np.array([True, True]))
+    clients = ClientRequests(np.array([0.0, 50_000.0]), [10, 3], [4, 3], np.array([True, True]))
     found = latencies(
         ServedSteps(batch, starts, starts + 100_000, clients), parse_slo("ttft=180ms, latency=0.42s")
     )
@@ -144,6 +155,27 @@ def timed(
     """A recording whose steps took what `gpu` says, each request there just before its recorded step."""
     return timed_by_gpu(
         recording_of(case_of("tight_blocks"), golden_of("tight_blocks", "original"), "original")
+    )
+
+
+def test_a_step_is_the_first_of_its_shape_in_the_recording_and_in_the_replay(
+    timed: tuple[Recording, BatchRowColumns],
+) -> None:
+    recording, rows = timed
+    timing = RecordedTiming(recording, lambda: rows)
+    tokens = recording.steps["num_tokens"].tolist()
+    firsts = [float(num not in tokens[:at]) for at, num in enumerate(tokens)]
+    assert timing.features[:, 5].tolist() == firsts
+    assert 30 < sum(firsts) < len(firsts)
+    shapes = SumOfTerms("shapes", np.array([20_000.0, 7_000.0]), (5,))
+    timing.__dict__["model"] = replace(timing.model, form=shapes)
+    run = Replay(Experiment(recording, timing=timing, clock="time").workload, BUILTIN["original"])
+    run.run()
+    assert run.timed is not None
+    took = run.timed.ends_us - run.timed.starts_us
+    replayed = run.log.columns()["num_tokens"].tolist()
+    assert took.tolist() == pytest.approx(
+        [20_000.0 + 7_000.0 * (num not in replayed[:at]) for at, num in enumerate(replayed)]
     )
 
 
@@ -270,12 +302,12 @@ def test_open_traffic_is_not_taken_for_clients_that_wait(timed: tuple[Recording,
     )
     assert closed_loop_of(opened) is None
     with pytest.raises(UsageError, match="no clients that wait for their answers"):
-        Experiment(opened, clock="time", coming=ComingRequests(closed=True)).workload  # noqa: B018
+        Experiment(opened, clock="time", coming=ArrivalMode(closed=True)).workload  # noqa: B018
 
 
 def test_requests_come_faster(timed: tuple[Recording, BatchRowColumns]) -> None:
     recording, _ = timed
     plain = Experiment(recording, clock="time").workload
-    fast = Experiment(recording, clock="time", coming=ComingRequests(rate=2.0, closed=False)).workload
+    fast = Experiment(recording, clock="time", coming=ArrivalMode(rate=2.0, closed=False)).workload
     assert fast.requests[-1].arrival == pytest.approx(plain.requests[-1].arrival / 2, abs=1)
     assert "2 times as fast" in fast.notes[0]

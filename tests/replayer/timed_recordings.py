@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 def gpu(features: Floats) -> Floats:
     """Microseconds of a step on something like a GPU: the memory or the arithmetic, whichever takes longer."""
-    prefill, _, decode, kv, attention = features.T
+    prefill, _, decode, kv, attention, _ = features.T
     found: Floats = 6000 + np.maximum(14000 + 2.5 * kv, 130 * (prefill + decode) + 0.1 * attention)
     return found
 

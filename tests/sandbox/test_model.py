@@ -1,4 +1,4 @@
-"""The transformer over the paged cache: the blocks' places, the chunking and the company change no token."""
+"""The transformer over the paged cache: blocks, chunking and the other requests of a batch change no token."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PACKAGE = "transformers.generation.continuous_batching."
 
 
 class Done:
-    """A stream and an event of a device that has always done what was asked."""
+    """In place of a CUDA stream and event: all work is always complete."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass

@@ -9,8 +9,8 @@ import duckdb
 import numpy as np
 import pytest
 
-from fdtrace.recorder import schema
 from fdtrace.recorder.step_calls import read_lags, read_step_calls, read_step_lags
+from fdtrace.recorder.trace.file import add_schema_views
 from fdtrace.recorder.trace.recording import Recording
 from fdtrace.replayer.analysis.explain_ordered import OrderedExplainer
 from fdtrace.replayer.analysis.fidelity import recorded_policy
@@ -36,8 +36,7 @@ def recording() -> Recording:
 def db() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as db:
         tables_of(db, "tight")
-        for view in schema.VIEWS:
-            db.execute(f"CREATE VIEW {view.name} AS {view.query}")
+        add_schema_views(db)
         yield db
 
 

@@ -201,6 +201,8 @@ async def test_the_trace_is_removed_while_it_is_shown(recorded: Recorded) -> Non
 async def test_another_recording_takes_its_place(recorded: Recorded, tmp_path: Path) -> None:
     other = Recorded(tmp_path / "other.duckdb")
     try:
+        other.engine.kill()
+        other.process.wait()  # a whole trace: one in progress would have no parts where it is put
         async with opened(recorded.path) as (app, pilot):
             await grows(app, pilot)
             recorded.process.kill()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fdtrace.replayer.analysis.step_account import Accountant
+from fdtrace.replayer.analysis.step_account import StepAccounting
 from fdtrace.tui.inspector.inspector import Inspection
 from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.theme import BLOCKS, DARK, Look
@@ -18,7 +18,7 @@ LOOK = Look(BLOCKS, DARK)
 def said_of(reason: str, **values: int | None) -> str:
     """What the inspector says of a step whose head of the queue was refused for a reason."""
     recording, history = case_recording("tight_blocks")
-    account = Accountant(recording).account(history, None, int(history.columns["step"][40]))
+    account = StepAccounting(recording).account(history, None, int(history.columns["step"][40]))
     assert account is not None
     changed = replace(account, not_admitted=reason, values={**account.values, **values})
     lines = inspection_lines(Inspection(0, account.step, account=changed), 100, LOOK)

@@ -165,6 +165,40 @@ def test_the_engines_row_holds_sizes_and_switches_and_no_name_or_secret(stand: S
         assert secret not in json.dumps(config)
 
 
+@pytest.mark.parametrize("more", [("--inline",), ()], ids=("one process", "two"))
+def test_padded_batches_and_what_the_drafter_runs_are_compared_with_the_limit(
+    stand: Stand, more: tuple[str, ...]
+) -> None:
+    """A batch of up to 60 tokens is padded to a multiple of 8; the drafter runs three slots more for each request."""
+    stand, done = stand.recorded("--budget", "60", "--slots", "3", *more)
+    assert done.returncode == 0, done.stderr
+    padded, drafted = {}, {}
+    for step, line in enumerate(stand.lines()):
+        tokens = sum(row[2] for row in line["rows"])
+        first = -(-(tokens + 3 * len(line["rows"])) // 8) * 8
+        if -(-tokens // 8) * 8 > 60:
+            padded[step] = -(-tokens // 8) * 8
+        if first > 60:
+            drafted[step] = first
+    with open_trace(stand.trace) as trace:
+        found = trace.rows("SELECT step, limit_name, limit_tokens, num_tokens, excess_tokens FROM exceeded")
+        (engine,) = trace.engines()
+    told = {(row["limit_name"], row["step"]): row["num_tokens"] for row in found}
+    assert len(told) == len(found)
+    assert padded
+    assert drafted
+    assert told == {
+        **{("padded", step): tokens for step, tokens in padded.items()},
+        **{("drafter", step): tokens for step, tokens in drafted.items()},
+    }
+    assert all(row["limit_tokens"] == 60 and row["excess_tokens"] == row["num_tokens"] - 60 for row in found)
+    assert json.loads(engine["config"])["compilation_config"] == {
+        "cudagraph_mode": "PIECEWISE",
+        "cudagraph_capture_sizes": [8, 16, 32, 64],
+        "max_cudagraph_capture_size": 64,
+    }
+
+
 def test_equal_prefixes_are_seen_within_a_trace_and_not_across_traces(stand: Stand) -> None:
     first: list[Any] = []
     again, (first_run, done) = stand.collect("--prefixes"), stand.recorded("--prefixes")

@@ -127,8 +127,12 @@ def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp
     recording = vllm_server.attach(server.pid, trace)
     at_work = {process.pid for process in server.tree() if AT_WORK.match(process.name())}
     assert at_work <= hooked(server) <= at_work | with_a_scheduler(server)
-    answers = Load(server.port, requests=80, concurrency=20).join()
-    after = vllm_load.settled(server.port)
+    answers, after = [], before
+    while (
+        difference(after, before)["preemptions"] == 0
+    ):  # on a slow machine, fewer requests run at the same time
+        answers += Load(server.port, requests=80, concurrency=20).join()
+        after = vllm_load.settled(server.port)
     vllm_server.detach(recording)
     assert not failures(answers)
     assert not hooked(server)

@@ -1,4 +1,6 @@
-"""Why a vLLM admitted no more: the adapter's reason is the line at which vLLM's own `schedule()` left its loop."""
+"""Why a vLLM admitted no more, and gave nothing to a running request: the adapter's reason is the line at which vLLM's
+own `schedule()` left its loop, or passed the request.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ pytestmark = [real, pytest.mark.timeout(1200), pytest.mark.slow, pytest.mark.xdi
 
 PARALLEL = {"speculative_config": {"parallel_drafting": True}}
 """A drafter that runs its K drafts at once: each request pays K - 1 slots."""
+
+LONG = {"scheduler_config": {"long_prefill_token_threshold": 16}}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {
     "budgets": ({**NGRAM, "max_num_seqs": 32}, PARALLEL, {}, {"input_budget", "preemption"}),
@@ -42,10 +46,33 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]
     "whole": ({"chunked_prefill": False, "max_num_batched_tokens": 1024, "num_blocks": 400, "max_num_seqs": 64}, {}, {},
               {"budget"}),
     "deferred": ({"max_num_batched_tokens": 256}, {}, {"defers": True, "pauses": True}, {"deferred", "paused"}),
+    "ahead": ({"max_num_seqs": 8}, {"scheduler_config": {"async_scheduling": True}}, {}, {"slots"}),
+    "chunks_throttled": ({"max_num_seqs": 64, "max_num_batched_tokens": 512, "num_blocks": 400}, LONG,
+                         {"throttles": True}, {"throttle"}),
+    "squeezed": ({"max_num_seqs": 32, "num_blocks": 400}, {}, {"squeezes": True}, {"budget"}),
+    "long_prefills_and_slots": ({**NGRAM, "max_num_seqs": 16, "num_blocks": 400}, {**PARALLEL, **LONG}, {},
+                                {"input_budget"}),
+    "priority": (
+        {"num_blocks": 65, "max_num_seqs": 16, "max_num_batched_tokens": 256},
+        {"scheduler_config": {"policy": "priority", "scheduler_reserve_full_isl": False}},
+        {"priorities": True},
+        {"blocks"},
+    ),
 }  # fmt: skip
 
 
-def given(new_decodes: bool) -> list[dict[str, Any]]:
+RESTS = {
+    "chunks_throttled": {"throttle"},
+    "deferred": {"paused"},
+    "ahead": {"ending"},
+    "squeezed": {"budget"},
+    "long_prefills_and_slots": {"input_budget"},
+    "priority": {"blocks"},
+}
+"""Case -> reasons for which running requests get nothing in it."""
+
+
+def given(new_decodes: bool, priorities: bool) -> list[dict[str, Any]]:
     rng = random.Random(7)
     found, step = [], 0
     for i in range(80):
@@ -57,12 +84,15 @@ def given(new_decodes: bool) -> list[dict[str, Any]]:
         found.append(
             {"id": f"r{i}", "arrival": step, "prompt": prompt, "shared": shared, "output": rng.randint(5, 60)}
         )
+        if priorities:
+            found[-1]["priority"] = 80 - i  # later ones are served first
     return found
 
 
+@cache
 def watched(name: str) -> dict[str, Any]:
     sizes, recorded, more, _ = CASES[name]
-    requests = given(bool(more.get("new_decodes")))
+    requests = given(bool(more.get("new_decodes")), bool(more.get("priorities")))
     asked = {"sizes": {**SIZES, **sizes}, "recorded": recorded, "seed": 3, "given": requests, **more}
     return process().ask(asked)
 
@@ -81,3 +111,20 @@ def test_the_reason_is_where_the_engines_own_loop_ended(name: str) -> None:
     assert not wrong
     assert CASES[name][3] <= {truth for truth, *_ in calls}
     assert [call[3] for call in calls] == [call[2] for call in calls], "what is left of both budgets"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reason_of_a_running_request_is_where_the_loop_passed_it(name: str) -> None:
+    run = watched(name)
+    wrong = Counter(
+        (of_both[0].get(request), of_both[1].get(request))
+        for of_both in run["rests"]
+        for request in {**of_both[0], **of_both[1]}
+        if of_both[0].get(request) != of_both[1].get(request)
+    )
+    assert not wrong
+    assert len(run["rests"]) == run["num_with_rest"], (
+        "each call that left a running request out was explained"
+    )
+    found = {reason for truth, _ in run["rests"] for reason in truth.values()}
+    assert RESTS.get(name, set()) <= found

@@ -73,7 +73,7 @@ class Breakpoint:
 
 def _event_steps(kind: str, series: Series, recording: Recording) -> Ints:
     if kind == "exceeded":
-        return np.asarray(series.step[series.over])
+        return series.exceeded_steps
     if kind == "hang":
         hang = series.history.outcome.hang
         return np.array([] if hang is None else [hang.step], np.int64)

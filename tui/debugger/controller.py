@@ -14,16 +14,16 @@ from fdtrace.tui.background import Deliver
 from fdtrace.tui.debugger.breakpoint_list import BreakList
 from fdtrace.tui.debugger.breakpoints import COLUMN_EVENTS, Breakpoint, Breakpoints
 from fdtrace.tui.debugger.watches import Watches
-from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.counts import CountPrefix
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.prompt.prompt import Ask
-from fdtrace.tui.screen_protocol import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Prompter, ReplayScreen
 
 
 class Debugger:
     """Goes to breakpoints, forwards and backwards, and shows watches."""
 
-    def __init__(self, screen: ReplayScreen, panes: Panes, prompt: Asks, count: Count) -> None:
+    def __init__(self, screen: ReplayScreen, panes: Panes, prompt: Prompter, count: CountPrefix) -> None:
         self.screen, self.panes, self.prompt, self.count = screen, panes, prompt, count
         self.breaks = Breakpoints()
         self.watches = Watches()

@@ -7,19 +7,19 @@ from rich.text import Text
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.request_story import Story, story_of
+from fdtrace.replayer.analysis.request_story import RequestStory, story_of
 from fdtrace.replayer.analysis.waiting import Waits, waits_of
 from fdtrace.replayer.history.recording_lives import with_recorded_lives
 from fdtrace.replayer.rank_experiment import RankRun
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
-from fdtrace.tui.inspector.inspector import Inspection, Inspector, Subject
+from fdtrace.tui.inspector.inspector import InspectedPane, Inspection, Inspector
 from fdtrace.tui.inspector.ranks_screen import RanksScreen
 from fdtrace.tui.inspector.story_screen import StoryScreen
 from fdtrace.tui.inspector.text import inspection_lines
 from fdtrace.tui.inspector.waits_screen import WaitsScreen
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.screen_protocol import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Prompter, ReplayScreen
 from fdtrace.tui.tables.lower_area import LowerArea
 
 TITLE = Style(bold=True, underline=True)
@@ -28,7 +28,7 @@ TITLE = Style(bold=True, underline=True)
 class InspectorController:
     """Opens the inspector in the area below the charts, and shows the stories of requests."""
 
-    def __init__(self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Asks) -> None:
+    def __init__(self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Prompter) -> None:
         self.screen, self.panes, self.lower, self.prompt = screen, panes, lower, prompt
         session = screen.session
         self.model = Inspector(session.recording, session.sources)
@@ -78,8 +78,11 @@ class InspectorController:
         self._order, self._width = self.lower.inspector.places(shown, session.active)
         step = session.cursor
         subjects = [
-            Subject(
-                at, self.panes[at].job.replay, self.panes[at].series, self.panes.absence(self.panes[at], step)
+            InspectedPane(
+                at,
+                self.panes[at].job.replay,
+                self.panes[at].series,
+                self.panes.absence_text(self.panes[at], step),
             )
             for at in self._order
         ]
@@ -121,10 +124,10 @@ class InspectorController:
         histories = [pane.series.history for pane in self.panes if pane.series is not None]
         self.screen.say(f"reading the steps of {text}")
 
-        def work(deliver: Deliver[list[Story | None]], cancelled: Cancelled) -> None:
+        def work(deliver: Deliver[list[RequestStory | None]], cancelled: Cancelled) -> None:
             recording = self.model.recording_now()
             request_id = request_id_of(text, recording)
-            stories: list[Story | None] = []
+            stories: list[RequestStory | None] = []
             for history in histories:
                 if cancelled():
                     return
@@ -133,7 +136,7 @@ class InspectorController:
 
         self._stories.want(work)
 
-    def _show_stories(self, stories: list[Story | None]) -> None:
+    def _show_stories(self, stories: list[RequestStory | None]) -> None:
         self.screen.say()
         shown = [story for story in stories if story is not None and (story.segments or story.arrived)]
         if not shown:

@@ -8,10 +8,10 @@ from functools import partial
 
 from fdtrace.recorder.step_calls import StepCalls
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.replayer.analysis.explain_step import Explained, Explainer
+from fdtrace.replayer.analysis.explain_step import Explainer, StepExplanation
 from fdtrace.replayer.analysis.explainers import explainer_of
 from fdtrace.replayer.analysis.fidelity import recorded_formula, recorded_policy
-from fdtrace.replayer.analysis.step_account import Account, Accountant
+from fdtrace.replayer.analysis.step_account import StepAccount, StepAccounting
 from fdtrace.replayer.formulas import BUILTIN, Formula
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.model.events import StepRow
@@ -34,18 +34,18 @@ class Inspection:
 
     at: int
     step: int
-    account: Account | None = None
+    account: StepAccount | None = None
     rows: Sequence[StepRow] = ()
     events: Sequence[StepEvent] = ()
     calls: StepCalls | None = None
-    explained: Explained | None = None
+    explained: StepExplanation | None = None
     absent: str = ""
     error: str = ""
     share: float | None = None
 
 
 @dataclass
-class Subject:
+class InspectedPane:
     """A pane to inspect: its place, its replay, its history, and why it may lack the step."""
 
     at: int
@@ -60,7 +60,7 @@ class Inspector:
 
     def __init__(self, recording: Recording, sources: Sources) -> None:
         self.recording, self.sources = recording, sources
-        self._accountant: Accountant | None = None
+        self._accountant: StepAccounting | None = None
         self._explainers: dict[int, tuple[PaneReplay, Recording, Explainer]] = {}
         self._workloads: dict[ClockKind, tuple[Recording, Workload]] = {}
 
@@ -76,7 +76,7 @@ class Inspector:
 
     def inspect(
         self,
-        subjects: Sequence[Subject],
+        subjects: Sequence[InspectedPane],
         step: int,
         deliver: Callable[[Inspection], None],
         cancelled: Cancelled,
@@ -108,7 +108,7 @@ class Inspector:
             return BUILTIN.get(recorded_formula(self.recording) or "")
         return replay.formula
 
-    def _first(self, subject: Subject, step: int) -> Inspection:
+    def _first(self, subject: InspectedPane, step: int) -> Inspection:
         series, replay = subject.series, subject.replay
         inspection = Inspection(subject.at, step, absent=subject.absent)
         if series is None:
@@ -132,7 +132,7 @@ class Inspector:
 
     def _explain(
         self,
-        subject: Subject,
+        subject: InspectedPane,
         inspection: Inspection,
         deliver: Callable[[Inspection], None],
         cancelled: Cancelled,
@@ -149,7 +149,7 @@ class Inspector:
         explained = self._explainer(subject.at, subject.replay, history).explain(step, progressed, cancelled)
         accountant = self._accountant_now
         if inspection.account is None:
-            account: Account | None = accountant.hung(history, formula, explained)
+            account: StepAccount | None = accountant.hung(history, formula, explained)
         else:
             account = accountant.account(history, formula, step, explained)
         deliver(replace(inspection, account=account, explained=explained, share=None))
@@ -174,6 +174,6 @@ class Inspector:
         return cached[1]
 
     @property
-    def _accountant_now(self) -> Accountant:
-        self._accountant = self._accountant or Accountant(self.recording)
+    def _accountant_now(self) -> StepAccounting:
+        self._accountant = self._accountant or StepAccounting(self.recording)
         return self._accountant

@@ -14,7 +14,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from fdtrace.recorder.printable import printable
-from fdtrace.replayer.analysis.request_story import Decodes, PrefillChunk, Story
+from fdtrace.replayer.analysis.request_story import Decodes, PrefillChunk, RequestStory
 from fdtrace.tui.theme import Look
 
 MOST_PARTS = 200
@@ -38,7 +38,7 @@ class StoryScreen(ModalScreen["int | None"]):
         Binding("k", "up", "up", show=False),
     ]
 
-    def __init__(self, stories: Sequence[Story], step: int, look: Look, classes: str = "") -> None:
+    def __init__(self, stories: Sequence[RequestStory], step: int, look: Look, classes: str = "") -> None:
         super().__init__(classes=classes)
         self.stories, self.step, self.look = stories, step, look
         self._steps: list[int | None] = []
@@ -86,7 +86,7 @@ class StoryScreen(ModalScreen["int | None"]):
         self.dismiss(self._steps[event.option_index])
 
 
-def story_lines(story: Story, look: Look) -> list[tuple[int | None, str]]:
+def story_lines(story: RequestStory, look: Look) -> list[tuple[int | None, str]]:
     """A story's lines, each with the step that it leads to; None: it leads to no step."""
     lines: list[tuple[int | None, str]] = [(None, f"{story.name}: {_sum(story)}")]
     if story.arrived is not None:
@@ -103,7 +103,7 @@ def story_lines(story: Story, look: Look) -> list[tuple[int | None, str]]:
     return [*lines, (None, "")]
 
 
-def _sum(story: Story) -> str:
+def _sum(story: RequestStory) -> str:
     drafts = sum(part.num_draft_tokens for part in story.decodes)
     accepted = sum(part.num_accepted_tokens for part in story.decodes)
     forwards = sum(part.num_steps for part in story.decodes)
@@ -124,7 +124,7 @@ def _sum(story: Story) -> str:
     return ", ".join(parts)
 
 
-def _part(story: Story, part: PrefillChunk | Decodes) -> list[tuple[int | None, str]]:
+def _part(story: RequestStory, part: PrefillChunk | Decodes) -> list[tuple[int | None, str]]:
     if isinstance(part, PrefillChunk):
         lines: list[tuple[int | None, str]] = []
         if part.step in story.restarts:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from fdtrace.replayer.analysis.step_account import Account
+from fdtrace.replayer.analysis.step_account import StepAccount
 from fdtrace.replayer.formulas.worked_example import MINUS, TIMES, budget_and_charge
 from fdtrace.replayer.model.events import Decision, Reason, StepRow
 from fdtrace.tui.inspector.calls_text import calls_section
@@ -41,7 +41,7 @@ def inspection_lines(inspection: Inspection, width: int, look: Look) -> list[Tex
     return page.lines
 
 
-def _verdict(page: Page, account: Account) -> None:
+def _verdict(page: Page, account: StepAccount) -> None:
     ran, limit, palette = account["num_tokens"], account.limit, page.look.palette
     if account.excess <= 0:
         page.say(f"fits: ran {ran} of {limit} tokens", palette.good, 0)
@@ -56,7 +56,7 @@ def _verdict(page: Page, account: Account) -> None:
         page.say(f"decodes ran {decodes}, prefills {account['num_prefill_tokens']}")
 
 
-def _budget(page: Page, account: Account) -> None:
+def _budget(page: Page, account: StepAccount) -> None:
     palette, formula = page.look.palette, account.formula
     page.head("budget")
     if formula is None:
@@ -82,7 +82,7 @@ def _budget(page: Page, account: Account) -> None:
         page.say(f"the history has {budget}: it was made under another formula", palette.exceeded)
 
 
-def _charged(page: Page, inspection: Inspection, account: Account) -> None:
+def _charged(page: Page, inspection: Inspection, account: StepAccount) -> None:
     """The sums: requests, the tokens that the call counted for them, the tokens that their forward ran."""
     page.head("charged and run")
     palette, drafts = page.look.palette, account.draft_tokens
@@ -119,7 +119,7 @@ def _growth(previous: int | None, bytes_now: int | None, arrow: str) -> str:
     return f"{'-' if previous is None else memory_size(previous)} {arrow} {memory_size(used)}{growth}"
 
 
-def _state(page: Page, inspection: Inspection, account: Account) -> None:
+def _state(page: Page, inspection: Inspection, account: StepAccount) -> None:
     page.head("before and after")
     arrow = "->" if page.look.glyphs.border == "ascii" else "→"
     before = account.before
@@ -142,7 +142,7 @@ def _state(page: Page, inspection: Inspection, account: Account) -> None:
     page.say(_queue(inspection, account), None if account.not_admitted else page.look.palette.dim)
 
 
-def _queue(inspection: Inspection, account: Account) -> str:
+def _queue(inspection: Inspection, account: StepAccount) -> str:
     """Why the head of the queue was not admitted."""
     reason = account.not_admitted
     if not reason:
@@ -176,7 +176,7 @@ def _queue(inspection: Inspection, account: Account) -> str:
     return f"the queue: {request_text} was not admitted: {reasons.get(reason, reason)}"
 
 
-def _cache_read(account: Account) -> str:
+def _cache_read(account: StepAccount) -> str:
     """Both numbers are KV cache tokens; no request of a batch may be read beyond the budget."""
     budget, counted = account["cache_read_budget"], account["num_cache_read_tokens"]
     figures = "" if budget is None or counted is None else f": {counted} of {budget} were counted"
@@ -238,7 +238,7 @@ def _reason(reason: Reason) -> str:
     return reason.text
 
 
-def _requests(page: Page, inspection: Inspection, account: Account) -> None:
+def _requests(page: Page, inspection: Inspection, account: StepAccount) -> None:
     """For each request: the tokens that the call counted for it, and the tokens that its forward ran."""
     if not inspection.rows:
         return
@@ -253,7 +253,7 @@ def _requests(page: Page, inspection: Inspection, account: Account) -> None:
         page.row(cells, widths, palette.strong if row.kind == "prefill" else None)
 
 
-def _charge(account: Account) -> str:
+def _charge(account: StepAccount) -> str:
     """The tokens that the call counted for one decode."""
     if account.charge:
         return str(account.charge)

@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 from textual.timer import Timer
 
 from fdtrace.recorder.errors import FdtraceError
-from fdtrace.tui.navigation.counts import Count
-from fdtrace.tui.navigation.jumps import Place, Trail
+from fdtrace.tui.navigation.counts import CountPrefix
+from fdtrace.tui.navigation.jumps import JumpHistory, Place
 from fdtrace.tui.navigation.playback import Player
 from fdtrace.tui.panes.controller import Panes
 from fdtrace.tui.panes.series import Window
@@ -32,10 +32,10 @@ class Navigation:
     """Moves the cursor and the window. A jump, unlike a step, can be undone."""
 
     def __init__(
-        self, screen: ReplayScreen, panes: Panes, stops: Stops, count: Count, player: Player
+        self, screen: ReplayScreen, panes: Panes, stops: Stops, count: CountPrefix, player: Player
     ) -> None:
         self.screen, self.panes, self.stops, self.count, self.player = screen, panes, stops, count, player
-        self.trail = Trail()
+        self.trail = JumpHistory()
         self.marks: dict[str, Place] = {}
         self._letter_for: Literal["", "mark", "go"] = ""
         self._ticker: Timer | None = None

@@ -10,7 +10,7 @@ COUNT_SECONDS = 1.0
 MAX_COUNT = 10_000_000
 
 
-class Count:
+class CountPrefix:
     """Digits typed before a key, as in `10l`.
 
     A single digit from 1 to 5 also makes that pane the active one. If a key that takes a count follows within a

@@ -17,7 +17,7 @@ class Place:
     window: Window
 
 
-class Trail:
+class JumpHistory:
     """The places that jumps left, to go back to and forward again."""
 
     def __init__(self) -> None:

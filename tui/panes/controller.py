@@ -11,11 +11,11 @@ from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.history.history import History
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
-from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.counts import CountPrefix
 from fdtrace.tui.panes.chart_pane import ChartPane
 from fdtrace.tui.panes.jobs import Job, PaneReplay
-from fdtrace.tui.panes.series import Series, absence
-from fdtrace.tui.screen_protocol import Asks, ReplayScreen
+from fdtrace.tui.panes.series import Series, absence_text
+from fdtrace.tui.screen_protocol import Prompter, ReplayScreen
 from fdtrace.tui.status_lines import StatusLines
 
 POLL = 0.1
@@ -25,7 +25,9 @@ POLL = 0.1
 class Panes:
     """The panes in order; the recording's pane is the first. Their replays are computed one after the other."""
 
-    def __init__(self, screen: ReplayScreen, status: StatusLines, prompt: Asks, count: Count) -> None:
+    def __init__(
+        self, screen: ReplayScreen, status: StatusLines, prompt: Prompter, count: CountPrefix
+    ) -> None:
         self.screen, self.status, self.prompt, self.count = screen, status, prompt, count
         self.widgets: list[ChartPane] = []
         self._box = Horizontal(id="panes")
@@ -72,12 +74,12 @@ class Panes:
         """The indices of the panes on the screen."""
         return self.screen.session.visible(self.screen.size.width)
 
-    def absence(self, pane: ChartPane, step: int) -> str:
+    def absence_text(self, pane: ChartPane, step: int) -> str:
         """Why a pane has nothing to show at a step; empty: it has something."""
         if pane.series is not None and pane.series.index(step) is not None:
             return ""
         replayed = bool(self.status.live) and pane is not self.widgets[0]
-        return pane.note or absence(pane.series, step, live=replayed)
+        return pane.note or absence_text(pane.series, step, live=replayed)
 
     # Replays
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.column_values import MISSING, Ints
+from fdtrace.recorder.trace.columns_on_demand import entry_of, stored_column
 from fdtrace.replayer.history.history import History
+from fdtrace.tui.panes.step_sums import RangeMaxima, RangeSums, RareSums
 
 LAG = "num_unseen_steps"
 """A column of a history: for each step, how many earlier forwards its call had not taken in."""
@@ -129,23 +131,44 @@ class Series:
         self.name, self.how, self.limit = history.name, history.how, history.limit
         columns = history.columns
         self.step: Ints = np.ascontiguousarray(columns["step"], dtype=np.int64)
-        self.tokens: Ints = np.maximum(np.asarray(columns["num_tokens"], dtype=np.int64), 0)
+        self.tokens = self._counts("num_tokens")
         self.over = np.flatnonzero(self.tokens > self.limit)
-        reserved = columns.get("reserved_bytes", columns.get("peak_allocated_bytes"))
-        has_memory = reserved is not None and len(reserved) > 0 and int(reserved.max()) > 0
-        self.reserved: Ints | None = np.ascontiguousarray(reserved, dtype=np.int64) if has_memory else None
-        self._sum = _running_sums(self.tokens)
-        self._over = _running_sums(self.tokens > self.limit)
-        self._preempted = _running_sums(np.maximum(self._column("num_preempted"), 0))
-        self._stalled = _running_sums(np.maximum(self._column("num_stalled"), 0))
-        self._running_requests = np.maximum(self._column("num_running"), 0)
+        self._sums, self._tokens = RangeSums(self.tokens), RangeMaxima(self.tokens)
+        self._preempted, self._stalled = (
+            RareSums(self._counts("num_preempted")),
+            RareSums(self._counts("num_stalled")),
+        )
         lag = columns.get(LAG)
         self.lag: Ints | None = None if lag is None else np.asarray(lag, dtype=np.int64)
-        self._waiting_requests = np.maximum(self._column("num_waiting"), 0)
 
-    def _column(self, name: str) -> Ints:
-        column = self.history.columns.get(name)
-        return np.zeros(len(self.step), np.int64) if column is None else np.asarray(column, dtype=np.int64)
+    def _counts(self, name: str) -> NDArray[np.signedinteger]:
+        """A column of counts in a small type. Where a value is not known, it is 0."""
+        columns = self.history.columns
+        if name not in columns:
+            return np.broadcast_to(np.int64(0), len(self.step))
+        values = stored_column(columns, name)
+        return np.maximum(values, 0) if values.min(initial=0) < 0 else values
+
+    @cached_property
+    def reserved(self) -> NDArray[np.signedinteger] | None:
+        """Bytes reserved after each step, or needed (the history has one of both); None: not known."""
+        for name in ("reserved_bytes", "peak_allocated_bytes"):
+            if name in self.history.columns:
+                values = stored_column(self.history.columns, name)
+                return values if int(values.max(initial=0)) > 0 else None
+        return None
+
+    @cached_property
+    def _most_reserved(self) -> RangeMaxima | None:
+        return None if self.reserved is None else RangeMaxima(self.reserved)
+
+    @cached_property
+    def _running_requests(self) -> RangeMaxima:
+        return RangeMaxima(self._counts("num_running"))
+
+    @cached_property
+    def _waiting_requests(self) -> RangeMaxima:
+        return RangeMaxima(self._counts("num_waiting"))
 
     def __len__(self) -> int:
         return len(self.step)
@@ -163,22 +186,22 @@ class Series:
     @cached_property
     def peak(self) -> int:
         """Most tokens of any step."""
-        return int(self.tokens.max()) if len(self.tokens) else 0
+        return self._tokens.highest
 
     @cached_property
     def peak_reserved(self) -> int:
         """Most bytes reserved (or needed: the history has one of both) at any step; 0 if memory is not known."""
-        return int(self.reserved.max()) if self.reserved is not None else 0
+        return 0 if self._most_reserved is None else self._most_reserved.highest
 
     @cached_property
     def peak_running(self) -> int:
         """Most requests running at any step; 0 if that is not known."""
-        return int(self._running_requests.max(initial=0))
+        return self._running_requests.highest
 
     @cached_property
     def peak_waiting(self) -> int:
         """Most requests waiting at any step; 0 if that is not known."""
-        return int(self._waiting_requests.max(initial=0))
+        return self._waiting_requests.highest
 
     @cached_property
     def peak_lag(self) -> int:
@@ -186,9 +209,14 @@ class Series:
         return 0 if self.lag is None else int(self.lag.max(initial=0))
 
     @cached_property
+    def _lag_maxima(self) -> RangeMaxima:
+        assert self.lag is not None
+        return RangeMaxima(self.lag + 1)
+
+    @cached_property
     def marks_events(self) -> bool:
         """Whether a request was preempted or stalled in any step."""
-        return bool(self._preempted[-1] or self._stalled[-1])
+        return bool(self._preempted.total or self._stalled.total)
 
     def index(self, step: int) -> int | None:
         """The index of a step in the columns; None: this history has no such step."""
@@ -197,28 +225,38 @@ class Series:
 
     def value(self, column: str, step: int) -> int | None:
         """A column's value at a step; None if step, column or value is unknown."""
-        at, values = self.index(step), self.history.columns.get(column)
-        if at is None or values is None:
+        at = self.index(step)
+        return None if at is None else self.value_at(column, at)
+
+    def value_at(self, column: str, at: int) -> int | None:
+        """A column's value at an index of `index`; None if the column or the value is unknown."""
+        columns = self.history.columns
+        if column not in columns:
             return None
-        value = int(values[at])
+        value = int(entry_of(columns, column, at))
         return None if value == MISSING else value
+
+    @cached_property
+    def exceeded_steps(self) -> Ints:
+        """The numbers of the steps over the limit."""
+        return self.step[self.over]
 
     def exceeded_after(self, step: int, count: int = 1) -> int | None:
         """The `count`-th exceeded step after `step`, or the last one; None if there is none."""
-        over = self.step[self.over]
+        over = self.exceeded_steps
         at = int(np.searchsorted(over, step, side="right"))
         return None if at >= len(over) else int(over[min(at + count, len(over)) - 1])
 
     def exceeded_before(self, step: int, count: int = 1) -> int | None:
         """The `count`-th exceeded step before `step`, or the first one; None if there is none."""
-        over = self.step[self.over]
+        over = self.exceeded_steps
         at = int(np.searchsorted(over, step, side="left"))
         return None if at <= 0 else int(over[max(at - count, 0)])
 
     def exceeded_in(self, window: Window) -> int:
         """Exceeded steps in a window."""
-        low, high = np.searchsorted(self.step, (window.start, window.end))
-        return int(self._over[high] - self._over[low])
+        low, high = np.searchsorted(self.exceeded_steps, (window.start, window.end))
+        return int(high - low)
 
     def departs_from(self, other: Series) -> int | None:
         """The first step whose tokens differ from those of `other`; None: no common step differs.
@@ -243,22 +281,21 @@ class Series:
         low = np.searchsorted(self.step, starts)
         high = np.searchsorted(self.step, ends)
         steps = high - low
-        total = self._sum[high] - self._sum[low]
         return Envelope(
             steps=steps,
-            peak=_highest(self.tokens, low, high),
-            mean=total / np.maximum(steps, 1),
-            exceeded=self._over[high] - self._over[low],
-            preempted=self._preempted[high] - self._preempted[low],
-            stalled=self._stalled[high] - self._stalled[low],
-            reserved=None if self.reserved is None else _highest(self.reserved, low, high),
+            peak=self._tokens.of(low, high),
+            mean=self._sums.of(low, high) / np.maximum(steps, 1),
+            exceeded=np.searchsorted(self.over, high) - np.searchsorted(self.over, low),
+            preempted=self._preempted.of(low, high),
+            stalled=self._stalled.of(low, high),
+            reserved=None if self._most_reserved is None else self._most_reserved.of(low, high),
         )
 
     def queues(self, window: Window, width: int) -> tuple[Ints, Ints]:
         """The most requests running, and the most waiting, in each of `width` columns of the window."""
         starts, ends = window.edges(width)
         low, high = np.searchsorted(self.step, starts), np.searchsorted(self.step, ends)
-        return _highest(self._running_requests, low, high), _highest(self._waiting_requests, low, high)
+        return self._running_requests.of(low, high), self._waiting_requests.of(low, high)
 
     def lags(self, window: Window, width: int) -> Ints | None:
         """The most unseen forwards plus 1, in each of `width` columns of the window; 0: not known there."""
@@ -266,35 +303,10 @@ class Series:
             return None
         starts, ends = window.edges(width)
         low, high = np.searchsorted(self.step, starts), np.searchsorted(self.step, ends)
-        return _highest(self.lag + 1, low, high)
+        return self._lag_maxima.of(low, high)
 
 
-def _running_sums(values: NDArray[np.generic]) -> Ints:
-    """Sums of the first 0, 1, … values."""
-    out = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(values, out=out[1:])
-    return out
-
-
-def _highest(values: Ints, low: Ints, high: Ints) -> Ints:
-    """The highest of `values[low[i]:high[i]]`; 0 if that is empty.
-
-    The ranges are either one after the other, or each at most one entry long.
-    """
-    out = np.zeros(len(low), np.int64)
-    present = high > low
-    if not present.any():
-        return out
-    starts, ends = low[present], high[present]
-    if (ends - starts).max() == 1:
-        out[present] = values[starts]
-        return out
-    part = values[starts[0] : ends[-1]]
-    out[present] = np.maximum.reduceat(part, starts - starts[0])
-    return out
-
-
-def absence(series: Series | None, step: int, *, live: bool = False) -> str:
+def absence_text(series: Series | None, step: int, *, live: bool = False) -> str:
     """Why there is nothing to show at a step; `live`: this is a replay of a recording that has grown since."""
     if series is None or not len(series):
         return "no steps"

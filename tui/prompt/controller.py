@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from fdtrace.recorder.errors import FdtraceError
 from fdtrace.recorder.printable import printable_lines
-from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.counts import CountPrefix
 from fdtrace.tui.prompt.completion import SettingNames
 from fdtrace.tui.prompt.prompt import ASKS, Ask, Prompt
 from fdtrace.tui.prompt.step_numbers import parse_step
@@ -33,7 +33,7 @@ Answers = Mapping[Ask, Callable[[str], None]]
 class PromptLine:
     """Asks on the bottom line. A wrong answer stays there, and the error is shown above it."""
 
-    def __init__(self, screen: ReplayScreen, status: StatusLines, count: Count) -> None:
+    def __init__(self, screen: ReplayScreen, status: StatusLines, count: CountPrefix) -> None:
         self.screen, self.status, self.count = screen, status, count
         self.answers: Answers = {}
         self.line = Prompt()

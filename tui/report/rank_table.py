@@ -20,8 +20,8 @@ from fdtrace.replayer.rank_figures import (
     imbalance_of,
     loads_over_time,
 )
+from fdtrace.tui.report.characters import has_blocks
 from fdtrace.tui.report.latency_table import latencies_table
-from fdtrace.tui.report.report import has_blocks
 
 HEADINGS = (
     "re-\nquests",

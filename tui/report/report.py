@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -12,17 +12,17 @@ from rich.text import Text
 
 from fdtrace.recorder.printable import printable
 from fdtrace.recorder.trace.recording import Recording
-from fdtrace.recorder.trace.standstill import Standstill
 from fdtrace.replayer.history.history import ORDERS, History
 from fdtrace.replayer.history.outcome_figures import outcome_dict
 from fdtrace.tui.panes.series import Series
+from fdtrace.tui.report.characters import has_blocks
 from fdtrace.tui.report.chart import tokens_chart
 from fdtrace.tui.report.latency_table import latency_table
 from fdtrace.tui.report.sentences import call_departure_lines, divergence_table, sentences, shared_sentences
 from fdtrace.tui.theme import memory_size
 
-BLOCKS = "▀▄█▌▐▖▗▘▝▙▟▛▜▲─│┤┬·"
-"""The characters of the charts. Plain ASCII replaces them if the console's encoding lacks them."""
+if TYPE_CHECKING:
+    from fdtrace.recorder.trace.standstill import Standstill
 
 
 def render_report(
@@ -102,15 +102,6 @@ def histories_json(
             for history in histories
         ],
     }
-
-
-def has_blocks(console: Console) -> bool:
-    """Whether the console can show the characters of the charts."""
-    try:
-        BLOCKS.encode(console.encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _head(recording: Recording, dot: str) -> list[str]:

@@ -20,7 +20,7 @@ from fdtrace.replayer.analysis.wait_figures import (
 )
 from fdtrace.replayer.analysis.waiting import Waits
 from fdtrace.replayer.history.latency import Percentiles
-from fdtrace.tui.report.report import has_blocks
+from fdtrace.tui.report.characters import has_blocks
 
 HEADINGS = (
     "queued",

@@ -6,13 +6,13 @@ from textual.app import ComposeResult
 
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
-from fdtrace.tui.navigation.counts import Count
+from fdtrace.tui.navigation.counts import CountPrefix
 from fdtrace.tui.panes.controller import Panes
-from fdtrace.tui.screen_protocol import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Prompter, ReplayScreen
 from fdtrace.tui.status_lines import one_line
 from fdtrace.tui.tables.lower_area import LowerArea
 from fdtrace.tui.tables.requests import StepRows, describe
-from fdtrace.tui.tables.step_summary import Line, StepSummary
+from fdtrace.tui.tables.step_summary import StepSummary, SummaryLine
 
 ROWS_AT_ONCE = 0.006
 """Seconds that the screen waits for the requests of a step: a third of a frame."""
@@ -25,7 +25,7 @@ class Tables:
     """Shows the summary at once and the requests when they are read; scrolls the area below the charts."""
 
     def __init__(
-        self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Asks, count: Count
+        self, screen: ReplayScreen, panes: Panes, lower: LowerArea, prompt: Prompter, count: CountPrefix
     ) -> None:
         self.screen, self.panes, self.lower, self.prompt, self.count = screen, panes, lower, prompt, count
         self.summary = StepSummary(id="summary", markup=False)
@@ -44,7 +44,13 @@ class Tables:
         if not self.summary.display:
             return
         lines = [
-            Line(pane.number, pane.job.replay.name, pane.active, pane.series, self.panes.absence(pane, step))
+            SummaryLine(
+                pane.number,
+                pane.job.replay.name,
+                pane.active,
+                pane.series,
+                self.panes.absence_text(pane, step),
+            )
             for pane in self.panes
             if pane.display
         ]

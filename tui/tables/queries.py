@@ -5,7 +5,7 @@ from __future__ import annotations
 from fdtrace.recorder.errors import UsageError
 from fdtrace.replayer.replay.workload_replay import Cancelled
 from fdtrace.tui.background import Deliver
-from fdtrace.tui.screen_protocol import Asks, ReplayScreen
+from fdtrace.tui.screen_protocol import Prompter, ReplayScreen
 from fdtrace.tui.sources import Answer
 from fdtrace.tui.tables.lower_area import LowerArea
 
@@ -13,7 +13,7 @@ from fdtrace.tui.tables.lower_area import LowerArea
 class Queries:
     """Runs queries off the screen's thread, and moves the cursor to the steps of their rows."""
 
-    def __init__(self, screen: ReplayScreen, lower: LowerArea, prompt: Asks) -> None:
+    def __init__(self, screen: ReplayScreen, lower: LowerArea, prompt: Prompter) -> None:
         self.screen, self.lower, self.prompt = screen, lower, prompt
         self._answers = screen.background("sql", self._answered, self._refused)
         self._query = ""

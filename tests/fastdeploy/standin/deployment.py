@@ -29,7 +29,7 @@ from fastdeploy.worker.gpu_model_runner import GPUModelRunner
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    for name in ("log", "worker"):
+    for name in ("log", "worker", "begin-when"):
         parser.add_argument(f"--{name}")
     for name, value in (
         ("ranks", 1), ("dp", 1), ("requests", 40), ("blocks", 400), ("drafts", 2), ("fail-at", 0), ("dp-rank", 0),
@@ -152,6 +152,8 @@ def run_worker(options: argparse.Namespace) -> None:
 class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.rng = options, random.Random(5 + options.dp_rank)
+        # As EngineService and its workers do: the port of their queue, which no other engine of the host has.
+        os.environ["INFERENCE_MSG_QUEUE_ID"] = str(os.getpid())
         self.manager = ResourceManagerV1(8, configuration(options))
         self.workers = [Worker(options, rank) for rank in range(options.ranks)]
         self.made = self.finished = self.steps = 0
@@ -284,7 +286,18 @@ class Engine:
         self.workers[0].close()
         self.workers = [Worker(self.options, 0)]
 
+    def idle(self) -> None:
+        """The workers run without tasks until a file is there, as FastDeploy's do until their engine has started."""
+        while not os.path.exists(self.options.begin_when):
+            for worker in self.workers:
+                worker.send([])
+            for worker in self.workers:
+                worker.receive()
+            time.sleep(0.02)
+
     def run(self) -> None:
+        if self.options.begin_when:
+            self.idle()
         end = time.time() + self.options.seconds
 
         def leave(_number: int, _frame: Any) -> None:

@@ -26,6 +26,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 NUMBERS = {
     "ranks": 1, "requests": 60, "blocks": 400, "drafts": 2, "fail-at": 0, "budget": 64, "seqs": 8, "skips": 0,
+    "slots": 0,
 }  # fmt: skip
 
 
@@ -54,13 +55,17 @@ def configuration(options: argparse.Namespace) -> SimpleNamespace:
         parallel_config=name(
             data_parallel_rank=0, tensor_parallel_size=options.ranks, data_parallel_master_ip="1.2.3.4"
         ),
+        compilation_config=name(
+            cudagraph_mode=name(name="PIECEWISE"), cudagraph_capture_sizes=[8, 16, 32, 64], cache_dir="/secret",
+            max_cudagraph_capture_size=64,
+        ),
         model_config=name(max_model_len=4096, model="/home/user/model", hf_token="secret"),
     )  # fmt: skip
 
 
-def serve(rank: int, fail_at: int) -> None:
+def serve(rank: int, options: argparse.Namespace) -> None:
     """A worker process: outputs of schedule() in, what was sampled out."""
-    runner = GPUModelRunner(rank, fail_at)
+    runner = GPUModelRunner(rank, options.fail_at, options.slots, options.budget)
     while True:
         try:
             output = pickle.load(sys.stdin.buffer)
@@ -80,7 +85,9 @@ class Workers:
     def __init__(self, options: argparse.Namespace) -> None:
         self.children: list[Any] = []
         self.done: deque[Any] = deque()
-        self.runner = GPUModelRunner(0, options.fail_at) if options.inline else None
+        self.runner = None
+        if options.inline:
+            self.runner = GPUModelRunner(0, options.fail_at, options.slots, options.budget)
         for rank in range(0 if options.inline else options.ranks):
             command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(rank)]
             self.children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
@@ -217,7 +224,7 @@ class Engine:
 def main() -> None:
     options = arguments()
     if options.worker is not None:
-        serve(int(options.worker), options.fail_at)
+        serve(int(options.worker), options)
         return
     engine = Engine(options)
     print("ready", os.getpid(), flush=True)
