@@ -119,8 +119,10 @@ class TransformersAdapter:
     # Requests arrive and leave.
 
     def before_add(self, scheduler: Any, args: Any, kwargs: Any) -> None:
+        if scheduler is not self.scheduler or not self.begun:  # what is there when it begins is taken in then
+            return
         state = args[0] if args else kwargs["state"]
-        if scheduler is self.scheduler and state.request_id not in self.writer.numbers:
+        if state.request_id not in self.writer.numbers:
             self._arrived(state, time.time_ns())
 
     def _arrived(self, state: Any, ts: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,14 @@ def test_attached_in_the_middle_what_is_recorded_is_a_part_of_what_it_ran(
             assert trace.rows("SELECT ended_by, state FROM trace") == [
                 {"ended_by": "interrupt", "state": "complete"}
             ]
+
+
+def test_a_request_added_before_the_first_recorded_turn_is_taken_in_once(engine: Engine) -> None:
+    command = [PYTHON, "-m", "tests.transformers_cb.taken_in"]
+    done = subprocess.run(command, env=engine.environment, capture_output=True, text=True, check=True)
+    names = json.loads(done.stdout)
+    assert sorted(names["found"]) == sorted(names["there"]) == ["r0", "r1", "r2"]
+    assert names["arrived"] == ["r3"]
 
 
 def test_attaching_and_detaching_leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
