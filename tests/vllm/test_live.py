@@ -72,6 +72,12 @@ def failures(answers: list[vllm_load.Answer]) -> set[str]:
     return {answer.error for answer in answers if answer.error}
 
 
+def answer_of_a_new_request(server: Server) -> None:
+    """Wait for it: steps end in their order, so by then the server has counted all those that were under way before."""
+    answer = asyncio.run(vllm_load.ask(server.port, {"model": "tiny", "prompt": "w3 w4 w5", "max_tokens": 1}))
+    assert not answer.error
+
+
 def difference(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {name: after[name] - before[name] for name in after}
 
@@ -176,6 +182,7 @@ def test_attached_under_load_twice_no_request_fails_and_the_counters_enclose_the
             time.sleep(0.2)  # the first drafts are proposed by code that is compiled then
         trace, first = tmp_path / f"{attempt}.duckdb", vllm_load.counters(server.port)
         recording = vllm_server.attach(server.pid, trace)
+        answer_of_a_new_request(server)
         second = vllm_load.counters(server.port)
         time.sleep(3)
         stop.set()
