@@ -42,6 +42,9 @@ RECORDER_READY := $(RECORDER_VENV)/.installed
 # The tests wait for processes more than they compute: three a processor.
 WORKERS ?= $(shell expr 3 \* $$(nproc))
 
+# .ci/run has a test that failed run once more.
+PYTEST_OPTIONS ?=
+
 OFFLINE := $(filter-out benchmarks/beside.py benchmarks/big_trace.py benchmarks/sweep_scale.py benchmarks/fleet.py benchmarks/flight.py benchmarks/vllm_% benchmarks/transformers_%,$(wildcard benchmarks/*.py)) benchmarks/vllm_adapter.py
 
 .PHONY: demo test test-recorder test-compiled test-vllm test-transformers test-ray test-dynamo test-gpu check bench bench-beside bench-vllm bench-transformers docs screens clean test-fleet bench-fleet
@@ -50,35 +53,35 @@ demo: $(READY)            ## the sandbox engine, recorded live, then replayed
 	$(BIN)/fdtrace demo
 
 test: $(READY)            ## every test
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -q $(PYTEST_OPTIONS) -n $(WORKERS) --dist loadgroup
 
 test-recorder: $(RECORDER_READY)    ## what records, writes and asks traces, with another Python or DuckDB: PYTHON=python3.10 DUCKDB=1.5.0
-	$(RECORDER_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup tests/recorder \
+	$(RECORDER_VENV)/bin/python -m pytest -q $(PYTEST_OPTIONS) -n $(WORKERS) --dist loadgroup tests/recorder \
 	    tests/fdtrace/test_waits.py tests/fdtrace/test_sql.py tests/fdtrace/test_simulated_traces.py
 
 test-compiled: $(COMPILED_READY)    ## the replayer's tests on its compiled model
 	rm -rf $(COMPILED_VENV)/tests && cp -r tests pyproject.toml $(COMPILED_VENV)
 	cd $(COMPILED_VENV) && bin/python -c 'from fdtrace.replayer.model import scheduler as s; assert not s.__file__.endswith(".py"), s'
-	cd $(COMPILED_VENV) && bin/python -m pytest -q -n $(WORKERS) --dist loadgroup tests/replayer
+	cd $(COMPILED_VENV) && bin/python -m pytest -q $(PYTEST_OPTIONS) -n $(WORKERS) --dist loadgroup tests/replayer
 
 test-vllm: $(READY) $(VLLM_READY)   ## a real vLLM on a CPU, recorded; its environment is made once; VLLM=0.16.0 for one
-	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
+	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q $(PYTEST_OPTIONS) -n 2 --dist loadgroup \
 	    tests/vllm/test_live.py tests/vllm/test_reasons.py tests/vllm/test_drafter_padding.py tests/fdtrace/test_vllm_scheduler.py \
 	    tests/fdtrace/test_vllm_budgets.py tests/fdtrace/test_vllm_variants.py
 
 test-transformers: $(READY) $(TRANSFORMERS_READY)   ## transformers' continuous batching on a CPU; TRANSFORMERS=5.19.0 for one
-	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m pytest -q -n 2 --dist loadgroup \
+	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m pytest -q $(PYTEST_OPTIONS) -n 2 --dist loadgroup \
 	    tests/transformers_cb tests/recorder/test_any_adapter.py tests/fdtrace/test_transformers_scheduler.py
 	TRANSFORMERS_PYTHON=$(abspath $(TRANSFORMERS_VENV))/bin/python $(BIN)/python -m tests.gpu.check --device cpu
 
 test-ray: $(RAY_READY)    ## sweeps on a Ray cluster of two nodes, processes of this machine; its environment is made once
-	$(RAY_VENV)/bin/python -m pytest -q tests/fdtrace/test_sweep_on_ray.py
+	$(RAY_VENV)/bin/python -m pytest -q $(PYTEST_OPTIONS) tests/fdtrace/test_sweep_on_ray.py
 
 test-dynamo: $(DYNAMO_READY)   ## ForwardPassMetrics against Dynamo's own definition; its environment is made once
-	$(DYNAMO_VENV)/bin/python -m pytest -q tests/exporting/test_fpm.py
+	$(DYNAMO_VENV)/bin/python -m pytest -q $(PYTEST_OPTIONS) tests/exporting/test_fpm.py
 
 test-fleet: $(FLEET_READY)    ## lakes, with a PostgreSQL (Debian's) and an S3-compatible SeaweedFS; likewise
-	$(FLEET_VENV)/bin/python -m pytest -q -n 2 --dist loadgroup tests/lake
+	$(FLEET_VENV)/bin/python -m pytest -q $(PYTEST_OPTIONS) -n 2 --dist loadgroup tests/lake
 
 test-gpu:                 ## fdtrace beside a GPU, in at most seven minutes: GPU_PYTHON has PyTorch and transformers
 	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)

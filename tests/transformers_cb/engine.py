@@ -176,6 +176,12 @@ def recorded(factory: pytest.TempPathFactory, options: tuple[str, ...]) -> tuple
     return _RECORDED[options]
 
 
+def forget_recordings() -> None:
+    """Make each of them again for whoever asks next."""
+    _RECORDED.clear()
+    _ATTACHED.clear()
+
+
 @dataclass
 class Attached:
     """Recordings of one engine under load. `held`: its descriptors and threads after each. `maps`: its memory in the
