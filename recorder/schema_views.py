@@ -69,8 +69,11 @@ EXCEEDED = View(
                  TRY_CAST(v.detail->>'$.limit_tokens' AS INTEGER) AS limit_tokens,
                  greatest(TRY_CAST(v.detail->>'$.num_tokens' AS INTEGER),
                           TRY_CAST(v.detail->>'$.num_padded_tokens' AS INTEGER)) AS tokens
-          FROM event v LEFT JOIN call c
-              ON c.engine_id = v.engine_id AND c.call = TRY_CAST(v.detail->>'$.call' AS BIGINT)
+          FROM event v LEFT JOIN (  -- few are asked for: without this, all calls would be joined
+              FROM call WHERE call IN (
+                  SELECT TRY_CAST(detail->>'$.call' AS BIGINT) FROM event
+                  WHERE kind = 'exceeded' AND reason = 'drafter')
+              ) c ON c.engine_id = v.engine_id AND c.call = TRY_CAST(v.detail->>'$.call' AS BIGINT)
           WHERE v.kind = 'exceeded' AND v.reason = 'drafter'
           QUALIFY row_number() OVER (PARTITION BY v.engine_id, coalesce(c.first_step, v.step)) = 1) d
     JOIN step s ON s.engine_id = d.engine_id AND s.step = d.step
