@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from contextlib import closing
@@ -92,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     """Search; 1 if something was found."""
     from fdtrace.searching.falsify_runs import FalsifyRuns
     from fdtrace.searching.search_options import by_real_scheduler, searched
+    from fdtrace.worker_processes import num_processors
 
     if args.runs is not None and args.runs < 1:
         raise UsageError(f"--runs is {args.runs}", hint="1 or more")
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs is {args.jobs}", hint="1 or more")
     with by_real_scheduler(searched(args, args.find)) as found:
-        jobs = args.jobs if args.jobs is not None else os.cpu_count() or 1
+        jobs = args.jobs if args.jobs is not None else num_processors()
         with FalsifyRuns(args, found.target, jobs) as runs:
             return _Run(args, found, seconds, runs).run()
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,12 +176,13 @@ def _place(
     args: argparse.Namespace, sources: Sequence[SweepSource], worker: SweepRunner, most: int
 ) -> OneProcess | ManyProcesses | RayCluster:
     from fdtrace.searching.sweep_places import ManyProcesses, OneProcess
+    from fdtrace.worker_processes import num_processors
 
     if args.on is not None:
         from fdtrace.searching.sweep_on_ray import RayCluster, ray_address
 
         return RayCluster(worker, ray_address(args.on))
-    jobs = min(args.jobs if args.jobs is not None else os.cpu_count() or 1, most)
+    jobs = min(args.jobs if args.jobs is not None else num_processors(), most)
     return OneProcess(worker) if jobs == 1 else ManyProcesses(sources, jobs)
 
 
