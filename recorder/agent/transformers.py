@@ -119,10 +119,9 @@ class TransformersAdapter:
     # Requests arrive and leave.
 
     def before_add(self, scheduler: Any, args: Any, kwargs: Any) -> None:
-        if scheduler is not self.scheduler or not self.begun:  # what is there when it begins is taken in then
-            return
+        """Until the recording begins, nothing is written: it begins with all requests that are there."""
         state = args[0] if args else kwargs["state"]
-        if state.request_id not in self.writer.numbers:
+        if scheduler is self.scheduler and self.begun and state.request_id not in self.writer.numbers:
             self._arrived(state, time.time_ns())
 
     def _arrived(self, state: Any, ts: int) -> None:
