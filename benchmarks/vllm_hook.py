@@ -4,7 +4,9 @@
 
 The same engine steps on, its classes hooked in every other block of steps. Told are the medians of `schedule()` and of
 `update_from_output()`, what both hooked ones take longer, and what `get_grammar_bitmask()` does, which is called while
-the workers run (here they have run already). The agent writes into a ring that nobody reads.
+the workers run (here they have run already). The agent writes into a ring that nobody reads. Beside it stands what
+vLLM's own `--enable-logging-iteration-details` takes: what the engine counts for it, and the line of the log, which a
+server's API process writes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_TARGET_DEVICE="cpu", VLLM_CPU_KVCACHE_SPACE="1")
-os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
+os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
@@ -28,6 +30,8 @@ COUNTS = (32, 128, 256)
 METHODS = ("schedule", "update_from_output", "get_grammar_bitmask")
 BLOCK, BLOCKS = 8, 30
 """Steps hooked or not in a row, and how many such rows."""
+STEPS = 100
+"""Steps with vLLM's iteration details, in which few requests end."""
 
 
 class Clock:
@@ -63,17 +67,46 @@ def agent_in(directory: str) -> Any:
     return agent
 
 
-def measure(engine: Any, agent: Any, count: int) -> str:
-    """Keep `count` requests running, and hook every other block of steps."""
+class Took:
+    """A function, and how long each of its calls took."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.times = function, list[float]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        result = self.function(*args, **kwargs)
+        self.times.append(1e6 * (time.perf_counter() - begun))
+        return result
+
+    def bound(self) -> Any:
+        """As a method of a class."""
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        return method
+
+    def median(self) -> float:
+        """Microseconds."""
+        return statistics.median(self.times)
+
+
+def add(engine: Any, name: str, count: int) -> None:
+    """Add so many requests."""
     from vllm import SamplingParams
 
-    core = engine.engine_core.engine_core
-    clocks = [Clock(core.scheduler, name) for name in METHODS]
     for i in range(count):
         prompt = {"prompt_token_ids": [3 + (i * j) % 200 for j in range(20)]}
-        engine.add_request(
-            f"{count}-{i}", prompt, SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True)
-        )
+        sampling = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True)
+        engine.add_request(f"{name}-{count}-{i}", prompt, sampling)
+
+
+def measure(engine: Any, agent: Any, count: int) -> str:
+    """Keep `count` requests running, and hook every other block of steps."""
+    core = engine.engine_core.engine_core
+    clocks = [Clock(core.scheduler, name) for name in METHODS]
+    add(engine, "hooks", count)
     for _ in range(20):
         engine.step()
     for clock in clocks:
@@ -89,7 +122,7 @@ def measure(engine: Any, agent: Any, count: int) -> str:
                 for clock in clocks:
                     clock.times[clock.hooked].pop()
     schedule, update, meanwhile = [clock.median(True) - clock.median(False) for clock in clocks]
-    engine.abort_request([f"{count}-{i}" for i in range(count)])
+    engine.abort_request([f"hooks-{count}-{i}" for i in range(count)])
     engine.step()
     for name in METHODS:
         delattr(core.scheduler, name)
@@ -97,6 +130,31 @@ def measure(engine: Any, agent: Any, count: int) -> str:
     return (
         f"{count} requests: schedule {plain[0]:.0f} us, update {plain[1]:.0f} us; "
         f"hooks add {schedule + update:.0f} us, and {meanwhile:.0f} us while the workers run"
+    )
+
+
+def of_iteration_details(engine: Any, count: int) -> str:
+    """Keep `count` requests running, with vLLM's own log of each step."""
+    from vllm.v1.engine import core as of_core
+    from vllm.v1.metrics.loggers import LoggingStatLogger
+
+    core = engine.engine_core.engine_core
+    core.vllm_config.observability_config.enable_logging_iteration_details = True
+    add(engine, "details", count)
+    for _ in range(20):
+        engine.step()
+    counted, logged = Took(of_core.compute_iteration_details), Took(LoggingStatLogger._log_iteration_details)
+    of_core.compute_iteration_details, LoggingStatLogger._log_iteration_details = counted, logged.bound()
+    for _ in range(STEPS):
+        engine.step()
+    of_core.compute_iteration_details = counted.function
+    LoggingStatLogger._log_iteration_details = logged.function
+    core.vllm_config.observability_config.enable_logging_iteration_details = False
+    engine.abort_request([f"details-{count}-{i}" for i in range(count)])
+    engine.step()
+    return (
+        f"{count} requests: vLLM's iteration details take {counted.median():.0f} us in the engine, "
+        f"and their line {logged.median():.0f} us in the API server"
     )
 
 
@@ -108,11 +166,15 @@ def main() -> None:
         sys.argv[1], enforce_eager=True, dtype="float32", max_model_len=1024, max_num_batched_tokens=2048,
         max_num_seqs=max(COUNTS), distributed_executor_backend="uni",
         speculative_config={"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3},
+        disable_log_stats=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         agent = agent_in(directory)
         for count in COUNTS:
             print(measure(llm.llm_engine, agent, count), flush=True)
+            for done in agent.installed:
+                setattr(done.owner, done.hook.method, done.original)
+            print(of_iteration_details(llm.llm_engine, count), flush=True)
         if agent.problem:
             raise SystemExit(f"the agent switched itself off: {agent.problem}")
         agent.stop("end")
