@@ -84,7 +84,7 @@ INSTALL = "import builtins\nbuiltins.installed = True"
 
 def refusal(pid: int) -> inject_errors.InjectError:
     with pytest.raises(inject_errors.InjectError) as caught:
-        run_in_process(pid, INSTALL, timeout=1)
+        run_in_process(pid, INSTALL, timeout=20)
     error = caught.value
     assert error.code
     assert error.what

@@ -23,7 +23,7 @@ from fdtrace.recorder.errors import TargetError
 """
 ATTACH = """
 try:
-    run_in_process(int(sys.argv[1]), "pass", timeout=1)
+    run_in_process(int(sys.argv[1]), "pass", timeout=20)
     print(json.dumps(["none", "", ""]))
 except TargetError as error:
     print(json.dumps([error.code, error.why, error.hint]))
@@ -122,7 +122,7 @@ def test_seccomp_forbids_us_to_trace(start: Start) -> None:
 def test_seccomp_forbids_the_target_executable_memory(start: Start, answer: str) -> None:
     program = start("confined", "mmap", answer)
     with pytest.raises(inject_errors.Seccomp, match="filter"):
-        run_in_process(program.pid, INSTALL, timeout=1, force=True)
+        run_in_process(program.pid, INSTALL, timeout=20, force=True)
     program.moves(1)
     assert program.complaints() == ""
 

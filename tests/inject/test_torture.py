@@ -41,7 +41,7 @@ def test_a_tortured_program_does_not_notice(start: Start, python: str) -> None:
     program = start("tortured", python=python)
     program.moves(*THREADS)
     for done in range(NUM_INJECTIONS // len(PYTHONS)):
-        assert run_in_process(program.pid, SOURCE, timeout=30).value == program.pid
+        assert run_in_process(program.pid, SOURCE, timeout=300).value == program.pid
         if done % 20 == 0:
             program.moves(*THREADS, by=1)
     program.moves(*THREADS)

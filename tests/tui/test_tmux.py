@@ -40,7 +40,7 @@ class Terminal:
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-u", "-S", str(self.socket), *arguments]
-        done = subprocess.run(command, env=_env(), capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, env=_env(), capture_output=True, text=True, timeout=300, check=False)
         return done.stdout
 
     def type(self, *keys: str) -> None:
