@@ -72,23 +72,11 @@ class MemoryFit:
         largest = np.maximum.accumulate(line)
         return np.rint(np.maximum(largest, self.floor_bytes)).astype(np.int64)
 
-    def reserved(self, num_tokens: NDArray[Any]) -> NDArray[np.int64]:
-        """The same for steps of these tokens, of a fit to tokens alone."""
-        return self.after_each({"num_tokens": num_tokens})
-
-    def high_water(self, peak_tokens: int) -> int:
-        """Bytes once a step of `peak_tokens` has run, by a fit to tokens alone."""
-        return int(self.reserved(np.array([peak_tokens]))[0])
-
     def holds_for(self, columns: Mapping[str, NDArray[Any]]) -> bool:
         """Whether the recording says anything of steps as large as those of a history with these columns."""
         if self.explained < EXPLAINED:
             return False
         return self.extrapolates or int(np.max(columns["num_tokens"], initial=0)) <= self.max_tokens
-
-    def first_over(self, num_tokens: NDArray[Any], device_bytes: int) -> int | None:
-        """Index of the first step that needs more memory than a device of `device_bytes` has; None: no step does."""
-        return first_over(self.reserved(num_tokens), device_bytes - self.other_bytes)
 
 
 def first_over(reserved: NDArray[np.int64], available_bytes: int) -> int | None:

@@ -11,7 +11,7 @@ from fdtrace.recorder.trace.column_values import MISSING
 from fdtrace.recorder.trace.recording import EngineInfo, LoadedDetails, Recording
 from fdtrace.replayer.experiment import replay_recording
 from fdtrace.replayer.formulas import BUILTIN
-from fdtrace.replayer.recorded.memory_fit import fit_memory
+from fdtrace.replayer.recorded.memory_fit import MemoryFit, first_over, fit_memory
 
 
 def recording(tokens: list[int], reserved: list[int]) -> Recording:
@@ -30,6 +30,10 @@ def recording(tokens: list[int], reserved: list[int]) -> Recording:
     return Recording(engine, steps, requests, (), LoadedDetails.unknown(0))
 
 
+def after_each(fit: MemoryFit, tokens: list[int]) -> list[int]:
+    return [int(size) for size in fit.after_each({"num_tokens": np.array(tokens)})]
+
+
 def test_growth_at_new_maxima_alone_is_a_line_over_a_floor() -> None:
     tokens = [50, 90, 80, 110, 120, 60, 140]
     reserved = [1000, 1000, 1000, 1100, 1200, 1200, 1400]
@@ -38,24 +42,24 @@ def test_growth_at_new_maxima_alone_is_a_line_over_a_floor() -> None:
     assert (fit.floor_bytes, fit.num_points) == (1000, 3)
     assert fit.bytes_per_token == pytest.approx(10)
     assert fit.max_error_bytes == pytest.approx(0, abs=1e-6)
-    assert fit.high_water(90) == 1000
-    assert fit.high_water(200) == 2000
-    assert fit.reserved(np.array(tokens)).tolist() == reserved
-    assert fit.first_over(np.array(tokens), 1150) == 4
-    assert fit.first_over(np.array(tokens), 1400) is None
+    assert after_each(fit, [90]) == [1000]
+    assert after_each(fit, [200]) == [2000]
+    assert after_each(fit, tokens) == reserved
+    assert first_over(np.array(reserved), 1150) == 4
+    assert first_over(np.array(reserved), 1400) is None
 
 
 def test_one_growth_is_a_line_from_the_end_of_the_flat_part() -> None:
     fit = fit_memory(recording([50, 100, 120], [1000, 1000, 1200]))
     assert fit is not None
-    assert fit.high_water(100) == 1000
-    assert fit.high_water(110) == 1100
+    assert after_each(fit, [100]) == [1000]
+    assert after_each(fit, [110]) == [1100]
 
 
 def test_no_growth_is_flat_and_unknown_memory_is_none() -> None:
     fit = fit_memory(recording([50, 100, 120], [1000, 1000, 1000]))
     assert fit is not None
-    assert fit.high_water(10_000) == 1000
+    assert after_each(fit, [10_000]) == [1000]
     assert fit.num_points == 0
     assert fit_memory(recording([50, 60], [MISSING, MISSING])) is None
 
@@ -88,7 +92,7 @@ def test_peaks_are_fitted_where_what_is_reserved_stays_flat() -> None:
     assert fit is not None
     assert fit.column == "peak_reserved_bytes"
     assert fit.bytes_per_token == pytest.approx(10)
-    assert fit.high_water(200) == 3000
+    assert after_each(fit, [200]) == [3000]
     grows = recording([50, 90, 80, 110, 120], [1000, 1000, 1000, 1100, 1200])
     fit = fit_memory(with_columns(grows, peak_reserved_bytes=[1500, 1900, 1800, 2100, 2200]))
     assert fit is not None
@@ -118,4 +122,4 @@ def test_what_the_device_holds_besides_counts() -> None:
     assert fit is not None
     assert fit.other_bytes == 300
     assert replay_recording(found, [], "as recorded", device_bytes=1400)[0].outcome.out_of_memory_step == 3
-    assert fit.first_over(np.array([50, 120]), 1400) == 1
+    assert first_over(np.array(after_each(fit, [50, 120])), 1400 - fit.other_bytes) == 1
