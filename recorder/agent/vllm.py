@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from array import array
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Iterable, NamedTuple
 
 from . import at_work, wire
@@ -27,7 +26,7 @@ from . import vllm_figures as figures
 from . import vllm_reasons as reasons
 from . import vllm_resting as rests
 from .hooks import Hook
-from .vllm_batch import BatchRows, CallInFlight
+from .vllm_batch import BatchRows, CallInFlight, RowPacker
 from .vllm_figures import EndedCall
 from .writer import KeyframeRow
 
@@ -89,7 +88,7 @@ class VllmAdapter:
         self.ended: list[str] = []
         self.freed: dict[str, tuple[int, int]] = {}
         self.skipped: dict[str, str] = {}
-        self.rules = reasons.CallRules(False, False)
+        self.rules = reasons.CallRules(False, False, 0)
         self._find()
 
     def _find(self) -> None:
@@ -186,7 +185,7 @@ class VllmAdapter:
         """Take over the requests that are there already: a recording may begin at any moment."""
         self.scheduler, self.active, self.began_at = scheduler, True, time.time_ns()
         self.rules = reasons.rules_of(scheduler)
-        self.size = 4 if scheduler.scheduler_config.max_num_batched_tokens >= 1 << 15 else 2
+        self.packer = RowPacker(scheduler.scheduler_config.max_num_batched_tokens)
         for request in list(scheduler.requests.values()):
             if request.request_id not in self.writer.numbers:
                 self._arrived(scheduler, request, -1)
@@ -229,7 +228,7 @@ class VllmAdapter:
 
     def _frame(
         self, ended: EndedCall, call: CallInFlight | None, waiting: list[Any], preempted: int, flags: int
-    ) -> tuple[int, int, int, str, wire.CallFigures, int]:
+    ) -> tuple[int, int, int, str, tuple[int, ...], int]:
         numbers = self.writer.numbers
         reason, call_figures = figures.of_call(
             self.scheduler, ended, call, waiting, preempted, numbers, self.rules
@@ -248,6 +247,8 @@ class VllmAdapter:
     def _preempted(self, scheduler: Any, output: Any) -> int:
         """Write the preemptions since the last call and free their rows. Returns how many there were."""
         count = 0
+        if not self.freed:
+            return 0
         for request_id, (blocks, computed) in self.freed.items():
             request = scheduler.requests.get(request_id)
             if request is None or request_id not in self.batch.rows:
@@ -284,15 +285,13 @@ class VllmAdapter:
         if stamp is None or stamp[0] != self.token or stamp[1] not in self.calls:
             return
         ran = args[1] if len(args) > 1 else kwargs["model_runner_output"]
-        for number in [number for number in self.calls if number < stamp[1]]:
-            self._write_forward(number, {})
-        sampled = dict(zip(ran.req_ids, map(len, ran.sampled_token_ids or ())))
-        for request_id in self.calls[stamp[1]].dropped:
-            sampled.pop(request_id, None)
-        self._write_forward(stamp[1], sampled)
+        if len(self.calls) > 1:
+            for number in [number for number in self.calls if number < stamp[1]]:
+                self._write_forward(number, None)
+        self._write_forward(stamp[1], ran if ran.sampled_token_ids else None)
 
-    def _write_forward(self, number: int, sampled: dict[str, int]) -> None:
-        """Write the forward of a call. `sampled`: the number of tokens of each of its requests."""
+    def _write_forward(self, number: int, output: Any) -> None:
+        """Write the forward of a call. `output`: the `ModelRunnerOutput` with its tokens; None: there are none."""
         call = self.current = self.calls.pop(number)
         writer = self.writer
         writer.boundary()
@@ -305,12 +304,11 @@ class VllmAdapter:
         if call.blocks:
             writer.blocks(call.blocks, True)
         ran: MeasuredForward = getattr(call.output, RAN, UNKNOWN)
-        scheduled, nothing = call.output.num_scheduled_tokens, repeat(0)
+        tokens, emitted = self.packer.pack(call, output)
         writer.forward(
             self.number, number, ran.ts or call.ts, ran.forward_us, ran.launched, ran.memory,
-            array("H", call.prefills).tobytes(), b"",
-            memoryview(array("i" if self.size == 4 else "h", map(scheduled.get, call.rows, nothing))),
-            memoryview(array("h", map(sampled.get, call.rows, nothing))),
+            array("H", call.prefills).tobytes() if call.prefills else b"", b"",
+            tokens, emitted,
         )  # fmt: skip
         self.number += 1
 
@@ -324,7 +322,7 @@ class VllmAdapter:
         """Forwards whose output will never come have failed or were cut off: write them as steps without output."""
         self._write_call()
         for number in list(self.calls):
-            self._write_forward(number, {})
+            self._write_forward(number, None)
 
     def before_shutdown(self, scheduler: Any, args: Any, kwargs: Any) -> None:
         if scheduler is not self.scheduler:

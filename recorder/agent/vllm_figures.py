@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from . import vllm_reasons as reasons
-from . import wire
 from .vllm_reasons import BudgetsLeft, CallRules, LoopStop, RunningPart
 from .vllm_resting import CallBudgets
 
@@ -60,8 +59,7 @@ def budget_of(scheduler: Any) -> int:
 def budgets_of(scheduler: Any, rules: CallRules, throttled: bool) -> CallBudgets:
     """What a call could hand out."""
     inputs = scheduler.scheduler_config.max_num_batched_tokens if rules.input_budget else NO_LIMIT
-    slots = reasons.draft_slots(scheduler) if rules.input_budget else 0
-    return CallBudgets(budget_of(scheduler), inputs, slots, throttled)
+    return CallBudgets(budget_of(scheduler), inputs, rules.draft_slots, throttled)
 
 
 def of_call(
@@ -72,41 +70,47 @@ def of_call(
     preempted: int,
     numbers: dict[str, int],
     rules: CallRules,
-) -> tuple[str, wire.CallFigures]:
-    """Why the head of the queues was not admitted, and the call's figures.
+) -> tuple[str, tuple[int, ...]]:
+    """Why the head of the queues was not admitted, and the call's figures in the order of `wire.CallFigures`.
 
     `call`: what the call changed; None: it handed out nothing. `queued`: the `queues`. `numbers`: requests by id.
     """
     counted, budget = ended.output.total_num_scheduled_tokens, budget_of(scheduler)
     pool = scheduler.kv_cache_manager.block_pool
-    free, slots = pool.get_num_free_blocks(), reasons.draft_slots(scheduler) if rules.input_budget else 0
-    inputs = scheduler.scheduler_config.max_num_batched_tokens if rules.input_budget else -1
-    counted_inputs = counted + slots * len(ended.output.num_scheduled_tokens) if rules.input_budget else -1
+    free, slots = pool.get_num_free_blocks(), rules.draft_slots
+    inputs = counted_inputs = -1
+    if rules.input_budget:
+        inputs = scheduler.scheduler_config.max_num_batched_tokens
+        counted_inputs = counted + slots * len(ended.output.num_scheduled_tokens)
     stop = NOBODY
     if queued:
         left = BudgetsLeft(
             budget - counted, inputs - counted_inputs if rules.input_budget else NO_LIMIT, slots, free
         )
         stop = reasons.stop_of(scheduler, queued, left, _ran(ended, call, preempted), rules)
-    return stop.reason, wire.CallFigures(
-        token_budget=budget,
-        num_scheduled_tokens=counted,
-        num_running=len(scheduler.running),
-        num_running_decodes=max(ended.decodes, 0),
-        num_prefilling=ended.prefilling,
-        num_waiting=sum(map(len, queued)),
-        num_deferred=num_deferred(scheduler),
-        num_chunks=0 if call is None else len(call.prefills),
-        num_admitted=0 if call is None else len(call.joined),
-        num_extended=0 if call is None else len(call.blocks),
-        num_preempted=preempted,
-        num_aborted=0,
-        num_free_blocks=free,
-        num_blocks=pool.num_gpu_blocks,
-        num_missing_blocks=stop.missing_blocks,
-        head=-1 if stop.head is None else numbers.get(stop.head.request_id, -1),
-        input_budget=inputs,
-        num_input_tokens=counted_inputs,
+    return stop.reason, (  # a plain tuple in the order of `wire.CallFigures`, which takes 10 us longer cold
+        budget,  # token_budget
+        counted,  # num_scheduled_tokens
+        len(scheduler.running),  # num_running
+        ended.decodes if ended.decodes > 0 else 0,  # num_running_decodes
+        ended.prefilling,  # num_prefilling
+        sum(map(len, queued)) if queued else 0,  # num_waiting
+        num_deferred(scheduler),  # num_deferred
+        -1,  # num_preallocated
+        0 if call is None else len(call.prefills),  # num_chunks
+        0 if call is None else len(call.joined),  # num_admitted
+        0 if call is None else len(call.blocks),  # num_extended
+        preempted,  # num_preempted
+        0,  # num_aborted
+        free,  # num_free_blocks
+        pool.num_gpu_blocks,  # num_blocks
+        stop.missing_blocks,  # num_missing_blocks
+        -1 if stop.head is None else numbers.get(stop.head.request_id, -1),  # head
+        -1,  # reservation
+        -1,  # cache_read_budget
+        -1,  # num_cache_read_tokens
+        inputs,  # input_budget
+        counted_inputs,  # num_input_tokens
     )
 
 

@@ -13,10 +13,12 @@ class CallRules(NamedTuple):
     """Which rules this version's `schedule()` has. They are recognised by the names of its variables.
 
     `input_budget`: it holds a second budget, of tokens and draft slots. `pads`: it pads a new decode to 1 + K tokens.
+    `draft_slots`: tokens of the second budget that each scheduled request pays for its drafter.
     """
 
     input_budget: bool
     pads: bool
+    draft_slots: int
 
 
 class BudgetsLeft(NamedTuple):
@@ -64,7 +66,10 @@ def rules_of(scheduler: Any) -> CallRules:
         method = vars(cls).get("schedule")
         code = getattr(getattr(method, "__wrapped__", method), "__code__", None)
         names.update(getattr(code, "co_varnames", ()))
-    return CallRules("input_budget" in names, "pad_spec_decode" in names)
+    has_input_budget = "input_budget" in names
+    return CallRules(
+        has_input_budget, "pad_spec_decode" in names, draft_slots(scheduler) if has_input_budget else 0
+    )
 
 
 def draft_slots(scheduler: Any) -> int:

@@ -20,6 +20,7 @@ EVENTS = {event: code for code, event in enumerate(wire.EVENTS)}
 REASONS = {reason: code for code, reason in enumerate(wire.NOT_ADMITTED)}
 
 PACK_SCHEDULE, PACK_FORWARD = wire.SCHEDULE_FRAME.pack, wire.FORWARD_FRAME.pack
+PACK_TASKS = wire.TASKS_HEAD.struct.pack
 
 PADDING = tuple(bytes(-size % 8) for size in range(8))
 """The bytes that fill a list up to a multiple of 8, by its size modulo 8."""
@@ -267,8 +268,9 @@ class Writer:
 
     def tasks(self, call: int, token: int) -> None:
         """The tasks of a scheduling call have reached this worker."""
-        head = wire.TasksHead(wire.TASKS, 0, 0, 0, call=call, token=token)
-        self.put(wire.TASKS_HEAD.struct.pack(*head))
+        if self.idle is not None:
+            self.end_idle()
+        self.ring.write(PACK_TASKS(wire.TASKS, 0, 0, 0, call, token))  # in the order of `wire.TasksHead`
 
     def memory(
         self,

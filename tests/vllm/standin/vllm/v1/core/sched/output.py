@@ -25,3 +25,7 @@ class SchedulerOutput:
 class ModelRunnerOutput:
     req_ids: list[str]
     sampled_token_ids: list[list[int]]
+    req_id_to_index: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.req_id_to_index = {name: place for place, name in enumerate(self.req_ids)}
