@@ -247,11 +247,11 @@ def hooked(adapter_class: Any, modules: dict[str, Any]) -> Any:
     return adapter
 
 
-def adapter_of(agent: Path) -> tuple[Any, tuple[Any, Any]]:
-    """fdtrace's adapter for vLLM, hooked, and its modules of figures and of the reasons of running requests."""
-    modules = loaded(agent, "vllm", "vllm_figures", "vllm_resting")
+def adapter_of(agent: Path) -> tuple[Any, tuple[Any, Any, Any]]:
+    """fdtrace's adapter for vLLM, hooked, and its modules of figures, of running requests' reasons, and of frames."""
+    modules = loaded(agent, "vllm", "vllm_figures", "vllm_resting", "wire")
     adapter = hooked(modules["vllm"].VllmAdapter, modules)
-    return adapter, (modules["vllm_figures"], modules["vllm_resting"])
+    return adapter, (modules["vllm_figures"], modules["vllm_resting"], modules["wire"])
 
 
 def worker_adapter_of(agent: Path) -> tuple[Any, Any]:
@@ -277,7 +277,7 @@ def unsettle(scheduler: Any, rng: random.Random, asked: dict[str, Any]) -> None:
 
 
 def run(
-    asked: dict[str, Any], build: Any, engine_module: Any, adapter: Any, modules: tuple[Any, Any]
+    asked: dict[str, Any], build: Any, engine_module: Any, adapter: Any, modules: tuple[Any, Any, Any]
 ) -> dict[str, Any]:
     """What each call that left a request waiting stopped at: by vLLM's code, and by the adapter."""
     sizes, recorded = asked["sizes"], asked["recorded"]
@@ -289,7 +289,8 @@ def run(
     calls: list[list[Any]] = []
 
     def noted(*args: Any) -> Any:
-        reason, found = of_call(*args)
+        reason, plain = of_call(*args)
+        found = wire.CallFigures(*plain)
         head = writer.ids[found.head] if found.head >= 0 else ""
         left = [found.token_budget - found.num_scheduled_tokens, found.input_budget - found.num_input_tokens]
         truth = [watched.end["token_budget"], watched.end["input_budget"]]
@@ -297,7 +298,7 @@ def run(
             left[0], truth[0] = 0, 0
         waiting = found.num_waiting > 0
         calls.append([watched.reason if waiting else "", reason, truth, left, head, found.num_missing_blocks])
-        return reason, found
+        return reason, plain
 
     rests: list[list[dict[str, str]]] = []
 
@@ -305,7 +306,7 @@ def run(
         rests.append([watched.rests(scheduled), resting(scheduler, scheduled, budgets)])
         return rests[-1][1]
 
-    figures, resting_module = modules
+    figures, resting_module, wire = modules
     of_call, figures.of_call = figures.of_call, noted
     resting, resting_module.resting = resting_module.resting, rested
     rng = random.Random(asked["seed"])
