@@ -140,6 +140,8 @@ def _print(summary: dict[str, Any]) -> None:
     ]
     for engine in summary["engines"]:
         lines += ["", *_engine_lines(engine)]
+    if not summary["engines"]:
+        lines.append("no engine: no scheduling call was recorded")
     for line in lines:
         print(printable(line, LONGEST))
 

@@ -55,6 +55,17 @@ def test_info(trace: Path, capsys: Captured) -> None:
     assert found["engines"][0]["steps"]["steps"] == 300
 
 
+def test_info_says_that_nothing_was_scheduled(trace: Path, tmp_path: Path, capsys: Captured) -> None:
+    idle = tmp_path / "idle.duckdb"
+    shutil.copy(trace, idle)
+    with duckdb.connect(str(idle)) as connection:
+        for table in schema.TABLES:
+            if table.name != "trace":
+                connection.execute(f"DELETE FROM {table.name}")
+    assert main(["info", str(idle)]) == 0
+    assert "no engine: no scheduling call was recorded" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "view", [view.name for view in schema.VIEWS] + [table.name for table in schema.TABLES]
 )
