@@ -120,7 +120,8 @@ class Supervisor:
         self.selector.close()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # an order that a killed collector has not read
+                    pipe.close()
 
     def end(self, reason: str) -> None:
         """Order the collector to read the rest and make the final file."""

@@ -94,6 +94,17 @@ def test_a_collector_killed_at_random_moments_neither_loses_nor_doubles_a_step(t
     assert query(trace, "SELECT request FROM request GROUP BY ALL HAVING count(*) > 1") == []
 
 
+def test_an_order_that_a_killed_collector_has_not_read_is_given_to_the_next_one(tmp_path: Path) -> None:
+    trace, log = tmp_path / "t.duckdb", tmp_path / "log"
+    with collected(trace) as (session, supervisor):
+        start_engine("--log", log, "--steps", 80, env=armed_environment(session)).communicate(timeout=900)
+        supervisor.process.kill()
+        supervisor.process.wait()
+        finish(supervisor, "exit 0")
+        assert supervisor.restarts == 1
+    assert recorded(trace) == logged(log)
+
+
 def test_engine_and_collector_both_killed_leave_what_recover_makes_whole(tmp_path: Path) -> None:
     trace, log = tmp_path / "t.duckdb", tmp_path / "log"
     session = Session.create(trace)
