@@ -164,7 +164,8 @@ def test_attached_idle_every_token_of_a_load_is_in_the_trace(server: Server, tmp
     assert rows(trace, over) == [(0,)]
     made = """SELECT count(*) FROM request r JOIN (SELECT DISTINCT ON (request) * FROM step_request
               ORDER BY request, step DESC) q USING (request)
-              WHERE q.num_computed_tokens + q.num_accepted_tokens + 1 < r.num_prompt_tokens + r.num_output_tokens"""
+              WHERE q.num_computed_tokens + 1 + if(q.kind = 'prefill', q.num_tokens, q.num_accepted_tokens)
+                    < r.num_prompt_tokens + r.num_output_tokens"""
     assert rows(trace, made) == [(0,)]
 
 
