@@ -247,8 +247,6 @@ class VllmAdapter:
     def _preempted(self, scheduler: Any, output: Any) -> int:
         """Write the preemptions since the last call and free their rows. Returns how many there were."""
         count = 0
-        if not self.freed:
-            return 0
         for request_id, (blocks, computed) in self.freed.items():
             request = scheduler.requests.get(request_id)
             if request is None or request_id not in self.batch.rows:

@@ -66,8 +66,9 @@ class RowPacker:
         if len(rows) != self.num_rows:
             self.resize(len(rows))
         tokens = self.pack_tokens(*[given.get(request_id, 0) for request_id in rows])
-        emitted = bytes(2 * len(rows))
-        if output is not None:
+        if output is None:
+            emitted = bytes(2 * len(rows))
+        else:
             places, sampled = output.req_id_to_index, output.sampled_token_ids
             if call.dropped:
                 places = {name: place for name, place in places.items() if name not in call.dropped}

@@ -268,9 +268,7 @@ class Writer:
 
     def tasks(self, call: int, token: int) -> None:
         """The tasks of a scheduling call have reached this worker."""
-        if self.idle is not None:
-            self.end_idle()
-        self.ring.write(PACK_TASKS(wire.TASKS, 0, 0, 0, call, token))  # in the order of `wire.TasksHead`
+        self.put(PACK_TASKS(wire.TASKS, 0, 0, 0, call, token))  # in the order of `wire.TasksHead`
 
     def memory(
         self,
